@@ -1,0 +1,117 @@
+"""Importance-weighted bounds, from log-weights alone.
+
+*Importance weighted autoencoders (Burda, Grosse, Salakhutdinov 2016)*, https://arxiv.org/abs/1509.00519
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def log_mean_exp(log_weights: Tensor, dim: int = 0) -> Tensor:
+    """Return the logarithm of the mean of exponentials along one axis, -inf where all weights are zero."""
+    return log_weights.logsumexp(dim) - math.log(log_weights.shape[dim])
+
+
+def iwae(log_weights: Tensor, ks: Sequence[int] | None = None) -> Tensor:
+    """Return the ladder of IWAE bounds of each datum.
+
+    ``L_k = mean over blocks of log (1/k) sum_{j in block} w_j``, over the K / k disjoint blocks of k particles
+
+    All rungs use the same K draws. Where each k divides the next, L_k does not decrease in k for any draw, since the
+    logarithm of a mean of block means is at least the mean of their logarithms.
+
+    Args:
+        log_weights: log p(x, z) - log q(z | x), ``(K, ...)``, nats.
+        ks: ascending, each dividing the next and the last dividing K; only K by default.
+
+    Returns:
+        ``(len(ks), ...)``, nats. The rung k = 1 is the Monte Carlo ELBO.
+
+    Raises:
+        ValueError: if the rungs do not divide; the text names the nearest that do.
+
+    Example:
+        >>> iwae(torch.tensor([1.0, 2.0, 3.0, 4.0]).log(), ks=(1, 2, 4))
+        tensor([0.7945, 0.8291, 0.9163])
+
+    """
+    total = len(log_weights)
+    ks = (total,) if ks is None else tuple(ks)
+    check_ladder(ks)
+    if total % ks[-1]:
+        raise ValueError(f"K = {total} particles cannot be cut into blocks of {ks[-1]}; draw a multiple of {ks[-1]}")
+    return torch.stack([_blocks(log_weights, k).mean(0) for k in ks])
+
+
+def monte_carlo_variances(log_weights: Tensor, k: int) -> Tensor:
+    """Return estimates of the Monte Carlo variance of L_k of each datum.
+
+    For several blocks, the variance between them. For a single one the delta method, ``Var(w) / (K mean(w)^2)``, which
+    understates where weights are heavy-tailed, and the square of half the difference of two half-sized blocks, which is
+    noisy for one datum: sum each over the data, then take the larger.
+
+    Args:
+        log_weights: ``(K, B)``, nats.
+        k: particles in a block.
+
+    Returns:
+        ``(C, B)``, C estimates; none where there is a single particle.
+
+    """
+    total = len(log_weights)
+    if total == 1:
+        return log_weights.new_empty((0, *log_weights.shape[1:]))
+    if total > k:
+        return _blocks(log_weights, k).var(0).div(total // k).unsqueeze(0)
+    weights = (log_weights - log_weights.amax(0)).exp()
+    delta = weights.var(0) / (total * weights.mean(0) ** 2)
+    halves = _blocks(log_weights[: total // 2 * 2], total // 2)
+    return torch.stack([delta, ((halves[0] - halves[1]) / 2) ** 2])
+
+
+def _blocks(log_weights: Tensor, k: int) -> Tensor:
+    """Return the log-mean-exp of each block of k particles: ``(K, ...)`` to ``(K / k, ...)``."""
+    return log_mean_exp(log_weights.unflatten(0, (-1, k)), 1)
+
+
+def check_ladder(ks: Sequence[int]) -> None:
+    """Refuse rungs that are not positive and ascending with each dividing the next, naming the nearest that are.
+
+    Raises:
+        ValueError: with the nearest ladder in the text.
+
+    """
+    if not ks or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in ks):
+        raise ValueError(f"the numbers of particles K are whole numbers of at least 1, but received {tuple(ks)}")
+    if any(b <= a or b % a for a, b in itertools.pairwise(ks)):
+        raise ValueError(
+            f"each K must divide the next, so that the bounds come from the same draws and cannot cross, but received "
+            f"{tuple(ks)}; the nearest that do are {nearest_ladder(ks)}"
+        )
+
+
+def nearest_ladder(ks: Sequence[int]) -> tuple[int, ...]:
+    """Return the ladder in which each rung divides the next that is nearest in the sum of squared log ratios."""
+    wanted = sorted(set(ks))
+
+    def distance(chain: tuple[int, ...]) -> float:
+        return sum(math.log(a / b) ** 2 for a, b in zip(chain, wanted, strict=True))
+
+    def chains(start: int) -> list[tuple[int, ...]]:
+        found = [(start,)]
+        for k in wanted[1:]:
+            found = [
+                (*chain, chain[-1] * factor)
+                for chain in found
+                for factor in {max(2, math.floor(k / chain[-1])), max(2, math.ceil(k / chain[-1]))}
+            ]
+        return found
+
+    starts = range(max(1, wanted[0] // 2), 2 * wanted[0] + 1)
+    return min((chain for start in starts for chain in chains(start)), key=distance)

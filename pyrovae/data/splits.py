@@ -1,0 +1,229 @@
+"""Splits: one part of a data set, its values as stored and as a likelihood sees them."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from dataclasses import KW_ONLY, dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from pyrovae.data.transform import BaseMeasure, Transform
+from pyrovae.data.transforms import Form, Identity, default_transform
+
+BLOCK = 2**20  # entries transformed at once
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Split:
+    """One part of a data set, such as the test set.
+
+    Args:
+        stored: the values as they are kept, ``(N, *x_shape)``, on any device.
+        transform: how they become what a likelihood scores.
+        labels: one per datum, ``(N,)``; nothing here learns from them.
+        name: such as "mnist/test"; together with `seed` it fixes the noise of `fixed`.
+        levels: number of values an integer can take, 0 to levels - 1; None for floats and counts.
+        seed: of the noise of `fixed`.
+
+    Raises:
+        ValueError: if there are no data, labels in their place, NaNs among them, labels of another number, or values
+            that the transform does not take.
+
+    """
+
+    stored: Tensor
+    _: KW_ONLY
+    transform: Transform = Identity()
+    labels: Tensor | None = None
+    name: str
+    levels: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        shape = (*self.stored.shape,)
+        if self.stored.numel() == 0:
+            raise ValueError(f"{self.name}: a data set holds one datum or more, but received shape {shape}; give data")
+        if self.stored.ndim < 2:
+            raise ValueError(
+                f"{self.name}: data of shape {shape} look like labels; give the images, of shape (N, ...), "
+                f"or numbers as columns, x[:, None]"
+            )
+        if self.labels is not None and self.labels.shape != shape[:1]:
+            raise ValueError(
+                f"{self.name}: labels have shape ({shape[0]},), one per datum, but received {(*self.labels.shape,)}; "
+                f"give the labels of these data, or none"
+            )
+        if self.stored.is_floating_point() and (bad := int((~self.stored.isfinite()).sum())):
+            raise ValueError(
+                f"{self.name}: data are finite, but {bad} of {self.stored.numel()} values are NaN or infinite; "
+                f"drop or fill them in first"
+            )
+        self.transform.check(self.stored, levels=self.levels)
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def __repr__(self) -> str:
+        return f"Split({self.name!r}, {len(self)} of {self.storage}, {self.transform})"
+
+    @property
+    def x_shape(self) -> tuple[int, ...]:
+        """Shape of one datum."""
+        return (*self.stored.shape[1:],)
+
+    @property
+    def storage(self) -> str:
+        """Shape, dtype and levels in words."""
+        levels = "" if self.levels is None else f" ({self.levels} levels)"
+        return f"shape {self.x_shape}, {str(self.stored.dtype).removeprefix('torch.')}{levels}"
+
+    @cached_property
+    def base_measure(self) -> BaseMeasure:
+        """The transform's, but Lebesgue where floats that are not whole numbers are kept as they are."""
+        kept = self.stored.is_floating_point() and isinstance(self.transform, Identity)
+        return "Lebesgue" if kept and bool((self.stored != self.stored.round()).any()) else self.transform.base_measure
+
+    def draw(self, rows: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Transform some data with fresh noise, or take them from `fixed` where the transform draws but once.
+
+        Args:
+            rows: indices, ``(B,)``.
+            generator: source of the noise, on the device of `stored`; torch's default stream where None.
+
+        Returns:
+            x, ``(B, *x_shape)``, on the device of `stored`.
+
+        """
+        if self.transform.once:
+            return self._fixed[rows]
+        return self.transform.apply(self.stored[rows], levels=self.levels, generator=generator)
+
+    def fixed(self) -> Tensor:
+        """Return the whole split, ``(N, *x_shape)``, its noise drawn once.
+
+        It is the same at every call, on every device and in every process.
+        """
+        return self._fixed
+
+    @cached_property
+    def _fixed(self) -> Tensor:
+        digest = hashlib.sha256(f"{self.seed}:{self._whole_name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        with torch.inference_mode(mode=False), torch.no_grad():
+            stored = self.stored.cpu()
+            if not self.transform.random:
+                return self.transform.apply(stored, levels=self.levels).to(self.stored.device)
+            blocks = []
+            for start in range(0, len(self), self._block):
+                rows = torch.arange(start, start + self._block).clamp(max=len(self) - 1)
+                filled = stored[rows]  # noise for a full block wherever the split ends, so that first(n) draws the same
+                blocks.append(self.transform.apply(filled, levels=self.levels, generator=generator))
+            return torch.cat(blocks)[: len(self)].clone().to(self.stored.device)
+
+    def mean(self) -> Tensor:
+        """Return the expected x, averaged over the split, ``(*x_shape)``, float32."""
+        total = torch.zeros(self.x_shape, dtype=torch.float64)
+        for start in range(0, len(self), self._block):
+            block = self.stored[start : start + self._block]
+            total += self.transform.mean(block, levels=self.levels).sum(0).cpu()
+        return (total / len(self)).float().to(self.stored.device)
+
+    def hash(self) -> str:
+        """Return the fingerprint of `fixed`."""
+        return fingerprint(self.fixed())
+
+    def to(self, device: torch.device | str) -> Split:
+        """Return the same split on another device."""
+        labels = None if self.labels is None else self.labels.to(device)
+        return replace(self, stored=self.stored.to(device), labels=labels)
+
+    def with_transform(self, transform: Transform) -> Split:
+        """Return the same stored values, seen in another way."""
+        return replace(self, transform=transform)
+
+    def first(self, n: int) -> Split:
+        """Return the first n data, with the noise they have in the whole split; all of them where n reaches the end."""
+        if n < 1:
+            raise ValueError(f"{self.name}: a split holds one datum or more, but received first({n}); give n >= 1")
+        if n >= len(self):
+            return self
+        labels = None if self.labels is None else self.labels[:n]
+        return replace(self, stored=self.stored[:n], labels=labels, name=f"{self._whole_name}[:{n}]")
+
+    @property
+    def _whole_name(self) -> str:
+        return re.sub(r"\[:\d+\]$", "", self.name)
+
+    @property
+    def _block(self) -> int:
+        return max(1, BLOCK // math.prod(self.x_shape))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Data:
+    """A data set in three parts, of the same shape and stored alike.
+
+    Args:
+        train: what is learned from.
+        validation: what decides when to stop.
+        test: what is reported.
+        name: such as "mnist".
+
+    Raises:
+        ValueError: if the parts differ in shape, dtype or levels.
+
+    """
+
+    train: Split
+    validation: Split
+    test: Split
+    name: str
+
+    def __post_init__(self) -> None:
+        if len({split.storage for split in self._splits}) > 1:
+            received = ", ".join(f"{split.name} of {split.storage}" for split in self._splits)
+            raise ValueError(
+                f"{self.name}: the splits have one shape, dtype and number of levels, but received {received}; "
+                f"bring them to one, or split a single array with from_arrays(x)"
+            )
+
+    def __str__(self) -> str:
+        sizes = " + ".join(f"{len(split):,}" for split in self._splits)
+        transforms = " / ".join(dict.fromkeys(str(split.transform) for split in self._splits))
+        return f"{self.name}: {sizes} (train + validation + test) of {self.train.storage}, {transforms}"
+
+    @property
+    def _splits(self) -> tuple[Split, Split, Split]:
+        return self.train, self.validation, self.test
+
+    @property
+    def x_shape(self) -> tuple[int, ...]:
+        """Shape of one datum."""
+        return self.train.x_shape
+
+    def to(self, device: torch.device | str) -> Data:
+        """Return the same data on another device."""
+        train, validation, test = (split.to(device) for split in self._splits)
+        return replace(self, train=train, validation=validation, test=test)
+
+    def with_transform(self, transform: Transform) -> Data:
+        """Return the same stored values, seen in another way."""
+        train, validation, test = (split.with_transform(transform) for split in self._splits)
+        return replace(self, train=train, validation=validation, test=test)
+
+    def for_form(self, form: Form) -> Data:
+        """Return the data as a likelihood of this form wants them; what is fitted is fitted to the training split."""
+        return self.with_transform(default_transform(form, self.train.stored, levels=self.train.levels))
+
+
+def fingerprint(*tensors: Tensor) -> str:
+    """Return the SHA-256, in hexadecimal, of the dtypes, shapes and bytes of tensors on any device."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype} {(*tensor.shape,)};".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,120 @@
+"""Parts to JSON and back: a class name and the arguments it was made with."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+Description = dict[str, Any]
+
+
+class Described:
+    """Base of everything that a run folder must be able to rebuild: it remembers the arguments of its constructor.
+
+    Subclasses need not do anything. Tensors among the arguments are not remembered, since weights and buffers are
+    saved with the run; such an argument must therefore be optional.
+    """
+
+    init_arguments: dict[str, Any]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:  # noqa: ANN401 (whatever the next class in line takes)
+        """Wrap the constructor, once for each class that defines one."""
+        super().__init_subclass__(**kwargs)
+        if "__init__" not in cls.__dict__:
+            return
+        init = cls.__init__
+        signature = inspect.signature(init)
+
+        @functools.wraps(init)
+        def remembering(self: Described, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+            bound = signature.bind(self, *args, **kwargs)
+            init(self, *args, **kwargs)
+            outermost = next(base for base in type(self).__mro__ if "__init__" in base.__dict__)
+            if outermost is cls:
+                self.init_arguments = {name: value for name, value in list(bound.arguments.items())[1:]}
+
+        cls.__init__ = remembering  # type: ignore[method-assign]
+
+
+def describe(part: object) -> Description:
+    """Return the JSON-able description from which `build` makes the same part.
+
+    Raises:
+        TypeError: if an argument can be neither described nor left out.
+
+    """
+    arguments = getattr(part, "init_arguments", {})
+    kept = {name: _to_json(value, f"{type(part).__name__}.{name}") for name, value in arguments.items()}
+    return {
+        "class": f"{type(part).__module__}.{type(part).__qualname__}",
+        "arguments": {name: value for name, value in kept.items() if value is not _LEFT_OUT},
+    }
+
+
+_LEFT_OUT = object()
+
+
+def _to_json(value: object, where: str) -> object:
+    if isinstance(value, torch.Tensor):
+        return _LEFT_OUT
+    if isinstance(value, Described):
+        return describe(value)
+    if isinstance(value, type):
+        return {"type": f"{value.__module__}.{value.__qualname__}"}
+    if isinstance(value, (tuple, list, torch.Size)):
+        return [_to_json(item, where) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(
+        f"{where} is a {type(value).__name__}, which a run folder cannot describe; "
+        "let the class derive from pyrovae.Described, or fit without a folder"
+    )
+
+
+def build(description: Mapping[str, Any], *, allow: Collection[str] = ()) -> Any:  # noqa: ANN401 (any part)
+    """Make the part that `describe` described.
+
+    Args:
+        description: a class and its arguments.
+        allow: names of packages beside ``pyrovae`` and ``torch`` that may be imported. A run folder is data: it must
+            not be able to run code that its reader did not choose.
+
+    Raises:
+        ValueError: if the class lies in a package that is not allowed, or does not exist.
+
+    """
+    part_class = _find(description["class"], allow)
+    arguments = {name: _from_json(value, allow) for name, value in description["arguments"].items()}
+    return part_class(**arguments)
+
+
+def _from_json(value: object, allow: Collection[str]) -> object:
+    if isinstance(value, Mapping):
+        return _find(value["type"], allow) if "type" in value else build(value, allow=allow)
+    if isinstance(value, list):
+        return tuple(_from_json(item, allow) for item in value)
+    return value
+
+
+def _find(path: str, allow: Collection[str]) -> type:
+    module, _, name = path.rpartition(".")
+    package = module.partition(".")[0]
+    inside = package == "pyrovae" or package in allow or module.startswith("torch.nn.modules")
+    if not inside:
+        raise ValueError(
+            f"this run was made with {path}, and a run folder imports nothing from outside pyrovae by itself; "
+            f"if you trust it, pass allow=[{package!r}]"
+        )
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        raise ValueError(f"this run was made with {path}, which this version of pyrovae does not have") from None
+    if not (isinstance(found, type) and issubclass(found, (Described, nn.Module))):
+        raise ValueError(f"{path} is not a part of a model")
+    return found

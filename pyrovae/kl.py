@@ -1,0 +1,60 @@
+"""The KL term of one latent site: its closed form where that is right, and the reason where it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch.distributions import kl_divergence
+from pyro.poutine import Trace
+from torch import Tensor
+
+CLOSED_FORM = "closed form"
+
+
+def latent_sites(trace: Trace) -> dict[str, Mapping[str, Any]]:
+    """Return the latent sample sites of a trace by name, in the order in which they were drawn."""
+    return {
+        name: site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not site["is_observed"] and type(site["fn"]).__name__ != "_Subsample"
+    }
+
+
+def closed_form_kl(name: str, model_trace: Trace, guide_trace: Trace) -> tuple[Tensor | None, str]:
+    """Return KL(q || p) of one latent site where a closed form exists and is a term of the ELBO.
+
+    With z the site, ``KL(q(z | ...) || p(z | ...))`` is a term of the ELBO only if the latent variables before z in
+    the model were drawn before z in the guide too. Otherwise the value of a later draw would be held fixed in an
+    average over z, and the sum of such terms is not the ELBO (nor, in general, a bound).
+
+    Args:
+        name: of the site, latent in the guide.
+        model_trace: the model replayed against the guide.
+        guide_trace: of one run of the guide.
+
+    Returns:
+        The KL over the site's batch shape and `CLOSED_FORM`, or None and the reason.
+
+    """
+    model_latents = [latent for latent in model_trace.nodes if latent in latent_sites(guide_trace)]
+    guide_latents = list(latent_sites(guide_trace))
+    before_in_guide = guide_latents[: guide_latents.index(name)]
+    late = [other for other in model_latents[: model_latents.index(name)] if other not in before_in_guide]
+    if late:
+        return None, f"{late[0]!r} comes before {name!r} in the model but not in the guide"
+    model_site, guide_site = model_trace.nodes[name], guide_trace.nodes[name]
+    if model_site["mask"] is not guide_site["mask"]:
+        return None, "model and guide are masked differently"
+    try:
+        kl = kl_divergence(guide_site["fn"], model_site["fn"])
+        return kl.expand(guide_site["fn"].batch_shape), CLOSED_FORM
+    except NotImplementedError:
+        kinds = " || ".join(_kind(site["fn"]) for site in (guide_site, model_site))
+        return None, f"no closed form is known for KL({kinds})"
+
+
+def _kind(fn: Any) -> str:  # noqa: ANN401 (any distribution, wrapped or not)
+    while type(fn).__name__ in ("Independent", "MaskedDistribution"):
+        fn = fn.base_dist
+    return type(fn).__name__

@@ -1,0 +1,7 @@
+"""p(x | z): one likelihood a file, each a module whose ``forward`` turns the decoder's output into a distribution."""
+
+from pyrovae.likelihoods.base import Likelihood
+from pyrovae.likelihoods.bernoulli import Bernoulli
+from pyrovae.likelihoods.gaussian import Gaussian
+
+__all__ = ["Bernoulli", "Gaussian", "Likelihood"]

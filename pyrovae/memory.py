@@ -1,0 +1,42 @@
+"""An estimate of what a call will need, before it is taken."""
+
+from __future__ import annotations
+
+import psutil
+import torch
+
+
+def available(device: torch.device | str = "cpu") -> int:
+    """Return the bytes that can still be taken on a device; on MPS, which shares it, the machine's memory."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def require(size: float, *, what: str, cure: str, device: torch.device | str = "cpu") -> None:
+    """Refuse in words what cannot fit.
+
+    Args:
+        size: the estimate, in bytes.
+        what: the thing that needs them, as the subject of the sentence.
+        cure: what to change, as an imperative.
+        device: where they are needed.
+
+    Raises:
+        ValueError: if more is needed than there is.
+
+    """
+    free = available(device)
+    if size > free:
+        raise ValueError(
+            f"{what} needs about {_in_words(size)} on {torch.device(device)}, but {_in_words(free)} are free; {cure}"
+        )
+
+
+def _in_words(size: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if size < 1024:
+            return f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:.3g} PiB"

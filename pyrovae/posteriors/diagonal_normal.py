@@ -1,0 +1,45 @@
+"""Diagonal normal posterior."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+
+from pyrovae.posteriors.base import Posterior
+
+
+class DiagonalNormal(Posterior):
+    """``q(z | x) = N(z; mean, diag exp(log_variance))``, both emitted by the encoder.
+
+    The log-variance is clamped. At the default lower bound, a standard deviation of 0.0067, log q(z) computed from a
+    float32 z is right to 1e-4 nats per dimension; at -30 it is off by nats. Beyond the bounds the value is cut but the
+    gradient passes, so that a unit that ran out of bounds finds its way back.
+
+    *Auto-encoding variational Bayes (Kingma, Welling 2014)*, https://arxiv.org/abs/1312.6114
+
+    Args:
+        latent_dim: D, the number of latent dimensions.
+        min_log_variance: lower bound of the log-variance.
+        max_log_variance: upper bound of the log-variance.
+
+    Raises:
+        ValueError: if the bounds are not in order.
+
+    """
+
+    n_params = 2
+
+    def __init__(self, latent_dim: int, *, min_log_variance: float = -10.0, max_log_variance: float = 10.0) -> None:
+        super().__init__(latent_dim)
+        if not min_log_variance < max_log_variance:
+            raise ValueError(
+                f"the clamp of the log-variance needs min < max, but received [{min_log_variance}, {max_log_variance}]"
+            )
+        self.bounds = (min_log_variance, max_log_variance)
+
+    def forward(self, params: Tensor) -> TorchDistribution:
+        """Turn ``(*batch, latent_dim, 2)``, mean and log-variance, into a distribution over z."""
+        mean, log_variance = self.split(params)
+        clamped = log_variance + (log_variance.clamp(*self.bounds) - log_variance).detach()
+        return dist.Normal(mean, (0.5 * clamped).exp()).to_event(1)

@@ -1,0 +1,58 @@
+"""Progress of long work: a bar in a terminal or notebook, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Advance(Protocol):
+    """Reports how far the work is, with what to show beside the bar."""
+
+    def __call__(self, done: int, text: str = "") -> None:
+        """Say that ``done`` of the total are done."""
+
+
+@contextmanager
+def progress(title: str, total: int, *, shown: bool, unit: str) -> Iterator[Advance]:
+    """Show the progress of some work while the block runs.
+
+    Args:
+        title: what is done.
+        total: how many units there are.
+        shown: whether anything is shown at all.
+        unit: of the rate, in the plural.
+
+    """
+    console = Console(stderr=True)
+    started = time.monotonic()
+
+    def rate(done: int) -> str:
+        return f"{done / max(time.monotonic() - started, 1e-9):.0f} {unit}/s"
+
+    if not shown:
+        yield lambda done, text="": None
+    elif console.is_terminal or console.is_jupyter:
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task(title, total=total, text="")
+            yield lambda done, text="": bar.update(task, completed=done, text=f"{text}  {rate(done)}")
+    else:
+        last = started
+
+        def line(done: int, text: str = "") -> None:
+            nonlocal last
+            if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
+                last = time.monotonic()
+                left = (last - started) * (total - done) / max(done, 1)
+                sys.stderr.write(f"{title}: {done} of {total}  {text}  {rate(done)}  {left:.0f} s left\n")
+
+        yield line

@@ -1,0 +1,124 @@
+"""Context managers that put back what they change: random streams, switches, module modes, the parameter store.
+
+Everything long-running in the package works inside these, so that training and evaluation leave no trace in the
+caller's process except the values that were asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+MODULE_DIVIDER = "$$$"  # what pyro.module puts between a module's name and its parameter's
+
+
+def stream_seed(*numbers: int | str) -> int:
+    """Return one seed for a stream named by several numbers or words, the same in every process.
+
+    Args:
+        numbers: for instance ``(seed, epoch)`` or ``(seed, "generate")``.
+
+    """
+    return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:7], "big")
+
+
+@contextmanager
+def forked_random(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Seed torch's default streams inside the block; the caller's streams continue afterwards as if nothing was drawn.
+
+    Args:
+        seed: of the streams inside the block.
+        device: the accelerator whose stream is forked beside the CPU's.
+
+    """
+    device = torch.device(device)
+    accelerator = None if device.type == "cpu" else torch.get_device_module(device)
+    where = (device,) if device.type == "cuda" else ()
+    before = torch.get_rng_state()
+    accelerator_before = None if accelerator is None else accelerator.get_rng_state(*where)
+    try:
+        torch.default_generator.manual_seed(seed)
+        if accelerator is not None:
+            accelerator.manual_seed(seed)
+        yield
+    finally:
+        torch.set_rng_state(before)
+        if accelerator is not None:
+            accelerator.set_rng_state(accelerator_before, *where)
+
+
+@contextmanager
+def validation(*, enabled: bool) -> Iterator[None]:
+    """Switch the argument and value checks of Pyro and of torch's distributions on or off inside the block."""
+    before = torch.distributions.Distribution._validate_args  # noqa: SLF001 (torch has no public reader)
+    try:
+        with pyro.validation_enabled(enabled):
+            yield
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(before)
+
+
+@contextmanager
+def module_mode(modules: Iterable[nn.Module], *, training: bool) -> Iterator[None]:
+    """Put modules in training or evaluation mode inside the block, and every submodule back in the mode it had."""
+    modes = {part: part.training for module in modules for part in module.modules()}
+    try:
+        for part in modes:
+            part.training = training
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
+@contextmanager
+def exact_matmul() -> Iterator[None]:
+    """Compute float32 matrix products in full precision inside the block: TF32 moves a log-likelihood by 0.016 nats."""
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("highest")
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def own_store(*, keep: Callable[[], Iterable[str]] = tuple) -> Iterator[None]:
+    """Work in a copy of Pyro's parameter store; the caller's store is as before afterwards, but for what is kept.
+
+    Values of ``pyro.param`` are carried in. Parameters that ``pyro.module`` registered are not: they live in their
+    modules, and a second module registered under the same name would otherwise get the first one's tensors.
+
+    Args:
+        keep: called at the end, returns the names of parameters that the caller's store is to hold too.
+
+    """
+    store = pyro.get_param_store()
+    state = store.get_state()
+    kept: Any = {"params": {}, "constraints": {}}
+    try:
+        with store.scope(_part(state, [name for name in state["params"] if MODULE_DIVIDER not in name])):
+            try:
+                yield
+            finally:
+                kept = _part(store.get_state(), keep())
+    finally:
+        store.set_state(kept)
+
+
+def _part(state: Any, names: Iterable[str]) -> Any:  # noqa: ANN401 (Pyro's StateDict)
+    names = list(names)
+    return {kind: {name: state[kind][name] for name in names} for kind in ("params", "constraints")}
+
+
+def stored_params(modules: Iterable[nn.Module] = ()) -> dict[str, Tensor]:
+    """Return the unconstrained ``pyro.param`` values of the current store that belong to no module, by name."""
+    owned = {id(parameter) for module in modules for parameter in module.parameters()}
+    params = pyro.get_param_store().named_parameters()
+    return {name: value for name, value in params if MODULE_DIVIDER not in name and id(value) not in owned}

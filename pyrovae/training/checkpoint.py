@@ -1,0 +1,210 @@
+"""What a run folder holds, and how a run is taken up or loaded again."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import json
+import platform
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyrovae.describe import Described, build, describe
+from pyrovae.pair import Program
+from pyrovae.results import Epoch, History
+from pyrovae.training.folder import RunFolder
+from pyrovae.training.state import from_bytes, restore, to_bytes
+from pyrovae.vae import VAE
+
+CONFIG, MODEL, WEIGHTS, TRAINER, METRICS = "config.json", "model.json", "model.safetensors", "trainer.pt", "metrics.jsonl"
+
+
+@dataclass
+class Progress:
+    """Where training stands after an epoch.
+
+    Attributes:
+        epochs: what they showed.
+        values: a snapshot of all parameters and buffers.
+        optimizer: its state.
+        best: the snapshot of the best epoch, where early stopping watches; otherwise None.
+        best_epoch: its number.
+        best_validation: its validation ELBO, nats per datum.
+
+    """
+
+    epochs: tuple[Epoch, ...]
+    values: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    best: dict[str, Tensor] | None
+    best_epoch: int
+    best_validation: float
+
+
+class Checkpoint:
+    """The run that `fit` writes after each epoch.
+
+    ``config.json`` holds settings, data hash and versions, ``model.json`` the parts, ``model.safetensors`` the weights
+    to use, ``trainer.pt`` what is needed to go on (read with ``weights_only=True``), ``metrics.jsonl`` a line for each
+    epoch, ``manifest.json`` the hash of each file.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+
+    @classmethod
+    def create(cls, path: str | Path, settings: Mapping[str, Any], model: Program) -> Checkpoint:
+        """Start a run in a folder.
+
+        Raises:
+            ValueError: if the folder holds a run already, or cannot be written.
+
+        """
+        folder = RunFolder(path)
+        if TRAINER in folder:
+            raise ValueError(f"{path} holds a run already; go on with it by resume, or choose another folder")
+        files = {CONFIG: _json({**settings, "versions": versions()})}
+        owner = getattr(model, "__self__", None)
+        if isinstance(owner, Described):
+            try:
+                files[MODEL] = _json(describe(owner))
+            except TypeError:  # a part that cannot be described: the run is loaded by load_weights
+                pass
+        folder.write(files)
+        return cls(folder)
+
+    @classmethod
+    def take_up(cls, path: str | Path, settings: Mapping[str, Any]) -> Checkpoint:
+        """Open a run to go on with it.
+
+        Raises:
+            ValueError: if there is no complete run, or one with other settings: all but ``epochs``, ``patience`` and
+                ``device`` must be the same, or the numbers would not be those of an uninterrupted run.
+
+        """
+        folder = RunFolder(path)
+        config = json.loads(folder.read(CONFIG))
+        for group in ("training", "objective", "data"):
+            for name, value in _plain(settings[group]).items():
+                if name not in ("epochs", "patience", "device") and config[group].get(name) != value:
+                    raise ValueError(
+                        f"the run {path} was made with {group}.{name} = {config[group].get(name)!r}, but received "
+                        f"{value!r}; resume with the same settings, or start another run"
+                    )
+        return cls(folder)
+
+    def save(self, progress: Progress) -> None:
+        """Write the state after an epoch."""
+        trainer = {
+            "epoch": len(progress.epochs),
+            "values": {name: value.cpu() for name, value in progress.values.items()},
+            "optimizer": progress.optimizer,
+            "best_epoch": progress.best_epoch,
+            "best_validation": progress.best_validation,
+            "has_best": progress.best is not None,
+        }
+        buffer = io.BytesIO()
+        torch.save(trainer, buffer)
+        self.folder.write(
+            {
+                WEIGHTS: to_bytes(progress.values if progress.best is None else progress.best),
+                TRAINER: buffer.getvalue(),
+                METRICS: History(progress.epochs, 0, "").to_json_lines().encode(),
+            }
+        )
+
+    def read(self) -> Progress:
+        """Read the state after the last complete epoch."""
+        trainer = torch.load(io.BytesIO(self.folder.read(TRAINER)), weights_only=True, map_location="cpu")
+        weights = from_bytes(self.folder.read(WEIGHTS))
+        return Progress(
+            epochs=History.epochs_from_json_lines(self.folder.read(METRICS).decode()),
+            values=trainer["values"],
+            optimizer=trainer["optimizer"],
+            best=weights if trainer["has_best"] else None,
+            best_epoch=trainer["best_epoch"],
+            best_validation=trainer["best_validation"],
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that was loaded.
+
+    Attributes:
+        vae: with the trained weights, in evaluation mode, on the CPU.
+        history: of its training.
+        config: settings, data hash and versions.
+        folder: it was read from.
+
+    """
+
+    vae: VAE
+    history: History
+    config: dict[str, Any]
+    folder: RunFolder
+
+
+def load(path: str | Path, *, allow: Collection[str] = ()) -> Run:
+    """Load a VAE that was trained with a folder.
+
+    Args:
+        path: of the run folder.
+        allow: packages beside ``pyrovae`` from which the run's parts may be imported.
+
+    Returns:
+        The run, all files checked against the manifest.
+
+    Raises:
+        ValueError: if a file is missing or changed (the text says which), or the parts cannot be rebuilt.
+
+    """
+    folder = RunFolder(path)
+    config = json.loads(folder.read(CONFIG))
+    if MODEL not in folder:
+        raise ValueError(f"the run {path} does not say how to build its model; build it and use training.load_weights")
+    vae = build(json.loads(folder.read(MODEL)), allow=allow)
+    progress = Checkpoint(folder).read()
+    restore([vae], from_bytes(folder.read(WEIGHTS)))
+    return Run(vae.eval(), History(progress.epochs, progress.best_epoch, "loaded"), config, folder)
+
+
+def load_weights(path: str | Path, modules: Iterable[nn.Module]) -> None:
+    """Put the weights of a run into modules that were built by hand, and its ``pyro.param`` values into Pyro's store.
+
+    Args:
+        path: of the run folder.
+        modules: the modules of the pair, in the order in which `fit` was given or found them.
+
+    Raises:
+        ValueError: if a file is missing or changed, or the weights belong to other modules.
+
+    """
+    restore(list(modules), from_bytes(RunFolder(path).read(WEIGHTS)))
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what numbers may depend on."""
+    found = {name: importlib.metadata.version(name) for name in ("torch", "pyro-ppl", "numpy")}
+    return {"pyrovae": _own_version(), "python": platform.python_version(), **found}
+
+
+def _own_version() -> str:
+    try:
+        return importlib.metadata.version("pyrovae")
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
+        return "not installed"
+
+
+def _json(record: object) -> bytes:
+    return (json.dumps(record, indent=2, allow_nan=False) + "\n").encode()
+
+
+def _plain(record: object) -> dict[str, Any]:
+    """Return a record as JSON would give it back."""
+    return json.loads(_json(record))

@@ -1,0 +1,304 @@
+"""Stochastic variational inference: the loop over epochs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from pyro.infer import ELBO as PyroELBO
+from torch import Tensor, nn
+
+from pyrovae import memory
+from pyrovae.bounds.elbo import elbo_terms
+from pyrovae.data import Data, Split, fingerprint
+from pyrovae.data.batches import Rows, Source
+from pyrovae.objectives import ELBO
+from pyrovae.pair import Pair, Program, find_modules, inspect_pair
+from pyrovae.particles import one_particle, walk
+from pyrovae.progress import Advance, progress
+from pyrovae.results import Epoch, History
+from pyrovae.sandbox import forked_random, module_mode, own_store, stored_params, stream_seed, validation
+from pyrovae.training.checkpoint import Checkpoint, Progress
+from pyrovae.training.options import Training, choose_device
+from pyrovae.training.state import restore, snapshot, trainable
+from pyrovae.training.step import EagerStep, MakeOptimizer, fused_adam
+
+STEPS_BETWEEN_READS = 100  # reading a loss makes the host wait for the device
+VALIDATION_ROWS = 1024
+
+
+class DivergenceError(ValueError):
+    """Training met a loss that is not finite."""
+
+
+def fit(
+    model: Program,
+    guide: Program,
+    data: Data | Source,
+    *,
+    objective: PyroELBO | None = None,
+    training: Training | None = None,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    on_epoch: Callable[[Epoch], bool | None] | None = None,
+    optimizer: MakeOptimizer = fused_adam,
+    modules: Iterable[nn.Module] = (),
+    shown: bool = True,
+) -> History:
+    """Fit a Pyro model/guide pair by gradient steps on an objective.
+
+    Modules are trained in place, whether they are registered by `pyro.module` or only referred to, and stay on the
+    device of training. Values of `pyro.param` are trained in a store of this call's own and left in the caller's.
+    Random streams, validation switches and module modes are as before afterwards. Pyro's checks are on during the first
+    epoch.
+
+    Args:
+        model: a Pyro program called with one minibatch; see `pyrovae.pair` for the contract.
+        guide: another.
+        data: a data set, whose training part is fitted and whose validation part is watched; or one split, the data
+            ``(N, ...)`` themselves, or a tuple of them and of what travels with them along the plate.
+        objective: any `pyro.infer.ELBO` with a differentiable loss; `pyrovae.objectives.ELBO` by default.
+        training: epochs, batch size, learning rate, early stopping, seed and device.
+        folder: where to keep configuration, weights, trainer state, metrics and manifest; nothing is kept by default.
+        resume: go on with the run in the folder, to the same numbers as without the interruption.
+        on_epoch: called after each epoch; training stops where it returns True.
+        optimizer: makes the optimizer of all parameters; its learning rate is set at the start of each epoch.
+        modules: those used by the programs that cannot be found from them.
+        shown: whether progress is shown.
+
+    Returns:
+        What each epoch showed, in nats per datum; larger is better.
+
+    Raises:
+        ValueError: if the pair breaks its contract, there is nothing to train, the data do not fit, or the folder holds
+            another run or cannot be written.
+        DivergenceError: if the loss is not finite; the last complete epoch stays in the folder.
+
+    Example:
+        >>> history = fit(vae.model, vae.guide, data, training=Training(epochs=50), folder="runs/first")
+
+    """
+    training = training or Training()
+    device = choose_device(training.device)
+    sources = (data.train, data.validation) if isinstance(data, Data) else (data,)
+    rows = [Rows(source) for source in sources]
+    if training.patience is not None and len(rows) == 1:
+        raise ValueError("early stopping watches validation data, but there are none; pass a Data, or patience=None")
+    size = sum(part.num_bytes for part in rows)
+    memory.require(float(size), what="the data set", cure="train on a part of it", device=device)
+    rows = [part.to(device) for part in rows]
+    found = tuple({id(module): module for module in (*modules, *find_modules(model, guide))}.values())
+    for module in found:
+        module.to(device)
+    with (
+        own_store(keep=lambda: stored_params(found)),
+        module_mode(found, training=True),
+        forked_random(stream_seed(training.seed, "fit"), device),
+    ):
+        with module_mode(found, training=False):
+            few = rows[0].draw(torch.arange(min(len(rows[0]), 3), device=device))
+            pair = inspect_pair(model, guide, few, modules=found, everything=lambda: _everything(rows[0]))
+        loop = _Loop(pair, rows, objective or ELBO(), training, device, optimizer)
+        if folder is not None:
+            settings = {
+                "training": dataclasses.asdict(training),
+                "objective": _describe_objective(loop.objective),
+                "data": _describe_data(rows[0]),
+            }
+            loop.checkpoint = Checkpoint.take_up(folder, settings) if resume else Checkpoint.create(folder, settings, model)
+            if resume:
+                loop.restore(loop.checkpoint.read())
+            else:
+                loop.checkpoint.save(loop.progress())
+        return loop.run(on_epoch, shown=shown)
+
+
+class _Loop:
+    """Epochs of steps, with what is watched between them."""
+
+    def __init__(
+        self,
+        pair: Pair,
+        rows: list[Rows],
+        objective: PyroELBO,
+        training: Training,
+        device: torch.device,
+        make_optimizer: MakeOptimizer,
+    ) -> None:
+        parameters = trainable(pair.modules)
+        if not parameters:
+            raise ValueError(
+                "there is nothing to train: neither the store nor the modules found have parameters; register the "
+                "networks with pyro.module in the model or guide, or name them with modules=[...]"
+            )
+        self.pair, self.objective, self.training, self.device = pair, objective, training, device
+        self.train = rows[0]
+        self.watched = rows[1] if len(rows) > 1 else None
+        self.optimizer = make_optimizer(parameters)
+        self.step = EagerStep(objective, parameters, self.optimizer, clip_norm=training.clip_norm)
+        self.checkpoint: Checkpoint | None = None
+        self.epochs: tuple[Epoch, ...] = ()
+        self.best: dict[str, Tensor] | None = None
+        self.best_epoch = 0
+        self.best_validation = -math.inf
+        self.batch_size = pair.num_rows if pair.draws_rows else min(training.batch_size, len(self.train))
+        self.steps_per_epoch = math.ceil(len(self.train) / self.batch_size)
+
+    def progress(self) -> Progress:
+        """Return where training stands."""
+        return Progress(
+            epochs=self.epochs,
+            values=snapshot(self.pair.modules),
+            optimizer=self.optimizer.state_dict(),
+            best=self.best,
+            best_epoch=self.best_epoch,
+            best_validation=self.best_validation,
+        )
+
+    def restore(self, progress: Progress) -> None:
+        """Take up where training stood."""
+        restore(self.pair.modules, progress.values)
+        self.optimizer.load_state_dict(progress.optimizer)
+        self.epochs, self.best = progress.epochs, progress.best
+        self.best_epoch, self.best_validation = progress.best_epoch, progress.best_validation
+
+    def run(self, on_epoch: Callable[[Epoch], bool | None] | None, *, shown: bool) -> History:
+        """Go through the epochs that are left."""
+        why = f"all {self.training.epochs} epochs done"
+        checked = not self.epochs
+        total = (self.training.epochs - len(self.epochs)) * self.steps_per_epoch
+        done = 0
+        with progress("training", total, shown=shown, unit="steps") as advance:
+            while len(self.epochs) < self.training.epochs:
+                epoch = self._epoch(len(self.epochs) + 1, advance, done, checked=checked)
+                checked = False
+                done += self.steps_per_epoch
+                self.epochs = (*self.epochs, epoch)
+                self._watch(epoch)
+                if self.checkpoint is not None:
+                    self.checkpoint.save(self.progress())
+                if on_epoch is not None and on_epoch(epoch):
+                    why = f"stopped by on_epoch after epoch {epoch.epoch}"
+                    break
+                if self.training.patience is not None and epoch.epoch - self.best_epoch >= self.training.patience:
+                    why = f"stopped early: no better validation ELBO since epoch {self.best_epoch}"
+                    break
+        if self.best is not None:
+            restore(self.pair.modules, self.best)
+        return History(self.epochs, self.best_epoch, why)
+
+    def _watch(self, epoch: Epoch) -> None:
+        """Note whether an epoch is the one whose weights are kept."""
+        if self.training.patience is None:
+            self.best_epoch = epoch.epoch
+        elif epoch.validation is not None and epoch.validation["elbo"] > self.best_validation:
+            self.best_epoch, self.best_validation = epoch.epoch, epoch.validation["elbo"]
+            self.best = snapshot(self.pair.modules)
+
+    def _epoch(self, number: int, advance: Advance, done: int, *, checked: bool) -> Epoch:
+        """Go through the training data once."""
+        started = time.perf_counter()
+        rate = self.training.rate(number)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        sums = torch.zeros(3, dtype=torch.float64)
+        unread: list[tuple[Tensor, int]] = []
+        seen = 0
+        stream = stream_seed(self.training.seed, "epoch", number)
+        with forked_random(stream, self.device), validation(enabled=checked):
+            for index, (model, guide, count) in enumerate(self._batches()):
+                unread.append((self.step(model, guide, size=self._plate_size(count)), count))
+                if len(unread) == STEPS_BETWEEN_READS or index == self.steps_per_epoch - 1:
+                    sums += self._read(unread, number, index - len(unread) + 2)
+                    seen += sum(count for _, count in unread)
+                    unread = []
+                    loss, reconstruction, kl = (sums / seen).tolist()
+                    advance(done + index + 1, f"ELBO {-loss:.2f}  reconstruction {reconstruction:.2f}  KL {kl:.2f}")
+        loss, reconstruction, kl = (sums / seen).tolist()
+        known = isinstance(self.objective, ELBO)
+        return Epoch(
+            epoch=number,
+            steps=number * self.steps_per_epoch,
+            elbo=reconstruction - kl if known else -loss,
+            reconstruction=reconstruction if known else None,
+            kl=kl if known else None,
+            validation=None if self.watched is None else self._validate(self.watched),
+            learning_rate=rate,
+            seconds=time.perf_counter() - started,
+        )
+
+    def _batches(self) -> Iterator[tuple[Program, Program, int]]:
+        """Yield the pair on each minibatch of an epoch, with its number of data."""
+        if not self.pair.draws_rows:
+            for rows in self.train.shuffled(self.batch_size, self.device):
+                args = self.train.draw(rows)
+                yield *self.pair.bind(args, torch.arange(len(rows), device=self.device)), len(rows)
+            return
+        args = _everything(self.train)
+        order = torch.randperm(len(self.train), device=self.device)
+        for start in range(0, len(order), self.batch_size):
+            rows = order[torch.arange(start, start + self.batch_size, device=self.device) % len(order)]
+            yield *self.pair.bind(args, rows), self.batch_size
+
+    def _plate_size(self, count: int) -> int:
+        """Return the size that Pyro scales a minibatch to."""
+        return self.pair.plate_size if self.pair.plate_size != self.pair.num_rows else count
+
+    def _read(self, unread: list[tuple[Tensor, int]], epoch: int, first_step: int) -> Tensor:
+        """Fetch losses from the device and return their sums over data; the only place where the host waits."""
+        values = torch.stack([value for value, _ in unread]).double().cpu()
+        finite = values.isfinite().all(1)
+        if not finite.all():
+            bad = int((~finite).nonzero()[0])
+            names = ("loss", "reconstruction", "KL")
+            terms = [name for name, value in zip(names, values[bad].tolist(), strict=True) if not math.isfinite(value)]
+            kept = (
+                f"the run folder {self.checkpoint.folder.path} holds the weights of epoch {epoch - 1}"
+                if self.checkpoint
+                else "give fit a folder to keep the weights of the last good epoch"
+            )
+            raise DivergenceError(
+                f"training stopped in epoch {epoch} at its step {first_step + bad}: {terms[-1]} is not finite; lower "
+                f"the learning rate ({self.training.rate(epoch):g}) or set clip_norm; {kept}"
+            )
+        counts = torch.tensor([count for _, count in unread], dtype=torch.float64)
+        return counts @ values
+
+    @torch.no_grad()
+    def _validate(self, watched: Rows) -> dict[str, float]:
+        """Return the ELBO on the validation data, with the same draws after every epoch."""
+        args = watched.fixed()
+        sums = torch.zeros(2, dtype=torch.float64)
+        stream = stream_seed(self.training.seed, "validation")
+        with (
+            module_mode(self.pair.modules, training=False),
+            forked_random(stream, self.device),
+            validation(enabled=False),
+        ):
+            for rows, count in walk(self.pair, len(watched), batch_size=VALIDATION_ROWS):
+                terms = elbo_terms(self.pair, [one_particle(self.pair, args, rows.to(self.device), checked=False)])
+                sums += torch.stack([terms.reconstruction[:count].sum(), terms.kl[:count].sum()]).double().cpu()
+        reconstruction, kl = (sums / len(watched)).tolist()
+        return {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
+
+
+def _everything(rows: Rows) -> tuple[Tensor, ...]:
+    return rows.draw(torch.arange(len(rows)))
+
+
+def _describe_objective(objective: PyroELBO) -> dict[str, Any]:
+    names = ("beta", "num_particles")
+    return {"class": type(objective).__name__} | {n: getattr(objective, n) for n in names if hasattr(objective, n)}
+
+
+def _describe_data(rows: Rows) -> dict[str, Any]:
+    if isinstance(rows.source, Split):
+        split = rows.source
+        stored = fingerprint(split.stored)
+        return {"name": split.name, "num_data": len(split), "hash": stored, "transform": split.transform.describe()}
+    return {"name": "tensors", "num_data": len(rows), "hash": rows.hash(), "transform": None}

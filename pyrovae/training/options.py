@@ -1,0 +1,79 @@
+"""The options of training, written once for the function, the command line and the saved configuration."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+
+def _option(default: object, text: str) -> object:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a pair is trained: Adam on the loss per datum.
+
+    Attributes:
+        epochs: passes over the training data.
+        batch_size: data per gradient step.
+        learning_rate: of Adam; at the start if it decays.
+        final_learning_rate: where a cosine decay over all epochs ends; constant if None.
+        clip_norm: largest norm of the gradient of the loss per datum; no clipping if None.
+        patience: epochs without a better validation ELBO after which training stops, with the weights of the best
+            epoch; if None training goes on to the end and keeps the last weights.
+        seed: of shuffling, binarization and the guide's draws.
+        device: "auto" (CUDA if there is one, else the CPU), "cpu", "cuda", "cuda:1", "mps".
+
+    Raises:
+        ValueError: if an option is out of range.
+
+    """
+
+    epochs: int = _option(100, "passes over the training data")
+    batch_size: int = _option(128, "data per gradient step")
+    learning_rate: float = _option(1e-3, "of Adam; at the start if it decays")
+    final_learning_rate: float | None = _option(None, "where a cosine decay over all epochs ends (default: constant)")
+    clip_norm: float | None = _option(None, "largest norm of the gradient of the loss per datum (default: no clipping)")
+    patience: int | None = _option(None, "epochs without a better validation ELBO before stopping (default: never stop)")
+    seed: int = _option(0, "of initialization, shuffling, binarization and the guide's draws")
+    device: str = _option("auto", "auto, cpu, cuda, cuda:1 or mps; auto takes CUDA if there is one")
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name, least in (("epochs", 0), ("batch_size", 1), ("patience", 1)):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < least):
+                raise ValueError(f"{name} is a whole number of at least {least}, but received {value!r}")
+        for name in ("learning_rate", "final_learning_rate", "clip_norm"):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"{name} is positive and finite, but received {value!r}")
+
+    def rate(self, epoch: int) -> float:
+        """Return the learning rate of an epoch, counted from 1."""
+        if self.final_learning_rate is None:
+            return self.learning_rate
+        share = (epoch - 1) / max(1, self.epochs - 1)
+        low, high = self.final_learning_rate, self.learning_rate
+        return low + (high - low) * (1 + math.cos(math.pi * share)) / 2
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of that name, "auto" being CUDA if there is one.
+
+    Raises:
+        ValueError: if there is no such device here.
+
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"the device {name!r} cannot be used here ({reason}); choose auto or cpu") from None
+    return device

@@ -1,0 +1,661 @@
+"""The laws of transforms, splits and sources of data."""
+# ruff: noqa: D103
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+import torchvision.datasets
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from pyrovae import data
+from pyrovae.data import Data, Split, transforms
+from pyrovae.data.transforms import (
+    Dequantization,
+    DynamicBinarization,
+    Grey,
+    Identity,
+    Standardization,
+    StaticBinarization,
+    Threshold,
+    Transform,
+    default_transform,
+)
+
+BYTES = torch.randint(256, (700, 1, 4, 4), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+COLUMNS = torch.randn(500, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 5 + 2
+
+# what each transform is tried on: an instance, stored values, levels
+CASES = {
+    "Dequantization": (Dequantization(), BYTES, 256),
+    "DynamicBinarization": (DynamicBinarization(), BYTES, 256),
+    "Grey": (Grey(), BYTES, 256),
+    "Identity": (Identity(), BYTES, 256),
+    "Standardization": (Standardization.fit(COLUMNS), COLUMNS, None),
+    "StaticBinarization": (StaticBinarization(), BYTES, 256),
+    "Threshold": (Threshold(level=0.3), BYTES, 256),
+}
+NAMES = [name for name in transforms.__all__ if isinstance(getattr(transforms, name), type) and name != "Transform"]
+
+
+@pytest.fixture(params=NAMES)
+def case(request: pytest.FixtureRequest) -> tuple[Transform, Tensor, int | None]:
+    return CASES[request.param]
+
+
+def test_transform_has_mean_within_four_standard_errors(case: tuple[Transform, Tensor, int | None]) -> None:
+    transform, stored, levels = case
+    stored = stored[:5].repeat(3000, *[1] * (stored.ndim - 1))
+    x = transform(stored, levels=levels, generator=torch.Generator().manual_seed(2)).double().unflatten(0, (3000, 5))
+    error = (x.mean(0) - transform.mean(stored[:5], levels=levels)).abs()
+    assert (error <= 4 * x.std(0) / math.sqrt(3000) + 1e-6).all()
+
+
+def test_transform_is_random_if_and_only_if_it_says_so(case: tuple[Transform, Tensor, int | None]) -> None:
+    transform, stored, levels = case
+    first, again = (transform(stored, levels=levels) for _ in range(2))
+    assert torch.equal(first, again) is not transform.random
+    seeded = [transform(stored, levels=levels, generator=torch.Generator().manual_seed(3)) for _ in range(2)]
+    assert torch.equal(*seeded)
+
+
+def test_transform_keeps_shape_and_dtype(case: tuple[Transform, Tensor, int | None]) -> None:
+    transform, stored, levels = case
+    expected = stored.dtype if stored.is_floating_point() else torch.get_default_dtype()
+    for x in (transform(stored, levels=levels), transform.mean(stored, levels=levels)):
+        assert x.shape == stored.shape
+        assert x.dtype == expected
+
+
+def test_jacobian_is_the_slope_of_the_mean(case: tuple[Transform, Tensor, int | None]) -> None:
+    transform, stored, levels = case
+    log_det = transform.log_abs_det_jacobian(stored.shape[1:], levels=levels)
+    if log_det is None:
+        assert transform.base_measure == "counting" or not transform.random
+        return
+    u = stored[:1].clamp(max=200)
+    slope = transform.mean(u + 1, levels=levels) - transform.mean(u, levels=levels)
+    assert slope.abs().log().sum().item() == pytest.approx(log_det, abs=1e-2)
+
+
+def test_applying_never_waits_for_the_device(case: tuple[Transform, Tensor, int | None]) -> None:
+    transform, stored, levels = case
+    assert transform.apply(stored.to("meta"), levels=levels).shape == stored.shape
+
+
+def test_transform_describes_itself_in_json(case: tuple[Transform, Tensor, int | None]) -> None:
+    transform = case[0]
+    described = transform.describe()
+    assert json.loads(json.dumps(described)) == described
+    name = described.pop("class")
+    assert getattr(transforms, str(name))(**described) == transform
+
+
+def test_uniform_density_at_256_levels_is_8_bits_per_dimension() -> None:
+    log_det = Dequantization().log_abs_det_jacobian((3, 5), levels=256)
+    assert log_det is not None
+    assert -(0.0 + log_det) / (15 * math.log(2)) == pytest.approx(8, rel=1e-14)
+
+
+def test_standardization_has_the_density_of_its_gaussian() -> None:
+    transform = Standardization([1.0, -2.0], [0.5, 3.0])
+    u = torch.tensor([[0.3, 1.0]], dtype=torch.float64)
+    truth = torch.distributions.Normal(torch.tensor([1.0, -2.0]).double(), torch.tensor([0.5, 3.0]).double())
+    log_p = torch.distributions.Normal(0, 1).log_prob(transform(u, levels=None)).sum()
+    log_det = transform.log_abs_det_jacobian((2,), levels=None)
+    assert log_det is not None
+    assert (log_p + log_det).item() == pytest.approx(truth.log_prob(u).sum().item(), abs=1e-12)
+
+
+def test_fitted_columns_have_mean_zero_and_variance_one() -> None:
+    x = Standardization.fit(COLUMNS)(COLUMNS, levels=None)
+    assert torch.allclose(x.mean(0), torch.zeros(3).double(), atol=1e-12)
+    assert torch.allclose(x.var(0, correction=0), torch.ones(3).double(), atol=1e-12)
+
+
+def test_values_of_the_deterministic_transforms() -> None:
+    u = torch.tensor([[0, 8, 16]], dtype=torch.uint8)
+    assert Grey()(u, levels=17).tolist() == [[0, 0.5, 1]]
+    assert Threshold()(u, levels=17).tolist() == [[0, 0, 1]]
+    assert Threshold(level=0.25)(u / 16, levels=None).tolist() == [[0, 1, 1]]
+    assert Identity()(u, levels=17).tolist() == [[0, 8, 16]]
+    assert Dequantization().mean(u, levels=17).tolist() == [pytest.approx([0.5 / 17, 8.5 / 17, 16.5 / 17])]
+    assert Grey()(u > 0, levels=None).tolist() == [[0, 1, 1]]
+
+
+def test_dequantized_values_stay_below_one() -> None:
+    x = Dequantization()(torch.full((2**20, 1), 255, dtype=torch.uint8), levels=256)
+    assert x.min() >= 255 / 256
+    assert x.max() < 1
+
+
+def test_coins_are_the_same_in_any_default_dtype() -> None:
+    split = Split(BYTES, transform=DynamicBinarization(), name="a/test", levels=256)
+    try:
+        torch.set_default_dtype(torch.float64)
+        double = split.with_transform(DynamicBinarization()).fixed()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert double.dtype == torch.float64
+    assert torch.equal(double.float(), split.fixed())
+
+
+@pytest.mark.parametrize(
+    ("transform", "stored", "levels", "match"),
+    [
+        (Grey(), torch.tensor([[-1.0, 2.0]]), None, r"Grey takes floats .* in \[0, 1\], but received -1 to 2; rescale"),
+        (DynamicBinarization(), torch.tensor([[math.nan]]), None, r"but received nan to nan"),
+        (Threshold(), BYTES.long(), None, "need a number of levels, two or more, but levels is None; bytes have"),
+        (StaticBinarization(), BYTES, 17, "integers from 0 to 16, but received 0 to 255; give the number of levels"),
+        (Grey(), -BYTES.long(), 256, "received -255 to 0"),
+        (Grey(), BYTES, 1, "two or more, but levels is 1"),
+        (Dequantization(), COLUMNS, None, r"takes integers, but received torch.float64; .* use Identity\(\)"),
+        (Standardization([0.0], [1.0]), COLUMNS, None, r"made for 1 columns, but the data have shape \(500, 3\); fit"),
+    ],
+)
+def test_values_outside_are_refused(transform: Transform, stored: Tensor, levels: int | None, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        transform(stored, levels=levels)
+
+
+def test_a_split_checks_its_values_when_it_is_made() -> None:
+    with pytest.raises(ValueError, match="received 0 to 255"):
+        Split(BYTES, name="a", levels=17).with_transform(Grey())
+
+
+def test_badly_made_transforms_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"threshold lies in \[0, 1\), but level is 1"):
+        Threshold(level=1.0)
+    with pytest.raises(ValueError, match="one entry per column, but received 2 and 1"):
+        Standardization([0.0, 1.0], [1.0])
+    with pytest.raises(ValueError, match=r"column 1 has loc 0, scale 0; Standardization.fit"):
+        Standardization([0.0, 0.0], [1.0, 0.0])
+    with pytest.raises(ValueError, match=r"column 1 is constant at 7 \(constant columns: \[1\]\); drop it"):
+        Standardization.fit(torch.tensor([[1.0, 7.0], [2.0, 7.0]]))
+    with pytest.raises(ValueError, match=r"shape \(N, columns\), but received \(700, 1, 4, 4\); flatten"):
+        Standardization.fit(BYTES)
+    with pytest.raises(ValueError, match="need a number of levels, but levels is None"):
+        Dequantization().log_abs_det_jacobian((2,), levels=None)
+    with pytest.raises(ValueError, match="one of binary, unit, .* but received 'gray'"):
+        default_transform("gray", BYTES, levels=256)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("form", "stored", "levels", "expected"),
+    [
+        ("binary", BYTES, 256, DynamicBinarization()),
+        ("binary", BYTES / 255, None, DynamicBinarization()),
+        ("binary", BYTES > 99, None, Identity()),
+        ("binary", (BYTES > 99).float(), None, Identity()),
+        ("binary", BYTES // 128, 2, Identity()),
+        ("unit", BYTES, 256, Grey()),
+        ("continuous", BYTES, 256, Dequantization()),
+        ("continuous", COLUMNS, None, Standardization.fit(COLUMNS)),
+        ("continuous", COLUMNS[:, None], None, Identity()),
+        ("levels", BYTES, 256, Identity()),
+        ("counts", BYTES.long(), None, Identity()),
+    ],
+)
+def test_each_form_of_data_has_its_transform(
+    form: transforms.Form, stored: Tensor, levels: int | None, expected: Transform
+) -> None:
+    assert default_transform(form, stored, levels=levels) == expected
+
+
+def test_float_data_have_the_lebesgue_measure_unless_they_are_whole_numbers() -> None:
+    assert Split(COLUMNS, name="a").base_measure == "Lebesgue"
+    assert Split(COLUMNS.round(), name="a").base_measure == "counting"
+    assert Split(BYTES, name="a").base_measure == "counting"
+    assert Split(BYTES, transform=Dequantization(), levels=256, name="a").base_measure == "Lebesgue"
+
+
+@pytest.mark.parametrize("transform", [DynamicBinarization(), Dequantization()])
+@pytest.mark.parametrize("rows", [1, 37, 300])
+def test_fixed_noise_is_drawn_once_and_shared_with_the_first_rows(
+    transform: Transform, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyrovae.data.splits.BLOCK", 16 * 100)  # several blocks
+    split = Split(BYTES, transform=transform, name="a/test", levels=256)
+    again = Split(BYTES, transform=transform, name="a/test", levels=256)
+    assert split.fixed() is split.fixed()
+    assert torch.equal(split.fixed(), again.fixed())
+    assert split.hash() == again.hash()
+    assert split.first(rows).name == f"a/test[:{rows}]"
+    assert torch.equal(split.first(400).first(rows).fixed(), split.fixed()[:rows])
+    for other in (
+        Split(BYTES, transform=transform, name="a/validation", levels=256),
+        Split(BYTES, transform=transform, name="a/test", levels=256, seed=1),
+    ):
+        assert not torch.equal(split.fixed(), other.fixed())
+    assert not torch.equal(split.fixed()[:100], split.fixed()[100:200])
+
+
+def test_normal_noise_too_is_shared_with_the_first_rows() -> None:
+    class Noisy(Identity):
+        random = True
+
+        def apply(self, stored: Tensor, *, levels: int | None, generator: torch.Generator | None = None) -> Tensor:
+            return stored + torch.randn(stored.shape, generator=generator)
+
+    split = Split(COLUMNS, transform=Noisy(), name="a/test")
+    assert torch.equal(split.first(33).fixed(), split.fixed()[:33])
+
+
+def test_fixed_noise_is_the_same_in_every_process_and_leaves_the_stream_alone() -> None:
+    state = torch.get_rng_state()
+    digest = data.digits().test.with_transform(StaticBinarization()).hash()
+    assert digest == "51ed4e35ffe7055517a12c16465d70718c277390db4f5edbfda853e3cb61e564"
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_fixed_noise_is_the_same_on_another_device() -> None:
+    split = Split(BYTES, transform=Dequantization(), name="a/test", levels=256)
+    moved = split.to("cuda")
+    assert moved.fixed().is_cuda
+    assert moved.hash() == split.hash()
+    assert moved.draw(torch.arange(3, device="cuda")).is_cuda
+
+
+def test_draws_are_fresh_unless_the_transform_draws_once() -> None:
+    rows = torch.tensor([5, 2, 5])
+    for transform in (DynamicBinarization(), Dequantization()):
+        split = Split(BYTES, transform=transform, name="a/train", levels=256)
+        assert not torch.equal(split.draw(rows), split.draw(rows))
+        assert not torch.equal(*split.draw(rows)[[0, 2]])
+    static = Split(BYTES, transform=StaticBinarization(), name="a/train", levels=256)
+    assert torch.equal(static.draw(rows), static.fixed()[rows])
+    grey = Split(BYTES, transform=Grey(), name="a/train", levels=256)
+    assert torch.equal(grey.draw(rows), BYTES[rows] / 255)
+
+
+def test_fixed_under_inference_mode_can_still_be_trained_on() -> None:
+    split = Split(BYTES, transform=StaticBinarization(), name="a/train", levels=256)
+    with torch.inference_mode():
+        split.fixed()
+    weight = torch.ones(4, 4, requires_grad=True)
+    (split.fixed()[:10] * weight).sum().backward()
+    assert weight.grad is not None
+
+
+def test_mean_is_the_expected_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyrovae.data.splits.BLOCK", 16 * 100)
+    split = Split(BYTES, transform=DynamicBinarization(), name="a/train", levels=256)
+    assert split.mean().dtype == torch.float32
+    assert torch.allclose(split.mean().double(), BYTES.double().mean(0) / 255, atol=1e-7)
+
+
+def test_a_split_says_what_it_is_and_moves() -> None:
+    split = Split(BYTES, transform=Threshold(), labels=torch.arange(700), name="a/test", levels=256)
+    assert len(split) == 700
+    assert split.x_shape == (1, 4, 4)
+    assert repr(split) == "Split('a/test', 700 of shape (1, 4, 4), uint8 (256 levels), Threshold(level=0.5))"
+    few = split.first(3)
+    assert few.labels is not None
+    assert few.labels.tolist() == [0, 1, 2]
+    assert split.first(700) is split
+    moved = split.to("meta")
+    assert moved.stored.is_meta
+    assert moved.labels is not None
+    assert moved.labels.is_meta
+
+
+def test_fingerprints_tell_dtypes_shapes_values_and_order_apart() -> None:
+    zeros, ones = torch.zeros(2, 3), torch.ones(2, 3)
+    tried = [(zeros,), (ones,), (zeros.double(),), (zeros.T,), (zeros, ones), (ones, zeros), (zeros[:0],), (ones > 0,)]
+    assert len({data.fingerprint(*tensors) for tensors in tried}) == len(tried)
+    assert data.fingerprint(BYTES.mT) == data.fingerprint(BYTES.mT.contiguous())
+
+
+@pytest.mark.parametrize(
+    ("stored", "labels", "match"),
+    [
+        (BYTES[:0], None, r"a/x: a data set holds one datum or more, but received shape \(0, 1, 4, 4\)"),
+        (torch.arange(9), None, r"a/x: data of shape \(9,\) look like labels; give the images, of shape \(N, ...\)"),
+        (BYTES, torch.arange(9), r"labels have shape \(700,\), one per datum, but received \(9,\); give"),
+        (torch.tensor([[1, math.nan], [math.inf, 0]]), None, "a/x: .* but 2 of 4 values are NaN or infinite; drop"),
+    ],
+)
+def test_splits_refuse_what_is_no_data(stored: Tensor, labels: Tensor | None, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        Split(stored, labels=labels, name="a/x")
+
+
+def test_splits_of_a_data_set_are_alike() -> None:
+    train, odd = Split(BYTES, name="a/train"), Split(BYTES[..., :2], name="a/odd")
+    with pytest.raises(ValueError, match=r"one shape, dtype .* a/odd of shape \(1, 4, 2\), uint8; bring them to one"):
+        Data(train=train, validation=train, test=odd, name="a")
+    with pytest.raises(ValueError, match=r"holds one datum or more, but received first\(0\)"):
+        train.first(0)
+
+
+def test_a_form_is_fitted_to_the_training_split_alone() -> None:
+    made = data.from_arrays(COLUMNS).for_form("continuous")
+    expected = Standardization.fit(made.train.stored)
+    assert made.test.transform == made.validation.transform == expected
+    assert torch.allclose(made.test.fixed(), expected(made.test.stored, levels=None))
+    assert str(made) == (
+        "arrays: 400 + 50 + 50 (train + validation + test) of shape (3,), float64, Standardization(3 columns)"
+    )
+    assert data.from_arrays(BYTES).to("meta").test.stored.is_meta
+
+
+def test_digits_are_bundled() -> None:
+    made = data.digits()
+    assert [len(part) for part in (made.train, made.validation, made.test)] == [1297, 200, 300]
+    assert made.x_shape == (1, 8, 8)
+    assert made.train.levels == 17
+    assert made.train.stored.dtype == torch.uint8
+    assert made.train.stored.max() == 16
+    everything = torch.cat([part.stored for part in (made.train, made.validation, made.test)])
+    assert everything.double().mean().item() == pytest.approx(4.884164579855314)  # of sklearn's load_digits().data
+    assert not torch.equal(made.test.stored, data.digits(seed=1).test.stored)
+    assert made.test.labels is not None
+    assert made.test.labels[made.test.stored[:, 0, 3, 3] < 3].bincount().argmax() == 0  # zeros are hollow
+
+
+ROOT = Path(os.environ.get("PYROVAE_DATA") or Path(__file__).parents[2] / "shared" / "data")
+
+
+@pytest.mark.skipif(
+    not (ROOT / "MNIST" / "raw").is_dir(), reason="no copy of MNIST; set PYROVAE_DATA to a folder with one"
+)
+def test_mnist_from_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYROVAE_DATA", str(ROOT))
+    made = data.mnist(download=False, num_validation=400)
+    assert [len(part) for part in (made.train, made.validation, made.test)] == [59_600, 400, 10_000]
+    assert str(made) == (
+        "mnist: 59,600 + 400 + 10,000 (train + validation + test) of shape (1, 28, 28), uint8 (256 levels), Identity()"
+    )
+    assert made.for_form("unit").train.mean().mean().item() == pytest.approx(0.1307, abs=2e-4)
+    assert made.test.labels is not None
+    assert made.test.labels[:5].tolist() == [7, 2, 1, 0, 4]
+    assert made.validation.labels is not None
+    assert made.validation.labels[-1] == 8
+    with pytest.raises(ValueError, match="1 to 59999 of the 60000 training images, but received num_validation=60000"):
+        data.mnist(root=ROOT, download=False, num_validation=60_000)
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"), [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST"), ("kmnist", "KMNIST")]
+)
+def test_without_a_copy_both_ways_out_are_named(
+    name: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr(torchvision.datasets.mnist, "download_and_extract_archive", offline)
+    cures = rf"set root= or the environment variable PYROVAE_DATA to a folder that holds {folder}/raw, or allow"
+    with pytest.raises(
+        ValueError, match=rf"^{name} needs .*{folder}/raw holds none and download=False; either {cures}"
+    ):
+        data.load(name, root=tmp_path, download=False)
+    with pytest.raises(ValueError, match=rf"the download failed \(RuntimeError\); either {cures}") as caught:
+        data.load(name.upper().replace("_", "-"), root=tmp_path)
+    assert "no network" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize(
+    ("x", "dtype", "levels"),
+    [
+        (np.zeros((20, 2), bool), torch.uint8, 2),
+        (np.arange(40).reshape(20, 2), torch.uint8, 256),
+        (np.arange(40).reshape(20, 2) % 2, torch.uint8, 2),
+        (np.arange(40).reshape(20, 2) - 1, torch.int64, None),
+        (torch.arange(300, 340, dtype=torch.int16).view(20, 2), torch.int64, None),
+        (np.arange(40, dtype=">u2").reshape(20, 2) * 9, torch.int64, None),
+        (np.ones((20, 2), ">f4"), torch.float32, None),
+        (np.ones((20, 2)), torch.float64, None),
+        (torch.ones(20, 2, 2, requires_grad=True), torch.float32, None),
+    ],
+)
+def test_arrays_are_stored_by_their_kind(x: data.arrays.Array, dtype: torch.dtype, levels: int | None) -> None:
+    made = data.from_arrays(x)
+    assert [len(part) for part in (made.train, made.validation, made.test)] == [16, 2, 2]
+    for part in (made.train, made.validation, made.test):
+        assert part.stored.dtype == dtype
+        assert part.levels == levels
+        assert part.x_shape == tuple(x.shape[1:])
+        assert not part.stored.requires_grad
+        assert part.transform == Identity()
+
+
+def test_arrays_are_shuffled_by_the_seed_with_their_labels() -> None:
+    x = np.arange(100)[:, None].repeat(2, 1)
+    x.flags.writeable = False
+    made = data.from_arrays(x, np.arange(100), validation=0.2, test=5, seed=3)
+    parts = [made.train, made.validation, made.test]
+    assert [part.name for part in parts] == ["arrays/train", "arrays/validation", "arrays/test"]
+    assert [len(part) for part in parts] == [75, 20, 5]
+    values = torch.cat([part.stored[:, 0] for part in parts])
+    assert values.sort().values.tolist() == list(range(100))
+    assert values.tolist() != list(range(100))
+    for part in parts:
+        assert part.labels is not None
+        assert torch.equal(part.labels, part.stored[:, 0].long())
+    assert torch.equal(data.from_arrays(x, validation=0.2, test=5, seed=3).test.stored, made.test.stored)
+    assert not torch.equal(data.from_arrays(x, validation=0.2, test=5).test.stored, made.test.stored)
+
+
+@pytest.mark.parametrize(
+    ("x", "options", "match"),
+    [
+        (np.array([["a"], ["b"]]), {}, "real numbers, but received an array of <U1; encode"),
+        (np.array([[{}], [None]]), {}, "real numbers, but received an array of object"),
+        (torch.ones(9, 2, dtype=torch.complex64), {}, "an array of torch.complex64"),
+        (np.zeros((2, 3)), {}, r"need a datum each, but 2 data with validation=0.1 and test=0.1 leave 0 to train on"),
+        (np.zeros((9, 3)), {"test": 8}, "test=8 leave 0 to train on; give more data"),
+        (np.zeros((9, 3)), {"validation": 0.0}, r"shares in \(0, 1\) or integers of 1 or more, but received 0.0"),
+        (np.zeros((9, 3)), {"levels": 256}, "only integers have levels, but received torch.float64 with levels=256"),
+        (BYTES, {"levels": 17}, "levels=17 means integers from 0 to 16, but received 0 to 255"),
+        (np.arange(9), {}, r"arrays: data of shape \(9,\) look like labels"),
+        (np.zeros((0, 3), np.uint8), {}, "holds one datum or more"),
+    ],
+)
+def test_arrays_that_do_not_do_are_refused(x: data.arrays.Array, options: dict[str, float], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        data.from_arrays(x, **options)  # type: ignore[arg-type]
+
+
+def test_given_splits_of_integers_are_stored_alike(tmp_path: Path) -> None:
+    file = tmp_path / "counts.npz"
+    few, many = np.arange(6).reshape(3, 2), np.arange(998, 1004).reshape(3, 2)
+    np.savez(file, x_train=many, x_validation=few, x_test=few + 1, y_train=np.arange(3))
+    made = data.load(str(file))
+    assert made.name == "counts"
+    assert {made.train.stored.dtype, made.test.stored.dtype} == {torch.int64}
+    assert made.train.levels is None
+    assert made.test.stored.tolist() == (few + 1).tolist()
+    assert made.train.labels is not None
+    assert made.train.labels.tolist() == [0, 1, 2]
+    assert made.test.labels is None
+
+
+def test_files_of_numbers(tmp_path: Path) -> None:
+    x, y = np.random.default_rng(0).normal(size=(30, 2)), np.arange(30)
+    np.savez(tmp_path / "pair.npz", x=x, y=y)
+    np.savez(tmp_path / "one.npz", anything=x)
+    np.save(tmp_path / "x.npy", x)
+    expected = data.from_arrays(x, y)
+    pair = data.load(tmp_path / "pair.npz")
+    assert torch.equal(pair.train.stored, expected.train.stored)
+    assert pair.train.labels is not None
+    assert expected.train.labels is not None
+    assert torch.equal(pair.train.labels, expected.train.labels)
+    for name in ("one.npz", "x.npy"):
+        assert torch.equal(data.from_file(tmp_path / name).test.stored, expected.test.stored)
+    for name, header in (("with.csv", "height,width\n"), ("without.csv", "")):
+        (tmp_path / name).write_text(header + "\n".join(f"{a!r},{b!r}" for a, b in x.tolist()) + "\n")
+        table = data.load(tmp_path / name)
+        assert table.train.stored.dtype == torch.float32
+        assert torch.equal(table.train.stored, expected.train.stored.float())
+
+
+def test_files_that_do_not_do_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "half.npz", x_train=COLUMNS, x_test=COLUMNS)
+    np.savez(tmp_path / "two.npz", a=COLUMNS, b=COLUMNS)
+    np.save(tmp_path / "objects.npy", np.array([{}, None]), allow_pickle=True)
+    (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 cut off")
+    (tmp_path / "empty.csv").write_text("a,b\n")
+    (tmp_path / "text.csv").write_text("a,b\n1,2\n3,red\n")
+    (tmp_path / "ragged.csv").write_text("1,2\n3\n")
+    (tmp_path / "x.mat").write_text("")
+    for name, match in {
+        "half.npz": "x_train, x_validation and x_test, or x, or one array, but half.npz holds x_train, x_test; rename",
+        "two.npz": "but two.npz holds a, b; rename",
+        "objects.npy": r"objects.npy cannot be read \(Object arrays cannot be loaded",
+        "broken.npz": r"broken.npz cannot be read \(.*save it anew",
+        "empty.csv": "empty.csv holds none",
+        "text.csv": "text.csv could not convert string 'red' .*; drop or encode",
+        "ragged.csv": "numbers, as many in each line, but in .*ragged.csv",
+        "x.mat": r"end in .npz, .npy or .csv, but x.mat ends in '.mat'; convert it",
+        "none.npz": "none.npz is not one; check the path",
+    }.items():
+        with pytest.raises(ValueError, match=match):
+            data.from_file(tmp_path / name)
+
+
+def _write(file: Path, values: np.ndarray) -> None:
+    file.parent.mkdir(exist_ok=True)
+    Image.fromarray(values).save(file)
+
+
+def test_folders_of_images(tmp_path: Path) -> None:
+    grey = BYTES[:10, 0].numpy()
+    for index, image in enumerate(grey):
+        _write(tmp_path / "grey" / f"{index:02}.png", image)
+    (tmp_path / "grey" / "notes.txt").write_text("not an image")
+    made = data.load(tmp_path / "grey")
+    assert made.name == "grey"
+    assert torch.equal(made.train.stored, data.from_arrays(grey[:, None]).train.stored)
+    assert made.train.levels == 256
+    assert made.train.labels is None
+
+
+def test_subfolders_are_labels(tmp_path: Path) -> None:
+    for index in range(10):
+        _write(tmp_path / "hot" / f"{index}.png", np.full((2, 5, 3), (200, 10, index), np.uint8))
+        _write(tmp_path / "cold" / f"{index}.BMP", np.full((2, 5, 3), (10, 200, index), np.uint8))
+    made = data.from_folder(tmp_path, name="rooms")
+    assert made.x_shape == (3, 2, 5)
+    assert made.train.labels is not None
+    assert torch.equal(made.train.labels, (made.train.stored[:, 0, 0, 0] == 200).long())
+    assert set(made.train.labels.tolist()) == {0, 1}
+    _write(tmp_path / "loose.png", np.zeros((2, 5, 3), np.uint8))
+    with pytest.raises(ValueError, match="loose.png lies beside cold/; move it into a subfolder"):
+        data.from_folder(tmp_path)
+
+
+def test_folders_that_do_not_do_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no image"):
+        data.from_folder(tmp_path)
+    with pytest.raises(ValueError, match="none is not one; for one file use from_file"):
+        data.from_folder(tmp_path / "none")
+    for index in range(3):
+        _write(tmp_path / f"{index}.png", np.zeros((4, 4 + index // 2), np.uint8))
+    with pytest.raises(ValueError, match=r"2.png has \(1, 4, 5\) and 0.png has \(1, 4, 4\); resize or convert it"):
+        data.from_folder(tmp_path)
+    _write(tmp_path / "0.png", np.zeros((4, 4), np.uint16))
+    with pytest.raises(ValueError, match=r"8 bits a channel, but .*0.png has mode I;16; convert it"):
+        data.from_folder(tmp_path)
+
+
+class Pictures(Dataset[object]):
+    """Pillow images with labels."""
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, index: int) -> object:
+        return Image.fromarray(BYTES[index, 0].numpy()), index, "more"
+
+
+class Stream(IterableDataset[object]):
+    """Elements of a list, one by one."""
+
+    def __init__(self, elements: list[object]) -> None:
+        self.elements = elements
+
+    def __iter__(self) -> Iterator[object]:
+        return iter(self.elements)
+
+
+class Endless(Dataset[object]):
+    """A data set that does not say where it ends."""
+
+    def __getitem__(self, index: int) -> object:
+        return BYTES[0]
+
+
+def test_torch_data_sets_and_loaders_give_the_arrays_they_hold() -> None:
+    expected = data.from_arrays(BYTES[:20], torch.arange(20))
+    whole = TensorDataset(BYTES[:20], torch.arange(20))
+    for source in (whole, DataLoader(whole, batch_size=7), DataLoader(whole, batch_size=None), Pictures()):
+        made = data.load(source)
+        assert torch.equal(made.train.stored, expected.train.stored)
+        assert made.train.labels is not None
+        assert expected.train.labels is not None
+        assert torch.equal(made.train.labels, expected.train.labels)
+    assert data.load(Pictures()).name == "Pictures"
+    assert data.from_dataset(DataLoader(whole)).name == "TensorDataset"
+    unlabeled = data.from_dataset(Stream([(x, x) for x in BYTES[:20].numpy()]))
+    assert torch.equal(unlabeled.test.stored, expected.test.stored)
+    assert unlabeled.test.labels is None
+
+
+def test_a_shuffling_loader_gives_one_order_and_leaves_the_stream_alone() -> None:
+    loader = DataLoader(TensorDataset(BYTES[:50]), batch_size=8, shuffle=True)
+    state = torch.get_rng_state()
+    first = data.load(loader)
+    assert torch.equal(state, torch.get_rng_state())
+    torch.rand(1)
+    assert data.load(loader).train.hash() == first.train.hash()
+
+
+@pytest.mark.parametrize(
+    ("elements", "match"),
+    [
+        ([BYTES[0], BYTES[1, :, :2]], r"element 1 has \(1, 2, 4\) and the first has \(1, 4, 4\); resize"),
+        ([{"image": BYTES[0]}], r"x or \(x, y, ...\), but this one gave dict; pick x"),
+        ([], "gave none; check its files"),
+    ],
+)
+def test_torch_data_sets_that_do_not_do_are_refused(elements: list[object], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        data.from_dataset(Stream(elements))
+    with pytest.raises(ValueError, match="Endless has no length; give it __len__"):
+        data.from_dataset(Endless())
+
+
+def test_load_takes_names_arrays_pairs_and_data() -> None:
+    digits = data.load("Digits", seed=4)
+    assert digits.test.hash() == data.digits(seed=4).test.hash()
+    assert data.load(digits) is digits
+    pair = data.load((BYTES.numpy(), torch.arange(700)), validation=100, test=0.5)
+    assert [len(part) for part in (pair.train, pair.validation, pair.test)] == [250, 100, 350]
+    assert pair.test.labels is not None
+    assert torch.equal(data.load(BYTES).train.stored, data.from_arrays(BYTES).train.stored)
+
+
+def test_load_names_what_it_knows() -> None:
+    with pytest.raises(
+        ValueError,
+        match="named digits, mnist, fashion_mnist, kmnist, or by the path of a file or folder, but 'minst' is neither; "
+        "did you mean mnist",
+    ):
+        data.load("minst")
+    with pytest.raises(ValueError, match="'/nowhere/x.npz' is neither; check the path"):
+        data.load(Path("/nowhere/x.npz"))
+    with pytest.raises(TypeError, match=r"come from a name, .* but received int; stack them"):
+        data.load(3)  # type: ignore[arg-type]

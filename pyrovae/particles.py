@@ -7,7 +7,7 @@ throughout, so that the size of a plate and `pyro.poutine.scale` factors, which 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,11 +128,21 @@ def check_num_particles(num_particles: int) -> None:
 
 
 @contextlib.contextmanager
-def scoring(model: Program, guide: Program, args: tuple[Any, ...], *, modules: Iterable[nn.Module]) -> Iterator[Pair]:
-    """Inspect a pair, and keep the process in the state in which its log-probabilities are right and quick to get."""
+def scoring(
+    model: Program,
+    guide: Program,
+    args: tuple[Any, ...],
+    *,
+    modules: Iterable[nn.Module],
+    everything: Callable[[], tuple[Any, ...]] | None = None,
+) -> Iterator[Pair]:
+    """Inspect a pair, and keep the process in the state in which its log-probabilities are right and quick to get.
+
+    The arguments are those of `inspect_pair`.
+    """
     modules = (*modules, *find_modules(model, guide))
     with own_store(), exact_matmul(), module_mode(modules, training=False):
-        pair = inspect_pair(model, guide, args, modules=modules)
+        pair = inspect_pair(model, guide, args, modules=modules, everything=everything)
         with validation(enabled=False):
             yield pair
 

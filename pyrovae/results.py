@@ -136,7 +136,7 @@ class Evaluation:
             rows.append(
                 (
                     ("  " if part else "") + estimate.label,
-                    str(estimate.num_particles),
+                    str(estimate.num_particles) if estimate.name == "IWAE" else "",
                     _number(estimate.value, 3),
                     _number(estimate.se_data, 3),
                     _number(estimate.se_monte_carlo, 4),
@@ -150,7 +150,7 @@ class Evaluation:
             "",
             *align(rows),
             "",
-            f"KL of {methods}",
+            f"{self.elbo.num_particles} particles per datum; KL of {methods}",
         ]
         if self.bits_per_dimension is not None:
             lines.append(f"{self.bits_per_dimension:.4f} bits per dimension at {self.iwae[-1].label}")

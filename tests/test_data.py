@@ -496,7 +496,9 @@ def test_files_of_numbers(tmp_path: Path) -> None:
     for name in ("one.npz", "x.npy"):
         assert torch.equal(data.from_file(tmp_path / name).test.stored, expected.test.stored)
     for name, header in (("with.csv", "height,width\n"), ("without.csv", "")):
-        (tmp_path / name).write_text(header + "\n".join(f"{a!r},{b!r}" for a, b in x.tolist()) + "\n")
+        (tmp_path / name).write_text(
+            header + "\n".join(f"{a!r},{b!r}" for a, b in x.tolist()) + "\n", encoding="utf-8-sig"
+        )
         table = data.load(tmp_path / name)
         assert table.train.stored.dtype == torch.float32
         assert torch.equal(table.train.stored, expected.train.stored.float())

@@ -67,7 +67,7 @@ def monte_carlo_variances(log_weights: Tensor, k: int) -> Tensor:
     total = len(log_weights)
     if total == 1:
         return log_weights.new_empty((0, *log_weights.shape[1:]))
-    if total > k:
+    if total > k:  # k = 1 included: the values themselves are the blocks
         return _blocks(log_weights, k).var(0).div(total // k).unsqueeze(0)
     weights = (log_weights - log_weights.amax(0)).exp()
     delta = weights.var(0) / (total * weights.mean(0) ** 2)

@@ -59,6 +59,11 @@ class Rows:
         tensors = (self.source.stored,) if isinstance(self.source, Split) else self._tensors
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the data are."""
+        return self.source.stored.device if isinstance(self.source, Split) else self._tensors[0].device
+
     def to(self, device: torch.device | str) -> Rows:
         """Return the same data on another device."""
         if isinstance(self.source, tuple):

@@ -93,9 +93,7 @@ class _Coins(_Probability):
 
     def apply(self, stored: Tensor, *, levels: int | None, generator: torch.Generator | None = None) -> Tensor:
         """Return zeros and ones, ``(B, *x_shape)``."""
-        p = _probability(
-            stored, levels=levels, dtype=torch.float32
-        )  # in any default dtype, a seed gives the same coins
+        p = _probability(stored, levels=levels, dtype=torch.float32)  # not the default: a seed fixes the coins
         noise_dtype = torch.promote_types(p.dtype, torch.float32)
         noise = torch.rand(p.shape, dtype=noise_dtype, device=p.device, generator=generator)
         return (noise < p).to(float_dtype(stored))

@@ -1,0 +1,212 @@
+"""Evaluation of any Pyro model/guide pair: its ELBO beside its IWAE bounds, with standard errors."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyrovae import memory
+from pyrovae.bounds.iwae import check_ladder, iwae, monte_carlo_variances
+from pyrovae.data import Data, Split
+from pyrovae.data.batches import Rows, Source
+from pyrovae.pair import Pair, Program, find_modules, take_rows
+from pyrovae.particles import Block, blocks, scoring, walk
+from pyrovae.progress import progress
+from pyrovae.results import Estimate, Evaluation, bits_per_dimension
+from pyrovae.sandbox import forked_random, stream_seed
+from pyrovae.training.checkpoint import versions
+from pyrovae.training.options import choose_device
+from pyrovae.vae import VAE
+
+BATCH_PARTICLES = 2**17  # particles of one batch, whose log-weights are kept
+
+
+def evaluate(
+    model: Program,
+    guide: Program,
+    data: Data | Source,
+    *,
+    ks: Sequence[int] = (1, 5, 50, 500, 5000),
+    batch_size: int | None = None,
+    chunk_size: int | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    modules: Iterable[nn.Module] = (),
+    shown: bool = True,
+) -> Evaluation:
+    """Estimate the ELBO and the ladder of IWAE bounds L_K on log p(x), from the same draws.
+
+    Weights, buffers, modes, switches and random streams are afterwards as before. Batch i draws from the stream
+    (seed, i), so that a run on other hardware or in other chunks sees the same draws. Memory does not grow with the
+    number of data, and only by the log-weights of one batch with K.
+
+    Args:
+        model: a Pyro program called with data; see `pyrovae.pair` for the contract.
+        guide: another.
+        data: a data set, whose test part is evaluated; or one split, the data ``(N, ...)`` themselves, or a tuple of
+            them and of what travels with them along the plate.
+        ks: numbers of particles K, each dividing the next.
+        batch_size: data whose particles are drawn together; chosen by the largest K if None.
+        chunk_size: rows, a datum with K particles counting K, that the model scores at once; chosen by the size of a
+            datum if None.
+        seed: of the draws.
+        device: to compute on, where the modules are if None.
+        modules: those used by the programs that cannot be found from them.
+        shown: whether progress is shown.
+
+    Returns:
+        Estimates in nats per datum, larger being better, with standard errors and the values per datum.
+
+    Raises:
+        ValueError: if the rungs do not divide (the text names the nearest that do), the pair breaks its contract, data
+            lie outside the support of the likelihood, or the log-weights do not fit into memory.
+
+    Example:
+        >>> evaluation = evaluate(vae.model, vae.guide, data.test, ks=(1, 10, 100))
+        >>> print(evaluation)
+
+    """
+    check_ladder(ks)
+    for name, value in (("batch_size", batch_size), ("chunk_size", chunk_size)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is at least 1, but received {value}")
+    started = time.perf_counter()
+    source = data.test if isinstance(data, Data) else data
+    rows = Rows(source)
+    found = (*modules, *find_modules(model, guide))
+    where = _device(found, rows) if device is None else choose_device(device)
+    for module in found if device is not None else ():
+        module.to(where)
+    batch_size = batch_size or max(1, min(256, BATCH_PARTICLES // max(ks)))
+    memory.require(
+        8.0 * 8 * max(ks) * min(batch_size, len(rows)),
+        what=f"the log-weights of {min(batch_size, len(rows))} data with K = {max(ks)}",
+        cure="choose a smaller K or batch_size",
+    )
+    args = rows.fixed()
+    few = tuple(argument[:3].to(where) for argument in args)
+    with (
+        scoring(model, guide, few, modules=found, everything=lambda: _moved(args, where)) as pair,
+        torch.no_grad(),
+        progress("evaluating", len(rows), shown=shown, unit="data") as advance,
+    ):
+        parts, done = [], 0
+        for number, (selected, count, batch_args) in enumerate(_batches(pair, args, where, batch_size)):
+            with forked_random(stream_seed(seed, "evaluate", number), where):
+                found_blocks = blocks(pair, batch_args, selected, max(ks), chunk_size=chunk_size)
+                parts.append({name: value[..., :count] for name, value in _reduce(found_blocks, ks).items()})
+            done += count
+            advance(done)
+        settings = {"batch_size": batch_size, "device": str(where), "dtype": str(args[0].dtype).removeprefix("torch.")}
+        methods = dict(pair.kl)
+    per_datum = {name: torch.cat([part[name] for part in parts], -1) for name in parts[0]}
+    measure, bits = _meaning(model, rows, float(per_datum[f"L_{max(ks)}"].mean()))
+    return Evaluation(
+        elbo=_estimate("ELBO", max(ks), per_datum),
+        reconstruction=_estimate("reconstruction", max(ks), per_datum),
+        kl=_estimate("KL", max(ks), per_datum),
+        iwae=tuple(_estimate("IWAE", k, per_datum) for k in ks),
+        kl_methods=methods,
+        gaps={f"L_{k}": _paired(per_datum[f"L_{k}"] - per_datum["ELBO"]) for k in ks},
+        num_data=len(rows),
+        data=source.name if isinstance(source, Split) else "tensors",
+        data_hash=rows.hash(),
+        data_transform=source.transform.describe() if isinstance(source, Split) else None,
+        base_measure=measure,
+        bits_per_dimension=bits,
+        seed=seed,
+        settings=settings,
+        versions=versions(),
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        seconds=round(time.perf_counter() - started, 2),
+        per_datum={name: value for name, value in per_datum.items() if not name.startswith(_VARIANCE)},
+    )
+
+
+_VARIANCE = "variance of "
+
+
+def _batches(
+    pair: Pair, args: tuple[Tensor, ...], device: torch.device, batch_size: int
+) -> Iterator[tuple[Tensor, int, tuple[Any, ...]]]:
+    """Yield the rows of each batch, how many of them count, and the arguments that they are rows of, on the device."""
+    everything = _moved(args, device) if pair.draws_rows else None
+    for selected, count in walk(pair, len(args[0]), batch_size=batch_size):
+        if everything is not None:
+            yield selected.to(device), count, everything
+        else:
+            yield torch.arange(len(selected), device=device), count, _moved(take_rows(args, selected), device)
+
+
+def _moved(args: tuple[Any, ...], device: torch.device) -> tuple[Any, ...]:
+    return tuple(argument.to(device) for argument in args)
+
+
+def _reduce(found: Iterator[Block], ks: Sequence[int]) -> dict[str, Tensor]:
+    """Return the bounds of each datum ``(B,)`` of one batch and their Monte Carlo variances ``(C, B)``, on the CPU."""
+    collected: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
+    for block in found:
+        kl = sum(block.kl.values(), torch.zeros_like(block.log_prior))
+        for pieces, value in zip(
+            collected, (block.log_prior + block.log_likelihood - block.log_guide, block.log_likelihood, kl), strict=True
+        ):
+            pieces.append(value.cpu().double())
+    weights, likelihood, kl = (torch.cat(pieces) for pieces in collected)  # each (K, B)
+    result = {}
+    for name, value in (("ELBO", likelihood - kl), ("reconstruction", likelihood), ("KL", kl)):
+        result[name] = value.mean(0)
+        result[_VARIANCE + name] = monte_carlo_variances(value, 1)
+    for k, bound in zip(ks, iwae(weights, ks), strict=True):
+        result[f"L_{k}"] = bound
+        result[f"{_VARIANCE}L_{k}"] = monte_carlo_variances(weights, k)
+    return result
+
+
+def _estimate(name: str, k: int, per_datum: dict[str, Tensor]) -> Estimate:
+    label = f"L_{k}" if name == "IWAE" else name
+    values, variances = per_datum[label], per_datum[_VARIANCE + label]
+    bad = int((~values.isfinite()).sum())
+    if bad:
+        why = f"{bad} of {len(values)} data have a value that is not finite, which no mean may hide"
+        return Estimate(name, k, None, None, None, why)
+    monte_carlo = variances.sum(1).sqrt().amax().item() / len(values) if len(variances) else None
+    mean, error = _paired(values)
+    return Estimate(name, k, mean, error, monte_carlo, "a single datum has no standard error" if error is None else None)
+
+
+def _paired(values: Tensor) -> tuple[float | None, float | None]:
+    """Return the mean over the data and its standard error."""
+    if not values.isfinite().all():
+        return None, None
+    error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else None
+    return values.mean().item(), error
+
+
+def _device(modules: Iterable[nn.Module], rows: Rows) -> torch.device:
+    """Return where the modules are, or the data if there are no modules with parameters."""
+    for module in modules:
+        for parameter in module.parameters():
+            return parameter.device
+    return rows.device
+
+
+def _meaning(model: Program, rows: Rows, nats: float) -> tuple[str | None, float | None]:
+    """Return the base measure of log p(x), and bits per dimension where they are defined."""
+    owner = getattr(model, "__self__", None)
+    if not isinstance(owner, VAE):
+        return None, None
+    measure = owner.likelihood.base_measure
+    dimensions = math.prod(owner.likelihood.x_shape)
+    if measure == "counting":
+        return measure, bits_per_dimension(nats, num_dimensions=dimensions)
+    if isinstance(rows.source, Split) and rows.source.stored.dtype == torch.uint8:
+        log_det = rows.source.transform.log_abs_det_jacobian(rows.source.x_shape, levels=rows.source.levels)
+        if log_det is not None:
+            return measure, bits_per_dimension(nats, num_dimensions=dimensions, log_abs_det_jacobian=log_det)
+    return measure, None

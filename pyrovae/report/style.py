@@ -1,0 +1,69 @@
+"""How pictures look: the palette, the sizes of type and the bare panel, none of it left behind in matplotlib's settings."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import matplotlib
+from matplotlib.axes import Axes
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+INK, FAINT, GRID = "#333333", "#8a8a8a", "#e4e4e4"
+
+# *Accessible color sequences for data visualization (Petroff 2021)*, https://arxiv.org/abs/2107.02270
+PALETTE = (
+    *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
+    *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
+)
+FIRST, SECOND = PALETTE[0], PALETTE[6]
+
+STYLE = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": FAINT,
+    "axes.facecolor": "white",
+    "axes.labelcolor": INK,
+    "axes.labelsize": 9.5,
+    "axes.linewidth": 0.8,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlecolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 8.0,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "normal",
+    "axes.unicode_minus": True,
+    "figure.edgecolor": "white",
+    "figure.facecolor": "white",
+    "figure.labelsize": 9.5,
+    "figure.titlesize": 10.5,
+    "figure.titleweight": "normal",
+    "legend.fontsize": 9.0,
+    "legend.frameon": False,
+    "savefig.facecolor": "auto",
+    "savefig.transparent": False,
+    "text.color": INK,
+}
+
+
+def styled(draw: Callable[P, R]) -> Callable[P, R]:
+    """Let a function draw in the package's style, with matplotlib's settings as before afterwards."""
+
+    @functools.wraps(draw)
+    def drawing(*args: P.args, **kwargs: P.kwargs) -> R:
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return drawing
+
+
+def dress(axes: Axes, *, title: str = "", grid: bool = False) -> Axes:
+    """Give a panel its title, quiet ticks and, where values are read off it, horizontal grid lines."""
+    axes.set_title(title)
+    axes.tick_params(which="both", color=FAINT, labelcolor=INK, labelsize=9, length=3, width=0.8, direction="out")
+    if grid:
+        axes.grid(visible=True, axis="y", color=GRID, linewidth=0.8, linestyle="-")
+    return axes

@@ -1,0 +1,98 @@
+"""Pairs with known answers, and the state that no test may change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pyrovae.data.synthetic import LinearGaussian
+
+Pair = tuple[Callable[..., None], Callable[..., None]]
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    """Run every test in float64, with an empty store and a fixed stream."""
+    torch.set_default_dtype(torch.float64)
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(torch.float32)
+    pyro.clear_param_store()
+
+
+def linear_gaussian(*, latent_dim: int = 3, x_dim: int = 5, scale: float = 0.7, seed: int = 0) -> LinearGaussian:
+    """Return a linear-Gaussian model with orthogonal columns, whose posterior is diagonal."""
+    generator = torch.Generator().manual_seed(seed)
+    q, _ = torch.linalg.qr(torch.randn(x_dim, latent_dim, generator=generator, dtype=torch.float64))
+    lengths = torch.linspace(0.5, 2.0, latent_dim, dtype=torch.float64)
+    bias = torch.randn(x_dim, generator=generator, dtype=torch.float64)
+    return LinearGaussian(q * lengths, bias, scale)
+
+
+def pair_of(truth: LinearGaussian, *, offset: float = 0.0, widen: float = 1.0) -> Pair:
+    """Return the model as a Pyro pair whose guide is the exact posterior, shifted and widened."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(truth.weight.shape[1]), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ truth.weight.T + truth.bias, truth.scale).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        exact = truth.posterior(x)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(exact.mean + offset, widen * exact.variance.sqrt()).to_event(1))
+
+    return model, guide
+
+
+def scalar_pair(q_mean: float, q_variance: float, *, pixels: bool = False) -> Pair:
+    """Return the one-dimensional pairs of the reference table: a Gaussian one, and one with three Bernoulli pixels."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.tensor(0.0), 1.0))
+            if pixels:
+                logits = z.unsqueeze(-1) * torch.tensor([2.0, -1.0, 0.5]) + torch.tensor([0.5, 0.0, -1.0])
+                pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+            else:
+                pyro.sample("x", dist.Normal(0.5 + 2.0 * z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.tensor(q_mean), q_variance**0.5))
+
+    return model, guide
+
+
+class TwoLayers(nn.Module):
+    """Two stochastic layers: the model goes z2 -> z1 -> x, the guide z1 -> z2 or z2 -> z1."""
+
+    def __init__(self, *, bottom_up: bool) -> None:
+        super().__init__()
+        self.bottom_up = bottom_up
+        self.to_z1, self.to_x = nn.Linear(2, 3), nn.Linear(3, 4)
+        self.q1, self.q2 = nn.Linear(4 if bottom_up else 6, 3), nn.Linear(3 if bottom_up else 4, 2)
+
+    def model(self, x: Tensor) -> None:
+        pyro.module("two_layers", self)
+        with pyro.plate("data", len(x)):
+            z2 = pyro.sample("z2", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            z1 = pyro.sample("z1", dist.Normal(self.to_z1(z2), 0.8).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=self.to_x(z1)).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        pyro.module("two_layers", self)
+        with pyro.plate("data", len(x)):
+            if self.bottom_up:
+                z1 = pyro.sample("z1", dist.Normal(self.q1(x), 0.6).to_event(1))
+                pyro.sample("z2", dist.Normal(self.q2(z1), 0.7).to_event(1))
+            else:
+                z2 = pyro.sample("z2", dist.Normal(self.q2(x), 0.7).to_event(1))
+                rows = torch.cat([x.expand(*z2.shape[:-1], -1), z2], -1)
+                pyro.sample("z1", dist.Normal(self.q1(rows), 0.6).to_event(1))

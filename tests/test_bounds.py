@@ -1,0 +1,191 @@
+"""Bounds against closed forms and exact values."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from conftest import TwoLayers, linear_gaussian, pair_of, scalar_pair
+from pyro.infer import RenyiELBO
+
+from pyrovae import bounds
+from pyrovae.bounds.iwae import nearest_ladder
+from pyrovae.evaluate import evaluate
+from pyrovae.particles import log_joint, log_weights, particles
+from pyrovae.results import bits_per_dimension
+
+ONE_AND_A_HALF = torch.tensor([1.5])
+PIXELS = torch.tensor([[1.0, 0.0, 1.0]])
+
+
+def mean_and_error(values: torch.Tensor) -> tuple[float, float]:
+    return values.mean().item(), values.std().item() / math.sqrt(len(values))
+
+
+@pytest.mark.parametrize(
+    ("log_weights", "expected"),
+    [
+        ([0.0, math.log(2), math.log(3)], 0.69314718),
+        ([-math.inf, 0.0], -0.69314718),
+        ([-1000.0, -1000.0 + math.log(3)], -999.30685282),
+        ([-math.inf, -math.inf], -math.inf),
+    ],
+)
+def test_log_mean_exp(log_weights: list[float], expected: float) -> None:
+    assert bounds.log_mean_exp(torch.tensor(log_weights)).item() == pytest.approx(expected, abs=5e-9)
+
+
+def test_ladder_of_four_weights() -> None:
+    ladder = bounds.iwae(torch.tensor([1.0, 2.0, 3.0, 4.0]).log(), ks=(1, 2, 4))
+    assert ladder.tolist() == pytest.approx([0.79451346, 0.82911404, 0.91629073], abs=5e-9)
+
+
+def test_bits_per_dimension() -> None:
+    assert bits_per_dimension(-100.0, num_dimensions=784) == pytest.approx(0.18401722, abs=5e-9)
+    log_det = -784 * math.log(256)
+    assert bits_per_dimension(0.0, num_dimensions=784, log_abs_det_jacobian=log_det) == pytest.approx(8.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("x_dim", [3, 20])
+def test_exact_guide_makes_every_weight_exact(x_dim: int) -> None:
+    truth = linear_gaussian(x_dim=x_dim)
+    x = truth.sample(16)
+    exact = truth.log_prob(x)
+    model, guide = pair_of(truth)
+    weights = log_weights(model, guide, x, num_particles=200)
+    assert (weights - exact).abs().max() < 1e-9
+    evaluation = evaluate(model, guide, x, ks=(1, 10, 200), shown=False)
+    for k in (1, 10, 200):
+        assert (evaluation.per_datum[f"L_{k}"] - exact).abs().max() < 1e-9
+    difference = evaluation.per_datum["ELBO"].mean() - exact.mean()
+    assert 0 < evaluation.elbo.se_monte_carlo < 0.1
+    assert abs(difference) < 4 * evaluation.elbo.se_monte_carlo
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_spoiled_guide_orders_the_bounds_below_the_truth(seed: int) -> None:
+    truth = linear_gaussian(seed=seed)
+    x = truth.sample(50, seed=seed)
+    exact = truth.log_prob(x)
+    evaluation = evaluate(*pair_of(truth, offset=0.3, widen=1.5), x, ks=(1, 50, 5000), seed=seed, shown=False)
+    elbo, _, _, l_1, l_50, l_5000 = evaluation.estimates
+    assert l_50.value - elbo.value > 4 * math.hypot(elbo.se_monte_carlo, l_50.se_monte_carlo)
+    assert l_5000.value - l_50.value > 4 * math.hypot(l_5000.se_monte_carlo, l_50.se_monte_carlo)
+    for estimate in (elbo, l_1, l_50, l_5000):
+        assert estimate.value - exact.mean().item() < 4 * estimate.se_monte_carlo
+    assert l_5000.value == pytest.approx(exact.mean().item(), abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("q", "pixels", "x", "elbo", "kl", "ladder"),
+    [
+        ((0.3, 0.36), False, ONE_AND_A_HALF, -1.95476416, 0.23582562, {2: -1.86896039, 3: -1.85079452}),
+        ((0.1, 0.04), False, ONE_AND_A_HALF, -2.45337645, None, {2: -2.36757268, 3: -2.31977852}),
+        ((0.6, 0.64), True, PIXELS, -2.18910467, 0.22314355, {2: -2.13687123}),
+    ],
+)
+def test_expectations_of_the_reference_table(
+    q: tuple[float, float],
+    pixels: bool,  # noqa: FBT001 (a column of the table)
+    x: torch.Tensor,
+    elbo: float,
+    kl: float | None,
+    ladder: dict[int, float],
+) -> None:
+    model, guide = scalar_pair(*q, pixels=pixels)
+    total = 6_000_000
+    weights = log_weights(model, guide, x, num_particles=total)[:, 0]
+    mean, error = mean_and_error(weights)
+    assert error < 1e-3
+    assert abs(mean - elbo) < 4 * error
+    for k, expected in ladder.items():
+        mean, error = mean_and_error(bounds.log_mean_exp(weights.unflatten(0, (-1, k)), 1))
+        assert error < 1e-3
+        assert abs(mean - expected) < 4 * error
+    if kl is not None:
+        terms = bounds.elbo(model, guide, x)
+        assert terms.kl.item() == pytest.approx(kl, abs=5e-9)
+        assert terms.methods == {"z": "closed form"}
+
+
+def test_exact_log_p_and_posterior_of_the_reference_table() -> None:
+    weights = log_weights(*scalar_pair(0.4, 0.2), ONE_AND_A_HALF, num_particles=100)
+    assert weights.tolist() == [[pytest.approx(-1.82365749, abs=5e-9)]] * 100
+    grid = torch.linspace(-12, 12, 200_001)
+    model, _ = scalar_pair(0.0, 1.0, pixels=True)
+    joint = log_joint(model, PIXELS, z=grid.unsqueeze(-1))[:, 0]
+    log_p = joint.logsumexp(0) + math.log(grid[1] - grid[0])
+    assert log_p.item() == pytest.approx(-2.09103060, abs=5e-9)
+
+
+def test_weight_variance_of_the_reference_table() -> None:
+    weights = log_weights(*scalar_pair(0.3, 0.36), ONE_AND_A_HALF, num_particles=4_000_000)[:, 0]
+    squared = ((weights + 1.8236574894).exp() - 1) ** 2
+    mean, error = mean_and_error(squared)
+    assert error < 1e-3
+    assert abs(mean - 0.13798791) < 4 * error
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_ladder_is_monotone_for_every_datum(seed: int) -> None:
+    truth = linear_gaussian()
+    evaluation = evaluate(*pair_of(truth, widen=0.4), truth.sample(40), ks=(1, 2, 6, 60, 600), seed=seed, shown=False)
+    ladder = torch.stack([evaluation.per_datum[f"L_{k}"] for k in (1, 2, 6, 60, 600)])
+    assert (ladder.diff(dim=0) >= -1e-12).all()
+
+
+@pytest.mark.parametrize(
+    ("ks", "nearest"),
+    [((1, 10, 25), "(1, 10, 30)"), ((1, 3, 5000), "(1, 3, 5001)"), ((1, 5, 5), "(1, 5)"), ((50, 5), "(5, 50)")],
+)
+def test_rungs_that_do_not_divide_are_refused_with_the_nearest(ks: tuple[int, ...], nearest: str) -> None:
+    truth = linear_gaussian()
+    with pytest.raises(ValueError, match=r"each K must divide the next") as error:
+        evaluate(*pair_of(truth), truth.sample(2), ks=ks, shown=False)
+    assert str(error.value).endswith(f"the nearest that do are {nearest}")
+
+
+def test_nearest_ladder_divides_and_leaves_good_ones_alone() -> None:
+    assert nearest_ladder((1, 5, 50, 500, 5000)) == (1, 5, 50, 500, 5000)
+    for ks in [(7, 9), (2, 3, 4, 5), (1, 100, 150, 1000)]:
+        found = nearest_ladder(ks)
+        assert all(b % a == 0 and b > a for a, b in zip(found, found[1:], strict=False))
+
+
+def test_weights_are_not_a_multiple_of_the_last_rung() -> None:
+    with pytest.raises(ValueError, match="draw a multiple of 4"):
+        bounds.iwae(torch.zeros(6), ks=(1, 4))
+
+
+@pytest.mark.parametrize("bottom_up", [True, False])
+def test_two_layers_elbo_is_the_mean_log_weight(bottom_up: bool) -> None:  # noqa: FBT001
+    pair = TwoLayers(bottom_up=bottom_up)
+    x = torch.bernoulli(torch.full((6, 4), 0.5))
+    evaluation = evaluate(pair.model, pair.guide, x, ks=(1, 20_000), shown=False)
+    record = particles(pair.model, pair.guide, x, num_particles=20_000)
+    per_particle = record.log_weights.mean(1)
+    mean, error = mean_and_error(per_particle)
+    assert abs(evaluation.elbo.value - mean) < 4 * math.hypot(error, evaluation.elbo.se_monte_carlo)
+    expected = "'z2' comes before 'z1' in the model but not in the guide" if bottom_up else "closed form"
+    assert evaluation.kl_methods == {"z2": "closed form", "z1": expected}
+
+
+def test_renyi_agrees_where_it_is_right() -> None:
+    truth = linear_gaussian()
+    x = truth.sample(4)
+    model, guide = pair_of(truth, widen=1.5)
+    renyi = RenyiELBO(alpha=0, num_particles=50, vectorize_particles=True, max_plate_nesting=1)
+    repeats = torch.tensor([-renyi.loss(model, guide, x) / 4 for _ in range(400)])
+    mean, error = mean_and_error(repeats)
+    evaluation = evaluate(model, guide, x, ks=(50, 5000), shown=False)
+    assert abs(mean - evaluation.iwae[0].value) < 4 * math.hypot(error, evaluation.iwae[0].se_monte_carlo)
+
+
+def test_half_split_guards_the_error_of_heavy_tailed_weights() -> None:
+    uniform = torch.rand(400, 300)
+    heavy = -1.0 * uniform.log()  # a Pareto tail with k = 1
+    delta, halves = bounds.monte_carlo_variances(heavy, 400)
+    light = bounds.monte_carlo_variances(0.1 * torch.randn(400, 300), 400)
+    assert halves.mean() > 1.5 * delta.mean()
+    assert light[1].mean() == pytest.approx(light[0].mean().item(), rel=0.3)

@@ -1,1 +1,69 @@
-"""Variational autoencoders."""
+"""Variational autoencoders as Pyro programs, judged by bounds on log p(x) that can be trusted.
+
+The rooms, in the order in which data walk through them; each uses only those above it.
+
+data           x comes in: digits, mnist, fashion_mnist, kmnist, your own; binarize, dequantize, standardize
+results        what is reported: frozen records that print as tables and go to JSON and back
+priors         p(z):     StandardNormal
+likelihoods    p(x | z): Bernoulli, Gaussian
+posteriors     q(z | x): DiagonalNormal
+networks       encoders and decoders: MLPEncoder, MLPDecoder
+VAE            the five parts as one Pyro model and guide; generate, reconstruct, encode, interpolate, traverse
+pair           the contract with a model and guide that you wrote yourself
+particles      draws of the guide with log p(z), log p(x | z), log q(z | x); log_weights and log_joint beside it
+bounds         the ELBO with its terms apart, and the ladder of IWAE bounds
+objectives     what is minimized: ELBO, which also works in a bare pyro.infer.SVI
+training       fit, Training, load, and the run folder
+evaluate       the ELBO beside the IWAE bounds of any pair, with standard errors
+report         tables and pictures
+cli            pyrovae train | evaluate | generate
+
+A swap is one line:
+
+>>> import pyrovae
+>>> from pyrovae import VAE, likelihoods, networks, posteriors, priors
+>>> data = pyrovae.data.digits().for_form("binary")
+>>> likelihood = likelihoods.Bernoulli(data.x_shape)    # <- likelihoods.Gaussian(data.x_shape), with for_form("continuous")
+>>> prior = priors.StandardNormal(16)
+>>> posterior = posteriors.DiagonalNormal(16)
+>>> vae = VAE(
+...     prior=prior,
+...     decoder=networks.MLPDecoder(16, likelihood.param_shape),
+...     likelihood=likelihood,
+...     encoder=networks.MLPEncoder(data.x_shape, posterior.param_shape),
+...     posterior=posterior,
+... )
+>>> history = pyrovae.fit(vae.model, vae.guide, data)
+>>> print(pyrovae.evaluate(vae.model, vae.guide, data))
+"""
+
+from pyrovae import bounds, data, likelihoods, networks, objectives, posteriors, priors, report, results, training
+from pyrovae.describe import Described
+from pyrovae.evaluate import evaluate
+from pyrovae.particles import log_joint, log_weights, particles
+from pyrovae.training import Training, fit, load
+from pyrovae.vae import VAE
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "VAE",
+    "Described",
+    "Training",
+    "bounds",
+    "data",
+    "evaluate",
+    "fit",
+    "likelihoods",
+    "load",
+    "log_joint",
+    "log_weights",
+    "networks",
+    "objectives",
+    "particles",
+    "posteriors",
+    "priors",
+    "report",
+    "results",
+    "training",
+]

@@ -177,7 +177,9 @@ def _estimate(name: str, k: int, per_datum: dict[str, Tensor]) -> Estimate:
         return Estimate(name, k, None, None, None, why)
     monte_carlo = variances.sum(1).sqrt().amax().item() / len(values) if len(variances) else None
     mean, error = _paired(values)
-    return Estimate(name, k, mean, error, monte_carlo, "a single datum has no standard error" if error is None else None)
+    return Estimate(
+        name, k, mean, error, monte_carlo, "a single datum has no standard error" if error is None else None
+    )
 
 
 def _paired(values: Tensor) -> tuple[float | None, float | None]:

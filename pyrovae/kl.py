@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch.distributions import kl_divergence
+from pyro.distributions import MaskedDistribution
 from pyro.poutine import Trace
 from torch import Tensor
+from torch.distributions import kl_divergence
 
 CLOSED_FORM = "closed form"
+MASKED_DIFFERENTLY = "model and guide are not masked by the same tensor"
 
 
 def latent_sites(trace: Trace) -> dict[str, Mapping[str, Any]]:
@@ -28,6 +30,8 @@ def closed_form_kl(name: str, model_trace: Trace, guide_trace: Trace) -> tuple[T
     the model were drawn before z in the guide too. Otherwise the value of a later draw would be held fixed in an
     average over z, and the sum of such terms is not the ELBO (nor, in general, a bound).
 
+    The site's scale and `pyro.poutine.mask` are left to the caller.
+
     Args:
         name: of the site, latent in the guide.
         model_trace: the model replayed against the guide.
@@ -44,14 +48,28 @@ def closed_form_kl(name: str, model_trace: Trace, guide_trace: Trace) -> tuple[T
     if late:
         return None, f"{late[0]!r} comes before {name!r} in the model but not in the guide"
     model_site, guide_site = model_trace.nodes[name], guide_trace.nodes[name]
-    if model_site["mask"] is not guide_site["mask"]:
-        return None, "model and guide are masked differently"
+    if not _masked_alike(guide_site["fn"], model_site["fn"]):  # Pyro would take the intersection of the masks
+        return None, MASKED_DIFFERENTLY
     try:
         kl = kl_divergence(guide_site["fn"], model_site["fn"])
         return kl.expand(guide_site["fn"].batch_shape), CLOSED_FORM
     except NotImplementedError:
         kinds = " || ".join(_kind(site["fn"]) for site in (guide_site, model_site))
         return None, f"no closed form is known for KL({kinds})"
+
+
+def _masked_alike(q: Any, p: Any) -> bool:  # noqa: ANN401 (any distributions)
+    """Tell whether two distributions carry the same ``.mask(...)``, without asking the device."""
+    return _masks(q) == _masks(p)
+
+
+def _masks(fn: Any) -> list[object]:  # noqa: ANN401
+    """Return what tells the masks of a distribution from those of another: their places in memory."""
+    inner = _masks(fn.base_dist) if hasattr(fn, "base_dist") else []
+    if not isinstance(fn, MaskedDistribution):
+        return inner
+    mask = fn._mask  # noqa: SLF001 (no public reader)
+    return [(mask.data_ptr(), mask.shape, mask.stride()) if isinstance(mask, Tensor) else mask, *inner]
 
 
 def _kind(fn: Any) -> str:  # noqa: ANN401 (any distribution, wrapped or not)

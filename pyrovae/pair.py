@@ -8,10 +8,12 @@ the data plate are summed over.
 
 from __future__ import annotations
 
+import dis
 import functools
 import inspect
 import logging
 import sys
+import types
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,7 +25,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.util import check_site_shape
 from torch import Tensor, nn
 
-from pyrovae.kl import CLOSED_FORM, closed_form_kl, latent_sites
+from pyrovae.kl import CLOSED_FORM, MASKED_DIFFERENTLY, closed_form_kl, latent_sites
 from pyrovae.sandbox import forked_random, validation
 
 Program = Callable[..., Any]
@@ -54,6 +56,7 @@ class Pair:
         model: the generative program.
         guide: the inference program.
         modules: the modules found in the two programs.
+        params: names of the ``pyro.param`` values that they use and that belong to none of these modules.
         plate: name of the data plate.
         dim: its dimension among the batch axes, counted from the right, negative.
         num_rows: rows of the plate in one run; for a pair that draws its own rows this number is fixed.
@@ -71,6 +74,7 @@ class Pair:
     model: Program
     guide: Program
     modules: tuple[nn.Module, ...]
+    params: tuple[str, ...]
     plate: str
     dim: int
     num_rows: int
@@ -92,8 +96,7 @@ class Pair:
         """Return model and guide without arguments, run on the given rows ``(R,)`` of the data."""
         if self.draws_rows:
             return tuple(
-                functools.partial(_ChosenRows(self.plate, rows)(program), *args)
-                for program in (self.model, self.guide)
+                functools.partial(_ChosenRows(self.plate, rows)(program), *args) for program in (self.model, self.guide)
             )  # type: ignore[return-value]
         taken = take_rows(args, rows)
         return functools.partial(self.model, *taken), functools.partial(self.guide, *taken)
@@ -110,29 +113,48 @@ def find_modules(*programs: Program) -> tuple[nn.Module, ...]:
 
     Modules inside others are not listed again.
     """
-    found = {id(module): module for program in programs for module in _referred(program, depth=3)}
-    inner = {id(part) for module in found.values() for part in module.modules() if part is not module}
-    return tuple(module for key, module in found.items() if key not in inner)
+    seen: set[int] = set()
+    found = [module for program in programs for module in _referred(program, depth=5, seen=seen)]
+    inner = {id(part) for module in found for part in module.modules() if part is not module}
+    return tuple(module for module in found if id(module) not in inner)
 
 
-def _referred(thing: object, depth: int) -> Iterator[nn.Module]:
+def _referred(thing: object, *, depth: int, seen: set[int]) -> Iterator[nn.Module]:
+    """Yield the modules that are reached from an object in a few steps, each once and in a fixed order."""
+    if id(thing) in seen or depth == 0 or isinstance(thing, (type, types.ModuleType, Tensor)):
+        return
+    seen.add(id(thing))
     if isinstance(thing, nn.Module):
         yield thing
-    elif depth == 0:
         return
-    elif isinstance(thing, functools.partial):
-        for part in (thing.func, *thing.args, *thing.keywords.values()):
-            yield from _referred(part, depth)
-    elif inspect.ismethod(thing):
-        owner = thing.__self__
-        yield from _referred(owner if isinstance(owner, nn.Module) else list(vars(owner).values()), depth)
-    elif inspect.isfunction(thing):
-        names = inspect.getclosurevars(inspect.unwrap(thing))
-        for value in (*names.nonlocals.values(), *names.globals.values()):
-            yield from _referred(value, depth - 1)
-    elif isinstance(thing, (list, tuple, dict)):
-        for value in thing.values() if isinstance(thing, dict) else thing:
-            yield from _referred(value, depth - 1)
+    step = 0 if isinstance(thing, functools.partial) or inspect.ismethod(thing) else 1
+    for part in _parts(thing):
+        yield from _referred(part, depth=depth - step, seen=seen)
+
+
+def _parts(thing: object) -> list[object]:
+    """Return what an object refers to: a function's names and defaults, a method's owner, a container's items."""
+    if isinstance(thing, functools.partial):
+        return [thing.func, *thing.args, *thing.keywords.values()]
+    if inspect.ismethod(thing):
+        return [thing.__self__, thing.__func__]
+    if inspect.isfunction(thing):
+        cells = [cell.cell_contents for cell in thing.__closure__ or () if cell != types.CellType()]
+        names = [thing.__globals__[name] for name in _global_names(thing.__code__) if name in thing.__globals__]
+        return [*cells, *names, *(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()]
+    if isinstance(thing, dict):
+        return list(thing.values())
+    if isinstance(thing, (list, tuple)):
+        return list(thing)
+    call = [type(thing).__call__] if callable(thing) else []  # an object that is called as a program
+    return [*getattr(thing, "__dict__", {}).values(), *call]
+
+
+def _global_names(code: types.CodeType) -> list[str]:
+    """Return the global names that a function or one written inside it reads."""
+    names = [i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")]
+    inside = [name for part in code.co_consts if isinstance(part, types.CodeType) for name in _global_names(part)]
+    return [*names, *inside]
 
 
 def inspect_pair(
@@ -161,9 +183,10 @@ def inspect_pair(
     """
     found = tuple({id(module): module for module in (*modules, *find_modules(model, guide))}.values())
     with forked_random(0, args[0].device), validation(enabled=True), torch.no_grad():
-        traces, used, draws_rows = _first_run(model, guide, args, everything or (lambda: args))
-        pair = _read(model, guide, found, *traces, num_rows=len(used[0]), draws_rows=draws_rows)
-        broadcasts = _broadcasts(pair, *pair.bind(used, torch.arange(pair.num_rows, device=args[0].device)))
+        traces, used, plates, draws_rows = _first_run(model, guide, args, everything or (lambda: args))
+        pair = _read(model, guide, found, *traces, plates=plates, draws_rows=draws_rows)
+        rows = torch.arange(pair.num_rows, device=args[0].device) % len(used[0])
+        broadcasts = _broadcasts(pair, *pair.bind(used, rows))
     if not broadcasts:
         logger.warning(
             "the pair does not take an axis of particles to the left of its plate; "
@@ -180,9 +203,15 @@ def run(model: Program, guide: Program) -> tuple[poutine.Trace, poutine.Trace]:
 
 def _first_run(
     model: Program, guide: Program, args: tuple[Any, ...], everything: Callable[[], tuple[Any, ...]]
-) -> tuple[tuple[poutine.Trace, poutine.Trace], tuple[Any, ...], bool]:
-    """Run on 2 and then on 3 rows; a pair whose plate does not follow draws its own rows and is given all of them."""
+) -> tuple[tuple[poutine.Trace, poutine.Trace], tuple[Any, ...], set[str], bool]:
+    """Run on 2 and then on 3 rows; a pair whose plate does not follow draws its own rows and is given all of them.
+
+    Returns:
+        The traces, the arguments of that run, names of the plates that may hold the data, whether rows are drawn.
+
+    """
     failure: Exception | None = None
+    plates: set[str] | None = None
     for size in (2, 3):
         few = take_rows(args, torch.arange(size, device=args[0].device) % len(args[0]))
         try:
@@ -190,22 +219,29 @@ def _first_run(
         except Exception as error:  # noqa: BLE001 (a program of the user's may raise anything)
             failure = error
             break
-        if not any(frame.size == size for frame in _frames(traces[1])):
+        following = {frame.name for frame in _frames(traces[1]) if frame.size == size}
+        plates = following if plates is None else plates & following
+        if not plates or _draws_from_many(traces[1], plates):
             break
     else:
-        return traces, few, False
+        return traces, few, plates or set(), False
     args = everything()
+    rows = _EarlyRows(len(args[0]), args[0].device)
     try:
-        traces = _checked_run(model, guide, args)
+        traces = _checked_run(rows(model), rows(guide), args)
     except Exception as error:  # noqa: BLE001
         raise failure or error from None
-    fixed = [frame for frame in _frames(traces[1]) if frame.size == frame.full_size == len(args[0])]
+    frames = _frames(traces[1])
+    following = {frame.name for frame in frames if frame.size == frame.full_size == len(args[0])}
+    if plates and plates & following:
+        return traces, args, plates & following, False
+    fixed = [frame for frame in frames if frame.size == frame.full_size == len(args[0])]
     if failure is not None and fixed:
         raise ValueError(
             f"the plate {fixed[0].name!r} has {fixed[0].size} rows whatever data it is given, so that the pair cannot "
             f"be run on some of them; write pyro.plate({fixed[0].name!r}, len(x))"
         ) from failure
-    return traces, args, True
+    return traces, args, {frame.name for frame in frames if frame.size < frame.full_size}, True
 
 
 def _checked_run(model: Program, guide: Program, args: tuple[Any, ...]) -> tuple[poutine.Trace, poutine.Trace]:
@@ -219,8 +255,20 @@ def _log_probs(*traces: poutine.Trace) -> None:
     for trace in traces:
         trace.compute_log_prob()
         for site in trace.nodes.values():
-            if site["type"] == "sample" and isinstance(site["log_prob"], Tensor) and type(site["fn"]).__name__ != "_Subsample":
+            if site["type"] == "sample" and isinstance(site["log_prob"], Tensor) and not _draws_rows(site):
                 check_site_shape(site, max_plate_nesting=float("inf"))
+
+
+def _draws_rows(site: Any) -> bool:  # noqa: ANN401 (a message of Pyro's)
+    """Tell whether a site is a plate's draw of its rows."""
+    return type(site["fn"]).__name__ == "_Subsample"
+
+
+def _draws_from_many(trace: poutine.Trace, plates: set[str]) -> bool:
+    """Tell whether a plate that followed a few rows in size would draw some of many, as with ``min(128, len(x))``."""
+    frames = {frame.name: frame for frame in _frames(trace)}
+    sizes = {name: getattr(trace.nodes[name]["fn"], "subsample_size", None) for name in plates if name in trace.nodes}
+    return any(size is not None and frames[name].size == frames[name].full_size for name, size in sizes.items())
 
 
 def _frames(trace: poutine.Trace) -> list[Any]:
@@ -236,7 +284,7 @@ def _read(
     guide_trace: poutine.Trace,
     model_trace: poutine.Trace,
     *,
-    num_rows: int,
+    plates: set[str],
     draws_rows: bool,
 ) -> Pair:
     guide_sites, model_sites = latent_sites(guide_trace), latent_sites(model_trace)
@@ -246,10 +294,11 @@ def _read(
         if site["type"] == "sample" and site["is_observed"] and not site["infer"].get("_deterministic")
     }
     _check_names(guide_sites, model_sites, observed)
+    _check_guide(guide_trace)
     for name, site in guide_sites.items():
         _check_latent(name, site)
-    plate = _data_plate({**guide_sites, **observed}, num_rows=num_rows, draws_rows=draws_rows)
     sites = (*guide_sites.values(), *model_sites.values(), *observed.values())
+    plate = _data_plate(sites, plates)
     frames = [frame for site in sites for frame in site["cond_indep_stack"]]
     for frame in frames:
         if frame.name != plate.name and (frame.size != frame.full_size or not frame.vectorized):
@@ -261,6 +310,7 @@ def _read(
         model=model,
         guide=guide,
         modules=modules,
+        params=_free_params(modules, guide_trace, model_trace),
         plate=plate.name,
         dim=plate.dim,
         num_rows=plate.size,
@@ -277,8 +327,22 @@ def _read(
         },
         observed=tuple(observed),
         num_elements=sum(site["value"].numel() for site in observed.values()) // plate.size,
-        kl={name: closed_form_kl(name, model_trace, guide_trace)[1] for name in guide_sites},
+        kl={name: _kl_method(name, model_trace, guide_trace) for name in guide_sites},
     )
+
+
+def _kl_method(name: str, model_trace: poutine.Trace, guide_trace: poutine.Trace) -> str:
+    if model_trace.nodes[name]["mask"] is not guide_trace.nodes[name]["mask"]:
+        return MASKED_DIFFERENTLY
+    return closed_form_kl(name, model_trace, guide_trace)[1]
+
+
+def _free_params(modules: tuple[nn.Module, ...], *traces: poutine.Trace) -> tuple[str, ...]:
+    """Return the names of the stored parameters that a pair uses, but for those of its modules."""
+    owned = {id(parameter) for module in modules for parameter in module.parameters()}
+    names = {name: None for trace in traces for name, site in trace.nodes.items() if site["type"] == "param"}
+    stored = dict(pyro.get_param_store().named_parameters())
+    return tuple(name for name in names if name in stored and id(stored[name]) not in owned)
 
 
 def _check_names(guide_sites: dict[str, Any], model_sites: dict[str, Any], observed: dict[str, Any]) -> None:
@@ -300,6 +364,15 @@ def _check_names(guide_sites: dict[str, Any], model_sites: dict[str, Any], obser
             )
 
 
+def _check_guide(trace: poutine.Trace) -> None:
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and site["is_observed"] and not site["infer"].get("_deterministic"):
+            raise ValueError(
+                f"the guide's site {name!r} is observed (pyro.factor is, too), so that its draws do not have the "
+                "density that the guide states; leave it out, or move it into the model"
+            )
+
+
 def _check_latent(name: str, site: Any) -> None:  # noqa: ANN401 (a message of Pyro's)
     if getattr(site["fn"], "has_enumerate_support", False) or getattr(site["fn"].support, "is_discrete", False):
         raise ValueError(
@@ -308,24 +381,28 @@ def _check_latent(name: str, site: Any) -> None:  # noqa: ANN401 (a message of P
         )
 
 
-def _data_plate(sites: dict[str, Any], *, num_rows: int, draws_rows: bool) -> Any:  # noqa: ANN401 (Pyro's frame)
-    shared = [
-        frame
-        for frame in next(iter(sites.values()))["cond_indep_stack"]
-        if all(frame.name in [other.name for other in site["cond_indep_stack"]] for site in sites.values())
-    ]
-    for frame in shared:
-        if frame.vectorized and (frame.full_size if draws_rows else frame.size) == num_rows:
+def _data_plate(sites: tuple[Any, ...], plates: set[str]) -> Any:  # noqa: ANN401 (Pyro's messages and frame)
+    """Return the frame of the plate, one of those that may hold the data, that all sites lie in."""
+    stacks = [{frame.name: frame for frame in site["cond_indep_stack"]} for site in sites]
+    for name, frame in stacks[0].items():
+        if name in plates and all(name in stack for stack in stacks):
+            dims = {stack[name].dim for stack in stacks}
+            if len(dims) > 1:
+                raise ValueError(
+                    f"the plate {name!r} has dimensions {sorted(dims)} at different sites; write the same dim= in "
+                    "model and guide"
+                )
             return frame
-    outside = [name for name, site in sites.items() if not site["cond_indep_stack"]]
+    outside = [site["name"] for site, stack in zip(sites, stacks, strict=True) if not stack]
     if outside and len(outside) < len(sites):
         raise ValueError(
             f"the site {outside[0]!r} lies outside the data plate, so that there is no log p(x) of one datum; move it "
             'into the plate, or make a global quantity a parameter (pyro.param, or pyro.factor into "data")'
         )
+    names = dict.fromkeys(site["name"] for site in sites)
     raise ValueError(
-        f"no plate of the length of the data ({num_rows} rows) holds all latent and observed sites "
-        f"({', '.join(map(repr, sites))}); put them all inside: with pyro.plate('data', len(x)): ..."
+        f"no plate of the length of the data holds all latent and observed sites ({', '.join(map(repr, names))}); "
+        "put them all inside: with pyro.plate('data', len(x)): ..."
     )
 
 
@@ -351,6 +428,18 @@ def _broadcasts(pair: Pair, model: Program, guide: Program) -> bool:
 def _agree(many: Any, one: Any, k: int) -> bool:  # noqa: ANN401 (messages of Pyro's)
     a, b = many["unscaled_log_prob"], one["unscaled_log_prob"]
     return a[k].numel() == b.numel() and torch.allclose(a[k].reshape(b.shape), b, rtol=1e-3, atol=1e-3)
+
+
+class _EarlyRows(Messenger):
+    """Makes plates that draw their own rows take early ones, of which there are so many."""
+
+    def __init__(self, num_rows: int, device: torch.device) -> None:
+        super().__init__()
+        self.num_rows, self.device = num_rows, device
+
+    def _pyro_sample(self, msg: Any) -> None:  # noqa: ANN401
+        if _draws_rows(msg) and msg["value"] is None and msg["fn"].subsample_size is not None:
+            msg["value"] = torch.arange(msg["fn"].subsample_size, device=self.device) % self.num_rows
 
 
 class _ChosenRows(Messenger):

@@ -20,7 +20,7 @@ from pyrovae import memory
 from pyrovae.kl import CLOSED_FORM, closed_form_kl
 from pyrovae.pair import PARTICLE_PLATE, Pair, Program, find_modules, inspect_pair, run
 from pyrovae.results import Particles
-from pyrovae.sandbox import module_mode, exact_matmul, own_store, validation
+from pyrovae.sandbox import exact_matmul, forked_random, module_mode, own_store, validation
 
 CHUNK_ELEMENTS = 2**20  # elements of x that the model scores at once: what falls out of the cache costs page faults
 BLOCK_ELEMENTS = 2**20  # elements of z that the guide draws at once
@@ -114,11 +114,30 @@ def log_joint(
         values = dict(z) if isinstance(z, Mapping) else dict.fromkeys(pair.latents, z)
         if set(values) != set(pair.latents) or (len(values) > 1 and not isinstance(z, Mapping)):
             raise ValueError(f"z must give a value for each of the latent sites {sorted(pair.latents)}, by name")
-        with_particles = all(value.ndim == pair.latents[name].ndim + 1 for name, value in values.items())
+        with_particles = _have_particles(pair, values, len(x))
         z = values if with_particles else {name: value.unsqueeze(0) for name, value in values.items()}
-        scores = score(pair, args, torch.arange(len(x), device=x.device), z)
+        rows = torch.arange(len(x), device=x.device)
+        with torch.no_grad(), forked_random(0, x.device):
+            one_particle(pair, args, rows, checked=True)  # refuses data outside the support
+        scores = score(pair, args, rows, z)
         total = _total(scores.prior) + scores.likelihood
         return total if with_particles else total[0]
+
+
+def _have_particles(pair: Pair, z: Mapping[str, Tensor], num_data: int) -> bool:
+    """Tell whether z are ``(K, B, ...)``, not ``(B, ...)``; refuse shapes that are neither, or differ in K."""
+    shapes = {name: tuple(value.shape) for name, value in z.items()}
+    lead = {len(shape) - pair.latents[name].ndim for name, shape in shapes.items()}
+    if lead == {0}:
+        right = all(shape[0] == num_data for shape in shapes.values())
+    else:
+        right = lead == {1} and all(shape[1] == num_data for shape in shapes.values())
+        right = right and len({shape[0] for shape in shapes.values()}) == 1
+    if not right:
+        raise ValueError(
+            f"z is (B, ...) or (K, B, ...) for B = {num_data} data, alike for all latent sites, but received {shapes}"
+        )
+    return lead == {1}
 
 
 def check_num_particles(num_particles: int) -> None:
@@ -141,7 +160,7 @@ def scoring(
     The arguments are those of `inspect_pair`.
     """
     modules = (*modules, *find_modules(model, guide))
-    with own_store(), exact_matmul(), module_mode(modules, training=False):
+    with own_store(modules), exact_matmul(), module_mode(modules, training=False):
         pair = inspect_pair(model, guide, args, modules=modules, everything=everything)
         with validation(enabled=False):
             yield pair
@@ -151,7 +170,7 @@ def walk(pair: Pair, num_data: int, *, batch_size: int) -> Iterator[tuple[Tensor
     """Yield rows ``(B,)`` that cover all data once, and how many of them count: a pair that draws its own rows takes a
     fixed number, so that its last batch is filled up.
     """
-    size = pair.num_rows if pair.draws_rows else batch_size
+    size = pair.num_rows if pair.draws_rows else min(batch_size, pair.max_rows)
     for start in range(0, num_data, size):
         count = min(size, num_data - start)
         rows = torch.arange(start, start + (size if pair.draws_rows else count))
@@ -257,7 +276,7 @@ def score(
         for name in pair.latents:
             prior[name].append(terms[name])
         if later:
-            replayed = poutine.trace(piece.plated(pair, _replaying(guide, data))).get_trace()
+            replayed = poutine.trace(_replaying(piece.plated(pair, guide), data)).get_trace()
             for name in later:
                 value, _ = closed_form_kl(name, trace, replayed)
                 site = replayed.nodes[name]
@@ -295,7 +314,9 @@ def one_particle(pair: Pair, args: tuple[Any, ...], rows: Tensor, *, checked: bo
             value, _ = closed_form_kl(name, model_trace, guide_trace)
             kl[name] = _per_datum(pair, _wide(value), guide_trace.nodes[name], lead=0).unsqueeze(0)
     return Block(
-        z={name: _from_pyro(pair, name, guide_trace.nodes[name]["value"], lead=0).unsqueeze(0) for name in pair.latents},
+        z={
+            name: _from_pyro(pair, name, guide_trace.nodes[name]["value"], lead=0).unsqueeze(0) for name in pair.latents
+        },
         log_prior=_total(log_prior),
         log_likelihood=likelihood,
         log_guide=_total(log_guide),
@@ -360,7 +381,7 @@ def _log_prob(site: Mapping[str, Any]) -> Tensor:
 
 
 def _per_datum(pair: Pair, value: Tensor, site: Mapping[str, Any], *, lead: int) -> Tensor:
-    """Mask a value over a site's batch shape and sum it over the plates inside the data plate: ``(K, B)`` or ``(B,)``."""
+    """Mask a value over a site's batch shape and sum it over the inner plates: ``(K, B)`` or, without lead, ``(B,)``."""
     if site["mask"] is not None:
         mask = torch.as_tensor(site["mask"], device=value.device)
         value = torch.where(mask, value, torch.zeros_like(value))

@@ -7,13 +7,14 @@ caller's process except the values that were asked for.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pyro
 import torch
-from torch import Tensor, nn
+from pyro.nn import PyroModule
+from torch import nn
 
 MODULE_DIVIDER = "$$$"  # what pyro.module puts between a module's name and its parameter's
 
@@ -89,25 +90,30 @@ def exact_matmul() -> Iterator[None]:
 
 
 @contextmanager
-def own_store(*, keep: Callable[[], Iterable[str]] = tuple) -> Iterator[None]:
+def own_store(modules: Iterable[nn.Module] = (), *, keep: Iterable[str] = ()) -> Iterator[None]:
     """Work in a copy of Pyro's parameter store; the caller's store is as before afterwards, but for what is kept.
 
-    Values of ``pyro.param`` are carried in. Parameters that ``pyro.module`` registered are not: they live in their
-    modules, and a second module registered under the same name would otherwise get the first one's tensors.
+    Values of ``pyro.param`` are carried in. Parameters that ``pyro.module`` or a `PyroModule` registered are not: they
+    live in their modules, and a second module registered under the same name would otherwise get the first one's
+    tensors.
 
     Args:
-        keep: called at the end, returns the names of parameters that the caller's store is to hold too.
+        modules: those used inside the block.
+        keep: names of parameters that the caller's store is to hold too; read at the end.
 
     """
     store = pyro.get_param_store()
     state = store.get_state()
+    claimed = {name for module in modules for name in _names_in_store(module)}
+    carried = [name for name in state["params"] if MODULE_DIVIDER not in name and name not in claimed]
     kept: Any = {"params": {}, "constraints": {}}
     try:
-        with store.scope(_part(state, [name for name in state["params"] if MODULE_DIVIDER not in name])):
+        with store.scope(_part(state, carried)):
             try:
                 yield
             finally:
-                kept = _part(store.get_state(), keep())
+                inside = store.get_state()
+                kept = _part(inside, [name for name in keep if name in inside["params"]])
     finally:
         store.set_state(kept)
 
@@ -117,8 +123,9 @@ def _part(state: Any, names: Iterable[str]) -> Any:  # noqa: ANN401 (Pyro's Stat
     return {kind: {name: state[kind][name] for name in names} for kind in ("params", "constraints")}
 
 
-def stored_params(modules: Iterable[nn.Module] = ()) -> dict[str, Tensor]:
-    """Return the unconstrained ``pyro.param`` values of the current store that belong to no module, by name."""
-    owned = {id(parameter) for module in modules for parameter in module.parameters()}
-    params = pyro.get_param_store().named_parameters()
-    return {name: value for name, value in params if MODULE_DIVIDER not in name and id(value) not in owned}
+def _names_in_store(module: nn.Module) -> Iterator[str]:
+    """Yield the names under which a `PyroModule` registers its parameters when it is called."""
+    if isinstance(module, PyroModule):
+        prefix = f"{module._pyro_name}." if module._pyro_name else ""  # noqa: SLF001 (no public reader)
+        for name, _ in module.named_parameters():
+            yield prefix + name.removesuffix("_unconstrained")

@@ -81,11 +81,11 @@ class VAE(Described, nn.Module):
             pyro.sample("z", self.posterior(self.encoder(x)))
 
     def encode(self, x: Tensor) -> TorchDistribution:
-        """Return q(z | x) for data ``(*batch, *x_shape)``."""
+        """Return q(z | x) for data ``(*batch, *x_shape)``, differentiable, in the mode in which the modules are."""
         return self.posterior(self.encoder(x))
 
     def decode(self, z: Tensor) -> TorchDistribution:
-        """Return p(x | z) for latent variables ``(*batch, latent_dim)``."""
+        """Return p(x | z) for latent variables ``(*batch, latent_dim)``, differentiable, in the mode of the modules."""
         return self.likelihood(self.decoder(z))
 
     @torch.no_grad()
@@ -159,7 +159,7 @@ class VAE(Described, nn.Module):
 
     @property
     def _device(self) -> torch.device:
-        return next(self.parameters()).device
+        return next((tensor.device for tensor in (*self.parameters(), *self.buffers())), torch.device("cpu"))
 
 
 def _check_fit(role: str, network: nn.Module, part: Likelihood | Posterior, name: str) -> None:

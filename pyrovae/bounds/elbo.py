@@ -61,7 +61,12 @@ def elbo(
             terms = elbo_terms(pair, blocks(pair, args, rows, num_particles))
             parts.append([terms.reconstruction[:count], *(terms.kl_of[name][:count] for name in pair.latents)])
         reconstruction, *kls = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
-        return ElboTerms(reconstruction, sum(kls, torch.zeros_like(reconstruction)), dict(zip(pair.latents, kls, strict=True)), pair.kl)
+        return ElboTerms(
+            reconstruction,
+            sum(kls, torch.zeros_like(reconstruction)),
+            dict(zip(pair.latents, kls, strict=True)),
+            pair.kl,
+        )
 
 
 def elbo_terms(pair: Pair, particles: Iterable[Block]) -> ElboTerms:

@@ -44,6 +44,11 @@ class MLPEncoder(Described, nn.Module):
                 f"the encoder takes data of shape (*batch, {', '.join(map(str, self.x_shape))}), but received "
                 f"{tuple(x.shape)}; build it with x_shape=data.x_shape"
             )
+        if not x.is_floating_point():
+            raise ValueError(
+                f"the encoder takes floating-point data, but received {x.dtype}; pyrovae.data.load(x) keeps bytes as "
+                "bytes and transforms them batch by batch"
+            )
         flat = x.flatten(-len(self.x_shape))  # (*batch, prod(x_shape))
         return self.layers(flat).unflatten(-1, self.out_shape)  # (*batch, *out_shape)
 

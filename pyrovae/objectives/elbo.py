@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
@@ -23,10 +24,20 @@ logger = logging.getLogger("pyrovae")
 
 @dataclass(frozen=True)
 class Terms:
-    """The two terms of the objective, summed over the data plate and multiplied by Pyro's scales; 0-dim tensors, nats."""
+    """The two terms of the objective, summed over the data plate; 0-dim tensors, nats.
+
+    Attributes:
+        reconstruction: multiplied by Pyro's scales, differentiable.
+        kl: the same.
+        unscaled_reconstruction: as it belongs to the ELBO of the minibatch, without gradients.
+        unscaled_kl: the same.
+
+    """
 
     reconstruction: Tensor
     kl: Tensor
+    unscaled_reconstruction: Tensor
+    unscaled_kl: Tensor
 
 
 class ELBO(TraceMeanField_ELBO):
@@ -67,8 +78,8 @@ class ELBO(TraceMeanField_ELBO):
     ) -> None:
         if not (beta >= 0 and math.isfinite(beta)):
             raise ValueError(f"beta is at least 0 and finite, but received {beta}; 1 gives the ELBO")
-        if num_particles < 1:
-            raise ValueError(f"the objective needs at least 1 particle, but received num_particles={num_particles}")
+        if isinstance(num_particles, bool) or not isinstance(num_particles, int) or num_particles < 1:
+            raise ValueError(f"num_particles is a whole number of at least 1, but received {num_particles!r}")
         super().__init__(
             num_particles=num_particles, vectorize_particles=vectorize_particles, max_plate_nesting=max_plate_nesting
         )
@@ -77,11 +88,14 @@ class ELBO(TraceMeanField_ELBO):
 
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
         """Run the pair and return reconstruction and KL, differentiable."""
-        reconstructions, kls = [], []
+        reconstruction, kl = _Sum(), _Sum()
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
-            reconstructions.append(self._reconstruction(model_trace))
-            kls.append(self._kl(model_trace, guide_trace))
-        return Terms(sum(reconstructions) / self.num_particles, sum(kls) / self.num_particles)
+            for site in model_trace.nodes.values():
+                if site["type"] == "sample" and site["is_observed"] and not site["infer"].get("_deterministic"):
+                    reconstruction.add(_log_prob(site), site)
+            self._add_kl(kl, model_trace, guide_trace)
+        totals = (reconstruction.scaled, kl.scaled, reconstruction.unscaled, kl.unscaled)
+        return Terms(*(torch.as_tensor(total) / self.num_particles for total in totals))
 
     def combine(self, terms: Terms) -> Tensor:
         """Return the loss, a 0-dim tensor, that is made of the terms."""
@@ -112,16 +126,11 @@ class ELBO(TraceMeanField_ELBO):
 
     def _guess_max_plate_nesting(self, model: Program, guide: Program, args: Any, kwargs: Any) -> None:
         """Let Pyro's run for this draw from streams of its own."""
-        with forked_random(0):
+        with forked_random(0, "cuda" if torch.cuda.is_initialized() else "cpu"):
             super()._guess_max_plate_nesting(model, guide, args, kwargs)
 
-    def _reconstruction(self, model_trace: poutine.Trace) -> Tensor:
-        sites = (site for site in model_trace.nodes.values() if site["type"] == "sample" and site["is_observed"])
-        return sum(_log_prob_sum(site) for site in sites if not site["infer"].get("_deterministic"))
-
-    def _kl(self, model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Tensor:
-        """Sum the KL terms of all latent sites, each multiplied by its scale."""
-        total: Any = 0.0
+    def _add_kl(self, total: _Sum, model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
+        """Add the KL terms of all latent sites."""
         for name, guide_site in latent_sites(guide_trace).items():
             if not getattr(guide_site["fn"], "has_rsample", False):
                 raise ValueError(
@@ -129,20 +138,20 @@ class ELBO(TraceMeanField_ELBO):
                     "reparametrized; use a distribution with has_rsample, or train with pyro.infer.TraceGraph_ELBO"
                 )
             if name not in model_trace.nodes:  # an auxiliary variable of the guide's
-                total = total + _log_prob_sum(guide_site)
+                total.add(_log_prob(guide_site), guide_site)
                 continue
             model_site = model_trace.nodes[name]
             kl, method = closed_form_kl(name, model_trace, guide_trace)
             self._remember(name, method)
             if kl is None:
-                total = total + _log_prob_sum(guide_site) - _log_prob_sum(model_site)
+                total.add(_log_prob(guide_site), guide_site)
+                total.add(-_log_prob(model_site), model_site)
                 continue
-            total = total + scale_and_mask(kl, guide_site["scale"], guide_site["mask"]).sum()
-            excess = _difference(guide_site["scale"], model_site["scale"])
-            if excess is not None:  # s_q log q - s_p log p = s_q KL + (s_q - s_p) log p
-                log_prior = model_site["fn"].log_prob(model_site["value"])
-                total = total + scale_and_mask(log_prior, excess, model_site["mask"]).sum()
-        return total
+            total.add(kl, guide_site)
+            if not _weighted_alike(guide_site, model_site):  # a log q - b log p = a (log q - log p) + (a - b) log p
+                log_prior = _log_prob(model_site)
+                total.add(log_prior, guide_site)
+                total.add(-log_prior, model_site)
 
     def _remember(self, name: str, method: str) -> None:
         if self.kl_methods.get(name) != method:
@@ -151,15 +160,30 @@ class ELBO(TraceMeanField_ELBO):
                 logger.warning("the KL of %r is estimated by Monte Carlo: %s", name, method)
 
 
-def _log_prob_sum(site: Any) -> Tensor:  # noqa: ANN401 (a message of Pyro's)
-    """Return a site's scaled and masked log-probability, summed; what Pyro's checks computed is used again."""
-    if "log_prob_sum" in site:
-        return site["log_prob_sum"]
-    return scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"]).sum()
+class _Sum:
+    """A sum of the terms of several sites, once with their scales and once without, both with their masks."""
+
+    def __init__(self) -> None:
+        self.scaled: float | Tensor = 0.0
+        self.unscaled: float | Tensor = 0.0
+
+    def add(self, term: Tensor, site: Any) -> None:  # noqa: ANN401 (a message of Pyro's)
+        """Add a term over the batch shape of a site."""
+        scale = site["scale"]
+        scaled = scale_and_mask(term, scale, site["mask"]).sum()
+        self.scaled = self.scaled + scaled
+        known = not isinstance(scale, Tensor)
+        unscaled = scaled.detach() / scale if known else scale_and_mask(term.detach(), mask=site["mask"]).sum()
+        self.unscaled = self.unscaled + unscaled
 
 
-def _difference(a: float | Tensor, b: float | Tensor) -> float | Tensor | None:
-    """Return a - b, or None where they are known to be equal without asking the device."""
-    if a is b or (not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b):
-        return None
-    return a - b
+def _log_prob(site: Any) -> Tensor:  # noqa: ANN401
+    """Return a site's log-probability, free of scale and mask; what Pyro's checks computed is used again."""
+    return site["unscaled_log_prob"] if "unscaled_log_prob" in site else site["fn"].log_prob(site["value"])
+
+
+def _weighted_alike(a: Any, b: Any) -> bool:  # noqa: ANN401
+    """Tell whether two sites are known to have the same scale and mask without asking the device."""
+    scales = (a["scale"], b["scale"])
+    known = not any(isinstance(scale, Tensor) for scale in scales)
+    return a["mask"] is b["mask"] and (scales[0] is scales[1] or (known and scales[0] == scales[1]))

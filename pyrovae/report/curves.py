@@ -1,19 +1,21 @@
-"""Pictures of numbers: how training went, and the ladder of bounds."""
+"""How training went: the ELBO and its two terms, epoch by epoch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pyrovae.report.style import FAINT, FIRST, INK, SECOND, dress, styled
-from pyrovae.results import Epoch, Estimate, Evaluation, History
+from pyrovae.report.style import FAINT, FIRST, SECOND, blank, dress, legend_below, styled
+from pyrovae.results import Epoch, History
 
 TERMS = {"elbo": "ELBO", "reconstruction": "Reconstruction", "kl": "KL"}
 NAN = math.nan
+WHITE = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
 
 
 @styled
@@ -33,23 +35,21 @@ def training_curves(history: History) -> Figure:
         raise ValueError("training curves show one epoch or more, but the history has none; train first")
     curves = {term: [_curve(history.epochs, term, validation=held_out) for held_out in (False, True)] for term in TERMS}
     shown = [term for term in TERMS if any(map(_some, curves[term]))]
-    figure = Figure(figsize=(3.3 * len(shown) + 0.6, 3.4), layout="constrained")
+    figure = blank(3.3 * len(shown) + 0.6, 3.4)
     numbers = [epoch.epoch for epoch in history.epochs]
+    kept = f"Weights kept (epoch {history.best_epoch})"
     marker = "o" if len(numbers) <= 12 else ""
     for index, term in enumerate(shown):
         axes = dress(figure.add_subplot(1, len(shown), index + 1), title=f"{TERMS[term]} (nats per datum)", grid=True)
         axes.set_xlabel("Epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, steps=[1, 2, 5, 10], min_n_ticks=1))
         if history.best_epoch != numbers[-1]:
-            label = f"Weights kept (epoch {history.best_epoch})"
-            axes.axvline(history.best_epoch, color=FAINT, linewidth=1, linestyle=(0, (4, 3)), label=label)
+            axes.axvline(history.best_epoch, color=FAINT, linewidth=1, linestyle=(0, (4, 3)), label=kept)
         for values, label, color in zip(curves[term], ("Training", "Validation"), (FIRST, SECOND), strict=True):
             if _some(values):
-                axes.plot(numbers, values, color=color, linewidth=1.6, marker=marker, markersize=4, label=label)
+                axes.plot(numbers, values, color=color, linewidth=1.4, marker=marker, markersize=4, label=label)
         _focus(axes, curves[term])
-    handles = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels())}  # noqa: B905
-    order = sorted(handles, key=lambda label: label.startswith("Weights"))
-    figure.legend([handles[label] for label in order], order, loc="outside lower center", ncols=3)
+    legend_below(figure, ["Training", "Validation", kept])
     return figure
 
 
@@ -63,55 +63,21 @@ def _some(values: Sequence[float]) -> bool:
 
 
 def _focus(axes: Axes, curves: Sequence[Sequence[float]]) -> None:
-    """Set the limits by all but the first tenth of the epochs if those would take more than 40 % of the height."""
-    skipped = len(curves[0]) // 10
-    finite = [[value for value in curve if math.isfinite(value)] for curve in curves]
-    rest = [value for curve in curves for value in curve[skipped:] if math.isfinite(value)]
-    everything = sum(finite, [])
-    if not skipped or len(rest) < 2 or max(rest) - min(rest) > 0.6 * (max(everything) - min(everything)):
+    """Leave as few first epochs out of the frame, at most a tenth, as it takes for the others to fill half of it."""
+    most = len(curves[0]) // 10
+    rests = [[v for curve in curves for v in curve[first:] if math.isfinite(v)] or [0.0] for first in range(most + 1)]
+    spreads = [max(rest) - min(rest) for rest in rests]
+    skipped = next(first for first, spread in enumerate(spreads) if spread <= 2 * spreads[-1])
+    if not skipped:
         return
+    rest = rests[skipped]
     margin = 0.08 * (max(rest) - min(rest)) or 1.0
     low, high = min(rest) - margin, max(rest) + margin
     axes.set_ylim(low, high)
-    outside = sum(any(not low <= curve[i] <= high for curve in curves if math.isfinite(curve[i])) for i in range(skipped))
+    outside = sum(
+        any(not low <= curve[i] <= high for curve in curves if math.isfinite(curve[i])) for i in range(skipped)
+    )
     if outside:
-        first = "First epoch" if outside == 1 else f"First {outside} epochs"
-        axes.text(0.98, 0.03, f"{first} outside the frame", color=FAINT, fontsize=8, ha="right", transform=axes.transAxes)
-
-
-@styled
-def ladder(evaluation: Evaluation) -> Figure:
-    """Draw the ELBO and the IWAE bounds L_K over K, and beside them what each L_K gains over the ELBO.
-
-    Thin bars are the Monte Carlo standard error, broad light ones the standard error over the data. The latter is
-    common to all bounds, so that differences are judged by the right panel, whose bars are the standard errors of paired
-    differences. Numbers that are None are left out.
-
-    Args:
-        evaluation: estimates in nats per datum.
-
-    """
-    iwae = evaluation.iwae
-    gaps = [evaluation.gaps.get(bound.label, (None, None)) for bound in iwae]
-    paired = any(gap is not None for gap, _ in gaps)
-    figure = Figure(figsize=(8.6 if paired else 4.8, 3.9), layout="constrained")
-    figure.suptitle(f"{evaluation.data}, {evaluation.num_data:,} data", x=0.01, ha="left")
-    columns = 2 if paired else 1
-    axes = dress(figure.add_subplot(1, columns, 1), title="Lower bounds on log p(x) (nats per datum)", grid=True)
-    ks = [bound.num_particles for bound in iwae]
-    left = min(ks, default=1) / _step(ks)  # the ELBO stands one step to the left of the ladder
-    _points(axes, ks, iwae, color=FIRST, marker="o", label="IWAE bound $L_K$")
-    _points(axes, [left], [evaluation.elbo], color=SECOND, marker="s", label="ELBO")
-    if evaluation.elbo.value is not None:
-        axes.axhline(evaluation.elbo.value, color=SECOND, linewidth=1, linestyle=(0, (1, 2)), zorder=1)
-    _particle_axis(axes, ks, first={left: "ELBO"})
-    _value_legend(axes)
-    if paired:
-        axes = dress(figure.add_subplot(1, columns, 2), title="$L_K$ above the ELBO (nats per datum, paired)", grid=True)
-        differences = [
-            Estimate("IWAE", k, value, error, None) for k, (value, error) in zip(ks, gaps, strict=True)
-        ]
-        axes.axhline(0, color=SECOND, linewidth=1, linestyle=(0, (1, 2)), zorder=1)
-        _points(axes, ks, differences, color=FIRST, marker="o", label="$L_K$ - ELBO")
-        _particle_axis(axes, ks)
-    return figure
+        note = f"First {outside} epochs outside the frame" if outside > 1 else "First epoch outside the frame"
+        where: dict[str, Any] = {"x": 0.98, "y": 0.03, "ha": "right", "transform": axes.transAxes}
+        axes.text(s=note, color=FAINT, fontsize=8, bbox=WHITE, **where)

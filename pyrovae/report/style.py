@@ -1,13 +1,16 @@
-"""How pictures look: the palette, the sizes of type and the bare panel, none of it left behind in matplotlib's settings."""
+"""How pictures look: palette, sizes of type and bare panel, none of it left behind in matplotlib's settings."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import matplotlib
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -21,10 +24,11 @@ PALETTE = (
 )
 FIRST, SECOND = PALETTE[0], PALETTE[6]
 
-STYLE = {
+STYLE: Any = {
     "axes.axisbelow": True,
     "axes.edgecolor": FAINT,
     "axes.facecolor": "white",
+    "axes.grid": False,
     "axes.labelcolor": INK,
     "axes.labelsize": 9.5,
     "axes.linewidth": 0.8,
@@ -41,8 +45,10 @@ STYLE = {
     "figure.labelsize": 9.5,
     "figure.titlesize": 10.5,
     "figure.titleweight": "normal",
+    "font.size": 10.0,
     "legend.fontsize": 9.0,
     "legend.frameon": False,
+    "legend.title_fontsize": 9.0,
     "savefig.facecolor": "auto",
     "savefig.transparent": False,
     "text.color": INK,
@@ -60,10 +66,25 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
     return drawing
 
 
+def blank(width: float, height: float) -> Figure:
+    """Return an empty figure of a size in inches, whose panels do not touch."""
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, wspace=0.04, hspace=0.04)
+    return Figure(figsize=(width, height), layout=layout)
+
+
 def dress(axes: Axes, *, title: str = "", grid: bool = False) -> Axes:
-    """Give a panel its title, quiet ticks and, where values are read off it, horizontal grid lines."""
+    """Give a panel its title, quiet ticks and, where values are read off it, horizontal lines."""
     axes.set_title(title)
     axes.tick_params(which="both", color=FAINT, labelcolor=INK, labelsize=9, length=3, width=0.8, direction="out")
     if grid:
-        axes.grid(visible=True, axis="y", color=GRID, linewidth=0.8, linestyle="-")
+        axes.grid(visible=True, axis="y", color=GRID, linewidth=0.8, linestyle="-", alpha=1.0)
     return axes
+
+
+def legend_below(figure: Figure, labels: Sequence[str], *, columns: int = 4) -> None:
+    """Put one legend for all panels below them, of those labels that are drawn in one of them."""
+    handles: dict[str, Artist] = {}
+    for axes in figure.axes:
+        handles |= zip(*reversed(axes.get_legend_handles_labels()), strict=True)
+    drawn = [label for label in labels if label in handles]
+    figure.legend([handles[label] for label in drawn], drawn, loc="outside lower center", ncols=columns)

@@ -18,10 +18,11 @@ from pyrovae.describe import Described, build, describe
 from pyrovae.pair import Program
 from pyrovae.results import Epoch, History
 from pyrovae.training.folder import RunFolder
-from pyrovae.training.state import from_bytes, restore, to_bytes
+from pyrovae.training.state import from_bytes, params_of, restore, to_bytes
 from pyrovae.vae import VAE
 
-CONFIG, MODEL, WEIGHTS, TRAINER, METRICS = "config.json", "model.json", "model.safetensors", "trainer.pt", "metrics.jsonl"
+CONFIG, MODEL, METRICS = "config.json", "model.json", "metrics.jsonl"
+WEIGHTS, TRAINER = "model.safetensors", "trainer.pt"
 
 
 @dataclass
@@ -84,18 +85,23 @@ class Checkpoint:
 
         Raises:
             ValueError: if there is no complete run, or one with other settings: all but ``epochs``, ``patience`` and
-                ``device`` must be the same, or the numbers would not be those of an uninterrupted run.
+                ``device`` must be the same, or the numbers would not be those of an uninterrupted run. Where the
+                learning rate decays, ``epochs`` must be the same too.
 
         """
         folder = RunFolder(path)
         config = json.loads(folder.read(CONFIG))
-        for group in ("training", "objective", "data"):
+        free = {"epochs", "patience", "device"}
+        if settings["training"]["final_learning_rate"] is not None:
+            free.remove("epochs")
+        for group in ("training", "objective", "optimizer", "data"):
             for name, value in _plain(settings[group]).items():
-                if name not in ("epochs", "patience", "device") and config[group].get(name) != value:
+                if name not in free and config[group].get(name) != value:
                     raise ValueError(
                         f"the run {path} was made with {group}.{name} = {config[group].get(name)!r}, but received "
                         f"{value!r}; resume with the same settings, or start another run"
                     )
+        folder.write({CONFIG: _json({**config, **settings})})
         return cls(folder)
 
     def save(self, progress: Progress) -> None:
@@ -170,7 +176,7 @@ def load(path: str | Path, *, allow: Collection[str] = ()) -> Run:
         raise ValueError(f"the run {path} does not say how to build its model; build it and use training.load_weights")
     vae = build(json.loads(folder.read(MODEL)), allow=allow)
     progress = Checkpoint(folder).read()
-    restore([vae], from_bytes(folder.read(WEIGHTS)))
+    restore([vae], (), from_bytes(folder.read(WEIGHTS)))
     return Run(vae.eval(), History(progress.epochs, progress.best_epoch, "loaded"), config, folder)
 
 
@@ -182,10 +188,12 @@ def load_weights(path: str | Path, modules: Iterable[nn.Module]) -> None:
         modules: the modules of the pair, in the order in which `fit` was given or found them.
 
     Raises:
-        ValueError: if a file is missing or changed, or the weights belong to other modules.
+        ValueError: if a file is missing or changed, the weights belong to other modules, or Pyro's store does not know
+            a ``pyro.param`` of the run.
 
     """
-    restore(list(modules), from_bytes(RunFolder(path).read(WEIGHTS)))
+    values = from_bytes(RunFolder(path).read(WEIGHTS))
+    restore(list(modules), params_of(values), values)
 
 
 def versions() -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from pyrovae.pair import Pair, Program, find_modules, inspect_pair
 from pyrovae.particles import one_particle, walk
 from pyrovae.progress import Advance, progress
 from pyrovae.results import Epoch, History
-from pyrovae.sandbox import forked_random, module_mode, own_store, stored_params, stream_seed, validation
+from pyrovae.sandbox import MODULE_DIVIDER, forked_random, module_mode, own_store, stream_seed, validation
 from pyrovae.training.checkpoint import Checkpoint, Progress
 from pyrovae.training.options import Training, choose_device
 from pyrovae.training.state import restore, snapshot, trainable
@@ -48,6 +48,7 @@ def fit(
     on_epoch: Callable[[Epoch], bool | None] | None = None,
     optimizer: MakeOptimizer = fused_adam,
     modules: Iterable[nn.Module] = (),
+    command: Mapping[str, Any] | None = None,
     shown: bool = True,
 ) -> History:
     """Fit a Pyro model/guide pair by gradient steps on an objective.
@@ -69,6 +70,7 @@ def fit(
         on_epoch: called after each epoch; training stops where it returns True.
         optimizer: makes the optimizer of all parameters; its learning rate is set at the start of each epoch.
         modules: those used by the programs that cannot be found from them.
+        command: options that led here, to be kept with the configuration.
         shown: whether progress is shown.
 
     Returns:
@@ -87,6 +89,8 @@ def fit(
     device = choose_device(training.device)
     sources = (data.train, data.validation) if isinstance(data, Data) else (data,)
     rows = [Rows(source) for source in sources]
+    if resume and folder is None:
+        raise ValueError("resume goes on with the run in a folder, but there is none; pass folder=")
     if training.patience is not None and len(rows) == 1:
         raise ValueError("early stopping watches validation data, but there are none; pass a Data, or patience=None")
     size = sum(part.num_bytes for part in rows)
@@ -95,22 +99,28 @@ def fit(
     found = tuple({id(module): module for module in (*modules, *find_modules(model, guide))}.values())
     for module in found:
         module.to(device)
+    kept: list[str] = []
     with (
-        own_store(keep=lambda: stored_params(found)),
+        own_store(found, keep=kept),
         module_mode(found, training=True),
         forked_random(stream_seed(training.seed, "fit"), device),
     ):
         with module_mode(found, training=False):
             few = rows[0].draw(torch.arange(min(len(rows[0]), 3), device=device))
             pair = inspect_pair(model, guide, few, modules=found, everything=lambda: _everything(rows[0]))
+        kept += [name for name in pair.params if MODULE_DIVIDER not in name]
         loop = _Loop(pair, rows, objective or ELBO(), training, device, optimizer)
         if folder is not None:
             settings = {
                 "training": dataclasses.asdict(training),
                 "objective": _describe_objective(loop.objective),
+                "optimizer": {"class": type(loop.optimizer).__name__},
                 "data": _describe_data(rows[0]),
+                "command": dict(command or {}),
             }
-            loop.checkpoint = Checkpoint.take_up(folder, settings) if resume else Checkpoint.create(folder, settings, model)
+            loop.checkpoint = (
+                Checkpoint.take_up(folder, settings) if resume else Checkpoint.create(folder, settings, model)
+            )
             if resume:
                 loop.restore(loop.checkpoint.read())
             else:
@@ -130,13 +140,19 @@ class _Loop:
         device: torch.device,
         make_optimizer: MakeOptimizer,
     ) -> None:
-        parameters = trainable(pair.modules)
+        if not hasattr(objective, "differentiable_loss"):
+            raise TypeError(
+                f"fit needs an objective with a differentiable loss, which {type(objective).__name__} does not have; "
+                "use pyrovae.objectives, or train with pyro.infer.SVI"
+            )
+        parameters = trainable(pair.modules, pair.params)
         if not parameters:
             raise ValueError(
                 "there is nothing to train: neither the store nor the modules found have parameters; register the "
                 "networks with pyro.module in the model or guide, or name them with modules=[...]"
             )
         self.pair, self.objective, self.training, self.device = pair, objective, training, device
+        self.parameters = parameters
         self.train = rows[0]
         self.watched = rows[1] if len(rows) > 1 else None
         self.optimizer = make_optimizer(parameters)
@@ -153,7 +169,7 @@ class _Loop:
         """Return where training stands."""
         return Progress(
             epochs=self.epochs,
-            values=snapshot(self.pair.modules),
+            values=self._snapshot(),
             optimizer=self.optimizer.state_dict(),
             best=self.best,
             best_epoch=self.best_epoch,
@@ -162,19 +178,19 @@ class _Loop:
 
     def restore(self, progress: Progress) -> None:
         """Take up where training stood."""
-        restore(self.pair.modules, progress.values)
+        self._restore(progress.values)
         self.optimizer.load_state_dict(progress.optimizer)
         self.epochs, self.best = progress.epochs, progress.best
         self.best_epoch, self.best_validation = progress.best_epoch, progress.best_validation
 
     def run(self, on_epoch: Callable[[Epoch], bool | None] | None, *, shown: bool) -> History:
         """Go through the epochs that are left."""
-        why = f"all {self.training.epochs} epochs done"
+        why = self._done()
         checked = not self.epochs
         total = (self.training.epochs - len(self.epochs)) * self.steps_per_epoch
         done = 0
         with progress("training", total, shown=shown, unit="steps") as advance:
-            while len(self.epochs) < self.training.epochs:
+            while why is None:
                 epoch = self._epoch(len(self.epochs) + 1, advance, done, checked=checked)
                 checked = False
                 done += self.steps_per_epoch
@@ -182,15 +198,25 @@ class _Loop:
                 self._watch(epoch)
                 if self.checkpoint is not None:
                     self.checkpoint.save(self.progress())
+                why = self._done()
                 if on_epoch is not None and on_epoch(epoch):
                     why = f"stopped by on_epoch after epoch {epoch.epoch}"
-                    break
-                if self.training.patience is not None and epoch.epoch - self.best_epoch >= self.training.patience:
-                    why = f"stopped early: no better validation ELBO since epoch {self.best_epoch}"
-                    break
         if self.best is not None:
-            restore(self.pair.modules, self.best)
+            self._restore(self.best)
         return History(self.epochs, self.best_epoch, why)
+
+    def _done(self) -> str | None:
+        """Return why training ends here, or None if it goes on."""
+        patience = self.training.patience
+        if patience is not None and len(self.epochs) - self.best_epoch >= patience:
+            return f"stopped early: no better validation ELBO since epoch {self.best_epoch}"
+        return f"all {self.training.epochs} epochs done" if len(self.epochs) >= self.training.epochs else None
+
+    def _snapshot(self) -> dict[str, Tensor]:
+        return snapshot(self.pair.modules, self.pair.params)
+
+    def _restore(self, values: dict[str, Tensor]) -> None:
+        restore(self.pair.modules, self.pair.params, values)
 
     def _watch(self, epoch: Epoch) -> None:
         """Note whether an epoch is the one whose weights are kept."""
@@ -198,7 +224,7 @@ class _Loop:
             self.best_epoch = epoch.epoch
         elif epoch.validation is not None and epoch.validation["elbo"] > self.best_validation:
             self.best_epoch, self.best_validation = epoch.epoch, epoch.validation["elbo"]
-            self.best = snapshot(self.pair.modules)
+            self.best = self._snapshot()
 
     def _epoch(self, number: int, advance: Advance, done: int, *, checked: bool) -> Epoch:
         """Go through the training data once."""
@@ -212,13 +238,20 @@ class _Loop:
         stream = stream_seed(self.training.seed, "epoch", number)
         with forked_random(stream, self.device), validation(enabled=checked):
             for index, (model, guide, count) in enumerate(self._batches()):
-                unread.append((self.step(model, guide, size=self._plate_size(count)), count))
+                try:
+                    unread.append((self.step(model, guide, size=self._plate_size(count), count=count), count))
+                except ValueError as error:  # of Pyro's checks, which may meet a NaN before the loss has been read
+                    if unread:
+                        self._read(unread, number, index - len(unread) + 1)
+                        self._check_again(model, guide, number, index + 1, error)
+                    raise
                 if len(unread) == STEPS_BETWEEN_READS or index == self.steps_per_epoch - 1:
                     sums += self._read(unread, number, index - len(unread) + 2)
                     seen += sum(count for _, count in unread)
                     unread = []
                     loss, reconstruction, kl = (sums / seen).tolist()
                     advance(done + index + 1, f"ELBO {-loss:.2f}  reconstruction {reconstruction:.2f}  KL {kl:.2f}")
+        self._check_end(number)
         loss, reconstruction, kl = (sums / seen).tolist()
         known = isinstance(self.objective, ELBO)
         return Epoch(
@@ -227,7 +260,7 @@ class _Loop:
             elbo=reconstruction - kl if known else -loss,
             reconstruction=reconstruction if known else None,
             kl=kl if known else None,
-            validation=None if self.watched is None else self._validate(self.watched),
+            validation=None if self.watched is None else self._validate(self.watched, number, checked=checked),
             learning_rate=rate,
             seconds=time.perf_counter() - started,
         )
@@ -257,20 +290,36 @@ class _Loop:
             bad = int((~finite).nonzero()[0])
             names = ("loss", "reconstruction", "KL")
             terms = [name for name, value in zip(names, values[bad].tolist(), strict=True) if not math.isfinite(value)]
-            kept = (
-                f"the run folder {self.checkpoint.folder.path} holds the weights of epoch {epoch - 1}"
-                if self.checkpoint
-                else "give fit a folder to keep the weights of the last good epoch"
-            )
-            raise DivergenceError(
-                f"training stopped in epoch {epoch} at its step {first_step + bad}: {terms[-1]} is not finite; lower "
-                f"the learning rate ({self.training.rate(epoch):g}) or set clip_norm; {kept}"
-            )
+            raise self._diverged(epoch, first_step + bad, terms[-1])
         counts = torch.tensor([count for _, count in unread], dtype=torch.float64)
         return counts @ values
 
+    def _diverged(self, epoch: int, step: int, term: str) -> DivergenceError:
+        kept = (
+            f"the run folder {self.checkpoint.folder.path} holds the weights of epoch {epoch - 1}"
+            if self.checkpoint
+            else "give fit a folder to keep the weights of the last good epoch"
+        )
+        return DivergenceError(
+            f"training stopped in epoch {epoch} at its step {step}: {term} is not finite; lower the learning rate "
+            f"({self.training.rate(epoch):g}) or set clip_norm; {kept}"
+        )
+
     @torch.no_grad()
-    def _validate(self, watched: Rows) -> dict[str, float]:
+    def _check_again(self, model: Program, guide: Program, epoch: int, step: int, error: ValueError) -> None:
+        """Raise that training diverged if that is why Pyro's checks failed: without them the loss is not finite."""
+        with validation(enabled=False):
+            loss = self.objective.differentiable_loss(model, guide)
+        if not loss.isfinite():
+            raise self._diverged(epoch, step, "the loss") from error
+
+    def _check_end(self, epoch: int) -> None:
+        """Refuse to go on with parameters that the last step made NaN, which no loss has shown yet."""
+        if torch.stack([parameter.isnan().any() for parameter in self.parameters]).any():
+            raise self._diverged(epoch, self.steps_per_epoch, "a parameter")
+
+    @torch.no_grad()
+    def _validate(self, watched: Rows, epoch: int, *, checked: bool) -> dict[str, float]:
         """Return the ELBO on the validation data, with the same draws after every epoch."""
         args = watched.fixed()
         sums = torch.zeros(2, dtype=torch.float64)
@@ -281,9 +330,11 @@ class _Loop:
             validation(enabled=False),
         ):
             for rows, count in walk(self.pair, len(watched), batch_size=VALIDATION_ROWS):
-                terms = elbo_terms(self.pair, [one_particle(self.pair, args, rows.to(self.device), checked=False)])
+                terms = elbo_terms(self.pair, [one_particle(self.pair, args, rows.to(self.device), checked=checked)])
                 sums += torch.stack([terms.reconstruction[:count].sum(), terms.kl[:count].sum()]).double().cpu()
         reconstruction, kl = (sums / len(watched)).tolist()
+        if not math.isfinite(reconstruction - kl):
+            raise self._diverged(epoch, self.steps_per_epoch, "the validation ELBO")
         return {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
 
 

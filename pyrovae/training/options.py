@@ -37,7 +37,7 @@ class Training:
     learning_rate: float = _option(1e-3, "of Adam; at the start if it decays")
     final_learning_rate: float | None = _option(None, "where a cosine decay over all epochs ends (default: constant)")
     clip_norm: float | None = _option(None, "largest norm of the gradient of the loss per datum (default: no clipping)")
-    patience: int | None = _option(None, "epochs without a better validation ELBO before stopping (default: never stop)")
+    patience: int | None = _option(None, "epochs without a better validation ELBO before it stops (default: never)")
     seed: int = _option(0, "of initialization, shuffling, binarization and the guide's draws")
     device: str = _option("auto", "auto, cpu, cuda, cuda:1 or mps; auto takes CUDA if there is one")
 

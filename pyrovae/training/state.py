@@ -2,40 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import pyro
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from pyrovae.sandbox import stored_params
-
 PARAM_PREFIX = "pyro.param/"
 
 
-def trainable(modules: Sequence[nn.Module]) -> list[Tensor]:
-    """Return every parameter of the modules and of Pyro's store once, unconstrained, in a fixed order."""
-    found = [p for module in modules for p in module.parameters()]
-    found += [value for _, value in pyro.get_param_store().named_parameters()]
+def trainable(modules: Sequence[nn.Module], params: Iterable[str]) -> list[Tensor]:
+    """Return every parameter of the modules, and the named ones of Pyro's store, unconstrained, in a fixed order."""
+    found = [p for module in modules for p in module.parameters()] + list(_stored(params).values())
     unique = {id(value): value for value in found if value.requires_grad}
     return list(unique.values())
 
 
-def snapshot(modules: Sequence[nn.Module]) -> dict[str, Tensor]:
+def snapshot(modules: Sequence[nn.Module], params: Iterable[str]) -> dict[str, Tensor]:
     """Return copies of all values by name: of one module as in its ``state_dict``, of several with their number."""
-    return {name: value.detach().clone() for name, value in _named(modules).items()}
+    return {name: value.detach().clone() for name, value in _named(modules, params).items()}
 
 
 @torch.no_grad()
-def restore(modules: Sequence[nn.Module], values: Mapping[str, Tensor]) -> None:
+def restore(modules: Sequence[nn.Module], params: Iterable[str], values: Mapping[str, Tensor]) -> None:
     """Put the values of a `snapshot` back in place.
 
     Raises:
         ValueError: if they belong to other modules: names or shapes differ.
 
     """
-    named = _named(modules)
+    named = _named(modules, params)
     for name in sorted(named.keys() ^ values.keys())[:1]:
         where = "the run" if name in values else "the model"
         raise ValueError(f"the run belongs to another model: only {where} has {name!r}")
@@ -45,17 +42,41 @@ def restore(modules: Sequence[nn.Module], values: Mapping[str, Tensor]) -> None:
                 f"the run belongs to another model: {name!r} is {tuple(value.shape)} in the run and "
                 f"{tuple(named[name].shape)} in the model"
             )
+    for name, value in values.items():
         named[name].copy_(value)
 
 
-def _named(modules: Sequence[nn.Module]) -> dict[str, Tensor]:
+def params_of(values: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of the ``pyro.param`` values in a `snapshot`.
+
+    Raises:
+        ValueError: if Pyro's store does not have one of them: only a ``pyro.param`` statement knows its constraint.
+
+    """
+    names = [name.removeprefix(PARAM_PREFIX) for name in values if name.startswith(PARAM_PREFIX)]
+    for name in names:
+        if name not in pyro.get_param_store():
+            raise ValueError(
+                f"the run has a value for pyro.param({name!r}), which Pyro's store does not know yet; call the model "
+                "and the guide once on some data, then load the weights"
+            )
+    return names
+
+
+def _named(modules: Sequence[nn.Module], params: Iterable[str]) -> dict[str, Tensor]:
     """Return the tensors themselves by name."""
     owned = {
         (key if len(modules) == 1 else f"{number}.{key}"): value
         for number, module in enumerate(modules)
         for key, value in module.state_dict().items()
     }
-    return owned | {PARAM_PREFIX + name: value for name, value in stored_params(modules).items()}
+    return owned | {PARAM_PREFIX + name: value for name, value in _stored(params).items()}
+
+
+def _stored(params: Iterable[str]) -> dict[str, Tensor]:
+    """Return the unconstrained values of the named ``pyro.param``."""
+    stored = dict(pyro.get_param_store().named_parameters())
+    return {name: stored[name] for name in params}
 
 
 def to_bytes(values: Mapping[str, Tensor]) -> bytes:

@@ -44,23 +44,24 @@ class EagerStep:
         self.optimizer = optimizer
         self.clip_norm = clip_norm
 
-    def __call__(self, model: Program, guide: Program, *, size: int) -> Tensor:
+    def __call__(self, model: Program, guide: Program, *, size: int, count: int) -> Tensor:
         """Move the parameters once.
 
         Args:
             model: without arguments, on one minibatch.
             guide: the same.
             size: of the data plate, by which the loss is divided.
+            count: of the data in the minibatch.
 
         Returns:
-            Loss, reconstruction and KL per datum, ``(3,)``, nats; the last two are zero where the objective does not
-            tell.
+            Loss, reconstruction and KL per datum, ``(3,)``, nats, the last two free of Pyro's scales; they are zero
+            where the objective does not tell.
 
         """
         if isinstance(self.objective, ELBO):
             terms = self.objective.terms(model, guide)
             loss = self.objective.combine(terms) / size
-            shown = torch.stack([loss, terms.reconstruction / size, terms.kl / size]).detach()
+            shown = torch.stack([loss.detach(), terms.unscaled_reconstruction / count, terms.unscaled_kl / count])
         else:
             loss = self.objective.differentiable_loss(model, guide) / size
             shown = torch.stack([loss, torch.zeros_like(loss), torch.zeros_like(loss)]).detach()

@@ -1,0 +1,29 @@
+# make demo    train on the digits, evaluate with K up to 5000, and say where the report is
+# make test    format, lint, types and the whole test suite
+# Both make .venv and install the package into it first, and are safe to repeat.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test clean
+.DEFAULT_GOAL := demo
+
+demo: .venv/installed
+	rm -rf runs/demo
+	$(BIN)/pyrovae train --folder runs/demo --epochs 100
+	$(BIN)/pyrovae evaluate runs/demo
+
+test: .venv/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || (echo "pyrovae needs Python 3.11 or later; name one: make PYTHON=python3.12" && exit 1)
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch .venv/installed
+
+clean:
+	rm -rf .venv build *.egg-info

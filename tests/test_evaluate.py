@@ -1,0 +1,204 @@
+"""What an evaluation says, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from conftest import linear_gaussian, pair_of
+
+import pyrovae
+from pyrovae import VAE, likelihoods, memory, networks, posteriors, priors
+from pyrovae.data import Data
+from pyrovae.evaluate import evaluate
+from pyrovae.results import Evaluation
+
+
+def small_vae(data: Data, likelihood: likelihoods.Likelihood, latent_dim: int = 3) -> VAE:
+    posterior = posteriors.DiagonalNormal(latent_dim)
+    return VAE(
+        prior=priors.StandardNormal(latent_dim),
+        decoder=networks.MLPDecoder(latent_dim, likelihood.param_shape, hidden=(16,)),
+        likelihood=likelihood,
+        encoder=networks.MLPEncoder(data.x_shape, posterior.param_shape, hidden=(16,)),
+        posterior=posterior,
+    )
+
+
+@pytest.fixture
+def digits() -> Data:
+    return pyrovae.data.digits().for_form("binary")
+
+
+def test_values_per_datum_give_the_table(digits: Data) -> None:
+    vae = small_vae(digits, likelihoods.Bernoulli(digits.x_shape))
+    found = evaluate(vae.model, vae.guide, digits, ks=(1, 4, 8), shown=False)
+    assert found.num_data == 300
+    assert found.data == "digits/test"
+    assert found.data_hash == digits.test.hash()
+    for estimate in found.estimates:
+        values = found.per_datum[estimate.label]
+        assert values.shape == (300,)
+        assert values.dtype == torch.float64
+        assert estimate.value == values.mean().item()
+        assert estimate.se_data == pytest.approx(values.std().item() / math.sqrt(300))
+        assert f"{estimate.value:.3f}" in str(found)
+    assert found.elbo.value == pytest.approx(found.reconstruction.value - found.kl.value)
+    difference = found.per_datum["L_8"] - found.per_datum["ELBO"]
+    assert found.gaps["L_8"] == pytest.approx((difference.mean().item(), difference.std().item() / math.sqrt(300)))
+    assert found.bits_per_dimension == pytest.approx(-found.iwae[-1].value / (64 * math.log(2)))
+
+
+def test_same_seed_same_numbers_and_another_seed_others(digits: Data) -> None:
+    vae = small_vae(digits, likelihoods.Bernoulli(digits.x_shape))
+    first, again, other = (
+        evaluate(vae.model, vae.guide, digits.test.first(40), ks=(1, 10), seed=seed, shown=False) for seed in (3, 3, 4)
+    )
+    assert first.estimates == again.estimates
+    assert first.iwae[0].value != other.iwae[0].value
+    assert abs(first.iwae[0].value - other.iwae[0].value) < 5 * math.hypot(
+        first.iwae[0].se_monte_carlo, other.iwae[0].se_monte_carlo
+    )
+
+
+def test_monte_carlo_error_is_the_spread_over_seeds() -> None:
+    truth = linear_gaussian()
+    x = truth.sample(20)
+    model, guide = pair_of(truth, widen=1.3)
+    found = [evaluate(model, guide, x, ks=(1, 10, 100), seed=seed, shown=False) for seed in range(150)]
+    for index in range(6):
+        values = torch.tensor([e.estimates[index].value for e in found])
+        errors = torch.tensor([e.estimates[index].se_monte_carlo for e in found])
+        if values.std() < 1e-12:  # the KL has a closed form and does not move
+            assert errors.max() < 1e-12
+            continue
+        # the standard deviation of 150 values is known to 6 %; the larger of two estimates is biased upwards
+        assert 0.8 < errors.mean() / values.std() < 1.35
+
+
+def test_json_is_strict_and_comes_back(digits: Data) -> None:
+    vae = small_vae(digits, likelihoods.Bernoulli(digits.x_shape))
+    found = evaluate(vae.model, vae.guide, digits.test.first(1), ks=(1, 2), shown=False)
+    assert found.elbo.se_data is None
+    assert "single datum" in found.elbo.why
+    text = found.to_json()
+    assert json.loads(text, parse_constant=pytest.fail)["elbo"]["se_data"] is None
+    assert Evaluation.from_json(text) == found
+    with pytest.raises(ValueError, match="not an evaluation"):
+        Evaluation.from_json("{}")
+
+
+def test_weights_that_are_not_finite_are_named_and_counted() -> None:
+    def model(x: torch.Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.tensor(0.0), 1.0))
+            pyro.sample("x", dist.Uniform(z - 0.5, z + 0.5, validate_args=False), obs=x)
+
+    def guide(x: torch.Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.where(x > 50, 0.0, x), 0.01))
+
+    found = evaluate(model, guide, torch.tensor([0.0, 0.1, 100.0]), ks=(1, 10), shown=False)
+    assert found.iwae[-1].value is None
+    assert "1 of 3 data" in found.iwae[-1].why
+    assert found.iwae[-1].why in str(found)
+    assert found.per_datum["L_10"].isfinite().tolist() == [True, True, False]
+    json.loads(found.to_json(), parse_constant=pytest.fail)
+
+
+@pytest.mark.parametrize("ks", [(), (0,), (1, -5), (1.0, 2.0), (True,)])
+def test_k_is_a_positive_whole_number(ks: tuple[int, ...]) -> None:
+    truth = linear_gaussian()
+    with pytest.raises(ValueError, match="whole numbers of at least 1"):
+        evaluate(*pair_of(truth), truth.sample(2), ks=ks, shown=False)
+
+
+@pytest.mark.parametrize("name", ["batch_size", "chunk_size"])
+def test_sizes_are_positive(name: str) -> None:
+    truth = linear_gaussian()
+    with pytest.raises(ValueError, match=f"{name} is at least 1"):
+        evaluate(*pair_of(truth), truth.sample(2), shown=False, **{name: 0})
+
+
+def test_what_cannot_fit_is_refused_before_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    truth = linear_gaussian()
+    with pytest.raises(ValueError, match=r"K = 1000000000000 needs about .* are free; choose a smaller K"):
+        evaluate(*pair_of(truth), truth.sample(2), ks=(10**12,), shown=False)
+    monkeypatch.setattr(memory, "available", lambda device="cpu": 1000)
+    with pytest.raises(ValueError, match=r"needs about .* 1e\+03 B are free"):
+        evaluate(*pair_of(truth), truth.sample(2), ks=(100,), shown=False)
+
+
+def test_memory_does_not_grow_with_particles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No run of the model sees more rows than a chunk."""
+    truth = linear_gaussian()
+    model, guide = pair_of(truth)
+    rows: list[int] = []
+
+    def watched(x: torch.Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            rows.append(z[..., 0].numel())
+            pyro.sample("x", dist.Normal(z @ truth.weight.T + truth.bias, truth.scale).to_event(1), obs=x)
+
+    evaluate(watched, guide, truth.sample(10), ks=(1, 20_000), shown=False)
+    assert max(rows) <= 4096
+    assert sum(rows) > 200_000
+
+
+def test_grey_pixels_under_bernoulli_name_the_cure(digits: Data) -> None:
+    vae = small_vae(digits, likelihoods.Bernoulli(digits.x_shape))
+    grey = digits.with_transform(pyrovae.data.transforms.Grey())
+    with pytest.raises(ValueError, match=r"binarize them, for instance with data.transforms.DynamicBinarization"):
+        evaluate(vae.model, vae.guide, grey, ks=(1,), shown=False)
+    late = torch.cat([torch.zeros(299, *digits.x_shape), torch.full((1, *digits.x_shape), 0.5)])
+    with pytest.raises(ValueError, match="64 of .* values are not"):
+        evaluate(vae.model, vae.guide, late, ks=(1,), shown=False)
+
+
+def test_wrong_shape_and_bytes_are_told_in_words(digits: Data) -> None:
+    vae = small_vae(digits, likelihoods.Bernoulli(digits.x_shape))
+    with pytest.raises(ValueError, match=r"takes data of shape \(\*batch, 1, 8, 8\), but received \(2, 64\)"):
+        evaluate(vae.model, vae.guide, torch.zeros(5, 64), ks=(1,), shown=False)
+    with pytest.raises(ValueError, match=r"takes floating-point data, but received torch.uint8"):
+        evaluate(vae.model, vae.guide, torch.zeros(5, 1, 8, 8, dtype=torch.uint8), ks=(1,), shown=False)
+
+
+def test_bits_of_dequantized_bytes_and_none_for_other_densities(digits: Data) -> None:
+    likelihood = likelihoods.Gaussian(digits.x_shape, learn_scale=True)
+    vae = small_vae(digits, likelihood)
+    dequantized = digits.for_form("continuous").test.first(20)
+    found = evaluate(vae.model, vae.guide, dequantized, ks=(1, 5), shown=False)
+    assert found.base_measure == "Lebesgue"
+    expected = -(found.iwae[-1].value - 64 * math.log(17)) / (64 * math.log(2))
+    assert found.bits_per_dimension == pytest.approx(expected)
+    raw = evaluate(vae.model, vae.guide, dequantized.fixed(), ks=(1, 5), shown=False)
+    assert raw.bits_per_dimension is None
+    assert raw.estimates == found.estimates
+    assert raw.data_hash == found.data_hash
+
+
+def test_a_record_cannot_be_changed(digits: Data) -> None:
+    vae = small_vae(digits, likelihoods.Bernoulli(digits.x_shape))
+    found = evaluate(vae.model, vae.guide, digits.test.first(3), ks=(1,), shown=False)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        found.elbo.value = 0.0  # type: ignore[misc]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_gives_the_numbers_of_the_cpu(digits: Data) -> None:
+    torch.set_default_dtype(torch.float32)
+    vae = small_vae(digits, likelihoods.Bernoulli(digits.x_shape))
+    there = evaluate(vae.model, vae.guide, digits, ks=(1, 100), device="cuda", shown=False)
+    here = evaluate(vae.model, vae.guide, digits, ks=(1, 100), device="cpu", shown=False)
+    for a, b in zip(here.estimates, there.estimates, strict=True):
+        error = math.hypot(a.se_monte_carlo or 0.0, b.se_monte_carlo or 0.0)
+        assert abs(a.value - b.value) < 4 * error + 1e-4
+
+

@@ -1,0 +1,30 @@
+"""Every example runs, as its own process, and a new one is tested the moment it exists."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+def test_there_are_examples() -> None:
+    assert {"vae.py", "by_hand.py"} <= {path.name for path in EXAMPLES}
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_example(path: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error::UserWarning:pyrovae"}
+    done = subprocess.run(
+        [sys.executable, str(path), "--smoke"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "L_50 " in done.stdout
+    assert "Estimates of log p(x)" in done.stdout
+    first_line = path.read_text().splitlines()[2].split()
+    assert first_line[:2] == ["python", f"examples/{path.name}"], "an example opens with its command"

@@ -1,0 +1,39 @@
+"""A published network on MNIST reaches what plain PyTorch reaches."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import pyrovae
+from pyrovae import VAE, Training, likelihoods, networks, posteriors, priors
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+ROOT = Path(os.environ.get("PYROVAE_DATA", SHARED))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (ROOT / "MNIST").exists(), reason="no copy of MNIST; PYROVAE_DATA names its folder")
+def test_mnist() -> None:
+    torch.set_default_dtype(torch.float32)
+    data = pyrovae.data.mnist(root=ROOT, download=False, num_validation=400).for_form("binary")
+    likelihood, posterior = likelihoods.Bernoulli(data.x_shape), posteriors.DiagonalNormal(50)
+    mean = data.train.mean()
+    vae = VAE(
+        prior=priors.StandardNormal(50),
+        decoder=networks.MLPDecoder(50, likelihood.param_shape, initial_params=likelihood.initial_params(mean)),
+        likelihood=likelihood,
+        encoder=networks.MLPEncoder(data.x_shape, posterior.param_shape),
+        posterior=posterior,
+    )
+    pyrovae.fit(vae.model, vae.guide, data.train, training=Training(epochs=20), shown=False)
+    test = pyrovae.evaluate(vae.model, vae.guide, data.test, ks=(1,), shown=False)
+    assert test.elbo.value > -102
+    few = pyrovae.evaluate(vae.model, vae.guide, data.test.first(200), shown=False)
+    l_5000 = few.iwae[-1]
+    assert l_5000.num_particles == 5000
+    assert l_5000.value - few.elbo.value >= 4
+    print(f"test ELBO {test.elbo.value:.2f}; on 200 images ELBO {few.elbo.value:.2f}, L_5000 {l_5000.value:.2f}")

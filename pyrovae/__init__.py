@@ -22,8 +22,8 @@ A swap is one line:
 
 >>> import pyrovae
 >>> from pyrovae import VAE, likelihoods, networks, posteriors, priors
->>> data = pyrovae.data.digits().for_form("binary")
->>> likelihood = likelihoods.Bernoulli(data.x_shape)    # <- likelihoods.Gaussian(data.x_shape), with for_form("continuous")
+>>> data = pyrovae.data.digits().for_form("binary")     # <- "continuous" for a density such as Gaussian
+>>> likelihood = likelihoods.Bernoulli(data.x_shape)    # <- likelihoods.Gaussian(data.x_shape)
 >>> prior = priors.StandardNormal(16)
 >>> posterior = posteriors.DiagonalNormal(16)
 >>> vae = VAE(

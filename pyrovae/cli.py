@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pyrovae import likelihoods, networks, posteriors, priors
 from pyrovae import data as data_room
+from pyrovae import likelihoods, networks, posteriors, priors
 from pyrovae.data import Data, fingerprint, transforms
 from pyrovae.evaluate import evaluate
 from pyrovae.objectives import ELBO
@@ -68,7 +68,9 @@ def train(argv: Sequence[str]) -> None:
     parser = Parser(prog="pyrovae train", description="Fit a VAE by SVI on the ELBO and keep it in a run folder.")
     run = parser.add_argument_group("run")
     run.add_argument("--folder", metavar="DIR", help="run folder (default: the next free runs/DATA-NUMBER)")
-    run.add_argument("--resume", metavar="DIR", help="go on with the run in this folder, with the options it was made with")
+    run.add_argument(
+        "--resume", metavar="DIR", help="go on with the run in this folder, with the options it was made with"
+    )
     _add_data(parser)
     model = parser.add_argument_group("model")
     model.add_argument("--latent_dim", type=int, default=16, metavar="N", help="latent dimensions (default: 16)")
@@ -114,20 +116,27 @@ def evaluate_run(argv: Sequence[str]) -> None:
     """Report the bounds of a run."""
     parser = Parser(
         prog="pyrovae evaluate",
+        usage="pyrovae evaluate RUN [options]",
         description="Report the ELBO of a run beside its IWAE bounds, on its test data, with pictures.",
     )
     parser.add_argument("run", metavar="RUN", help="run folder")
     _add_data(parser, default=None)
     group = parser.add_argument_group("evaluation")
-    group.add_argument("--split", choices=("train", "validation", "test"), default="test", help="part of the data (default: test)")
+    group.add_argument(
+        "--split", choices=("train", "validation", "test"), default="test", help="part of the data (default: test)"
+    )
     group.add_argument("--num_data", type=int, metavar="N", help="evaluate only the first N (default: all)")
     group.add_argument(
         "--ks", type=int, nargs="+", default=[1, 5, 50, 500, 5000], metavar="K",
         help="numbers of particles of the IWAE bounds, each dividing the next (default: 1 5 50 500 5000)",
     )  # fmt: skip
-    group.add_argument("--batch_size", type=int, metavar="N", help="data whose particles are drawn together (default: by K)")
+    group.add_argument(
+        "--batch_size", type=int, metavar="N", help="data whose particles are drawn together (default: by K)"
+    )
     group.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default: 0)")
-    group.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
+    group.add_argument(
+        "--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps (default: auto)"
+    )
     options = parser.options(argv)
     run = load(options["run"])
     vae = run.vae.to(choose_device(options["device"]))
@@ -151,14 +160,20 @@ def evaluate_run(argv: Sequence[str]) -> None:
 
 def generate(argv: Sequence[str]) -> None:
     """Draw data from a run."""
-    parser = Parser(prog="pyrovae generate", description="Draw data from the model of a run.")
+    parser = Parser(
+        prog="pyrovae generate",
+        usage="pyrovae generate RUN [options]",
+        description="Draw data from the model of a run.",
+    )
     parser.add_argument("run", metavar="RUN", help="run folder")
     group = parser.add_argument_group("generation")
     group.add_argument("--num", type=int, default=64, metavar="N", help="how many (default: 64)")
     group.add_argument("--draws", action="store_true", help="draw x itself instead of showing E[x | z]")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default: 0)")
     group.add_argument(
-        "--out", metavar="FILE", help="a .png for a picture, a .npy for the numbers (default: samples.png or samples.npy in RUN)"
+        "--out",
+        metavar="FILE",
+        help="a .png for a picture, a .npy for the numbers (default: samples.png or samples.npy in RUN)",
     )
     options = parser.options(argv)
     run = load(options["run"])
@@ -184,13 +199,26 @@ def _add_data(parser: Parser, default: str | None = "digits") -> None:
     shown = "digits" if default else "that of the run"
     group.add_argument(
         "--data", default=default, metavar="NAME",
-        help=f"digits, mnist, fashion_mnist or kmnist, or a path: .npz, .npy, .csv or a folder of images (default: {shown})",
+        help=f"digits, mnist, fashion_mnist, kmnist, or a path: .npz, .npy, .csv, folder of images (default: {shown})",
     )  # fmt: skip
-    group.add_argument("--data.root", metavar="DIR", help="folder of the named data sets (default: $PYROVAE_DATA, else a cache)")
-    group.add_argument("--data.download", choices=("true", "false"), default="true" if default else None, help="fetch what is missing (default: true)")
+    group.add_argument(
+        "--data.root", metavar="DIR", help="folder of the named data sets (default: $PYROVAE_DATA, else a cache)"
+    )
+    group.add_argument(
+        "--data.download",
+        choices=("true", "false"),
+        default="true" if default else None,
+        help="fetch what is missing (default: true)",
+    )
     names = ", ".join(classes(transforms))
     group.add_argument("--data.transform", metavar="CLASS", help=f"{names} (default: what the likelihood scores)")
-    group.add_argument("--data.seed", type=int, default=0 if default else None, metavar="N", help="of splits and of binarized test data (default: 0)")
+    group.add_argument(
+        "--data.seed",
+        type=int,
+        default=0 if default else None,
+        metavar="N",
+        help="of splits and of binarized test data (default: 0)",
+    )
 
 
 def _load_data(options: dict[str, Any], form: transforms.Form) -> Data:
@@ -245,8 +273,8 @@ def _resumed(parser: Parser, argv: Sequence[str]) -> dict[str, Any]:
         return options
     if options["folder"] is not None:
         raise ValueError("--resume goes on in its own folder; leave out --folder")
-    parser.set_defaults(**_command(json.loads(RunFolder(options["resume"]).read(CONFIG)), options["resume"]))
-    return parser.options(argv)
+    config = json.loads(RunFolder(options["resume"]).read(CONFIG))
+    return parser.options(argv, saved=_command(config, options["resume"]) | {"folder": None})
 
 
 def _command(config: dict[str, Any], folder: object) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class Described:
             if outermost is cls:
                 self.init_arguments = {name: value for name, value in list(bound.arguments.items())[1:]}
 
-        cls.__init__ = remembering  # type: ignore[method-assign]
+        cls.__init__ = remembering  # type: ignore[method-assign, assignment]
 
 
 def describe(part: object) -> Description:

@@ -26,19 +26,25 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, **kwargs: Any) -> None:
+        kwargs.setdefault("usage", f"{kwargs['prog']} [options]")
         super().__init__(**kwargs, allow_abbrev=False, formatter_class=_Formatter, add_help=False)
-        self.title = kwargs.get("prog", "")
         general = self.add_argument_group("general")
         general.add_argument("-h", "--help", action="help", help="show this text and stop")
-        general.add_argument("--config", metavar="FILE", help="read options from a JSON file; the command line overrides it")
+        general.add_argument(
+            "--config", metavar="FILE", help="read options from a JSON file; the command line overrides it"
+        )
         general.add_argument("--print_config", action="store_true", help="print the options as JSON and stop")
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with 2."""
         self.exit(2, f"{self.prog}: error: {message}\n")
 
-    def options(self, argv: Sequence[str]) -> dict[str, Any]:
+    def options(self, argv: Sequence[str], saved: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the options by name; print them and exit if that was asked for.
+
+        Args:
+            argv: words of the command line.
+            saved: options that hold where neither the command line nor ``--config`` says otherwise.
 
         Raises:
             ValueError: if an option is unknown (the text names the nearest), or the file cannot be read.
@@ -46,14 +52,13 @@ class Parser(argparse.ArgumentParser):
         """
         argv = [_underscored(word) for word in argv]
         first, _ = self.parse_known_args(argv)
-        if first.config is not None:
-            self.set_defaults(**self._from_file(first.config))
-        found, unknown = self.parse_known_args(argv)
+        before = dict(saved or {}) if first.config is None else self._from_file(first.config)
+        found, unknown = self.parse_known_args([*_words(before), *argv])
         if unknown:
             raise ValueError(self._unknown(unknown[0]))
         options = {name: value for name, value in vars(found).items() if name not in ("config", "print_config")}
         if found.print_config:
-            sys.stdout.write(json.dumps({n: v for n, v in options.items() if n in self._saved}, indent=2) + "\n")
+            sys.stdout.write(json.dumps(self.to_save(options), indent=2) + "\n")
             self.exit(0)
         return options
 
@@ -63,7 +68,8 @@ class Parser(argparse.ArgumentParser):
 
     @property
     def _saved(self) -> set[str]:
-        return {action.dest for action in self._actions if action.option_strings} - {"help", "config", "print_config", "resume"}
+        names = {action.dest for action in self._actions if action.option_strings}
+        return names - {"help", "config", "print_config", "resume"}
 
     def _from_file(self, path: str) -> dict[str, Any]:
         try:
@@ -106,7 +112,11 @@ class Parser(argparse.ArgumentParser):
         menu = classes(room)
         lines = "; ".join(f"{name}: {_summary(part)}" for name, part in menu.items())
         group.add_argument(
-            f"--{role}", choices=list(menu), default=default.__name__, metavar="CLASS", help=f"{lines} (default: {default.__name__})"
+            f"--{role}",
+            choices=list(menu),
+            default=default.__name__,
+            metavar="CLASS",
+            help=f"{lines} (default: {default.__name__})",
         )
         owners: dict[str, list[str]] = {}
         for name, part in menu.items():
@@ -116,7 +126,9 @@ class Parser(argparse.ArgumentParser):
             part = menu[names[0]]
             parameter = keyword_options(part)[option]
             help_text = f"{', '.join(names)}: {_argument_text(part, option)}{_default(parameter.default)}"
-            group.add_argument(f"--{role}.{option}", default=None, metavar=_metavar(_hints(part)[option]), help=help_text)
+            group.add_argument(
+                f"--{role}.{option}", default=None, metavar=_metavar(parameter.annotation), help=help_text
+            )
 
 
 def chosen(role: str, room: ModuleType, options: Mapping[str, Any]) -> Callable[..., Any]:
@@ -138,11 +150,22 @@ def chosen(role: str, room: ModuleType, options: Mapping[str, Any]) -> Callable[
             continue
         if option not in keyword_options(part):
             raise ValueError(f"{name} has no option --{role}.{option}; {', '.join(_owners(menu, option))} has")
+        hint = keyword_options(part)[option].annotation
         try:
-            arguments[option] = _converter(_hints(part)[option])(str(value))
+            arguments[option] = _converter(hint)(str(value))
         except ValueError:
-            raise ValueError(f"--{role}.{option} takes {_metavar(_hints(part)[option])}, but received {value!r}") from None
+            raise ValueError(f"--{role}.{option} takes {_metavar(hint)}, but received {value!r}") from None
     return lambda *args, **kwargs: part(*args, **arguments, **kwargs)
+
+
+def _words(options: Mapping[str, Any]) -> list[str]:
+    """Return options as the words of a command line."""
+    words: list[str] = []
+    for name, value in options.items():
+        if value is not None:
+            values = value if isinstance(value, list) else [value]
+            words += [f"--{name}", *map(str, values)] if len(values) != 1 else [f"--{name}={values[0]}"]
+    return words
 
 
 def classes(room: ModuleType) -> dict[str, type[Any]]:
@@ -153,16 +176,12 @@ def classes(room: ModuleType) -> dict[str, type[Any]]:
 
 def keyword_options(part: type) -> dict[str, inspect.Parameter]:
     """Return the keyword-only arguments of a class by name."""
-    parameters = inspect.signature(part).parameters
+    parameters = inspect.signature(part, eval_str=True).parameters
     return {name: value for name, value in parameters.items() if value.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
 def _owners(menu: Mapping[str, type], option: str) -> list[str]:
     return [name for name, part in menu.items() if option in keyword_options(part)]
-
-
-def _hints(part: type) -> dict[str, Any]:
-    return typing.get_type_hints(part.__init__)
 
 
 def _converter(hint: Any) -> Callable[[str], Any]:

@@ -381,7 +381,7 @@ def _log_prob(site: Mapping[str, Any]) -> Tensor:
 
 
 def _per_datum(pair: Pair, value: Tensor, site: Mapping[str, Any], *, lead: int) -> Tensor:
-    """Mask a value over a site's batch shape and sum it over the inner plates: ``(K, B)`` or, without lead, ``(B,)``."""
+    """Mask a value over a site's batch shape and sum it over inner plates: ``(K, B)`` or, without lead, ``(B,)``."""
     if site["mask"] is not None:
         mask = torch.as_tensor(site["mask"], device=value.device)
         value = torch.where(mask, value, torch.zeros_like(value))

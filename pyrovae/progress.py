@@ -41,7 +41,12 @@ def progress(title: str, total: int, *, shown: bool, unit: str) -> Iterator[Adva
     if not shown:
         yield lambda done, text="": None
     elif console.is_terminal or console.is_jupyter:
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task(title, total=total, text="")
             yield lambda done, text="": bar.update(task, completed=done, text=f"{text}  {rate(done)}")

@@ -14,7 +14,7 @@ from pyrovae.describe import Described
 from pyrovae.likelihoods import Likelihood
 from pyrovae.posteriors import Posterior
 from pyrovae.priors import Prior
-from pyrovae.sandbox import module_mode, forked_random, stream_seed
+from pyrovae.sandbox import forked_random, module_mode, stream_seed
 
 
 class VAE(Described, nn.Module):

@@ -74,7 +74,14 @@ def test_train_evaluate_generate(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     saved = Evaluation.from_json((run / "report" / "evaluation.json").read_text())
     assert str(saved) in out
-    pictures = {"training.png", "ladder.png", "reconstructions.png", "samples.png", "latent_space.png", "traversals.png"}
+    pictures = {
+        "training.png",
+        "ladder.png",
+        "reconstructions.png",
+        "samples.png",
+        "latent_space.png",
+        "traversals.png",
+    }
     assert {path.name for path in (run / "report").iterdir()} == {"evaluation.json", "per_datum.safetensors", *pictures}
     manifest = json.loads((run / MANIFEST).read_text())["files"]
     for name, digest in manifest.items():

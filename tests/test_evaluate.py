@@ -200,5 +200,3 @@ def test_cuda_gives_the_numbers_of_the_cpu(digits: Data) -> None:
     for a, b in zip(here.estimates, there.estimates, strict=True):
         error = math.hypot(a.se_monte_carlo or 0.0, b.se_monte_carlo or 0.0)
         assert abs(a.value - b.value) < 4 * error + 1e-4
-
-

@@ -21,7 +21,12 @@ def test_there_are_examples() -> None:
 def test_example(path: Path, tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error::UserWarning:pyrovae"}
     done = subprocess.run(
-        [sys.executable, str(path), "--smoke"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, str(path), "--smoke"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert "L_50 " in done.stdout

@@ -463,7 +463,6 @@ def test_the_numbers_come_back_and_a_changed_file_is_refused(tmp_path: Path) -> 
         report.read_report(tmp_path)
 
 
-
 def test_pictures_look_the_same_under_the_callers_style() -> None:
     plain = drawn(report.training_curves(make_history()))
     dark = {"axes.facecolor": "black", "figure.facecolor": "black", "text.color": "white", "xtick.color": "white"}

@@ -58,27 +58,25 @@ def elbo(
     with scoring(model, guide, args, modules=modules) as pair, torch.no_grad():
         parts = []
         for rows, count in walk(pair, len(x), batch_size=len(x)):
-            terms = elbo_terms(pair, blocks(pair, args, rows, num_particles))
-            parts.append([terms.reconstruction[:count], *(terms.kl_of[name][:count] for name in pair.latents)])
-        reconstruction, *kls = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
-        return ElboTerms(
-            reconstruction,
-            sum(kls, torch.zeros_like(reconstruction)),
-            dict(zip(pair.latents, kls, strict=True)),
-            pair.kl,
-        )
+            parts.append((elbo_terms(pair, blocks(pair, args, rows, num_particles)), count))
+    return ElboTerms(
+        reconstruction=torch.cat([terms.reconstruction[:count] for terms, count in parts]),
+        kl=torch.cat([terms.kl[:count] for terms, count in parts]),
+        kl_of={name: torch.cat([terms.kl_of[name][:count] for terms, count in parts]) for name in pair.latents},
+        methods=pair.kl,
+    )
 
 
 def elbo_terms(pair: Pair, particles: Iterable[Block]) -> ElboTerms:
     """Average blocks of particles of the same data into the terms of the ELBO ``(B,)``."""
-    count = 0
-    sums: dict[str | None, Tensor] = {}
+    total = 0
+    reconstruction: float | Tensor = 0.0
+    kl_of: dict[str, float | Tensor] = dict.fromkeys(pair.latents, 0.0)
     for block in particles:
         size = len(block.log_likelihood)
-        count += size
-        values = {None: block.log_likelihood, **block.kl}
-        for name, value in values.items():
-            sums[name] = sums.get(name, 0) + value.expand(size, -1).sum(0)
-    means = {name: total / count for name, total in sums.items()}
-    reconstruction = means.pop(None)
-    return ElboTerms(reconstruction, sum(means.values(), torch.zeros_like(reconstruction)), means, pair.kl)
+        total += size
+        reconstruction = reconstruction + block.log_likelihood.sum(0)
+        kl_of = {name: kl_of[name] + value.expand(size, -1).sum(0) for name, value in block.kl.items()}
+    means = {name: torch.as_tensor(value) / total for name, value in kl_of.items()}
+    kl = torch.stack(tuple(means.values())).sum(0)
+    return ElboTerms(torch.as_tensor(reconstruction) / total, kl, means, pair.kl)

@@ -104,7 +104,7 @@ def nearest_ladder(ks: Sequence[int]) -> tuple[int, ...]:
         return sum(math.log(a / b) ** 2 for a, b in zip(chain, wanted, strict=True))
 
     def chains(start: int) -> list[tuple[int, ...]]:
-        found = [(start,)]
+        found: list[tuple[int, ...]] = [(start,)]
         for k in wanted[1:]:
             found = [
                 (*chain, chain[-1] * factor)

@@ -37,7 +37,9 @@ class Gaussian(Likelihood):
     def __init__(self, x_shape: tuple[int, ...], *, scale: float = 1.0, learn_scale: bool = False) -> None:
         super().__init__(x_shape)
         if not (scale > 0 and math.isfinite(scale)):
-            raise ValueError(f"the scale of a Gaussian is positive and finite, but received {scale}; 1.0 is the default")
+            raise ValueError(
+                f"the scale of a Gaussian is positive and finite, but received {scale}; 1.0 is the default"
+            )
         log_scale = torch.tensor(math.log(scale))
         if learn_scale:
             self.log_scale = nn.Parameter(log_scale)

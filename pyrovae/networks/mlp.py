@@ -87,7 +87,9 @@ class MLPDecoder(Described, nn.Module):
                     f"{tuple(initial_params.shape)}; make it with likelihood.initial_params(mean of x)"
                 )
             with torch.no_grad():
-                self.layers[-1].bias.copy_(initial_params.flatten())
+                last = self.layers[-1]
+                assert isinstance(last, nn.Linear)
+                last.bias.copy_(initial_params.flatten())
 
     def forward(self, z: Tensor) -> Tensor:
         """Map ``(*batch, latent_dim)`` to ``(*batch, *out_shape)``."""

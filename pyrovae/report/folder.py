@@ -33,8 +33,8 @@ def write_report(folder: str | Path, *, history: History | None, evaluation: Eva
         data: what pictures are drawn of, in its fixed form.
 
     Returns:
-        The folder ``report`` inside it: ``evaluation.json``, ``per_datum.safetensors``, and those of ``training.png``,
-        ``ladder.png``, ``reconstructions.png``, ``samples.png``, ``latent_space.png`` and ``traversals.png`` that apply.
+        The folder ``report`` inside it: ``evaluation.json``, ``per_datum.safetensors``, and of ``training.png``,
+        ``ladder.png``, ``reconstructions.png``, ``samples.png``, ``latent_space.png``, ``traversals.png`` what applies.
 
     Raises:
         ValueError: if the folder cannot be written to.

@@ -143,7 +143,7 @@ class Run:
     """A run that was loaded.
 
     Attributes:
-        vae: with the trained weights, in evaluation mode, on the CPU.
+        vae: with the trained weights, of their dtype, in evaluation mode, on the CPU.
         history: of its training.
         config: settings, data hash and versions.
         folder: it was read from.
@@ -176,7 +176,11 @@ def load(path: str | Path, *, allow: Collection[str] = ()) -> Run:
         raise ValueError(f"the run {path} does not say how to build its model; build it and use training.load_weights")
     vae = build(json.loads(folder.read(MODEL)), allow=allow)
     progress = Checkpoint(folder).read()
-    restore([vae], (), from_bytes(folder.read(WEIGHTS)))
+    weights = from_bytes(folder.read(WEIGHTS))
+    dtypes = {value.dtype for value in weights.values() if value.is_floating_point()}
+    if len(dtypes) == 1:  # that of training, whatever the default is now
+        vae.to(*dtypes)
+    restore([vae], (), weights)
     return Run(vae.eval(), History(progress.epochs, progress.best_epoch, "loaded"), config, folder)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,9 @@ def fit(
         own_store(found, keep=kept),
         module_mode(found, training=True),
         forked_random(stream_seed(training.seed, "fit"), device),
+        warnings.catch_warnings(),
     ):
+        warnings.filterwarnings("ignore", ".*was not registered in the param store because requires_grad=False")
         with module_mode(found, training=False):
             few = rows[0].draw(torch.arange(min(len(rows[0]), 3), device=device))
             pair = inspect_pair(model, guide, few, modules=found, everything=lambda: _everything(rows[0]))

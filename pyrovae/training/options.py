@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 
-def _option(default: object, text: str) -> object:
+def _option(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
 
 
@@ -45,7 +46,7 @@ class Training:
         """Check the ranges."""
         for name, least in (("epochs", 0), ("batch_size", 1), ("patience", 1)):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < least):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise ValueError(f"{name} is a whole number of at least {least}, but received {value!r}")
         for name in ("learning_rate", "final_learning_rate", "clip_norm"):
             value = getattr(self, name)

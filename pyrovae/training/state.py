@@ -29,7 +29,7 @@ def restore(modules: Sequence[nn.Module], params: Iterable[str], values: Mapping
     """Put the values of a `snapshot` back in place.
 
     Raises:
-        ValueError: if they belong to other modules: names or shapes differ.
+        ValueError: if they belong to other modules: names, shapes or dtypes differ.
 
     """
     named = _named(modules, params)
@@ -37,10 +37,10 @@ def restore(modules: Sequence[nn.Module], params: Iterable[str], values: Mapping
         where = "the run" if name in values else "the model"
         raise ValueError(f"the run belongs to another model: only {where} has {name!r}")
     for name, value in values.items():
-        if named[name].shape != value.shape:
+        kinds = [f"{tuple(tensor.shape)} of {tensor.dtype}" for tensor in (value, named[name])]
+        if kinds[0] != kinds[1]:
             raise ValueError(
-                f"the run belongs to another model: {name!r} is {tuple(value.shape)} in the run and "
-                f"{tuple(named[name].shape)} in the model"
+                f"the run belongs to another model: {name!r} is {kinds[0]} in the run and {kinds[1]} in the model"
             )
     for name, value in values.items():
         named[name].copy_(value)

@@ -1,0 +1,63 @@
+"""What the documentation shows runs as it is shown."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pyro
+import pytest
+import torch
+from torch import nn
+
+import pyrovae
+from pyrovae import likelihoods, networks, posteriors, priors
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def python_blocks() -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
+
+
+def test_library_use_of_the_readme_is_15_lines_and_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.set_default_dtype(torch.float32)
+    use, swap, own, hand = python_blocks()
+    assert len([line for line in use.splitlines() if line]) <= 15
+    names: dict[str, object] = {"pyrovae": pyrovae, "likelihoods": likelihoods, "torch": torch, "pyro": pyro}
+    quick = use.replace("epochs=100", "epochs=1").replace("vae.guide, data))", "vae.guide, data, ks=(1, 5)))")
+    exec(compile(quick, "README.md", "exec"), names)
+    assert "Estimates of log p(x)" in capsys.readouterr().out
+    exec(compile(swap, "README.md", "exec"), names)
+    assert names["data"].train.transform == pyrovae.data.transforms.Dequantization()  # type: ignore[attr-defined]
+    exec(compile(own, "README.md", "exec"), names)
+    laplace = names["Laplace"]((2,))  # type: ignore[operator]
+    assert laplace(torch.zeros(2, 1)).log_prob(torch.zeros(2)).item() == pytest.approx(-2 * torch.tensor(2.0).log())
+    exec(compile(hand, "README.md", "exec"), names)
+    names["decoder"] = nn.Linear(8, 4)
+    pyro.poutine.trace(names["model"]).get_trace(torch.zeros(3, 4))
+
+
+def test_commands_of_the_readme_are_those_of_the_makefile() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for line in ("pyrovae train --folder runs/demo --epochs 100", "pyrovae evaluate runs/demo", "python -m pytest"):
+        assert line in README
+        assert line in makefile
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_map_of_the_package_runs() -> None:
+    torch.set_default_dtype(torch.float32)
+    lines = re.findall(r"^(?:>>>|\.\.\.) ?(.*)$", pyrovae.__doc__ or "", re.M)
+    code = "\n".join(lines).replace("vae.guide, data)", "vae.guide, data.test.first(20))")
+    code = code.replace("pyrovae.fit(vae.model, vae.guide, data.test.first(20))", "None")
+    exec(compile(code, "pyrovae", "exec"), {})
+
+
+def test_docstring_example_of_the_vae() -> None:
+    torch.set_default_dtype(torch.float32)
+    lines = re.findall(r"^\s*(?:>>>|\.\.\.) ?(.*)$", pyrovae.VAE.__doc__ or "", re.M)
+    names = {"VAE": pyrovae.VAE, "likelihoods": likelihoods, "posteriors": posteriors, "priors": priors}
+    exec(compile("\n".join(lines[:-1]), "VAE", "exec"), names | {"networks": networks}, names)
+    assert eval(lines[-1], names) == torch.Size([3, 1, 8, 8])

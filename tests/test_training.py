@@ -1,0 +1,898 @@
+"""Training: what it learns, that it can be taken up again to the last bit, what it keeps, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from conftest import Pair, TwoLayers, linear_gaussian, pair_of
+from pyro import poutine
+from pyro.infer import RenyiELBO, Trace_ELBO
+from pyro.nn import PyroModule, PyroParam, pyro_method
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from pyrovae import likelihoods, networks, posteriors, priors
+from pyrovae.data import Data, Split, from_arrays, transforms
+from pyrovae.describe import Described
+from pyrovae.evaluate import evaluate
+from pyrovae.objectives import ELBO
+from pyrovae.training import DivergenceError, Training, fit, load, load_weights
+from pyrovae.vae import VAE
+
+TRUTH = linear_gaussian()
+FILES = {"config.json", "model.json", "model.safetensors", "trainer.pt", "metrics.jsonl"}
+
+
+class Encoder(Described, nn.Module):
+    """A network from outside the package."""
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2 * latent_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).unflatten(-1, (-1, 2))
+
+
+def vae(seed: int = 0, *, encoder: nn.Module | None = None) -> VAE:
+    torch.manual_seed(seed)
+    likelihood, posterior = likelihoods.Bernoulli((4,)), posteriors.DiagonalNormal(2)
+    return VAE(
+        prior=priors.StandardNormal(2),
+        decoder=networks.MLPDecoder(2, likelihood.param_shape, hidden=(6,)),
+        likelihood=likelihood,
+        encoder=encoder or networks.MLPEncoder((4,), posterior.param_shape, hidden=(6,)),
+        posterior=posterior,
+    )
+
+
+def binary(num_data: int = 60) -> Tensor:
+    """Return two kinds of data, all on and all off, with a little noise."""
+    generator = torch.Generator().manual_seed(5)
+    kind = torch.rand(num_data, 1, generator=generator, dtype=torch.float64) < 0.5
+    noise = torch.rand(num_data, 4, generator=generator, dtype=torch.float64) < 0.05
+    return (kind ^ noise).double()
+
+
+def grey(num_data: int = 80, *, transform: transforms.Transform | None = None) -> Data:
+    generator = torch.Generator().manual_seed(6)
+    x = torch.rand(num_data, 4, generator=generator, dtype=torch.float64)
+    return from_arrays(x, validation=16, test=16).with_transform(transform or transforms.DynamicBinarization())
+
+
+def state(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
+
+
+def numbers(history: Any) -> list[dict[str, Any]]:
+    return [{k: v for k, v in dataclasses.asdict(epoch).items() if k != "seconds"} for epoch in history.epochs]
+
+
+def quick(**options: Any) -> Training:
+    return Training(**({"epochs": 4, "batch_size": 16, "learning_rate": 0.02, "device": "cpu"} | options))
+
+
+def stop_after(number: int) -> Callable[[Any], bool]:
+    return lambda epoch: epoch.epoch == number
+
+
+# what is learned
+
+
+class LinearGuide(nn.Module):
+    """The family of the exact posterior of the linear-Gaussian model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = nn.Linear(5, 3)
+        self.log_scale = nn.Parameter(torch.zeros(3))
+
+    def forward(self, x: Tensor) -> dist.TorchDistribution:
+        return dist.Normal(self.mean(x), self.log_scale.exp()).to_event(1)
+
+
+def hand_written(plate: Callable[[Tensor], Any], take: Callable[[Tensor, Any], Tensor]) -> tuple[Pair, LinearGuide]:
+    posterior = LinearGuide()
+
+    def model(x: Tensor) -> None:
+        with plate(x) as i:
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            mean = z @ TRUTH.weight.T + TRUTH.bias
+            pyro.sample("x", dist.Normal(mean, TRUTH.scale).to_event(1), obs=take(x, i))
+
+    def guide(x: Tensor) -> None:
+        with plate(x) as i:
+            pyro.sample("z", posterior(take(x, i)))
+
+    return (model, guide), posterior
+
+
+PLATES: dict[str, tuple[Callable[[Tensor], Any], Callable[[Tensor, Any], Tensor]]] = {
+    "plate(len(x))": (lambda x: pyro.plate("data", len(x)), lambda x, i: x),
+    "plate(N, subsample_size=len(x))": (lambda x: pyro.plate("data", 200, subsample_size=len(x)), lambda x, i: x),
+    "draws rows": (lambda x: pyro.plate("data", 200, subsample_size=30), lambda x, i: x[i]),
+    "draws rows of its data": (lambda x: pyro.plate("data", len(x), subsample_size=30), lambda x, i: x[i]),
+}
+
+
+@pytest.mark.parametrize("form", PLATES)
+def test_training_reaches_the_exact_answer(form: str) -> None:
+    x = TRUTH.sample(200)
+    (model, guide), posterior = hand_written(*PLATES[form])
+    training = quick(epochs=60, batch_size=30, learning_rate=0.05, final_learning_rate=1e-4)
+    history = fit(model, guide, x, training=training, shown=False)
+    exact = TRUTH.posterior(x)
+    assert torch.allclose(posterior.log_scale.exp() ** 2, exact.variance, rtol=0.1)
+    evaluation = evaluate(model, guide, x, ks=(1, 100), shown=False)
+    truth = TRUTH.log_prob(x).mean().item()
+    assert evaluation.iwae[1].value == pytest.approx(truth, abs=5e-3)
+    assert evaluation.elbo.value == pytest.approx(truth, abs=0.05)
+    assert history.epochs[-1].elbo == pytest.approx(truth, abs=0.5)
+    assert history.epochs[-1].steps == 60 * 7
+
+
+@pytest.mark.parametrize("form", ["plate(len(x))", "plate(N, subsample_size=len(x))", "draws rows"])
+def test_reported_elbo_is_free_of_scales(form: str) -> None:
+    x = TRUTH.sample(200)
+
+    def first_epoch(factor: float) -> Any:
+        torch.manual_seed(1)
+        (model, guide), _ = hand_written(*PLATES[form])
+        with_scale = (poutine.scale(model, scale=factor), poutine.scale(guide, scale=factor))
+        training = quick(epochs=1, batch_size=30, learning_rate=1e-12)
+        return fit(*with_scale, x, training=training, shown=False).epochs[0]
+
+    plain, scaled = first_epoch(1.0), first_epoch(0.01)
+    assert scaled.elbo == pytest.approx(plain.elbo, rel=1e-6)
+    assert scaled.kl == pytest.approx(plain.kl, rel=1e-6)
+    assert plain.elbo == plain.reconstruction - plain.kl
+
+
+@pytest.mark.parametrize("form", ["plate(len(x))", "plate(N, subsample_size=len(x))", "draws rows"])
+def test_gradient_is_per_datum_whatever_the_plate(form: str) -> None:
+    x = TRUTH.sample(200)
+    torch.manual_seed(1)
+    (model, guide), posterior = hand_written(*PLATES[form])
+    before = posterior.mean.bias.clone()
+
+    def sgd(parameters: list[Tensor]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, lr=1.0)
+
+    training = quick(epochs=1, batch_size=200, learning_rate=1e-4)
+    fit(model, guide, x, training=training, optimizer=sgd, shown=False)
+    moved = (posterior.mean.bias - before).norm() / 1e-4 / (7 if form == "draws rows" else 1)
+    assert 0.5 < moved < 50  # a sum over 200 data would be two orders of magnitude larger
+
+
+def test_a_vae_learns_two_kinds_of_data() -> None:
+    v = vae().double()
+    history = fit(v.model, v.guide, binary(200), training=quick(epochs=60), shown=False)
+    entropy = math.log(2) + 4 * -(0.05 * math.log(0.05) + 0.95 * math.log(0.95))
+    assert history.epochs[0].elbo < -2.5
+    assert -entropy - 0.5 < history.epochs[-1].elbo < -entropy + 0.3
+    assert history.why_stopped == "all 60 epochs done"
+
+
+def test_two_vaes_of_one_name_both_learn() -> None:
+    data = binary()
+    for v in (vae(1).double(), vae(2).double()):
+        pyro.module("vae", v)
+        before = state(v)
+        history = fit(v.model, v.guide, data, training=quick(epochs=20), shown=False)
+        assert not equal(before, state(v))
+        assert history.epochs[-1].elbo > history.epochs[0].elbo + 0.3
+
+
+def test_two_layers_and_tuples_are_trained() -> None:
+    pair = TwoLayers(bottom_up=True)
+    history = fit(pair.model, pair.guide, binary(), training=quick(epochs=20), shown=False)
+    assert history.epochs[-1].elbo > history.epochs[0].elbo + 0.3
+    net = nn.Linear(2, 5)
+
+    def model(x: Tensor, c: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            mean = z @ TRUTH.weight.T + net(c)
+            pyro.sample("x", dist.Normal(mean, TRUTH.scale).to_event(1), obs=x)
+
+    def guide(x: Tensor, c: Tensor) -> None:
+        exact = TRUTH.posterior(x - net(c).detach() + TRUTH.bias)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(exact.mean, exact.variance.sqrt()).to_event(1))
+
+    c = torch.randn(200, 2)
+    effect = torch.randn(5, 2)
+    x = TRUTH.sample(200) + c @ effect.T
+    fit(model, guide, (x, c), training=quick(epochs=40), shown=False)
+    assert (net.weight - effect).abs().max() < 0.4
+    evaluation = evaluate(model, guide, (x, c), ks=(1, 2), shown=False)
+    truth = TRUTH.log_prob(x - c @ effect.T).mean().item()
+    assert evaluation.iwae[1].value == pytest.approx(truth, abs=0.2)
+
+
+def pair_of_params() -> Pair:
+    def model(x: Tensor) -> None:
+        scale = pyro.param("scale", torch.tensor(2.0), constraint=constraints.positive)
+        bias = pyro.param("bias", lambda: torch.zeros(5))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ TRUTH.weight.T + bias, scale).to_event(1), obs=x)
+
+    return model, pair_of(TRUTH)[1]
+
+
+def test_values_of_pyro_param_come_back_trained() -> None:
+    x = TRUTH.sample(500)
+    model, guide = pair_of_params()
+    pyro.param("another", torch.tensor(3.0))
+    net = nn.Linear(1, 1)
+    fit(model, guide, x, training=quick(epochs=30, batch_size=50), modules=[net], shown=False)
+    store = pyro.get_param_store()
+    assert set(store.keys()) == {"another", "scale", "bias"}
+    assert store["another"].item() == 3.0
+    assert pyro.param("scale").item() == pytest.approx(TRUTH.scale, abs=0.1)
+    assert (pyro.param("bias") - TRUTH.bias).abs().max() < 0.3
+    assert store.get_state()["constraints"]["scale"] is constraints.positive
+    assert evaluate(model, guide, x, ks=(1,), shown=False).elbo.value == pytest.approx(
+        TRUTH.log_prob(x).mean().item(), abs=0.2
+    )
+
+
+def test_existing_values_are_the_start_and_modules_do_not_leak() -> None:
+    v = vae().double()
+    pyro.param("scale", torch.tensor(TRUTH.scale), constraint=constraints.positive)
+    model, guide = pair_of_params()
+    fit(model, guide, TRUTH.sample(20), training=quick(epochs=1, learning_rate=1e-9), shown=False)
+    assert pyro.param("scale").item() == pytest.approx(TRUTH.scale, abs=1e-6)
+    fit(v.model, v.guide, binary(), training=quick(epochs=1), shown=False)
+    assert set(pyro.get_param_store().keys()) == {"scale", "bias"}
+
+
+class Scaled(PyroModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = PyroParam(torch.tensor(3.0), constraint=constraints.positive)
+
+    @pyro_method
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ TRUTH.weight.T + TRUTH.bias, self.scale).to_event(1), obs=x)
+
+
+def test_a_pyro_module_is_trained_in_place() -> None:
+    first, second = Scaled(), Scaled()
+    x = TRUTH.sample(500)
+    _, guide = pair_of(TRUTH)
+    poutine.trace(first.model).get_trace(x)  # its tensor is now in the caller's store
+    fit(second.model, guide, x, training=quick(epochs=20, batch_size=50), shown=False)
+    assert second.scale.item() == pytest.approx(TRUTH.scale, abs=0.1)
+    assert first.scale.item() == pytest.approx(3.0)
+    assert list(pyro.get_param_store().keys()) == ["scale"]
+
+
+def test_frozen_parameters_stay() -> None:
+    v = vae().double()
+    v.decoder.requires_grad_(requires_grad=False)
+    before = state(v)
+    fit(v.model, v.guide, binary(), training=quick(), shown=False)
+    moved = {name.split(".")[0] for name, value in state(v).items() if not torch.equal(value, before[name])}
+    assert moved == {"encoder"}
+
+
+class Hidden:
+    """A place where no module is looked for."""
+
+    net: nn.Module
+
+
+def hidden_pair() -> Pair:
+    torch.manual_seed(2)
+    Hidden.net = nn.Linear(4, 4)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=torch.cat([z, -z], -1)).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        net = pyro.module("net", Hidden.net)
+        with pyro.plate("data", len(x)):
+            mean, log_scale = net(x).chunk(2, -1)
+            pyro.sample("z", dist.Normal(mean, log_scale.exp()).to_event(1))
+
+    return model, guide
+
+
+def test_registered_modules_that_are_not_found_are_trained_kept_and_resumed(tmp_path: Path) -> None:
+    training = quick(epochs=6, patience=5)
+    history = fit(*hidden_pair(), grey(), training=training, folder=tmp_path / "whole", shown=False)
+    expected = state(Hidden.net)
+    fit(*hidden_pair(), grey(), training=training, folder=tmp_path / "cut", on_epoch=stop_after(2), shown=False)
+    again = fit(*hidden_pair(), grey(), training=training, folder=tmp_path / "cut", resume=True, shown=False)
+    assert numbers(again) == numbers(history)
+    assert equal(state(Hidden.net), expected)
+    assert not pyro.get_param_store().keys()
+
+
+# the same numbers
+
+
+def test_a_seed_fixes_the_numbers() -> None:
+    runs = []
+    for seed in (0, 0, 1):
+        v = vae().double()
+        torch.manual_seed(len(runs))  # the caller's stream does not matter
+        runs.append((numbers(fit(v.model, v.guide, grey(), training=quick(seed=seed), shown=False)), state(v)))
+    assert runs[0][0] == runs[1][0]
+    assert equal(runs[0][1], runs[1][1])
+    assert runs[0][0] != runs[2][0]
+
+
+def pair_with_everything() -> tuple[Pair, list[nn.Module]]:
+    """Return a pair of a module with dropout and running statistics, and a ``pyro.param``."""
+    torch.manual_seed(3)
+    encoder = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.2), nn.Linear(6, 4))
+    decoder = nn.Linear(2, 4)
+
+    def model(x: Tensor) -> None:
+        bias = pyro.param("bias", torch.zeros(4))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=decoder(z) + bias).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            mean, log_scale = encoder(x).chunk(2, -1)
+            pyro.sample("z", dist.Normal(mean, log_scale.exp()).to_event(1))
+
+    return (model, guide), [decoder, encoder]
+
+
+@pytest.mark.parametrize("options", [{}, {"patience": 3}, {"final_learning_rate": 1e-4}, {"clip_norm": 0.1}])
+@pytest.mark.parametrize("stop", [1, 3])
+def test_resuming_gives_the_numbers_of_an_uninterrupted_run(tmp_path: Path, options: Any, stop: int) -> None:
+    training = quick(epochs=7, learning_rate=0.05, **options)
+    found = []
+    for interrupted in (False, True):
+        pyro.clear_param_store()
+        (model, guide), modules = pair_with_everything()
+        folder = tmp_path / str(interrupted)
+        if interrupted:
+            fit(model, guide, grey(), training=training, folder=folder, on_epoch=stop_after(stop), shown=False)
+            pyro.clear_param_store()
+            (model, guide), modules = pair_with_everything()
+            history = fit(model, guide, grey(), training=training, folder=folder, resume=True, shown=False)
+        else:
+            history = fit(model, guide, grey(), training=training, folder=folder, shown=False)
+        values = {f"{i}.{name}": value for i, module in enumerate(modules) for name, value in state(module).items()}
+        values["bias"] = pyro.param("bias").detach().clone()
+        found.append((numbers(history), values, history.best_epoch, history.why_stopped))
+    assert found[0][0] == found[1][0]
+    assert equal(found[0][1], found[1][1])
+    assert found[0][2:] == found[1][2:]
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
+    v = vae().double()
+    training = quick(epochs=300, learning_rate=0.3, patience=2)
+    history = fit(v.model, v.guide, grey(), training=training, folder=tmp_path, shown=False)
+    assert history.why_stopped.startswith("stopped early")
+    after = state(v)
+    again = vae(9).double()
+    resumed = fit(again.model, again.guide, grey(), training=training, folder=tmp_path, resume=True, shown=False)
+    assert numbers(resumed) == numbers(history)
+    assert resumed.why_stopped == history.why_stopped
+    assert equal(state(again), after)
+
+
+def test_more_epochs_go_on_where_the_run_ended(tmp_path: Path) -> None:
+    a, b = vae().double(), vae().double()
+    whole = fit(a.model, a.guide, grey(), training=quick(epochs=5), shown=False)
+    fit(b.model, b.guide, grey(), training=quick(epochs=2), folder=tmp_path, shown=False)
+    rest = fit(b.model, b.guide, grey(), training=quick(epochs=5), folder=tmp_path, resume=True, shown=False)
+    assert numbers(rest) == numbers(whole)
+    assert equal(state(a), state(b))
+    assert json.loads((tmp_path / "config.json").read_text())["training"]["epochs"] == 5
+
+
+# options
+
+
+def test_early_stopping_keeps_the_best_weights(tmp_path: Path) -> None:
+    v = vae().double()
+    states: dict[int, dict[str, Tensor]] = {}
+
+    def keep(epoch: Any) -> None:
+        states[epoch.epoch] = state(v)
+
+    training = quick(epochs=300, learning_rate=0.3, patience=4)
+    history = fit(v.model, v.guide, grey(), training=training, folder=tmp_path, on_epoch=keep, shown=False)
+    curve = [epoch.validation["elbo"] for epoch in history.epochs]
+    assert history.best_epoch == curve.index(max(curve)) + 1
+    assert len(curve) == history.best_epoch + 4
+    assert equal(state(v), states[history.best_epoch])
+    assert equal(state(load(tmp_path).vae), states[history.best_epoch])
+    assert f"no better validation ELBO since epoch {history.best_epoch}" in history.why_stopped
+
+
+def test_validation_is_the_elbo_of_the_fixed_validation_data() -> None:
+    v = vae().double()
+    data = grey()
+    history = fit(v.model, v.guide, data, training=quick(epochs=1), shown=False)
+    evaluation = evaluate(v.model, v.guide, data.validation, ks=(1, 4000), shown=False)
+    assert history.epochs[0].validation["kl"] == pytest.approx(evaluation.kl.value, rel=1e-9)
+    assert history.epochs[0].validation["elbo"] == pytest.approx(evaluation.elbo.value, abs=0.5)
+
+
+def test_gradients_are_clipped_as_a_whole() -> None:
+    v = vae().double()
+    before = state(v)
+
+    def sgd(parameters: list[Tensor]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, lr=1.0)
+
+    training = quick(epochs=1, batch_size=60, learning_rate=0.5, clip_norm=1e-3)
+    fit(v.model, v.guide, binary(), training=training, optimizer=sgd, shown=False)
+    moved = torch.cat([(value - before[name]).flatten() for name, value in state(v).items()]).norm()
+    assert moved.item() == pytest.approx(0.5 * 1e-3, rel=1e-3)
+
+
+def test_the_learning_rate_follows_a_cosine() -> None:
+    v = vae().double()
+    training = quick(epochs=5, learning_rate=1e-2, final_learning_rate=1e-4)
+    history = fit(v.model, v.guide, binary(), training=training, shown=False)
+    expected = [1e-4 + (1e-2 - 1e-4) * (1 + math.cos(math.pi * i / 4)) / 2 for i in range(5)]
+    assert [epoch.learning_rate for epoch in history.epochs] == pytest.approx(expected, rel=1e-12)
+
+
+def test_on_epoch_stops() -> None:
+    v = vae().double()
+    history = fit(v.model, v.guide, binary(), training=quick(), on_epoch=stop_after(2), shown=False)
+    assert len(history.epochs) == 2
+    assert history.why_stopped == "stopped by on_epoch after epoch 2"
+
+
+def test_beta_does_not_reach_the_reported_elbo() -> None:
+    found = []
+    for beta in (1.0, 50.0):
+        v = vae().double()
+        training = quick(epochs=1, learning_rate=1e-12)
+        found.append(fit(v.model, v.guide, binary(), objective=ELBO(beta=beta), training=training, shown=False))
+    assert found[0].epochs[0].elbo == pytest.approx(found[1].epochs[0].elbo, rel=1e-6)
+
+
+def test_an_objective_of_pyros() -> None:
+    v = vae().double()
+    history = fit(v.model, v.guide, binary(), objective=Trace_ELBO(), training=quick(epochs=20), shown=False)
+    assert history.epochs[-1].elbo > history.epochs[0].elbo + 0.3
+    assert history.epochs[-1].kl is None
+    with pytest.raises(TypeError, match="a differentiable loss, which RenyiELBO does not have"):
+        fit(v.model, v.guide, binary(), objective=RenyiELBO(num_particles=2), training=quick(), shown=False)
+
+
+# divergence
+
+
+@pytest.mark.parametrize("with_folder", [True, False])
+def test_a_loss_that_explodes_in_the_first_epoch_stops_training(tmp_path: Path, with_folder: bool) -> None:  # noqa: FBT001
+    v = vae().double()
+    start = state(v)
+    folder = tmp_path if with_folder else None
+    kept = f"{tmp_path} holds the weights of epoch 0" if with_folder else "give fit a folder to keep"
+    with pytest.raises(DivergenceError, match="stopped in epoch 1 at its step [234]: .* is not finite") as error:
+        fit(v.model, v.guide, grey(), training=quick(learning_rate=1e300), folder=folder, shown=False)
+    assert kept in str(error.value)
+    assert "lower the learning rate (1e+300) or set clip_norm" in str(error.value)
+    if with_folder:
+        assert equal(state(load(tmp_path).vae.double()), start)
+
+
+def test_a_nan_after_the_first_epoch_leaves_the_last_good_one(tmp_path: Path) -> None:
+    v = vae().double()
+    states = []
+
+    def poison(epoch: Any) -> None:
+        states.append(state(v))
+        if epoch.epoch == 2:
+            v.encoder.layers[0].weight.data[0, 0] = math.nan
+
+    with pytest.raises(DivergenceError, match=r"stopped in epoch 3 at its step 1: (KL|the loss|loss) is not finite"):
+        fit(v.model, v.guide, grey(), training=quick(), folder=tmp_path, on_epoch=poison, shown=False)
+    run = load(tmp_path)
+    assert equal(state(run.vae), states[1])
+    assert [epoch.epoch for epoch in run.history.epochs] == [1, 2]
+    again = vae().double()
+    history = fit(again.model, again.guide, grey(), training=quick(), folder=tmp_path, resume=True, shown=False)
+    assert len(history.epochs) == 4
+
+
+def test_the_term_that_is_not_finite_is_named() -> None:
+    v = vae().double()
+    calls = []
+
+    def model(x: Tensor) -> None:
+        calls.append(len(x))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", v.prior())
+            late = torch.tensor(-math.inf if len(calls) > 20 else 0.0)
+            pyro.sample("x", v.likelihood(v.decoder(z)), obs=x)
+            pyro.factor("late", late.expand(len(x)))
+
+    with pytest.raises(DivergenceError, match="reconstruction is not finite"):
+        fit(model, v.guide, binary(), training=quick(epochs=10), shown=False)
+
+
+def test_a_last_step_to_nan_is_not_kept(tmp_path: Path) -> None:
+    v = vae().double()
+    start = state(v)
+
+    class Broken(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    parameter.data.fill_(math.nan)
+
+    with pytest.raises(DivergenceError, match="epoch 1 at its step 1: a parameter is not finite"):
+        fit(
+            v.model,
+            v.guide,
+            binary(),
+            training=quick(batch_size=60),
+            optimizer=lambda parameters: Broken(parameters, lr=1.0),
+            folder=tmp_path,
+            shown=False,
+        )
+    assert equal(state(load(tmp_path).vae), start)
+
+
+def test_a_program_that_is_wrong_from_the_start_keeps_its_own_error() -> None:
+    net = nn.Linear(5, 3)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(net(x), -1.0).to_event(1))
+
+    with pytest.raises(ValueError, match="Expected parameter scale"):
+        fit(pair_of(TRUTH)[0], guide, TRUTH.sample(10), training=quick(), shown=False)
+
+
+# the run folder
+
+
+def run_in(folder: Path, *, seed: int = 0, **options: Any) -> VAE:
+    v = vae(seed)
+    fit(v.model, v.guide, grey(), training=quick(epochs=2, **options), folder=folder, shown=False)
+    return v
+
+
+def test_a_folder_is_complete(tmp_path: Path) -> None:
+    v = run_in(tmp_path / "deep" / "run")
+    folder = tmp_path / "deep" / "run"
+    assert {path.name for path in folder.iterdir()} == FILES | {"manifest.json"}
+    manifest = json.loads((folder / "manifest.json").read_text())["files"]
+    assert manifest == {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES}
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    config = json.loads((folder / "config.json").read_text(), parse_constant=refuse)
+    json.loads((folder / "model.json").read_text(), parse_constant=refuse)
+    lines = [json.loads(line, parse_constant=refuse) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert config["training"]["seed"] == 0
+    assert config["objective"] == {"class": "ELBO", "beta": 1.0, "num_particles": 1}
+    assert config["optimizer"] == {"class": "Adam"}
+    assert len(config["data"]["hash"]) == 64
+    assert torch.__version__.startswith(config["versions"]["torch"])
+    trainer = torch.load(folder / "trainer.pt", weights_only=True)
+    assert trainer["epoch"] == 2
+    assert equal(trainer["values"], state(v))
+
+
+def test_a_loaded_run_gives_the_same_numbers(tmp_path: Path) -> None:
+    v = run_in(tmp_path)
+    pyro.param("of another pair", torch.zeros(2))
+    run = load(tmp_path)
+    assert run.vae is not v
+    assert equal(state(run.vae), state(v))
+    assert not run.vae.training
+    test = grey().test
+    a, b = (evaluate(m.model, m.guide, test, ks=(1, 10), shown=False) for m in (v, run.vae))
+    assert all(torch.equal(value, b.per_datum[name]) for name, value in a.per_datum.items())
+    assert [epoch.epoch for epoch in run.history.epochs] == [1, 2]
+    assert run.config["training"]["epochs"] == 2
+
+
+def test_weights_keep_their_dtype_whatever_the_default(tmp_path: Path) -> None:
+    v = run_in(tmp_path)
+    torch.set_default_dtype(torch.float32)
+    assert equal(state(load(tmp_path).vae), state(v))
+    with pytest.raises(ValueError, match="of torch.float64 in the run and .* of torch.float32 in the model"):
+        load_weights(tmp_path, [vae()])
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+@pytest.mark.parametrize("damage", ["missing", "truncated", "edited"])
+def test_damaged_files_are_refused_by_name(tmp_path: Path, name: str, damage: str) -> None:
+    run_in(tmp_path)
+    content = (tmp_path / name).read_bytes()
+    if damage == "missing":
+        (tmp_path / name).unlink()
+    elif damage == "truncated":
+        (tmp_path / name).write_bytes(content[: len(content) // 2])
+    else:
+        (tmp_path / name).write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
+    with pytest.raises(ValueError, match=f"{name} is missing" if damage == "missing" else f"damaged: {name} is not"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"files": 3}', b"\xff\xfe"])
+def test_a_damaged_manifest_is_refused(tmp_path: Path, content: bytes) -> None:
+    run_in(tmp_path)
+    (tmp_path / "manifest.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"manifest.json is damaged"):
+        load(tmp_path)
+
+
+def test_no_run_is_refused(tmp_path: Path) -> None:
+    v = vae()
+    with pytest.raises(ValueError, match="is not a run folder: it has no manifest.json"):
+        load(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="is not a run folder"):
+        fit(v.model, v.guide, grey(), training=quick(), folder=tmp_path / "nothing", resume=True, shown=False)
+    with pytest.raises(ValueError, match="pass folder="):
+        fit(v.model, v.guide, grey(), training=quick(), resume=True, shown=False)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_file_in_the_way_is_refused(tmp_path: Path, inside: bool) -> None:  # noqa: FBT001
+    (tmp_path / "file").write_text("")
+    v = vae()
+    before = state(v)
+    folder = tmp_path / "file" / "run" if inside else tmp_path / "file"
+    with pytest.raises(ValueError, match="the run folder .*file.* cannot be written"):
+        fit(v.model, v.guide, grey(), training=quick(), folder=folder, shown=False)
+    assert equal(state(v), before)
+
+
+def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
+    run_in(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    v = vae(1)
+    with pytest.raises(ValueError, match="holds a run already; go on with it by resume, or choose another folder"):
+        fit(v.model, v.guide, grey(), training=quick(), folder=tmp_path, shown=False)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def sgd(parameters: list[Tensor]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=1.0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({"training": quick(learning_rate=0.5)}, "training.learning_rate = 0.02, but received 0.5"),
+        ({"training": quick(seed=3)}, "training.seed = 0, but received 3"),
+        ({"training": quick(batch_size=8)}, "training.batch_size = 16, but received 8"),
+        ({"objective": ELBO(beta=2.0)}, "objective.beta = 1.0, but received 2.0"),
+        ({"objective": Trace_ELBO()}, "objective.class = 'ELBO', but received 'Trace_ELBO'"),
+        ({"optimizer": sgd}, "optimizer.class = 'Adam', but received 'SGD'"),
+        ({"data": grey(60)}, "data.num_data = 48, but received 28"),
+        ({"data": grey(transform=transforms.Threshold())}, "data.transform = "),
+    ],
+)
+def test_resuming_with_other_settings_is_refused(tmp_path: Path, changed: dict[str, Any], text: str) -> None:
+    v = run_in(tmp_path)
+    options = {"data": grey(), "training": quick()} | changed
+    with pytest.raises(ValueError, match="resume with the same settings") as error:
+        fit(v.model, v.guide, options.pop("data"), **options, folder=tmp_path, resume=True, shown=False)
+    assert text in str(error.value)
+
+
+def test_a_decaying_rate_cannot_be_resumed_with_more_epochs(tmp_path: Path) -> None:
+    v = run_in(tmp_path, final_learning_rate=1e-4)
+    with pytest.raises(ValueError, match=r"training.epochs = 2, but received 4"):
+        fit(
+            v.model,
+            v.guide,
+            grey(),
+            training=quick(final_learning_rate=1e-4),
+            folder=tmp_path,
+            resume=True,
+            shown=False,
+        )
+
+
+def test_a_network_from_outside_is_imported_only_where_allowed(tmp_path: Path) -> None:
+    v = vae(encoder=Encoder(2))
+    fit(v.model, v.guide, grey(), training=quick(epochs=1), folder=tmp_path, shown=False)
+    package = __name__.partition(".")[0]
+    with pytest.raises(ValueError, match=f"if you trust it, pass allow=\\['{package}'\\]"):
+        load(tmp_path)
+    run = load(tmp_path, allow=[package])
+    assert isinstance(run.vae.encoder, Encoder)
+    assert equal(state(run.vae), state(v))
+
+
+def test_a_model_that_cannot_be_described_is_loaded_by_its_weights(tmp_path: Path) -> None:
+    v = vae(encoder=nn.Sequential(nn.Linear(4, 4), nn.Unflatten(-1, (2, 2))))
+    fit(v.model, v.guide, grey(), training=quick(epochs=1), folder=tmp_path, shown=False)
+    with pytest.raises(ValueError, match="use training.load_weights"):
+        load(tmp_path)
+    other = vae(1, encoder=nn.Sequential(nn.Linear(4, 4), nn.Unflatten(-1, (2, 2))))
+    load_weights(tmp_path, [other])
+    assert equal(state(other), state(v))
+    with pytest.raises(ValueError, match="the run belongs to another model"):
+        load_weights(tmp_path, [vae()])
+
+
+def test_weights_of_a_hand_written_pair(tmp_path: Path) -> None:
+    (model, guide), modules = pair_with_everything()
+    fit(model, guide, grey(), training=quick(epochs=1), modules=modules, folder=tmp_path, shown=False)
+    trained, bias = [state(module) for module in modules], pyro.param("bias").detach().clone()
+    pyro.clear_param_store()
+    (model, guide), fresh = pair_with_everything()
+    before = [state(module) for module in fresh]
+    with pytest.raises(ValueError, match=r"pyro.param\('bias'\).*call the model and the guide once"):
+        load_weights(tmp_path, fresh)
+    assert all(equal(state(module), old) for module, old in zip(fresh, before, strict=True))
+    pyro.param("of another pair", torch.zeros(2))
+    model(binary())
+    load_weights(tmp_path, fresh)
+    assert all(equal(state(module), values) for module, values in zip(fresh, trained, strict=True))
+    assert torch.equal(pyro.param("bias"), bias)
+
+
+@pytest.mark.parametrize("where", ["on_epoch", "model"])
+def test_an_interrupt_leaves_the_last_epoch_and_nothing_switched(tmp_path: Path, where: str) -> None:
+    v = vae()
+    v.encoder.eval()
+    states: list[dict[str, Tensor]] = []
+    steps: list[int] = []
+
+    def model(x: Tensor) -> None:
+        steps.append(len(x))
+        if where == "model" and len(states) == 2 and v.training and len(steps) % 3 == 0:
+            raise KeyboardInterrupt
+        v.model(x)
+
+    def on_epoch(epoch: Any) -> None:
+        states.append(state(v))
+        if where == "on_epoch" and epoch.epoch == 2:
+            raise KeyboardInterrupt
+
+    before = left_behind(v)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, v.guide, grey(), training=quick(), folder=tmp_path, on_epoch=on_epoch, shown=False)
+    assert left_behind(v) == before
+    assert len(states) == 2
+    restored = vae(4)
+    load_weights(tmp_path, [restored])
+    assert equal(state(restored), states[1])
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def left_behind(v: nn.Module) -> tuple[Any, ...]:
+    return (
+        torch.distributions.Distribution._validate_args,  # noqa: SLF001
+        pyro.infer.util.is_validation_enabled(),
+        pyro.poutine.util.is_validation_enabled(),
+        [part.training for part in v.modules()],
+        torch.get_rng_state().tolist(),
+        list(pyro.get_param_store().keys()),
+        torch.get_float32_matmul_precision(),
+    )
+
+
+@pytest.mark.parametrize("of_torch", [True, False])
+def test_training_leaves_nothing_behind(of_torch: bool) -> None:  # noqa: FBT001
+    v = vae()
+    v.decoder.eval()
+    try:
+        torch.distributions.Distribution.set_default_validate_args(of_torch)
+        before = left_behind(v)
+        fit(v.model, v.guide, grey(), training=quick(patience=2), shown=False)
+        assert left_behind(v) == before
+    finally:
+        pyro.enable_validation(True)  # noqa: FBT003 (Pyro's)
+
+
+# refusals
+
+
+def test_nothing_to_train_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"there is nothing to train.*modules=\[...\]"):
+        fit(*pair_of(TRUTH), TRUTH.sample(10), training=quick(), shown=False)
+
+
+def test_early_stopping_needs_validation_data() -> None:
+    v = vae().double()
+    with pytest.raises(ValueError, match="early stopping watches validation data, but there are none"):
+        fit(v.model, v.guide, binary(), training=quick(patience=1), shown=False)
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "text"),
+    [
+        (torch.zeros(0, 4), ValueError, "the data set is empty"),
+        (torch.full((5, 4), math.nan), ValueError, "20 values that are NaN or infinite"),
+        ((torch.zeros(5, 4), torch.zeros(4)), ValueError, "share their first axis"),
+        ([[0.0, 1.0]], TypeError, "data are a tensor, a tuple of tensors or a split"),
+        (torch.tensor(1.0), ValueError, "share their first axis"),
+    ],
+)
+def test_data_that_cannot_be_fitted_are_refused(data: Any, error: type[Exception], text: str) -> None:
+    v = vae().double()
+    with pytest.raises(error, match=text):
+        fit(v.model, v.guide, data, training=quick(), shown=False)
+    with pytest.raises(error, match=text):
+        evaluate(v.model, v.guide, data, ks=(1,), shown=False)
+
+
+def test_labels_in_place_of_data_are_refused() -> None:
+    with pytest.raises(ValueError, match="look like labels"):
+        from_arrays(torch.arange(10))
+
+
+@pytest.mark.parametrize("row", [0, 99, 199])
+def test_grey_values_under_bernoulli_are_refused_with_the_cure(row: int) -> None:
+    v = vae().double()
+    x = binary(200)
+    x[row] = 0.5
+    with pytest.raises(ValueError, match="scores data that are 0 or 1, but .* binarize them") as error:
+        fit(v.model, v.guide, x, training=quick(), shown=False)
+    assert not isinstance(error.value, DivergenceError)
+
+
+def test_grey_validation_data_are_refused_too() -> None:
+    v = vae().double()
+    x, bad = binary(40), binary(1100)
+    bad[-1] = 0.5
+    data = Data(
+        train=Split(x, name="d/train"),
+        validation=Split(bad, name="d/validation"),
+        test=Split(x, name="d/test"),
+        name="d",
+    )
+    with pytest.raises(ValueError, match="binarize them"):
+        fit(v.model, v.guide, data, training=quick(), shown=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"epochs": -1}, "epochs is a whole number of at least 0"),
+        ({"epochs": 2.5}, "epochs is a whole number"),
+        ({"epochs": True}, "epochs is a whole number"),
+        ({"batch_size": 0}, "batch_size is a whole number of at least 1"),
+        ({"patience": 0}, "patience is a whole number of at least 1"),
+        ({"learning_rate": 0.0}, "learning_rate is positive and finite"),
+        ({"learning_rate": math.nan}, "learning_rate is positive and finite"),
+        ({"clip_norm": -1.0}, "clip_norm is positive and finite"),
+        ({"final_learning_rate": math.inf}, "final_learning_rate is positive and finite"),
+    ],
+)
+def test_options_out_of_range_are_refused(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        Training(**options)
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    v = vae().double()
+    with pytest.raises(ValueError, match="the device 'nonsense' cannot be used here"):
+        fit(v.model, v.guide, binary(), training=quick(device="nonsense"), shown=False)

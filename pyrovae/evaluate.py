@@ -16,10 +16,10 @@ from pyrovae.bounds.iwae import check_ladder, iwae, monte_carlo_variances
 from pyrovae.data import Data, Split
 from pyrovae.data.batches import Rows, Source
 from pyrovae.pair import Pair, Program, find_modules, take_rows
-from pyrovae.particles import Block, blocks, scoring, walk
 from pyrovae.progress import progress
 from pyrovae.results import Estimate, Evaluation, bits_per_dimension
 from pyrovae.sandbox import forked_random, stream_seed
+from pyrovae.scoring import Block, blocks, inspected, walk
 from pyrovae.training.checkpoint import versions
 from pyrovae.training.options import choose_device
 from pyrovae.vae import VAE
@@ -92,7 +92,7 @@ def evaluate(
     args = rows.fixed()
     few = tuple(argument[:3].to(where) for argument in args)
     with (
-        scoring(model, guide, few, modules=found, everything=lambda: _moved(args, where)) as pair,
+        inspected(model, guide, few, modules=found, everything=lambda: _moved(args, where)) as pair,
         torch.no_grad(),
         progress("evaluating", len(rows), shown=shown, unit="data") as advance,
     ):

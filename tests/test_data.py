@@ -30,6 +30,12 @@ from pyrovae.data.transforms import (
     default_transform,
 )
 
+
+@pytest.fixture(autouse=True)
+def _float32() -> None:
+    torch.set_default_dtype(torch.float32)
+
+
 BYTES = torch.randint(256, (700, 1, 4, 4), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 COLUMNS = torch.randn(500, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 5 + 2
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.pair import Pair, Program
-from pyrovae.particles import Block, blocks, check_num_particles, scoring, walk
+from pyrovae.particles import check_num_particles
+from pyrovae.scoring import Block, blocks, inspected, walk
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def elbo(
     """
     check_num_particles(num_particles)
     args = (x, *covariates)
-    with scoring(model, guide, args, modules=modules) as pair, torch.no_grad():
+    with inspected(model, guide, args, modules=modules) as pair, torch.no_grad():
         parts = []
         for rows, count in walk(pair, len(x), batch_size=len(x)):
             parts.append((elbo_terms(pair, blocks(pair, args, rows, num_particles)), count))

@@ -76,6 +76,10 @@ class Rows:
             return (self.source.draw(rows),)
         return tuple(tensor[rows] for tensor in self._tensors)
 
+    def everything(self) -> tuple[Tensor, ...]:
+        """Return all rows as arguments, with fresh noise where there is any."""
+        return self.draw(torch.arange(len(self), device=self.device))
+
     def fixed(self) -> tuple[Tensor, ...]:
         """Return all rows as arguments, their noise drawn once and for all."""
         return (self.source.fixed(),) if isinstance(self.source, Split) else self._tensors

@@ -1,40 +1,28 @@
-"""Stochastic variational inference: the loop over epochs."""
+"""Stochastic variational inference on any pair."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from pyro.infer import ELBO as PyroELBO
-from torch import Tensor, nn
+from torch import nn
 
 from pyrovae import memory
-from pyrovae.bounds.elbo import elbo_terms
 from pyrovae.data import Data, Split, fingerprint
 from pyrovae.data.batches import Rows, Source
 from pyrovae.objectives import ELBO
-from pyrovae.pair import Pair, Program, find_modules, inspect_pair
-from pyrovae.particles import one_particle, walk
-from pyrovae.progress import Advance, progress
+from pyrovae.pair import Program, find_modules, inspect_pair
 from pyrovae.results import Epoch, History
-from pyrovae.sandbox import MODULE_DIVIDER, forked_random, module_mode, own_store, stream_seed, validation
-from pyrovae.training.checkpoint import Checkpoint, Progress
+from pyrovae.sandbox import MODULE_DIVIDER, forked_random, module_mode, own_store, stream_seed
+from pyrovae.training.checkpoint import Checkpoint
+from pyrovae.training.loop import Loop
 from pyrovae.training.options import Training, choose_device
-from pyrovae.training.state import restore, snapshot, trainable
-from pyrovae.training.step import EagerStep, MakeOptimizer, fused_adam
-
-STEPS_BETWEEN_READS = 100  # reading a loss makes the host wait for the device
-VALIDATION_ROWS = 1024
-
-
-class DivergenceError(ValueError):
-    """Training met a loss that is not finite."""
+from pyrovae.training.step import MakeOptimizer, fused_adam
 
 
 def fit(
@@ -110,9 +98,9 @@ def fit(
         warnings.filterwarnings("ignore", ".*was not registered in the param store because requires_grad=False")
         with module_mode(found, training=False):
             few = rows[0].draw(torch.arange(min(len(rows[0]), 3), device=device))
-            pair = inspect_pair(model, guide, few, modules=found, everything=lambda: _everything(rows[0]))
+            pair = inspect_pair(model, guide, few, modules=found, everything=rows[0].everything)
         kept += [name for name in pair.params if MODULE_DIVIDER not in name]
-        loop = _Loop(pair, rows, objective or ELBO(), training, device, optimizer)
+        loop = Loop(pair, rows, objective or ELBO(), training, device, optimizer)
         if folder is not None:
             settings = {
                 "training": dataclasses.asdict(training),
@@ -129,220 +117,6 @@ def fit(
             else:
                 loop.checkpoint.save(loop.progress())
         return loop.run(on_epoch, shown=shown)
-
-
-class _Loop:
-    """Epochs of steps, with what is watched between them."""
-
-    def __init__(
-        self,
-        pair: Pair,
-        rows: list[Rows],
-        objective: PyroELBO,
-        training: Training,
-        device: torch.device,
-        make_optimizer: MakeOptimizer,
-    ) -> None:
-        if not hasattr(objective, "differentiable_loss"):
-            raise TypeError(
-                f"fit needs an objective with a differentiable loss, which {type(objective).__name__} does not have; "
-                "use pyrovae.objectives, or train with pyro.infer.SVI"
-            )
-        parameters = trainable(pair.modules, pair.params)
-        if not parameters:
-            raise ValueError(
-                "there is nothing to train: neither the store nor the modules found have parameters; register the "
-                "networks with pyro.module in the model or guide, or name them with modules=[...]"
-            )
-        self.pair, self.objective, self.training, self.device = pair, objective, training, device
-        self.parameters = parameters
-        self.train = rows[0]
-        self.watched = rows[1] if len(rows) > 1 else None
-        self.optimizer = make_optimizer(parameters)
-        self.step = EagerStep(objective, parameters, self.optimizer, clip_norm=training.clip_norm)
-        self.checkpoint: Checkpoint | None = None
-        self.epochs: tuple[Epoch, ...] = ()
-        self.best: dict[str, Tensor] | None = None
-        self.best_epoch = 0
-        self.best_validation = -math.inf
-        self.batch_size = pair.num_rows if pair.draws_rows else min(training.batch_size, len(self.train))
-        self.steps_per_epoch = math.ceil(len(self.train) / self.batch_size)
-
-    def progress(self) -> Progress:
-        """Return where training stands."""
-        return Progress(
-            epochs=self.epochs,
-            values=self._snapshot(),
-            optimizer=self.optimizer.state_dict(),
-            best=self.best,
-            best_epoch=self.best_epoch,
-            best_validation=self.best_validation,
-        )
-
-    def restore(self, progress: Progress) -> None:
-        """Take up where training stood."""
-        self._restore(progress.values)
-        self.optimizer.load_state_dict(progress.optimizer)
-        self.epochs, self.best = progress.epochs, progress.best
-        self.best_epoch, self.best_validation = progress.best_epoch, progress.best_validation
-
-    def run(self, on_epoch: Callable[[Epoch], bool | None] | None, *, shown: bool) -> History:
-        """Go through the epochs that are left."""
-        why = self._done()
-        checked = not self.epochs
-        total = (self.training.epochs - len(self.epochs)) * self.steps_per_epoch
-        done = 0
-        with progress("training", total, shown=shown, unit="steps") as advance:
-            while why is None:
-                epoch = self._epoch(len(self.epochs) + 1, advance, done, checked=checked)
-                checked = False
-                done += self.steps_per_epoch
-                self.epochs = (*self.epochs, epoch)
-                self._watch(epoch)
-                if self.checkpoint is not None:
-                    self.checkpoint.save(self.progress())
-                why = self._done()
-                if on_epoch is not None and on_epoch(epoch):
-                    why = f"stopped by on_epoch after epoch {epoch.epoch}"
-        if self.best is not None:
-            self._restore(self.best)
-        return History(self.epochs, self.best_epoch, why)
-
-    def _done(self) -> str | None:
-        """Return why training ends here, or None if it goes on."""
-        patience = self.training.patience
-        if patience is not None and len(self.epochs) - self.best_epoch >= patience:
-            return f"stopped early: no better validation ELBO since epoch {self.best_epoch}"
-        return f"all {self.training.epochs} epochs done" if len(self.epochs) >= self.training.epochs else None
-
-    def _snapshot(self) -> dict[str, Tensor]:
-        return snapshot(self.pair.modules, self.pair.params)
-
-    def _restore(self, values: dict[str, Tensor]) -> None:
-        restore(self.pair.modules, self.pair.params, values)
-
-    def _watch(self, epoch: Epoch) -> None:
-        """Note whether an epoch is the one whose weights are kept."""
-        if self.training.patience is None:
-            self.best_epoch = epoch.epoch
-        elif epoch.validation is not None and epoch.validation["elbo"] > self.best_validation:
-            self.best_epoch, self.best_validation = epoch.epoch, epoch.validation["elbo"]
-            self.best = self._snapshot()
-
-    def _epoch(self, number: int, advance: Advance, done: int, *, checked: bool) -> Epoch:
-        """Go through the training data once."""
-        started = time.perf_counter()
-        rate = self.training.rate(number)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        sums = torch.zeros(3, dtype=torch.float64)
-        unread: list[tuple[Tensor, int]] = []
-        seen = 0
-        stream = stream_seed(self.training.seed, "epoch", number)
-        with forked_random(stream, self.device), validation(enabled=checked):
-            for index, (model, guide, count) in enumerate(self._batches()):
-                try:
-                    unread.append((self.step(model, guide, size=self._plate_size(count), count=count), count))
-                except ValueError as error:  # of Pyro's checks, which may meet a NaN before the loss has been read
-                    if unread:
-                        self._read(unread, number, index - len(unread) + 1)
-                        self._check_again(model, guide, number, index + 1, error)
-                    raise
-                if len(unread) == STEPS_BETWEEN_READS or index == self.steps_per_epoch - 1:
-                    sums += self._read(unread, number, index - len(unread) + 2)
-                    seen += sum(count for _, count in unread)
-                    unread = []
-                    loss, reconstruction, kl = (sums / seen).tolist()
-                    advance(done + index + 1, f"ELBO {-loss:.2f}  reconstruction {reconstruction:.2f}  KL {kl:.2f}")
-        self._check_end(number)
-        loss, reconstruction, kl = (sums / seen).tolist()
-        known = isinstance(self.objective, ELBO)
-        return Epoch(
-            epoch=number,
-            steps=number * self.steps_per_epoch,
-            elbo=reconstruction - kl if known else -loss,
-            reconstruction=reconstruction if known else None,
-            kl=kl if known else None,
-            validation=None if self.watched is None else self._validate(self.watched, number, checked=checked),
-            learning_rate=rate,
-            seconds=time.perf_counter() - started,
-        )
-
-    def _batches(self) -> Iterator[tuple[Program, Program, int]]:
-        """Yield the pair on each minibatch of an epoch, with its number of data."""
-        if not self.pair.draws_rows:
-            for rows in self.train.shuffled(self.batch_size, self.device):
-                args = self.train.draw(rows)
-                yield *self.pair.bind(args, torch.arange(len(rows), device=self.device)), len(rows)
-            return
-        args = _everything(self.train)
-        order = torch.randperm(len(self.train), device=self.device)
-        for start in range(0, len(order), self.batch_size):
-            rows = order[torch.arange(start, start + self.batch_size, device=self.device) % len(order)]
-            yield *self.pair.bind(args, rows), self.batch_size
-
-    def _plate_size(self, count: int) -> int:
-        """Return the size that Pyro scales a minibatch to."""
-        return self.pair.plate_size if self.pair.plate_size != self.pair.num_rows else count
-
-    def _read(self, unread: list[tuple[Tensor, int]], epoch: int, first_step: int) -> Tensor:
-        """Fetch losses from the device and return their sums over data; the only place where the host waits."""
-        values = torch.stack([value for value, _ in unread]).double().cpu()
-        finite = values.isfinite().all(1)
-        if not finite.all():
-            bad = int((~finite).nonzero()[0])
-            names = ("loss", "reconstruction", "KL")
-            terms = [name for name, value in zip(names, values[bad].tolist(), strict=True) if not math.isfinite(value)]
-            raise self._diverged(epoch, first_step + bad, terms[-1])
-        counts = torch.tensor([count for _, count in unread], dtype=torch.float64)
-        return counts @ values
-
-    def _diverged(self, epoch: int, step: int, term: str) -> DivergenceError:
-        kept = (
-            f"the run folder {self.checkpoint.folder.path} holds the weights of epoch {epoch - 1}"
-            if self.checkpoint
-            else "give fit a folder to keep the weights of the last good epoch"
-        )
-        return DivergenceError(
-            f"training stopped in epoch {epoch} at its step {step}: {term} is not finite; lower the learning rate "
-            f"({self.training.rate(epoch):g}) or set clip_norm; {kept}"
-        )
-
-    @torch.no_grad()
-    def _check_again(self, model: Program, guide: Program, epoch: int, step: int, error: ValueError) -> None:
-        """Raise that training diverged if that is why Pyro's checks failed: without them the loss is not finite."""
-        with validation(enabled=False):
-            loss = self.objective.differentiable_loss(model, guide)
-        if not loss.isfinite():
-            raise self._diverged(epoch, step, "the loss") from error
-
-    def _check_end(self, epoch: int) -> None:
-        """Refuse to go on with parameters that the last step made NaN, which no loss has shown yet."""
-        if torch.stack([parameter.isnan().any() for parameter in self.parameters]).any():
-            raise self._diverged(epoch, self.steps_per_epoch, "a parameter")
-
-    @torch.no_grad()
-    def _validate(self, watched: Rows, epoch: int, *, checked: bool) -> dict[str, float]:
-        """Return the ELBO on the validation data, with the same draws after every epoch."""
-        args = watched.fixed()
-        sums = torch.zeros(2, dtype=torch.float64)
-        stream = stream_seed(self.training.seed, "validation")
-        with (
-            module_mode(self.pair.modules, training=False),
-            forked_random(stream, self.device),
-            validation(enabled=False),
-        ):
-            for rows, count in walk(self.pair, len(watched), batch_size=VALIDATION_ROWS):
-                terms = elbo_terms(self.pair, [one_particle(self.pair, args, rows.to(self.device), checked=checked)])
-                sums += torch.stack([terms.reconstruction[:count].sum(), terms.kl[:count].sum()]).double().cpu()
-        reconstruction, kl = (sums / len(watched)).tolist()
-        if not math.isfinite(reconstruction - kl):
-            raise self._diverged(epoch, self.steps_per_epoch, "the validation ELBO")
-        return {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
-
-
-def _everything(rows: Rows) -> tuple[Tensor, ...]:
-    return rows.draw(torch.arange(len(rows)))
 
 
 def _describe_objective(objective: PyroELBO) -> dict[str, Any]:

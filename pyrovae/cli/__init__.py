@@ -1,0 +1,62 @@
+"""The command line: ``pyrovae train | evaluate | generate``, thin over the library."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from pyrovae.cli.evaluate import evaluate_run
+from pyrovae.cli.generate import generate
+from pyrovae.cli.train import train
+from pyrovae.training.checkpoint import versions
+
+USAGE = """usage: pyrovae COMMAND [options]
+
+Variational autoencoders as Pyro programs, judged by bounds on log p(x).
+
+  pyrovae train       fit a VAE and keep it in a run folder
+  pyrovae evaluate    report its ELBO beside its IWAE bounds, with pictures
+  pyrovae generate    draw data from it
+
+pyrovae COMMAND --help lists the options. A first round, without any network:
+
+  pyrovae train --epochs 100
+  pyrovae evaluate runs/digits-1
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit code: 0, 2 after an error, 130 after an interrupt."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    commands = {"train": train, "evaluate": evaluate_run, "generate": generate}
+    if not words or words[0] in ("-h", "--help", "help"):
+        sys.stdout.write(USAGE)
+        return 0 if words else 2
+    if words[0] == "--version":
+        sys.stdout.write(json.dumps(versions(), indent=2) + "\n")
+        return 0
+    if words[0] not in commands:
+        return _fail(f"there is no command {words[0]!r}; choose from {', '.join(commands)}")
+    try:
+        commands[words[0]](words[1:])
+    except KeyboardInterrupt:
+        sys.stderr.write("pyrovae: interrupted; what was written stays\n")
+        return 130
+    except (ValueError, TypeError, torch.OutOfMemoryError) as error:
+        return _fail(_first_cause(error))
+    return 0
+
+
+def _first_cause(error: BaseException) -> str:
+    """Return what went wrong without the frame that Pyro puts around it."""
+    while str(error).startswith("Error while computing") and isinstance(error.__cause__, ValueError):
+        error = error.__cause__
+    return " ".join(str(error).split())
+
+
+def _fail(message: str) -> int:
+    sys.stderr.write(f"pyrovae: error: {message}\n")
+    return 2

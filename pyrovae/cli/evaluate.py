@@ -1,0 +1,60 @@
+"""The command ``pyrovae evaluate``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from pyrovae.cli.data import add_data, data_of
+from pyrovae.cli.options import Parser
+from pyrovae.data import fingerprint
+from pyrovae.evaluate import evaluate
+from pyrovae.report import write_report
+from pyrovae.training import load
+from pyrovae.training.options import choose_device
+
+
+def evaluate_run(argv: Sequence[str]) -> None:
+    """Report the bounds of a run."""
+    parser = Parser(
+        prog="pyrovae evaluate",
+        usage="pyrovae evaluate RUN [options]",
+        description="Report the ELBO of a run beside its IWAE bounds, on its test data, with pictures.",
+    )
+    parser.add_argument("run", metavar="RUN", help="run folder")
+    add_data(parser, default=None)
+    group = parser.add_argument_group("evaluation")
+    group.add_argument(
+        "--split", choices=("train", "validation", "test"), default="test", help="part of the data (default: test)"
+    )
+    group.add_argument("--num_data", type=int, metavar="N", help="evaluate only the first N (default: all)")
+    group.add_argument(
+        "--ks", type=int, nargs="+", default=[1, 5, 50, 500, 5000], metavar="K",
+        help="numbers of particles of the IWAE bounds, each dividing the next (default: 1 5 50 500 5000)",
+    )  # fmt: skip
+    group.add_argument(
+        "--batch_size", type=int, metavar="N", help="data whose particles are drawn together (default: by K)"
+    )
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default: 0)")
+    group.add_argument(
+        "--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps (default: auto)"
+    )
+    options = parser.options(argv)
+    run = load(options["run"])
+    vae = run.vae.to(choose_device(options["device"]))
+    data = data_of(run, options)
+    if fingerprint(data.train.stored) != run.config["data"]["hash"]:
+        sys.stdout.write("note: these are not the data that the run was trained on\n")
+    split = getattr(data, options["split"])
+    split = split if options["num_data"] is None else split.first(options["num_data"])
+    evaluation = evaluate(
+        vae.model,
+        vae.guide,
+        split,
+        ks=tuple(options["ks"]),
+        batch_size=options["batch_size"],
+        seed=options["seed"],
+        device=options["device"],
+    )
+    folder = write_report(run.folder.path, history=run.history, evaluation=evaluation, vae=vae.cpu(), data=split)
+    sys.stdout.write(f"{evaluation}\n\nreport: {folder}\n")

@@ -1,0 +1,179 @@
+"""The first runs of a pair, which show its structure."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from pyro.util import check_site_shape
+from torch import Tensor, nn
+
+from pyrovae.pair.contract import read_pair
+from pyrovae.pair.modules import find_modules
+from pyrovae.pair.structure import PARTICLE_PLATE, Pair, Program, take_rows
+from pyrovae.sandbox import forked_random, validation
+
+logger = logging.getLogger("pyrovae")
+
+
+def inspect_pair(
+    model: Program,
+    guide: Program,
+    args: tuple[Any, ...],
+    *,
+    modules: Iterable[nn.Module] = (),
+    everything: Callable[[], tuple[Any, ...]] | None = None,
+) -> Pair:
+    """Run a pair on a few rows, with all checks on and in a random stream of its own, and read off its structure.
+
+    Args:
+        model: a Pyro program called with ``args``.
+        guide: another, with the same arguments.
+        args: the data ``(N, ...)`` and whatever travels with them along the plate, or a few rows of these.
+        modules: those that cannot be found from the programs.
+        everything: returns all data where ``args`` holds a few rows; asked if the pair draws its own rows.
+
+    Returns:
+        The pair's structure.
+
+    Raises:
+        ValueError: if the pair breaks the contract; the text says how and what to do.
+
+    """
+    found = tuple({id(module): module for module in (*modules, *find_modules(model, guide))}.values())
+    with forked_random(0, args[0].device), validation(enabled=True), torch.no_grad():
+        traces, used, plates, draws_rows = _first_run(model, guide, args, everything or (lambda: args))
+        pair = read_pair(model, guide, found, *traces, plates=plates, draws_rows=draws_rows)
+        rows = torch.arange(pair.num_rows, device=args[0].device) % len(used[0])
+        broadcasts = _broadcasts(pair, *pair.bind(used, rows))
+    if not broadcasts:
+        logger.warning(
+            "the pair does not take an axis of particles to the left of its plate; "
+            "it is run with its data repeated along the plate instead, which is right but slower"
+        )
+    return replace(pair, broadcasts=broadcasts)
+
+
+def run(model: Program, guide: Program) -> tuple[poutine.Trace, poutine.Trace]:
+    """Return the guide's trace and that of the model replayed against it."""
+    guide_trace = poutine.trace(guide).get_trace()
+    return guide_trace, poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace()
+
+
+def _first_run(
+    model: Program, guide: Program, args: tuple[Any, ...], everything: Callable[[], tuple[Any, ...]]
+) -> tuple[tuple[poutine.Trace, poutine.Trace], tuple[Any, ...], set[str], bool]:
+    """Run on 2 and then on 3 rows; a pair whose plate does not follow draws its own rows and is given all of them.
+
+    Returns:
+        The traces, the arguments of that run, names of the plates that may hold the data, whether rows are drawn.
+
+    """
+    failure: Exception | None = None
+    plates: set[str] | None = None
+    for size in (2, 3):
+        few = take_rows(args, torch.arange(size, device=args[0].device) % len(args[0]))
+        try:
+            traces = _checked_run(model, guide, few)
+        except Exception as error:  # noqa: BLE001 (a program of the user's may raise anything)
+            failure = error
+            break
+        following = {frame.name for frame in _frames(traces[1]) if frame.size == size}
+        plates = following if plates is None else plates & following
+        if not plates or _draws_from_many(traces[1], plates):
+            break
+    else:
+        return traces, few, plates or set(), False
+    args = everything()
+    rows = _EarlyRows(len(args[0]), args[0].device)
+    try:
+        traces = _checked_run(rows(model), rows(guide), args)
+    except Exception as error:  # noqa: BLE001
+        raise failure or error from None
+    frames = _frames(traces[1])
+    following = {frame.name for frame in frames if frame.size == frame.full_size == len(args[0])}
+    if plates and plates & following:
+        return traces, args, plates & following, False
+    fixed = [frame for frame in frames if frame.size == frame.full_size == len(args[0])]
+    if failure is not None and fixed:
+        raise ValueError(
+            f"the plate {fixed[0].name!r} has {fixed[0].size} rows whatever data it is given, so that the pair cannot "
+            f"be run on some of them; write pyro.plate({fixed[0].name!r}, len(x))"
+        ) from failure
+    return traces, args, {frame.name for frame in frames if frame.size < frame.full_size}, True
+
+
+def _checked_run(model: Program, guide: Program, args: tuple[Any, ...]) -> tuple[poutine.Trace, poutine.Trace]:
+    traces = run(functools.partial(model, *args), functools.partial(guide, *args))
+    _log_probs(*traces)
+    return traces
+
+
+def _log_probs(*traces: poutine.Trace) -> None:
+    """Compute all log-probabilities, which also checks shapes and supports."""
+    for trace in traces:
+        trace.compute_log_prob()
+        for site in trace.nodes.values():
+            if site["type"] == "sample" and isinstance(site["log_prob"], Tensor) and not _draws_rows(site):
+                check_site_shape(site, max_plate_nesting=float("inf"))
+
+
+def _draws_rows(site: Any) -> bool:  # noqa: ANN401 (a message of Pyro's)
+    """Tell whether a site is a plate's draw of its rows."""
+    return type(site["fn"]).__name__ == "_Subsample"
+
+
+def _draws_from_many(trace: poutine.Trace, plates: set[str]) -> bool:
+    """Tell whether a plate that followed a few rows in size would draw some of many, as with ``min(128, len(x))``."""
+    frames = {frame.name: frame for frame in _frames(trace)}
+    sizes = {name: getattr(trace.nodes[name]["fn"], "subsample_size", None) for name in plates if name in trace.nodes}
+    return any(size is not None and frames[name].size == frames[name].full_size for name, size in sizes.items())
+
+
+def _frames(trace: poutine.Trace) -> list[Any]:
+    """Return the vectorized plates of all sample sites of a trace."""
+    sites = (site for site in trace.nodes.values() if site["type"] == "sample")
+    return [frame for site in sites for frame in site["cond_indep_stack"] if frame.vectorized]
+
+
+def _broadcasts(pair: Pair, model: Program, guide: Program) -> bool:
+    """Tell whether a particle axis gives, for each particle, what a run without that axis gives."""
+    particles = pyro.plate(PARTICLE_PLATE, 2, dim=-1 - pair.nesting)
+    try:
+        together = run(particles(model), particles(guide))
+        _log_probs(*together)
+        for k in range(2):
+            values = {name: together[0].nodes[name]["value"][k] for name in pair.latents}
+            alone = [poutine.trace(poutine.condition(program, data=values)).get_trace() for program in (guide, model)]
+            _log_probs(*alone)
+            for many, one in zip(together, alone, strict=True):
+                for name in (*pair.latents, *pair.observed):
+                    if name in many.nodes and not _agree(many.nodes[name], one.nodes[name], k):
+                        return False
+    except Exception:  # noqa: BLE001 (any failure of a user's program under an extra axis means the same)
+        return False
+    return True
+
+
+def _agree(many: Any, one: Any, k: int) -> bool:  # noqa: ANN401 (messages of Pyro's)
+    a, b = many["unscaled_log_prob"], one["unscaled_log_prob"]
+    return a[k].numel() == b.numel() and torch.allclose(a[k].reshape(b.shape), b, rtol=1e-3, atol=1e-3)
+
+
+class _EarlyRows(Messenger):
+    """Makes plates that draw their own rows take early ones, of which there are so many."""
+
+    def __init__(self, num_rows: int, device: torch.device) -> None:
+        super().__init__()
+        self.num_rows, self.device = num_rows, device
+
+    def _pyro_sample(self, msg: Any) -> None:  # noqa: ANN401
+        if _draws_rows(msg) and msg["value"] is None and msg["fn"].subsample_size is not None:
+            msg["value"] = torch.arange(msg["fn"].subsample_size, device=self.device) % self.num_rows

@@ -1,0 +1,8 @@
+"""How particles are drawn and scored: once for the guide, in chunks for the model, any layout of plates."""
+
+from pyrovae.scoring.blocks import Block, blocks, draw, one_particle, score
+from pyrovae.scoring.inspected import inspected
+from pyrovae.scoring.layout import total_of
+from pyrovae.scoring.pieces import walk
+
+__all__ = ["Block", "blocks", "draw", "inspected", "one_particle", "score", "total_of", "walk"]

@@ -1,0 +1,177 @@
+"""Draws of the guide and their log-probabilities, block by block.
+
+Pyro's ``unscaled`` log-probabilities are used throughout, so that the size of a plate and `pyro.poutine.scale` factors,
+which serve training, do not reach a bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyrovae.kl import CLOSED_FORM, closed_form_kl
+from pyrovae.pair import Pair, Program, run
+from pyrovae.sandbox import validation
+from pyrovae.scoring.layout import from_pyro, log_prob, per_datum, to_pyro, total_of, wide
+from pyrovae.scoring.pieces import pieces
+
+CHUNK_ELEMENTS = 2**20  # elements of x that the model scores at once: what falls out of the cache costs page faults
+BLOCK_ELEMENTS = 2**20  # elements of z that the guide draws at once
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some particles of some rows: z of each site ``(K, B, ...)`` and log-probabilities ``(K, B)`` in nats.
+
+    ``kl`` holds each site's KL: its closed form, ``(1, B)`` or ``(K, B)``, or else log q - log p of each particle.
+    """
+
+    z: dict[str, Tensor]
+    log_prior: Tensor
+    log_likelihood: Tensor
+    log_guide: Tensor
+    kl: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Log-probabilities ``(K, B)`` in nats of given z: of each latent site, of all data, and closed-form KL terms."""
+
+    prior: dict[str, Tensor]
+    likelihood: Tensor
+    kl: dict[str, Tensor]
+
+
+def blocks(
+    pair: Pair, args: tuple[Any, ...], rows: Tensor, num_particles: int, *, chunk_size: int | None = None
+) -> Iterator[Block]:
+    """Yield the particles of some rows block by block; the draws do not depend on the chunks in which they are scored.
+
+    Args:
+        pair: from `inspected`.
+        args: what its programs are called with, the data first.
+        rows: ``(B,)``, rows of the data.
+        num_particles: K.
+        chunk_size: rows that the model scores at once, a datum with K particles counting K.
+
+    """
+    elements = max(1, len(rows) * sum(latent.num_elements for latent in pair.latents.values()))
+    size = max(1, BLOCK_ELEMENTS // elements)
+    first = next(iter(pair.latents))
+    checked = one_particle(pair, args, rows, checked=True)
+    first_kl = {first: checked.kl[first]} if pair.kl[first] == CLOSED_FORM else {}  # the same for every particle
+    for start in range(0, num_particles, size):
+        z, log_guide = draw(pair, args, rows, min(size, num_particles - start))
+        scores = score(pair, args, rows, z, chunk_size=chunk_size)
+        estimated = {name: log_guide[name] - scores.prior[name] for name in pair.latents}
+        yield Block(
+            z=z,
+            log_prior=total_of(scores.prior),
+            log_likelihood=scores.likelihood,
+            log_guide=total_of(log_guide),
+            kl=estimated | scores.kl | first_kl,
+        )
+
+
+def one_particle(pair: Pair, args: tuple[Any, ...], rows: Tensor, *, checked: bool) -> Block:
+    """Run the pair once on some rows, without an axis of particles: a block of K = 1.
+
+    Args:
+        pair: from `inspected`.
+        args: what its programs are called with, the data first.
+        rows: ``(B,)``, rows of the data.
+        checked: whether Pyro checks shapes and supports, so that data outside the support are refused.
+
+    """
+    with validation(enabled=checked):
+        guide_trace, model_trace = run(*pair.bind(args, rows))
+
+        def terms(trace: poutine.Trace, names: Iterable[str]) -> dict[str, Tensor]:
+            sites = {name: trace.nodes[name] for name in names}
+            return {name: per_datum(pair, log_prob(site), site, lead=0).unsqueeze(0) for name, site in sites.items()}
+
+        likelihood = total_of(terms(model_trace, pair.observed))
+    log_prior, log_guide = terms(model_trace, pair.latents), terms(guide_trace, pair.latents)
+    kl = {name: log_guide[name] - log_prior[name] for name in pair.latents}
+    for name in pair.latents:
+        if pair.kl[name] == CLOSED_FORM:
+            value, _ = closed_form_kl(name, model_trace, guide_trace)
+            kl[name] = per_datum(pair, wide(value), guide_trace.nodes[name], lead=0).unsqueeze(0)
+    return Block(
+        z={name: from_pyro(pair, name, guide_trace.nodes[name]["value"], lead=0).unsqueeze(0) for name in pair.latents},
+        log_prior=total_of(log_prior),
+        log_likelihood=likelihood,
+        log_guide=total_of(log_guide),
+        kl=kl,
+    )
+
+
+def draw(
+    pair: Pair, args: tuple[Any, ...], rows: Tensor, num_particles: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Run the guide on some rows ``(B,)``: return z ``(K, B, ...)`` and log q(z | x) ``(K, B)``, both by site."""
+    z: dict[str, list[Tensor]] = {name: [] for name in pair.latents}
+    log_guide: dict[str, list[Tensor]] = {name: [] for name in pair.latents}
+    for piece in pieces(pair, rows, num_particles, size=num_particles * len(rows)):
+        _, guide = pair.bind(args, piece.rows)
+        trace = poutine.trace(piece.plated(pair, guide)).get_trace()
+        for name in pair.latents:
+            site = trace.nodes[name]
+            z[name].append(piece.cut(from_pyro(pair, name, site["value"], lead=piece.lead)))
+            log_guide[name].append(piece.cut(per_datum(pair, log_prob(site), site, lead=piece.lead)))
+    shape = (num_particles, len(rows))
+    joined = {name: torch.cat(parts) for name, parts in z.items()}
+    return (
+        {name: value if pair.broadcasts else value.unflatten(0, shape) for name, value in joined.items()},
+        {name: torch.cat(parts).reshape(shape) for name, parts in log_guide.items()},
+    )
+
+
+def score(
+    pair: Pair, args: tuple[Any, ...], rows: Tensor, z: Mapping[str, Tensor], *, chunk_size: int | None = None
+) -> Scores:
+    """Run the model on some rows ``(B,)`` with given z ``(K, B, ...)``, chunk by chunk."""
+    num_particles = len(next(iter(z.values())))
+    size = chunk_size or min(4096, max(64, CHUNK_ELEMENTS // max(1, pair.num_elements)))
+    later = [name for name in list(pair.latents)[1:] if pair.kl[name] == CLOSED_FORM]
+    prior: dict[str, list[Tensor]] = {name: [] for name in pair.latents}
+    kl: dict[str, list[Tensor]] = {name: [] for name in later}
+    likelihood: list[Tensor] = []
+    values = dict(z) if pair.broadcasts else {name: value.flatten(0, 1) for name, value in z.items()}
+    for piece in pieces(pair, rows, num_particles, size=size):
+        model, guide = pair.bind(args, piece.rows)
+        data = {name: to_pyro(pair, name, piece.take(value), lead=piece.lead) for name, value in values.items()}
+        trace = poutine.trace(piece.plated(pair, poutine.condition(model, data=data))).get_trace()
+        terms = {
+            name: piece.cut(per_datum(pair, log_prob(site), site, lead=piece.lead))
+            for name, site in trace.nodes.items()
+            if name in pair.latents or name in pair.observed
+        }
+        likelihood.append(total_of({name: terms[name] for name in pair.observed}))
+        for name in pair.latents:
+            prior[name].append(terms[name])
+        if later:
+            replayed = poutine.trace(_replaying(piece.plated(pair, guide), data)).get_trace()
+            for name in later:
+                value, _ = closed_form_kl(name, trace, replayed)
+                site = replayed.nodes[name]
+                kl[name].append(piece.cut(per_datum(pair, wide(value), site, lead=piece.lead)))
+    shape = (num_particles, len(rows))
+    return Scores(
+        prior={name: torch.cat(parts).reshape(shape) for name, parts in prior.items()},
+        likelihood=torch.cat(likelihood).reshape(shape),
+        kl={name: torch.cat(parts).reshape(shape) for name, parts in kl.items()},
+    )
+
+
+def _replaying(guide: Program, data: Mapping[str, Tensor]) -> Program:
+    """Return the guide with its draws replaced, its sites still latent."""
+    trace = poutine.Trace()
+    for name, value in data.items():
+        trace.add_node(name, name=name, type="sample", value=value, is_observed=False, infer={}, fn=None)
+    return poutine.replay(guide, trace=trace)

@@ -4,6 +4,7 @@ The rooms, in the order in which data walk through them; each uses only those ab
 
 data           x comes in: digits, mnist, fashion_mnist, kmnist, your own; binarize, dequantize, standardize
 results        what is reported: frozen records that print as tables and go to JSON and back
+distributions  what pyro.distributions lacks, or is slow at
 priors         p(z):     StandardNormal
 likelihoods    p(x | z): Bernoulli, Gaussian
 posteriors     q(z | x): DiagonalNormal

@@ -14,7 +14,7 @@ ROOMS = (
     ("sandbox", "memory", "describe", "progress"),
     ("data",),
     ("results",),
-    ("part",),
+    ("part", "distributions"),
     ("priors", "likelihoods", "posteriors", "networks"),
     ("vae",),
     ("kl",),

@@ -11,12 +11,13 @@ posteriors     q(z | x): DiagonalNormal
 networks       encoders and decoders: MLPEncoder, MLPDecoder
 VAE            the five parts as one Pyro model and guide; generate, reconstruct, encode, interpolate, traverse
 pair           the contract with a model and guide that you wrote yourself
+scoring        how particles are drawn and scored, in any layout of plates
 particles      draws of the guide with log p(z), log p(x | z), log q(z | x); log_weights and log_joint beside it
 bounds         the ELBO with its terms apart, and the ladder of IWAE bounds
 objectives     what is minimized: ELBO, which also works in a bare pyro.infer.SVI
 training       fit, Training, load, and the run folder
 evaluate       the ELBO beside the IWAE bounds of any pair, with standard errors
-report         tables and pictures
+report         pictures, the files of a report, and draws for ArviZ
 cli            pyrovae train | evaluate | generate
 
 A swap is one line:
@@ -38,7 +39,10 @@ A swap is one line:
 >>> print(pyrovae.evaluate(vae.model, vae.guide, data))
 """
 
-from pyrovae import bounds, data, likelihoods, networks, objectives, posteriors, priors, report, results, training
+import importlib
+from types import ModuleType
+
+from pyrovae import bounds, data, likelihoods, networks, objectives, posteriors, priors, results, training
 from pyrovae.describe import Described
 from pyrovae.evaluate import evaluate
 from pyrovae.particles import log_joint, log_weights, particles
@@ -68,3 +72,10 @@ __all__ = [
     "results",
     "training",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Import the report when it is first used: matplotlib and xarray take a second."""
+    if name == "report":
+        return importlib.import_module("pyrovae.report")
+    raise AttributeError(f"module 'pyrovae' has no attribute {name!r}")

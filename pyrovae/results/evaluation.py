@@ -1,53 +1,16 @@
-"""What the package reports: frozen records that carry their meaning, print as tables and go to JSON and back.
-
-Every value is an estimate in nats per datum, larger being better, with two standard errors: over the data, which
-contains the Monte Carlo noise, and over Monte Carlo draws at fixed data. They answer different questions and are never
-added.
-"""
+"""Estimates of log p(x), and what they were computed from."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Particles:
-    """Draws from a guide and their log-probabilities.
-
-    Attributes:
-        z: for each latent site ``(K, B, ...)``.
-        log_prior: log p(z), ``(K, B)``, nats.
-        log_likelihood: log p(x | z), ``(K, B)``, nats.
-        log_guide: log q(z | x), ``(K, B)``, nats.
-
-    """
-
-    z: dict[str, Tensor]
-    log_prior: Tensor
-    log_likelihood: Tensor
-    log_guide: Tensor
-
-    @property
-    def log_weights(self) -> Tensor:
-        """Log p(x, z) - log q(z | x), ``(K, B)``, nats."""
-        return self.log_prior + self.log_likelihood - self.log_guide
-
-    @classmethod
-    def concatenate(cls, parts: Sequence[Particles]) -> Particles:
-        """Join particles of different data."""
-        return cls(
-            z={name: torch.cat([part.z[name] for part in parts], 1) for name in parts[0].z},
-            log_prior=torch.cat([part.log_prior for part in parts], 1),
-            log_likelihood=torch.cat([part.log_likelihood for part in parts], 1),
-            log_guide=torch.cat([part.log_guide for part in parts], 1),
-        )
+from pyrovae.results.table import align, number
 
 
 @dataclass(frozen=True)
@@ -137,10 +100,10 @@ class Evaluation:
                 (
                     ("  " if part else "") + estimate.label,
                     str(estimate.num_particles) if estimate.name == "IWAE" else "",
-                    _number(estimate.value, 3),
-                    _number(estimate.se_data, 3),
-                    _number(estimate.se_monte_carlo, 4),
-                    "" if gap[0] is None else f"{gap[0]:+.3f} +- {_number(gap[1], 3)}",
+                    number(estimate.value, 3),
+                    number(estimate.se_data, 3),
+                    number(estimate.se_monte_carlo, 4),
+                    "" if gap[0] is None else f"{gap[0]:+.3f} +- {number(gap[1], 3)}",
                 )
             )
         methods = ", ".join(f"{site}: {_method(method)}" for site, method in self.kl_methods.items())
@@ -181,74 +144,6 @@ class Evaluation:
             raise ValueError(f"this is not an evaluation that this version of pyrovae wrote: {error}") from None
 
 
-@dataclass(frozen=True)
-class Epoch:
-    """What one epoch of training showed, in nats per datum; larger is better.
-
-    Attributes:
-        epoch: its number, from 1.
-        steps: gradient steps so far.
-        elbo: training ELBO, the mean over the epoch; it lags behind, since the parameters move meanwhile.
-        reconstruction: its first part, None where the objective does not tell.
-        kl: its second part.
-        validation: the same three on the validation data at the end of the epoch, None without such data.
-        learning_rate: at the end of the epoch.
-        seconds: that the epoch took.
-
-    """
-
-    epoch: int
-    steps: int
-    elbo: float
-    reconstruction: float | None
-    kl: float | None
-    validation: dict[str, float] | None
-    learning_rate: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class History:
-    """What training showed, epoch by epoch, and why it ended.
-
-    Attributes:
-        epochs: one record each.
-        best_epoch: the epoch whose weights the modules now hold; the last one without early stopping.
-        why_stopped: in words.
-
-    """
-
-    epochs: tuple[Epoch, ...]
-    best_epoch: int
-    why_stopped: str
-
-    def __str__(self) -> str:
-        """Return a table of at most a dozen epochs."""
-        rows = [("epoch", "ELBO", "reconstruction", "KL", "validation ELBO", "seconds")]
-        stride = math.ceil(len(self.epochs) / 12) or 1
-        for epoch in self.epochs[::-stride][::-1]:
-            rows.append(
-                (
-                    str(epoch.epoch),
-                    _number(epoch.elbo, 3),
-                    _number(epoch.reconstruction, 3),
-                    _number(epoch.kl, 3),
-                    _number(epoch.validation["elbo"] if epoch.validation else None, 3),
-                    f"{epoch.seconds:.1f}",
-                )
-            )
-        return "\n".join([*align(rows), "", f"{self.why_stopped}; the weights are those of epoch {self.best_epoch}"])
-
-    def to_json_lines(self) -> str:
-        """Return one line of strict JSON for each epoch."""
-        return "".join(json.dumps(asdict(epoch), allow_nan=False) + "\n" for epoch in self.epochs)
-
-    @staticmethod
-    def epochs_from_json_lines(text: str) -> tuple[Epoch, ...]:
-        """Read what `to_json_lines` wrote."""
-        return tuple(Epoch(**json.loads(line)) for line in text.splitlines())
-
-
 def bits_per_dimension(nats: float, *, num_dimensions: int, log_abs_det_jacobian: float = 0.0) -> float:
     """Return the code length of a discrete datum in bits per dimension.
 
@@ -261,22 +156,6 @@ def bits_per_dimension(nats: float, *, num_dimensions: int, log_abs_det_jacobian
 
     """
     return -(nats + log_abs_det_jacobian) / (num_dimensions * math.log(2))
-
-
-def align(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows of cells as lines, the first column flush left and the others flush right."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _method(method: str) -> str:

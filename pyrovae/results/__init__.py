@@ -1,0 +1,12 @@
+"""What the package reports: frozen records that carry their meaning, print as tables and go to JSON and back.
+
+Every value is an estimate in nats per datum, larger being better, with two standard errors: over the data, which
+contains the Monte Carlo noise, and over Monte Carlo draws at fixed data. They answer different questions and are never
+added.
+"""
+
+from pyrovae.results.evaluation import Estimate, Evaluation, bits_per_dimension
+from pyrovae.results.history import Epoch, History
+from pyrovae.results.particles import Particles
+
+__all__ = ["Epoch", "Estimate", "Evaluation", "History", "Particles", "bits_per_dimension"]

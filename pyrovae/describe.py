@@ -23,7 +23,7 @@ class Described:
 
     init_arguments: dict[str, Any]
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:  # noqa: ANN401 (whatever the next class in line takes)
+    def __init_subclass__(cls, **kwargs: Any) -> None:
         """Wrap the constructor, once for each class that defines one."""
         super().__init_subclass__(**kwargs)
         if "__init__" not in cls.__dict__:
@@ -32,7 +32,7 @@ class Described:
         signature = inspect.signature(init)
 
         @functools.wraps(init)
-        def remembering(self: Described, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        def remembering(self: Described, *args: Any, **kwargs: Any) -> None:
             bound = signature.bind(self, *args, **kwargs)
             init(self, *args, **kwargs)
             outermost = next(base for base in type(self).__mro__ if "__init__" in base.__dict__)
@@ -77,7 +77,7 @@ def _to_json(value: object, where: str) -> object:
     )
 
 
-def build(description: Mapping[str, Any], *, allow: Collection[str] = ()) -> Any:  # noqa: ANN401 (any part)
+def build(description: Mapping[str, Any], *, allow: Collection[str] = ()) -> Any:
     """Make the part that `describe` described.
 
     Args:

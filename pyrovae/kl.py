@@ -58,21 +58,21 @@ def closed_form_kl(name: str, model_trace: Trace, guide_trace: Trace) -> tuple[T
         return None, f"no closed form is known for KL({kinds})"
 
 
-def _masked_alike(q: Any, p: Any) -> bool:  # noqa: ANN401 (any distributions)
+def _masked_alike(q: Any, p: Any) -> bool:
     """Tell whether two distributions carry the same ``.mask(...)``, without asking the device."""
     return _masks(q) == _masks(p)
 
 
-def _masks(fn: Any) -> list[object]:  # noqa: ANN401
+def _masks(fn: Any) -> list[object]:
     """Return what tells the masks of a distribution from those of another: their places in memory."""
     inner = _masks(fn.base_dist) if hasattr(fn, "base_dist") else []
     if not isinstance(fn, MaskedDistribution):
         return inner
-    mask = fn._mask  # noqa: SLF001 (no public reader)
+    mask = fn._mask
     return [(mask.data_ptr(), mask.shape, mask.stride()) if isinstance(mask, Tensor) else mask, *inner]
 
 
-def _kind(fn: Any) -> str:  # noqa: ANN401 (any distribution, wrapped or not)
+def _kind(fn: Any) -> str:
     while type(fn).__name__ in ("Independent", "MaskedDistribution"):
         fn = fn.base_dist
     return type(fn).__name__

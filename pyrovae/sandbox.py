@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pyro
@@ -46,7 +46,8 @@ def forked_random(seed: int, device: torch.device | str = "cpu") -> Iterator[Non
     try:
         torch.default_generator.manual_seed(seed)
         if accelerator is not None:
-            accelerator.manual_seed(seed)
+            with torch.cuda.device(device) if where else nullcontext():
+                accelerator.manual_seed(seed)
         yield
     finally:
         torch.set_rng_state(before)
@@ -57,7 +58,7 @@ def forked_random(seed: int, device: torch.device | str = "cpu") -> Iterator[Non
 @contextmanager
 def validation(*, enabled: bool) -> Iterator[None]:
     """Switch the argument and value checks of Pyro and of torch's distributions on or off inside the block."""
-    before = torch.distributions.Distribution._validate_args  # noqa: SLF001 (torch has no public reader)
+    before = torch.distributions.Distribution._validate_args  # torch has no public reader
     try:
         with pyro.validation_enabled(enabled):
             yield
@@ -118,7 +119,7 @@ def own_store(modules: Iterable[nn.Module] = (), *, keep: Iterable[str] = ()) ->
         store.set_state(kept)
 
 
-def _part(state: Any, names: Iterable[str]) -> Any:  # noqa: ANN401 (Pyro's StateDict)
+def _part(state: Any, names: Iterable[str]) -> Any:
     names = list(names)
     return {kind: {name: state[kind][name] for name in names} for kind in ("params", "constraints")}
 
@@ -126,6 +127,6 @@ def _part(state: Any, names: Iterable[str]) -> Any:  # noqa: ANN401 (Pyro's Stat
 def _names_in_store(module: nn.Module) -> Iterator[str]:
     """Yield the names under which a `PyroModule` registers its parameters when it is called."""
     if isinstance(module, PyroModule):
-        prefix = f"{module._pyro_name}." if module._pyro_name else ""  # noqa: SLF001 (no public reader)
+        prefix = f"{module._pyro_name}." if module._pyro_name else ""
         for name, _ in module.named_parameters():
             yield prefix + name.removesuffix("_unconstrained")

@@ -1,5 +1,4 @@
 """The laws of transforms, splits and sources of data."""
-# ruff: noqa: D103
 
 import json
 import math

@@ -258,7 +258,7 @@ class NoSync(TorchDispatchMode):
     """Raises where the host would wait for the device."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func._schema.name in ("aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal"):  # noqa: SLF001
+        if func._schema.name in ("aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal"):
             raise AssertionError(f"the host waits for {func}")
         return func(*args, **(kwargs or {}))
 
@@ -306,7 +306,7 @@ def test_particles_are_counted_in_whole_numbers(num_particles: Any) -> None:
 @pytest.mark.parametrize("vectorize", [True, False])
 def test_streams_and_switches_are_those_of_the_draws_alone(vectorize: bool) -> None:  # noqa: FBT001
     pair = Both()
-    before = (torch.distributions.Distribution._validate_args, pyro.infer.util.is_validation_enabled())  # noqa: SLF001
+    before = (torch.distributions.Distribution._validate_args, pyro.infer.util.is_validation_enabled())
     torch.manual_seed(3)
     ELBO(num_particles=2, vectorize_particles=vectorize).loss(pair.model, pair.guide, X)
     after = torch.rand(3)
@@ -314,7 +314,7 @@ def test_streams_and_switches_are_those_of_the_draws_alone(vectorize: bool) -> N
     for shape in [(2, 12, 3)] if vectorize else [(12, 3), (12, 3)]:
         torch.randn(shape)
     assert torch.equal(torch.rand(3), after)
-    assert before == (torch.distributions.Distribution._validate_args, pyro.infer.util.is_validation_enabled())  # noqa: SLF001
+    assert before == (torch.distributions.Distribution._validate_args, pyro.infer.util.is_validation_enabled())
 
 
 def test_an_auxiliary_draw_of_the_guide_counts() -> None:

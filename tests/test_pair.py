@@ -594,7 +594,7 @@ def test_modules_are_found_evaluated_and_restored(way: Callable[[nn.Module], Pai
 def test_a_global_that_is_only_the_name_of_an_attribute_is_not_a_module_of_the_pair() -> None:
     net, other = nn.Linear(5, 3), nn.Linear(1, 1)
     namespace: dict[str, Any] = {"pyro": pyro, "dist": dist, "net": other, "holder": SimpleNamespace(net=net)}
-    exec(  # noqa: S102 (globals of its own)
+    exec(
         "def guide(x):\n"
         "    with pyro.plate('data', len(x)):\n"
         "        pyro.sample('z', dist.Normal([holder.net(row) for row in [x]][0], 1.).to_event(1))\n",
@@ -849,7 +849,7 @@ def test_data_outside_the_support_are_refused_wherever_they_lie(where: int) -> N
 
 def switches() -> tuple[bool, ...]:
     return (
-        torch.distributions.Distribution._validate_args,  # noqa: SLF001
+        torch.distributions.Distribution._validate_args,
         pyro.infer.util.is_validation_enabled(),
         pyro.poutine.util.is_validation_enabled(),
         dist.is_validation_enabled(),

@@ -789,7 +789,7 @@ def test_an_interrupt_leaves_the_last_epoch_and_nothing_switched(tmp_path: Path,
 
 def left_behind(v: nn.Module) -> tuple[Any, ...]:
     return (
-        torch.distributions.Distribution._validate_args,  # noqa: SLF001
+        torch.distributions.Distribution._validate_args,
         pyro.infer.util.is_validation_enabled(),
         pyro.poutine.util.is_validation_enabled(),
         [part.training for part in v.modules()],

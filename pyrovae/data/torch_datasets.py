@@ -75,7 +75,7 @@ def _elements(dataset: Dataset[Any] | DataLoader[Any]) -> Iterator[Any]:
         raise ValueError(f"{type(dataset).__name__} has no length; give it __len__, or derive it from IterableDataset")
 
 
-def _pair(element: Any) -> tuple[Tensor, Tensor | None]:  # noqa: ANN401
+def _pair(element: Any) -> tuple[Tensor, Tensor | None]:
     x, y = (*element, None)[:2] if isinstance(element, tuple | list) else (element, None)
     if isinstance(x, dict | str) or x is None:
         raise ValueError(

@@ -86,6 +86,10 @@ class ELBO(TraceMeanField_ELBO):
         self.beta = beta
         self.kl_methods: dict[str, str] = {}
 
+    def describe(self) -> dict[str, object]:
+        """Return class and options, as a run folder keeps them."""
+        return {"class": type(self).__name__, "beta": self.beta, "num_particles": self.num_particles}
+
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
         """Run the pair and return reconstruction and KL, differentiable."""
         reconstruction, kl = _Sum(), _Sum()
@@ -119,7 +123,7 @@ class ELBO(TraceMeanField_ELBO):
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[poutine.Trace, poutine.Trace]:
         """Run the pair; with validation on, through Pyro's checks, which also compute every log-probability."""
         if is_validation_enabled():
-            return Trace_ELBO._get_trace(self, model, guide, args, kwargs)  # noqa: SLF001 (the base's base)
+            return Trace_ELBO._get_trace(self, model, guide, args, kwargs)  # without the warning of the base between
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
         return prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
@@ -167,7 +171,7 @@ class _Sum:
         self.scaled: float | Tensor = 0.0
         self.unscaled: float | Tensor = 0.0
 
-    def add(self, term: Tensor, site: Any) -> None:  # noqa: ANN401 (a message of Pyro's)
+    def add(self, term: Tensor, site: Any) -> None:
         """Add a term over the batch shape of a site."""
         scale = site["scale"]
         scaled = scale_and_mask(term, scale, site["mask"]).sum()
@@ -177,12 +181,12 @@ class _Sum:
         self.unscaled = self.unscaled + unscaled
 
 
-def _log_prob(site: Any) -> Tensor:  # noqa: ANN401
+def _log_prob(site: Any) -> Tensor:
     """Return a site's log-probability, free of scale and mask; what Pyro's checks computed is used again."""
     return site["unscaled_log_prob"] if "unscaled_log_prob" in site else site["fn"].log_prob(site["value"])
 
 
-def _weighted_alike(a: Any, b: Any) -> bool:  # noqa: ANN401
+def _weighted_alike(a: Any, b: Any) -> bool:
     """Tell whether two sites are known to have the same scale and mask without asking the device."""
     scales = (a["scale"], b["scale"])
     known = not any(isinstance(scale, Tensor) for scale in scales)

@@ -120,7 +120,7 @@ def _check_guide(trace: poutine.Trace) -> None:
             )
 
 
-def _check_latent(name: str, site: Any) -> None:  # noqa: ANN401 (a message of Pyro's)
+def _check_latent(name: str, site: Any) -> None:
     if getattr(site["fn"], "has_enumerate_support", False) or getattr(site["fn"].support, "is_discrete", False):
         raise ValueError(
             f"the latent variable {name!r} is discrete, which neither a reparametrized ELBO nor these estimates "
@@ -128,7 +128,7 @@ def _check_latent(name: str, site: Any) -> None:  # noqa: ANN401 (a message of P
         )
 
 
-def _data_plate(sites: tuple[Any, ...], plates: set[str]) -> Any:  # noqa: ANN401 (Pyro's messages and frame)
+def _data_plate(sites: tuple[Any, ...], plates: set[str]) -> Any:
     """Return the frame of the plate, one of those that may hold the data, that all sites lie in."""
     stacks = [{frame.name: frame for frame in site["cond_indep_stack"]} for site in sites]
     for name, frame in stacks[0].items():

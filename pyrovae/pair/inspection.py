@@ -82,7 +82,7 @@ def _first_run(
         few = take_rows(args, torch.arange(size, device=args[0].device) % len(args[0]))
         try:
             traces = _checked_run(model, guide, few)
-        except Exception as error:  # noqa: BLE001 (a program of the user's may raise anything)
+        except Exception as error:  # a program of the user's may raise anything
             failure = error
             break
         following = {frame.name for frame in _frames(traces[1]) if frame.size == size}
@@ -95,7 +95,7 @@ def _first_run(
     rows = _EarlyRows(len(args[0]), args[0].device)
     try:
         traces = _checked_run(rows(model), rows(guide), args)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         raise failure or error from None
     frames = _frames(traces[1])
     following = {frame.name for frame in frames if frame.size == frame.full_size == len(args[0])}
@@ -125,7 +125,7 @@ def _log_probs(*traces: poutine.Trace) -> None:
                 check_site_shape(site, max_plate_nesting=float("inf"))
 
 
-def _draws_rows(site: Any) -> bool:  # noqa: ANN401 (a message of Pyro's)
+def _draws_rows(site: Any) -> bool:
     """Tell whether a site is a plate's draw of its rows."""
     return type(site["fn"]).__name__ == "_Subsample"
 
@@ -157,12 +157,12 @@ def _broadcasts(pair: Pair, model: Program, guide: Program) -> bool:
                 for name in (*pair.latents, *pair.observed):
                     if name in many.nodes and not _agree(many.nodes[name], one.nodes[name], k):
                         return False
-    except Exception:  # noqa: BLE001 (any failure of a user's program under an extra axis means the same)
+    except Exception:  # whatever fails under an extra axis, the answer is the same
         return False
     return True
 
 
-def _agree(many: Any, one: Any, k: int) -> bool:  # noqa: ANN401 (messages of Pyro's)
+def _agree(many: Any, one: Any, k: int) -> bool:
     a, b = many["unscaled_log_prob"], one["unscaled_log_prob"]
     return a[k].numel() == b.numel() and torch.allclose(a[k].reshape(b.shape), b, rtol=1e-3, atol=1e-3)
 
@@ -174,6 +174,6 @@ class _EarlyRows(Messenger):
         super().__init__()
         self.num_rows, self.device = num_rows, device
 
-    def _pyro_sample(self, msg: Any) -> None:  # noqa: ANN401
+    def _pyro_sample(self, msg: Any) -> None:
         if _draws_rows(msg) and msg["value"] is None and msg["fn"].subsample_size is not None:
             msg["value"] = torch.arange(msg["fn"].subsample_size, device=self.device) % self.num_rows

@@ -97,6 +97,6 @@ class _ChosenRows(Messenger):
         super().__init__()
         self.plate, self.rows = plate, rows
 
-    def _pyro_sample(self, msg: Any) -> None:  # noqa: ANN401
+    def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] == self.plate and msg["value"] is None:
             msg["value"] = self.rows

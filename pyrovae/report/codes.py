@@ -25,7 +25,7 @@ def codes(vae: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
     with module_mode([vae], training=False):
         for rows in x.split(ROWS):
             q = vae.encode(rows.to(device_of(vae)))
-            moments.append(torch.stack([q.mean, q.stddev]).double().cpu())
+            moments.append(torch.stack([q.mean, q.stddev]).cpu().double())
     mean, stddev = torch.cat(moments, 1)
     return mean, stddev
 

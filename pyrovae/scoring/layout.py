@@ -57,7 +57,7 @@ def to_pyro(pair: Pair, name: str, value: Tensor, *, lead: int) -> Tensor:
 
 def wide(value: Tensor | None) -> Tensor:
     """Return a value in float64, or float32 on a device that has no wider type."""
-    assert value is not None  # noqa: S101 (a site without closed form is never asked for one)
+    assert value is not None
     return value.to(_widest(value))
 
 

@@ -120,8 +120,9 @@ def fit(
 
 
 def _describe_objective(objective: PyroELBO) -> dict[str, Any]:
-    names = ("beta", "num_particles")
-    return {"class": type(objective).__name__} | {n: getattr(objective, n) for n in names if hasattr(objective, n)}
+    if isinstance(objective, ELBO):
+        return objective.describe()
+    return {"class": type(objective).__name__, "num_particles": objective.num_particles}
 
 
 def _describe_data(rows: Rows) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 MANIFEST = "manifest.json"
@@ -18,7 +18,7 @@ class RunFolder:
     """A folder whose files are named in a manifest with their SHA-256.
 
     Files are written to temporary names and renamed together, the manifest last, while an interrupt from the keyboard
-    waits. Nothing in it is ever unpickled.
+    waits; what a killed process left half renamed is finished by the next one. Nothing in it is ever unpickled.
 
     Args:
         path: of the folder, which need not exist until it is written to.
@@ -55,7 +55,8 @@ class RunFolder:
             ValueError: if the folder cannot be written to.
 
         """
-        hashes = self.manifest() | {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+        self._finish()
+        hashes = self.manifest() | {name: _hash(content) for name, content in files.items()}
         listing = json.dumps({"files": dict(sorted(hashes.items()))}, indent=2) + "\n"
         contents = {**files, MANIFEST: listing.encode()}
         try:
@@ -64,7 +65,7 @@ class RunFolder:
                 _temporary(self.path / name).write_bytes(content)
             with _interrupts_wait():
                 for name in contents:
-                    os.replace(_temporary(self.path / name), self.path / name)
+                    _put_in_place(self.path / name)
         except OSError as error:
             raise ValueError(
                 f"the run folder {self.path} cannot be written ({error.strerror}); choose another with --folder"
@@ -86,12 +87,40 @@ class RunFolder:
             content = (self.path / name).read_bytes()
         except OSError:
             raise ValueError(f"the run {self.path} is incomplete: {name} is missing") from None
-        if hashlib.sha256(content).hexdigest() != manifest[name]:
-            raise ValueError(
-                f"the run {self.path} is damaged: {name} is not the file that was written (its SHA-256 differs from "
-                "the manifest's); restore it or train again"
-            )
-        return content
+        if _hash(content) == manifest[name]:
+            return content
+        if self._finish():
+            return self.read(name)
+        raise ValueError(
+            f"the run {self.path} is damaged: {name} is not the file that was written (its SHA-256 differs from the "
+            "manifest's); restore it or train again"
+        )
+
+    def _finish(self) -> bool:
+        """Finish what a process that was killed while renaming left behind; tell whether there was anything.
+
+        The temporary manifest is written after all other temporary files, so that it speaks of whole ones.
+        """
+        try:
+            promised = json.loads(_temporary(self.path / MANIFEST).read_text())["files"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        for name, digest in promised.items():
+            waiting = _temporary(self.path / name)
+            if waiting.exists() and _hash(waiting.read_bytes()) == digest:
+                _put_in_place(self.path / name)
+        _put_in_place(self.path / MANIFEST)
+        return True
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _put_in_place(path: Path) -> None:
+    """Rename a temporary file, unless another process has done so already."""
+    with suppress(FileNotFoundError):
+        os.replace(_temporary(path), path)
 
 
 def _temporary(path: Path) -> Path:

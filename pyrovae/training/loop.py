@@ -187,7 +187,7 @@ class Loop:
 
     def _read(self, unread: list[tuple[Tensor, int]], epoch: int, first_step: int) -> Tensor:
         """Fetch losses from the device and return their sums over data; the only place where the host waits."""
-        values = torch.stack([value for value, _ in unread]).double().cpu()
+        values = torch.stack([value for value, _ in unread]).cpu().double()
         finite = values.isfinite().all(1)
         if not finite.all():
             bad = int((~finite).nonzero()[0])
@@ -234,7 +234,7 @@ class Loop:
         ):
             for rows, count in walk(self.pair, len(watched), batch_size=VALIDATION_ROWS):
                 terms = elbo_terms(self.pair, [one_particle(self.pair, args, rows.to(self.device), checked=checked)])
-                sums += torch.stack([terms.reconstruction[:count].sum(), terms.kl[:count].sum()]).double().cpu()
+                sums += torch.stack([terms.reconstruction[:count].sum(), terms.kl[:count].sum()]).cpu().double()
         reconstruction, kl = (sums / len(watched)).tolist()
         if not math.isfinite(reconstruction - kl):
             raise self._diverged(epoch, self.steps_per_epoch, "the validation ELBO")

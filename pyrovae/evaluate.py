@@ -106,12 +106,13 @@ def evaluate(
         settings = {"batch_size": batch_size, "device": str(where), "dtype": str(args[0].dtype).removeprefix("torch.")}
         methods = dict(pair.kl)
     per_datum = {name: torch.cat([part[name] for part in parts], -1) for name in parts[0]}
-    measure, bits = _meaning(model, rows, float(per_datum[f"L_{max(ks)}"].mean()))
+    ladder = tuple(_estimate("IWAE", k, per_datum) for k in ks)
+    measure, bits = _meaning(model, rows, ladder[-1].value)
     return Evaluation(
         elbo=_estimate("ELBO", max(ks), per_datum),
         reconstruction=_estimate("reconstruction", max(ks), per_datum),
         kl=_estimate("KL", max(ks), per_datum),
-        iwae=tuple(_estimate("IWAE", k, per_datum) for k in ks),
+        iwae=ladder,
         kl_methods=methods,
         gaps={f"L_{k}": _paired(per_datum[f"L_{k}"] - per_datum["ELBO"]) for k in ks},
         num_data=len(rows),
@@ -198,17 +199,17 @@ def _device(modules: Iterable[nn.Module], rows: Rows) -> torch.device:
     return rows.device
 
 
-def _meaning(model: Program, rows: Rows, nats: float) -> tuple[str | None, float | None]:
+def _meaning(model: Program, rows: Rows, nats: float | None) -> tuple[str | None, float | None]:
     """Return the base measure of log p(x), and bits per dimension where they are defined."""
     owner = getattr(model, "__self__", None)
     if not isinstance(owner, VAE):
         return None, None
     measure = owner.likelihood.base_measure
+    log_det: float | None = 0.0
+    if measure == "Lebesgue":
+        split = rows.source if isinstance(rows.source, Split) and not rows.source.stored.is_floating_point() else None
+        log_det = split.transform.log_abs_det_jacobian(split.x_shape, levels=split.levels) if split else None
+    if nats is None or log_det is None:
+        return measure, None
     dimensions = math.prod(owner.likelihood.x_shape)
-    if measure == "counting":
-        return measure, bits_per_dimension(nats, num_dimensions=dimensions)
-    if isinstance(rows.source, Split) and rows.source.stored.dtype == torch.uint8:
-        log_det = rows.source.transform.log_abs_det_jacobian(rows.source.x_shape, levels=rows.source.levels)
-        if log_det is not None:
-            return measure, bits_per_dimension(nats, num_dimensions=dimensions, log_abs_det_jacobian=log_det)
-    return measure, None
+    return measure, bits_per_dimension(nats, num_dimensions=dimensions, log_abs_det_jacobian=log_det)

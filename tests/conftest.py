@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pyrovae import VAE, likelihoods, networks, posteriors, priors
 from pyrovae.data.synthetic import LinearGaussian
+from pyrovae.likelihoods import Likelihood
 
 Pair = tuple[Callable[..., None], Callable[..., None]]
 
@@ -68,6 +70,19 @@ def scalar_pair(q_mean: float, q_variance: float, *, pixels: bool = False) -> Pa
             pyro.sample("z", dist.Normal(torch.tensor(q_mean), q_variance**0.5))
 
     return model, guide
+
+
+def make_vae(latent_dim: int = 3, likelihood: Likelihood | None = None) -> VAE:
+    """Return a small VAE, of binary images of 8 x 8 if no likelihood is given."""
+    likelihood = likelihoods.Bernoulli((1, 8, 8)) if likelihood is None else likelihood
+    posterior = posteriors.DiagonalNormal(latent_dim)
+    return VAE(
+        prior=priors.StandardNormal(latent_dim),
+        decoder=networks.MLPDecoder(latent_dim, likelihood.param_shape, hidden=(8,)),
+        likelihood=likelihood,
+        encoder=networks.MLPEncoder(likelihood.x_shape, posterior.param_shape, hidden=(8,)),
+        posterior=posterior,
+    )
 
 
 class TwoLayers(nn.Module):

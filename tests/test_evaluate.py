@@ -10,24 +10,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import linear_gaussian, pair_of
+from conftest import linear_gaussian, make_vae, pair_of
 
 import pyrovae
-from pyrovae import VAE, likelihoods, memory, networks, posteriors, priors
+from pyrovae import likelihoods, memory
 from pyrovae.data import Data
 from pyrovae.evaluate import evaluate
 from pyrovae.results import Evaluation
-
-
-def small_vae(data: Data, likelihood: likelihoods.Likelihood, latent_dim: int = 3) -> VAE:
-    posterior = posteriors.DiagonalNormal(latent_dim)
-    return VAE(
-        prior=priors.StandardNormal(latent_dim),
-        decoder=networks.MLPDecoder(latent_dim, likelihood.param_shape, hidden=(16,)),
-        likelihood=likelihood,
-        encoder=networks.MLPEncoder(data.x_shape, posterior.param_shape, hidden=(16,)),
-        posterior=posterior,
-    )
 
 
 @pytest.fixture
@@ -36,7 +25,7 @@ def digits() -> Data:
 
 
 def test_values_per_datum_give_the_table(digits: Data) -> None:
-    vae = small_vae(digits, likelihoods.Bernoulli(digits.x_shape))
+    vae = make_vae()
     found = evaluate(vae.model, vae.guide, digits, ks=(1, 4, 8), shown=False)
     assert found.num_data == 300
     assert found.data == "digits/test"
@@ -55,7 +44,7 @@ def test_values_per_datum_give_the_table(digits: Data) -> None:
 
 
 def test_same_seed_same_numbers_and_another_seed_others(digits: Data) -> None:
-    vae = small_vae(digits, likelihoods.Bernoulli(digits.x_shape))
+    vae = make_vae()
     first, again, other = (
         evaluate(vae.model, vae.guide, digits.test.first(40), ks=(1, 10), seed=seed, shown=False) for seed in (3, 3, 4)
     )
@@ -82,7 +71,7 @@ def test_monte_carlo_error_is_the_spread_over_seeds() -> None:
 
 
 def test_json_is_strict_and_comes_back(digits: Data) -> None:
-    vae = small_vae(digits, likelihoods.Bernoulli(digits.x_shape))
+    vae = make_vae()
     found = evaluate(vae.model, vae.guide, digits.test.first(1), ks=(1, 2), shown=False)
     assert found.elbo.se_data is None
     assert "single datum" in found.elbo.why
@@ -152,7 +141,7 @@ def test_memory_does_not_grow_with_particles(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_grey_pixels_under_bernoulli_name_the_cure(digits: Data) -> None:
-    vae = small_vae(digits, likelihoods.Bernoulli(digits.x_shape))
+    vae = make_vae()
     grey = digits.with_transform(pyrovae.data.transforms.Grey())
     with pytest.raises(ValueError, match=r"binarize them, for instance with data.transforms.DynamicBinarization"):
         evaluate(vae.model, vae.guide, grey, ks=(1,), shown=False)
@@ -162,7 +151,7 @@ def test_grey_pixels_under_bernoulli_name_the_cure(digits: Data) -> None:
 
 
 def test_wrong_shape_and_bytes_are_told_in_words(digits: Data) -> None:
-    vae = small_vae(digits, likelihoods.Bernoulli(digits.x_shape))
+    vae = make_vae()
     with pytest.raises(ValueError, match=r"takes data of shape \(\*batch, 1, 8, 8\), but received \(2, 64\)"):
         evaluate(vae.model, vae.guide, torch.zeros(5, 64), ks=(1,), shown=False)
     with pytest.raises(ValueError, match=r"takes floating-point data, but received torch.uint8"):
@@ -171,7 +160,7 @@ def test_wrong_shape_and_bytes_are_told_in_words(digits: Data) -> None:
 
 def test_bits_of_dequantized_bytes_and_none_for_other_densities(digits: Data) -> None:
     likelihood = likelihoods.Gaussian(digits.x_shape, learn_scale=True)
-    vae = small_vae(digits, likelihood)
+    vae = make_vae(likelihood=likelihood)
     dequantized = digits.for_form("continuous").test.first(20)
     found = evaluate(vae.model, vae.guide, dequantized, ks=(1, 5), shown=False)
     assert found.base_measure == "Lebesgue"
@@ -184,7 +173,7 @@ def test_bits_of_dequantized_bytes_and_none_for_other_densities(digits: Data) ->
 
 
 def test_a_record_cannot_be_changed(digits: Data) -> None:
-    vae = small_vae(digits, likelihoods.Bernoulli(digits.x_shape))
+    vae = make_vae()
     found = evaluate(vae.model, vae.guide, digits.test.first(3), ks=(1,), shown=False)
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.elbo.value = 0.0  # type: ignore[misc]
@@ -194,7 +183,7 @@ def test_a_record_cannot_be_changed(digits: Data) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_gives_the_numbers_of_the_cpu(digits: Data) -> None:
     torch.set_default_dtype(torch.float32)
-    vae = small_vae(digits, likelihoods.Bernoulli(digits.x_shape))
+    vae = make_vae()
     there = evaluate(vae.model, vae.guide, digits, ks=(1, 100), device="cuda", shown=False)
     here = evaluate(vae.model, vae.guide, digits, ks=(1, 100), device="cpu", shown=False)
     for a, b in zip(here.estimates, there.estimates, strict=True):

@@ -10,6 +10,7 @@ import math
 import pyro
 import pytest
 import torch
+from conftest import make_vae
 from torch import Tensor, nn
 
 from pyrovae import VAE, likelihoods, networks, posteriors, priors
@@ -196,29 +197,18 @@ def test_decoder_starts_at_the_given_parameters() -> None:
         networks.MLPDecoder(3, (2, 2, 1), initial_params=torch.zeros(4))
 
 
-def make_vae(latent_dim: int = 3, x_shape: tuple[int, ...] = (1, 4, 4)) -> VAE:
-    likelihood, posterior = likelihoods.Bernoulli(x_shape), posteriors.DiagonalNormal(latent_dim)
-    return VAE(
-        prior=priors.StandardNormal(latent_dim),
-        decoder=networks.MLPDecoder(latent_dim, likelihood.param_shape, hidden=(8,)),
-        likelihood=likelihood,
-        encoder=networks.MLPEncoder(x_shape, posterior.param_shape, hidden=(8,)),
-        posterior=posterior,
-    )
-
-
 def binary(num: int = 5) -> Tensor:
-    return (torch.rand(num, 1, 4, 4) < 0.5).double()
+    return (torch.rand(num, 1, 8, 8) < 0.5).double()
 
 
 def test_parts_that_do_not_fit_are_told_apart() -> None:
     vae = make_vae()
     parts = {name: getattr(vae, name) for name in ("prior", "decoder", "likelihood", "encoder", "posterior")}
-    wide = networks.MLPDecoder(3, (1, 4, 4, 2))
-    with pytest.raises(ValueError, match=r"decoder emits \(1, 4, 4, 2\) per datum, but Bernoulli needs \(1, 4, 4, 1\)"):
+    wide = networks.MLPDecoder(3, (1, 8, 8, 2))
+    with pytest.raises(ValueError, match=r"decoder emits \(1, 8, 8, 2\) per datum, but Bernoulli needs \(1, 8, 8, 1\)"):
         VAE(**parts | {"decoder": wide})
     with pytest.raises(ValueError, match=r"encoder emits .* build it with out_shape=posterior.param_shape"):
-        VAE(**parts | {"encoder": networks.MLPEncoder((1, 4, 4), (7, 2))})
+        VAE(**parts | {"encoder": networks.MLPEncoder((1, 8, 8), (7, 2))})
     with pytest.raises(ValueError, match="the prior has 4 dimensions and the posterior 3"):
         VAE(**parts | {"prior": priors.StandardNormal(4)})
 
@@ -248,12 +238,12 @@ def test_reconstruct_interpolate_and_traverse() -> None:
     means = vae.reconstruct(x)
     assert torch.allclose(means, vae.decode(z).mean)
     line = vae.interpolate(x[:2], x[2:4], num_steps=5)
-    assert line.shape == (2, 5, 1, 4, 4)
+    assert line.shape == (2, 5, 1, 8, 8)
     assert torch.allclose(line[:, 0], means[:2])
     assert torch.allclose(line[:, -1], means[2:4])
     values = torch.tensor([-1.0, 2.0])
     moved = vae.traverse(x[0], dims=[2, 0], values=values)
-    assert moved.shape == (2, 2, 1, 4, 4)
+    assert moved.shape == (2, 2, 1, 8, 8)
     by_hand = z[0].clone()
     by_hand[2] = 2.0
     assert torch.allclose(moved[0, 1], vae.decode(by_hand).mean)

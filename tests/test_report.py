@@ -12,6 +12,7 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
+from conftest import make_vae
 from matplotlib._pylab_helpers import Gcf
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PathCollection
@@ -19,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from torch import Tensor, nn
 
-from pyrovae import likelihoods, networks, posteriors, priors, report
+from pyrovae import likelihoods, posteriors, priors, report
 from pyrovae.data import Split
 from pyrovae.report import codes, images
 from pyrovae.results import Epoch, Estimate, Evaluation, History
@@ -36,18 +37,6 @@ def _no_trace() -> Iterator[None]:
     yield
     assert dict(matplotlib.rcParams) == before
     assert len(Gcf.get_all_fig_managers()) == managers
-
-
-def make_vae(latent_dim: int, x_shape: tuple[int, ...] = (1, 8, 8), *, binary: bool = True) -> VAE:
-    likelihood = likelihoods.Bernoulli(x_shape) if binary else likelihoods.Gaussian(x_shape)
-    posterior = posteriors.DiagonalNormal(latent_dim)
-    return VAE(
-        prior=priors.StandardNormal(latent_dim),
-        decoder=networks.MLPDecoder(latent_dim, likelihood.param_shape, hidden=(8,)),
-        likelihood=likelihood,
-        encoder=networks.MLPEncoder(x_shape, posterior.param_shape, hidden=(8,)),
-        posterior=posterior,
-    )
 
 
 def binary_images(num: int = 40) -> Tensor:
@@ -292,7 +281,7 @@ def test_reconstructions_stand_below_their_data() -> None:
 
 
 def test_color_images_keep_their_colors() -> None:
-    vae = make_vae(2, (3, 4, 6), binary=False)
+    vae = make_vae(2, likelihoods.Gaussian((3, 4, 6)))
     x = torch.rand(3, 3, 4, 6)
     figure = report.reconstructions(vae, x)
     drawn(figure)
@@ -301,7 +290,7 @@ def test_color_images_keep_their_colors() -> None:
 
 
 def test_samples_are_means_given_draws_from_the_prior() -> None:
-    vae = make_vae(2, (8, 5))
+    vae = make_vae(2, likelihoods.Bernoulli((8, 5)))
     figure = report.samples(vae, num=7, seed=3)
     assert figure is not None
     drawn(figure)
@@ -430,7 +419,7 @@ def test_modules_stay_in_their_mode_and_are_seen_in_evaluation_mode() -> None:
 
 
 def test_tabular_data_have_a_scatter_in_the_place_of_images(tmp_path: Path) -> None:
-    vae, x = make_vae(2, (3,), binary=False), torch.randn(50, 3)
+    vae, x = make_vae(2, likelihoods.Gaussian((3,))), torch.randn(50, 3)
     assert report.samples(vae) is None
     assert report.traversals(vae, x) is None
     figure = report.reconstructions(vae, x)
@@ -446,11 +435,13 @@ def test_tabular_data_have_a_scatter_in_the_place_of_images(tmp_path: Path) -> N
     )
     pictures = {path.name for path in folder.glob("*.png")}
     assert pictures == {"ladder.png", "reconstructions.png", "latent_space.png"}
-    assert len(report.reconstructions(make_vae(2, (11,), binary=False), torch.randn(5, 11)).axes) == images.COLUMNS
+    assert (
+        len(report.reconstructions(make_vae(2, likelihoods.Gaussian((11,))), torch.randn(5, 11)).axes) == images.COLUMNS
+    )
 
 
 def test_the_numbers_come_back_and_a_changed_file_is_refused(tmp_path: Path) -> None:
-    vae, x = make_vae(2, (3,), binary=False), torch.randn(20, 3)
+    vae, x = make_vae(2, likelihoods.Gaussian((3,))), torch.randn(20, 3)
     evaluation = make_evaluation()
     folder = report.write_report(
         tmp_path, history=None, evaluation=evaluation, vae=vae, data=Split(x, name="columns/test")

@@ -39,8 +39,7 @@ def train(argv: Sequence[str]) -> None:
     parser.add_part("likelihood", likelihoods, likelihoods.Bernoulli)
     parser.add_part("prior", priors, priors.StandardNormal)
     parser.add_part("posterior", posteriors, posteriors.DiagonalNormal)
-    training = "training"
-    parser.add_record(training, Training)
+    parser.add_record("training", Training)
     parser.add_argument_group("objective").add_argument(
         "--beta", type=float, default=1.0, metavar="NUMBER", help="factor of the KL in the loss (default: 1.0)"
     )

@@ -109,7 +109,7 @@ def _find(path: str, allow: Collection[str]) -> type:
     if not inside:
         raise ValueError(
             f"this run was made with {path}, and a run folder imports nothing from outside pyrovae by itself; "
-            f"if you trust it, pass allow=[{package!r}]"
+            f"if you trust it, allow the package {package!r}: allow=[{package!r}], or --allow {package}"
         )
     try:
         found = getattr(importlib.import_module(module), name)

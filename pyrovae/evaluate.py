@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyrovae import memory
 from pyrovae.bounds.iwae import check_ladder, iwae, monte_carlo_variances
-from pyrovae.data import Data, Split
+from pyrovae.data import Data, Split, transforms
 from pyrovae.data.batches import Rows, Source
 from pyrovae.pair import Pair, Program, find_modules, take_rows
 from pyrovae.progress import progress
@@ -42,9 +42,9 @@ def evaluate(
 ) -> Evaluation:
     """Estimate the ELBO and the ladder of IWAE bounds L_K on log p(x), from the same draws.
 
-    Weights, buffers, modes, switches and random streams are afterwards as before. Batch i draws from the stream
-    (seed, i), so that a run on other hardware or in other chunks sees the same draws. Memory does not grow with the
-    number of data, and only by the log-weights of one batch with K.
+    Values of weights and buffers, modes, switches and random streams are afterwards as before. Batch i draws from the
+    stream (seed, i), so that a run in other chunks sees the same draws. Memory does not grow with the number of data,
+    and only by the log-weights of one batch with K.
 
     Args:
         model: a Pyro program called with data; see `pyrovae.pair` for the contract.
@@ -56,7 +56,7 @@ def evaluate(
         chunk_size: rows, a datum with K particles counting K, that the model scores at once; chosen by the size of a
             datum if None.
         seed: of the draws.
-        device: to compute on, where the modules are if None.
+        device: to compute on, to which the modules are moved; where they are if None.
         modules: those used by the programs that cannot be found from them.
         shown: whether progress is shown.
 
@@ -72,7 +72,7 @@ def evaluate(
         >>> print(evaluation)
 
     """
-    check_ladder(ks)
+    ks = check_ladder(ks)
     for name, value in (("batch_size", batch_size), ("chunk_size", chunk_size)):
         if value is not None and value < 1:
             raise ValueError(f"{name} is at least 1, but received {value}")
@@ -120,6 +120,7 @@ def evaluate(
         data_hash=rows.hash(),
         data_transform=source.transform.describe() if isinstance(source, Split) else None,
         base_measure=measure,
+        log_abs_det_jacobian=_log_det(rows) if measure == "Lebesgue" else None,
         bits_per_dimension=bits,
         seed=seed,
         settings=settings,
@@ -199,6 +200,14 @@ def _device(modules: Iterable[nn.Module], rows: Rows) -> torch.device:
     return rows.device
 
 
+def _log_det(rows: Rows) -> float | None:
+    """Return log |dx/du| of the map from stored values u to those that were scored, nats per datum."""
+    split = rows.source
+    return (
+        split.transform.log_abs_det_jacobian(split.x_shape, levels=split.levels) if isinstance(split, Split) else None
+    )
+
+
 def _meaning(model: Program, rows: Rows, nats: float | None) -> tuple[str | None, float | None]:
     """Return the base measure of log p(x), and bits per dimension where they are defined."""
     owner = getattr(model, "__self__", None)
@@ -207,8 +216,8 @@ def _meaning(model: Program, rows: Rows, nats: float | None) -> tuple[str | None
     measure = owner.likelihood.base_measure
     log_det: float | None = 0.0
     if measure == "Lebesgue":
-        split = rows.source if isinstance(rows.source, Split) and not rows.source.stored.is_floating_point() else None
-        log_det = split.transform.log_abs_det_jacobian(split.x_shape, levels=split.levels) if split else None
+        dequantized = isinstance(rows.source, Split) and isinstance(rows.source.transform, transforms.Dequantization)
+        log_det = _log_det(rows) if dequantized else None
     if nats is None or log_det is None:
         return measure, None
     dimensions = math.prod(owner.likelihood.x_shape)

@@ -348,7 +348,7 @@ def test_a_form_is_fitted_to_the_training_split_alone() -> None:
     assert made.test.transform == made.validation.transform == expected
     assert torch.allclose(made.test.fixed(), expected(made.test.stored, levels=None))
     assert str(made) == (
-        "arrays: 400 + 50 + 50 (train + validation + test) of shape (3,), float64, Standardization(3 columns)"
+        "arrays: 400 + 50 + 50 (train + validation + test) of shape (3,), float32, Standardization(3 columns)"
     )
     assert data.from_arrays(BYTES).to("meta").test.stored.is_meta
 
@@ -421,7 +421,7 @@ def test_without_a_copy_both_ways_out_are_named(
         (torch.arange(300, 340, dtype=torch.int16).view(20, 2), torch.int64, None),
         (np.arange(40, dtype=">u2").reshape(20, 2) * 9, torch.int64, None),
         (np.ones((20, 2), ">f4"), torch.float32, None),
-        (np.ones((20, 2)), torch.float64, None),
+        (np.ones((20, 2)), torch.float32, None),
         (torch.ones(20, 2, 2, requires_grad=True), torch.float32, None),
     ],
 )

@@ -112,6 +112,7 @@ def make_evaluation() -> Evaluation:
         data_hash="ab" * 32,
         data_transform=None,
         base_measure="counting",
+        log_abs_det_jacobian=None,
         bits_per_dimension=None,
         seed=0,
         settings={},

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -42,8 +43,7 @@ def iwae(log_weights: Tensor, ks: Sequence[int] | None = None) -> Tensor:
 
     """
     total = len(log_weights)
-    ks = (total,) if ks is None else tuple(ks)
-    check_ladder(ks)
+    ks = check_ladder((total,) if ks is None else ks)
     if total % ks[-1]:
         raise ValueError(f"K = {total} particles cannot be cut into blocks of {ks[-1]}; draw a multiple of {ks[-1]}")
     return torch.stack([_blocks(log_weights, k).mean(0) for k in ks])
@@ -80,20 +80,29 @@ def _blocks(log_weights: Tensor, k: int) -> Tensor:
     return log_mean_exp(log_weights.unflatten(0, (-1, k)), 1)
 
 
-def check_ladder(ks: Sequence[int]) -> None:
-    """Refuse rungs that are not positive and ascending with each dividing the next, naming the nearest that are.
+def check_ladder(ks: Sequence[int]) -> tuple[int, ...]:
+    """Return rungs that are positive and ascending with each dividing the next, or name the nearest that are.
 
     Raises:
         ValueError: with the nearest ladder in the text.
 
     """
-    if not ks or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in ks):
-        raise ValueError(f"the numbers of particles K are whole numbers of at least 1, but received {tuple(ks)}")
+    try:
+        rungs = tuple(operator.index(k) for k in ks)
+    except TypeError:
+        rungs = ()
+    if not rungs or min(rungs) < 1 or any(isinstance(k, bool) for k in ks):
+        raise ValueError(
+            f"the numbers of particles K are whole numbers of at least 1, but received {ks}; "
+            "give for instance ks=(1, 50)"
+        )
+    ks = rungs
     if any(b <= a or b % a for a, b in itertools.pairwise(ks)):
         raise ValueError(
             f"each K must divide the next, so that the bounds come from the same draws and cannot cross, but received "
             f"{tuple(ks)}; the nearest that do are {nearest_ladder(ks)}"
         )
+    return ks
 
 
 def nearest_ladder(ks: Sequence[int]) -> tuple[int, ...]:

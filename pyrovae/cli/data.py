@@ -38,6 +38,15 @@ def add_data(parser: Parser, default: str | None = "digits") -> None:
     )
 
 
+def add_run(parser: Parser) -> None:
+    """Add the run to be read, and what it may import."""
+    parser.add_argument("run", metavar="RUN", help="run folder")
+    parser.add_argument_group("run").add_argument(
+        "--allow", nargs="+", default=[], metavar="PACKAGE",
+        help="packages beside pyrovae from which the run's parts may be imported (default: none)",
+    )  # fmt: skip
+
+
 def load_data(options: dict[str, Any], form: transforms.Form) -> Data:
     """Return the data as the likelihood scores them, or as the transform that was asked for makes them."""
     data = data_room.load(
@@ -62,11 +71,24 @@ def data_of(run: Run, options: dict[str, Any]) -> Data:
     own = {} if options["data"] else command_of(run.config, run.folder.path)
     names = ("data", "data.root", "data.download", "data.transform", "data.seed")
     merged = {name: own.get(name) if options[name] is None else options[name] for name in names}
-    return load_data(merged | {"data.seed": merged["data.seed"] or 0}, run.vae.likelihood.form)
+    data = load_data(merged | {"data.seed": merged["data.seed"] or 0}, run.vae.likelihood.form)
+    trained = run.config["data"]["transform"]
+    if trained is None or options["data.transform"] is not None:
+        return data
+    return data.with_transform(_from_description(trained))
+
+
+def _from_description(description: dict[str, Any]) -> transforms.Transform:
+    """Return the transform of training itself: one that is fitted to data is not fitted again."""
+    fields = {name: value for name, value in description.items() if name != "class"}
+    return classes(transforms)[description["class"]](**fields)
 
 
 def command_of(config: dict[str, Any], folder: object) -> dict[str, Any]:
     """Return the options with which a run was made."""
     if not config["command"]:
-        raise ValueError(f"the run {folder} was not made on the command line, which must therefore be told its data")
+        raise ValueError(
+            f"the run {folder} was not made on the command line and does not say what its data are; "
+            "name them with --data"
+        )
     return config["command"]

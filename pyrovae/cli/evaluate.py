@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from pyrovae.cli.data import add_data, data_of
+from pyrovae.cli.data import add_data, add_run, data_of
 from pyrovae.cli.options import Parser
 from pyrovae.data import fingerprint
 from pyrovae.evaluate import evaluate
@@ -21,7 +21,6 @@ def evaluate_run(argv: Sequence[str]) -> None:
         usage="pyrovae evaluate RUN [options]",
         description="Report the ELBO of a run beside its IWAE bounds, on its test data, with pictures.",
     )
-    parser.add_argument("run", metavar="RUN", help="run folder")
     add_data(parser, default=None)
     group = parser.add_argument_group("evaluation")
     group.add_argument(
@@ -39,8 +38,9 @@ def evaluate_run(argv: Sequence[str]) -> None:
     group.add_argument(
         "--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps (default: auto)"
     )
+    add_run(parser)
     options = parser.options(argv)
-    run = load(options["run"])
+    run = load(options["run"], allow=options["allow"])
     vae = run.vae.to(choose_device(options["device"]))
     data = data_of(run, options)
     if fingerprint(data.train.stored) != run.config["data"]["hash"]:
@@ -56,5 +56,6 @@ def evaluate_run(argv: Sequence[str]) -> None:
         seed=options["seed"],
         device=options["device"],
     )
+    sys.stdout.write(f"{evaluation}\n")
     folder = write_report(run.folder.path, history=run.history, evaluation=evaluation, vae=vae.cpu(), data=split)
-    sys.stdout.write(f"{evaluation}\n\nreport: {folder}\n")
+    sys.stdout.write(f"\nreport: {folder}\n")

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from pyrovae.cli.data import add_run
 from pyrovae.cli.options import Parser
-from pyrovae.report import samples
 from pyrovae.report.folder import to_png
+from pyrovae.report.images import is_image, samples
 from pyrovae.training import load
 
 
@@ -21,7 +22,6 @@ def generate(argv: Sequence[str]) -> None:
         usage="pyrovae generate RUN [options]",
         description="Draw data from the model of a run.",
     )
-    parser.add_argument("run", metavar="RUN", help="run folder")
     group = parser.add_argument_group("generation")
     group.add_argument("--num", type=int, default=64, metavar="N", help="how many (default: 64)")
     group.add_argument("--draws", action="store_true", help="draw x itself instead of showing E[x | z]")
@@ -31,19 +31,20 @@ def generate(argv: Sequence[str]) -> None:
         metavar="FILE",
         help="a .png for a picture, a .npy for the numbers (default: samples.png or samples.npy in RUN)",
     )
+    add_run(parser)
     options = parser.options(argv)
-    run = load(options["run"])
-    mean = not options["draws"]
-    figure = samples(run.vae, num=options["num"], seed=options["seed"], mean=mean)
-    out = Path(options["out"] or run.folder.path / ("samples.npy" if figure is None else "samples.png"))
+    run = load(options["run"], allow=options["allow"])
+    images = is_image(run.vae)
+    out = Path(options["out"] or run.folder.path / ("samples.png" if images else "samples.npy"))
     if out.suffix not in (".png", ".npy"):
         raise ValueError(f"samples are written to a .png or a .npy file, but received {out}")
-    if out.suffix == ".png" and figure is None:
+    if out.suffix == ".png" and not images:
         raise ValueError(f"data of shape {run.vae.likelihood.x_shape} are not images; write them to a .npy file")
+    how = {"seed": options["seed"], "mean": not options["draws"]}
     try:
         if out.suffix == ".npy":
-            np.save(out, run.vae.generate(options["num"], seed=options["seed"], mean=mean).numpy())
-        elif figure is not None:
+            np.save(out, run.vae.generate(options["num"], **how).numpy())
+        elif (figure := samples(run.vae, num=options["num"], **how)) is not None:
             out.write_bytes(to_png(figure))
     except OSError as error:
         raise ValueError(f"{out} cannot be written: {error.strerror}") from None

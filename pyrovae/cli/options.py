@@ -52,8 +52,8 @@ class Parser(argparse.ArgumentParser):
         """
         argv = [_underscored(word) for word in argv]
         first, _ = self.parse_known_args(argv)
-        before = dict(saved or {}) if first.config is None else self._from_file(first.config)
-        found, unknown = self.parse_known_args([*_words(before), *argv])
+        before = dict(saved or {}) | ({} if first.config is None else self._from_file(first.config))
+        found, unknown = self.parse_known_args([*self._words(before), *argv])
         if unknown:
             raise ValueError(self._unknown(unknown[0]))
         options = {name: value for name, value in vars(found).items() if name not in ("config", "print_config")}
@@ -70,6 +70,18 @@ class Parser(argparse.ArgumentParser):
     def _saved(self) -> set[str]:
         names = {action.dest for action in self._actions if action.option_strings}
         return names - {"help", "config", "print_config", "resume"}
+
+    def _words(self, options: Mapping[str, Any]) -> list[str]:
+        """Return options as the words of a command line, so that they are checked as if they had been typed."""
+        words: list[str] = []
+        for name, value in options.items():
+            if self._option_string_actions[f"--{name}"].nargs == 0:  # a switch
+                words += [f"--{name}"] if value else []
+            elif isinstance(value, list):
+                words += [f"--{name}", *map(str, value)] if value else []
+            elif value is not None:
+                words.append(f"--{name}={str(value).lower() if isinstance(value, bool) else value}")
+        return [*words, "--config=read"] if words else []  # which ends a list before what is typed begins
 
     def _from_file(self, path: str) -> dict[str, Any]:
         try:
@@ -156,16 +168,6 @@ def chosen(role: str, room: ModuleType, options: Mapping[str, Any]) -> Callable[
         except ValueError:
             raise ValueError(f"--{role}.{option} takes {_metavar(hint)}, but received {value!r}") from None
     return lambda *args, **kwargs: part(*args, **arguments, **kwargs)
-
-
-def _words(options: Mapping[str, Any]) -> list[str]:
-    """Return options as the words of a command line."""
-    words: list[str] = []
-    for name, value in options.items():
-        if value is not None:
-            values = value if isinstance(value, list) else [value]
-            words += [f"--{name}", *map(str, values)] if len(values) != 1 else [f"--{name}={values[0]}"]
-    return words
 
 
 def classes(room: ModuleType) -> dict[str, type[Any]]:

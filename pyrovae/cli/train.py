@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from pyrovae import likelihoods, networks, posteriors, priors
 from pyrovae.cli.data import add_data, command_of, load_data
 from pyrovae.cli.options import Parser, chosen, classes
-from pyrovae.data import Data
+from pyrovae.data import Data, datasets
 from pyrovae.objectives import ELBO
 from pyrovae.sandbox import forked_random, stream_seed
 from pyrovae.training import Training, fit
@@ -44,6 +45,9 @@ def train(argv: Sequence[str]) -> None:
         "--beta", type=float, default=1.0, metavar="NUMBER", help="factor of the KL in the loss (default: 1.0)"
     )
     options = _resumed(parser, argv)
+    for name in ("data", "data.root"):  # a run must find its data from any folder
+        if options[name] is not None and options[name] not in datasets.NAMES and Path(options[name]).exists():
+            options[name] = str(Path(options[name]).resolve())
     settings = Training(**{name: options[name] for name in Training.__dataclass_fields__})
     choose_device(settings.device)
     data = load_data(options, classes(likelihoods)[options["likelihood"]].form)
@@ -64,9 +68,9 @@ def train(argv: Sequence[str]) -> None:
             command=parser.to_save(options),
         )
     except KeyboardInterrupt:
-        sys.stderr.write(f"\nTo go on: pyrovae train --resume {folder}\n")
+        sys.stderr.write(f"\nTo go on: pyrovae train --resume {shlex.quote(str(folder))}\n")
         raise
-    sys.stdout.write(f"\n{history}\n\nrun: {folder}\nnext: pyrovae evaluate {folder}\n")
+    sys.stdout.write(f"\n{history}\n\nrun: {folder}\nnext: pyrovae evaluate {shlex.quote(str(folder))}\n")
 
 
 def _build(options: dict[str, Any], data: Data) -> VAE:

@@ -97,7 +97,7 @@ def store(x: Array, *, levels: int | None) -> tuple[Tensor, int | None]:
             raise ValueError(
                 f"only integers have levels, but received {stored.dtype} with levels={levels}; drop levels="
             )
-        return stored, None
+        return stored.to(torch.get_default_dtype()), None  # that of networks
     if stored.dtype not in (torch.bool, torch.uint8):
         stored = stored.long()
     low, high = (0, 1) if stored.dtype == torch.bool or not stored.numel() else [int(v) for v in stored.aminmax()]

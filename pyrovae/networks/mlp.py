@@ -49,6 +49,12 @@ class MLPEncoder(Described, nn.Module):
                 f"the encoder takes floating-point data, but received {x.dtype}; pyrovae.data.load(x) keeps bytes as "
                 "bytes and transforms them batch by batch"
             )
+        weight = next(self.layers.parameters())
+        if x.dtype != weight.dtype:
+            raise ValueError(
+                f"data and encoder have one dtype, but the data are {x.dtype} and the encoder {weight.dtype}; convert "
+                f"one of them, for instance by x.to({weight.dtype})"
+            )
         flat = x.flatten(-len(self.x_shape))  # (*batch, prod(x_shape))
         return self.layers(flat).unflatten(-1, self.out_shape)  # (*batch, *out_shape)
 

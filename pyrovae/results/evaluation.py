@@ -56,6 +56,9 @@ class Evaluation:
         data_hash: their SHA-256, transform included.
         data_transform: how stored values became the values that were scored.
         base_measure: of log p(x): "counting" or "Lebesgue"; None where the model does not say.
+        log_abs_det_jacobian: log |dx/du| of the map from stored values u to the values x that were scored, nats per
+            datum: added to log p(x) it gives the log-density of u (for dequantized u a lower bound of its
+            log-probability). None for a counting measure, or where there is no such map.
         bits_per_dimension: at the largest K, where that is defined.
         seed: of the draws.
         settings: batch size, device, dtype.
@@ -77,6 +80,7 @@ class Evaluation:
     data_hash: str
     data_transform: dict[str, Any] | None
     base_measure: str | None
+    log_abs_det_jacobian: float | None
     bits_per_dimension: float | None
     seed: int
     settings: dict[str, Any]
@@ -107,9 +111,11 @@ class Evaluation:
                 )
             )
         methods = ", ".join(f"{site}: {_method(method)}" for site, method in self.kl_methods.items())
+        transform = f", {self.data_transform['class']}" if self.data_transform else ""
+        measure = {"counting": ", a log-probability", "Lebesgue": ", a log-density"}.get(self.base_measure or "", "")
         lines = [
-            f"{self.data}: {self.num_data} data, sha256 {self.data_hash[:12]}, seed {self.seed}",
-            "Estimates of log p(x), nats per datum, larger is better.",
+            f"{self.data}: {self.num_data} data{transform}, sha256 {self.data_hash[:12]}, seed {self.seed}",
+            f"Estimates of log p(x){measure}, nats per datum, larger is better.",
             "",
             *align(rows),
             "",
@@ -117,7 +123,13 @@ class Evaluation:
         ]
         if self.bits_per_dimension is not None:
             lines.append(f"{self.bits_per_dimension:.4f} bits per dimension at {self.iwae[-1].label}")
-        lines += [f"{estimate.label}: {estimate.why}" for estimate in self.estimates if estimate.why]
+        if self.log_abs_det_jacobian:
+            lines.append(f"for the stored values instead of x add {self.log_abs_det_jacobian:.3f} nats")
+        whys: dict[str, list[str]] = {}
+        for estimate in self.estimates:
+            if estimate.why:
+                whys.setdefault(estimate.why, []).append(estimate.label)
+        lines += [f"{', '.join(labels)}: {why}" for why, labels in whys.items()]
         return "\n".join(lines)
 
     def to_json(self) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from pyrovae.data.batches import Rows
 from pyrovae.pair import Pair, Program, find_modules, inspect_pair
 from pyrovae.sandbox import exact_matmul, module_mode, own_store, validation
 
@@ -25,6 +26,7 @@ def inspected(
 
     The arguments are those of `inspect_pair`.
     """
+    Rows(args[0])  # refuses what are no data
     modules = (*modules, *find_modules(model, guide))
     with own_store(modules), exact_matmul(), module_mode(modules, training=False):
         pair = inspect_pair(model, guide, args, modules=modules, everything=everything)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import json
+import logging
 import platform
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from pyrovae.results import Epoch, History
 from pyrovae.training.folder import RunFolder
 from pyrovae.training.state import from_bytes, params_of, restore, to_bytes
 from pyrovae.vae import VAE
+
+logger = logging.getLogger("pyrovae")
 
 CONFIG, MODEL, METRICS = "config.json", "model.json", "metrics.jsonl"
 WEIGHTS, TRAINER = "model.safetensors", "trainer.pt"
@@ -69,18 +72,16 @@ class Checkpoint:
         folder = RunFolder(path)
         if TRAINER in folder:
             raise ValueError(f"{path} holds a run already; go on with it by resume, or choose another folder")
+        folder.claim()
         files = {CONFIG: _json({**settings, "versions": versions()})}
-        owner = getattr(model, "__self__", None)
-        if isinstance(owner, Described):
-            try:
-                files[MODEL] = _json(describe(owner))
-            except TypeError:  # a part that cannot be described: the run is loaded by load_weights
-                pass
+        description = _described(model)
+        if description is not None:
+            files[MODEL] = _json(description)
         folder.write(files)
         return cls(folder)
 
     @classmethod
-    def take_up(cls, path: str | Path, settings: Mapping[str, Any]) -> Checkpoint:
+    def take_up(cls, path: str | Path, settings: Mapping[str, Any], model: Program) -> Checkpoint:
         """Open a run to go on with it.
 
         Raises:
@@ -101,8 +102,16 @@ class Checkpoint:
                         f"the run {path} was made with {group}.{name} = {config[group].get(name)!r}, but received "
                         f"{value!r}; resume with the same settings, or start another run"
                     )
-        folder.write({CONFIG: _json({**config, **settings})})
+        if MODEL in folder and _described(model) != json.loads(folder.read(MODEL)):
+            raise ValueError(
+                f"the run {path} is one of another model: its {MODEL} describes other parts, or other options of them; "
+                "resume with the same model, or start another run"
+            )
         return cls(folder)
+
+    def keep_settings(self, settings: Mapping[str, Any]) -> None:
+        """Write the settings with which the run goes on."""
+        self.folder.write({CONFIG: _json({**json.loads(self.folder.read(CONFIG)), **settings})})
 
     def save(self, progress: Progress) -> None:
         """Write the state after an epoch."""
@@ -211,6 +220,18 @@ def _own_version() -> str:
         return importlib.metadata.version("pyrovae")
     except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
         return "not installed"
+
+
+def _described(model: Program) -> dict[str, Any] | None:
+    """Return the description of the object whose method a model is, where it has one."""
+    owner = getattr(model, "__self__", None)
+    if not isinstance(owner, Described):
+        return None
+    try:
+        return _plain(describe(owner))
+    except TypeError as error:
+        logger.warning("the run can be loaded only by load_weights, into a model built by hand: %s", error)
+        return None
 
 
 def _json(record: object) -> bytes:

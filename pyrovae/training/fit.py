@@ -109,12 +109,12 @@ def fit(
                 "data": _describe_data(rows[0]),
                 "command": dict(command or {}),
             }
-            loop.checkpoint = (
-                Checkpoint.take_up(folder, settings) if resume else Checkpoint.create(folder, settings, model)
-            )
             if resume:
+                loop.checkpoint = Checkpoint.take_up(folder, settings, model)
                 loop.restore(loop.checkpoint.read())
+                loop.checkpoint.keep_settings(settings)
             else:
+                loop.checkpoint = Checkpoint.create(folder, settings, model)
                 loop.checkpoint.save(loop.progress())
         return loop.run(on_epoch, shown=shown)
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 MANIFEST = "manifest.json"
+CLAIM = ".claimed"
 
 
 class RunFolder:
@@ -45,6 +46,24 @@ class RunFolder:
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"{self.path / MANIFEST} is damaged, so that the run cannot be checked") from None
 
+    def claim(self) -> None:
+        """Make the folder this process's own before the first write.
+
+        Raises:
+            ValueError: if another process did so first, or it cannot be made.
+
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):
+                (self.path / CLAIM).open("x").close()
+                return
+        except OSError as error:
+            raise self._refusal(error) from None
+        raise ValueError(
+            f"{self.path} is taken by another run that has just started there; choose another folder, or remove it"
+        )
+
     def write(self, files: Mapping[str, bytes]) -> None:
         """Write files and bring the manifest up to date.
 
@@ -67,9 +86,11 @@ class RunFolder:
                 for name in contents:
                     _put_in_place(self.path / name)
         except OSError as error:
-            raise ValueError(
-                f"the run folder {self.path} cannot be written ({error.strerror}); choose another with --folder"
-            ) from None
+            raise self._refusal(error) from None
+        (self.path / CLAIM).unlink(missing_ok=True)
+
+    def _refusal(self, error: OSError) -> ValueError:
+        return ValueError(f"the run folder {self.path} cannot be written ({error.strerror}); choose another folder")
 
     def read(self, name: str) -> bytes:
         """Return the content of a file, which must be the one that was written.

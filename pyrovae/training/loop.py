@@ -85,6 +85,8 @@ class Loop:
         self.optimizer.load_state_dict(progress.optimizer)
         self.epochs, self.best = progress.epochs, progress.best
         self.best_epoch, self.best_validation = progress.best_epoch, progress.best_validation
+        if self.training.patience is None:  # early stopping was switched off: the last weights are kept from here on
+            self.best, self.best_epoch = None, len(self.epochs)
 
     def run(self, on_epoch: Callable[[Epoch], bool | None] | None, *, shown: bool) -> History:
         """Go through the epochs that are left."""

@@ -1,7 +1,7 @@
 """A variational autoencoder, from data to a report.
 
-    python examples/vae.py                      the digits that come with scikit-learn; about a minute
-    python examples/vae.py --data mnist         MNIST; about twenty minutes on two cores
+    python examples/vae.py                      the digits that come with scikit-learn; half a minute
+    python examples/vae.py --data mnist         MNIST; about a quarter of an hour on two cores
 
 prints the ELBO beside the IWAE bounds on the test data, in nats per datum, and writes pictures to runs/vae.
 """

@@ -285,3 +285,87 @@ def test_interrupt_keeps_what_was_written() -> None:
     assert epochs >= 1
     assert main(["train", "--resume", "run", "--epochs", str(epochs + 1)]) == 0
     assert len(pyrovae.load("run").history.epochs) == epochs + 1
+
+
+@pytest.mark.usefixtures("run")
+def test_a_refused_resume_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path.name: path.read_bytes() for path in Path("run").iterdir()}
+    for other in (["--hidden", "50"], ["--posterior.max_log_variance", "0"], ["--learning_rate", "1"], ["--beta", "2"]):
+        line = fails(capsys, "train", "--resume", "run", "--epochs", "3", *other)
+        assert "another model" in line or "resume with the same settings" in line
+        assert {path.name: path.read_bytes() for path in Path("run").iterdir()} == before
+    assert main(["train", "--resume", "run", "--epochs", "3"]) == 0
+
+
+def test_early_stopping_switched_off_on_resume_keeps_the_last_weights() -> None:
+    stopping = ["--epochs", "60", "--patience", "1", "--learning_rate", "0.05"]
+    assert main(["train", "--folder", "run", *QUICK, *stopping]) == 0
+    stopped = pyrovae.load("run").history
+    assert stopped.best_epoch < len(stopped.epochs) < 60
+    assert main(["train", "--resume", "run", "--epochs", str(len(stopped.epochs) + 1), "--patience", "none"]) == 0
+    trainer = torch.load("run/trainer.pt", weights_only=True)
+    weights = pyrovae.load("run").vae.state_dict()
+    assert trainer["best_epoch"] == len(stopped.epochs) + 1
+    assert all(torch.equal(value, weights[name]) for name, value in trainer["values"].items())
+
+
+def test_double_columns_and_relative_paths(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez("double.npz", x=np.random.default_rng(0).normal(2.0, 30.0, size=(200, 3)))
+    assert main(["train", "--data", "double.npz", "--likelihood", "Gaussian", "--folder", "run", *QUICK]) == 0
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert main(["evaluate", "../run", "--ks", "1", "2"]) == 0
+    log_det = pyrovae.report.read_report("../run").log_abs_det_jacobian
+    assert log_det == pytest.approx(-3 * np.log(30), abs=0.5)
+    assert f"for the stored values instead of x add {log_det:.3f} nats" in capsys.readouterr().out
+
+
+def test_bits_are_those_of_dequantized_bytes_only(capsys: pytest.CaptureFixture[str]) -> None:
+    gaussian = ["--likelihood", "Gaussian", "--data.transform"]
+    for transform, bits in (("Identity", False), ("Grey", False), ("Dequantization", True)):
+        assert main(["train", "--folder", transform, *QUICK, *gaussian, transform]) == 0
+        assert main(["evaluate", transform, "--ks", "1", "--num_data", "5"]) == 0
+        assert ("bits per dimension" in capsys.readouterr().out) == bits
+
+
+def test_other_data_are_seen_through_the_transform_of_training() -> None:
+    assert main(["train", "--folder", "run", *QUICK, "--data.transform", "Threshold"]) == 0
+    assert main(["evaluate", "run", "--ks", "1", "--data", "digits"]) == 0
+    assert pyrovae.report.read_report("run").data_transform == {"class": "Threshold", "level": 0.5}
+    generator = np.random.default_rng(0)
+    for name, scale in (("narrow", 1.0), ("wide", 9.0)):
+        np.savez(f"{name}.npz", x=generator.normal(0.0, scale, size=(100, 2)))
+    assert main(["train", "--folder", "columns", *QUICK, "--data", "narrow.npz", "--likelihood", "Gaussian"]) == 0
+    transform = json.loads(Path("columns/config.json").read_text())["data"]["transform"]
+    assert main(["evaluate", "columns", "--ks", "1", "--data", "wide.npz"]) == 0
+    assert pyrovae.report.read_report("columns").data_transform == transform
+
+
+@pytest.mark.usefixtures("run")
+def test_the_table_is_printed_even_if_the_report_cannot_be_written(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("run/report").write_text("in the way")
+    assert main(["evaluate", "run", "--ks", "1"]) == 2
+    captured = capsys.readouterr()
+    assert "Estimates of log p(x)" in captured.out
+    assert "cannot be written" in captured.err
+
+
+@pytest.mark.usefixtures("run")
+def test_configuration_of_every_kind_of_option(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("g.json").write_text(json.dumps({"draws": True, "num": 3, "allow": []}))
+    assert main(["generate", "--config", "g.json", "run", "--out", "x.npy"]) == 0
+    assert set(np.unique(np.load("x.npy"))) <= {0.0, 1.0}
+    Path("g.json").write_text(json.dumps({"draws": False, "num": 3}))
+    assert main(["generate", "run", "--config", "g.json", "--out", "x.npy"]) == 0
+    assert len(np.unique(np.load("x.npy"))) > 2
+    Path("k.json").write_text(json.dumps({"ks": [1, 4], "data.download": True}))
+    assert main(["evaluate", "--config", "k.json", "run"]) == 0
+    assert "L_4 " in capsys.readouterr().out
+    Path("k.json").write_text(json.dumps({"ks": [1, 4], "kz": 3}))
+    assert "unknown option --kz; did you mean --ks?" in fails(capsys, "evaluate", "run", "--config", "k.json")
+
+
+def test_two_runs_do_not_share_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("run").mkdir()
+    Path("run/.claimed").touch()  # as another process leaves it until its first checkpoint
+    assert "taken by another run" in fails(capsys, "train", "--folder", "run", *QUICK)

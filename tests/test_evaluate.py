@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -100,9 +101,10 @@ def test_weights_that_are_not_finite_are_named_and_counted() -> None:
     json.loads(found.to_json(), parse_constant=pytest.fail)
 
 
-@pytest.mark.parametrize("ks", [(), (0,), (1, -5), (1.0, 2.0), (True,)])
+@pytest.mark.parametrize("ks", [(), (0,), (1, -5), (1.0, 2.0), (True,), 5, "15"])
 def test_k_is_a_positive_whole_number(ks: tuple[int, ...]) -> None:
     truth = linear_gaussian()
+    assert evaluate(*pair_of(truth), truth.sample(2), ks=np.array([1, 5]), shown=False).iwae[-1].num_particles == 5
     with pytest.raises(ValueError, match="whole numbers of at least 1"):
         evaluate(*pair_of(truth), truth.sample(2), ks=ks, shown=False)
 

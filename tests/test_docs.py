@@ -52,7 +52,9 @@ def test_the_map_of_the_package_runs() -> None:
     lines = re.findall(r"^(?:>>>|\.\.\.) ?(.*)$", pyrovae.__doc__ or "", re.M)
     code = "\n".join(lines).replace("vae.guide, data)", "vae.guide, data.test.first(20))")
     code = code.replace("pyrovae.fit(vae.model, vae.guide, data.test.first(20))", "None")
-    exec(compile(code, "pyrovae", "exec"), {})
+    names: dict[str, object] = {}
+    exec(compile(code, "pyrovae", "exec"), names)
+    assert isinstance(names["vae"], pyrovae.VAE)
 
 
 def test_docstring_example_of_the_vae() -> None:

@@ -107,7 +107,8 @@ def _layers(widths: Sequence[int], activation: type[nn.Module]) -> nn.Sequential
     if min(widths) < 1:
         raise ValueError(f"every layer has at least one unit, but received widths {tuple(widths)}")
     weights = sum(a * b for a, b in zip(widths, widths[1:], strict=False))
-    memory.require(4.0 * weights, what=f"a network with layers of {tuple(widths)} units", cure="choose smaller layers")
+    size = 4 * 4.0 * weights  # the weights, their gradients and the two moments of Adam
+    memory.require(size, what=f"training a network with layers of {tuple(widths)} units", cure="choose smaller layers")
     layers: list[nn.Module] = []
     for fan_in, fan_out in zip(widths, widths[1:], strict=False):
         linear = nn.Linear(fan_in, fan_out)

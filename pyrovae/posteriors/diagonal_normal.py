@@ -13,8 +13,8 @@ class DiagonalNormal(Posterior):
     """``q(z | x) = N(z; mean, diag exp(log_variance))``, both emitted by the encoder.
 
     The log-variance is clamped. At the default lower bound, a standard deviation of 0.0067, log q(z) computed from a
-    float32 z is right to 2e-4 nats per dimension for means up to 4; at -30 it is off by nats. Beyond the bounds the value is cut but the
-    gradient passes, so that a unit that ran out of bounds finds its way back.
+    float32 z is right to 2e-4 nats per dimension for means up to 4; at -30 it is off by nats. Beyond the bounds the
+    value is cut but the gradient passes, so that a unit that ran out of bounds finds its way back.
 
     *Auto-encoding variational Bayes (Kingma, Welling 2014)*, https://arxiv.org/abs/1312.6114
 

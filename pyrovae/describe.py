@@ -17,7 +17,8 @@ Description = dict[str, Any]
 class Described:
     """Base of everything that a run folder must be able to rebuild: it remembers the arguments of its constructor.
 
-    Subclasses need not do anything. Tensors among the arguments are not remembered, since weights and buffers are
+    Subclasses need not do anything. A part that is handed to two others, such as an encoder that a prior shares, is
+    described once and built once. Tensors among the arguments are not remembered, since weights and buffers are
     saved with the run; such an argument must therefore be optional.
     """
 
@@ -49,26 +50,34 @@ def describe(part: object) -> Description:
         TypeError: if an argument can be neither described nor left out.
 
     """
+    return _describe(part, "", {})
+
+
+_LEFT_OUT = object()
+
+
+def _describe(part: object, path: str, seen: dict[int, str]) -> Description:
+    """Describe a part that lies at a path; one that was seen before at another is the same one again."""
+    if id(part) in seen:
+        return {"same": seen[id(part)]}
+    seen[id(part)] = path
     arguments = getattr(part, "init_arguments", {})
-    kept = {name: _to_json(value, f"{type(part).__name__}.{name}") for name, value in arguments.items()}
+    kept = {name: _to_json(value, f"{path}.{name}".lstrip("."), seen) for name, value in arguments.items()}
     return {
         "class": f"{type(part).__module__}.{type(part).__qualname__}",
         "arguments": {name: value for name, value in kept.items() if value is not _LEFT_OUT},
     }
 
 
-_LEFT_OUT = object()
-
-
-def _to_json(value: object, where: str) -> object:
+def _to_json(value: object, where: str, seen: dict[int, str]) -> object:
     if isinstance(value, torch.Tensor):
         return _LEFT_OUT
     if isinstance(value, Described):
-        return describe(value)
+        return _describe(value, where, seen)
     if isinstance(value, type):
         return {"type": f"{value.__module__}.{value.__qualname__}"}
     if isinstance(value, (tuple, list, torch.Size)):
-        return [_to_json(item, where) for item in value]
+        return [_to_json(item, f"{where}.{index}", seen) for index, item in enumerate(value)]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise TypeError(
@@ -89,16 +98,28 @@ def build(description: Mapping[str, Any], *, allow: Collection[str] = ()) -> Any
         ValueError: if the class lies in a package that is not allowed, or does not exist.
 
     """
+    return _build(description, "", {}, allow)
+
+
+def _build(description: Mapping[str, Any], path: str, built: dict[str, Any], allow: Collection[str]) -> Any:
     part_class = _find(description["class"], allow)
-    arguments = {name: _from_json(value, allow) for name, value in description["arguments"].items()}
-    return part_class(**arguments)
+    arguments = {
+        name: _from_json(value, f"{path}.{name}".lstrip("."), built, allow)
+        for name, value in description["arguments"].items()
+    }
+    built[path] = part_class(**arguments)
+    return built[path]
 
 
-def _from_json(value: object, allow: Collection[str]) -> object:
+def _from_json(value: object, where: str, built: dict[str, Any], allow: Collection[str]) -> object:
     if isinstance(value, Mapping):
-        return _find(value["type"], allow) if "type" in value else build(value, allow=allow)
+        if "same" in value:
+            if value["same"] not in built:
+                raise ValueError(f"{where} is said to be the same part as {value['same']!r}, which is not described")
+            return built[value["same"]]
+        return _find(value["type"], allow) if "type" in value else _build(value, where, built, allow)
     if isinstance(value, list):
-        return tuple(_from_json(item, allow) for item in value)
+        return tuple(_from_json(item, f"{where}.{index}", built, allow) for index, item in enumerate(value))
     return value
 
 

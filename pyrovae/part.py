@@ -15,12 +15,12 @@ class ConditionalPart(Described, nn.Module, ABC):
     """A module that turns the output of a network into a distribution over events of a fixed shape.
 
     Attributes:
-        n_params: parameters per element of the event.
+        n_params: parameters per element of the event; where it depends on options, set it before ``param_shape`` is read.
         event_shape: shape of one event, without batch axes.
 
     """
 
-    n_params: ClassVar[int]
+    n_params: int
 
     def __init__(self, event_shape: tuple[int, ...]) -> None:
         super().__init__()

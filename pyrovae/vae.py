@@ -21,7 +21,8 @@ class VAE(Described, nn.Module):
     """A latent variable model p(z) p(x | z) with an amortized posterior q(z | x).
 
     `model` and `guide` are the only places with Pyro statements: read them to see what is fitted, copy them to write a
-    pair of your own.
+    pair of your own. Called with covariates beside x, such as one-hot labels, they are a conditional model p(x | c):
+    both networks are handed them, and a prior that is `conditional` too.
 
     *Auto-encoding variational Bayes (Kingma, Welling 2014)*, https://arxiv.org/abs/1312.6114
 
@@ -29,7 +30,7 @@ class VAE(Described, nn.Module):
         prior: p(z).
         decoder: network from z to ``likelihood.param_shape``.
         likelihood: p(x | z) given the decoder's output.
-        encoder: network from x to ``posterior.param_shape``.
+        encoder: network from ``likelihood.encoder_input(x)`` to ``posterior.param_shape``.
         posterior: q(z | x) given the encoder's output.
 
     Raises:
@@ -67,33 +68,34 @@ class VAE(Described, nn.Module):
         self.encoder = encoder
         self.posterior = posterior
 
-    def model(self, x: Tensor) -> None:
-        """Score data ``(B, *x_shape)`` under p(z) p(x | z)."""
+    def model(self, x: Tensor, *covariates: Tensor) -> None:
+        """Score data ``(B, *x_shape)`` under p(z) p(x | z); covariates ``(B, ...)`` are seen by the parts too."""
         pyro.module("vae", self)
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", self.prior())
-            pyro.sample("x", self.likelihood(self.decoder(z)), obs=x)
+            z = pyro.sample("z", self.prior(*covariates) if self.prior.conditional else self.prior())
+            pyro.sample("x", self.likelihood(self.decoder(z, *covariates)), obs=x)
 
-    def guide(self, x: Tensor) -> None:
+    def guide(self, x: Tensor, *covariates: Tensor) -> None:
         """Draw z ``(B, latent_dim)`` from q(z | x)."""
         pyro.module("vae", self)
         with pyro.plate("data", len(x)):
-            pyro.sample("z", self.posterior(self.encoder(x)))
+            pyro.sample("z", self.posterior(self.encoder(self.likelihood.encoder_input(x), *covariates)))
 
-    def encode(self, x: Tensor) -> TorchDistribution:
+    def encode(self, x: Tensor, *covariates: Tensor) -> TorchDistribution:
         """Return q(z | x) for data ``(*batch, *x_shape)``, differentiable, in the mode in which the modules are."""
-        return self.posterior(self.encoder(x))
+        return self.posterior(self.encoder(self.likelihood.encoder_input(x), *covariates))
 
-    def decode(self, z: Tensor) -> TorchDistribution:
+    def decode(self, z: Tensor, *covariates: Tensor) -> TorchDistribution:
         """Return p(x | z) for latent variables ``(*batch, latent_dim)``, differentiable, in the mode of the modules."""
-        return self.likelihood(self.decoder(z))
+        return self.likelihood(self.decoder(z, *covariates))
 
     @torch.no_grad()
-    def generate(self, num_samples: int, *, seed: int = 0, mean: bool = False) -> Tensor:
+    def generate(self, num_samples: int, *covariates: Tensor, seed: int = 0, mean: bool = False) -> Tensor:
         """Draw x ~ p(x), in a random stream of its own.
 
         Args:
             num_samples: how many.
+            covariates: ``(num_samples, ...)`` each, of a conditional model.
             seed: of the draw; the same seed gives the same samples.
             mean: return E[x | z] for a drawn z instead of a draw of x, as pictures in papers do.
 
@@ -111,14 +113,15 @@ class VAE(Described, nn.Module):
             4 * 4 * rows, what=f"drawing {num_samples} samples", cure="draw fewer at a time", device=self._device
         )
         with module_mode([self], training=False), forked_random(stream_seed(seed, "generate"), self._device):
-            p_x = self.decode(self.prior().sample((num_samples,)))
+            z = self.prior(*covariates).sample() if self.prior.conditional else self.prior().sample((num_samples,))
+            p_x = self.decode(z, *covariates)
             return p_x.mean if mean else p_x.sample()
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor) -> Tensor:
+    def reconstruct(self, x: Tensor, *covariates: Tensor) -> Tensor:
         """Return E[x | z] at the posterior mean z of each datum: ``(B, *x_shape)`` to the same shape."""
         with module_mode([self], training=False):
-            return self.decode(self.encode(x).mean).mean
+            return self.decode(self.encode(x, *covariates).mean, *covariates).mean
 
     @torch.no_grad()
     def interpolate(self, start: Tensor, end: Tensor, *, num_steps: int = 8) -> Tensor:

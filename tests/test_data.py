@@ -201,7 +201,7 @@ def test_badly_made_transforms_are_refused() -> None:
         ("binary", BYTES > 99, None, Identity()),
         ("binary", (BYTES > 99).float(), None, Identity()),
         ("binary", BYTES // 128, 2, Identity()),
-        ("unit", BYTES, 256, Grey()),
+        ("unit", BYTES, 256, Dequantization()),
         ("continuous", BYTES, 256, Dequantization()),
         ("continuous", COLUMNS, None, Standardization.fit(COLUMNS)),
         ("continuous", COLUMNS[:, None], None, Identity()),

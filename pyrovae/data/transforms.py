@@ -191,7 +191,7 @@ def default_transform(form: Form, stored: Tensor, *, levels: int | None) -> Tran
             binary = levels == 2 or stored.dtype == torch.bool or bool(((stored == 0) | (stored == 1)).all())
             return Identity() if binary else DynamicBinarization()
         case "unit":
-            return Grey()
+            return Grey() if stored.is_floating_point() else Dequantization()
         case "continuous":
             if not stored.is_floating_point():
                 return Dequantization()

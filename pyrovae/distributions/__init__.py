@@ -1,5 +1,6 @@
 """What `pyro.distributions` lacks, or is slow at."""
 
 from pyrovae.distributions.bernoulli import BinaryBernoulli
+from pyrovae.distributions.elements import Elements
 
-__all__ = ["BinaryBernoulli"]
+__all__ = ["BinaryBernoulli", "Elements"]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class BinaryBernoulli(dist.Bernoulli):
-    """`pyro.distributions.Bernoulli` by logits, with a faster log-probability and a cure for grey values.
+    """`pyro.distributions.Bernoulli` by logits, with a faster log-probability.
 
     ``log p(x) = x l - max(l, 0) - log(1 + exp(-|l|))``
 
@@ -24,16 +24,6 @@ class BinaryBernoulli(dist.Bernoulli):
             self._validate_sample(value)
         logits, value = torch.broadcast_tensors(self.logits, value)
         return _LogProb.apply(logits, value)
-
-    def _validate_sample(self, value: Tensor) -> None:
-        binary = (value == 0) | (value == 1)
-        if not binary.all():
-            raise ValueError(
-                f"Bernoulli scores data that are 0 or 1, but {int((~binary).sum())} of {value.numel()} values are not "
-                f"(smallest {value.min():.3g}, largest {value.max():.3g}); binarize them, for instance with "
-                "data.transforms.DynamicBinarization(), or choose a likelihood for grey values such as Gaussian"
-            )
-        super()._validate_sample(value)
 
 
 class _LogProb(torch.autograd.Function):

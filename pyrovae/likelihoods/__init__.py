@@ -3,5 +3,6 @@
 from pyrovae.likelihoods.base import Likelihood
 from pyrovae.likelihoods.bernoulli import Bernoulli
 from pyrovae.likelihoods.gaussian import Gaussian
+from pyrovae.likelihoods.levels import LevelLikelihood
 
-__all__ = ["Bernoulli", "Gaussian", "Likelihood"]
+__all__ = ["Bernoulli", "Gaussian", "LevelLikelihood", "Likelihood"]

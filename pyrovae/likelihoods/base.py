@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 
+from pyrovae.data import Data, Split
 from pyrovae.data.transforms import Form
+from pyrovae.distributions import Elements
 from pyrovae.part import ConditionalPart
 
 
 class Likelihood(ConditionalPart):
     """The distribution of one datum x given the decoder's output.
 
-    To write your own, copy `Bernoulli` (the shortest): state what is scored and in which measure, say how many numbers
+    To write your own, copy `Laplace` (the shortest): state what is scored and in which measure, say how many numbers
     the decoder emits per element of x, turn them into a distribution, and say which of them give a wanted mean. The
-    rest of the package (loaders, decoder, objectives, bounds, pictures) follows from that.
+    rest of the package (loaders, what the encoder sees, decoder, objectives, bounds, pictures) follows from that;
+    `pyrovae.testing.check` tests it.
 
     Attributes:
         form: the form of data that is scored; loaders choose their transform by it.
@@ -35,10 +39,33 @@ class Likelihood(ConditionalPart):
     def __init__(self, x_shape: tuple[int, ...]) -> None:
         super().__init__(x_shape)
 
+    @classmethod
+    def for_data(cls, data: Data | Split, **options: Any) -> Self:
+        """Make the likelihood of these data: of their shape and, where it scores levels, of their number of levels.
+
+        Args:
+            data: in any form; ``data.for_form(likelihood.form)`` is what the likelihood scores.
+            options: of the class.
+
+        Raises:
+            ValueError: if it scores levels and the data do not say how many they have.
+
+        """
+        return cls(data.x_shape, **options)
+
     @property
     def x_shape(self) -> tuple[int, ...]:
         """Shape of one datum."""
         return self.event_shape
+
+    @property
+    def support(self) -> str:
+        """What is scored, in words."""
+        return _SUPPORTS[self.form]
+
+    def encoder_input(self, x: Tensor) -> Tensor:
+        """Return what the encoder sees of x ``(*batch, *x_shape)``: log(1 + x) of counts, otherwise x itself."""
+        return x.log1p() if self.form == "counts" else x
 
     @abstractmethod
     def initial_params(self, mean: Tensor) -> Tensor:
@@ -46,3 +73,30 @@ class Likelihood(ConditionalPart):
 
         A decoder that starts there need not spend its first epochs on learning the average datum.
         """
+
+    def independent(self, elements: TorchDistribution) -> TorchDistribution:
+        """Join a distribution ``(*batch, *x_shape)`` of independent elements into one of x.
+
+        It is ``elements.to_event(len(x_shape))``, but data outside the support are refused with the cure.
+        """
+        told = f"{type(self).__name__} scores {self.support}"
+        return Elements(elements, len(self.x_shape), told=told, cure=_CURES[self.form])
+
+
+_SUPPORTS: dict[Form, str] = {
+    "binary": "data that are 0 or 1",
+    "unit": "data between 0 and 1",
+    "continuous": "finite real numbers",
+    "levels": "whole numbers from 0 on, below its number of levels",
+    "counts": "whole numbers from 0 on",
+}
+_CURES: dict[Form, str] = {
+    "binary": "binarize them, for instance with data.transforms.DynamicBinarization(), or choose a likelihood for grey "
+    "values such as ContinuousBernoulli",
+    "unit": "rescale them, for stored levels by data.for_form('unit')",
+    "continuous": "remove or replace what is not finite",
+    "levels": "data.for_form('levels') keeps stored levels as they are; for other values choose a density such as "
+    "Gaussian, or a likelihood of counts",
+    "counts": "data.for_form('counts') keeps stored counts as they are; for other values choose a density such as "
+    "Gaussian",
+}

@@ -25,7 +25,7 @@ class Bernoulli(Likelihood):
     def forward(self, params: Tensor) -> TorchDistribution:
         """Turn logits ``(*batch, *x_shape, 1)`` into a distribution over x."""
         (logits,) = self.split(params)
-        return BinaryBernoulli(logits=logits).to_event(len(self.x_shape))
+        return self.independent(BinaryBernoulli(logits=logits))
 
     def initial_params(self, mean: Tensor) -> Tensor:
         """Return the logits of the mean, clipped to [0.001, 0.999]."""

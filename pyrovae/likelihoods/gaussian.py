@@ -49,7 +49,7 @@ class Gaussian(Likelihood):
     def forward(self, params: Tensor) -> TorchDistribution:
         """Turn means ``(*batch, *x_shape, 1)`` into a distribution over x."""
         (mean,) = self.split(params)
-        return dist.Normal(mean, self.log_scale.exp()).to_event(len(self.x_shape))
+        return self.independent(dist.Normal(mean, self.log_scale.exp()))
 
     def initial_params(self, mean: Tensor) -> Tensor:
         """Return the mean itself."""

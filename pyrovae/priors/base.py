@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+from typing import ClassVar
+
 from pyro.distributions import TorchDistribution
 from torch import nn
 
@@ -16,7 +18,11 @@ class Prior(Described, nn.Module, ABC):
 
     To write your own, copy `StandardNormal` (the shortest): keep constants as buffers and what is learned as
     parameters, so that both follow the module to its device and into its run folder, and return a distribution whose
-    event shape is ``(latent_dim,)`` and whose batch shape is empty.
+    event shape is ``(latent_dim,)`` and whose batch shape is empty. `pyrovae.testing.check` tests it.
+
+    Attributes:
+        conditional: whether ``forward`` takes the covariates ``(B, ...)`` of a conditional model; its batch shape is
+            then ``(B,)``.
 
     Args:
         latent_dim: D, the number of latent dimensions.
@@ -25,6 +31,8 @@ class Prior(Described, nn.Module, ABC):
         ValueError: if there is not at least one.
 
     """
+
+    conditional: ClassVar[bool] = False
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()

@@ -11,13 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyrovae.distributions import Elements
 from pyrovae.pair import Pair
 
 
 def log_prob(site: Mapping[str, Any]) -> Tensor:
     """Return the unscaled log-probability of a site over its batch shape, summed over the event in float64."""
     fn, event_dims = site["fn"], 0
-    while type(fn).log_prob is torch.distributions.Independent.log_prob:
+    while isinstance(fn, Elements) or type(fn).log_prob is torch.distributions.Independent.log_prob:
+        if isinstance(fn, Elements):
+            fn.check(site["value"])
         event_dims += fn.reinterpreted_batch_ndims
         fn = fn.base_dist
     log_prob = fn.log_prob(site["value"])

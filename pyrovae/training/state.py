@@ -64,12 +64,16 @@ def params_of(values: Mapping[str, Tensor]) -> list[str]:
 
 
 def _named(modules: Sequence[nn.Module], params: Iterable[str]) -> dict[str, Tensor]:
-    """Return the tensors themselves by name."""
-    owned = {
-        (key if len(modules) == 1 else f"{number}.{key}"): value
+    """Return the tensors themselves by name; one that modules share is named once, by its shortest name."""
+    found = [
+        (key if len(modules) == 1 else f"{number}.{key}", value)
         for number, module in enumerate(modules)
-        for key, value in module.state_dict().items()
-    }
+        for key, value in module.state_dict(keep_vars=True).items()
+    ]
+    names: dict[int, str] = {}
+    for name, value in sorted(found, key=lambda item: len(item[0])):
+        names.setdefault(id(value), name)
+    owned = {name: value.detach() for name, value in found if names[id(value)] == name}
     return owned | {PARAM_PREFIX + name: value for name, value in _stored(params).items()}
 
 

@@ -1,0 +1,60 @@
+"""Independent elements of one datum."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+
+class Elements(dist.Independent):
+    """`pyro.distributions.Independent`, whose refusal of data outside the support says what to do about them.
+
+    Args:
+        base: distribution of the elements, ``(*batch, *x_shape)``.
+        num_dims: number of axes of one datum.
+        told: what is scored, the beginning of the sentence that refuses.
+        cure: what to do, its end.
+
+    """
+
+    def __init__(
+        self,
+        base: dist.TorchDistribution,
+        num_dims: int,
+        *,
+        told: str,
+        cure: str,
+        validate_args: bool | None = None,
+    ) -> None:
+        super().__init__(base, num_dims, validate_args=validate_args)
+        self.told, self.cure = told, cure
+
+    def expand(self, batch_shape: torch.Size | list[int], _instance: Any = None) -> Elements:
+        """Return the distribution with a larger batch shape."""
+        new = self._get_checked_instance(Elements, _instance)
+        new.told, new.cure = self.told, self.cure
+        return super().expand(batch_shape, _instance=new)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log-probability of each datum, in nats."""
+        self.check(value)
+        return super().log_prob(value)
+
+    def check(self, value: Tensor) -> None:
+        """Refuse values outside the support, if Pyro's checks are on.
+
+        Raises:
+            ValueError: with what is scored, what was received and what to do.
+
+        """
+        if not self.base_dist._validate_args:
+            return
+        inside = self.base_dist.support.check(value)
+        if not inside.all():
+            raise ValueError(
+                f"{self.told}, but {int((~inside).sum())} of {inside.numel()} values are not "
+                f"(smallest {value.min():.3g}, largest {value.max():.3g}); {self.cure}"
+            )

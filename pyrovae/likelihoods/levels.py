@@ -1,0 +1,55 @@
+"""What the likelihoods of levels have in common."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from torch import Tensor
+
+from pyrovae.data import Data, Split
+from pyrovae.likelihoods.base import Likelihood
+
+
+class LevelLikelihood(Likelihood):
+    """Base of the likelihoods of whole numbers from 0 to levels - 1, such as bytes.
+
+    ``log p(u)`` of stored levels is a log-probability. A density of dequantized data bounds the same quantity,
+    ``log P(u) >= E log p((u + U[0, 1)) / levels) - D log levels``, so that the two are compared in bits per dimension.
+
+    Args:
+        x_shape: shape of one datum.
+        levels: number of values that an element can take.
+
+    Raises:
+        ValueError: if there are not at least two.
+
+    """
+
+    form = "levels"
+    base_measure = "counting"
+
+    def __init__(self, x_shape: tuple[int, ...], levels: int = 256) -> None:
+        super().__init__(x_shape)
+        if levels < 2:
+            raise ValueError(f"{type(self).__name__} needs at least 2 levels, but received levels={levels}")
+        self.levels = levels
+
+    @classmethod
+    def for_data(cls, data: Data | Split, **options: Any) -> Self:
+        """Make the likelihood of these data, of their shape and number of levels."""
+        split = data.train if isinstance(data, Data) else data
+        if split.levels is None:
+            raise ValueError(
+                f"{cls.__name__} scores data stored as levels, but {split.name} does not say how many it has; "
+                "load integers with levels=, or choose a likelihood for another form of data"
+            )
+        return cls(split.x_shape, split.levels, **options)
+
+    @property
+    def support(self) -> str:
+        """What is scored, in words."""
+        return f"whole numbers from 0 to {self.levels - 1}"
+
+    def encoder_input(self, x: Tensor) -> Tensor:
+        """Return x / (levels - 1), between 0 and 1, which is what the encoder sees of x ``(*batch, *x_shape)``."""
+        return x / (self.levels - 1)

@@ -15,7 +15,7 @@ class ConditionalPart(Described, nn.Module, ABC):
     """A module that turns the output of a network into a distribution over events of a fixed shape.
 
     Attributes:
-        n_params: parameters per element of the event; where it depends on options, set it before ``param_shape`` is read.
+        n_params: parameters per element of the event; an option may decide it.
         event_shape: shape of one event, without batch axes.
 
     """

@@ -9,8 +9,8 @@ class Posterior(ConditionalPart):
     """The distribution of the latent variable z given the encoder's output for one datum.
 
     To write your own, copy `DiagonalNormal`: say how many numbers the encoder emits per latent dimension and turn them
-    into a distribution of event shape ``(latent_dim,)`` that can be sampled with gradients (``has_rsample``); set ``n_params`` in
-    the constructor if it depends on options. `pyrovae.testing.check` tests it.
+    into a distribution of event shape ``(latent_dim,)`` that can be sampled with gradients (``has_rsample``); an
+    option may decide ``n_params``: set it in the constructor. `pyrovae.testing.check` tests it.
 
     Args:
         latent_dim: D, the number of latent dimensions.

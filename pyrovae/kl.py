@@ -8,7 +8,7 @@ from typing import Any
 from pyro.distributions import MaskedDistribution
 from pyro.poutine import Trace
 from torch import Tensor
-from torch.distributions import kl_divergence
+from torch.distributions import Independent, kl_divergence
 
 CLOSED_FORM = "closed form"
 MASKED_DIFFERENTLY = "model and guide are not masked by the same tensor"
@@ -56,6 +56,31 @@ def closed_form_kl(name: str, model_trace: Trace, guide_trace: Trace) -> tuple[T
     except NotImplementedError:
         kinds = " || ".join(_kind(site["fn"]) for site in (guide_site, model_site))
         return None, f"no closed form is known for KL({kinds})"
+
+
+def kl_by_dimension(
+    guide_site: Mapping[str, Any], model_site: Mapping[str, Any], *, closed_form: bool
+) -> Tensor | None:
+    """Return the KL of a site for each of its dimensions, where it is a sum over them.
+
+    Args:
+        guide_site: a latent site of the guide's trace.
+        model_site: the same site of the model's.
+        closed_form: whether to use it; otherwise log q - log p of the draw is returned.
+
+    Returns:
+        ``(*batch, *event)``, nats, or None where guide or prior is a joint distribution of the dimensions.
+
+    """
+    q, p = guide_site["fn"], model_site["fn"]
+    for fn in (q, p):
+        independent = type(fn).log_prob is Independent.log_prob
+        if not independent or fn.reinterpreted_batch_ndims != len(fn.event_shape):
+            return None
+    if closed_form:
+        return kl_divergence(q.base_dist, p.base_dist)
+    value = guide_site["value"]
+    return q.base_dist.log_prob(value) - p.base_dist.log_prob(value)
 
 
 def _masked_alike(q: Any, p: Any) -> bool:

@@ -595,7 +595,7 @@ def test_a_folder_is_complete(tmp_path: Path) -> None:
     lines = [json.loads(line, parse_constant=refuse) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2]
     assert config["training"]["seed"] == 0
-    assert config["objective"] == {"class": "ELBO", "beta": 1.0, "num_particles": 1}
+    assert config["objective"] == ELBO().describe()
     assert config["optimizer"] == {"class": "Adam"}
     assert len(config["data"]["hash"]) == 64
     assert torch.__version__.startswith(config["versions"]["torch"])

@@ -8,6 +8,16 @@ the data plate are summed over.
 
 from pyrovae.pair.inspection import inspect_pair, run
 from pyrovae.pair.modules import find_modules
-from pyrovae.pair.structure import PARTICLE_PLATE, Latent, Pair, Program, take_rows
+from pyrovae.pair.structure import PARTICLE_PLATE, ChosenRows, Latent, Pair, Program, take_rows
 
-__all__ = ["PARTICLE_PLATE", "Latent", "Pair", "Program", "find_modules", "inspect_pair", "run", "take_rows"]
+__all__ = [
+    "PARTICLE_PLATE",
+    "ChosenRows",
+    "Latent",
+    "Pair",
+    "Program",
+    "find_modules",
+    "inspect_pair",
+    "run",
+    "take_rows",
+]

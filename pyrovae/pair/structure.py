@@ -78,7 +78,7 @@ class Pair:
         """Return model and guide without arguments, run on the given rows ``(R,)`` of the data."""
         if self.draws_rows:
             return tuple(
-                functools.partial(_ChosenRows(self.plate, rows)(program), *args) for program in (self.model, self.guide)
+                functools.partial(ChosenRows(self.plate, rows)(program), *args) for program in (self.model, self.guide)
             )  # type: ignore[return-value]
         taken = take_rows(args, rows)
         return functools.partial(self.model, *taken), functools.partial(self.guide, *taken)
@@ -90,8 +90,14 @@ def take_rows(args: tuple[Any, ...], rows: Tensor) -> tuple[Any, ...]:
     return tuple(a[rows.to(a.device)] if isinstance(a, Tensor) and a.ndim and len(a) == length else a for a in args)
 
 
-class _ChosenRows(Messenger):
-    """Makes a plate that draws its own rows take the given ones."""
+class ChosenRows(Messenger):
+    """Makes a plate that draws its own rows take the given ones.
+
+    Args:
+        plate: its name.
+        rows: ``(R,)``.
+
+    """
 
     def __init__(self, plate: str, rows: Tensor) -> None:
         super().__init__()

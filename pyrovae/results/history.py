@@ -19,9 +19,11 @@ class Epoch:
         elbo: training ELBO, the mean over the epoch; it lags behind, since the parameters move meanwhile.
         reconstruction: its first part, None where the objective does not tell.
         kl: its second part.
-        validation: the same three on the validation data at the end of the epoch, None without such data.
+        validation: the same three on the validation data at the end of the epoch, and ``L_K`` where training maximizes
+            it; None without such data.
         learning_rate: at the end of the epoch.
         seconds: that the epoch took.
+        objective: minus the loss, the mean over the epoch; with beta, annealing or free bits it is no bound.
 
     """
 
@@ -33,6 +35,7 @@ class Epoch:
     validation: dict[str, float] | None
     learning_rate: float
     seconds: float
+    objective: float | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ class History:
 
     def __str__(self) -> str:
         """Return a table of at most a dozen epochs."""
-        rows = [("epoch", "ELBO", "reconstruction", "KL", "validation ELBO", "seconds")]
+        watched = next((name for epoch in self.epochs for name in epoch.validation or () if name[:2] == "L_"), "elbo")
+        rows = [("epoch", "ELBO", "reconstruction", "KL", f"validation {watched.replace('elbo', 'ELBO')}", "seconds")]
         stride = math.ceil(len(self.epochs) / 12) or 1
         for epoch in self.epochs[::-stride][::-1]:
             rows.append(
@@ -61,7 +65,7 @@ class History:
                     number(epoch.elbo, 3),
                     number(epoch.reconstruction, 3),
                     number(epoch.kl, 3),
-                    number(epoch.validation["elbo"] if epoch.validation else None, 3),
+                    number(epoch.validation[watched] if epoch.validation else None, 3),
                     f"{epoch.seconds:.1f}",
                 )
             )

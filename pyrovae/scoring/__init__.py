@@ -2,7 +2,7 @@
 
 from pyrovae.scoring.blocks import Block, blocks, draw, one_particle, score
 from pyrovae.scoring.inspected import inspected
-from pyrovae.scoring.layout import total_of
+from pyrovae.scoring.layout import per_datum, total_of
 from pyrovae.scoring.pieces import walk
 
-__all__ = ["Block", "blocks", "draw", "inspected", "one_particle", "score", "total_of", "walk"]
+__all__ = ["Block", "blocks", "draw", "inspected", "one_particle", "per_datum", "score", "total_of", "walk"]

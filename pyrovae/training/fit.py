@@ -15,7 +15,7 @@ from torch import nn
 from pyrovae import memory
 from pyrovae.data import Data, Split, fingerprint
 from pyrovae.data.batches import Rows, Source
-from pyrovae.objectives import ELBO
+from pyrovae.objectives import ELBO, Objective
 from pyrovae.pair import Program, find_modules, inspect_pair
 from pyrovae.results import Epoch, History
 from pyrovae.sandbox import MODULE_DIVIDER, forked_random, module_mode, own_store, stream_seed
@@ -120,7 +120,7 @@ def fit(
 
 
 def _describe_objective(objective: PyroELBO) -> dict[str, Any]:
-    if isinstance(objective, ELBO):
+    if isinstance(objective, Objective):
         return objective.describe()
     return {"class": type(objective).__name__, "num_particles": objective.num_particles}
 

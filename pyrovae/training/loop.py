@@ -11,13 +11,14 @@ from pyro.infer import ELBO as PyroELBO
 from torch import Tensor
 
 from pyrovae.bounds.elbo import elbo_terms
+from pyrovae.bounds.iwae import iwae
 from pyrovae.data.batches import Rows
-from pyrovae.objectives import ELBO
+from pyrovae.objectives import Objective
 from pyrovae.pair import Pair, Program
 from pyrovae.progress import Advance, progress
 from pyrovae.results import Epoch, History
 from pyrovae.sandbox import forked_random, module_mode, stream_seed, validation
-from pyrovae.scoring import one_particle, walk
+from pyrovae.scoring import blocks, one_particle, walk
 from pyrovae.training.checkpoint import Checkpoint, Progress
 from pyrovae.training.options import Training
 from pyrovae.training.state import restore, snapshot, trainable
@@ -59,12 +60,14 @@ class Loop:
         self.train = rows[0]
         self.watched = rows[1] if len(rows) > 1 else None
         self.optimizer = make_optimizer(parameters)
-        self.step = EagerStep(objective, parameters, self.optimizer, clip_norm=training.clip_norm)
+        self.step = EagerStep(pair, objective, parameters, self.optimizer, clip_norm=training.clip_norm)
         self.checkpoint: Checkpoint | None = None
         self.epochs: tuple[Epoch, ...] = ()
         self.best: dict[str, Tensor] | None = None
         self.best_epoch = 0
         self.best_validation = -math.inf
+        self.num_weighted = objective.num_weighted if isinstance(objective, Objective) else 1
+        self.watched_bound = "elbo" if self.num_weighted == 1 else f"L_{self.num_weighted}"
         self.batch_size = pair.num_rows if pair.draws_rows else min(training.batch_size, len(self.train))
         self.steps_per_epoch = math.ceil(len(self.train) / self.batch_size)
 
@@ -114,7 +117,8 @@ class Loop:
         """Return why training ends here, or None if it goes on."""
         patience = self.training.patience
         if patience is not None and len(self.epochs) - self.best_epoch >= patience:
-            return f"stopped early: no better validation ELBO since epoch {self.best_epoch}"
+            bound = self.watched_bound.replace("elbo", "ELBO")
+            return f"stopped early: no better validation {bound} since epoch {self.best_epoch}"
         return f"all {self.training.epochs} epochs done" if len(self.epochs) >= self.training.epochs else None
 
     def _snapshot(self) -> dict[str, Tensor]:
@@ -127,8 +131,8 @@ class Loop:
         """Note whether an epoch is the one whose weights are kept."""
         if self.training.patience is None:
             self.best_epoch = epoch.epoch
-        elif epoch.validation is not None and epoch.validation["elbo"] > self.best_validation:
-            self.best_epoch, self.best_validation = epoch.epoch, epoch.validation["elbo"]
+        elif epoch.validation is not None and epoch.validation[self.watched_bound] > self.best_validation:
+            self.best_epoch, self.best_validation = epoch.epoch, epoch.validation[self.watched_bound]
             self.best = self._snapshot()
 
     def _epoch(self, number: int, advance: Advance, done: int, *, checked: bool) -> Epoch:
@@ -137,6 +141,8 @@ class Loop:
         rate = self.training.rate(number)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        if isinstance(self.objective, Objective):
+            self.objective.step = (number - 1) * self.steps_per_epoch
         sums = torch.zeros(3, dtype=torch.float64)
         unread: list[tuple[Tensor, int]] = []
         seen = 0
@@ -158,13 +164,14 @@ class Loop:
                     advance(done + index + 1, f"ELBO {-loss:.2f}  reconstruction {reconstruction:.2f}  KL {kl:.2f}")
         self._check_end(number)
         loss, reconstruction, kl = (sums / seen).tolist()
-        known = isinstance(self.objective, ELBO)
+        known = isinstance(self.objective, Objective)
         return Epoch(
             epoch=number,
             steps=number * self.steps_per_epoch,
             elbo=reconstruction - kl if known else -loss,
             reconstruction=reconstruction if known else None,
             kl=kl if known else None,
+            objective=-loss,
             validation=None if self.watched is None else self._validate(self.watched, number, checked=checked),
             learning_rate=rate,
             seconds=time.perf_counter() - started,
@@ -225,9 +232,9 @@ class Loop:
 
     @torch.no_grad()
     def _validate(self, watched: Rows, epoch: int, *, checked: bool) -> dict[str, float]:
-        """Return the ELBO on the validation data, with the same draws after every epoch."""
+        """Return the ELBO and the bound that training maximizes on the validation data, always with the same draws."""
         args = watched.fixed()
-        sums = torch.zeros(2, dtype=torch.float64)
+        sums = torch.zeros(3, dtype=torch.float64)
         stream = stream_seed(self.training.seed, "validation")
         with (
             module_mode(self.pair.modules, training=False),
@@ -235,9 +242,15 @@ class Loop:
             validation(enabled=False),
         ):
             for rows, count in walk(self.pair, len(watched), batch_size=VALIDATION_ROWS):
-                terms = elbo_terms(self.pair, [one_particle(self.pair, args, rows.to(self.device), checked=checked)])
-                sums += torch.stack([terms.reconstruction[:count].sum(), terms.kl[:count].sum()]).cpu().double()
-        reconstruction, kl = (sums / len(watched)).tolist()
+                one = one_particle(self.pair, args, rows.to(self.device), checked=checked)
+                weighted = blocks(self.pair, args, rows.to(self.device), self.num_weighted)
+                found = [one] if self.num_weighted == 1 else list(weighted)
+                terms = elbo_terms(self.pair, found)
+                log_weights = torch.cat([b.log_prior + b.log_likelihood - b.log_guide for b in found])
+                values = (terms.reconstruction, terms.kl, iwae(log_weights)[0])
+                sums += torch.stack([value[:count].sum() for value in values]).cpu().double()
+        reconstruction, kl, bound = (sums / len(watched)).tolist()
         if not math.isfinite(reconstruction - kl):
             raise self._diverged(epoch, self.steps_per_epoch, "the validation ELBO")
-        return {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
+        shown = {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
+        return shown if self.num_weighted == 1 else shown | {self.watched_bound: bound}

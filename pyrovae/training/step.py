@@ -8,8 +8,8 @@ import torch
 from pyro.infer import ELBO as PyroELBO
 from torch import Tensor
 
-from pyrovae.objectives import ELBO
-from pyrovae.pair import Program
+from pyrovae.objectives import Objective
+from pyrovae.pair import Pair, Program
 
 MakeOptimizer = Callable[[list[Tensor]], torch.optim.Optimizer]
 
@@ -24,6 +24,7 @@ class EagerStep:
     """Loss, gradients, clipping and update, without waiting for the device.
 
     Args:
+        pair: the structure of the programs.
         objective: with a differentiable loss.
         parameters: that are trained.
         optimizer: of these.
@@ -33,12 +34,14 @@ class EagerStep:
 
     def __init__(
         self,
+        pair: Pair,
         objective: PyroELBO,
         parameters: list[Tensor],
         optimizer: torch.optim.Optimizer,
         *,
         clip_norm: float | None = None,
     ) -> None:
+        self.pair = pair
         self.objective = objective
         self.parameters = parameters
         self.optimizer = optimizer
@@ -58,10 +61,11 @@ class EagerStep:
             where the objective does not tell.
 
         """
-        if isinstance(self.objective, ELBO):
-            terms = self.objective.terms(model, guide)
-            loss = self.objective.combine(terms) / size
-            shown = torch.stack([loss.detach(), terms.unscaled_reconstruction / count, terms.unscaled_kl / count])
+        if isinstance(self.objective, Objective):
+            terms = self.objective.terms_of(self.pair, model, guide)
+            self.objective.step += 1
+            loss = terms.loss / size
+            shown = torch.stack([loss.detach(), terms.reconstruction / count, terms.kl / count])
         else:
             loss = self.objective.differentiable_loss(model, guide) / size
             shown = torch.stack([loss, torch.zeros_like(loss), torch.zeros_like(loss)]).detach()

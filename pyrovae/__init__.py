@@ -3,20 +3,22 @@
 The rooms, in the order in which data walk through them; each uses only those above it.
 
 data           x comes in: digits, mnist, fashion_mnist, kmnist, your own; binarize, dequantize, standardize
-results        what is reported: frozen records that print as tables and go to JSON and back
+results        what is reported: frozen records that print as tables and go to JSON and back; compare
 distributions  what pyro.distributions lacks, or is slow at
-priors         p(z):     StandardNormal
-likelihoods    p(x | z): Bernoulli, Gaussian
-posteriors     q(z | x): DiagonalNormal
-networks       encoders and decoders: MLPEncoder, MLPDecoder
+priors         p(z):     StandardNormal, DiagonalNormal, MixtureOfGaussians, StudentT, Flow, Vamp
+likelihoods    p(x | z): Bernoulli, Categorical, ContinuousBernoulli, DiscretizedLogistic, DiscretizedLogisticMixture,
+               Gaussian, HeteroscedasticGaussian, Laplace, NegativeBinomial, Poisson, StudentT
+posteriors     q(z | x): DiagonalNormal, LowRankNormal, FullNormal, IAF
+networks       MLPEncoder MLPDecoder GatedMLPEncoder GatedMLPDecoder ConvEncoder ConvDecoder ResNetEncoder ResNetDecoder
 VAE            the five parts as one Pyro model and guide; generate, reconstruct, encode, interpolate, traverse
 pair           the contract with a model and guide that you wrote yourself
 scoring        how particles are drawn and scored, in any layout of plates
 particles      draws of the guide with log p(z), log p(x | z), log q(z | x); log_weights and log_joint beside it
 bounds         the ELBO with its terms apart, and the ladder of IWAE bounds
-objectives     what is minimized: ELBO, which also works in a bare pyro.infer.SVI
+objectives     what is minimized: ELBO, IWAE, STL, DReG, which also work in a bare pyro.infer.SVI; schedules of beta
 training       fit, Training, load, and the run folder
 evaluate       the ELBO beside the IWAE bounds of any pair, with standard errors
+testing        check: the laws that a part of your own should obey
 report         pictures, the files of a report, and draws for ArviZ
 cli            pyrovae train | evaluate | generate
 
@@ -46,6 +48,7 @@ from pyrovae import bounds, data, likelihoods, networks, objectives, posteriors,
 from pyrovae.describe import Described
 from pyrovae.evaluate import evaluate
 from pyrovae.particles import log_joint, log_weights, particles
+from pyrovae.results import compare
 from pyrovae.training import Training, fit, load
 from pyrovae.vae import VAE
 
@@ -56,6 +59,7 @@ __all__ = [
     "Described",
     "Training",
     "bounds",
+    "compare",
     "data",
     "evaluate",
     "fit",
@@ -70,12 +74,13 @@ __all__ = [
     "priors",
     "report",
     "results",
+    "testing",
     "training",
 ]
 
 
 def __getattr__(name: str) -> ModuleType:
-    """Import the report when it is first used: matplotlib and xarray take a second."""
-    if name == "report":
-        return importlib.import_module("pyrovae.report")
+    """Import rooms when they are first used: the matplotlib and xarray of the report take a second."""
+    if name in ("report", "testing"):
+        return importlib.import_module(f"pyrovae.{name}")
     raise AttributeError(f"module 'pyrovae' has no attribute {name!r}")

@@ -98,6 +98,13 @@ def _masks(fn: Any) -> list[object]:
 
 
 def _kind(fn: Any) -> str:
-    while type(fn).__name__ in ("Independent", "MaskedDistribution"):
+    """Return what a distribution is called in a sentence."""
+    while type(fn).__name__ in ("Independent", "Elements", "MaskedDistribution", "ExpandedDistribution"):
         fn = fn.base_dist
-    return type(fn).__name__
+    name = type(fn).__name__
+    if name == "MixtureSameFamily":
+        return f"mixture of {_kind(fn.component_distribution)}"
+    if name == "TransformedDistribution":
+        layers = dict.fromkeys(type(transform).__name__ for transform in fn.transforms)
+        return f"{_kind(fn.base_dist)} transformed by {' and '.join(layers)}"
+    return name

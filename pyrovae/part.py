@@ -35,8 +35,8 @@ class ConditionalPart(Described, nn.Module, ABC):
     def forward(self, params: Tensor) -> TorchDistribution:
         """Turn ``(*batch, *event_shape, n_params)`` into a distribution with that batch and event shape."""
 
-    def split(self, params: Tensor) -> tuple[Tensor, ...]:
-        """Return the ``n_params`` tensors ``(*batch, *event_shape)`` that lie on the last axis of ``params``.
+    def checked(self, params: Tensor) -> Tensor:
+        """Return ``params`` as they are, if their shape is ``(*batch, *param_shape)``.
 
         Raises:
             ValueError: if the trailing axes are not ``param_shape``.
@@ -47,7 +47,16 @@ class ConditionalPart(Described, nn.Module, ABC):
                 f"{type(self).__name__} needs parameters of shape (*batch, {_axes(self.param_shape)}), but received "
                 f"{tuple(params.shape)}; build the network with out_shape={self._role}.param_shape"
             )
-        return params.unbind(-1)
+        return params
+
+    def split(self, params: Tensor) -> tuple[Tensor, ...]:
+        """Return the ``n_params`` tensors ``(*batch, *event_shape)`` that lie on the last axis of ``params``.
+
+        Raises:
+            ValueError: if the trailing axes are not ``param_shape``.
+
+        """
+        return self.checked(params).unbind(-1)
 
     _role: ClassVar[str] = "part"
 

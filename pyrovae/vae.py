@@ -124,12 +124,13 @@ class VAE(Described, nn.Module):
             return self.decode(self.encode(x, *covariates).mean, *covariates).mean
 
     @torch.no_grad()
-    def interpolate(self, start: Tensor, end: Tensor, *, num_steps: int = 8) -> Tensor:
+    def interpolate(self, start: Tensor, end: Tensor, *covariates: Tensor, num_steps: int = 8) -> Tensor:
         """Decode the straight line between the codes of two batches of data.
 
         Args:
             start: ``(B, *x_shape)``.
             end: ``(B, *x_shape)``.
+            covariates: ``(B, ...)`` each, of a conditional model; the same along a line.
             num_steps: points on each line, both ends included.
 
         Returns:
@@ -137,16 +138,18 @@ class VAE(Described, nn.Module):
 
         """
         with module_mode([self], training=False):
-            a, b = (self.encode(x).mean.unsqueeze(1) for x in (start, end))  # (B, 1, D)
+            a, b = (self.encode(x, *covariates).mean.unsqueeze(1) for x in (start, end))  # (B, 1, D)
             t = torch.linspace(0, 1, num_steps, dtype=a.dtype, device=a.device).unsqueeze(-1)  # (num_steps, 1)
-            return self.decode(a + t * (b - a)).mean
+            along = (c.unsqueeze(1).expand(-1, num_steps, *c.shape[1:]) for c in covariates)  # (B, num_steps, ...)
+            return self.decode(a + t * (b - a), *along).mean
 
     @torch.no_grad()
-    def traverse(self, x: Tensor, *, dims: Sequence[int], values: Tensor) -> Tensor:
+    def traverse(self, x: Tensor, *covariates: Tensor, dims: Sequence[int], values: Tensor) -> Tensor:
         """Decode the code of one datum with one latent dimension at a time moved through the given values.
 
         Args:
             x: ``x_shape``, one datum.
+            covariates: those of the datum, without a batch axis, of a conditional model.
             dims: latent dimensions to move.
             values: ``(V,)``, the values they take.
 
@@ -155,10 +158,11 @@ class VAE(Described, nn.Module):
 
         """
         with module_mode([self], training=False):
-            z = self.encode(x.unsqueeze(0)).mean.repeat(len(dims), len(values), 1)  # (len(dims), V, D)
+            code = self.encode(x.unsqueeze(0), *(c.unsqueeze(0) for c in covariates)).mean  # (1, D)
+            z = code.repeat(len(dims), len(values), 1)  # (len(dims), V, D)
             for row, dim in enumerate(dims):
                 z[row, :, dim] = values.to(z)
-            return self.decode(z).mean
+            return self.decode(z, *(c.expand(*z.shape[:2], *c.shape) for c in covariates)).mean
 
     @property
     def _device(self) -> torch.device:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from pyrovae import data
 from pyrovae.data import Data, Split, transforms
+from pyrovae.data.batches import Rows
 from pyrovae.data.transforms import (
     Dequantization,
     DynamicBinarization,
@@ -342,6 +343,72 @@ def test_splits_of_a_data_set_are_alike() -> None:
         train.first(0)
 
 
+def covariates_of(split: Split) -> Tensor:
+    """Return as covariates the row that each datum has in its split, and its square."""
+    row = torch.arange(len(split)).float()
+    return torch.stack([row, row**2], 1)
+
+
+def test_covariates_travel_with_their_data() -> None:
+    made = data.from_arrays(BYTES, validation=100, test=100).with_covariates(covariates_of)
+    train, c = made.train, covariates_of(made.train)
+    assert torch.equal(train.covariates, c)
+    assert repr(train).endswith("Identity(), 2 covariates)")
+    for split in (train.with_transform(Grey()), train.to("cpu"), made.to("cpu").train, made.for_form("binary").train):
+        assert torch.equal(split.covariates, c)
+    assert torch.equal(train.first(7).covariates, c[:7])
+    rows = torch.tensor([3, 1, 1])
+    part = Rows(train)
+    x, drawn = part.draw(rows)
+    assert torch.equal(x, train.draw(rows))
+    assert torch.equal(drawn, c[rows])
+    assert torch.equal(part.everything()[1], c)
+    assert torch.equal(part.fixed()[1], c)
+    assert part.num_bytes == train.stored.numel() + 2 * 4 * len(train)
+    assert train.given == (train.covariates,)
+
+
+def test_covariates_are_part_of_the_hash_where_there_are_any() -> None:
+    bare = Split(COLUMNS, name="columns")
+    given = bare.with_covariates(covariates_of(bare))
+    assert bare.given == ()
+    assert len(Rows(bare).fixed()) == 1
+    assert bare.hash() == Rows(bare).hash() == data.fingerprint(bare.fixed())
+    assert given.hash() == Rows(given).hash() == data.fingerprint(given.fixed(), given.covariates)
+    others = {split.hash() for split in (bare, given, bare.with_covariates(given.covariates.flip(0)))}
+    assert len(others) == 3
+    assert given.with_covariates(None).hash() == bare.hash()
+
+
+@pytest.mark.parametrize(
+    ("covariates", "match"),
+    [
+        (torch.zeros(499, 2), r"of shape \(500, C\), one row per datum, but received \(499, 2\) of torch.float32"),
+        (torch.zeros(500), r"received \(500,\) of"),
+        (torch.zeros(500, 0), r"received \(500, 0\) of"),
+        (torch.zeros(500, 2, dtype=torch.int64), "of torch.int64; give rows of numbers, such as one_hot"),
+        (torch.full((500, 2), math.nan), "1000 of 1000 values are NaN or infinite; drop"),
+        (torch.zeros(500, 2, device="meta"), "the data are on cpu and the covariates on meta; move one"),
+    ],
+)
+def test_covariates_that_do_not_do_are_refused(covariates: Tensor, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        Split(COLUMNS, name="columns", covariates=covariates)
+
+
+def test_splits_have_one_number_of_covariates() -> None:
+    made = data.from_arrays(BYTES, validation=100, test=100)
+    with pytest.raises(
+        ValueError, match="one number of covariates, but received .* with 2, .* with 0, .* with 0; give"
+    ):
+        Data(
+            train=made.train.with_covariates(covariates_of(made.train)),
+            validation=made.validation,
+            test=made.test,
+            name="x",
+        )
+
+
 def test_a_form_is_fitted_to_the_training_split_alone() -> None:
     made = data.from_arrays(COLUMNS).for_form("continuous")
     expected = Standardization.fit(made.train.stored)
@@ -380,7 +447,7 @@ def test_mnist_from_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(made) == (
         "mnist: 59,600 + 400 + 10,000 (train + validation + test) of shape (1, 28, 28), uint8 (256 levels), Identity()"
     )
-    assert made.for_form("unit").train.mean().mean().item() == pytest.approx(0.1307, abs=2e-4)
+    assert made.with_transform(Grey()).train.mean().mean().item() == pytest.approx(0.1307, abs=2e-4)
     assert made.test.labels is not None
     assert made.test.labels[:5].tolist() == [7, 2, 1, 0, 4]
     assert made.validation.labels is not None

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
+import pyro.distributions as dist
 import pytest
 import torch
+from torch import Tensor
 
+from pyrovae import distributions
 from pyrovae.distributions import BinaryBernoulli
 
 LOGITS = torch.tensor([-800.0, -40.0, -16.0, -3.0, -1e-9, 0.0, 1e-9, 0.5, 16.0, 40.0, 800.0], dtype=torch.float64)
@@ -47,5 +54,291 @@ def test_binary_bernoulli_broadcasts_and_expands() -> None:
     wide = p_x.expand([3, 4])
     assert isinstance(wide.base_dist, BinaryBernoulli)
     assert torch.equal(wide.log_prob(x), p_x.log_prob(x))
-    with pytest.raises(ValueError, match="binarize them"):
+    with pytest.raises(ValueError, match=r"within the support \(Boolean\(\)\)"):
         wide.log_prob(x + 0.5)
+
+
+def log_normalizer(logit: float) -> float:
+    """Return log((exp(l) - 1) / l), in float64."""
+    if abs(logit) < 0.1:  # of which log(sinh(l / 2) / (l / 2)) + l / 2 is the series
+        return logit / 2 + logit**2 / 24 - logit**4 / 2880 + logit**6 / 181440 - logit**8 / 9676800
+    return max(logit, 0.0) + math.log1p(-math.exp(-abs(logit))) - math.log(abs(logit))
+
+
+CB_LOGITS = [sign * size for size in (0.0, 1e-300, 1e-8, 1e-3, 0.09, 0.3, 0.499999, 0.5, 0.500001, 0.8, 2.0, 16.0, 40.0,
+             90.0, 800.0, 1e4) for sign in (-1, 1)]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_continuous_bernoulli_against_its_formula(dtype: torch.dtype) -> None:
+    logits = torch.tensor(CB_LOGITS, dtype=dtype, requires_grad=True)
+    x = torch.tensor([[0.0], [0.25], [0.5], [0.999], [1.0]], dtype=dtype)
+    p_x = distributions.ContinuousBernoulli(logits)
+    log_p, exact = p_x.log_prob(x), x.double() * logits.double() - torch.tensor([*map(log_normalizer, logits.tolist())])
+    tolerance = 4 * torch.finfo(dtype).eps
+    assert ((log_p.double() - exact).abs() <= tolerance * (1 + logits.double().abs())).all()
+    # the mean is the slope of the normalizer: 1 / (1 - exp(-l)) - 1 / l, by its series near 0
+    near, far = logits.detach().double(), logits.detach().double().abs().clamp(min=0.1)
+    series = 0.5 + near / 12 - near**3 / 720 + near**5 / 30240 - near**7 / 1209600
+    direct = 1 / -torch.expm1(-far) - 1 / far
+    mean = torch.where(near.abs() < 0.1, series, torch.where(near > 0, direct, 1 - direct))
+    loose = 10 * torch.finfo(torch.float64).eps if dtype == torch.float64 else tolerance
+    assert ((p_x.mean.double() - mean).abs() <= tolerance + loose).all()
+    (gradient,) = torch.autograd.grad(log_p[1].sum(), logits)
+    assert ((gradient.double() - (0.25 - mean)).abs() <= tolerance + loose).all()
+    variance = torch.autograd.grad(distributions.ContinuousBernoulli(logits).mean.sum(), logits)[0]
+    away = (logits.abs() < 0.4) | (logits.abs() > 0.6) & (logits.abs() < 20)
+    assert torch.allclose(p_x.variance[away], variance[away], rtol=2e-5 if dtype == torch.float32 else 1e-13)
+    assert ((p_x.variance > 0) & (p_x.variance <= 1 / 12 + 1e-7)).all()
+
+
+def test_continuous_bernoulli_is_right_where_that_of_torch_is_wrong() -> None:
+    logits, x = torch.tensor([40.0]), torch.tensor([0.98])
+    exact = 0.98 * 40 - log_normalizer(40.0)
+    assert distributions.ContinuousBernoulli(logits.float()).log_prob(x.float()).item() == pytest.approx(
+        exact, abs=1e-5
+    )
+    assert abs(dist.ContinuousBernoulli(logits=logits.float()).log_prob(x.float()).item() - exact) > 0.1
+
+
+def test_quantile_of_continuous_bernoulli() -> None:
+    logits = torch.tensor(CB_LOGITS)
+    u = torch.tensor([0.0, 1e-6, 0.2, 0.5, 0.9, 1.0]).unsqueeze(-1)
+    x = distributions.ContinuousBernoulli(logits).icdf(u)
+    assert ((x >= 0) & (x <= 1)).all()
+    assert (x.diff(dim=0) >= 0).all()
+    medium = logits[(logits.abs() > 1e-3) & (logits.abs() < 20)]
+    x = distributions.ContinuousBernoulli(medium).icdf(u)
+    assert torch.allclose(torch.expm1(medium * x) / torch.expm1(medium), u.expand_as(x), atol=1e-12)
+    assert torch.allclose(distributions.ContinuousBernoulli(torch.zeros(6, 1)).icdf(u), u, atol=1e-15)
+    logits = torch.tensor([-30.0, -2.0, -1e-5, 1e-300, 1e-5, 0.3, 3.0, 30.0], requires_grad=True)
+    u = torch.rand(8).requires_grad_()
+    assert torch.autograd.gradcheck(lambda logits, u: distributions.ContinuousBernoulli(logits).icdf(u), (logits, u))
+    draws = distributions.ContinuousBernoulli(torch.full((4,), 1e4, dtype=torch.float32)).rsample((1000,))
+    assert draws.dtype == torch.float32
+    assert ((draws > 0.99) & (draws <= 1)).all()
+
+
+def log_probs() -> list[object]:
+    """Return a function of two tensors for each distribution of our own, with arguments and a value for it."""
+    x, count = torch.rand(4, 2), torch.tensor([[0.0, 1.0], [3.0, 17.0], [40.0, 2.0], [0.0, 900.0]])
+    level = torch.tensor([[0.0, 1.0], [2.0, 3.0], [4.0, 4.0], [0.0, 2.0]])
+    a, b = torch.randn(4, 2), torch.randn(4, 2)
+    return [
+        pytest.param(lambda a, b, x: distributions.ContinuousBernoulli(a + b).log_prob(x), a, b, x, id="cb"),
+        pytest.param(lambda a, b, x: distributions.DiscretizedLogistic(a, b, 5).log_prob(x), a, b, level, id="levels"),
+        pytest.param(lambda a, b, x: distributions.Poisson(a + b).log_prob(x), a, b, count, id="poisson"),
+        pytest.param(lambda a, b, x: distributions.NegativeBinomial(a, b).log_prob(x), a, b, count, id="nb"),
+        pytest.param(lambda a, b, x: distributions.LogScaleNormal(a, b).log_prob(x), a, b, x, id="normal"),
+        pytest.param(
+            lambda a, b, x: distributions.StudentT(torch.tensor(3.0), a, b.exp()).log_prob(x), a, b, x, id="t"
+        ),
+        pytest.param(
+            lambda a, b, x: distributions.LevelCategorical(
+                a.unsqueeze(-1) * torch.arange(5.0).cos() + b.unsqueeze(-1) * torch.arange(5.0).sin()
+            ).log_prob(x), a, b, level, id="categorical",
+        ),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("log_prob", "a", "b", "x"), log_probs())
+def test_derivatives_broadcasting_and_vmap(log_prob: Callable[..., Tensor], a: Tensor, b: Tensor, x: Tensor) -> None:
+    with distributions_unchecked():
+        a, b, x = (tensor.double() for tensor in (a, b, x))
+        expected = log_prob(a, b, x)
+        assert torch.allclose(torch.func.vmap(log_prob)(a, b, x), expected, atol=1e-12)
+        assert torch.allclose(torch.func.vmap(log_prob, in_dims=(0, 0, None))(a, b, x[0]), log_prob(a, b, x[0]))
+        assert torch.allclose(
+            torch.func.vmap(log_prob, in_dims=(None, None, 0))(a[0], b[0], x), log_prob(a[0], b[0], x)
+        )
+        leaves = (a.clone().requires_grad_(), b.clone().requires_grad_())
+        assert torch.autograd.gradcheck(lambda a, b: log_prob(a, b, x), leaves)
+        assert torch.autograd.gradgradcheck(lambda a, b: log_prob(a, b, x), leaves)
+        for wide, narrow in [((3, 1, 2), (4, 2)), ((1, 2), (4, 2)), ((2,), (3, 4, 2))]:  # of parameters, of values
+            values = x.expand(narrow)
+            leaf = torch.randn(wide, requires_grad=True)
+            other = torch.randn(2, requires_grad=True)
+            both = torch.broadcast_shapes(wide, narrow)
+            found = log_prob(leaf, other, values)
+            assert torch.allclose(found, log_prob(leaf.expand(both), other.expand(both), values.expand(both)))
+            grads = torch.autograd.grad(found.sum(), (leaf, other))
+            full = [leaf.detach().expand(both).clone(), other.detach().expand(both).clone()]
+            each = torch.autograd.grad(log_prob(*[f.requires_grad_() for f in full], values).sum(), full)
+            for grad, whole in zip(grads, each, strict=True):
+                assert torch.allclose(grad, whole.sum_to_size(grad.shape), atol=1e-10)
+        per_row = torch.func.vmap(torch.func.grad(lambda a, b, x: log_prob(a, b, x).sum()))(a, b, x)
+        (together,) = torch.autograd.grad(log_prob(leaves[0], b, x).sum(), leaves[0])
+        assert torch.allclose(per_row, together, atol=1e-12)
+
+
+def distributions_unchecked() -> object:
+    """Switch validation off, which vmap cannot see through."""
+    from pyrovae.sandbox import validation
+
+    return validation(enabled=False)
+
+
+@pytest.mark.parametrize("levels", [2, 5, 256])
+def test_discretized_logistic_against_its_formula(levels: int) -> None:
+    u = torch.arange(float(levels)).unsqueeze(-1)
+    loc, log_scale = torch.linspace(-1.2, 1.2, 9), torch.linspace(-2.0, 3.0, 9)
+    p_u = distributions.DiscretizedLogistic(loc, log_scale, levels)
+    edges = (2 * torch.arange(1.0, levels) - levels) / (levels - 1)  # between levels k - 1 and k
+    cdf = ((edges.unsqueeze(-1) - loc) / log_scale.exp()).sigmoid()
+    cdf = torch.cat([torch.zeros(1, 9), cdf, torch.ones(1, 9)])
+    assert torch.allclose(p_u.log_prob(u).exp(), cdf.diff(dim=0), rtol=1e-10, atol=1e-15)
+    assert torch.allclose(p_u.mean, (u * cdf.diff(dim=0)).sum(0), rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_discretized_logistic_far_out(dtype: torch.dtype) -> None:
+    levels = 256
+    tolerance = 8 * torch.finfo(dtype).eps
+    for loc, log_scale in [(40.0, -3.0), (300.0, -7.0), (0.0, 20.0), (0.0, -7.0), (-1e4, 0.0), (0.0, 60.0)]:
+        leaves = [torch.tensor(value, dtype=dtype, requires_grad=True) for value in (loc, log_scale)]
+        u = torch.tensor([0.0, 1.0, 100.0, 254.0, 255.0], dtype=dtype)
+        log_p = distributions.DiscretizedLogistic(*leaves, levels).log_prob(u)
+        scale = math.exp(leaves[1].item())
+
+        def log_sigmoid(y: float) -> float:
+            return -max(-y, 0.0) - math.log1p(math.exp(-abs(y)))
+
+        for found, level in zip(log_p.tolist(), u.tolist(), strict=True):
+            center = (2 * level / 255 - 1 - leaves[0].item()) / scale
+            a, b = center - 1 / 255 / scale, center + 1 / 255 / scale
+            exact = log_sigmoid(b) if level < 255 else 0.0
+            exact += log_sigmoid(-a) if level > 0 else 0.0
+            exact += math.log(-math.expm1(-2 / 255 / scale)) if 0 < level < 255 else 0.0
+            assert found == pytest.approx(exact, rel=tolerance, abs=tolerance)
+        gradients = torch.autograd.grad(log_p.sum(), leaves)
+        assert all(torch.isfinite(gradient) for gradient in gradients)
+
+
+def test_a_logistic_far_away_still_pulls() -> None:
+    """The usual formula with a floor under the probability has no gradient here."""
+    loc = torch.tensor(0.9, dtype=torch.float32, requires_grad=True)
+    log_scale = torch.tensor(-6.5, dtype=torch.float32)
+    log_p = distributions.DiscretizedLogistic(loc, log_scale, 256).log_prob(torch.tensor(3.0, dtype=torch.float32))
+    (gradient,) = torch.autograd.grad(log_p, loc)
+    assert gradient.item() == pytest.approx(-math.exp(6.5), rel=1e-5)
+    plain = (0.9 + 1 - 6 / 255) * math.exp(6.5)
+    assert log_p.item() == pytest.approx(-plain, rel=0.01)
+
+
+@pytest.mark.parametrize("log_rate", [-30.0, -3.0, 0.7, 3.0, 8.0, 15.0])
+def test_counts_in_float32(log_rate: float) -> None:
+    """Against float64 and against torch, whose cancelling terms are off by up to tens of nats in float32."""
+    mean = math.exp(log_rate)
+    log_rates = torch.tensor(log_rate, dtype=torch.float32, requires_grad=True)
+    deviations = torch.linspace(-3, 3, 25) * math.sqrt(mean)
+    counts = (mean + deviations).round().clamp(min=0).unique()
+    counts = torch.cat([counts, torch.tensor([0.0, 1.0, 15.0, 16.0, 17.0, 1e6])])
+    exact = counts * log_rate - mean - torch.lgamma(counts + 1)
+    slope = (counts - mean).abs() * max(1.0, abs(log_rate))  # by which the rounding of a log-rate moves log p
+    tolerance = 4e-7 * (1 + exact.abs() + slope)
+    log_p = distributions.Poisson(log_rates).log_prob(counts.float())
+    assert ((log_p - exact).abs() <= tolerance).all()
+    (gradient,) = torch.autograd.grad(log_p.sum(), log_rates)
+    assert gradient.item() == pytest.approx((counts - mean).sum().item(), rel=1e-5)
+    for log_total in (-8.0, -1.0, 2.0, 6.0, 14.0):
+        total = math.exp(log_total)
+        log_totals = torch.tensor(log_total, dtype=torch.float32, requires_grad=True)
+        log_p = distributions.NegativeBinomial(log_rates, log_totals).log_prob(counts.float())
+        exact = torch.lgamma(counts + total) - torch.lgamma(torch.tensor(total)) - torch.lgamma(counts + 1)
+        exact += -total * math.log1p(mean / total) + counts * (log_rate - math.log(total + mean))
+        pull = total * (counts - mean) / (total + mean)
+        slope = pull.abs() * max(1.0, abs(log_rate))
+        digammas = torch.digamma(counts + total) - torch.digamma(torch.tensor(total)) - math.log1p(mean / total)
+        push = total * digammas - pull
+        tolerance = 1e-6 * (1 + exact.abs() + slope + push.abs() * abs(log_total))
+        assert ((log_p - exact).abs() <= tolerance).all()
+        of_mean, of_total = torch.autograd.grad(log_p.sum(), (log_rates, log_totals))
+        assert of_mean.item() == pytest.approx(pull.sum().item(), rel=1e-5, abs=1e-5 * pull.abs().max().item() + 1e-7)
+        assert of_total.item() == pytest.approx(push.sum().item(), rel=2e-4, abs=1e-4)
+
+
+def test_counts_that_torch_scores_wrongly_in_float32() -> None:
+    count, log_mean, log_total = (torch.tensor(v, dtype=torch.float32) for v in (3e6, 14.9, 15.0))
+    exact = distributions.NegativeBinomial(log_mean.double(), log_total.double()).log_prob(count.double())
+    ours = distributions.NegativeBinomial(log_mean, log_total).log_prob(count)
+    torchs = dist.NegativeBinomial(log_total.exp(), logits=log_mean - log_total).log_prob(count)
+    reference = dist.NegativeBinomial(log_total.double().exp(), logits=(log_mean - log_total).double())
+    assert exact.item() == pytest.approx(reference.log_prob(count.double()).item(), rel=1e-7)
+    assert abs(ours.item() - exact.item()) < 1e-4 * abs(exact.item())
+    assert abs(torchs.item() - exact.item()) > 0.5
+
+
+def test_negative_binomial_tends_to_poisson_and_has_its_variance() -> None:
+    count, log_mean = torch.tensor([0.0, 1.0, 7.0, 30.0, 1000.0]), torch.tensor([0.1, 2.0, -1.0, 3.0, 6.9])
+    limit = distributions.NegativeBinomial(log_mean, torch.tensor(40.0)).log_prob(count)
+    assert torch.allclose(limit, distributions.Poisson(log_mean).log_prob(count), rtol=1e-11)
+    p_x = distributions.NegativeBinomial(torch.tensor(1.5), torch.tensor(0.4))
+    x = torch.arange(3000.0)
+    p = p_x.log_prob(x).exp()
+    assert ((x - p_x.mean) ** 2 * p).sum().item() == pytest.approx(p_x.variance.item(), rel=1e-9)
+    draws = p_x.sample((40_000,))
+    assert draws.var().item() == pytest.approx(p_x.variance.item(), rel=0.05)
+
+
+@pytest.mark.parametrize("df", [0.7, 1.5, 5.0, 1e4, 1e7])
+def test_student_t_against_torch(df: float) -> None:
+    loc, scale, x = torch.randn(5), torch.rand(5) + 0.1, torch.tensor([0.0, 1.0, -30.0, 1e3, 1e6])
+    p_x = distributions.StudentT(torch.tensor(df), loc, scale)
+    exact = dist.StudentT(torch.tensor(df), loc, scale)
+    log_p = exact.log_prob(x)
+    assert torch.allclose(p_x.log_prob(x), log_p, rtol=1e-8, atol=1e-8)  # torch's loses digits for large df
+    single = distributions.StudentT(torch.tensor(df).float(), loc.float(), scale.float()).log_prob(x.float())
+    again = distributions.StudentT(torch.tensor(df), loc.float().double(), scale.float().double()).log_prob(x)
+    assert torch.allclose(single.double(), again, rtol=1e-6, atol=1e-6)
+    assert torch.equal(p_x.mean.isnan(), exact.mean.isnan())
+    assert torch.allclose(p_x.variance, exact.variance, equal_nan=True)
+
+
+def test_level_categorical_against_torch() -> None:
+    logits = torch.randn(3, 4, 7) * 5
+    p_u, exact = distributions.LevelCategorical(logits), dist.Categorical(logits=logits)
+    u = torch.randint(0, 7, (3, 4))
+    assert torch.allclose(p_u.log_prob(u.double()), exact.log_prob(u), atol=1e-12)
+    numbers = torch.arange(7.0)
+    assert torch.allclose(p_u.mean, exact.probs @ numbers, atol=1e-12)
+    assert torch.allclose(p_u.variance, exact.probs @ numbers**2 - p_u.mean**2, atol=1e-10)
+    frequency = torch.stack([(p_u.sample((20_000,)) == k).double().mean(0) for k in range(7)], -1)
+    assert ((frequency - exact.probs).abs() < 5 * (exact.probs / 20_000).sqrt() + 1e-4).all()
+    huge = distributions.LevelCategorical(torch.tensor([[0.0, 1e4, -1e4]], dtype=torch.float32))
+    assert huge.log_prob(torch.tensor([2.0])).item() == -2e4
+
+
+def test_values_are_not_copied_for_each_particle() -> None:
+    """A value (B, H, W) under logits (K, B, H, W, L) is indexed through a view."""
+    logits = torch.randn(3, 2, 4, 4, 5, requires_grad=True)
+    u = torch.randint(0, 5, (2, 4, 4)).double()
+    log_p = distributions.LevelCategorical(logits).log_prob(u)
+    assert log_p.shape == (3, 2, 4, 4)
+    log_p.sum().backward()
+    assert torch.allclose(logits.grad.sum(-1), torch.zeros(3, 2, 4, 4), atol=1e-12)
+
+
+MEMORY = """
+import torch
+from pathlib import Path
+from pyrovae import likelihoods
+torch.set_num_threads(1)
+def memory(field):
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) / 1024  # MiB
+likelihood = likelihoods.Categorical((1, 28, 28), 256)
+x = torch.zeros(128, 1, 28, 28)
+small = torch.randn(2, *likelihood.param_shape, requires_grad=True)
+likelihood(small).log_prob(x[:2]).sum().backward()
+before = memory("VmRSS")
+logits = torch.randn(128, *likelihood.param_shape, requires_grad=True)
+likelihood(logits).log_prob(x).sum().backward()
+print(memory("VmHWM") - before)  # the largest so far
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the largest memory of a process from /proc")
+def test_memory_of_a_categorical() -> None:
+    """Logits, their gradient and one more: three tensors of 98 MiB at most; four would fail."""
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    assert 190 < float(done.stdout) < 320

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import ast
+import inspect
+import os
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +31,7 @@ ROOMS = (
     ("objectives",),
     ("training",),
     ("evaluate",),
+    ("testing",),
     ("report",),
     ("cli",),
     ("__init__", "__main__"),
@@ -75,15 +82,84 @@ def test_networks_are_torch_only() -> None:
 
 
 def test_the_map_names_what_exists() -> None:
-    lines = (pyrovae.__doc__ or "").split("\n\n")[2].splitlines()
-    words = [line.split()[0] for line in lines]
-    assert len(words) >= 15
-    for word in words:
-        assert word in FLOOR or hasattr(pyrovae, word)
-    for room in ("priors", "likelihoods", "posteriors", "networks"):
-        line = next(line for line in lines if line.startswith(room))
-        for name in getattr(pyrovae, room).__all__:
-            assert name in line or name in ("Prior", "Likelihood", "Posterior")
+    entries: list[str] = []
+    for line in (pyrovae.__doc__ or "").split("\n\n")[2].splitlines():
+        if line.startswith(" "):  # goes on with the entry above
+            entries[-1] += line
+        else:
+            entries.append(line)
+    assert len(entries) >= 15
+    for entry in entries:
+        assert entry.split()[0] in FLOOR or hasattr(pyrovae, entry.split()[0])
+    for name in ("priors", "likelihoods", "posteriors", "networks"):
+        room = getattr(pyrovae, name)
+        (entry,) = (entry for entry in entries if entry.split()[0] == name)
+        named = set(re.findall(r"\b[A-Z]\w+", entry))
+        assert named <= set(room.__all__)
+        assert {part for part in room.__all__ if not inspect.isabstract(getattr(room, part))} <= named
+
+
+CAUCHY = '''
+"""Cauchy likelihood for real data."""
+
+import pyro.distributions as dist
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+
+from pyrovae.likelihoods.location import LocationLikelihood
+
+
+class Cauchy(LocationLikelihood):
+    """Independent Cauchy elements around the decoder's output."""
+
+    n_params = 1
+    form = "continuous"
+    base_measure = "Lebesgue"
+
+    def forward(self, params: Tensor) -> TorchDistribution:
+        """Turn locations into a distribution over x."""
+        (location,) = self.split(params)
+        return self.independent(dist.Cauchy(location, self.scale))
+
+    def initial_params(self, mean: Tensor) -> Tensor:
+        """Return the mean as the location."""
+        return mean.unsqueeze(-1)
+'''
+USE = """
+import pyrovae
+from pyrovae import VAE, cli, likelihoods, networks, posteriors, priors
+data = pyrovae.data.digits().for_form(likelihoods.Cauchy.form)
+likelihood = likelihoods.Cauchy.for_data(data, learn_scale=True)
+posterior = posteriors.DiagonalNormal(2)
+vae = VAE(
+    prior=priors.StandardNormal(2),
+    decoder=networks.MLPDecoder(2, likelihood.param_shape, hidden=(8,)),
+    likelihood=likelihood,
+    encoder=networks.MLPEncoder(data.x_shape, posterior.param_shape, hidden=(8,)),
+    posterior=posterior,
+)
+before = likelihood.scale.item()
+pyrovae.fit(vae.model, vae.guide, data, training=pyrovae.Training(epochs=1, device="cpu"))
+print(pyrovae.__file__, likelihood.scale.item() != before)
+cli.main(["train", "--help"])
+"""
+
+
+def test_a_new_likelihood_is_one_file_and_two_lines(tmp_path: Path) -> None:
+    """What stands in its room is trained by the library and listed by the command line; nothing else knows its name."""
+    shutil.copytree(PACKAGE, tmp_path / "pyrovae", ignore=shutil.ignore_patterns("__pycache__"))
+    room = tmp_path / "pyrovae" / "likelihoods"
+    (room / "cauchy.py").write_text(CAUCHY.lstrip())
+    menu = (room / "__init__.py").read_text()
+    menu = menu.replace("\n__all__ = [", '\nfrom pyrovae.likelihoods.cauchy import Cauchy\n\n__all__ = ["Cauchy",')
+    (room / "__init__.py").write_text(menu)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "COLUMNS": "100"}
+    done = subprocess.run(
+        [sys.executable, "-c", USE], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"{tmp_path / 'pyrovae' / '__init__.py'} True" in done.stdout
+    assert "Cauchy: Independent Cauchy elements around the decoder's output" in " ".join(done.stdout.split())
 
 
 def test_public_names_are_documented() -> None:

@@ -1,12 +1,13 @@
-"""Laws that every prior, likelihood, posterior and network obeys; a new one is tested the moment it is exported."""
+"""Laws of likelihoods, networks and the parts together; a new one is tested the moment it is exported."""
 
 from __future__ import annotations
 
 import inspect
-import itertools
 import json
 import math
+import re
 
+import numpy as np
 import pyro
 import pytest
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 
 from pyrovae import VAE, likelihoods, networks, posteriors, priors
 from pyrovae.describe import Described, build, describe
+from pyrovae.likelihoods import LevelLikelihood, Likelihood
+from pyrovae.sandbox import validation
 
 
 def menu(room: object) -> list[type]:
@@ -22,6 +25,56 @@ def menu(room: object) -> list[type]:
     return [part for part in found if not inspect.isabstract(part)]
 
 
+def likelihood_of(part: type, x_shape: tuple[int, ...], **options: object) -> Likelihood:
+    """Make a likelihood, of 5 levels if it scores levels."""
+    return part(x_shape, levels=5, **options) if issubclass(part, LevelLikelihood) else part(x_shape, **options)
+
+
+def likelihood_cases() -> list[object]:
+    """Return the concrete likelihoods, and each again with every switch of its own turned."""
+    cases = []
+    for part in menu(likelihoods):
+        switches = {k: v.default for k, v in inspect.signature(part).parameters.items() if isinstance(v.default, bool)}
+        cases.append(pytest.param(part, {}, id=part.__name__))
+        cases += [pytest.param(part, {k: not v}, id=f"{part.__name__}-{k}={not v}") for k, v in switches.items()]
+    return cases
+
+
+def support_of(likelihood: Likelihood) -> tuple[Tensor, Tensor]:
+    """Return points that cover the support of one element, and the weights with which a density is summed there."""
+    if likelihood.form == "unit":
+        nodes, weights = (torch.from_numpy(array) for array in np.polynomial.legendre.leggauss(100))
+        return (nodes + 1) / 2, weights / 2
+    if likelihood.form == "continuous":  # x = sinh(t), so that heavy tails are reached
+        t = torch.linspace(-9, 9, 18_001)
+        return t.sinh(), t.cosh() * (t[1] - t[0])
+    most = {"binary": 2, "counts": 4000}.get(likelihood.form) or likelihood.levels
+    return torch.arange(float(most)), torch.ones(most)
+
+
+def a_mean(likelihood: Likelihood) -> Tensor:
+    """Return a mean that data of this form can have."""
+    top = {"levels": getattr(likelihood, "levels", 2) - 1.0, "counts": 30.0}.get(likelihood.form, 1.0)
+    return (torch.rand(likelihood.x_shape) * 0.8 + 0.1) * top
+
+
+OUTSIDE = {
+    "binary": (0.5,),
+    "unit": (-0.1, 1.5, math.nan),
+    "continuous": (math.nan,),
+    "levels": (-1.0, 0.5, 5.0),
+    "counts": (-1.0, 0.5, math.inf),
+}
+SENTENCES = {
+    "binary": ("data that are 0 or 1", "binarize them, for instance with data.transforms.DynamicBinarization(), or "
+               "choose a likelihood for grey values such as ContinuousBernoulli"),
+    "unit": ("data between 0 and 1", "rescale them, for stored levels by data.for_form('unit')"),
+    "continuous": ("finite real numbers", "remove or replace what is not finite"),
+    "levels": ("whole numbers from 0 to 4", "data.for_form('levels') keeps stored levels as they are; for other "
+               "values choose a density such as Gaussian, or a likelihood of counts"),
+    "counts": ("whole numbers from 0 on", "data.for_form('counts') keeps stored counts as they are; for other "
+               "values choose a density such as Gaussian"),
+}  # fmt: skip
 X_SHAPES = [(3,), (1, 2, 2)]
 BATCHES: list[tuple[int, ...]] = [(), (4,), (2, 3)]
 
@@ -30,7 +83,7 @@ BATCHES: list[tuple[int, ...]] = [(), (4,), (2, 3)]
 @pytest.mark.parametrize("x_shape", X_SHAPES)
 @pytest.mark.parametrize("batch", BATCHES)
 def test_likelihood_shapes(part: type, x_shape: tuple[int, ...], batch: tuple[int, ...]) -> None:
-    likelihood = part(x_shape)
+    likelihood = likelihood_of(part, x_shape)
     p_x = likelihood(torch.randn(*batch, *likelihood.param_shape))
     assert p_x.batch_shape == batch
     assert p_x.event_shape == x_shape
@@ -38,35 +91,151 @@ def test_likelihood_shapes(part: type, x_shape: tuple[int, ...], batch: tuple[in
     assert x.shape == (*batch, *x_shape)
     assert p_x.log_prob(x).shape == batch
     assert p_x.mean.shape == (*batch, *x_shape)
+    assert p_x.sample((2, 3)).shape == (2, 3, *batch, *x_shape)
+    wide = p_x.expand((5, *batch))
+    assert wide.sample().shape == wide.mean.shape == (5, *batch, *x_shape)
+    assert torch.allclose(wide.log_prob(x), p_x.log_prob(x).expand(5, *batch), atol=1e-12)
+
+
+@pytest.mark.parametrize(("part", "options"), likelihood_cases())
+def test_likelihood_is_normalized_and_has_its_mean(part: type, options: dict[str, object]) -> None:
+    likelihood = likelihood_of(part, (1,), **options)
+    p_x = likelihood(torch.randn(6, *likelihood.param_shape))
+    x, weights = support_of(likelihood)
+    mass = p_x.log_prob(x.reshape(-1, 1, 1)).exp() * weights.unsqueeze(-1)  # (points, 6)
+    tolerance = 2e-7 if part is likelihoods.Laplace else 1e-9  # the kink of Laplace's density
+    assert torch.allclose(mass.sum(0), torch.ones(6), rtol=0, atol=tolerance)
+    assert torch.allclose((x.unsqueeze(-1) * mass).sum(0), p_x.mean.squeeze(-1), rtol=0, atol=100 * tolerance)
+
+
+@pytest.mark.parametrize(("part", "options"), likelihood_cases())
+def test_likelihood_draws_what_it_scores(part: type, options: dict[str, object]) -> None:
+    likelihood = likelihood_of(part, (1,), **options)
+    p_x = likelihood(torch.randn(3, *likelihood.param_shape))
+    x, weights = support_of(likelihood)
+    mass = p_x.log_prob(x.reshape(-1, 1, 1)).exp() * weights.unsqueeze(-1)
+    draws = p_x.sample((20_000,)).squeeze(-1)  # (20000, 3)
+    for function in (torch.cos, torch.sin, lambda x: torch.cos(5 * x), lambda x: x.clamp(-3, 30)):
+        expected = (function(x).unsqueeze(-1) * mass).sum(0)
+        error = function(draws).std(0) / math.sqrt(len(draws))
+        assert ((function(draws).mean(0) - expected).abs() <= 5 * error + 1e-9).all()
+    assert ((draws.mean(0) - p_x.mean.squeeze(-1)).abs() <= 5 * draws.std(0) / math.sqrt(len(draws)) + 1e-9).all()
 
 
 @pytest.mark.parametrize("part", menu(likelihoods))
-def test_likelihood_is_normalized(part: type) -> None:
-    likelihood = part((2,))
-    p_x = likelihood(torch.randn(2, part.n_params))
-    if part.base_measure == "counting":
-        x = torch.tensor(list(itertools.product([0.0, 1.0], repeat=2)))
-        total = p_x.log_prob(x).exp().sum()
-    else:
-        grid = torch.linspace(-12, 12, 1201)
-        x = torch.cartesian_prod(grid, grid)
-        total = p_x.log_prob(x).exp().sum() * (grid[1] - grid[0]) ** 2
-    assert total.item() == pytest.approx(1, abs=1e-9)
+def test_likelihood_of_a_datum_is_the_product_over_its_elements(part: type) -> None:
+    likelihood = likelihood_of(part, (3,))
+    one = likelihood_of(part, (1,))
+    params = torch.randn(4, *likelihood.param_shape)
+    x = likelihood(params).sample()
+    apart = [one(params[:, i : i + 1]).log_prob(x[:, i : i + 1]) for i in range(3)]
+    assert torch.allclose(likelihood(params).log_prob(x), sum(apart), atol=1e-12)
+
+
+@pytest.mark.parametrize(("part", "options"), likelihood_cases())
+def test_likelihood_gradients(part: type, options: dict[str, object]) -> None:
+    likelihood = likelihood_of(part, (2,), **options)
+    params = torch.randn(5, *likelihood.param_shape, requires_grad=True)
+    x = likelihood(params.detach()).sample()
+    assert torch.autograd.gradcheck(lambda params: likelihood(params).log_prob(x), params)
+    assert torch.autograd.gradgradcheck(lambda params: likelihood(params).log_prob(x), params)
+    likelihood(params).log_prob(x).sum().backward()
+    assert (params.grad != 0).all()
+    for name, parameter in likelihood.named_parameters():
+        assert (parameter.grad != 0).all(), name
+
+        def log_prob(value: Tensor, name: str = name) -> Tensor:
+            log = torch.func.functional_call(likelihood, {name: value}, (params.detach(),))
+            return log.log_prob(x)
+
+        assert torch.autograd.gradcheck(log_prob, parameter.detach().clone().requires_grad_())
 
 
 @pytest.mark.parametrize("part", menu(likelihoods))
 @pytest.mark.parametrize("x_shape", X_SHAPES)
 def test_likelihood_starts_at_the_mean(part: type, x_shape: tuple[int, ...]) -> None:
-    likelihood = part(x_shape)
-    mean = torch.rand(x_shape) * 0.8 + 0.1
+    likelihood = likelihood_of(part, x_shape)
+    mean = a_mean(likelihood)
     params = likelihood.initial_params(mean)
     assert params.shape == likelihood.param_shape
-    assert torch.allclose(likelihood(params).mean, mean, atol=1e-12)
+    assert not params.requires_grad
+    assert torch.allclose(likelihood(params).mean, mean, rtol=0, atol=1e-9)
+    assert likelihood.initial_params(mean.float()).dtype == torch.float32
 
 
-@pytest.mark.parametrize("part", [*menu(likelihoods), *menu(posteriors)])
+@pytest.mark.parametrize("part", [part for part in menu(likelihoods) if part.form != "continuous"])
+def test_likelihood_starts_off_the_ends_of_its_support(part: type) -> None:
+    likelihood = likelihood_of(part, (2,))
+    top = likelihood.levels - 1.0 if part.form == "levels" else 1.0
+    mean = likelihood(likelihood.initial_params(torch.tensor([0.0, top]))).mean
+    expected = [0.001, 1.0] if part.form == "counts" else [0.001 * top, 0.999 * top]
+    assert mean.tolist() == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("part", menu(likelihoods))
+@pytest.mark.parametrize("learned", [1.0, 8.0])
+def test_likelihood_is_right_in_float32(part: type, learned: float) -> None:
+    likelihood = likelihood_of(part, (1,)).float()
+    params = learned * torch.randn(500, *likelihood.param_shape, dtype=torch.float32)
+    if part.form == "counts":  # beyond, the rounding of a logarithm alone moves log p by more
+        params = params.clamp(max=8.0)
+    x = likelihood(params.double()).sample().float()
+    leaves = [p.requires_grad_() for p in (params, params.double())]
+    log_p, exact = (likelihood(leaf).log_prob(x.to(leaf)) for leaf in leaves)
+    assert log_p.dtype == torch.float32
+    assert ((log_p - exact).abs() <= 1e-5 * (1 + exact.abs())).all()
+    gradients = [torch.autograd.grad(value.sum(), leaf)[0] for value, leaf in zip((log_p, exact), leaves, strict=True)]
+    assert torch.isfinite(gradients[0]).all()
+    assert ((gradients[0] - gradients[1]).abs() <= 1e-4 * (1 + gradients[1].abs())).all()
+
+
+@pytest.mark.parametrize(("part", "options"), likelihood_cases())
+def test_likelihood_never_waits_for_the_device(part: type, options: dict[str, object]) -> None:
+    """A meta tensor has no values: reading one, or mixing in a tensor of another device, raises."""
+    likelihood = likelihood_of(part, (1, 2), **options).to("meta")
+    params = torch.randn(3, *likelihood.param_shape, device="meta", requires_grad=True)
+    with validation(enabled=False):
+        p_x = likelihood(params)
+        log_p = p_x.log_prob(torch.zeros(3, 1, 2, device="meta"))
+        assert p_x.mean.shape == likelihood.encoder_input(torch.zeros(3, 1, 2, device="meta")).shape == (3, 1, 2)
+    assert log_p.shape == (3,)
+    log_p.sum().backward()
+    assert params.grad.shape == params.shape
+
+
+@pytest.mark.parametrize("part", menu(likelihoods))
+def test_likelihood_refuses_what_it_does_not_score(part: type) -> None:
+    likelihood = likelihood_of(part, (2,))
+    p_x = likelihood(torch.randn(3, *likelihood.param_shape))
+    inside = p_x.sample()
+    support, cure = SENTENCES[part.form]
+    for outside in OUTSIDE[part.form]:
+        x = inside.clone()
+        x[1, 0] = outside
+        found = f"1 of 6 values are not (smallest {x.min():.3g}, largest {x.max():.3g})"
+        with pytest.raises(ValueError, match=re.escape(f"{part.__name__} scores {support}, but {found}; {cure}")):
+            p_x.log_prob(x)
+
+
+@pytest.mark.parametrize("part", menu(likelihoods))
+def test_what_the_encoder_sees(part: type) -> None:
+    likelihood = likelihood_of(part, (3,))
+    x = torch.tensor([[0.0, 1.0, 1.0]])
+    expected = {"levels": [[0.0, 0.25, 0.25]], "counts": [[0.0, math.log(2), math.log(2)]]}.get(part.form, x.tolist())
+    assert torch.allclose(likelihood.encoder_input(x), torch.tensor(expected))
+
+
+@pytest.mark.parametrize("part", menu(likelihoods))
+def test_likelihood_states_what_it_scores(part: type) -> None:
+    counting = part.form in ("binary", "levels", "counts")
+    assert part.base_measure == ("counting" if counting else "Lebesgue")
+    assert "log p(x | z)" in part.__doc__
+    assert re.search("probabilit(y|ies)" if counting else "density on", part.__doc__)
+
+
+@pytest.mark.parametrize("part", menu(likelihoods))
 def test_wrong_parameters_name_the_cure(part: type) -> None:
-    made = part((3,)) if part in menu(likelihoods) else part(3)
+    made = likelihood_of(part, (3,)) if part in menu(likelihoods) else part(3)
     role = "likelihood" if part in menu(likelihoods) else "posterior"
     with pytest.raises(
         ValueError, match=rf"received \(5, 3, 9\); build the network with out_shape={role}\.param_shape"
@@ -74,40 +243,9 @@ def test_wrong_parameters_name_the_cure(part: type) -> None:
         made(torch.zeros(5, 3, 9))
 
 
-@pytest.mark.parametrize("part", menu(priors))
-@pytest.mark.parametrize("latent_dim", [1, 2])
-def test_prior_is_normalized(part: type, latent_dim: int) -> None:
-    prior = part(latent_dim)
-    grid = torch.linspace(-12, 12, 1201)
-    z = torch.cartesian_prod(*[grid] * latent_dim).reshape(-1, latent_dim)
-    assert prior().batch_shape == ()
-    assert prior().event_shape == (latent_dim,)
-    total = prior().log_prob(z).exp().sum() * (grid[1] - grid[0]) ** latent_dim
-    assert total.item() == pytest.approx(1, abs=1e-9)
-
-
-@pytest.mark.parametrize("part", menu(posteriors))
-@pytest.mark.parametrize("batch", BATCHES)
-def test_posterior_shapes_and_gradients(part: type, batch: tuple[int, ...]) -> None:
-    posterior = part(3)
-    params = torch.randn(*batch, *posterior.param_shape, requires_grad=True)
-    q_z = posterior(params)
-    assert q_z.batch_shape == batch
-    assert q_z.event_shape == (3,)
-    z = q_z.rsample()
-    (z**2 - q_z.log_prob(z.detach()).unsqueeze(-1)).sum().backward()
-    assert (params.grad != 0).all()
-
-
-@pytest.mark.parametrize("part", [*menu(priors), *menu(posteriors)])
-def test_no_latent_dimension_is_refused(part: type) -> None:
-    with pytest.raises(ValueError, match="at least 1 dimension, but received latent_dim=0"):
-        part(0)
-
-
-@pytest.mark.parametrize("part", [*menu(likelihoods), *menu(priors), *menu(posteriors)])
+@pytest.mark.parametrize("part", menu(likelihoods))
 def test_parts_follow_their_dtype_and_come_back(part: type) -> None:
-    made = part((3,)) if part in menu(likelihoods) else part(3)
+    made = likelihood_of(part, (3,)) if part in menu(likelihoods) else part(3)
     for tensor in (*made.float().parameters(), *made.buffers()):
         assert tensor.dtype == torch.float32
     again = build(json.loads(json.dumps(describe(made))))
@@ -131,6 +269,91 @@ def test_gaussian_against_its_formula() -> None:
             likelihoods.Gaussian((3,), scale=scale)
 
 
+@pytest.mark.parametrize("part", [likelihoods.Gaussian, likelihoods.Laplace, likelihoods.StudentT])
+def test_scales_are_positive_and_finite(part: type) -> None:
+    for scale in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"the scale of a {part.__name__} is positive and finite, but received"):
+            part((3,), scale=scale)
+    assert list(part((3,)).parameters()) == []
+    assert part((3,), scale=0.3, learn_scale=True).scale.item() == pytest.approx(0.3)
+
+
+def test_options_of_likelihoods_are_checked() -> None:
+    for df in (1.0, 0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="StudentT needs more than 1 degree of freedom to have a mean"):
+            likelihoods.StudentT((3,), df=df)
+    for bad in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="HeteroscedasticGaussian needs a positive and finite lower bound"):
+            likelihoods.HeteroscedasticGaussian((3,), min_scale=bad)
+        with pytest.raises(ValueError, match="total_count of a NegativeBinomial is positive and finite, but received"):
+            likelihoods.NegativeBinomial((3,), total_count=bad)
+    with pytest.raises(ValueError, match="at least 1 component, but received num_components=0"):
+        likelihoods.DiscretizedLogisticMixture((3,), 5, num_components=0)
+    for part in (likelihoods.Categorical, likelihoods.DiscretizedLogistic, likelihoods.DiscretizedLogisticMixture):
+        with pytest.raises(ValueError, match=f"{part.__name__} needs at least 2 levels, but received levels=1"):
+            part((3,), 1)
+
+
+@pytest.mark.parametrize("min_scale", [0.01, 5.0])
+def test_floor_under_the_scale_lets_gradients_pass(min_scale: float) -> None:
+    likelihood = likelihoods.HeteroscedasticGaussian((1,), min_scale=min_scale).float()
+    for log_scale in (-1000.0, -30.0, 0.0, 5.0):
+        params = torch.tensor([[0.0, log_scale]], dtype=torch.float32, requires_grad=True)
+        scale = likelihood(params).base_dist.scale
+        assert scale.item() >= 0.999999 * min_scale
+        (gradient,) = torch.autograd.grad(scale.sum(), params)
+        assert gradient[0, 1] > 1e-7 * min_scale
+    above = likelihood(torch.tensor([[0.0, 9.0]], dtype=torch.float32)).base_dist.scale.log().item()
+    assert above == pytest.approx(9.0, abs=1 / (9 - math.log(min_scale)))
+    start = likelihood(likelihood.initial_params(torch.tensor([0.3]))).base_dist.scale.item()
+    assert start == pytest.approx(max(1.0, 3 * min_scale), rel=1e-5)
+
+
+def test_heteroscedastic_gaussian_against_its_formula() -> None:
+    likelihood = likelihoods.HeteroscedasticGaussian((3,))
+    p_x = likelihood(torch.randn(7, 3, 2))
+    x = torch.randn(7, 3)
+    mean, scale = p_x.base_dist.mean, p_x.base_dist.stddev
+    expected = -0.5 * (math.log(2 * math.pi) + 2 * scale.log() + ((x - mean) / scale) ** 2).sum(-1)
+    assert torch.allclose(p_x.log_prob(x), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("levels", [2, 5, 256])
+@pytest.mark.parametrize(
+    "part", [likelihoods.Categorical, likelihoods.DiscretizedLogistic, likelihoods.DiscretizedLogisticMixture]
+)
+def test_likelihoods_of_levels_start_at_any_mean(part: type, levels: int) -> None:
+    wanted = torch.linspace(0.001, 0.999, 21) * (levels - 1)
+    likelihood = part((21,), levels)
+    p_x = likelihood(likelihood.initial_params(wanted))
+    assert torch.allclose(p_x.mean, wanted, rtol=0, atol=1e-9)
+    x = torch.arange(float(levels)).reshape(-1, 1).expand(-1, 21)
+    assert torch.allclose(p_x.base_dist.log_prob(x).logsumexp(0), torch.zeros(21), atol=1e-10)
+
+
+def test_categorical_starts_at_the_largest_entropy() -> None:
+    likelihood = likelihoods.Categorical((1,), 5)
+    logits = likelihood.initial_params(torch.tensor([1.3])).squeeze(0)
+    steps = logits.diff()
+    assert torch.allclose(steps, steps[0].expand(4), atol=1e-12)
+
+
+def test_mixture_components_start_apart() -> None:
+    likelihood = likelihoods.DiscretizedLogisticMixture((1,), 256, num_components=4)
+    weights, location, scale = likelihood.initial_params(torch.tensor([100.0])).unflatten(-1, (3, 4)).unbind(-2)
+    assert len(location.unique()) == 4
+    assert len(weights.unique()) == len(scale.unique()) == 1
+
+
+def test_mixture_of_one_component_is_that_component() -> None:
+    params, x = torch.randn(6, 3, 2), torch.randint(0, 5, (6, 3)).double()
+    one = likelihoods.DiscretizedLogisticMixture((3,), 5, num_components=1)
+    mixed = one(torch.cat([torch.randn(6, 3, 1), params], -1))
+    alone = likelihoods.DiscretizedLogistic((3,), 5)(params)
+    assert torch.allclose(mixed.log_prob(x), alone.log_prob(x), atol=1e-12)
+    assert torch.allclose(mixed.mean, alone.mean, atol=1e-12)
+
+
 def test_bernoulli_does_not_saturate_and_refuses_grey_values() -> None:
     torch.set_default_dtype(torch.float32)
     likelihood = likelihoods.Bernoulli((1,))
@@ -139,62 +362,6 @@ def test_bernoulli_does_not_saturate_and_refuses_grey_values() -> None:
         likelihood(torch.zeros(2, 1, 1)).log_prob(torch.tensor([[0.0], [0.5]]))
     with pyro.plate("data", 2), pytest.raises(ValueError, match="binarize them"):
         likelihood(torch.zeros(1, 1)).expand([2]).log_prob(torch.tensor([[0.0], [0.5]]))
-
-
-def test_kl_closed_forms() -> None:
-    posterior, prior = posteriors.DiagonalNormal(1), priors.StandardNormal(1)
-    for mean, std, expected in [(0.0, 1.0, 0.0), (1.0, 1.0, 0.5), (0.0, 2.0, 0.5 * (4 - 1 - math.log(4)))]:
-        q_z = posterior(torch.tensor([[mean, 2 * math.log(std)]]))
-        assert torch.distributions.kl_divergence(q_z, prior()).item() == pytest.approx(expected, abs=1e-12)
-
-
-def test_clamp_cuts_the_value_and_passes_the_gradient() -> None:
-    for bounds in [(-10.0, 10.0), (-30.0, 20.0)]:
-        posterior = posteriors.DiagonalNormal(3, min_log_variance=bounds[0], max_log_variance=bounds[1])
-        params = torch.tensor([[0.0, -50.0], [0.0, 1.5], [0.0, 50.0]], requires_grad=True)
-        log_variance = 2 * posterior(params).base_dist.scale.log()
-        assert log_variance.tolist() == pytest.approx([bounds[0], 1.5, bounds[1]])
-        log_variance.sum().backward()
-        assert params.grad[:, 1].tolist() == pytest.approx([1.0, 1.0, 1.0])
-    with pytest.raises(ValueError, match="needs min < max"):
-        posteriors.DiagonalNormal(3, min_log_variance=1.0, max_log_variance=1.0)
-
-
-def test_log_q_is_right_in_float32_at_the_default_bound() -> None:
-    torch.set_default_dtype(torch.float32)
-
-    def error(posterior: posteriors.DiagonalNormal) -> float:
-        mean = torch.linspace(-4, 4, 1000)
-        params = torch.stack([mean, torch.full_like(mean, -1e3)], -1).unsqueeze(-2)  # (1000, 1, 2)
-        q_z = posterior(params)
-        noise = torch.randn(1000, 1)
-        z = q_z.mean + q_z.base_dist.scale * noise
-        exact = -0.5 * noise.double() ** 2 - 0.5 * math.log(2 * math.pi) - q_z.base_dist.scale.double().log()
-        return (q_z.log_prob(z) - exact.squeeze(-1)).abs().max().item()
-
-    assert error(posteriors.DiagonalNormal(1)) < 2e-4
-    assert error(posteriors.DiagonalNormal(1, min_log_variance=-30.0)) > 0.1
-
-
-@pytest.mark.parametrize("batch", BATCHES)
-def test_networks_keep_batch_axes(batch: tuple[int, ...]) -> None:
-    encoder = networks.MLPEncoder((1, 4, 4), (3, 2), hidden=(5,))
-    x = torch.randn(*batch, 1, 4, 4)
-    out = encoder(x)
-    assert out.shape == (*batch, 3, 2)
-    rows = torch.stack([encoder(row) for row in x.reshape(-1, 1, 4, 4)]).reshape(out.shape)
-    assert torch.allclose(out, rows)
-    decoder = networks.MLPDecoder(3, (1, 4, 4, 2), hidden=(5, 6), activation=nn.ReLU)
-    assert decoder(torch.randn(*batch, 3)).shape == (*batch, 1, 4, 4, 2)
-
-
-def test_decoder_starts_at_the_given_parameters() -> None:
-    start = torch.randn(2, 2, 1)
-    decoder = networks.MLPDecoder(3, (2, 2, 1), initial_params=start)
-    assert torch.equal(decoder.layers[-1].bias, start.flatten())
-    assert torch.allclose(decoder(torch.zeros(3)), start)
-    with pytest.raises(ValueError, match=r"shape of the decoder's output, \(2, 2, 1\), but received \(4,\)"):
-        networks.MLPDecoder(3, (2, 2, 1), initial_params=torch.zeros(4))
 
 
 def binary(num: int = 5) -> Tensor:

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from torch import Tensor, nn
 
-from pyrovae import likelihoods, posteriors, priors, report
+from pyrovae import likelihoods, networks, posteriors, priors, report
 from pyrovae.data import Split
 from pyrovae.report import codes, images
 from pyrovae.results import Epoch, Estimate, Evaluation, History
@@ -408,6 +408,41 @@ def test_pictures_leave_the_callers_random_stream() -> None:
     report.samples(vae)
     report.latent_space(vae, x)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+class Given(priors.Prior):
+    """A prior whose mean is the sum of the covariates."""
+
+    conditional = True
+
+    def forward(self, c: Tensor) -> dist.TorchDistribution:
+        mean = c.sum(-1, keepdim=True).expand(*c.shape[:-1], self.latent_dim)
+        return dist.Normal(mean, torch.full_like(mean, 1e-3)).to_event(1)
+
+
+@pytest.mark.parametrize("latent_dim", [1, 2])
+def test_pictures_of_a_conditional_model(latent_dim: int, tmp_path: Path) -> None:
+    likelihood, posterior = likelihoods.Gaussian((1, 8, 8)), posteriors.DiagonalNormal(latent_dim)
+    vae = VAE(
+        prior=Given(latent_dim),
+        decoder=networks.MLPDecoder(latent_dim, likelihood.param_shape, covariate_dim=2, hidden=(8,)),
+        likelihood=likelihood,
+        encoder=networks.MLPEncoder((1, 8, 8), posterior.param_shape, covariate_dim=2, hidden=(8,)),
+        posterior=posterior,
+    )
+    c = torch.stack([torch.arange(21.0), torch.full((21,), -4.0)], 1)
+    data = Split(binary_images(21), name="few", covariates=c)
+    figures = report.folder.draw_report(history=None, evaluation=make_evaluation(), vae=vae, data=data)
+    assert set(figures) == {"ladder", "reconstructions", "samples", "latent_space", "traversals"}
+    asked = []
+    vae.decoder.register_forward_pre_hook(lambda module, args: asked.append(args))
+    report.samples(vae, covariates=data.given, num=25)
+    z, given = asked[0]
+    assert torch.equal(given[:21], c)
+    assert torch.equal(given[21:], c[:4])
+    assert torch.allclose(z, given.sum(-1, keepdim=True).expand_as(z), atol=0.01)
+    path = report.write_report(tmp_path, history=None, evaluation=make_evaluation(), vae=vae, data=data)
+    assert (path / "traversals.png").exists()
 
 
 def test_modules_stay_in_their_mode_and_are_seen_in_evaluation_mode() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from pyrovae import data as data_room
-from pyrovae.cli.options import Parser, classes
+from pyrovae.cli.options import Parser, allow_working_directory, classes
 from pyrovae.data import Data, transforms
-from pyrovae.training import Run
+from pyrovae.training import Run, load
 
 
 def add_data(parser: Parser, default: str | None = "digits") -> None:
@@ -45,6 +45,13 @@ def add_run(parser: Parser) -> None:
         "--allow", nargs="+", default=[], metavar="PACKAGE",
         help="packages beside pyrovae from which the run's parts may be imported (default: none)",
     )  # fmt: skip
+
+
+def load_run(options: dict[str, Any]) -> Run:
+    """Load the run; what the user allows is also looked for in the working directory."""
+    if options["allow"]:
+        allow_working_directory()
+    return load(options["run"], allow=options["allow"])
 
 
 def load_data(options: dict[str, Any], form: transforms.Form) -> Data:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from pyrovae.cli.data import add_data, add_run, data_of
+from pyrovae.cli.data import add_data, add_run, data_of, load_run
 from pyrovae.cli.options import Parser
 from pyrovae.data import fingerprint
 from pyrovae.evaluate import evaluate
 from pyrovae.report import write_report
-from pyrovae.training import load
 from pyrovae.training.options import choose_device
 
 
@@ -40,7 +39,7 @@ def evaluate_run(argv: Sequence[str]) -> None:
     )
     add_run(parser)
     options = parser.options(argv)
-    run = load(options["run"], allow=options["allow"])
+    run = load_run(options)
     vae = run.vae.to(choose_device(options["device"]))
     data = data_of(run, options)
     if fingerprint(data.train.stored) != run.config["data"]["hash"]:

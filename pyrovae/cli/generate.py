@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pyrovae.cli.data import add_run
+from pyrovae.cli.data import add_run, load_run
 from pyrovae.cli.options import Parser
 from pyrovae.report.folder import to_png
 from pyrovae.report.images import is_image, samples
-from pyrovae.training import load
 
 
 def generate(argv: Sequence[str]) -> None:
@@ -33,7 +32,7 @@ def generate(argv: Sequence[str]) -> None:
     )
     add_run(parser)
     options = parser.options(argv)
-    run = load(options["run"], allow=options["allow"])
+    run = load_run(options)
     images = is_image(run.vae)
     out = Path(options["out"] or run.folder.path / ("samples.png" if images else "samples.npy"))
     if out.suffix not in (".png", ".npy"):

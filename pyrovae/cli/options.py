@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import collections.abc
 import dataclasses
 import difflib
+import importlib
 import inspect
 import json
+import os
 import re
 import sys
+import textwrap
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
-
-from torch import nn
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,6 +30,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("usage", f"{kwargs['prog']} [options]")
         super().__init__(**kwargs, allow_abbrev=False, formatter_class=_Formatter, add_help=False)
+        self.roles: dict[str, Role] = {}
         general = self.add_argument_group("general")
         general.add_argument("-h", "--help", action="help", help="show this text and stop")
         general.add_argument(
@@ -51,8 +54,10 @@ class Parser(argparse.ArgumentParser):
 
         """
         argv = [_underscored(word) for word in argv]
-        first, _ = self.parse_known_args(argv)
-        before = dict(saved or {}) | ({} if first.config is None else self._from_file(first.config))
+        first, _ = self.parse_known_args([word for word in argv if word not in ("--help", "-h")])
+        read = {} if first.config is None else self._read(first.config)
+        self._import_parts(vars(first), dict(saved or {}) | read, getattr(first, "allow", []))
+        before = dict(saved or {}) | self._checked(read, first.config)
         found, unknown = self.parse_known_args([*self._words(before), *argv])
         if unknown:
             raise ValueError(self._unknown(unknown[0]))
@@ -69,7 +74,7 @@ class Parser(argparse.ArgumentParser):
     @property
     def _saved(self) -> set[str]:
         names = {action.dest for action in self._actions if action.option_strings}
-        return names - {"help", "config", "print_config", "resume"}
+        return names - {"help", "config", "print_config", "resume", "allow"}
 
     def _words(self, options: Mapping[str, Any]) -> list[str]:
         """Return options as the words of a command line, so that they are checked as if they had been typed."""
@@ -83,7 +88,8 @@ class Parser(argparse.ArgumentParser):
                 words.append(f"--{name}={str(value).lower() if isinstance(value, bool) else value}")
         return [*words, "--config=read"] if words else []  # which ends a list before what is typed begins
 
-    def _from_file(self, path: str) -> dict[str, Any]:
+    def _read(self, path: str) -> dict[str, Any]:
+        """Return the options that a file holds."""
         try:
             options = json.loads(Path(path).read_text())
         except OSError as error:
@@ -93,6 +99,9 @@ class Parser(argparse.ArgumentParser):
         options = options.get("command", options) if isinstance(options, dict) else options  # config.json of a run
         if not isinstance(options, dict):
             raise ValueError(f"the configuration {path} is not a JSON object; --print_config shows how it looks")
+        return options
+
+    def _checked(self, options: dict[str, Any], path: str) -> dict[str, Any]:
         for name in options:
             if name not in self._saved:
                 raise ValueError(f"in {path}: {self._unknown('--' + name)}")
@@ -118,81 +127,182 @@ class Parser(argparse.ArgumentParser):
                 help=field.metadata["help"] + _default(field.default),
             )
 
-    def add_part(self, role: str, room: ModuleType, default: type[nn.Module]) -> None:
-        """Add the menu of a room, and the options of each class in it as ``--role.option``."""
+    def add_part(
+        self, role: str, menu: Mapping[str, type], default: str, *, base: type, hidden: Sequence[str] = ()
+    ) -> None:
+        """Add the menu of a role, and the options of each class in it as ``--role.option``.
+
+        Args:
+            role: such as "prior".
+            menu: the classes by name.
+            default: name of one of them.
+            base: what a class of the user's, named by its import path, must derive from.
+            hidden: options that are no choice on the command line.
+
+        """
         group = self.add_argument_group(role)
-        menu = classes(room)
-        lines = "; ".join(f"{name}: {_summary(part)}" for name, part in menu.items())
+        lines = "".join(f"{name}: {_summary(part)}\n" for name, part in menu.items())
         group.add_argument(
             f"--{role}",
-            choices=list(menu),
-            default=default.__name__,
+            default=default,
             metavar="CLASS",
-            help=f"{lines} (default: {default.__name__})",
+            help=f"{lines}or the import path of a class of your own (default: {default})",
         )
+        self.roles[role] = Role(dict(menu), base, frozenset(hidden))
         owners: dict[str, list[str]] = {}
         for name, part in menu.items():
-            for option in keyword_options(part):
+            for option in keyword_options(part, hidden):
                 owners.setdefault(option, []).append(name)
         for option, names in owners.items():
-            part = menu[names[0]]
-            parameter = keyword_options(part)[option]
-            help_text = f"{', '.join(names)}: {_argument_text(part, option)}{_default(parameter.default)}"
-            group.add_argument(
-                f"--{role}.{option}", default=None, metavar=_metavar(parameter.annotation), help=help_text
+            self._add_option(role, option, menu[names[0]], names, group)
+
+    def _add_option(self, role: str, option: str, part: type, names: list[str], group: Any) -> None:
+        parameter = keyword_options(part)[option]
+        text = f"{', '.join(names)}: {_argument_text(part, option)}{_default(parameter.default)}"
+        nargs = "+" if _is_list(parameter.annotation) else None
+        group.add_argument(
+            f"--{role}.{option}", default=None, nargs=nargs, metavar=_metavar(parameter.annotation), help=text
+        )
+
+    def _import_parts(self, named: Mapping[str, Any], saved: Mapping[str, Any], allow: Collection[str]) -> None:
+        """Import the classes that are named by their import path, and add their options.
+
+        Those of a file or a run folder are imported only from packages that the user allows.
+        """
+        for role, known in self.roles.items():
+            typed = named[role] if named[role] != self.get_default(role) else None
+            path = typed or saved.get(role)
+            if not isinstance(path, str) or "." not in path or path in known.menu:
+                continue
+            package = path.partition(".")[0]
+            if typed is None and package not in allow:
+                raise ValueError(
+                    f"the options that were read name --{role} {path}, but nothing outside pyrovae is imported because "
+                    f"a file says so; if you trust it, add --allow {package}"
+                )
+            part = _imported(role, path, known.base)
+            known.menu[path] = part
+            for option in keyword_options(part, known.hidden):
+                if f"--{role}.{option}" not in self._option_string_actions:
+                    self._add_option(role, option, part, [path], self)
+
+    def chosen(self, role: str, options: Mapping[str, Any]) -> tuple[type[Any], dict[str, Any]]:
+        """Return the class that was chosen for a role, and the options that were given for it.
+
+        Raises:
+            ValueError: if there is no such class, or an option belongs to another one or has the wrong type.
+
+        """
+        known, name = self.roles[role], options[role]
+        if name not in known.menu:
+            near = difflib.get_close_matches(name, known.menu, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ValueError(
+                f"there is no {role} {name!r}; {hint}Choose from {', '.join(known.menu)}, or name a class of your own "
+                "by its import path, such as package.module.Class"
             )
+        part = known.menu[name]
+        own = keyword_options(part, known.hidden)
+        arguments = {}
+        for key, value in options.items():
+            option = key.removeprefix(role + ".")
+            if option == key or value is None:
+                continue
+            if option not in own:
+                owners = [name for name, part in known.menu.items() if option in keyword_options(part, known.hidden)]
+                raise ValueError(f"{name} has no option --{key}; {', '.join(owners)} has")
+            hint = own[option].annotation
+            try:
+                convert = _converter(hint)
+                arguments[option] = tuple(map(convert, value)) if isinstance(value, list) else convert(str(value))
+            except ValueError:
+                raise ValueError(f"--{key} takes {_metavar(hint)}, but received {value!r}") from None
+        return part, arguments
 
 
-def chosen(role: str, room: ModuleType, options: Mapping[str, Any]) -> Callable[..., Any]:
-    """Return a function that makes the chosen part of a room from its positional arguments.
+@dataclasses.dataclass
+class Role:
+    """The classes that may take a role, by name; what they derive from; and options that are not offered."""
 
-    Raises:
-        ValueError: if there is no such part, or an option belongs to another one or has the wrong type.
+    menu: dict[str, type]
+    base: type
+    hidden: frozenset[str]
+
+
+def classes(room: ModuleType, base: type = object) -> dict[str, type[Any]]:
+    """Return the concrete classes that a room exports, by name, where they derive from a base class."""
+    found = {name: getattr(room, name) for name in room.__all__}
+    return {
+        name: part
+        for name, part in found.items()
+        if inspect.isclass(part) and not inspect.isabstract(part) and issubclass(part, base)
+    }
+
+
+def keyword_options(part: type, hidden: Collection[str] = ()) -> dict[str, inspect.Parameter]:
+    """Return the keyword-only arguments of a class that are numbers, words or lists of numbers, by name."""
+    parameters = inspect.signature(part, eval_str=True).parameters
+    kinds: set[Any] = {inspect.Parameter.KEYWORD_ONLY}
+    if dataclasses.is_dataclass(part):
+        kinds.add(inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return {
+        name: value
+        for name, value in parameters.items()
+        if value.kind in kinds and name not in hidden and _base(value.annotation) in _WORDS
+    }
+
+
+def make(part: type[Any], arguments: Mapping[str, Any], context: Mapping[str, Any]) -> Any:
+    """Make a part from the options that were given and from what its constructor asks for by name.
+
+    Args:
+        part: the class.
+        arguments: options.
+        context: what there is, such as ``latent_dim`` and ``x_shape``.
 
     """
-    menu = classes(room)
-    name = options[role]
-    if name not in menu:
-        raise ValueError(f"there is no {role} {name!r}; choose from {', '.join(menu)}")
-    part = menu[name]
-    given = {key.removeprefix(role + "."): value for key, value in options.items() if key.startswith(role + ".")}
-    arguments = {}
-    for option, value in given.items():
-        if value is None:
-            continue
-        if option not in keyword_options(part):
-            raise ValueError(f"{name} has no option --{role}.{option}; {', '.join(_owners(menu, option))} has")
-        hint = keyword_options(part)[option].annotation
-        try:
-            arguments[option] = _converter(hint)(str(value))
-        except ValueError:
-            raise ValueError(f"--{role}.{option} takes {_metavar(hint)}, but received {value!r}") from None
-    return lambda *args, **kwargs: part(*args, **arguments, **kwargs)
+    wanted = inspect.signature(part).parameters
+    return part(**{name: value for name, value in context.items() if name in wanted}, **arguments)
 
 
-def classes(room: ModuleType) -> dict[str, type[Any]]:
-    """Return the concrete classes that a room exports, by name."""
-    found = {name: getattr(room, name) for name in room.__all__}
-    return {name: part for name, part in found.items() if inspect.isclass(part) and not inspect.isabstract(part)}
+def _imported(role: str, path: str, base: type) -> type:
+    """Import a class of the user's; the working directory counts as a place to import from."""
+    module, _, name = path.rpartition(".")
+    allow_working_directory()
+    try:
+        part = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"--{role} {path} cannot be imported: {error}") from None
+    if not (inspect.isclass(part) and issubclass(part, base)) or inspect.isabstract(part):
+        raise ValueError(f"--{role} {path} is no {role}: derive the class from {base.__module__}.{base.__qualname__}")
+    return part
 
 
-def keyword_options(part: type) -> dict[str, inspect.Parameter]:
-    """Return the keyword-only arguments of a class by name."""
-    parameters = inspect.signature(part, eval_str=True).parameters
-    return {name: value for name, value in parameters.items() if value.kind is inspect.Parameter.KEYWORD_ONLY}
+def allow_working_directory() -> None:
+    """Let modules of the working directory be imported, as ``python`` does but an installed command does not."""
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
 
 
-def _owners(menu: Mapping[str, type], option: str) -> list[str]:
-    return [name for name, part in menu.items() if option in keyword_options(part)]
+_WORDS = (int, float, bool, str)
+
+
+def _base(hint: Any) -> Any:
+    """Return the type of an option, of an item for a list, without None."""
+    types = typing.get_args(hint) or (hint,)
+    return next((kind for kind in types if kind is not type(None)), None)
+
+
+def _is_list(hint: Any) -> bool:
+    return typing.get_origin(hint) in (collections.abc.Sequence, list, tuple)
 
 
 def _converter(hint: Any) -> Callable[[str], Any]:
     """Return what turns a word into a value of a type."""
-    types = typing.get_args(hint) or (hint,)
-    base = next(kind for kind in types if kind is not type(None))
+    base, optional = _base(hint), type(None) in typing.get_args(hint)
 
     def convert(word: str) -> Any:
-        if type(None) in types and word.lower() in ("none", "null"):
+        if optional and word.lower() in ("none", "null"):
             return None
         if base is bool:
             if word.lower() not in ("true", "false"):
@@ -205,9 +315,7 @@ def _converter(hint: Any) -> Callable[[str], Any]:
 
 
 def _metavar(hint: Any) -> str:
-    types = typing.get_args(hint) or (hint,)
-    base = next(kind for kind in types if kind is not type(None))
-    return {int: "N", float: "NUMBER", bool: "true|false"}.get(base, "NAME")
+    return {int: "N", float: "NUMBER", bool: "true|false"}.get(_base(hint), "NAME")
 
 
 def _default(value: object) -> str:
@@ -238,3 +346,8 @@ class _Formatter(argparse.HelpFormatter):
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=34, width=100)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        """Wrap each line of a text by itself, what does not fit being indented."""
+        lines = [textwrap.wrap(line, width, subsequent_indent="  " * ("\n" in text)) for line in text.splitlines()]
+        return [part for line in lines for part in line]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shlex
 import sys
@@ -9,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pyrovae import likelihoods, networks, posteriors, priors
+from pyrovae import likelihoods, networks, objectives, posteriors, priors
 from pyrovae.cli.data import add_data, command_of, load_data
-from pyrovae.cli.options import Parser, chosen, classes
+from pyrovae.cli.options import Parser, classes, make
 from pyrovae.data import Data, datasets
-from pyrovae.objectives import ELBO
+from pyrovae.objectives import schedules
 from pyrovae.sandbox import forked_random, stream_seed
 from pyrovae.training import Training, fit
 from pyrovae.training.checkpoint import CONFIG
@@ -21,10 +22,13 @@ from pyrovae.training.folder import RunFolder
 from pyrovae.training.options import choose_device
 from pyrovae.vae import VAE
 
+HIDDEN = ("covariate_dim", "max_plate_nesting", "vectorize_particles")  # no choices for the pair that is trained here
+PSEUDO_INPUTS = 10_000  # data that a prior may start at
+
 
 def train(argv: Sequence[str]) -> None:
     """Fit a VAE and keep it in a run folder."""
-    parser = Parser(prog="pyrovae train", description="Fit a VAE by SVI on the ELBO and keep it in a run folder.")
+    parser = Parser(prog="pyrovae train", description="Fit a VAE by SVI and keep it in a run folder.")
     run = parser.add_argument_group("run")
     run.add_argument("--folder", metavar="DIR", help="run folder (default: the next free runs/DATA-NUMBER)")
     run.add_argument(
@@ -33,26 +37,24 @@ def train(argv: Sequence[str]) -> None:
     add_data(parser)
     model = parser.add_argument_group("model")
     model.add_argument("--latent_dim", type=int, default=16, metavar="N", help="latent dimensions (default: 16)")
-    model.add_argument(
-        "--hidden", type=int, nargs="+", default=[200, 200], metavar="N",
-        help="widths of the hidden layers of encoder and, in reverse, decoder (default: 200 200)",
-    )  # fmt: skip
-    parser.add_part("likelihood", likelihoods, likelihoods.Bernoulli)
-    parser.add_part("prior", priors, priors.StandardNormal)
-    parser.add_part("posterior", posteriors, posteriors.DiagonalNormal)
+    for role, (menu, base, default) in _menus().items():
+        parser.add_part(role, menu, default, base=base, hidden=HIDDEN)
     parser.add_record("training", Training)
-    parser.add_argument_group("objective").add_argument(
-        "--beta", type=float, default=1.0, metavar="NUMBER", help="factor of the KL in the loss (default: 1.0)"
-    )
+    run.add_argument(
+        "--allow", nargs="+", default=[], metavar="PACKAGE",
+        help="packages beside pyrovae from which the options of a file or of a run may name classes (default: none)",
+    )  # fmt: skip
     options = _resumed(parser, argv)
     for name in ("data", "data.root"):  # a run must find its data from any folder
         if options[name] is not None and options[name] not in datasets.NAMES and Path(options[name]).exists():
             options[name] = str(Path(options[name]).resolve())
     settings = Training(**{name: options[name] for name in Training.__dataclass_fields__})
     choose_device(settings.device)
-    data = load_data(options, classes(likelihoods)[options["likelihood"]].form)
+    likelihood, _ = parser.chosen("likelihood", options)
+    data = load_data(options, likelihood.form)
     with forked_random(stream_seed(settings.seed, "initialize")):
-        vae = _build(options, data)
+        vae = _build(parser, options, data)
+    objective = _objective(parser, options)
     folder = Path(options["resume"] or options["folder"] or _next_folder(data.name))
     weights = sum(parameter.numel() for parameter in vae.parameters())
     sys.stdout.write(f"{data}\n{weights:,} parameters on {choose_device(settings.device)}\n")
@@ -61,7 +63,7 @@ def train(argv: Sequence[str]) -> None:
             vae.model,
             vae.guide,
             data,
-            objective=ELBO(beta=options["beta"]),
+            objective=objective,
             training=settings,
             folder=folder,
             resume=options["resume"] is not None,
@@ -73,22 +75,44 @@ def train(argv: Sequence[str]) -> None:
     sys.stdout.write(f"\n{history}\n\nrun: {folder}\nnext: pyrovae evaluate {shlex.quote(str(folder))}\n")
 
 
-def _build(options: dict[str, Any], data: Data) -> VAE:
-    latent_dim, hidden = options["latent_dim"], tuple(options["hidden"])
-    likelihood = chosen("likelihood", likelihoods, options)(data.x_shape)
-    posterior = chosen("posterior", posteriors, options)(latent_dim)
-    return VAE(
-        prior=chosen("prior", priors, options)(latent_dim),
-        decoder=networks.MLPDecoder(
-            latent_dim,
-            likelihood.param_shape,
-            hidden=hidden[::-1],
-            initial_params=likelihood.initial_params(data.train.mean()),
-        ),
-        likelihood=likelihood,
-        encoder=networks.MLPEncoder(data.x_shape, posterior.param_shape, hidden=hidden),
-        posterior=posterior,
+def _menus() -> dict[str, tuple[dict[str, type], type, str]]:
+    """Return for each role its menu, the base class of its classes, and the default."""
+    return {
+        "likelihood": (classes(likelihoods), likelihoods.Likelihood, "Bernoulli"),
+        "prior": (classes(priors), priors.Prior, "StandardNormal"),
+        "posterior": (classes(posteriors), posteriors.Posterior, "DiagonalNormal"),
+        "encoder": (classes(networks, networks.Encoder), networks.Encoder, "MLPEncoder"),
+        "decoder": (classes(networks, networks.Decoder), networks.Decoder, "MLPDecoder"),
+        "objective": (classes(objectives, objectives.Objective), objectives.Objective, "ELBO"),
+        "annealing": (classes(schedules), schedules.Schedule, "Constant"),
+    }
+
+
+def _objective(parser: Parser, options: dict[str, Any]) -> objectives.Objective:
+    """Make the objective; only an ELBO can be annealed."""
+    annealing = make(*parser.chosen("annealing", options), {})
+    part, arguments = parser.chosen("objective", options)
+    if not isinstance(annealing, schedules.Constant) and "annealing" not in inspect.signature(part).parameters:
+        raise ValueError(f"{options['objective']} cannot be annealed; leave out --annealing, or take --objective ELBO")
+    return make(part, arguments, {"annealing": annealing})
+
+
+def _build(parser: Parser, options: dict[str, Any], data: Data) -> VAE:
+    """Make the parts in the order in which each asks for others."""
+    latent_dim = options["latent_dim"]
+    make_likelihood, arguments = parser.chosen("likelihood", options)
+    likelihood = make_likelihood.for_data(data, **arguments)
+    posterior = make(*parser.chosen("posterior", options), {"latent_dim": latent_dim})
+    shapes = {"x_shape": data.x_shape, "out_shape": posterior.param_shape}
+    encoder = make(*parser.chosen("encoder", options), shapes)
+    few = data.train.first(PSEUDO_INPUTS).fixed()
+    context = {"latent_dim": latent_dim, "encoder": encoder, "posterior": posterior}
+    prior = make(*parser.chosen("prior", options), {**context, "data": likelihood.encoder_input(few)})
+    start = {"initial_params": likelihood.initial_params(data.train.mean())}
+    decoder = make(
+        *parser.chosen("decoder", options), {"latent_dim": latent_dim, "out_shape": likelihood.param_shape, **start}
     )
+    return VAE(prior=prior, decoder=decoder, likelihood=likelihood, encoder=encoder, posterior=posterior)
 
 
 def _resumed(parser: Parser, argv: Sequence[str]) -> dict[str, Any]:

@@ -18,7 +18,8 @@ class Rows:
     """Data of any kind as the arguments of a Pyro program, row by row.
 
     Args:
-        source: a split, the data ``(N, ...)`` themselves, or a tuple of these and what travels with them.
+        source: a split, whose covariates come as a further argument if it has any; the data ``(N, ...)`` themselves; or
+            a tuple of these and what travels with them.
 
     Raises:
         ValueError: if there are no data, some are not finite, or tensors differ in length.
@@ -56,7 +57,7 @@ class Rows:
     @property
     def num_bytes(self) -> int:
         """Size as stored."""
-        tensors = (self.source.stored,) if isinstance(self.source, Split) else self._tensors
+        tensors = (self.source.stored, *self.source.given) if isinstance(self.source, Split) else self._tensors
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     @property
@@ -73,7 +74,7 @@ class Rows:
     def draw(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Return some rows ``(B,)`` as arguments, with fresh noise from torch's default stream where there is any."""
         if isinstance(self.source, Split):
-            return (self.source.draw(rows),)
+            return (self.source.draw(rows), *(tensor[rows] for tensor in self.source.given))
         return tuple(tensor[rows] for tensor in self._tensors)
 
     def everything(self) -> tuple[Tensor, ...]:
@@ -82,7 +83,7 @@ class Rows:
 
     def fixed(self) -> tuple[Tensor, ...]:
         """Return all rows as arguments, their noise drawn once and for all."""
-        return (self.source.fixed(),) if isinstance(self.source, Split) else self._tensors
+        return (self.source.fixed(), *self.source.given) if isinstance(self.source, Split) else self._tensors
 
     def hash(self) -> str:
         """Return the fingerprint of `fixed`."""

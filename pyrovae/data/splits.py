@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
 
@@ -28,10 +29,11 @@ class Split:
         name: such as "mnist/test"; together with `seed` it fixes the noise of `fixed`.
         levels: number of values an integer can take, 0 to levels - 1; None for floats and counts.
         seed: of the noise of `fixed`.
+        covariates: what a conditional model p(x | z, c) is given, floating point, ``(N, C)``, such as one-hot labels.
 
     Raises:
-        ValueError: if there are no data, labels in their place, NaNs among them, labels of another number, or values
-            that the transform does not take.
+        ValueError: if there are no data, labels in their place, NaNs among them, labels or covariates of another
+            number, or values that the transform does not take.
 
     """
 
@@ -42,6 +44,7 @@ class Split:
     name: str
     levels: int | None = None
     seed: int = 0
+    covariates: Tensor | None = None
 
     def __post_init__(self) -> None:
         shape = (*self.stored.shape,)
@@ -63,12 +66,35 @@ class Split:
                 f"drop or fill them in first"
             )
         self.transform.check(self.stored, levels=self.levels)
+        self._check_covariates()
+
+    def _check_covariates(self) -> None:
+        if self.covariates is None:
+            return
+        shape = (*self.covariates.shape,)
+        if not self.covariates.is_floating_point() or len(shape) != 2 or shape[0] != len(self) or shape[1] < 1:
+            raise ValueError(
+                f"{self.name}: covariates are floating point, of shape ({len(self)}, C), one row per datum, but "
+                f"received {shape} of {self.covariates.dtype}; give rows of numbers, such as "
+                f"one_hot(labels, 10).float()"
+            )
+        if self.covariates.device != self.stored.device:
+            raise ValueError(
+                f"{self.name}: data and covariates lie on one device, but the data are on {self.stored.device} and the "
+                f"covariates on {self.covariates.device}; move one of them by .to(device)"
+            )
+        if bad := int((~self.covariates.isfinite()).sum()):
+            raise ValueError(
+                f"{self.name}: covariates are finite, but {bad} of {self.covariates.numel()} values are NaN or "
+                f"infinite; drop or fill them in first"
+            )
 
     def __len__(self) -> int:
         return len(self.stored)
 
     def __repr__(self) -> str:
-        return f"Split({self.name!r}, {len(self)} of {self.storage}, {self.transform})"
+        given = "" if self.covariates is None else f", {self.covariates.shape[1]} covariates"
+        return f"Split({self.name!r}, {len(self)} of {self.storage}, {self.transform}{given})"
 
     @property
     def x_shape(self) -> tuple[int, ...]:
@@ -133,17 +159,27 @@ class Split:
         return (total / len(self)).float().to(self.stored.device)
 
     def hash(self) -> str:
-        """Return the fingerprint of `fixed`."""
-        return fingerprint(self.fixed())
+        """Return the fingerprint of `fixed`, and of the covariates if there are any."""
+        return fingerprint(self.fixed(), *self.given)
 
     def to(self, device: torch.device | str) -> Split:
         """Return the same split on another device."""
         labels = None if self.labels is None else self.labels.to(device)
-        return replace(self, stored=self.stored.to(device), labels=labels)
+        covariates = None if self.covariates is None else self.covariates.to(device)
+        return replace(self, stored=self.stored.to(device), labels=labels, covariates=covariates)
 
     def with_transform(self, transform: Transform) -> Split:
         """Return the same stored values, seen in another way."""
         return replace(self, transform=transform)
+
+    def with_covariates(self, covariates: Tensor | None) -> Split:
+        """Return the same data with covariates ``(N, C)`` beside them, moved to their device, or with none."""
+        return replace(self, covariates=None if covariates is None else covariates.to(self.stored.device))
+
+    @property
+    def given(self) -> tuple[Tensor, ...]:
+        """What a conditional model is called with beside x: the covariates, or nothing."""
+        return () if self.covariates is None else (self.covariates,)
 
     def first(self, n: int) -> Split:
         """Return the first n data, with the noise they have in the whole split; all of them where n reaches the end."""
@@ -152,7 +188,9 @@ class Split:
         if n >= len(self):
             return self
         labels = None if self.labels is None else self.labels[:n]
-        return replace(self, stored=self.stored[:n], labels=labels, name=f"{self._whole_name}[:{n}]")
+        covariates = None if self.covariates is None else self.covariates[:n]
+        name = f"{self._whole_name}[:{n}]"
+        return replace(self, stored=self.stored[:n], labels=labels, covariates=covariates, name=name)
 
     @property
     def _whole_name(self) -> str:
@@ -174,7 +212,7 @@ class Data:
         name: such as "mnist".
 
     Raises:
-        ValueError: if the parts differ in shape, dtype or levels.
+        ValueError: if the parts differ in shape, dtype, levels or number of covariates.
 
     """
 
@@ -189,6 +227,13 @@ class Data:
             raise ValueError(
                 f"{self.name}: the splits have one shape, dtype and number of levels, but received {received}; "
                 f"bring them to one, or split a single array with from_arrays(x)"
+            )
+        numbers = [0 if split.covariates is None else split.covariates.shape[1] for split in self._splits]
+        if len({*numbers}) > 1:
+            received = ", ".join(f"{split.name} with {c}" for split, c in zip(self._splits, numbers, strict=True))
+            raise ValueError(
+                f"{self.name}: the splits have one number of covariates, but received {received}; give them to all by "
+                f"data.with_covariates(...)"
             )
 
     def __str__(self) -> str:
@@ -213,6 +258,17 @@ class Data:
     def with_transform(self, transform: Transform) -> Data:
         """Return the same stored values, seen in another way."""
         train, validation, test = (split.with_transform(transform) for split in self._splits)
+        return replace(self, train=train, validation=validation, test=test)
+
+    def with_covariates(self, make: Callable[[Split], Tensor]) -> Data:
+        """Return the same data with covariates beside them.
+
+        Args:
+            make: returns those of one split, ``(N, C)``, for instance
+                ``lambda split: one_hot(split.labels, 10).float()``.
+
+        """
+        train, validation, test = (split.with_covariates(make(split)) for split in self._splits)
         return replace(self, train=train, validation=validation, test=test)
 
     def for_form(self, form: Form) -> Data:

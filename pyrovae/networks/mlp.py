@@ -1,4 +1,4 @@
-"""Multilayer perceptrons that keep any batch axes."""
+"""Multilayer perceptrons."""
 
 from __future__ import annotations
 
@@ -8,20 +8,25 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pyrovae import memory
-from pyrovae.describe import Described
+from pyrovae.networks.base import Decoder, Encoder
+from pyrovae.networks.head import dense_head, head_width
+from pyrovae.networks.layers import hidden_layers, linear
 
 
-class MLPEncoder(Described, nn.Module):
-    """From a datum to the parameters of its posterior.
+class MLPEncoder(Encoder):
+    """From a datum to the parameters of its posterior, by linear layers.
 
     Weights start at Glorot's uniform distribution and biases at zero.
 
     Args:
         x_shape: shape of one datum.
         out_shape: shape of the output for one datum, ``posterior.param_shape``.
+        covariate_dim: C, how many covariates are joined to the flattened datum.
         hidden: widths of the hidden layers.
         activation: class of the nonlinearity between layers.
+
+    Raises:
+        ValueError: if a layer has no units, or training the network does not fit into memory.
 
     """
 
@@ -30,47 +35,39 @@ class MLPEncoder(Described, nn.Module):
         x_shape: Sequence[int],
         out_shape: Sequence[int],
         *,
+        covariate_dim: int = 0,
         hidden: Sequence[int] = (200, 200),
         activation: type[nn.Module] = nn.Tanh,
     ) -> None:
-        super().__init__()
-        self.x_shape, self.out_shape = tuple(x_shape), tuple(out_shape)
-        self.layers = _layers((math.prod(x_shape), *hidden, math.prod(out_shape)), activation)
+        super().__init__(x_shape, out_shape, covariate_dim=covariate_dim)
+        widths = (math.prod(x_shape) + covariate_dim, *hidden)
+        layers = hidden_layers(widths, activation, then=math.prod(out_shape))
+        self.layers = nn.Sequential(*layers, linear(widths[-1], math.prod(out_shape)))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(*batch, *x_shape)`` to ``(*batch, *out_shape)``."""
-        if tuple(x.shape[-len(self.x_shape) :]) != self.x_shape:
-            raise ValueError(
-                f"the encoder takes data of shape (*batch, {', '.join(map(str, self.x_shape))}), but received "
-                f"{tuple(x.shape)}; build it with x_shape=data.x_shape"
-            )
-        if not x.is_floating_point():
-            raise ValueError(
-                f"the encoder takes floating-point data, but received {x.dtype}; pyrovae.data.load(x) keeps bytes as "
-                "bytes and transforms them batch by batch"
-            )
-        weight = next(self.layers.parameters())
-        if x.dtype != weight.dtype:
-            raise ValueError(
-                f"data and encoder have one dtype, but the data are {x.dtype} and the encoder {weight.dtype}; convert "
-                f"one of them, for instance by x.to({weight.dtype})"
-            )
-        flat = x.flatten(-len(self.x_shape))  # (*batch, prod(x_shape))
-        return self.layers(flat).unflatten(-1, self.out_shape)  # (*batch, *out_shape)
+    def run(self, x: Tensor, covariates: Tensor | None) -> Tensor:
+        """Map ``(N, *x_shape)`` to ``(N, *out_shape)``."""
+        flat = x.flatten(1)  # (N, prod(x_shape))
+        return self.layers(joined(flat, covariates)).unflatten(-1, self.out_shape)  # (N, *out_shape)
 
 
-class MLPDecoder(Described, nn.Module):
-    """From a latent variable to the parameters of the likelihood.
+class MLPDecoder(Decoder):
+    """From a latent variable to the parameters of the likelihood, by linear layers.
 
     Weights start at Glorot's uniform distribution and biases at zero, but for the last layer's, which can be given.
 
     Args:
         latent_dim: D, the number of latent dimensions.
         out_shape: shape of the output for one datum, ``likelihood.param_shape``.
+        covariate_dim: C, how many covariates are joined to z.
         hidden: widths of the hidden layers.
         activation: class of the nonlinearity between layers.
+        features: of each element, where it has more than 8 parameters: these come from a map that elements share.
         initial_params: ``out_shape``, the bias of the last layer at the start, for instance
-            ``likelihood.initial_params(data.train.mean())``.
+            ``likelihood.initial_params(data.train.mean())``; the output at z = 0 (and covariates of 0) where the
+            activation is 0 at 0.
+
+    Raises:
+        ValueError: if a layer has no units, or training the network does not fit into memory.
 
     """
 
@@ -79,40 +76,25 @@ class MLPDecoder(Described, nn.Module):
         latent_dim: int,
         out_shape: Sequence[int],
         *,
+        covariate_dim: int = 0,
         hidden: Sequence[int] = (200, 200),
         activation: type[nn.Module] = nn.Tanh,
+        features: int = 8,
         initial_params: Tensor | None = None,
     ) -> None:
-        super().__init__()
-        self.latent_dim, self.out_shape = latent_dim, tuple(out_shape)
-        self.layers = _layers((latent_dim, *hidden, math.prod(out_shape)), activation)
-        if initial_params is not None:
-            if tuple(initial_params.shape) != self.out_shape:
-                raise ValueError(
-                    f"initial_params has the shape of the decoder's output, {self.out_shape}, but received "
-                    f"{tuple(initial_params.shape)}; make it with likelihood.initial_params(mean of x)"
-                )
-            with torch.no_grad():
-                last = self.layers[-1]
-                assert isinstance(last, nn.Linear)
-                last.bias.copy_(initial_params.flatten())
+        super().__init__(latent_dim, out_shape, covariate_dim=covariate_dim, initial_params=initial_params)
+        widths = (latent_dim + covariate_dim, *hidden)
+        layers = hidden_layers(widths, activation, then=head_width(out_shape, features))
+        head = dense_head(
+            widths[-1], out_shape, features=features, activation=activation, initial_params=initial_params
+        )
+        self.layers = nn.Sequential(*layers, head)
 
-    def forward(self, z: Tensor) -> Tensor:
-        """Map ``(*batch, latent_dim)`` to ``(*batch, *out_shape)``."""
-        return self.layers(z).unflatten(-1, self.out_shape)
+    def run(self, z: Tensor, covariates: Tensor | None) -> Tensor:
+        """Map ``(N, latent_dim)`` to ``(N, *out_shape)``."""
+        return self.layers(joined(z, covariates)).reshape(-1, *self.out_shape)
 
 
-def _layers(widths: Sequence[int], activation: type[nn.Module]) -> nn.Sequential:
-    """Linear layers of the given widths, input and output included, with activations between them."""
-    if min(widths) < 1:
-        raise ValueError(f"every layer has at least one unit, but received widths {tuple(widths)}")
-    weights = sum(a * b for a, b in zip(widths, widths[1:], strict=False))
-    size = 4 * 4.0 * weights  # the weights, their gradients and the two moments of Adam
-    memory.require(size, what=f"training a network with layers of {tuple(widths)} units", cure="choose smaller layers")
-    layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(widths, widths[1:], strict=False):
-        linear = nn.Linear(fan_in, fan_out)
-        nn.init.xavier_uniform_(linear.weight)
-        nn.init.zeros_(linear.bias)
-        layers += [linear, activation()]
-    return nn.Sequential(*layers[:-1])
+def joined(x: Tensor, covariates: Tensor | None) -> Tensor:
+    """Return ``(N, D)`` and covariates ``(N, C)`` side by side."""
+    return x if covariates is None else torch.cat([x, covariates], -1)

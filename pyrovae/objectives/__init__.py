@@ -4,8 +4,7 @@ from pyrovae.objectives import schedules
 from pyrovae.objectives.base import Objective, Terms
 from pyrovae.objectives.dreg import DReG
 from pyrovae.objectives.elbo import ELBO
-from pyrovae.objectives.importance import ImportanceObjective
 from pyrovae.objectives.iwae import IWAE
 from pyrovae.objectives.stl import STL
 
-__all__ = ["ELBO", "IWAE", "STL", "DReG", "ImportanceObjective", "Objective", "Terms", "schedules"]
+__all__ = ["ELBO", "IWAE", "STL", "DReG", "Objective", "Terms", "schedules"]

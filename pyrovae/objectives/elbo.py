@@ -33,8 +33,9 @@ class ELBO(Objective):
     superfluous are not computed.
 
     With beta other than 1, annealing or free bits the loss is no bound; reported bounds never contain them. Free bits
-    hold for the KL_j of each latent dimension, averaged over the minibatch. Where the KL of a site is not a sum over
-    dimensions (a full-covariance guide, a mixture prior), the site as a whole gets free_bits times its dimensions.
+    hold for the KL_j of each latent dimension, averaged over the minibatch, particles and plates inside, without
+    what is masked. Where the KL of a site is not a sum over dimensions (a full-covariance guide, a mixture prior), the
+    site as a whole gets free_bits times its dimensions.
 
     *beta-VAE: learning basic visual concepts with a constrained variational framework (Higgins et al. 2017)*,
     https://openreview.net/forum?id=Sy2fzU9gl;
@@ -126,8 +127,8 @@ class ELBO(Objective):
             if self.free_bits:
                 if not alike or (isinstance(guide_site["scale"], Tensor) and guide_site["scale"].ndim):
                     raise ValueError(
-                        f"free bits need one scale and mask for {name!r}, but model and guide give it different ones; "
-                        "scale both alike, or set free_bits=0"
+                        f"free bits need one scale and mask for {name!r}, but model and guide do not share theirs; "
+                        "scale both by the same number, mask both by the very same tensor, or set free_bits=0"
                     )
                 by_dimension = kl_by_dimension(guide_site, model_site, closed_form=kl is not None)
                 floors.add(
@@ -178,29 +179,30 @@ class _Floors:
     def __init__(self, free_bits: float) -> None:
         self.free_bits = free_bits
         self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
+        self.counts: dict[str, int | Tensor] = {}
         self.floors: dict[str, float] = {}
         self.scales: dict[str, Any] = {}
 
     def add(self, name: str, kl: Tensor, site: Any, *, joint: bool) -> None:
         """Add the KL of a site, over its batch shape and, unless it is of all dimensions jointly, its event shape."""
-        batch_dims, event_shape = len(site["fn"].batch_shape), site["fn"].event_shape
+        batch_shape, event_shape = site["fn"].batch_shape, site["fn"].event_shape
         mask = site["mask"]
-        if isinstance(mask, Tensor) and not joint:
-            mask = mask.reshape(*mask.shape, *(1,) * len(event_shape))
+        count: int | Tensor = batch_shape.numel()
+        if isinstance(mask, Tensor):  # what is masked is not there, neither in the sum nor in the mean
+            count = mask.expand(batch_shape).sum()
+            mask = mask if joint else mask.reshape(*mask.shape, *(1,) * len(event_shape))
         kl = scale_and_mask(kl, mask=mask)
-        kl = kl.expand(site["fn"].batch_shape + kl.shape[batch_dims:])
-        self.sums[name] = self.sums.get(name, 0.0) + kl.sum(tuple(range(batch_dims)))
-        self.counts[name] = self.counts.get(name, 0) + site["fn"].batch_shape.numel()
+        kl = kl.expand(batch_shape + kl.shape[len(batch_shape) :])
+        self.sums[name] = self.sums.get(name, 0.0) + kl.sum(tuple(range(len(batch_shape))))
+        self.counts[name] = self.counts.get(name, 0) + count
         self.floors[name] = self.free_bits * (event_shape.numel() if joint else 1)
         self.scales[name] = site["scale"]
 
     def total(self) -> Tensor | float:
         """Return the sum over data, particles and dimensions, multiplied by Pyro's scales."""
         total: Tensor | float = 0.0
-        for name, found in self.sums.items():
-            count = self.counts[name]
-            total = total + self.scales[name] * count * (found / count).clamp(min=self.floors[name]).sum()
+        for name, found in self.sums.items():  # count max(floor, sum / count)
+            total = total + self.scales[name] * found.clamp(min=self.floors[name] * self.counts[name]).sum()
         return total
 
 

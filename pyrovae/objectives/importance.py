@@ -48,7 +48,7 @@ class ImportanceObjective(Objective):
         check_num_particles(num_particles)
         super().__init__(num_particles=num_particles)
         self.num_weighted = num_particles
-        self._inspected: tuple[Program, Program, Pair] | None = None
+        self._inspected: tuple[tuple[Program, Program, tuple[str, ...]], Pair] | None = None
 
     def describe(self) -> dict[str, object]:
         """Return class and options, as a run folder keeps them."""
@@ -56,9 +56,8 @@ class ImportanceObjective(Objective):
 
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
         """Run the pair on ``args`` and return the loss with its terms."""
-        model, guide = partial(model, **kwargs) if kwargs else model, partial(guide, **kwargs) if kwargs else guide
-        pair = self._inspect(model, guide, args)
-        return self.terms_of(pair, partial(model, *args), partial(guide, *args))
+        pair = self._inspect(model, guide, args, kwargs)
+        return self.terms_of(pair, partial(model, *args, **kwargs), partial(guide, *args, **kwargs))
 
     def terms_of(self, pair: Pair, model: Program, guide: Program) -> Terms:
         """Return the terms of programs without arguments, whose structure is known."""
@@ -75,14 +74,23 @@ class ImportanceObjective(Objective):
         reconstruction = log_likelihood.detach().mean(0).sum()
         return Terms(loss, reconstruction, (log_guide - log_prior).detach().mean(0).sum())
 
-    def _inspect(self, model: Program, guide: Program, args: tuple[Any, ...]) -> Pair:
+    def _inspect(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pair:
         """Return the structure of a pair, read off its first run."""
-        if self._inspected is None or self._inspected[:2] != (model, guide):
+        args, names = (*args, *kwargs.values()), tuple(kwargs)
+        if not args or not isinstance(args[0], Tensor) or not args[0].ndim:
+            received = type(args[0]).__name__ if args else "no argument"
+            raise TypeError(
+                "an importance-weighted bound is that of each datum, so that model and guide are called with the data, "
+                f"a tensor (N, ...), as their first argument, but received {received}"
+            )
+        key = (model, guide, names)
+        if self._inspected is None or self._inspected[0] != key:
+            if names:  # tensors given by name have as many rows as the data, too
+                model, guide = partial(_call, model, names), partial(_call, guide, names)
             modules = find_modules(model, guide)
             with own_store(modules), module_mode(modules, training=False):
-                pair = inspect_pair(model, guide, args, modules=modules)
-            self._inspected = (model, guide, pair)
-        return self._inspected[2]
+                self._inspected = (key, inspect_pair(model, guide, args, modules=modules))
+        return self._inspected[1]
 
     def _runs(self, pair: Pair, model: Program, guide: Program) -> Iterator[_Run]:
         """Run the pair on all particles at once, or on one after the other."""
@@ -113,8 +121,11 @@ class ImportanceObjective(Objective):
         """Return a draw as it is scored; what flows back to the guide is multiplied by its weight where that is due."""
         if not (self.reweights_path and z.requires_grad):
             return z
+        event_dim = pair.latents[name].event_dim
+        row_axis, particle_axis = pair.dim - event_dim, -1 - pair.nesting - event_dim if run.lead else None
         scored = z.view_as(z)
-        scored.register_hook(partial(_multiply, run, pair, name))
+        # what a hook holds lives as long as the graph of the draw: not the run, whose values hold that graph
+        scored.register_hook(partial(_multiply, run.weights, row_axis, particle_axis))
         return scored
 
     def _score(self, pair: Pair, run: _Run) -> tuple[Tensor, Tensor, Tensor]:
@@ -173,15 +184,20 @@ def _rows(pair: Pair, run: _Run, log_prob: Tensor, site: Any) -> Tensor:
     return value if run.lead else value.unsqueeze(0)
 
 
-def _multiply(run: _Run, pair: Pair, name: str, gradient: Tensor) -> Tensor:
+def _multiply(weights: list[Tensor], row_axis: int, particle_axis: int | None, gradient: Tensor) -> Tensor:
     """Multiply the gradient of a draw, in Pyro's layout, by the normalized weights ``(K, B)``."""
-    (weights,) = run.weights
-    latent = pair.latents[name]
+    (normalized,) = weights
     shape = [1] * gradient.ndim
-    shape[pair.dim - latent.event_dim] = weights.shape[1]
-    if run.lead:
-        shape[-1 - pair.nesting - latent.event_dim] = weights.shape[0]
-    return gradient * weights.reshape(shape)
+    shape[row_axis] = normalized.shape[1]
+    if particle_axis is not None:
+        shape[particle_axis] = normalized.shape[0]
+    return gradient * normalized.reshape(shape).to(gradient.dtype)
+
+
+def _call(program: Program, names: tuple[str, ...], *args: Any) -> Any:
+    """Call a program whose last arguments are given by name."""
+    split = len(args) - len(names)
+    return program(*args[:split], **dict(zip(names, args[split:], strict=True)))
 
 
 def _scale(pair: Pair, run: _Run) -> float:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 
+__all__ = ["Constant", "Cyclical", "Linear", "Schedule"]
+
 
 @dataclass(frozen=True)
 class Schedule(ABC):

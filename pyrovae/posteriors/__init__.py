@@ -2,5 +2,8 @@
 
 from pyrovae.posteriors.base import Posterior
 from pyrovae.posteriors.diagonal_normal import DiagonalNormal
+from pyrovae.posteriors.full_normal import FullNormal
+from pyrovae.posteriors.iaf import IAF
+from pyrovae.posteriors.low_rank_normal import LowRankNormal
 
-__all__ = ["DiagonalNormal", "Posterior"]
+__all__ = ["IAF", "DiagonalNormal", "FullNormal", "LowRankNormal", "Posterior"]

@@ -7,6 +7,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyrovae.posteriors.base import Posterior
+from pyrovae.posteriors.clamp import MAX_LOG_VARIANCE, MIN_LOG_VARIANCE, check_bounds, clamp
 
 
 class DiagonalNormal(Posterior):
@@ -30,16 +31,17 @@ class DiagonalNormal(Posterior):
 
     n_params = 2
 
-    def __init__(self, latent_dim: int, *, min_log_variance: float = -10.0, max_log_variance: float = 10.0) -> None:
+    def __init__(
+        self,
+        latent_dim: int,
+        *,
+        min_log_variance: float = MIN_LOG_VARIANCE,
+        max_log_variance: float = MAX_LOG_VARIANCE,
+    ) -> None:
         super().__init__(latent_dim)
-        if not min_log_variance < max_log_variance:
-            raise ValueError(
-                f"the clamp of the log-variance needs min < max, but received [{min_log_variance}, {max_log_variance}]"
-            )
-        self.bounds = (min_log_variance, max_log_variance)
+        self.bounds = check_bounds(min_log_variance, max_log_variance)
 
     def forward(self, params: Tensor) -> TorchDistribution:
         """Turn ``(*batch, latent_dim, 2)``, mean and log-variance, into a distribution over z."""
         mean, log_variance = self.split(params)
-        clamped = log_variance + (log_variance.clamp(*self.bounds) - log_variance).detach()
-        return dist.Normal(mean, (0.5 * clamped).exp()).to_event(1)
+        return dist.Normal(mean, (0.5 * clamp(log_variance, self.bounds)).exp()).to_event(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import chain
 
 import torch
@@ -19,15 +20,27 @@ def device_of(vae: VAE) -> torch.device:
 
 
 @torch.no_grad()
-def codes(vae: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of q(z | x) for data ``(N, *x_shape)``, each ``(N, D)``, on the CPU."""
+def codes(vae: VAE, x: Tensor, covariates: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of q(z | x) for data ``(N, *x_shape)``, each ``(N, D)``, on the CPU.
+
+    Args:
+        vae: the model.
+        x: ``(N, *x_shape)``.
+        covariates: ``(N, ...)`` each, of a conditional model.
+
+    """
     moments = []
     with module_mode([vae], training=False):
-        for rows in x.split(ROWS):
-            q = vae.encode(rows.to(device_of(vae)))
+        for args in zip(*(tensor.split(ROWS) for tensor in (x, *covariates)), strict=True):
+            q = vae.encode(*(rows.to(device_of(vae)) for rows in args))
             moments.append(torch.stack([q.mean, q.stddev]).cpu().double())
     mean, stddev = torch.cat(moments, 1)
     return mean, stddev
+
+
+def first_rows(tensor: Tensor, num: int) -> Tensor:
+    """Return the first rows of ``(N, ...)``, as many as asked for: after the last one comes the first again."""
+    return tensor[torch.arange(num, device=tensor.device) % len(tensor)]
 
 
 def kl_to_standard_normal(mean: Tensor, stddev: Tensor) -> Tensor:

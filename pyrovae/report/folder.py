@@ -69,10 +69,10 @@ def draw_report(*, history: History | None, evaluation: Evaluation, vae: VAE, da
     figures = {
         "training": training_curves(history) if history and history.epochs else None,
         "ladder": ladder(evaluation),
-        "reconstructions": reconstructions(vae, x),
-        "samples": samples(vae),
-        "latent_space": latent_space(vae, x, data.labels),
-        "traversals": traversals(vae, x),
+        "reconstructions": reconstructions(vae, x, covariates=data.given),
+        "samples": samples(vae, covariates=data.given),
+        "latent_space": latent_space(vae, x, data.labels, covariates=data.given),
+        "traversals": traversals(vae, x, covariates=data.given),
     }
     return {name: figure for name, figure in figures.items() if figure is not None}
 

@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyrovae.report.codes import codes, device_of, kl_to_standard_normal
+from pyrovae.report.codes import codes, device_of, first_rows, kl_to_standard_normal
 from pyrovae.report.style import FAINT, FIRST, blank, dress, styled
 from pyrovae.vae import VAE
 
@@ -24,7 +24,7 @@ POINTS = 2000  # in a scatter
 
 
 @styled
-def reconstructions(vae: VAE, x: Tensor, *, num: int = 10) -> Figure:
+def reconstructions(vae: VAE, x: Tensor, *, covariates: Sequence[Tensor] = (), num: int = 10) -> Figure:
     """Draw data above E[x | z] at the mean z of their posterior.
 
     Data that are not images are drawn as a scatter of E[x | z] over x, for the first 9 columns and the first 2000 data.
@@ -32,12 +32,13 @@ def reconstructions(vae: VAE, x: Tensor, *, num: int = 10) -> Figure:
     Args:
         vae: the model.
         x: ``(N, *x_shape)``; images are ``(C, H, W)`` with C of 1 or 3, or ``(H, W)``.
+        covariates: ``(N, ...)`` each, of a conditional model.
         num: how many images are shown.
 
     """
     _require_positive(num=num)
-    shown = x[: num if is_image(vae) else POINTS].to(device_of(vae))
-    means = vae.reconstruct(shown).cpu()
+    args = [tensor[: num if is_image(vae) else POINTS].to(device_of(vae)) for tensor in (x, *covariates)]
+    shown, means = args[0], vae.reconstruct(*args).cpu()
     shown = shown.cpu()
     if not is_image(vae):
         return _scatter(shown.flatten(1), means.flatten(1))
@@ -50,11 +51,14 @@ def reconstructions(vae: VAE, x: Tensor, *, num: int = 10) -> Figure:
 
 
 @styled
-def samples(vae: VAE, *, num: int = 64, seed: int = 0, mean: bool = True) -> Figure | None:
+def samples(
+    vae: VAE, *, covariates: Sequence[Tensor] = (), num: int = 64, seed: int = 0, mean: bool = True
+) -> Figure | None:
     """Draw E[x | z] for z from the prior, or draws of x; None for data that are not images.
 
     Args:
         vae: the model.
+        covariates: ``(N, ...)`` each, of a conditional model; sample i has those of row i, modulo N.
         num: how many.
         seed: of the draws.
         mean: show E[x | z]; otherwise draws of x.
@@ -62,7 +66,8 @@ def samples(vae: VAE, *, num: int = 64, seed: int = 0, mean: bool = True) -> Fig
     """
     if not is_image(vae):
         return None
-    images = vae.generate(num, seed=seed, mean=mean).cpu()
+    given = [first_rows(tensor, num).to(device_of(vae)) for tensor in covariates]
+    images = vae.generate(num, *given, seed=seed, mean=mean).cpu()
     columns = math.ceil(math.sqrt(num))
     missing = images.new_full((-num % columns, *images.shape[1:]), math.nan)
     grid = torch.cat([images, missing]).unflatten(0, (-1, columns))  # (rows, columns, *x_shape)
@@ -71,7 +76,9 @@ def samples(vae: VAE, *, num: int = 64, seed: int = 0, mean: bool = True) -> Fig
 
 
 @styled
-def traversals(vae: VAE, x: Tensor, *, num_dims: int = 8, num_values: int = 9) -> Figure | None:
+def traversals(
+    vae: VAE, x: Tensor, *, covariates: Sequence[Tensor] = (), num_dims: int = 8, num_values: int = 9
+) -> Figure | None:
     """Draw E[x | z] with one dimension of z moved at a time; None for data that are not images.
 
     Rows are the latent dimensions with the largest KL from the posterior to N(0, 1), averaged over the data. The
@@ -80,6 +87,7 @@ def traversals(vae: VAE, x: Tensor, *, num_dims: int = 8, num_values: int = 9) -
     Args:
         vae: the model.
         x: ``(N, *x_shape)``.
+        covariates: ``(N, ...)`` each, of a conditional model.
         num_dims: how many latent dimensions are shown at most.
         num_values: how many values each takes, from -2.5 to 2.5.
 
@@ -87,10 +95,11 @@ def traversals(vae: VAE, x: Tensor, *, num_dims: int = 8, num_values: int = 9) -
     if not is_image(vae):
         return None
     _require_positive(num_dims=num_dims, num_values=num_values)
-    kl = kl_to_standard_normal(*codes(vae, x))
+    kl = kl_to_standard_normal(*codes(vae, x, covariates))
     dims = kl.argsort(descending=True, stable=True)[:num_dims].tolist()
     values = torch.linspace(-2.5, 2.5, num_values)
-    moved = vae.traverse(x[0].to(device_of(vae)), dims=dims, values=values).cpu()
+    datum = [tensor[0].to(device_of(vae)) for tensor in (x, *covariates)]
+    moved = vae.traverse(*datum, dims=dims, values=values).cpu()
     figure = _draw(
         moved,
         limits=_limits(vae, moved),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyrovae.priors import StandardNormal
-from pyrovae.report.codes import codes, device_of, kl_to_standard_normal
+from pyrovae.report.codes import codes, device_of, first_rows, kl_to_standard_normal
 from pyrovae.report.style import FAINT, INK, PALETTE, blank, dress, legend_below, styled
 from pyrovae.sandbox import forked_random, stream_seed
 from pyrovae.vae import VAE
@@ -22,7 +23,7 @@ MARKERS = ("o", "^")  # of the first ten labels and of the others, which have th
 
 
 @styled
-def latent_space(vae: VAE, x: Tensor, labels: Tensor | None = None) -> Figure:
+def latent_space(vae: VAE, x: Tensor, labels: Tensor | None = None, *, covariates: Sequence[Tensor] = ()) -> Figure:
     """Draw the posterior means of data, in color by their labels, against the prior.
 
     For one latent dimension a histogram, else a scatter of the two with the largest mean KL to N(0, 1). Circles are one
@@ -32,9 +33,10 @@ def latent_space(vae: VAE, x: Tensor, labels: Tensor | None = None) -> Figure:
         vae: the model.
         x: ``(N, *x_shape)``.
         labels: ``(N,)``; whole numbers of at most 20 kinds (10 in a histogram); others do not color.
+        covariates: ``(N, ...)`` each, of a conditional model; a prior given them is drawn with all of them.
 
     """
-    mean, stddev = codes(vae, x)
+    mean, stddev = codes(vae, x, covariates)
     kl = kl_to_standard_normal(mean, stddev)
     dims = sorted(kl.argsort(descending=True, stable=True)[:2].tolist())
     groups = _groups(labels, len(x), most=len(PALETTE) * (1 if len(dims) == 1 else len(MARKERS)))
@@ -46,10 +48,10 @@ def latent_space(vae: VAE, x: Tensor, labels: Tensor | None = None) -> Figure:
     names = [f"z[{dim}]  (mean KL to N(0, 1): {kl[dim]:.2f} nats)" for dim in dims]
     axes.set_xlabel(names[0])
     if len(dims) == 1:
-        _histogram(axes, vae, mean[:, 0], groups)
+        _histogram(axes, vae, mean[:, 0], groups, covariates)
         axes.set_ylabel("Density")
     else:
-        _scatter(axes, vae, mean[:, dims], groups, dims)
+        _scatter(axes, vae, mean[:, dims], groups, dims, covariates)
         axes.set_ylabel(names[1])
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     legend_below(figure, [label for label in handles if label not in groups])
@@ -78,7 +80,7 @@ def _groups(labels: Tensor | None, num: int, *, most: int) -> dict[str, Tensor]:
     return {f"{int(kind)}": labels == kind for kind in kinds}
 
 
-def _histogram(axes: Axes, vae: VAE, mean: Tensor, groups: dict[str, Tensor]) -> None:
+def _histogram(axes: Axes, vae: VAE, mean: Tensor, groups: dict[str, Tensor], covariates: Sequence[Tensor]) -> None:
     """Stack the histograms of the groups of means ``(N,)`` below the density of the prior."""
     edge = max(3.0, mean.abs().max().item())
     axes.hist(
@@ -94,11 +96,18 @@ def _histogram(axes: Axes, vae: VAE, mean: Tensor, groups: dict[str, Tensor]) ->
         density = (-0.5 * z**2).exp() / math.sqrt(2 * math.pi)
         axes.plot(z.numpy(), density.numpy(), color=FAINT, linewidth=1.4, label="Prior N(0, 1)")
     else:
-        draws = _prior_draws(vae)[:, 0].numpy()
+        draws = _prior_draws(vae, covariates)[:, 0].numpy()
         axes.hist(draws, bins=60, density=True, histtype="step", color=FAINT, linewidth=1.4, label="Prior")
 
 
-def _scatter(axes: Axes, vae: VAE, mean: Tensor, groups: dict[str, Tensor], dims: list[int]) -> None:
+def _scatter(
+    axes: Axes,
+    vae: VAE,
+    mean: Tensor,
+    groups: dict[str, Tensor],
+    dims: list[int],
+    covariates: Sequence[Tensor],
+) -> None:
     """Scatter means ``(N, 2)`` in an order that hides no group behind another."""
     if isinstance(vae.prior, StandardNormal):
         angle = torch.linspace(0, 2 * math.pi, 181)
@@ -106,7 +115,7 @@ def _scatter(axes: Axes, vae: VAE, mean: Tensor, groups: dict[str, Tensor], dims
             circle = radius * torch.stack([angle.cos(), angle.sin()])  # (2, 181)
             axes.plot(*circle.numpy(), color=INK, alpha=0.6, linewidth=0.9, linestyle=(0, (4, 3)), label=label)
     else:
-        draws = _prior_draws(vae)[:, dims].numpy()
+        draws = _prior_draws(vae, covariates)[:, dims].numpy()
         axes.scatter(draws[:, 0], draws[:, 1], s=4, color="#dddddd", linewidths=0, zorder=0, label="Prior, draws")
     order = torch.randperm(len(mean), generator=torch.Generator().manual_seed(0))
     size = min(26.0, max(5.0, 12000 / len(mean)))
@@ -123,7 +132,9 @@ def _scatter(axes: Axes, vae: VAE, mean: Tensor, groups: dict[str, Tensor], dims
     axes.set_aspect("equal", adjustable="datalim")
 
 
-def _prior_draws(vae: VAE) -> Tensor:
+def _prior_draws(vae: VAE, covariates: Sequence[Tensor]) -> Tensor:
     """Return draws from the prior, ``(DRAWS, D)``, the same at every call."""
     with torch.no_grad(), forked_random(stream_seed(0, "prior"), device_of(vae)):
+        if vae.prior.conditional:
+            return vae.prior(*(first_rows(c, DRAWS).to(device_of(vae)) for c in covariates)).sample().cpu()
         return vae.prior().sample((DRAWS,)).cpu()

@@ -5,8 +5,20 @@ contains the Monte Carlo noise, and over Monte Carlo draws at fixed data. They a
 added.
 """
 
+from pyrovae.results.comparison import Block, Comparison, Row, compare
 from pyrovae.results.evaluation import Estimate, Evaluation, bits_per_dimension
 from pyrovae.results.history import Epoch, History
 from pyrovae.results.particles import Particles
 
-__all__ = ["Epoch", "Estimate", "Evaluation", "History", "Particles", "bits_per_dimension"]
+__all__ = [
+    "Block",
+    "Comparison",
+    "Epoch",
+    "Estimate",
+    "Evaluation",
+    "History",
+    "Particles",
+    "Row",
+    "bits_per_dimension",
+    "compare",
+]

@@ -128,6 +128,6 @@ def _describe_objective(objective: PyroELBO) -> dict[str, Any]:
 def _describe_data(rows: Rows) -> dict[str, Any]:
     if isinstance(rows.source, Split):
         split = rows.source
-        stored = fingerprint(split.stored)
+        stored = fingerprint(split.stored, *split.given)
         return {"name": split.name, "num_data": len(split), "hash": stored, "transform": split.transform.describe()}
     return {"name": "tensors", "num_data": len(rows), "hash": rows.hash(), "transform": None}

@@ -68,6 +68,7 @@ class Loop:
         self.best_validation = -math.inf
         self.num_weighted = objective.num_weighted if isinstance(objective, Objective) else 1
         self.watched_bound = "elbo" if self.num_weighted == 1 else f"L_{self.num_weighted}"
+        self.bound_name = self.watched_bound.replace("elbo", "ELBO")
         self.batch_size = pair.num_rows if pair.draws_rows else min(training.batch_size, len(self.train))
         self.steps_per_epoch = math.ceil(len(self.train) / self.batch_size)
 
@@ -117,8 +118,7 @@ class Loop:
         """Return why training ends here, or None if it goes on."""
         patience = self.training.patience
         if patience is not None and len(self.epochs) - self.best_epoch >= patience:
-            bound = self.watched_bound.replace("elbo", "ELBO")
-            return f"stopped early: no better validation {bound} since epoch {self.best_epoch}"
+            return f"stopped early: no better validation {self.bound_name} since epoch {self.best_epoch}"
         return f"all {self.training.epochs} epochs done" if len(self.epochs) >= self.training.epochs else None
 
     def _snapshot(self) -> dict[str, Tensor]:
@@ -161,7 +161,10 @@ class Loop:
                     seen += sum(count for _, count in unread)
                     unread = []
                     loss, reconstruction, kl = (sums / seen).tolist()
-                    advance(done + index + 1, f"ELBO {-loss:.2f}  reconstruction {reconstruction:.2f}  KL {kl:.2f}")
+                    advance(
+                        done + index + 1,
+                        f"{self.bound_name} {-loss:.2f}  reconstruction {reconstruction:.2f}  KL {kl:.2f}",
+                    )
         self._check_end(number)
         loss, reconstruction, kl = (sums / seen).tolist()
         known = isinstance(self.objective, Objective)

@@ -1,0 +1,61 @@
+"""Every likelihood on the same digits, in blocks of those that may be compared.
+
+    python examples/likelihoods.py                  the digits that come with scikit-learn; about four minutes
+    python examples/likelihoods.py --data mnist     MNIST; hours on two cores
+
+prints one table for each kind of data: binary images, stored levels, and dequantized ones, which densities score.
+"""
+
+import argparse
+
+import torch
+
+import pyrovae
+from pyrovae import VAE, Training, likelihoods, networks, posteriors, priors
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--data", default="digits")
+parser.add_argument("--smoke", action="store_true", help="a few seconds, to see that it runs")
+options = parser.parse_args()
+
+latent_dim = 16
+training = Training(epochs=1 if options.smoke else 80, batch_size=64, final_learning_rate=1e-4)
+ks = (1, 50) if options.smoke else (1, 50, 5000)  # each divides the next
+num_test = 20 if options.smoke else 200
+
+menu = {
+    "Bernoulli": (likelihoods.Bernoulli, {}),
+    "Categorical": (likelihoods.Categorical, {}),
+    "DiscretizedLogistic": (likelihoods.DiscretizedLogistic, {}),
+    "DiscretizedLogisticMixture": (likelihoods.DiscretizedLogisticMixture, {"num_components": 3}),
+    "Poisson": (likelihoods.Poisson, {}),
+    "NegativeBinomial": (likelihoods.NegativeBinomial, {}),
+    "Gaussian, learned scale": (likelihoods.Gaussian, {"scale": 0.2, "learn_scale": True}),
+    "Gaussian, fixed scale": (likelihoods.Gaussian, {"scale": 0.2}),
+    "HeteroscedasticGaussian": (likelihoods.HeteroscedasticGaussian, {}),
+    "Laplace, learned scale": (likelihoods.Laplace, {"scale": 0.2, "learn_scale": True}),
+    "StudentT, learned scale": (likelihoods.StudentT, {"scale": 0.2, "learn_scale": True}),
+    "ContinuousBernoulli": (likelihoods.ContinuousBernoulli, {}),
+}
+
+stored = pyrovae.data.load(options.data)
+evaluations = {}
+for name, (part, choices) in menu.items():
+    data = stored.for_form(part.form)  # binarized, as stored, or dequantized: what this likelihood scores
+    torch.manual_seed(0)
+    likelihood = part.for_data(data, **choices)
+    posterior = posteriors.DiagonalNormal(latent_dim)
+    vae = VAE(
+        prior=priors.StandardNormal(latent_dim),
+        decoder=networks.MLPDecoder(
+            latent_dim, likelihood.param_shape, initial_params=likelihood.initial_params(data.train.mean())
+        ),
+        likelihood=likelihood,
+        encoder=networks.MLPEncoder(data.x_shape, posterior.param_shape),
+        posterior=posterior,
+    )
+    print(name, flush=True)
+    pyrovae.fit(vae.model, vae.guide, data, training=training)
+    evaluations[name] = pyrovae.evaluate(vae.model, vae.guide, data.test.first(num_test), ks=ks)
+
+print(f"\n{pyrovae.compare(evaluations)}")

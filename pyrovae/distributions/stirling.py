@@ -1,0 +1,56 @@
+"""Factorials less what cancels in the probabilities of counts.
+
+The functions are pieced together by clamps and masks, since `torch.where` is slow on a CPU, and use no more terms than
+the type of the numbers calls for.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+_FAR = 16.0  # from which on the series are exact in float64
+_LOG_FAR = math.log(_FAR)
+_EXCESS_AT_FAR = math.lgamma(_FAR + 1) - _FAR * _LOG_FAR + _FAR
+_EXCESS_SERIES = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188)  # of x^-1, x^-3, ...
+_LACK_SERIES = (1 / 12, -1 / 120, 1 / 252, -1 / 240, 1 / 132, -691 / 32760, 1 / 12)  # of x^-2, x^-4, ...
+
+
+def log_and_excess(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``log x``, and ``log x! - (x log x - x)`` which is about log(2 pi x) / 2, for real x > 0.
+
+    Without the difference, a count of a million has a log-probability that float32 gets wrong by nats.
+    """
+    near, inverse = x.clamp(max=_FAR), x.clamp(min=_FAR).reciprocal_()
+    log_near, log_far = near.log(), inverse.log().add_(_LOG_FAR).neg_()  # log(x / 16), or 0
+    series = _polynomial(inverse * inverse, _EXCESS_SERIES[: 5 if x.dtype == torch.float64 else 2]).mul_(inverse)
+    excess = (near + 1).lgamma_().sub_(near * log_near).add_(near)
+    constant = 0.5 * math.log(2 * math.pi * _FAR) - _EXCESS_AT_FAR
+    return log_near.add_(log_far), excess.add_(log_far, alpha=0.5).add_(series.add_(constant))
+
+
+def digamma_lack(x: Tensor) -> Tensor:
+    """Return ``log x - digamma(x)``, about 1 / (2 x), for real x > 0."""
+    terms, num_steps = (7, 12) if x.dtype == torch.float64 else (4, 6)
+    is_far = (x >= _FAR).to(x.dtype)
+    near = x.clamp(max=_FAR)
+    carried, shifted = near.reciprocal(), near + 1  # digamma(x) = digamma(x + 1) - 1 / x
+    for _ in range(num_steps - 1):
+        carried, shifted = carried + shifted.reciprocal(), shifted + 1
+    exact = near.log() - shifted.log() + carried + _lack_series(shifted, terms)
+    return is_far * _lack_series(x.clamp(min=_FAR), terms) + (1 - is_far) * exact
+
+
+def _lack_series(x: Tensor, terms: int) -> Tensor:
+    inverse = x.reciprocal()
+    square = inverse * inverse
+    return 0.5 * inverse + square * _polynomial(square, _LACK_SERIES[:terms])
+
+
+def _polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
+    total = x * coefficients[-1] + coefficients[-2]
+    for coefficient in coefficients[-3::-1]:
+        total = total * x + coefficient
+    return total

@@ -1,0 +1,38 @@
+"""Laplace likelihood for real data with outliers."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+
+from pyrovae.likelihoods.location import LocationLikelihood
+
+
+class Laplace(LocationLikelihood):
+    """Independent Laplace elements around the decoder's output, with one scale for all of them.
+
+    ``log p(x | z) = -sum_i [log 2 s + |x_i - m_i| / s]``, a density on the real numbers
+
+    Args:
+        x_shape: shape of one datum.
+        scale: mean absolute deviation s, in units of x; where it is learned, its start.
+        learn_scale: whether the scale is trained with the networks.
+
+    Raises:
+        ValueError: if the scale is not positive and finite.
+
+    """
+
+    n_params = 1
+    form = "continuous"
+    base_measure = "Lebesgue"
+
+    def forward(self, params: Tensor) -> TorchDistribution:
+        """Turn locations ``(*batch, *x_shape, 1)`` into a distribution over x."""
+        (location,) = self.split(params)
+        return self.independent(dist.Laplace(location, self.scale))
+
+    def initial_params(self, mean: Tensor) -> Tensor:
+        """Return the mean itself."""
+        return mean.unsqueeze(-1)

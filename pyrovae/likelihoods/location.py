@@ -1,0 +1,41 @@
+"""What the likelihoods with a location and one scale have in common."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from pyrovae.likelihoods.base import Likelihood
+
+
+class LocationLikelihood(Likelihood):
+    """Base of the likelihoods of real numbers around the decoder's output, with one scale for all of them.
+
+    Args:
+        x_shape: shape of one datum.
+        scale: in units of x; where it is learned, its start.
+        learn_scale: whether the scale is trained with the networks.
+
+    Raises:
+        ValueError: if the scale is not positive and finite.
+
+    """
+
+    def __init__(self, x_shape: tuple[int, ...], *, scale: float = 1.0, learn_scale: bool = False) -> None:
+        super().__init__(x_shape)
+        if not (scale > 0 and math.isfinite(scale)):
+            raise ValueError(
+                f"the scale of a {type(self).__name__} is positive and finite, but received {scale}; 1.0 is the default"
+            )
+        log_scale = torch.tensor(math.log(scale))
+        if learn_scale:
+            self.log_scale = nn.Parameter(log_scale)
+        else:
+            self.register_buffer("log_scale", log_scale)
+
+    @property
+    def scale(self) -> Tensor:
+        """The scale, in units of x."""
+        return self.log_scale.exp()

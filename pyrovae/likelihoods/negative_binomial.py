@@ -1,0 +1,58 @@
+"""Negative binomial likelihood for counts that vary more than their mean."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+
+from pyrovae import distributions
+from pyrovae.likelihoods.base import Likelihood
+
+
+class NegativeBinomial(Likelihood):
+    """Independent counts with mean m_i, from the decoder, and variance m_i + m_i^2 / r_i, r_i learned for each element.
+
+    ``log p(x | z) = sum_i log Gamma(x_i + r_i) - log Gamma(r_i) - log x_i! + r_i log(r_i / (r_i + m_i))
+    + x_i log(m_i / (r_i + m_i))``, a probability of whole numbers from 0 on
+
+    *Deep generative modeling for single-cell transcriptomics (Lopez, Regier, Cole, Jordan, Yosef 2018)*,
+    https://doi.org/10.1038/s41592-018-0229-2
+
+    Args:
+        x_shape: shape of one datum.
+        total_count: r, the inverse dispersion; where it is learned, its start. Poisson is the limit of large ones.
+        learn_total_count: whether r is trained with the networks.
+
+    Raises:
+        ValueError: if r is not positive and finite.
+
+    """
+
+    n_params = 1
+    form = "counts"
+    base_measure = "counting"
+
+    def __init__(self, x_shape: tuple[int, ...], *, total_count: float = 1.0, learn_total_count: bool = True) -> None:
+        super().__init__(x_shape)
+        if not (total_count > 0 and math.isfinite(total_count)):
+            raise ValueError(
+                f"the total_count of a NegativeBinomial is positive and finite, but received {total_count}; "
+                "1.0 is the default, Poisson the limit of large ones"
+            )
+        log_total_count = torch.full(self.x_shape, math.log(total_count))
+        if learn_total_count:
+            self.log_total_count = nn.Parameter(log_total_count)
+        else:
+            self.register_buffer("log_total_count", log_total_count)
+
+    def forward(self, params: Tensor) -> TorchDistribution:
+        """Turn logarithms of means ``(*batch, *x_shape, 1)`` into a distribution over x."""
+        (log_mean,) = self.split(params)
+        return self.independent(distributions.NegativeBinomial(log_mean, self.log_total_count))
+
+    def initial_params(self, mean: Tensor) -> Tensor:
+        """Return the logarithm of the mean, at least 0.001."""
+        return mean.clamp(min=0.001).log().unsqueeze(-1)

@@ -1,0 +1,58 @@
+"""Student's t likelihood for real data with heavy tails."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+
+from pyrovae import distributions
+from pyrovae.likelihoods.location import LocationLikelihood
+
+
+class StudentT(LocationLikelihood):
+    """Independent Student's t elements around the decoder's output, with one scale for all of them.
+
+    ``log p(x | z) = -sum_i [(v + 1) / 2 log(1 + (x_i - m_i)^2 / (v s^2)) + log(s B(v / 2, 1 / 2) sqrt(v))]``, a
+    density on the real numbers
+
+    A datum far away pulls at the mean with a force that falls as its distance grows, instead of rising as under a
+    Gaussian. The variance, s^2 v / (v - 2), is infinite up to two degrees of freedom.
+
+    Args:
+        x_shape: shape of one datum.
+        df: degrees of freedom v, above 1, since pictures and reconstructions show means and none exists below.
+        scale: s, in units of x; where it is learned, its start.
+        learn_scale: whether the scale is trained with the networks.
+
+    Raises:
+        ValueError: if the scale is not positive and finite, or there are too few degrees of freedom.
+
+    """
+
+    n_params = 1
+    form = "continuous"
+    base_measure = "Lebesgue"
+    df: Tensor
+
+    def __init__(
+        self, x_shape: tuple[int, ...], *, df: float = 5.0, scale: float = 1.0, learn_scale: bool = False
+    ) -> None:
+        super().__init__(x_shape, scale=scale, learn_scale=learn_scale)
+        if not (df > 1 and math.isfinite(df)):
+            raise ValueError(
+                f"StudentT needs more than 1 degree of freedom to have a mean, and finitely many, but received df={df};"
+                " 5.0 is the default, Gaussian the limit of many"
+            )
+        self.register_buffer("df", torch.tensor(float(df)))
+
+    def forward(self, params: Tensor) -> TorchDistribution:
+        """Turn locations ``(*batch, *x_shape, 1)`` into a distribution over x."""
+        (location,) = self.split(params)
+        return self.independent(distributions.StudentT(self.df, location, self.scale))
+
+    def initial_params(self, mean: Tensor) -> Tensor:
+        """Return the mean itself."""
+        return mean.unsqueeze(-1)

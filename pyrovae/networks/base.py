@@ -1,0 +1,181 @@
+"""The encoder and the decoder, and how to write one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pyrovae.describe import Described
+from pyrovae.networks.fold import fold
+
+
+class Network(Described, nn.Module, ABC):
+    """What encoders and decoders share: an output for each datum, any batch axes, and covariates.
+
+    Attributes:
+        out_shape: shape of the output for one datum.
+        covariate_dim: C, the number of covariates of one datum.
+
+    """
+
+    _role: ClassVar[str]
+    _part: ClassVar[str]
+    _input: ClassVar[str]
+
+    def __init__(self, out_shape: Sequence[int], covariate_dim: int) -> None:
+        super().__init__()
+        if not out_shape or min(out_shape) < 1:
+            raise ValueError(
+                f"the {self._role} emits one number or more per datum, but received out_shape={tuple(out_shape)}; "
+                f"build it with out_shape={self._part}.param_shape"
+            )
+        if covariate_dim < 0:
+            raise ValueError(
+                f"a {self._role} takes 0 covariates or more, but received covariate_dim={covariate_dim}; give their "
+                "number"
+            )
+        self.out_shape, self.covariate_dim = tuple(out_shape), covariate_dim
+
+    @abstractmethod
+    def run(self, x: Tensor, covariates: Tensor | None) -> Tensor:
+        """Map the input of N data, and their covariates ``(N, covariate_dim)`` if any, to ``(N, *out_shape)``."""
+
+    def _folded(self, x: Tensor, event_dim: int, covariates: tuple[Tensor, ...]) -> Tensor:
+        """Run the network on checked covariates and on input with so many axes per datum."""
+        weight = next(self.parameters(), x)
+        if x.dtype != weight.dtype:
+            raise ValueError(
+                f"{self._input} and {self._role} have one dtype, but the {self._input} are {x.dtype} and the "
+                f"{self._role} {weight.dtype}; convert one of them, for instance by x.to({weight.dtype})"
+            )
+        self._check_covariates(covariates, x.shape[: x.ndim - event_dim], weight.dtype)
+
+        def joined(rows: Tensor, *others: Tensor) -> Tensor:
+            return self.run(rows, torch.cat(others, -1) if len(others) > 1 else others[0] if others else None)
+
+        return fold(joined, (x, *covariates), (event_dim, *(1 for _ in covariates)))
+
+    def _check_covariates(self, covariates: tuple[Tensor, ...], batch: torch.Size, dtype: torch.dtype) -> None:
+        """Refuse covariates that are missing, unexpected, of another kind, or that do not belong to the data."""
+        received = ", ".join(f"{tuple(c.shape)} of {c.dtype}" for c in covariates) or "none"
+        if not self.covariate_dim and covariates:
+            raise ValueError(
+                f"the {self._role} takes no covariates, but received {received}; build it with covariate_dim=, the sum "
+                "of their last axes"
+            )
+        if self.covariate_dim and not covariates:
+            raise ValueError(
+                f"the {self._role} takes covariates of shape (*batch, {self.covariate_dim}), but received none; give "
+                "them beside the data, or to a data set by data.with_covariates(...)"
+            )
+        if any(c.dtype != dtype for c in covariates):
+            raise ValueError(
+                f"covariates have the dtype of the {self._role}, {dtype}, but received {received}; convert them, "
+                f"labels for instance by torch.nn.functional.one_hot(labels, {self.covariate_dim}).to({dtype})"
+            )
+        if sum(c.shape[-1] if c.ndim else 0 for c in covariates) != self.covariate_dim:
+            raise ValueError(
+                f"the {self._role} takes covariates whose last axes sum to {self.covariate_dim}, but received "
+                f"{received}; build it with covariate_dim= that sum"
+            )
+        try:
+            torch.broadcast_shapes(batch, *(c.shape[:-1] for c in covariates))
+        except RuntimeError:
+            raise ValueError(
+                f"covariates have the batch axes of the {self._input}, {tuple(batch)}, or some that broadcast to them, "
+                f"but received {received}; give one row per datum"
+            ) from None
+
+
+class Encoder(Network):
+    """A network from a datum to the parameters of its posterior.
+
+    To write your own, copy `MLPEncoder` (the shortest): make the layers in the constructor and map N data to N outputs
+    in `run`; checks, batch axes and covariates are here. Any other ``torch.nn.Module`` of that meaning does too.
+
+    Args:
+        x_shape: shape of one datum.
+        out_shape: shape of the output for one datum, ``posterior.param_shape``.
+        covariate_dim: C, how many covariates are seen beside a datum.
+
+    Raises:
+        ValueError: if a shape is empty or the number negative; and in a call if data or covariates have another shape
+            or dtype than was promised.
+
+    """
+
+    _role, _part, _input = "encoder", "posterior", "data"
+
+    def __init__(self, x_shape: Sequence[int], out_shape: Sequence[int], *, covariate_dim: int = 0) -> None:
+        super().__init__(out_shape, covariate_dim)
+        if not x_shape or min(x_shape) < 1:
+            raise ValueError(
+                f"a datum has one element or more, but received x_shape={tuple(x_shape)}; build the encoder with "
+                "x_shape=data.x_shape"
+            )
+        self.x_shape = tuple(x_shape)
+
+    def forward(self, x: Tensor, *covariates: Tensor) -> Tensor:
+        """Map ``(*batch, *x_shape)`` and covariates, whose last axes sum to C, to ``(*batch, *out_shape)``."""
+        if tuple(x.shape[-len(self.x_shape) :]) != self.x_shape:
+            raise ValueError(
+                f"the encoder takes data of shape (*batch, {', '.join(map(str, self.x_shape))}), but received "
+                f"{tuple(x.shape)}; build it with x_shape=data.x_shape"
+            )
+        if not x.is_floating_point():
+            raise ValueError(
+                f"the encoder takes floating-point data, but received {x.dtype}; pyrovae.data.load(x) keeps bytes as "
+                "bytes and transforms them batch by batch"
+            )
+        return self._folded(x, len(self.x_shape), covariates)
+
+
+class Decoder(Network):
+    """A network from a latent variable to the parameters of the likelihood.
+
+    To write your own, copy `MLPDecoder` (the shortest); see `Encoder`.
+
+    Args:
+        latent_dim: D, the number of latent dimensions.
+        out_shape: shape of the output for one datum, ``likelihood.param_shape``.
+        covariate_dim: C, how many covariates are seen beside z.
+        initial_params: ``out_shape``, where the output starts.
+
+    Raises:
+        ValueError: if a shape is empty, a number too small, or the initial parameters have another shape; and in a call
+            if z or covariates have another shape or dtype than was promised.
+
+    """
+
+    _role, _part, _input = "decoder", "likelihood", "latent variables"
+
+    def __init__(
+        self,
+        latent_dim: int,
+        out_shape: Sequence[int],
+        *,
+        covariate_dim: int = 0,
+        initial_params: Tensor | None = None,
+    ) -> None:
+        super().__init__(out_shape, covariate_dim)
+        if latent_dim < 1:
+            raise ValueError(f"a latent variable has at least 1 dimension, but received latent_dim={latent_dim}")
+        if initial_params is not None and tuple(initial_params.shape) != self.out_shape:
+            raise ValueError(
+                f"initial_params has the shape of the decoder's output, {self.out_shape}, but received "
+                f"{tuple(initial_params.shape)}; make it with likelihood.initial_params(mean of x)"
+            )
+        self.latent_dim = latent_dim
+
+    def forward(self, z: Tensor, *covariates: Tensor) -> Tensor:
+        """Map ``(*batch, latent_dim)`` and covariates, whose last axes sum to C, to ``(*batch, *out_shape)``."""
+        if not z.ndim or z.shape[-1] != self.latent_dim:
+            raise ValueError(
+                f"the decoder takes latent variables of shape (*batch, {self.latent_dim}), but received "
+                f"{tuple(z.shape)}; build it with latent_dim=prior.latent_dim"
+            )
+        return self._folded(z, 1, covariates)

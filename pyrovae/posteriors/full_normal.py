@@ -1,0 +1,52 @@
+"""Normal posterior with a full covariance."""
+
+from __future__ import annotations
+
+import math
+
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+
+from pyrovae.distributions import TriangularNormal
+from pyrovae.posteriors.base import Posterior
+from pyrovae.posteriors.clamp import MAX_LOG_VARIANCE, MIN_LOG_VARIANCE, check_bounds, clamp
+
+
+class FullNormal(Posterior):
+    """``q(z | x) = N(z; mean, L L^T)``, ``L = diag exp(log_variance / 2) (I + N)``, N strictly lower triangular.
+
+    The encoder emits, beside the mean, a matrix A ``(D, D)``: the log-variances on its diagonal, clamped as those of
+    `DiagonalNormal`, and ``N_ij = (A_ij + A_ji) / sqrt(2 D)`` of both its triangles, so that no output is unused. By
+    the divisor the correlations of an untrained encoder do not grow with D. The output of the encoder grows with D^2:
+    for many dimensions take `LowRankNormal`.
+
+    *Auto-encoding variational Bayes (Kingma, Welling 2014)*, https://arxiv.org/abs/1312.6114
+
+    Args:
+        latent_dim: D, the number of latent dimensions.
+        min_log_variance: lower bound of the log-variance.
+        max_log_variance: upper bound of the log-variance.
+
+    Raises:
+        ValueError: if the bounds are not in order.
+
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        *,
+        min_log_variance: float = MIN_LOG_VARIANCE,
+        max_log_variance: float = MAX_LOG_VARIANCE,
+    ) -> None:
+        super().__init__(latent_dim)
+        self.n_params = 1 + latent_dim
+        self.bounds = check_bounds(min_log_variance, max_log_variance)
+
+    def forward(self, params: Tensor) -> TorchDistribution:
+        """Turn ``(*batch, latent_dim, 1 + latent_dim)``, mean and A, into a distribution over z."""
+        mean, *_ = self.split(params)
+        raw = params[..., 1:]
+        scale = (0.5 * clamp(raw.diagonal(dim1=-2, dim2=-1), self.bounds)).exp()
+        lower = (raw + raw.mT).tril(-1) * (scale / math.sqrt(2 * self.latent_dim)).unsqueeze(-1)
+        return TriangularNormal(mean, scale_tril=lower + scale.diag_embed())

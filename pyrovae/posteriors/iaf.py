@@ -1,0 +1,171 @@
+"""Inverse autoregressive flow as a posterior."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pyrovae import memory
+from pyrovae.distributions import FlowLayer, NormalFlow
+from pyrovae.posteriors.base import Posterior
+from pyrovae.posteriors.clamp import MAX_LOG_VARIANCE, MIN_LOG_VARIANCE, check_bounds, clamp
+
+OPEN_GATE = 2.0  # the gate's logit at the start: s = 0.88, so that a layer starts near the identity
+
+
+class IAF(Posterior):
+    """A diagonal normal carried through autoregressive layers, in each of which ``z_i <- s_i z_i + (1 - s_i) m_i``.
+
+    s in (0, 1) and m are functions of the z before i and of a context that the encoder emits; the order of the
+    variables is reversed from layer to layer. A draw with its log q takes one pass; log q of any other z is found one
+    variable after the other. `pyrovae.distributions.NormalFlow` says what its gradient means, and how mean and standard
+    deviation are estimated.
+
+    *Improved variational inference with inverse autoregressive flow (Kingma et al. 2016)*,
+    https://arxiv.org/abs/1606.04934
+
+    Args:
+        latent_dim: D, the number of latent dimensions.
+        num_layers: autoregressive layers.
+        hidden: widths of the hidden layers of each.
+        num_context: numbers per latent dimension that the encoder emits for the layers to see.
+        min_log_variance: lower bound of the log-variance of the normal.
+        max_log_variance: upper bound of the log-variance of the normal.
+
+    Raises:
+        ValueError: if there is no layer, a layer has no hidden units, or the bounds are not in order.
+
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        *,
+        num_layers: int = 2,
+        hidden: Sequence[int] = (64,),
+        num_context: int = 2,
+        min_log_variance: float = MIN_LOG_VARIANCE,
+        max_log_variance: float = MAX_LOG_VARIANCE,
+    ) -> None:
+        super().__init__(latent_dim)
+        if num_layers < 1:
+            raise ValueError(f"a flow has at least 1 layer, but received num_layers={num_layers}")
+        if not hidden or min(hidden) < 1:
+            raise ValueError(f"an autoregressive layer has hidden units, but received hidden={tuple(hidden)}")
+        if num_context < 0:
+            raise ValueError(f"the context has at least 0 numbers per dimension, but received {num_context}")
+        self.n_params = 2 + num_context
+        self.bounds = check_bounds(min_log_variance, max_log_variance)
+        self.layers = nn.ModuleList(
+            AutoregressiveLayer(latent_dim, latent_dim * num_context, tuple(hidden), backwards=index % 2 == 1)
+            for index in range(num_layers)
+        )
+
+    def forward(self, params: Tensor) -> TorchDistribution:
+        """Turn ``(*batch, latent_dim, 2 + num_context)``, mean, log-variance and context, into a distribution."""
+        mean, log_variance, *_ = self.split(params)
+        scale = (0.5 * clamp(log_variance, self.bounds)).exp()
+        context = params[..., 2:].flatten(-2)  # (*batch, D * num_context)
+        return InverseAutoregressiveFlow(mean, scale, tuple(self.layers), context=context)  # type: ignore[arg-type]
+
+
+class InverseAutoregressiveFlow(NormalFlow):
+    """A `NormalFlow` through autoregressive layers."""
+
+
+class AutoregressiveLayer(FlowLayer):
+    """The gated update of each variable given those before it.
+
+    *MADE: masked autoencoder for distribution estimation (Germain et al. 2015)*, https://arxiv.org/abs/1502.03509
+
+    Args:
+        latent_dim: D.
+        context_size: length of the context, seen by all hidden units.
+        hidden: widths of the hidden layers.
+        backwards: whether the last variable comes first.
+
+    """
+
+    def __init__(self, latent_dim: int, context_size: int, hidden: tuple[int, ...], *, backwards: bool) -> None:
+        super().__init__()
+        places = torch.arange(1, latent_dim + 1)  # of each variable in the order, from 1 on
+        self.order = tuple(range(latent_dim))[:: -1 if backwards else 1]
+        seen = places.flip(0) if backwards else places
+        outputs = seen - 1  # a variable's m and s see what lies before its place
+        widths = (latent_dim + context_size, *hidden, 2 * latent_dim)
+        weights = sum(a * b for a, b in zip(widths, widths[1:], strict=False))
+        memory.require(
+            4 * 4.0 * weights, what=f"training an autoregressive layer of {widths} units", cure="choose smaller layers"
+        )
+        layers = []
+        for width in hidden:
+            last_seen = torch.arange(width) * latent_dim // width  # 0 to D - 1: how far each unit sees
+            layers.append(MaskedLinear(last_seen.unsqueeze(1) >= seen))
+            seen = last_seen
+        layers.append(MaskedLinear(outputs.repeat(2).unsqueeze(1) >= seen))
+        self.layers = nn.ModuleList(layers)
+        self.context = nn.Linear(context_size, hidden[0], bias=False) if context_size else None
+        with torch.no_grad():
+            layers[-1].weight.mul_(0.1)
+            layers[-1].bias[latent_dim:] = OPEN_GATE
+
+    def forward(self, value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Map ``(*, D)`` to the result and the log-determinant ``(*)``."""
+        first, *rest = self.layers
+        out = first(value) + self._of_context(context)
+        for layer in rest:
+            out = layer(out.tanh())
+        goal, gate = out.chunk(2, -1)
+        return goal + gate.sigmoid() * (value - goal), functional.logsigmoid(gate).sum(-1)
+
+    def inverse(self, value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return what `forward` maps to this value, and the log-determinant of `forward` there."""
+        first, *middle, last = self.layers
+        masked_first, masked_last = first.masked_weight(), last.masked_weight()  # type: ignore[operator]
+        bias = last.bias
+        assert isinstance(bias, Tensor)
+        latent_dim = len(self.order)
+        before: Any = first.bias + self._of_context(context)  # type: ignore[operator]
+        found: dict[int, Tensor] = {}
+        log_gates = []
+        for place, index in enumerate(self.order):
+            out = before
+            for layer in middle:
+                out = layer(out.tanh())
+            pair = [index, latent_dim + index]
+            goal, gate = functional.linear(out.tanh(), masked_last[pair], bias[pair]).unbind(-1)
+            log_gates.append(functional.logsigmoid(gate))
+            found[index] = goal + (value[..., index] - goal) * log_gates[-1].neg().exp()
+            if place < latent_dim - 1:
+                before = before + found[index].unsqueeze(-1) * masked_first[:, index]
+        ordered = torch.stack([found[index] for index in range(latent_dim)], -1)
+        log_gates = [log_gate.expand(ordered.shape[:-1]) for log_gate in log_gates]
+        return ordered, torch.stack(log_gates, -1).sum(-1)
+
+    def _of_context(self, context: Tensor | None) -> Tensor | float:
+        return 0.0 if self.context is None or context is None else self.context(context)
+
+
+class MaskedLinear(nn.Linear):
+    """A linear layer in which a mask ``(outputs, inputs)`` says what each output sees."""
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__(mask.shape[1], mask.shape[0])
+        self.register_buffer("mask", mask.to(self.weight.dtype), persistent=False)
+        nn.init.xavier_uniform_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def masked_weight(self) -> Tensor:
+        """Return the weights, zero where the mask is."""
+        return self.weight * self.mask
+
+    def forward(self, value: Tensor) -> Tensor:
+        """Map ``(*, inputs)`` to ``(*, outputs)``."""
+        return functional.linear(value, self.masked_weight(), self.bias)

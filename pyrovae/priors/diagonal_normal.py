@@ -1,0 +1,30 @@
+"""Diagonal normal prior."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import nn
+
+from pyrovae.priors.base import Prior
+
+
+class DiagonalNormal(Prior):
+    """``p(z) = N(z; loc, diag exp(log_scale)^2)``, both learned, from N(0, I) on.
+
+    Any such prior can be undone by a first layer of the networks: it makes training easier, not the model richer.
+
+    Args:
+        latent_dim: D, the number of latent dimensions.
+
+    """
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__(latent_dim)
+        self.loc = nn.Parameter(torch.zeros(latent_dim))
+        self.log_scale = nn.Parameter(torch.zeros(latent_dim))
+
+    def forward(self) -> TorchDistribution:
+        """Return the normal, of event shape ``(latent_dim,)``."""
+        return dist.Normal(self.loc, self.log_scale.exp()).to_event(1)

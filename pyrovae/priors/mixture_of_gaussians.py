@@ -1,0 +1,46 @@
+"""Mixture of Gaussians as a prior."""
+
+from __future__ import annotations
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import nn
+
+from pyrovae import memory
+from pyrovae.distributions import NormalMixture
+from pyrovae.priors.base import Prior
+
+
+class MixtureOfGaussians(Prior):
+    """``p(z) = sum_c w_c N(z; m_c, diag s_c^2)``, all learned.
+
+    The components start with equal weights and unit scales at locations drawn from N(0, I), so that they differ.
+
+    *Deep unsupervised clustering with Gaussian mixture variational autoencoders (Dilokthanakul et al. 2016)*,
+    https://arxiv.org/abs/1611.02648
+
+    Args:
+        latent_dim: D, the number of latent dimensions.
+        num_components: C, the number of components.
+
+    Raises:
+        ValueError: if there is not at least one component.
+
+    """
+
+    def __init__(self, latent_dim: int, *, num_components: int = 10) -> None:
+        super().__init__(latent_dim)
+        if num_components < 1:
+            raise ValueError(f"a mixture has at least 1 component, but received num_components={num_components}")
+        memory.require(
+            4 * 8.0 * num_components * latent_dim,
+            what=f"training a mixture of {num_components} components",
+            cure="choose fewer",
+        )
+        self.logits = nn.Parameter(torch.zeros(num_components))
+        self.locs = nn.Parameter(torch.randn(num_components, latent_dim))
+        self.log_scales = nn.Parameter(torch.zeros(num_components, latent_dim))
+
+    def forward(self) -> TorchDistribution:
+        """Return the mixture, of event shape ``(latent_dim,)``."""
+        return NormalMixture(self.logits, self.locs, self.log_scales.exp())

@@ -1,0 +1,43 @@
+"""Student's t prior."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from pyro.distributions import TorchDistribution
+
+from pyrovae import distributions
+from pyrovae.priors.base import Prior
+
+
+class StudentT(Prior):
+    """``p(z) = prod_d t(z_d; df)``, of location 0 and scale 1: heavier tails than N(0, I), with nothing to learn.
+
+    *t3-Variational autoencoder: learning heavy-tailed data with Student's t and power divergence (Kim et al. 2024)*,
+    https://arxiv.org/abs/2312.01133
+
+    Args:
+        latent_dim: D, the number of latent dimensions.
+        df: degrees of freedom; the variance is ``df / (df - 2)`` above 2 and infinite below.
+
+    Raises:
+        ValueError: if the degrees of freedom are not positive and finite.
+
+    """
+
+    df: torch.Tensor
+    loc: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, latent_dim: int, *, df: float = 5.0) -> None:
+        super().__init__(latent_dim)
+        if not (df > 0 and math.isfinite(df)):
+            raise ValueError(f"degrees of freedom are positive and finite, but received df={df}")
+        self.register_buffer("df", torch.tensor(float(df)), persistent=False)
+        self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
+        self.register_buffer("scale", torch.tensor(1.0), persistent=False)
+
+    def forward(self) -> TorchDistribution:
+        """Return the distribution, of event shape ``(latent_dim,)``."""
+        return distributions.StudentT(self.df, self.loc, self.scale).to_event(1)

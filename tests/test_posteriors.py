@@ -1,0 +1,584 @@
+"""Laws that every posterior obeys; a new one is tested the moment it is exported."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import math
+from collections.abc import Callable
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from laws import check_gradients, check_moments, grid
+from pyro import poutine
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+import pyrovae
+from pyrovae import VAE, Training, likelihoods, networks, posteriors, priors
+from pyrovae.describe import build, describe
+from pyrovae.distributions import LowRankNormal, NormalFlow, TriangularNormal
+from pyrovae.kl import CLOSED_FORM, closed_form_kl
+from pyrovae.posteriors import Posterior
+from pyrovae.posteriors.iaf import AutoregressiveLayer
+from pyrovae.sandbox import validation
+
+MENU = [part for part in (getattr(posteriors, name) for name in posteriors.__all__) if not inspect.isabstract(part)]
+BATCHES: list[tuple[int, ...]] = [(), (4,), (2, 3)]
+
+
+def moved(part: type[Posterior], latent_dim: int, **options: object) -> Posterior:
+    """Return a posterior whose parameters, if it has any, are not where they start."""
+    posterior = part(latent_dim, **options)
+    with torch.no_grad():
+        for parameter in posterior.parameters():
+            parameter.add_(torch.randn_like(parameter) / parameter.shape[-1] ** 0.5)
+    return posterior
+
+
+@pytest.mark.parametrize("part", MENU)
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("latent_dim", [1, 3])
+def test_shapes_and_gradients(part: type[Posterior], batch: tuple[int, ...], latent_dim: int) -> None:
+    posterior = part(latent_dim)
+    assert posterior.param_shape == (latent_dim, posterior.n_params)
+    params = torch.randn(*batch, *posterior.param_shape, requires_grad=True)
+    q_z = posterior(params)
+    assert q_z.batch_shape == batch
+    assert q_z.event_shape == (latent_dim,)
+    assert q_z.has_rsample
+    for value in (q_z.mean, q_z.stddev, q_z.variance, q_z.rsample()):
+        assert value.shape == (*batch, latent_dim)
+        assert value.dtype == torch.float64
+    z = q_z.rsample()
+    (z**2 - q_z.log_prob(z.detach()).unsqueeze(-1)).sum().backward()
+    assert (params.grad != 0).all()
+    check_gradients(posterior)
+
+
+@pytest.mark.parametrize("part", MENU)
+@pytest.mark.parametrize("latent_dim", [1, 2])
+def test_it_is_normalized_and_draws_follow_its_density(part: type[Posterior], latent_dim: int) -> None:
+    posterior = moved(part, latent_dim)
+    check_moments(posterior(torch.randn(posterior.param_shape)), latent_dim)
+
+
+@pytest.mark.parametrize("part", MENU)
+def test_mean_and_stddev_are_those_of_the_draws(part: type[Posterior]) -> None:
+    posterior = moved(part, 3)
+    q_z = posterior(torch.randn(5, *posterior.param_shape))
+    z = q_z.sample((40_000,))
+    estimated = 0.2 if part is posteriors.IAF else 0.0  # of 512 draws
+    assert ((z.mean(0) - q_z.mean) / q_z.stddev).abs().max() < 5 / 200 + estimated / 2
+    assert (z.std(0) / q_z.stddev - 1).abs().max() < 0.03 + estimated
+    wide = q_z.expand([2, 5])
+    assert torch.equal(wide.mean, q_z.mean.expand(2, 5, 3))
+    assert torch.equal(wide.stddev, q_z.stddev.expand(2, 5, 3))
+
+
+@pytest.mark.parametrize("part", MENU)
+def test_expanded_posteriors_are_the_same_for_every_particle(part: type[Posterior]) -> None:
+    posterior = moved(part, 3)
+    params = torch.randn(4, *posterior.param_shape)
+    q_z = posterior(params)
+    wide = q_z.expand([6, 4])
+    assert type(wide) is type(q_z)
+    assert wide.expand([2, 6, 4]).sample().shape == (2, 6, 4, 3)
+    z = wide.rsample()
+    assert z.shape == (6, 4, 3)
+    assert wide.rsample((2,)).shape == (2, 6, 4, 3)
+    rows = torch.stack([torch.stack([posterior(params[b]).log_prob(z[k, b]) for b in range(4)]) for k in range(6)])
+    for fn in (q_z, wide):
+        assert torch.allclose(fn.log_prob(z), rows, atol=1e-11)
+    assert q_z.log_prob(z[0, 0]).shape == (4,)
+    assert wide.log_prob(z[0, 0]).shape == (6, 4)
+    assert torch.allclose(wide.log_prob(z.unsqueeze(1)[:, :1]), q_z.log_prob(z).unsqueeze(1).expand(6, 6, 4))
+    with pyro.plate("particles", 6, dim=-2), pyro.plate("data", 4):
+        assert pyro.sample("z", posterior(params)).shape == (6, 4, 3)
+
+
+@pytest.mark.parametrize("part", MENU)
+@pytest.mark.parametrize("latent_dim", [1, 2, 20])
+def test_log_q_of_a_draw_is_that_of_its_value(part: type[Posterior], latent_dim: int) -> None:
+    posterior = moved(part, latent_dim)
+    q_z = posterior(torch.randn(7, *posterior.param_shape)).expand([3, 7])
+    z = q_z.rsample()
+    assert torch.allclose(q_z.log_prob(z), q_z.log_prob(z.detach().clone()), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("part", MENU)
+def test_gradients_of_log_q_at_given_z(part: type[Posterior]) -> None:
+    posterior = moved(part, 3)
+    params = torch.randn(2, *posterior.param_shape, requires_grad=True)
+    z = torch.randn(2, 3, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda params, z: posterior(params).log_prob(z), (params, z))
+    names = [name for name, _ in posterior.named_parameters()]
+
+    def log_q(*values: Tensor) -> Tensor:
+        replaced = dict(zip(names, values, strict=True))
+        with torch.nn.utils.stateless._reparametrize_module(posterior, replaced):
+            return posterior(params.detach()).log_prob(z.detach())
+
+    if names:
+        assert torch.autograd.gradcheck(log_q, tuple(p.detach().requires_grad_() for p in posterior.parameters()))
+
+
+@pytest.mark.parametrize("part", MENU)
+def test_total_and_partial_gradients_of_log_q_at_a_draw(part: type[Posterior]) -> None:
+    posterior = moved(part, 3)
+    params = torch.randn(5, *posterior.param_shape, requires_grad=True)
+    values = (params, *posterior.parameters())
+
+    def gradients(of: Callable[[dist.TorchDistribution, Tensor], Tensor]) -> list[Tensor]:
+        torch.manual_seed(3)
+        q_z = posterior(params)
+        return list(
+            torch.autograd.grad(of(q_z, q_z.rsample()).sum(), values, allow_unused=True, materialize_grads=True)
+        )
+
+    total = gradients(lambda q_z, z: q_z.log_prob(z))
+    along_the_path = gradients(lambda q_z, z: q_z.log_prob(z.clone()))
+    score = gradients(lambda q_z, z: q_z.log_prob(z.detach()))
+    for a, b in zip(total, along_the_path, strict=True):
+        assert torch.allclose(a, b, atol=1e-10)
+    assert any(c.abs().max() > 0.1 for c in score)
+    torch.manual_seed(3)
+    q_z = posterior(params)
+    drawn = q_z.sample()  # without gradients: log q must have those of the score all the same
+    found = torch.autograd.grad(q_z.log_prob(drawn).sum(), values, allow_unused=True, materialize_grads=True)
+    torch.manual_seed(3)
+    assert torch.equal(drawn, posterior(params).rsample())
+    for a, b in zip(found, score, strict=True):
+        assert torch.allclose(a, b, atol=1e-10)
+
+
+@pytest.mark.parametrize("part", MENU)
+def test_nothing_is_left_of_an_earlier_state(part: type[Posterior]) -> None:
+    posterior = moved(part, 3)
+    params = torch.randn(5, *posterior.param_shape)
+    q_z = posterior(params)
+    z = q_z.sample()
+    before = q_z.log_prob(z)
+    copied = copy.deepcopy(posterior)
+    assert torch.allclose(copied(params).log_prob(z), before, atol=1e-10)
+    second = q_z.sample()
+    assert torch.allclose(q_z.log_prob(z), before, atol=1e-10)  # not that of the latest draw
+    with torch.no_grad():
+        for parameter in posterior.parameters():
+            parameter.mul_(1.3)
+        assert torch.allclose(q_z.log_prob(second), q_z.log_prob(second.clone()), atol=1e-10)
+        second.add_(1.0)  # the value itself, in place
+        assert torch.allclose(q_z.log_prob(second), q_z.log_prob(second.clone()), atol=1e-10)
+    assert torch.allclose(copied(params).log_prob(z), before, atol=1e-10)
+
+
+@pytest.mark.parametrize("part", MENU)
+def test_log_q_in_float32(part: type[Posterior]) -> None:
+    posterior = part(50)
+    params = torch.randn(20, *posterior.param_shape).float()
+    narrow = copy.deepcopy(posterior).float()
+    posterior = copy.deepcopy(narrow).double()
+    exact = posterior(params.double())
+    q_z = narrow(params)
+    z = q_z.sample((100,))
+    assert z.dtype == torch.float32
+    for value in (z, z.clone()):  # a draw, and a value from elsewhere
+        assert (q_z.log_prob(value) - exact.log_prob(z.double())).abs().max() < 5e-4
+
+
+@pytest.mark.parametrize("part", MENU)
+def test_it_is_described_and_built_again(part: type[Posterior]) -> None:
+    posterior = moved(part, 3).float()
+    assert all(tensor.dtype == torch.float32 for tensor in (*posterior.parameters(), *posterior.buffers()))
+    again = build(json.loads(json.dumps(describe(posterior)))).float()
+    again.load_state_dict(posterior.state_dict())
+    params, z = torch.randn(2, *posterior.param_shape).float(), torch.randn(2, 3).float()
+    assert type(again) is part
+    assert torch.equal(again(params).log_prob(z), posterior(params).log_prob(z))
+
+
+@pytest.mark.parametrize("part", MENU)
+def test_refusals(part: type[Posterior]) -> None:
+    with pytest.raises(ValueError, match="at least 1 dimension, but received latent_dim=0"):
+        part(0)
+    with pytest.raises(ValueError, match=r"received \(5, 3, 9\); build the network with out_shape=posterior\.param_"):
+        part(3)(torch.zeros(5, 3, 9))
+    with pytest.raises(ValueError, match="needs min < max"):
+        part(3, min_log_variance=1.0, max_log_variance=1.0)
+
+
+def test_refusals_of_options() -> None:
+    with pytest.raises(ValueError, match="rank is at least 1, but received rank=0; 0 would be a DiagonalNormal"):
+        posteriors.LowRankNormal(3, rank=0)
+    with pytest.raises(ValueError, match="at least 1 layer, but received num_layers=0"):
+        posteriors.IAF(3, num_layers=0)
+    for hidden in ((), (4, 0)):
+        with pytest.raises(ValueError, match="has hidden units, but received hidden="):
+            posteriors.IAF(3, hidden=hidden)
+    with pytest.raises(ValueError, match="at least 0 numbers per dimension, but received -1"):
+        posteriors.IAF(3, num_context=-1)
+    with pytest.raises(ValueError, match="training an autoregressive layer .* needs about"):
+        posteriors.IAF(3, hidden=(10**6, 10**7))
+
+
+@pytest.mark.parametrize("part", MENU)
+def test_clamp_cuts_the_value_and_passes_the_gradient(part: type[Posterior]) -> None:
+    for low, high in [(-10.0, 10.0), (-30.0, 20.0)]:
+        posterior = part(3, min_log_variance=low, max_log_variance=high)
+        params = torch.zeros(posterior.param_shape)
+        places = (torch.arange(3), 1 + torch.arange(3)) if part is posteriors.FullNormal else (torch.arange(3), 1)
+        params[places] = torch.tensor([-50.0, 1.5, 50.0])
+        params.requires_grad_()
+        q_z = posterior(params)
+        if isinstance(q_z, NormalFlow):
+            log_variance = 2 * q_z.scale.log()
+        else:
+            log_variance = q_z.variance.log()
+        assert log_variance.tolist() == pytest.approx([low, 1.5, high])
+        log_variance.sum().backward()
+        assert params.grad[places].tolist() == pytest.approx([1.0, 1.0, 1.0])
+
+
+def test_log_q_is_right_in_float32_at_the_default_bound() -> None:
+    torch.set_default_dtype(torch.float32)
+
+    def error(posterior: posteriors.DiagonalNormal) -> float:
+        mean = torch.linspace(-4, 4, 1000)
+        params = torch.stack([mean, torch.full_like(mean, -1e3)], -1).unsqueeze(-2)  # (1000, 1, 2)
+        q_z = posterior(params)
+        noise = torch.randn(1000, 1)
+        z = q_z.mean + q_z.base_dist.scale * noise
+        exact = -0.5 * noise.double() ** 2 - 0.5 * math.log(2 * math.pi) - q_z.base_dist.scale.double().log()
+        return (q_z.log_prob(z) - exact.squeeze(-1)).abs().max().item()
+
+    assert error(posteriors.DiagonalNormal(1)) < 2e-4
+    assert error(posteriors.DiagonalNormal(1, min_log_variance=-30.0)) > 0.1
+
+
+# each against a covariance written down
+
+
+def test_full_normal_against_its_formula() -> None:
+    posterior = posteriors.FullNormal(4)
+    params = torch.randn(6, 4, 5)
+    q_z = posterior(params)
+    scale = torch.diag_embed((0.5 * params[..., 1:].diagonal(dim1=-2, dim2=-1)).exp())
+    lower = torch.zeros(6, 4, 4)
+    for i in range(4):
+        for j in range(i):
+            lower[:, i, j] = (params[:, i, 1 + j] + params[:, j, 1 + i]) / math.sqrt(8)
+    tril = scale @ (torch.eye(4) + lower)
+    theirs = dist.MultivariateNormal(params[..., 0], covariance_matrix=tril @ tril.mT)
+    z = torch.randn(3, 6, 4)
+    assert torch.allclose(q_z.log_prob(z), theirs.log_prob(z), atol=1e-10)
+    assert torch.allclose(q_z.stddev, theirs.stddev)
+    assert torch.allclose(q_z.entropy(), theirs.entropy())
+
+
+def test_low_rank_normal_against_its_formula() -> None:
+    posterior = posteriors.LowRankNormal(4, rank=3)
+    assert posterior.param_shape == (4, 5)
+    params = torch.randn(6, 4, 5)
+    q_z = posterior(params)
+    scale = torch.diag_embed((0.5 * params[..., 1]).exp())
+    factors = params[..., 2:] / math.sqrt(3)
+    covariance = scale @ (torch.eye(4) + factors @ factors.mT) @ scale
+    theirs = dist.MultivariateNormal(params[..., 0], covariance_matrix=covariance)
+    z = torch.randn(3, 6, 4)
+    assert torch.allclose(q_z.log_prob(z), theirs.log_prob(z), atol=1e-10)
+    assert torch.allclose(q_z.covariance_matrix, covariance)
+    assert torch.allclose(q_z.stddev, theirs.stddev)
+    assert torch.allclose(q_z.entropy(), theirs.entropy())
+    assert torch.allclose(q_z.expand([2, 6]).entropy(), theirs.entropy())
+
+
+def test_low_rank_normal_does_not_cancel_in_float32() -> None:
+    loc, factor = torch.randn(64, 50).float(), 0.5 * torch.randn(64, 50, 2).float()
+    diagonal = torch.full((64, 50), 0.05**2).float()
+    ours = LowRankNormal(loc, factor, diagonal)
+    z = ours.sample((20,))
+    theirs = dist.LowRankMultivariateNormal(loc, factor, diagonal)
+    exact = dist.LowRankMultivariateNormal(loc.double(), factor.double(), diagonal.double()).log_prob(z.double())
+    assert (ours.log_prob(z) - exact).abs().max() < 2e-4
+    assert (theirs.log_prob(z) - exact).abs().max() > 2e-3
+
+
+def test_draws_of_correlated_normals_do_not_copy_their_factors() -> None:
+    """Count what a draw for K particles holds: never K factors of each datum."""
+    for part in (posteriors.FullNormal, posteriors.LowRankNormal):
+        posterior = part(20, rank=10) if part is posteriors.LowRankNormal else part(20)
+        q_z = posterior(torch.randn(5, *posterior.param_shape)).expand([40, 5])
+        with _Largest() as largest:
+            q_z.log_prob(q_z.rsample())
+        assert largest.size <= 40 * 5 * 20
+
+
+class _Largest(torch.utils._python_dispatch.TorchDispatchMode):
+    """Notes the largest tensor that is made, not counting views."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and 0 not in out.stride():
+            self.size = max(self.size, out.numel())
+        return out
+
+
+@pytest.mark.parametrize("latent_dim", [1, 2, 5])
+@pytest.mark.parametrize("hidden", [(3,), (64,), (7, 9)])
+@pytest.mark.parametrize("backwards", [False, True])
+def test_autoregressive_layer(latent_dim: int, hidden: tuple[int, ...], backwards: bool) -> None:  # noqa: FBT001
+    layer = AutoregressiveLayer(latent_dim, 4, hidden, backwards=backwards)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    context, value = torch.randn(4), torch.randn(latent_dim)
+    out, log_det = layer(value, context)
+    jacobian = torch.autograd.functional.jacobian(lambda value: layer(value, context)[0], value)
+    assert torch.linalg.slogdet(jacobian).logabsdet.item() == pytest.approx(log_det.item(), abs=1e-12)
+    ordered = jacobian.mT if backwards else jacobian
+    assert torch.equal(ordered.triu(1), torch.zeros_like(ordered))
+    if hidden == (64,):
+        assert (ordered.tril(-1) != 0).sum() == latent_dim * (latent_dim - 1) // 2
+    back, same = layer.inverse(out, context)
+    assert torch.allclose(back, value, atol=1e-9)
+    assert torch.allclose(same, log_det, atol=1e-9)
+    assert not torch.allclose(layer(value, -context)[0], out)
+
+
+def test_iaf_starts_near_its_base_and_sees_its_context() -> None:
+    posterior = posteriors.IAF(5)
+    params = torch.randn(30, 5, 4)
+    q_z, base = posterior(params), posteriors.DiagonalNormal(5)(params[..., :2])
+    assert (q_z.mean - base.mean).abs().max() < 1.0
+    assert (q_z.stddev / base.stddev - 0.78).abs().max() < 0.15  # the gates, 0.88^2
+    params[..., 2:] += 1
+    assert (posterior(params).mean - q_z.mean).abs().min() > 0
+    assert posteriors.IAF(5, num_context=0)(params[..., :2]).sample().shape == (30, 5)
+    assert posteriors.IAF(5, num_layers=3, hidden=(8, 8)).latent_dim == 5
+
+
+def test_iaf_correlates_in_both_directions() -> None:
+    """Two layers in opposite order: z_1 depends on the noise of z_2, and z_2 on that of z_1."""
+    posterior = moved(posteriors.IAF, 2)
+    q_z = posterior(torch.randn(2, 4))
+    jacobian = torch.autograd.functional.jacobian(lambda noise: q_z._push(noise)[0], torch.randn(2))
+    assert (jacobian != 0).all()
+
+
+def test_own_draws_of_iaf_are_not_inverted(monkeypatch: pytest.MonkeyPatch) -> None:
+    posterior = posteriors.IAF(3)
+    count = []
+    inverse = AutoregressiveLayer.inverse
+    monkeypatch.setattr(AutoregressiveLayer, "inverse", lambda *args: count.append(1) or inverse(*args))
+    vae = small_vae(priors.StandardNormal(3), posterior)
+    x = torch.rand(4, 1, 8, 8).round()
+    vae.guide(x)
+    with validation(enabled=False):
+        pyrovae.log_weights(vae.model, vae.guide, x, num_particles=6)
+        found = len(count)
+        pyrovae.objectives.ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1).loss(
+            vae.model, vae.guide, x
+        )
+    assert len(count) == found
+    assert found <= 8  # the pair's inspection, on a few rows
+    with torch.no_grad():
+        q_z = posterior(torch.randn(2, 3, 4))
+        q_z.log_prob(q_z.sample())
+        assert len(count) == found
+        q_z.log_prob(q_z.sample().clone())
+        assert len(count) == found + 2
+
+
+def test_moments_of_iaf_leave_the_stream_alone_and_are_the_same_each_time() -> None:
+    q_z = posteriors.IAF(2)(torch.randn(4, 2, 4))
+    state = torch.get_rng_state()
+    mean, stddev = q_z.mean, q_z.stddev
+    assert torch.equal(torch.get_rng_state(), state)
+    again = q_z.expand([4])
+    assert torch.equal(again.mean, mean)
+    assert torch.equal(again.stddev, stddev)
+
+
+def test_moments_of_iaf_do_not_cancel() -> None:
+    params = torch.tensor([[300.0, -9.0], [-300.0, -9.0]])
+    posterior = posteriors.IAF(2, num_context=0)
+    exact = posterior(params).stddev
+    narrow = posterior.float()(params.float()).stddev
+    assert (narrow / exact - 1).abs().max() < 0.2  # other draws; a difference of squares would be noise
+
+
+# closed forms of the KL
+
+
+def test_kl_of_one_dimension() -> None:
+    prior = priors.StandardNormal(1)
+    for mean, std, expected in [(0.0, 1.0, 0.0), (1.0, 1.0, 0.5), (0.0, 2.0, 0.5 * (4 - 1 - math.log(4)))]:
+        for part in (posteriors.DiagonalNormal, posteriors.FullNormal):
+            q_z = part(1)(torch.tensor([[mean, 2 * math.log(std)]]))
+            assert kl_divergence(q_z, prior()).item() == pytest.approx(expected, abs=1e-12)
+        low_rank = posteriors.LowRankNormal(1, rank=1)(torch.tensor([[mean, math.log(std**2 / 2), 1.0]]))
+        assert kl_divergence(low_rank, prior()).item() == pytest.approx(expected, abs=1e-12)
+
+
+def normals(latent_dim: int, batch: tuple[int, ...]) -> dict[str, dist.TorchDistribution]:
+    loc, scale = torch.randn(*batch, latent_dim), torch.rand(*batch, latent_dim) + 0.5
+    tril = torch.randn(*batch, latent_dim, latent_dim).tril(-1) + torch.diag_embed(scale)
+    factor = torch.randn(*batch, latent_dim, 2)
+    return {
+        "diagonal": dist.Normal(loc, scale).to_event(1),
+        "full": TriangularNormal(loc, scale_tril=tril),
+        "full of Pyro": dist.MultivariateNormal(loc, scale_tril=tril),
+        "low rank": LowRankNormal(loc, factor, scale),
+        "low rank of Pyro": dist.LowRankMultivariateNormal(loc, factor, scale),
+    }
+
+
+def covariance(fn: dist.TorchDistribution) -> Tensor:
+    return torch.diag_embed(fn.variance) if isinstance(fn, dist.Independent) else fn.covariance_matrix
+
+
+def kl_by_formula(q: dist.TorchDistribution, p: dist.TorchDistribution) -> Tensor:
+    """``(tr(P^-1 Q) + (m - mu)^T P^-1 (m - mu) - D + log det P - log det Q) / 2`` with covariances as matrices."""
+    inverse = torch.linalg.inv(covariance(p))
+    difference = (q.mean - p.mean).unsqueeze(-1)
+    trace = (inverse @ covariance(q)).diagonal(dim1=-2, dim2=-1).sum(-1)
+    squares = (difference.mT @ inverse @ difference).squeeze(-1).squeeze(-1)
+    log_dets = torch.logdet(covariance(p)) - torch.logdet(covariance(q))
+    return 0.5 * (trace + squares - q.event_shape[0] + log_dets)
+
+
+PAIRS = [(q, p) for q in normals(1, ()) for p in normals(1, ())]
+
+
+@pytest.mark.parametrize(("q_name", "p_name"), PAIRS)
+def test_kl_of_normals_against_their_formula(q_name: str, p_name: str) -> None:
+    for batches in [((), ()), ((4,), ()), ((), (4,)), ((3, 1), (4,)), ((3, 4), (4,)), ((3, 4), (3, 4))]:
+        if "full" in q_name and "full" in p_name and batches == ((3, 1), (4,)):
+            continue  # torch's own form does not broadcast so
+        q, p = normals(3, batches[0])[q_name], normals(3, batches[1])[p_name]
+        assert torch.allclose(kl_divergence(q, p), kl_by_formula(q, p), atol=1e-9)
+
+
+@pytest.mark.parametrize(("q_name", "p_name"), PAIRS)
+def test_kl_of_normals_by_quadrature(q_name: str, p_name: str) -> None:
+    q, p = normals(1, ())[q_name], normals(1, ())[p_name]
+    z, weight = grid(1)
+    log_q = q.log_prob(z)
+    by_hand = ((log_q - p.log_prob(z)) * log_q.exp() * weight).sum()
+    assert kl_divergence(q, p).item() == pytest.approx(by_hand.item(), abs=1e-8)
+
+
+@pytest.mark.parametrize(("q_name", "p_name"), PAIRS)
+def test_kl_of_normals_by_monte_carlo(q_name: str, p_name: str) -> None:
+    q, p = normals(4, ())[q_name], normals(4, ())[p_name]
+    z = q.sample((100_000,))
+    terms = q.log_prob(z) - p.log_prob(z)
+    assert (terms.mean() - kl_divergence(q, p)).abs() < 5 * terms.std() / math.sqrt(100_000)
+
+
+def test_no_closed_form_where_there_is_none() -> None:
+    loc, scale = torch.zeros(3), torch.ones(3)
+    for name in ("full", "low rank"):
+        for p in (dist.StudentT(5.0, loc, scale).to_event(1), dist.Laplace(loc, scale).to_event(1)):
+            with pytest.raises(NotImplementedError):
+                kl_divergence(normals(3, ())[name], p)
+        with pytest.raises(NotImplementedError):
+            kl_divergence(normals(2, ())[name], normals(3, ())["diagonal"])
+        with pytest.raises(NotImplementedError):
+            kl_divergence(normals(3, (2,))[name], dist.Normal(torch.zeros(2, 3), 1.0).to_event(2))
+    with pytest.raises(NotImplementedError):
+        kl_divergence(dist.Laplace(loc, scale).to_event(1), normals(3, ())["low rank"])
+    with pytest.raises(NotImplementedError):
+        kl_divergence(normals(2, ())["diagonal"], normals(3, ())["low rank"])
+
+
+CLOSED = {"DiagonalNormal": "Normal", "FullNormal": "TriangularNormal", "LowRankNormal": "LowRankNormal"}
+
+
+def small_vae(prior: priors.Prior, posterior: Posterior) -> VAE:
+    likelihood = likelihoods.Bernoulli((1, 8, 8))
+    return VAE(
+        prior=prior,
+        decoder=networks.MLPDecoder(prior.latent_dim, likelihood.param_shape, hidden=(16,)),
+        likelihood=likelihood,
+        encoder=networks.MLPEncoder((1, 8, 8), posterior.param_shape, hidden=(16,)),
+        posterior=posterior,
+    )
+
+
+@pytest.mark.parametrize("part", MENU)
+@pytest.mark.parametrize("particles", [False, True])
+def test_which_kl_a_pair_of_parts_gets(part: type[Posterior], particles: bool) -> None:  # noqa: FBT001
+    reasons = {
+        priors.StandardNormal: "Normal",
+        priors.DiagonalNormal: "Normal",
+        priors.StudentT: "StudentT",
+        priors.Flow: "CouplingFlow",
+        priors.MixtureOfGaussians: "NormalMixture",
+        priors.Vamp: "NormalMixture"
+        if part is posteriors.DiagonalNormal
+        else f"mixture of {CLOSED.get(part.__name__)}",
+    }
+    q_name = CLOSED.get(part.__name__, "InverseAutoregressiveFlow")
+    for prior_class, p_name in reasons.items():
+        posterior = part(3)
+        vae = small_vae(priors.StandardNormal(3), posterior)
+        vae.prior = (
+            priors.Vamp(vae.encoder, posterior, num_components=4) if prior_class is priors.Vamp else prior_class(3)
+        )
+        x = torch.rand(5, 1, 8, 8).round()
+        plate = pyro.plate("particles", 2, dim=-2) if particles else (lambda program: program)
+        guide_trace = poutine.trace(plate(vae.guide)).get_trace(x)
+        model_trace = poutine.trace(plate(poutine.replay(vae.model, trace=guide_trace))).get_trace(x)
+        kl, reason = closed_form_kl("z", model_trace, guide_trace)
+        if part is not posteriors.IAF and p_name == "Normal":
+            assert reason == CLOSED_FORM
+            assert kl.shape == ((2, 5) if particles else (5,))
+        else:
+            p_name = p_name.replace("None", q_name)
+            assert (kl, reason) == (None, f"no closed form is known for KL({q_name} || {p_name})")
+
+
+def test_what_hand_written_distributions_are_called() -> None:
+    mixture = dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), dist.Normal(torch.zeros(2, 3), 1.0).to_event(1))
+    layers = [dist.transforms.AffineTransform(0.0, 2.0), dist.transforms.ExpTransform()]
+    pushed = dist.TransformedDistribution(dist.Normal(torch.zeros(3), 1.0), [*layers, layers[0]]).to_event(1)
+
+    def reason(p: dist.TorchDistribution) -> str:
+        def program(fn: dist.TorchDistribution) -> poutine.Trace:
+            return poutine.trace(lambda: pyro.sample("z", fn)).get_trace()
+
+        return closed_form_kl("z", program(p), program(dist.Normal(torch.zeros(3), 1.0).to_event(1)))[1]
+
+    assert reason(mixture) == "no closed form is known for KL(Normal || mixture of Normal)"
+    told = "Normal transformed by AffineTransform and ExpTransform"
+    assert reason(pushed) == f"no closed form is known for KL(Normal || {told})"
+
+
+@pytest.mark.parametrize("part", MENU)
+def test_fit_and_evaluate(part: type[Posterior]) -> None:
+    torch.set_default_dtype(torch.float32)
+    data = pyrovae.data.digits().for_form("binary")
+    posterior = part(3)
+    vae = small_vae(priors.StandardNormal(3), posterior)
+    start = [p.detach().clone() for p in posterior.parameters()]
+    history = pyrovae.fit(vae.model, vae.guide, data, training=Training(epochs=2, learning_rate=3e-3), shown=False)
+    assert history.epochs[1].elbo > history.epochs[0].elbo
+    for before, now in zip(start, posterior.parameters(), strict=True):
+        assert not torch.equal(before, now)
+    found = pyrovae.evaluate(vae.model, vae.guide, data.test.first(100), ks=(1, 5, 50), shown=False)
+    closed = (
+        "no closed form is known for KL(InverseAutoregressiveFlow || Normal)" if part is posteriors.IAF else CLOSED_FORM
+    )
+    assert found.kl_methods == {"z": closed}
+    values = [bound.value for bound in found.iwae]
+    assert values == sorted(values)
+    assert found.elbo.value == pytest.approx(values[0], abs=1)
+    x = data.test.first(5).fixed()
+    assert vae.reconstruct(x).shape == x.shape
+    assert vae.encode(x).stddev.shape == (5, 3)

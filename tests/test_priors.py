@@ -1,0 +1,358 @@
+"""Laws that every prior obeys; a new one is tested the moment it is exported."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from laws import check_gradients, check_moments, grid
+from torch import Tensor, nn
+
+import pyrovae
+from pyrovae import VAE, Training, likelihoods, networks, posteriors, priors
+from pyrovae.describe import build, describe
+from pyrovae.distributions import NormalMixture
+from pyrovae.distributions.normal_mixture import squared_distances, squared_distances_by_element
+from pyrovae.posteriors import Posterior
+from pyrovae.priors import Prior
+
+POSTERIORS = [
+    part for part in (getattr(posteriors, name) for name in posteriors.__all__) if not inspect.isabstract(part)
+]
+
+
+def vamp_on(posterior: type[Posterior]) -> Callable[[int], Prior]:
+    def make(latent_dim: int) -> Prior:
+        q_z = posterior(latent_dim)
+        encoder = networks.MLPEncoder((4,), q_z.param_shape, hidden=(6,))
+        return priors.Vamp(encoder, q_z, num_components=3, data=2 * torch.randn(5, 4))
+
+    return make
+
+
+MENU: dict[str, Callable[[int], Prior]] = {
+    name: getattr(priors, name) for name in priors.__all__ if not inspect.isabstract(getattr(priors, name))
+}
+del MENU["Vamp"]
+MENU |= {f"Vamp of {part.__name__}": vamp_on(part) for part in POSTERIORS}
+CASES = [(name, dim) for name in MENU for dim in (1, 2) if (name, dim) != ("Flow", 1)]
+
+
+def moved(name: str, latent_dim: int) -> Prior:
+    """Return a prior whose parameters are not where they start."""
+    prior = MENU[name](latent_dim)
+    with torch.no_grad():
+        for parameter in prior.parameters():
+            parameter.add_(0.5 * torch.randn_like(parameter) / parameter.shape[-1] ** 0.5)
+    return prior
+
+
+@pytest.mark.parametrize(("name", "latent_dim"), CASES)
+def test_it_is_normalized_and_samples_follow_its_density(name: str, latent_dim: int) -> None:
+    p_z = moved(name, latent_dim)()
+    assert p_z.batch_shape == ()
+    assert p_z.event_shape == (latent_dim,)
+    check_moments(p_z, latent_dim)
+
+
+@pytest.mark.parametrize("df", [1.0, 2.5, 200.0])
+def test_student_t_is_normalized_and_that_of_torch(df: float) -> None:
+    p_z = priors.StudentT(1, df=df)()
+    z, weight = grid(1, reach=38.0, num=8001)
+    assert (p_z.log_prob(z).exp() * weight).sum().item() == pytest.approx(1, abs=1e-9)
+    z = torch.randn(7, 3) * 5
+    assert torch.allclose(priors.StudentT(3, df=df)().log_prob(z), dist.StudentT(df, 0, 1).log_prob(z).sum(-1))
+
+
+def test_heavier_tails_than_the_normal() -> None:
+    z = torch.full((4,), 6.0)
+    assert priors.StudentT(4)().log_prob(z) > priors.StandardNormal(4)().log_prob(z) + 10
+    for df in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="degrees of freedom are positive and finite"):
+            priors.StudentT(2, df=df)
+
+
+@pytest.mark.parametrize("name", list(MENU))
+def test_expanded_priors_are_the_same_on_every_row(name: str) -> None:
+    prior = moved(name, 3)
+    wide = prior().expand([3, 4])
+    z = wide.sample()
+    assert z.shape == (3, 4, 3)
+    assert wide.sample((2,)).shape == (2, 3, 4, 3)
+    assert z.flatten(0, 1).unique(dim=0).shape == (12, 3)
+    rows = torch.stack([prior().log_prob(row) for row in z.flatten(0, 1)]).reshape(3, 4)
+    assert torch.allclose(wide.log_prob(z), rows, atol=1e-12)
+    assert torch.allclose(prior().log_prob(z), rows, atol=1e-12)
+    assert torch.allclose(wide.log_prob(z[0, 0]), rows[0, 0].expand(3, 4), atol=1e-12)
+    assert prior().log_prob(z[0, 0]).shape == ()
+    with pyro.plate("particles", 3, dim=-2), pyro.plate("data", 4):
+        assert pyro.sample("z", prior()).shape == (3, 4, 3)
+
+
+@pytest.mark.parametrize("name", list(MENU))
+def test_gradients_reach_every_parameter_from_the_start(name: str) -> None:
+    prior = MENU[name](3)
+    z = torch.randn(50, 3, requires_grad=True)
+    (-prior().log_prob(z).tanh().sum()).backward()
+    assert (z.grad != 0).all()
+    check_gradients(prior)
+
+
+@pytest.mark.parametrize("name", list(MENU))
+def test_log_prob_is_differentiable_in_z_as_it_says(name: str) -> None:
+    p_z = moved(name, 2)()
+    assert torch.autograd.gradcheck(p_z.log_prob, (torch.randn(3, 2).requires_grad_(),))
+
+
+@pytest.mark.parametrize("name", list(MENU))
+def test_log_prob_in_float32(name: str) -> None:
+    for make in (moved, lambda name, dim: MENU[name](dim)):
+        prior = make(name, 50)
+        z = prior().sample((200,)).float()
+        narrow = copy.deepcopy(prior).float()
+        assert all(tensor.dtype == torch.float32 for tensor in (*narrow.parameters(), *narrow.buffers()))
+        prior = copy.deepcopy(narrow).double()  # the same parameters, rounded
+        assert narrow().log_prob(z).dtype == torch.float32
+        error = (narrow().log_prob(z).double() - prior().log_prob(z.double())).abs().max()
+        assert error < 1e-4
+
+
+@pytest.mark.parametrize("name", list(MENU))
+def test_nothing_is_left_of_earlier_parameters(name: str) -> None:
+    prior, other = moved(name, 3), moved(name, 3)
+    z = torch.randn(6, 3)
+    kept = prior()
+    drawn = kept.sample((6,))
+    before = [prior().log_prob(z), kept.log_prob(drawn)]
+    assert torch.equal(prior().log_prob(z), before[0])
+    copied = copy.deepcopy(prior)
+    assert torch.equal(copied().log_prob(z), before[0])
+    prior.load_state_dict(other.state_dict())  # changes the parameters in place
+    assert torch.allclose(prior().log_prob(z), other().log_prob(z), atol=1e-14)
+    assert torch.equal(copied().log_prob(z), before[0])
+    assert torch.allclose(copied().log_prob(drawn), before[1], atol=1e-12)
+
+
+@pytest.mark.parametrize("name", list(MENU))
+def test_it_is_described_and_built_again(name: str) -> None:
+    prior = moved(name, 3)
+    again = build(json.loads(json.dumps(describe(prior))))
+    again.load_state_dict(prior.state_dict())
+    z = torch.randn(5, 3)
+    assert type(again) is type(prior)
+    assert torch.equal(again().log_prob(z), prior().log_prob(z))
+
+
+@pytest.mark.parametrize("name", [name for name in MENU if not name.startswith("Vamp")])
+def test_no_latent_dimension_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="at least 1 dimension, but received latent_dim=0"):
+        MENU[name](0)
+
+
+def test_where_learned_priors_start() -> None:
+    z = torch.randn(9, 4)
+    normal = priors.StandardNormal(4)().log_prob(z)
+    assert torch.allclose(priors.DiagonalNormal(4)().log_prob(z), normal, atol=1e-14)
+    assert (priors.Flow(4)().log_prob(z) - normal).abs().max() < 0.5
+    mixture = priors.MixtureOfGaussians(4, num_components=6)
+    assert torch.pdist(mixture.locs).min() > 0.1
+    assert mixture.logits.softmax(0).tolist() == pytest.approx([1 / 6] * 6)
+    with pytest.raises(ValueError, match="at least 1 component, but received num_components=0"):
+        priors.MixtureOfGaussians(4, num_components=0)
+    with pytest.raises(ValueError, match="training a mixture of 1000000000000 components needs about"):
+        priors.MixtureOfGaussians(4, num_components=10**12)
+
+
+def test_mixture_against_the_one_of_torch() -> None:
+    logits, locs, scales = torch.randn(6), 2 * torch.randn(6, 3), torch.randn(6, 3).exp()
+    ours = NormalMixture(logits, locs, scales)
+    theirs = dist.MixtureSameFamily(dist.Categorical(logits=logits), dist.Normal(locs, scales).to_event(1))
+    z = torch.randn(4, 5, 3)
+    assert torch.allclose(ours.log_prob(z), theirs.log_prob(z), atol=1e-12)
+    assert torch.allclose(ours.mean, theirs.mean)
+    assert torch.allclose(ours.variance, theirs.variance)
+    assert ours.expand([4]).stddev.shape == (4, 3)
+    assert torch.allclose(squared_distances(z, locs, scales), squared_distances_by_element(z, locs, scales))
+    with pytest.raises(ValueError, match="Expected value"):
+        ours.log_prob(z * math.nan)
+
+
+def test_narrow_components_are_right_in_float32() -> None:
+    torch.set_default_dtype(torch.float32)
+    logits, locs, scales = torch.zeros(100), 3 * torch.randn(100, 50), torch.full((100, 50), math.exp(-5))
+    p_z = NormalMixture(logits, locs, scales)
+    z = p_z.sample((200,))
+    exact = NormalMixture(logits.double(), locs.double(), scales.double()).log_prob(z.double())
+    assert (p_z.log_prob(z) - exact).abs().max() < 5e-5
+    by_element = -0.5 * squared_distances_by_element(z, locs, scales).amin(-1)
+    assert (by_element.double() + 0.5 * squared_distances(z, locs, scales).amin(-1)).abs().max() < 1e-3
+
+
+def test_flow_against_its_jacobian() -> None:
+    prior = moved("Flow", 5)
+    for _ in range(2):  # the second time after the parameters moved
+        e = torch.randn(5)
+        z, log_det = e, torch.zeros(())
+        for layer in prior.layers:
+            z, of_layer = layer(z, None)
+            log_det = log_det + of_layer
+
+        def push(e: Tensor) -> Tensor:
+            for layer in prior.layers:
+                e, _ = layer(e, None)
+            return e
+
+        jacobian = torch.autograd.functional.jacobian(push, e)
+        assert torch.linalg.slogdet(jacobian).logabsdet.item() == pytest.approx(log_det.item(), abs=1e-12)
+        assert (jacobian - jacobian.diag().diag()).abs().max() > 0.01
+        expected = dist.Normal(0.0, torch.ones(5)).log_prob(e).sum() - log_det
+        assert prior().log_prob(z.detach()).item() == pytest.approx(expected.item(), abs=1e-12)
+        with torch.no_grad():
+            for parameter in prior.parameters():
+                parameter.mul_(1.3)
+
+
+def test_every_variable_of_a_flow_moves() -> None:
+    prior = moved("Flow", 5)
+    for num_layers, still in ((1, 2), (2, 0)):
+        flow = priors.Flow(5, num_layers=num_layers)
+        flow.load_state_dict(prior.state_dict(), strict=False)
+        e = torch.randn(20, 5)
+        z = e
+        for layer in flow.layers:
+            z, _ = layer(z, None)
+        assert (z == e).all(0).sum() == still
+
+
+def test_refusals_of_the_flow() -> None:
+    with pytest.raises(ValueError, match="one part of z given the other, .* at least 2, but received 1; for one"):
+        priors.Flow(1)
+    with pytest.raises(ValueError, match="at least 1 layer, but received num_layers=0"):
+        priors.Flow(2, num_layers=0)
+    with pytest.raises(ValueError, match="training a coupling layer .* needs about"):
+        priors.Flow(2, hidden=(10**9, 10**9))
+
+
+@pytest.mark.parametrize("part", POSTERIORS)
+def test_vamp_is_the_mean_of_its_posteriors(part: type[Posterior]) -> None:
+    prior = vamp_on(part)(3)
+    q_z = prior.posterior(prior.encoder(prior.pseudo_inputs))
+    z = torch.randn(4, 5, 3)
+    each = torch.stack([prior.posterior(prior.encoder(u)).log_prob(z).exp() for u in prior.pseudo_inputs])
+    assert q_z.batch_shape == (3,)
+    assert torch.allclose(prior().log_prob(z), each.mean(0).log(), atol=1e-12)
+
+
+def test_where_pseudo_inputs_start_and_what_is_refused() -> None:
+    posterior = posteriors.DiagonalNormal(2)
+    encoder = networks.MLPEncoder((1, 3, 3), posterior.param_shape, hidden=(4,))
+    data = torch.rand(7, 1, 3, 3)
+    prior = priors.Vamp(encoder, posterior, num_components=5, data=data)
+    assert torch.equal(prior.pseudo_inputs, data[:5])
+    assert prior.latent_dim == 2
+    with torch.no_grad():
+        prior.pseudo_inputs.zero_()
+    assert (data > 0).any()  # they are copies
+    noise = priors.Vamp(encoder, posterior).pseudo_inputs
+    assert noise.shape == (100, 1, 3, 3)
+    assert noise.mean().item() == pytest.approx(0.5, abs=0.01)
+    assert 0.005 < noise.std() < 0.02
+    with pytest.raises(ValueError, match="each of 8 pseudo-inputs starts at a datum of its own, but received 7 data"):
+        priors.Vamp(encoder, posterior, num_components=8, data=data)
+    with pytest.raises(ValueError, match=r"shape of the encoder's data, \(C, 1, 3, 3\), but received .* \(7, 9\)"):
+        priors.Vamp(encoder, posterior, num_components=5, data=data.flatten(1))
+    for wrong, kind in ((data.byte(), "torch.uint8"), (pyrovae.data.digits().train, "Split")):
+        with pytest.raises(TypeError, match=rf"floating-point numbers, but received {kind}; give data=likelihood"):
+            priors.Vamp(encoder, posterior, num_components=5, data=wrong)
+    with pytest.raises(ValueError, match="at least 1 component, but received num_components=0"):
+        priors.Vamp(encoder, posterior, num_components=0)
+    with pytest.raises(ValueError, match="but Sequential does not tell their shape; give it an attribute x_shape"):
+        priors.Vamp(nn.Sequential(), posterior)
+    with pytest.raises(ValueError, match=r"training 1000000000000 pseudo-inputs of shape \(1, 3, 3\) needs about"):
+        priors.Vamp(encoder, posterior, num_components=10**12)
+
+
+def small_vae(make_prior: Callable[[nn.Module, Posterior], Prior], posterior: Posterior | None = None) -> VAE:
+    posterior = posterior or posteriors.DiagonalNormal(3)
+    likelihood = likelihoods.Bernoulli((1, 8, 8))
+    encoder = networks.MLPEncoder((1, 8, 8), posterior.param_shape, hidden=(16,))
+    return VAE(
+        prior=make_prior(encoder, posterior),
+        decoder=networks.MLPDecoder(3, likelihood.param_shape, hidden=(16,)),
+        likelihood=likelihood,
+        encoder=encoder,
+        posterior=posterior,
+    )
+
+
+KL_NAMES = {
+    "DiagonalNormal": "closed form",
+    "Flow": "no closed form is known for KL(Normal || CouplingFlow)",
+    "MixtureOfGaussians": "no closed form is known for KL(Normal || NormalMixture)",
+    "StandardNormal": "closed form",
+    "StudentT": "no closed form is known for KL(Normal || StudentT)",
+    "Vamp": "no closed form is known for KL(Normal || NormalMixture)",
+}
+
+
+@pytest.mark.parametrize("name", [name for name in priors.__all__ if name != "Prior"])
+def test_fit_and_evaluate(name: str) -> None:
+    torch.set_default_dtype(torch.float32)
+    data = pyrovae.data.digits().for_form("binary")
+
+    def make(encoder: nn.Module, posterior: Posterior) -> Prior:
+        if name == "Vamp":
+            return priors.Vamp(encoder, posterior, num_components=10, data=data.train.first(10).fixed())
+        return getattr(priors, name)(3)
+
+    vae = small_vae(make)
+    start = [p.detach().clone() for p in vae.prior.parameters()]
+    history = pyrovae.fit(vae.model, vae.guide, data, training=Training(epochs=2, learning_rate=3e-3), shown=False)
+    assert history.epochs[1].elbo > history.epochs[0].elbo
+    for before, now in zip(start, vae.prior.parameters(), strict=True):
+        assert not torch.equal(before, now)
+    found = pyrovae.evaluate(vae.model, vae.guide, data.test.first(100), ks=(1, 5, 50), shown=False)
+    assert found.kl_methods == {"z": KL_NAMES[name]}
+    values = [bound.value for bound in found.iwae]
+    assert values == sorted(values)
+    assert found.elbo.value == pytest.approx(values[0], abs=1)
+    assert vae.generate(7).shape == (7, 1, 8, 8)
+
+
+@pytest.mark.parametrize("part", [posteriors.DiagonalNormal, posteriors.IAF])
+def test_vamp_is_saved_loaded_and_trained_on(part: type[Posterior], tmp_path: Path) -> None:
+    torch.set_default_dtype(torch.float32)
+    data = pyrovae.data.digits().for_form("binary")
+
+    def make() -> VAE:
+        torch.manual_seed(5)
+        return small_vae(
+            lambda encoder, posterior: priors.Vamp(
+                encoder, posterior, num_components=4, data=data.train.first(4).fixed()
+            ),
+            part(3),
+        )
+
+    whole, halved = make(), make()
+    pyrovae.fit(whole.model, whole.guide, data, training=Training(epochs=2), folder=tmp_path / "whole", shown=False)
+    stop = {"on_epoch": lambda epoch: epoch.epoch == 1}
+    folder = tmp_path / "halved"
+    pyrovae.fit(halved.model, halved.guide, data, training=Training(epochs=2), folder=folder, shown=False, **stop)
+    loaded = pyrovae.load(folder).vae
+    assert loaded.prior.encoder is loaded.encoder
+    assert loaded.prior.posterior is loaded.posterior
+    z = torch.randn(9, 3)
+    assert torch.equal(loaded.prior().log_prob(z), halved.prior().log_prob(z))
+    pyrovae.fit(loaded.model, loaded.guide, data, training=Training(epochs=2), folder=folder, resume=True, shown=False)
+    assert torch.equal(loaded.prior().log_prob(z), whole.prior().log_prob(z))
+    assert (loaded.prior().log_prob(z) != halved.prior().log_prob(z)).all()
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[key]), key

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyrovae import distributions
 from pyrovae.distributions import BinaryBernoulli
+from pyrovae.distributions.stirling import digamma_lack, log_and_excess
 
 LOGITS = torch.tensor([-800.0, -40.0, -16.0, -3.0, -1e-9, 0.0, 1e-9, 0.5, 16.0, 40.0, 800.0], dtype=torch.float64)
 
@@ -166,6 +167,11 @@ def test_derivatives_broadcasting_and_vmap(log_prob: Callable[..., Tensor], a: T
             each = torch.autograd.grad(log_prob(*[f.requires_grad_() for f in full], values).sum(), full)
             for grad, whole in zip(grads, each, strict=True):
                 assert torch.allclose(grad, whole.sum_to_size(grad.shape), atol=1e-10)
+        weights = torch.randn(4, 2)
+        first = torch.autograd.grad(log_prob(*leaves, x), leaves, weights)
+        kept = torch.autograd.grad(log_prob(*leaves, x), leaves, weights, create_graph=True)
+        for grad, again in zip(first, kept, strict=True):
+            assert torch.allclose(grad, again, atol=1e-12)
         per_row = torch.func.vmap(torch.func.grad(lambda a, b, x: log_prob(a, b, x).sum()))(a, b, x)
         (together,) = torch.autograd.grad(log_prob(leaves[0], b, x).sum(), leaves[0])
         assert torch.allclose(per_row, together, atol=1e-12)
@@ -193,10 +199,18 @@ def test_discretized_logistic_against_its_formula(levels: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_discretized_logistic_far_out(dtype: torch.dtype) -> None:
     levels = 256
-    tolerance = 8 * torch.finfo(dtype).eps
-    for loc, log_scale in [(40.0, -3.0), (300.0, -7.0), (0.0, 20.0), (0.0, -7.0), (-1e4, 0.0), (0.0, 60.0)]:
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-13
+    for loc, log_scale in [
+        (0.01, -7.0),
+        (40.0, -3.0),
+        (300.0, -7.0),
+        (0.0, 20.0),
+        (0.0, -7.0),
+        (-1e4, 0.0),
+        (0.0, 60.0),
+    ]:
         leaves = [torch.tensor(value, dtype=dtype, requires_grad=True) for value in (loc, log_scale)]
-        u = torch.tensor([0.0, 1.0, 100.0, 254.0, 255.0], dtype=dtype)
+        u = torch.tensor([0.0, 1.0, 100.0, 128.0, 254.0, 255.0], dtype=dtype)
         log_p = distributions.DiscretizedLogistic(*leaves, levels).log_prob(u)
         scale = math.exp(leaves[1].item())
 
@@ -223,6 +237,23 @@ def test_a_logistic_far_away_still_pulls() -> None:
     assert gradient.item() == pytest.approx(-math.exp(6.5), rel=1e-5)
     plain = (0.9 + 1 - 6 / 255) * math.exp(6.5)
     assert log_p.item() == pytest.approx(-plain, rel=0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_factorials_exceed_their_leading_terms_by(dtype: torch.dtype) -> None:
+    x = torch.cat([torch.logspace(-6, 3, 400), torch.tensor([15.999, 16.0, 16.001])]).to(dtype)
+    tolerance = 100 * torch.finfo(dtype).eps
+    log_x, excess = log_and_excess(x)
+    wide = x.double()
+    assert ((log_x.double() - wide.log()).abs() <= 0.05 * tolerance * (1 + wide.log().abs())).all()
+    exact = torch.lgamma(wide + 1) - wide * wide.log() + wide
+    assert ((excess.double() - exact).abs() <= 0.3 * tolerance + 1e-15 * wide * wide.log().abs()).all()
+    lack, exact = digamma_lack(x).double(), wide.log() - torch.digamma(wide)
+    absolute = (wide < 16).double()  # below, logarithms of up to 3 cancel
+    assert ((lack - exact).abs() <= 0.08 * tolerance * (absolute + exact) + 1e-14).all()
+    far = torch.tensor([1e4, 1e7, 1e10], dtype=dtype)  # where the first two terms are all
+    assert torch.allclose(digamma_lack(far), 1 / (2 * far) + 1 / (12 * far * far), rtol=1e-6, atol=0)
+    assert torch.allclose(log_and_excess(far)[1], 0.5 * (2 * math.pi * far).log() + 1 / (12 * far), rtol=1e-6)
 
 
 @pytest.mark.parametrize("log_rate", [-30.0, -3.0, 0.7, 3.0, 8.0, 15.0])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+import types
 from pathlib import Path
 
 import pyro
@@ -21,19 +23,26 @@ def python_blocks() -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
 
 
-def test_library_use_of_the_readme_is_15_lines_and_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_library_use_of_the_readme_is_15_lines_and_runs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.set_default_dtype(torch.float32)
-    use, swap, own, hand = python_blocks()
+    use, swap, own, prior, hand = python_blocks()
     assert len([line for line in use.splitlines() if line]) <= 15
-    names: dict[str, object] = {"pyrovae": pyrovae, "likelihoods": likelihoods, "torch": torch, "pyro": pyro}
+    script = types.ModuleType("script")  # where classes live, so that they can be found again
+    monkeypatch.setitem(sys.modules, "script", script)
+    names: dict[str, object] = script.__dict__
+    names |= {"pyrovae": pyrovae, "likelihoods": likelihoods, "torch": torch, "pyro": pyro}
     quick = use.replace("epochs=100", "epochs=1").replace("vae.guide, data))", "vae.guide, data, ks=(1, 5)))")
     exec(compile(quick, "README.md", "exec"), names)
     assert "Estimates of log p(x)" in capsys.readouterr().out
     exec(compile(swap, "README.md", "exec"), names)
     assert names["data"].train.transform == pyrovae.data.transforms.Dequantization()  # type: ignore[attr-defined]
+    assert len([line for line in own.split("\n\n\n")[1].splitlines() if line]) <= 15
     exec(compile(own, "README.md", "exec"), names)
-    laplace = names["Laplace"]((2,))  # type: ignore[operator]
-    assert laplace(torch.zeros(2, 1)).log_prob(torch.zeros(2)).item() == pytest.approx(-2 * torch.tensor(2.0).log())
+    assert "Logistic obeys all laws" in capsys.readouterr().out
+    exec(compile(prior, "README.md", "exec"), names)
+    assert names["testing"].check(names["Laplace"](2), shown=False)  # type: ignore[attr-defined,operator]
     exec(compile(hand, "README.md", "exec"), names)
     names["decoder"] = nn.Linear(8, 4)
     pyro.poutine.trace(names["model"]).get_trace(torch.zeros(3, 4))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -14,11 +15,12 @@ import pytest
 import torch
 from conftest import Pair, TwoLayers, linear_gaussian, pair_of
 from pyro import poutine
-from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyrovae.objectives import ELBO
+from pyrovae import bounds
+from pyrovae.objectives import ELBO, IWAE, STL, DReG, Objective, importance, schedules
 
 TRUTH = linear_gaussian()
 X = TRUTH.sample(12)
@@ -31,6 +33,7 @@ class Both(nn.Module):
         super().__init__()
         torch.manual_seed(1)
         self.kind = kind
+        self.masks: dict[int, Tensor] = {}
         self.encoder, self.decoder = nn.Linear(5, 6), nn.Linear(3, 5)
 
     def plate(self, x: Tensor) -> Any:
@@ -42,6 +45,8 @@ class Both(nn.Module):
         stack = contextlib.ExitStack()
         if self.kind == "masked":
             stack.enter_context(poutine.mask(mask=x[:, 0] > 0))
+        if self.kind == "masked by one tensor":
+            stack.enter_context(poutine.mask(mask=self.masks.setdefault(len(x), x[:, 0] > 0)))
         if self.kind == "scaled":
             stack.enter_context(poutine.scale(scale=0.3))
         if self.kind == "scaled by a tensor":
@@ -329,3 +334,391 @@ def test_an_auxiliary_draw_of_the_guide_counts() -> None:
         torch.manual_seed(7)
         losses.append(objective.differentiable_loss(model, guide, X).item())
     assert found == pytest.approx(expected, rel=1e-12)
+
+
+# importance-weighted objectives
+
+WEIGHTED = (IWAE, STL, DReG)
+
+
+class OneByOne(Both):
+    """A decoder that takes no axis of particles."""
+
+    def model(self, x: Tensor) -> None:
+        pyro.module("both", self)
+        with self.plate(x):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            mean = self.decoder(torch.cat([z, z.new_zeros(len(z), 1)], -1)[:, :3])
+            pyro.sample("x", dist.Normal(mean, 0.7).to_event(1), obs=x)
+
+
+class DrawsRows(Both):
+    """A pair that takes all data and draws four by itself."""
+
+    def model(self, x: Tensor) -> None:
+        pyro.module("both", self)
+        with pyro.plate("data", len(x), subsample_size=4) as rows:
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.decoder(z), 0.7).to_event(1), obs=x[rows])
+
+    def guide(self, x: Tensor) -> None:
+        pyro.module("both", self)
+        with pyro.plate("data", len(x), subsample_size=4) as rows:
+            mean, log_scale = self.encoder(x[rows]).chunk(2, -1)
+            pyro.sample("z", dist.Normal(mean, log_scale.exp()).to_event(1))
+
+
+def log_weights_by_hand(pair: nn.Module, x: Tensor, num_particles: int) -> Tensor:
+    """Return log p(x, z) - log q(z | x) of draws from the seed of `loss_and_gradients`, ``(K, B)``."""
+    torch.manual_seed(7)
+    with pyro.plate("K", num_particles, dim=-2):
+        guide_trace = poutine.trace(pair.guide).get_trace(x)
+        model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(x)
+    total = torch.zeros(num_particles, len(x))
+    for trace, sign in ((guide_trace, -1.0), (model_trace, 1.0)):
+        for site in trace.nodes.values():
+            if site["type"] == "sample" and type(site["fn"]).__name__ in ("Independent", "Normal"):
+                log_prob = site["fn"].log_prob(site["value"])
+                total = total + sign * (log_prob if site["mask"] is None else log_prob * site["mask"])
+    return total.detach()
+
+
+@pytest.mark.parametrize("make", WEIGHTED)
+@pytest.mark.parametrize("kind", ["plain", "subsampled", "masked", "scaled"])
+def test_weighted_losses_are_the_bound_of_each_datum_and_factors_stay_outside(kind: str, make: Any) -> None:
+    pair = Both(kind)
+    log_weights = log_weights_by_hand(pair, X, 5)
+    factor = {"subsampled": 1000 / 12, "scaled": 0.3}.get(kind, 1.0)
+    expected = -factor * bounds.iwae(log_weights).sum()
+    for checked in (True, False):
+        found, _ = loss_and_gradients(make(num_particles=5), pair, X, checked=checked)
+        assert found == pytest.approx(expected.item(), rel=1e-12)
+    torch.manual_seed(7)
+    terms = make(num_particles=5).terms(pair.model, pair.guide, X)
+    assert (terms.reconstruction - terms.kl).item() == pytest.approx(log_weights.mean(0).sum().item(), rel=1e-9)
+    torch.manual_seed(7)
+    assert make(num_particles=5).loss(pair.model, pair.guide, X).item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("make", WEIGHTED)
+@pytest.mark.parametrize("kind", ["plain", "masked"])
+def test_weighted_losses_are_pyros_without_subsampling(kind: str, make: Any) -> None:
+    pair = Both(kind)
+    pyros = RenyiELBO(alpha=0.0, num_particles=5, vectorize_particles=True, max_plate_nesting=1)
+    torch.manual_seed(7)
+    expected = pyros.loss(pair.model, pair.guide, X)
+    assert loss_and_gradients(make(num_particles=5), pair, X, checked=True)[0] == pytest.approx(expected, rel=1e-12)
+    subsampled = Both("subsampled")
+    torch.manual_seed(7)
+    wrong = pyros.loss(subsampled.model, subsampled.guide, X) * 12 / 1000
+    assert wrong != pytest.approx(expected, rel=1e-3)  # its plate factor is inside the logarithm
+
+
+@pytest.mark.parametrize("make", WEIGHTED)
+def test_weighted_objectives_train_in_a_bare_svi(make: Any) -> None:
+    pair, objective = Both(), make(num_particles=4)
+    svi = SVI(pair.model, pair.guide, pyro.optim.Adam({"lr": 0.02}), loss=objective)
+    losses = [svi.step(X) / 12 for _ in range(300)]
+    assert all(isinstance(loss, float) for loss in losses)
+    assert sum(losses[-20:]) / 20 < sum(losses[:20]) / 20 - 1.0
+    before = [parameter.detach().clone() for parameter in pair.parameters()]
+    assert svi.evaluate_loss(X) / 12 == pytest.approx(sum(losses[-20:]) / 20, abs=1.0)
+    assert objective.step == 300
+    assert all(torch.equal(a, b) for a, b in zip(before, pair.parameters(), strict=True))
+
+
+def test_a_pair_is_inspected_once_however_it_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    inspect = importance.inspect_pair
+    monkeypatch.setattr(importance, "inspect_pair", lambda *a, **k: seen.append(a) or inspect(*a, **k))
+    pair = Both()
+
+    def model(data: Tensor, shift: Tensor) -> None:
+        pair.model(data + shift)
+
+    def guide(data: Tensor, shift: Tensor) -> None:
+        pair.guide(data + shift)
+
+    found = []
+    for args, kwargs in (((X, X), {}), ((X,), {"shift": X}), ((), {"data": X, "shift": X})):
+        pyro.clear_param_store()
+        objective = DReG(num_particles=3)
+        for _ in range(3):
+            pair.zero_grad()
+            torch.manual_seed(7)
+            found.append(objective.loss_and_grads(model, guide, *args, **kwargs).item())
+        assert objective.step == 3
+    assert len(seen) == 3
+    assert found == [found[0]] * 9
+
+
+@pytest.mark.parametrize(("args", "received"), [((), "no argument"), ((None,), "NoneType"), (([1.0],), "list")])
+def test_a_weighted_objective_needs_data(args: Any, received: str) -> None:
+    pair = Both()
+    with pytest.raises(TypeError, match=f"the data, a tensor .N, ....*first argument, but received {received}"):
+        IWAE().loss(pair.model, pair.guide, *args)
+
+
+@pytest.mark.parametrize("make", WEIGHTED)
+@pytest.mark.parametrize(("a", "b"), [(1.0, 0.2), (0.2, 1.0), (torch.tensor(0.5), torch.tensor(0.5))])
+def test_scales_have_no_place_inside_the_logarithm(make: Any, a: Any, b: Any) -> None:
+    with pytest.raises(ValueError, match=r"one scale for all sites.*pyro.poutine.scale.*or weigh the KL with ELBO"):
+        make(num_particles=2).loss(*latent_weighted(a, b), X)
+
+
+@pytest.mark.parametrize("make", WEIGHTED)
+def test_what_has_no_gradient_or_breaks_the_contract_is_refused(make: Any) -> None:
+    class Fixed(dist.Normal):
+        has_rsample = False
+
+    def fixed(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", Fixed(torch.zeros(3), 1.0).to_event(1))
+
+    def discrete(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(torch.full((3,), 0.5)).to_event(1))
+            pyro.sample("x", dist.Normal(z @ TRUTH.weight.T, 1.0).to_event(1), obs=x)
+
+    def latents_only(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Bernoulli(torch.full((3,), 0.5)).to_event(1))
+
+    model, _ = pair_of(TRUTH)
+    with pytest.raises(ValueError, match="draw of 'z' has no gradient.*cannot be reparametrized.*TraceGraph_ELBO"):
+        make().loss(model, fixed, X)
+    with pytest.raises(ValueError, match="latent variable 'z' is discrete"):
+        make().loss(discrete, latents_only, X)
+    with pytest.raises(ValueError, match="num_particles is a whole number of at least 1"):
+        make(num_particles=0)
+
+
+@pytest.mark.parametrize("make", WEIGHTED)
+def test_the_encoder_sees_each_datum_once_whatever_the_number_of_particles(make: Any) -> None:
+    pair, objective = Both(), make(num_particles=7)
+    objective.loss_and_grads(pair.model, pair.guide, X)
+    rows = []
+    pair.encoder.register_forward_hook(lambda module, args, out: rows.append(out.numel() // 6))
+    objective.loss_and_grads(pair.model, pair.guide, X)
+    assert rows == [12]
+
+
+def annealed() -> ELBO:
+    return ELBO(free_bits=0.1, annealing=schedules.Linear(100))
+
+
+EVERY: dict[str, Callable[[], Objective]] = {
+    "ELBO": ELBO,
+    "annealed, with free bits": annealed,
+    "IWAE": lambda: IWAE(num_particles=3),
+    "STL": lambda: STL(num_particles=3),
+    "DReG": lambda: DReG(num_particles=3),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Failed to verify mean field restriction")
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("form", ["plain", "subsampled", "masked by one tensor", "two layers", "one by one", "rows"])
+def test_the_host_does_not_wait_in_any_step(form: str, name: str) -> None:
+    others = {"two layers": lambda: TwoLayers(bottom_up=True), "one by one": OneByOne, "rows": DrawsRows}
+    pair = others[form]() if form in others else Both(form)
+    x = torch.bernoulli(torch.full((6, 4), 0.5)) if form == "two layers" else X
+    objective = EVERY[name]()
+    objective.loss_and_grads(pair.model, pair.guide, x)  # which inspects the pair
+    with no_sync():
+        objective.loss_and_grads(pair.model, pair.guide, x)
+
+
+def live_tensors() -> int:
+    return sum(type(thing) is Tensor for thing in gc.get_objects())
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("form", ["together", "one by one", "two layers"])
+def test_a_step_leaves_no_tensor_behind_even_without_garbage_collection(form: str, name: str) -> None:
+    makes = {"together": Both, "one by one": OneByOne, "two layers": lambda: TwoLayers(bottom_up=True)}
+    pair, objective = makes[form](), EVERY[name]()
+    x = torch.bernoulli(torch.full((6, 4), 0.5)) if form == "two layers" else X
+    objective.loss_and_grads(pair.model, pair.guide, x)
+    gc.collect()
+    gc.disable()
+    try:
+        before = live_tensors()
+        for _ in range(200 if (form, name) == ("together", "IWAE") else 20):
+            objective.loss_and_grads(pair.model, pair.guide, x)
+        assert live_tensors() == before
+    finally:
+        gc.enable()
+
+
+# free bits
+
+
+def loss_parts(pair: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return minus the reconstruction, from the seed of `loss_and_gradients`, and KL_bj, ``(B, 3)``."""
+    pyro.clear_param_store()
+    torch.manual_seed(7)
+    reconstruction = ELBO(beta=0.0).differentiable_loss(pair.model, pair.guide, x)
+    mean, log_scale = pair.encoder(x).chunk(2, -1)
+    return reconstruction, 0.5 * (mean**2 + (2 * log_scale).exp() - 1) - log_scale
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0, 50.0])
+@pytest.mark.parametrize("kind", ["plain", "subsampled", "scaled", "masked by one tensor"])
+def test_free_bits_are_those_of_each_dimension_averaged_over_the_minibatch(kind: str, share: float) -> None:
+    pair = Both(kind)
+    kept = slice(None) if kind != "masked by one tensor" else X[:, 0] > 0
+    means = loss_parts(pair, X)[1][kept].mean(0).sort().values
+    free_bits = (1e-6 + share * means[:2].mean()).item()  # at 1, one dimension lies below the floor and two above
+    objective = ELBO(free_bits=free_bits, beta=2.0)
+    found, gradients = loss_and_gradients(objective, pair, X, checked=False)
+    reconstruction, kl = loss_parts(pair, X)
+    factor = {"subsampled": 1000 / 12, "scaled": 0.3}.get(kind, 1.0)
+    kl = kl[kept]
+    expected = reconstruction + 2.0 * factor * len(kl) * kl.mean(0).clamp(min=free_bits).sum()
+    assert found == pytest.approx(expected.item(), rel=1e-12)
+    pair.zero_grad()
+    expected.backward()
+    assert all(torch.allclose(p.grad, g, atol=1e-10) for p, g in zip(pair.parameters(), gradients, strict=True))
+    terms = objective.terms(pair.model, pair.guide, X)
+    assert terms.kl.item() == pytest.approx(kl.sum().item(), rel=1e-9)  # reported without free bits and beta
+
+
+def test_below_the_floor_nothing_pushes_the_kl() -> None:
+    pair = Both()
+    _, gradients = loss_and_gradients(ELBO(free_bits=50.0), pair, X, checked=True)
+    _, without = loss_and_gradients(ELBO(beta=0.0), pair, X, checked=True)
+    assert all(torch.equal(a, b) for a, b in zip(gradients, without, strict=True))
+
+
+class Other(Both):
+    """A pair with another prior or posterior, whose KL is that of all dimensions jointly or has no closed form."""
+
+    def model(self, x: Tensor) -> None:
+        pyro.module("both", self)
+        with self.plate(x):
+            prior = (
+                dist.StudentT(5.0, torch.zeros(3), 1.0) if self.kind == "student" else dist.Normal(torch.zeros(3), 1)
+            )
+            z = pyro.sample("z", prior.to_event(1))
+            pyro.sample("x", dist.Normal(self.decoder(z), 0.7).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        pyro.module("both", self)
+        with self.plate(x):
+            mean, log_scale = self.encoder(x).chunk(2, -1)
+            if self.kind == "joint":
+                pyro.sample("z", dist.MultivariateNormal(mean, scale_tril=log_scale.exp().diag_embed() + 0.1 * tril(3)))
+            else:
+                pyro.sample("z", dist.Normal(mean, log_scale.exp()).to_event(1))
+
+
+def tril(size: int) -> Tensor:
+    return torch.ones(size, size).tril(-1)
+
+
+def test_a_joint_kl_has_the_free_bits_of_its_dimensions_together() -> None:
+    pair = Other("joint")
+    without, _ = loss_and_gradients(ELBO(beta=0.0), pair, X, checked=True)
+    whole, _ = loss_and_gradients(ELBO(), pair, X, checked=True)
+    joint = (whole - without) / 12
+    for free_bits, expected in ((joint / 3 - 1e-3, joint), (joint / 3 + 1e-3, joint + 3e-3)):
+        found, _ = loss_and_gradients(ELBO(free_bits=free_bits), pair, X, checked=True)
+        assert found == pytest.approx(without + 12 * expected, rel=1e-9)
+
+
+def test_free_bits_of_sampled_terms_are_those_of_each_dimension() -> None:
+    pair = Other("student")
+    torch.manual_seed(7)
+    mean, log_scale = pair.encoder(X).chunk(2, -1)
+    q = dist.Normal(mean, log_scale.exp())
+    z = q.rsample()
+    terms = (q.log_prob(z) - dist.StudentT(5.0, torch.zeros(3), 1.0).log_prob(z)).mean(0)
+    without, _ = loss_and_gradients(ELBO(beta=0.0), pair, X, checked=True)
+    found, _ = loss_and_gradients(ELBO(free_bits=terms.median().item()), pair, X, checked=True)
+    assert found == pytest.approx(without + 12 * terms.clamp(min=terms.median()).sum().item(), rel=1e-10)
+
+
+@pytest.mark.parametrize("make", [Both, lambda: Other("student"), lambda: Other("joint")])
+@pytest.mark.parametrize("free_bits", [0.05, 0.3, 1.0])
+def test_free_bits_of_particles_looped_and_at_once_are_the_same(make: Callable[[], Both], free_bits: float) -> None:
+    pair, x = make(), TRUTH.sample(16)  # draws of a multiple of 16 numbers do not depend on how they are cut
+    options = {"free_bits": free_bits, "num_particles": 3}
+    looped, gradients = loss_and_gradients(ELBO(**options), pair, x, checked=True)
+    at_once = ELBO(**options, vectorize_particles=True, max_plate_nesting=1)
+    together, own = loss_and_gradients(at_once, pair, x, checked=True)
+    assert looped == pytest.approx(together, rel=1e-10)
+    assert all(torch.allclose(a, b, atol=1e-10) for a, b in zip(gradients, own, strict=True))
+
+
+@pytest.mark.parametrize(("a", "b"), [(1.0, 0.2), (torch.tensor(0.5), torch.tensor(0.5)), (torch.ones(12), 1.0)])
+def test_free_bits_need_one_scale(a: Any, b: Any) -> None:
+    with pytest.raises(ValueError, match="free bits need one scale and mask for 'z'.*do not share.*or set free_bits=0"):
+        ELBO(free_bits=0.1).differentiable_loss(*latent_weighted(a, b), X)
+
+
+def test_free_bits_need_one_mask() -> None:
+    pair = Both("masked")
+    with pytest.raises(ValueError, match="free bits need one scale and mask for 'z'.*by the very same tensor"):
+        ELBO(free_bits=0.1).differentiable_loss(pair.model, pair.guide, X)
+
+
+@pytest.mark.parametrize("free_bits", [-0.1, math.nan, math.inf])
+def test_free_bits_are_finite_and_not_negative(free_bits: float) -> None:
+    with pytest.raises(ValueError, match="free_bits is at least 0 and finite, but received"):
+        ELBO(free_bits=free_bits)
+
+
+# annealing
+
+
+def test_schedules_by_hand() -> None:
+    linear = schedules.Linear(4, start=0.2)
+    assert [linear(step) for step in (0, 1, 2, 4, 5, 1000)] == pytest.approx([0.2, 0.4, 0.6, 1.0, 1.0, 1.0])
+    cyclical = schedules.Cyclical(8, rise=0.5)
+    assert [cyclical(step) for step in range(10)] == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1, 1, 1, 0, 0.25])
+    assert schedules.Cyclical(4, rise=1.0, start=0.5)(2) == pytest.approx(0.75)
+    assert schedules.Constant()(10**9) == 1.0
+    assert linear.describe() == {"class": "Linear", "num_steps": 4, "start": 0.2}
+
+
+@pytest.mark.parametrize("num_steps", [0, -1, 1.5, True])
+@pytest.mark.parametrize("make", [schedules.Linear, schedules.Cyclical])
+def test_schedules_need_whole_steps_and_factors_up_to_1(make: Any, num_steps: Any) -> None:
+    with pytest.raises(ValueError, match=f"{make.__name__} annealing takes a whole number of steps of at least 1"):
+        make(num_steps)
+    for start in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match=f"{make.__name__} annealing starts at a factor between 0 and 1"):
+            make(10, start=start)
+    for rise in (0.0, 1.5, math.nan):
+        with pytest.raises(ValueError, match="the rising share of a cycle lies in"):
+            schedules.Cyclical(10, rise=rise)
+
+
+def test_gradient_steps_are_counted_and_nothing_else_is() -> None:
+    pair, objective = Both(), ELBO(annealing=schedules.Linear(4), beta=3.0)
+    svi = SVI(pair.model, pair.guide, pyro.optim.SGD({"lr": 0.0}), loss=objective)
+    found = []
+    for step in range(6):
+        assert objective.step == step
+        torch.manual_seed(7)
+        found.append(svi.step(X))
+        svi.evaluate_loss(X)
+        objective.differentiable_loss(pair.model, pair.guide, X)
+        objective.loss(pair.model, pair.guide, X)
+    reconstruction, kl = loss_parts(pair, X)
+    factors = [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
+    expected = [(reconstruction + 3.0 * factor * kl.sum()).item() for factor in factors]
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_loss_on_other_data_moves_nothing() -> None:
+    for make in EVERY.values():
+        pyro.clear_param_store()
+        pair, objective = Both(), make()
+        before = [parameter.detach().clone() for parameter in pair.parameters()]
+        loss = objective.loss(pair.model, pair.guide, X)
+        assert not loss.requires_grad
+        assert objective.step == 0
+        assert all(parameter.grad is None for parameter in pair.parameters())
+        assert all(torch.equal(a, b) for a, b in zip(before, pair.parameters(), strict=True))

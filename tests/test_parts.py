@@ -193,6 +193,7 @@ def test_likelihood_is_right_in_float32(part: type, learned: float) -> None:
 def test_likelihood_never_waits_for_the_device(part: type, options: dict[str, object]) -> None:
     """A meta tensor has no values: reading one, or mixing in a tensor of another device, raises."""
     likelihood = likelihood_of(part, (1, 2), **options).to("meta")
+    assert not any(isinstance(value, Tensor) for value in vars(likelihood).values())  # which would not move
     params = torch.randn(3, *likelihood.param_shape, device="meta", requires_grad=True)
     with validation(enabled=False):
         p_x = likelihood(params)

@@ -260,7 +260,7 @@ def test_where_pseudo_inputs_start_and_what_is_refused() -> None:
     assert prior.latent_dim == 2
     with torch.no_grad():
         prior.pseudo_inputs.zero_()
-    assert (data > 0).any()  # they are copies
+    assert (data[:5] > 0).any()  # they are copies
     noise = priors.Vamp(encoder, posterior).pseudo_inputs
     assert noise.shape == (100, 1, 3, 3)
     assert noise.mean().item() == pytest.approx(0.5, abs=0.01)

@@ -25,7 +25,7 @@ from pyrovae import likelihoods, networks, posteriors, priors
 from pyrovae.data import Data, Split, from_arrays, transforms
 from pyrovae.describe import Described
 from pyrovae.evaluate import evaluate
-from pyrovae.objectives import ELBO
+from pyrovae.objectives import ELBO, IWAE, STL, DReG, schedules
 from pyrovae.training import DivergenceError, Training, fit, load, load_weights
 from pyrovae.vae import VAE
 
@@ -485,7 +485,138 @@ def test_an_objective_of_pyros() -> None:
         fit(v.model, v.guide, binary(), objective=RenyiELBO(num_particles=2), training=quick(), shown=False)
 
 
+# other objectives
+
+
+OBJECTIVES: dict[str, Callable[[], Any]] = {
+    "IWAE": lambda: IWAE(num_particles=5),
+    "STL": STL,
+    "DReG": lambda: DReG(num_particles=5),
+    "annealed": lambda: ELBO(annealing=schedules.Linear(15)),
+    "cyclical, with free bits": lambda: ELBO(annealing=schedules.Cyclical(9), free_bits=0.2),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_learns(name: str) -> None:
+    v = vae().double()
+    history = fit(v.model, v.guide, binary(200), objective=OBJECTIVES[name](), training=quick(epochs=30), shown=False)
+    assert history.epochs[-1].elbo > history.epochs[0].elbo + 0.5
+    epoch = history.epochs[-1]
+    assert epoch.elbo == epoch.reconstruction - epoch.kl
+    assert epoch.objective != pytest.approx(epoch.elbo, abs=1e-3) or name in ("STL", "annealed")
+    if name in ("IWAE", "DReG"):
+        assert epoch.objective > epoch.elbo  # the mean of log-weights lies below the logarithm of their mean
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_is_taken_up_again_to_the_last_bit(tmp_path: Path, name: str) -> None:
+    training = quick(epochs=6, learning_rate=0.05, patience=5)
+    a, b, c = (vae().double() for _ in range(3))
+    whole = fit(a.model, a.guide, grey(), objective=OBJECTIVES[name](), training=training, shown=False)
+    fit(
+        b.model,
+        b.guide,
+        grey(),
+        objective=OBJECTIVES[name](),
+        training=training,
+        folder=tmp_path,
+        on_epoch=stop_after(2),
+        shown=False,
+    )
+    resumed = fit(
+        c.model,
+        c.guide,
+        grey(),
+        objective=OBJECTIVES[name](),
+        training=training,
+        folder=tmp_path,
+        resume=True,
+        shown=False,
+    )
+    assert numbers(resumed) == numbers(whole)
+    assert equal(state(c), state(a))
+    assert json.loads((tmp_path / "config.json").read_text())["objective"] == OBJECTIVES[name]().describe()
+    with pytest.raises(ValueError, match="objective"):
+        fit(c.model, c.guide, grey(), training=training, folder=tmp_path, resume=True, shown=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Logged(schedules.Linear):
+    """A schedule that remembers the steps that it was asked for."""
+
+    asked: tuple[list[int], ...] = ()
+
+    def __call__(self, step: int) -> float:
+        self.asked[0].append(step)
+        return super().__call__(step)
+
+
+def test_steps_are_counted_by_training_alone_and_go_on_after_an_interruption(tmp_path: Path) -> None:
+    v, asked = vae().double(), []
+    objective = ELBO(annealing=Logged(100, asked=(asked,)))
+    objective.step = 77  # of an earlier use
+    fit(v.model, v.guide, grey(), objective=objective, training=quick(epochs=2), folder=tmp_path, shown=False)
+    assert asked == list(range(6))  # 48 data in batches of 16; validation does not ask
+    assert objective.step == 6
+    asked.clear()
+    again = ELBO(annealing=Logged(100, asked=([0, 1, 2, 3, 4, 5],)))  # described alike
+    again.annealing.asked[0][:] = json.loads((tmp_path / "config.json").read_text())["objective"]["annealing"]["asked"][
+        0
+    ]
+    steps = again.annealing.asked[0]
+    known = len(steps)
+    fit(
+        v.model,
+        v.guide,
+        grey(),
+        objective=again,
+        training=quick(epochs=3),
+        folder=tmp_path,
+        resume=True,
+        shown=False,
+    )
+    assert steps[known:] == [6, 7, 8]
+
+
+@pytest.mark.parametrize("make", [IWAE, DReG])
+def test_early_stopping_watches_the_bound_that_is_maximized(tmp_path: Path, make: Any) -> None:
+    v = vae().double()
+    states: dict[int, dict[str, Tensor]] = {}
+
+    def keep(epoch: Any) -> None:
+        states[epoch.epoch] = state(v)
+
+    training = quick(epochs=300, learning_rate=0.3, patience=4)
+    objective = make(num_particles=5)
+    history = fit(
+        v.model, v.guide, grey(), objective=objective, training=training, folder=tmp_path, on_epoch=keep, shown=False
+    )
+    curve = [epoch.validation["L_5"] for epoch in history.epochs]
+    assert history.best_epoch == curve.index(max(curve)) + 1
+    assert len(curve) == history.best_epoch + 4
+    assert equal(state(v), states[history.best_epoch])
+    assert f"no better validation L_5 since epoch {history.best_epoch}" in history.why_stopped
+    assert "validation L_5" in str(history)
+    assert all(epoch.validation["L_5"] > epoch.validation["elbo"] for epoch in history.epochs)
+    assert str(load(tmp_path).history).splitlines()[0] == str(history).splitlines()[0]
+
+
+def test_the_watched_bound_is_that_of_the_validation_data() -> None:
+    v, data = vae().double(), grey()
+    history = fit(v.model, v.guide, data, objective=IWAE(num_particles=500), training=quick(epochs=1), shown=False)
+    evaluation = evaluate(v.model, v.guide, data.validation, ks=(1, 500, 5000), shown=False)
+    assert evaluation.iwae[1].value > evaluation.iwae[0].value + 0.05
+    assert history.epochs[0].validation["L_500"] == pytest.approx(evaluation.iwae[1].value, abs=0.02)
+
+
 # divergence
+
+
+def test_an_importance_weighted_loss_that_explodes_stops_training_in_words() -> None:
+    v = vae().double()
+    with pytest.raises(DivergenceError, match="stopped in epoch 1 at its step [234]: .* is not finite"):
+        fit(v.model, v.guide, grey(), objective=IWAE(), training=quick(learning_rate=1e300), shown=False)
 
 
 @pytest.mark.parametrize("with_folder", [True, False])

@@ -52,7 +52,7 @@ class Elements(dist.Independent):
         """
         if not self.base_dist._validate_args:
             return
-        inside = self.base_dist.support.check(value)
+        inside = self.base_dist.support.check(value) & value.isfinite()  # torch's real line has infinite ends
         if not inside.all():
             raise ValueError(
                 f"{self.told}, but {int((~inside).sum())} of {inside.numel()} values are not "

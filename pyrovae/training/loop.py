@@ -143,6 +143,7 @@ class Loop:
             group["lr"] = rate
         if isinstance(self.objective, Objective):
             self.objective.step = (number - 1) * self.steps_per_epoch
+        known = isinstance(self.objective, Objective)
         sums = torch.zeros(3, dtype=torch.float64)
         unread: list[tuple[Tensor, int]] = []
         seen = 0
@@ -161,13 +162,11 @@ class Loop:
                     seen += sum(count for _, count in unread)
                     unread = []
                     loss, reconstruction, kl = (sums / seen).tolist()
-                    advance(
-                        done + index + 1,
-                        f"{self.bound_name} {-loss:.2f}  reconstruction {reconstruction:.2f}  KL {kl:.2f}",
-                    )
+                    bound = reconstruction - kl if known and self.num_weighted == 1 else -loss
+                    words = f"{self.bound_name} {bound:.2f}  reconstruction {reconstruction:.2f}  KL {kl:.2f}"
+                    advance(done + index + 1, words)
         self._check_end(number)
         loss, reconstruction, kl = (sums / seen).tolist()
-        known = isinstance(self.objective, Objective)
         return Epoch(
             epoch=number,
             steps=number * self.steps_per_epoch,
@@ -224,7 +223,10 @@ class Loop:
     def _check_again(self, model: Program, guide: Program, epoch: int, step: int, error: ValueError) -> None:
         """Raise that training diverged if that is why Pyro's checks failed: without them the loss is not finite."""
         with validation(enabled=False):
-            loss = self.objective.differentiable_loss(model, guide)
+            if isinstance(self.objective, Objective):
+                loss = self.objective.terms_of(self.pair, model, guide).loss
+            else:
+                loss = self.objective.differentiable_loss(model, guide)
         if not loss.isfinite():
             raise self._diverged(epoch, step, "the loss") from error
 

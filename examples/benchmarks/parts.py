@@ -1,0 +1,374 @@
+"""What a training step costs with each part, beside plain PyTorch with the same density and networks.
+
+    python examples/benchmarks/parts.py                 every part; about ten minutes on two cores
+    python examples/benchmarks/parts.py --only priors   the rows of one room, or of one part by its name
+
+prints the machine first, then one row for each part: milliseconds per step of the default model with that part in it.
+
+A step is loss, gradients and update by fused Adam on one minibatch of 128 images of 28 x 28 random elements that is
+already there. Ours is the step of `pyrovae.fit`; the plain one is written by hand below, densities and KL terms
+included, around the layers of the same networks. Before it is timed, both must give the same loss on the same noise.
+"""
+
+import argparse
+import copy
+import functools
+import math
+import os
+import platform
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pyrovae import VAE, likelihoods, networks, posteriors, priors
+from pyrovae.objectives import ELBO
+from pyrovae.pair import inspect_pair
+from pyrovae.sandbox import own_store, validation
+from pyrovae.training.state import trainable
+from pyrovae.training.step import EagerStep, fused_adam
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--rounds", type=int, default=25, help="of five steps of ours and five plain ones")
+parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+parser.add_argument("--only", default="", help="rows whose room or part has this in its name")
+parser.add_argument("--smoke", action="store_true", help="a few seconds, to see that it runs")
+parser.add_argument("--memory", action="store_true", help=argparse.SUPPRESS)
+options = parser.parse_args()
+torch.set_num_threads(options.threads)
+
+x_shape, latent_dim, batch_size, steps = (1, 28, 28), 50, 128, 5
+LOG_2_PI = math.log(2 * math.pi)
+
+# Plain PyTorch: log p(x | z) of each likelihood, summed over the minibatch, from what the decoder emits.
+
+
+def bernoulli(vae: VAE, params: Tensor, x: Tensor) -> Tensor:
+    return -functional.binary_cross_entropy_with_logits(params.squeeze(-1), x, reduction="sum")
+
+
+def categorical(vae: VAE, params: Tensor, x: Tensor) -> Tensor:
+    return -functional.cross_entropy(params.flatten(0, -2), x.long().flatten(), reduction="sum")
+
+
+def continuous_bernoulli(vae: VAE, params: Tensor, x: Tensor) -> Tensor:
+    logits = params.squeeze(-1)
+    near = logits.abs() < 1e-2  # where the constant is that of its series
+    far = torch.where(near, 1.0, logits)
+    log_constant = torch.where(near, math.log(2) + logits**2 / 12, (far / (far / 2).tanh()).abs().log())
+    return log_constant.sum() - functional.binary_cross_entropy_with_logits(logits, x, reduction="sum")
+
+
+def logistic(location: Tensor, log_scale: Tensor, x: Tensor) -> Tensor:
+    """Return log P of levels from 0 to 255, as PixelCNN++ computes it, with our floor of the scale."""
+    floor = math.log(2 / 255 / 8)
+    log_scale = floor + ((log_scale - floor) / 2).asinh().exp()
+    inverse, centered = torch.exp(-log_scale), 2 * x / 255 - 1 - location
+    upper, middle, lower = inverse * (centered + 1 / 255), inverse * centered, inverse * (centered - 1 / 255)
+    mass = upper.sigmoid() - lower.sigmoid()
+    density = middle - log_scale - 2 * functional.softplus(middle) - math.log(127.5)
+    inside = torch.where(mass > 1e-5, mass.clamp(min=1e-12).log(), density)
+    below, above = functional.logsigmoid(upper), -functional.softplus(lower)
+    return torch.where(x < 0.5, below, torch.where(x > 254.5, above, inside))
+
+
+def discretized_logistic(vae: VAE, params: Tensor, x: Tensor) -> Tensor:
+    return logistic(*params.unbind(-1), x).sum()
+
+
+def discretized_logistic_mixture(vae: VAE, params: Tensor, x: Tensor) -> Tensor:
+    logits, location, log_scale = params.chunk(3, -1)
+    return (logits.log_softmax(-1) + logistic(location, log_scale, x.unsqueeze(-1))).logsumexp(-1).sum()
+
+
+def gaussian(vae: VAE, params: Tensor, x: Tensor) -> Tensor:
+    log_scale = vae.likelihood.log_scale
+    squares = functional.mse_loss(params.squeeze(-1), x, reduction="sum")
+    return -0.5 * squares * (-2 * log_scale).exp() - x.numel() * (log_scale + 0.5 * LOG_2_PI)
+
+
+def heteroscedastic_gaussian(vae: VAE, params: Tensor, x: Tensor) -> Tensor:
+    mean, log_scale = params.unbind(-1)
+    floor = math.log(0.01)
+    log_scale = floor + ((log_scale - floor) / 2).asinh().exp()
+    return -(0.5 * ((x - mean) * torch.exp(-log_scale)) ** 2 + log_scale + 0.5 * LOG_2_PI).sum()
+
+
+def laplace(vae: VAE, params: Tensor, x: Tensor) -> Tensor:
+    log_scale = vae.likelihood.log_scale
+    distance = functional.l1_loss(params.squeeze(-1), x, reduction="sum")
+    return -distance * (-log_scale).exp() - x.numel() * (log_scale + math.log(2))
+
+
+def negative_binomial(vae: VAE, params: Tensor, x: Tensor) -> Tensor:
+    mean, total = params.squeeze(-1).exp(), vae.likelihood.log_total_count.exp()
+    log_both = (total + mean).log()
+    factorials = (x + total).lgamma() - total.lgamma() - (x + 1).lgamma()
+    return (factorials + total * (total.log() - log_both) + x * (params.squeeze(-1) - log_both)).sum()
+
+
+def poisson(vae: VAE, params: Tensor, x: Tensor) -> Tensor:
+    return -functional.poisson_nll_loss(params.squeeze(-1), x, reduction="sum") - (x + 1).lgamma().sum()
+
+
+def student_t(vae: VAE, params: Tensor, x: Tensor) -> Tensor:
+    df, log_scale = vae.likelihood.df, vae.likelihood.log_scale
+    norm = ((df + 1) / 2).lgamma() - (df / 2).lgamma() - 0.5 * (df * math.pi).log() - log_scale
+    y = (x - params.squeeze(-1)) * (-log_scale).exp()
+    return (norm - (df + 1) / 2 * (y**2 / df).log1p()).sum()
+
+
+# Plain PyTorch: z, and KL(q(z | x) || p(z)) summed over the minibatch, from what the encoder emits. The priors stand
+# beside a diagonal normal posterior, the posteriors beside a standard normal prior.
+
+
+def diagonal(params: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return mean and log-variance, noise, and the z that it makes."""
+    mean, log_variance = params[..., 0], params[..., 1].clamp(-10, 10)
+    noise = torch.randn_like(mean)
+    return mean, log_variance, noise, mean + (0.5 * log_variance).exp() * noise
+
+
+def log_normal(noise: Tensor, log_variance: Tensor) -> Tensor:
+    return -0.5 * (noise**2 + log_variance + LOG_2_PI).sum()
+
+
+def standard_normal(vae: VAE, params: Tensor) -> tuple[Tensor, Tensor]:
+    mean, log_variance, _, z = diagonal(params)
+    return z, 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum()
+
+
+def learned_normal(vae: VAE, params: Tensor) -> tuple[Tensor, Tensor]:
+    mean, log_variance, _, z = diagonal(params)
+    prior_variance = 2 * vae.prior.log_scale
+    squares = ((mean - vae.prior.loc) ** 2 + log_variance.exp()) * (-prior_variance).exp()
+    return z, 0.5 * (squares - 1 - log_variance + prior_variance).sum()
+
+
+def student_t_prior(vae: VAE, params: Tensor) -> tuple[Tensor, Tensor]:
+    _, log_variance, noise, z = diagonal(params)
+    df = vae.prior.df
+    norm = ((df + 1) / 2).lgamma() - (df / 2).lgamma() - 0.5 * (df * math.pi).log()
+    return z, log_normal(noise, log_variance) - (norm - (df + 1) / 2 * (z**2 / df).log1p()).sum()
+
+
+def log_mixture(z: Tensor, log_weights: Tensor, locs: Tensor, log_scales: Tensor) -> Tensor:
+    squares = ((z.unsqueeze(-2) - locs) * (-log_scales).exp()) ** 2  # (B, C, D)
+    return (log_weights - (0.5 * squares + log_scales + 0.5 * LOG_2_PI).sum(-1)).logsumexp(-1).sum()
+
+
+def mixture(vae: VAE, params: Tensor) -> tuple[Tensor, Tensor]:
+    _, log_variance, noise, z = diagonal(params)
+    log_prior = log_mixture(z, vae.prior.logits.log_softmax(-1), vae.prior.locs, vae.prior.log_scales)
+    return z, log_normal(noise, log_variance) - log_prior
+
+
+def vamp(vae: VAE, params: Tensor) -> tuple[Tensor, Tensor]:
+    _, log_variance, noise, z = diagonal(params)
+    locs, log_variances = vae.encoder.run(vae.prior.pseudo_inputs, None).unbind(-1)
+    log_weights = torch.full((len(locs),), -math.log(len(locs)))
+    log_prior = log_mixture(z, log_weights, locs, 0.5 * log_variances.clamp(-10, 10))
+    return z, log_normal(noise, log_variance) - log_prior
+
+
+def flow_prior(vae: VAE, params: Tensor) -> tuple[Tensor, Tensor]:
+    _, log_variance, noise, z = diagonal(params)
+    value, log_det = z, torch.zeros(())
+    for layer in reversed(vae.prior.layers):
+        value, of_layer = layer.inverse(value, None)
+        log_det = log_det + of_layer.sum()
+    return z, log_normal(noise, log_variance) - (log_normal(value, torch.zeros(())) - log_det)
+
+
+def full_normal(vae: VAE, params: Tensor) -> tuple[Tensor, Tensor]:
+    mean, raw = params[..., 0], params[..., 1:]
+    log_variance = raw.diagonal(dim1=-2, dim2=-1).clamp(-10, 10)
+    scale = (0.5 * log_variance).exp()
+    lower = (raw + raw.mT).tril(-1) * (scale / math.sqrt(2 * latent_dim)).unsqueeze(-1) + torch.diag_embed(scale)
+    z = mean + (lower @ torch.randn_like(mean).unsqueeze(-1)).squeeze(-1)
+    return z, 0.5 * ((mean**2 - 1 - log_variance).sum() + (lower**2).sum())
+
+
+def low_rank_normal(vae: VAE, params: Tensor) -> tuple[Tensor, Tensor]:
+    mean, log_variance, along = params[..., 0], params[..., 1].clamp(-10, 10), params[..., 2:]
+    along = along / math.sqrt(along.shape[-1])  # what the scale multiplies
+    scale = (0.5 * log_variance).exp()
+    noise, few = torch.randn_like(mean), torch.randn(len(mean), along.shape[-1])
+    z = mean + scale * (noise + (along @ few.unsqueeze(-1)).squeeze(-1))
+    log_det = torch.logdet(torch.eye(along.shape[-1]) + along.mT @ along).sum() + log_variance.sum()
+    variance = log_variance.exp() * (1 + (along**2).sum(-1))
+    return z, 0.5 * ((mean**2 + variance - 1).sum() - log_det)
+
+
+def iaf(vae: VAE, params: Tensor) -> tuple[Tensor, Tensor]:
+    _, log_variance, noise, z = diagonal(params)
+    log_q = log_normal(noise, log_variance)
+    for layer in vae.posterior.layers:
+        z, log_det = layer(z, params[..., 2:].flatten(-2))
+        log_q = log_q - log_det.sum()
+    return z, log_q - log_normal(z, torch.zeros(()))
+
+
+Step = Callable[[Tensor], Tensor]
+Scored = Callable[[VAE, Tensor, Tensor], Tensor]
+Latent = Callable[[VAE, Tensor], tuple[Tensor, Tensor]]
+mlp = (networks.MLPEncoder, networks.MLPDecoder)
+
+densities: dict[type, Scored] = {
+    likelihoods.Bernoulli: bernoulli,
+    likelihoods.Categorical: categorical,
+    likelihoods.ContinuousBernoulli: continuous_bernoulli,
+    likelihoods.DiscretizedLogistic: discretized_logistic,
+    likelihoods.DiscretizedLogisticMixture: discretized_logistic_mixture,
+    likelihoods.Gaussian: gaussian,
+    likelihoods.HeteroscedasticGaussian: heteroscedastic_gaussian,
+    likelihoods.Laplace: laplace,
+    likelihoods.NegativeBinomial: negative_binomial,
+    likelihoods.Poisson: poisson,
+    likelihoods.StudentT: student_t,
+}
+under_priors: dict[type, Latent] = {
+    priors.StandardNormal: standard_normal,
+    priors.DiagonalNormal: learned_normal,
+    priors.StudentT: student_t_prior,
+    priors.MixtureOfGaussians: mixture,
+    priors.Vamp: vamp,
+    priors.Flow: flow_prior,
+}
+of_posteriors: dict[type, Latent] = {
+    posteriors.DiagonalNormal: standard_normal,
+    posteriors.FullNormal: full_normal,
+    posteriors.LowRankNormal: low_rank_normal,
+    posteriors.IAF: iaf,
+}
+architectures = {
+    "MLP": mlp,
+    "GatedMLP": (networks.GatedMLPEncoder, networks.GatedMLPDecoder),
+    "Conv": (networks.ConvEncoder, networks.ConvDecoder),
+    "ResNet": (networks.ResNetEncoder, networks.ResNetDecoder),
+}
+rows: list[tuple[str, str, dict[str, Any], Scored, Latent]] = [
+    *(("likelihoods", p.__name__, {"likelihood": p}, scored, standard_normal) for p, scored in densities.items()),
+    *(("priors", p.__name__, {"prior": p}, bernoulli, latent) for p, latent in under_priors.items()),
+    *(("posteriors", p.__name__, {"posterior": p}, bernoulli, latent) for p, latent in of_posteriors.items()),
+    *(("networks", name, {"nets": nets}, bernoulli, standard_normal) for name, nets in architectures.items()),
+]
+
+
+def build(
+    *,
+    likelihood: type = likelihoods.Bernoulli,
+    prior: type = priors.StandardNormal,
+    posterior: type = posteriors.DiagonalNormal,
+    nets: tuple[type, type] = mlp,
+) -> VAE:
+    """Return the default model with one part in the place of another."""
+    torch.manual_seed(0)
+    p_x, q_z = likelihood(x_shape), posterior(latent_dim)
+    encoder, decoder = nets[0](x_shape, q_z.param_shape), nets[1](latent_dim, p_x.param_shape)
+    p_z = prior(encoder, q_z) if prior is priors.Vamp else prior(latent_dim)
+    return VAE(prior=p_z, decoder=decoder, likelihood=p_x, encoder=encoder, posterior=q_z)
+
+
+def random_data(form: str) -> Tensor:
+    shape = (batch_size, *x_shape)
+    if form in ("levels", "counts"):
+        return torch.randint(256, shape).float() if form == "levels" else torch.poisson(torch.full(shape, 3.0))
+    return (
+        torch.randn(shape)
+        if form == "continuous"
+        else torch.rand(shape).round()
+        if form == "binary"
+        else torch.rand(shape)
+    )
+
+
+def our_step(vae: VAE) -> Step:
+    """Return the step as `pyrovae.fit` takes it: also the reconstruction and KL that are shown while it trains."""
+    pair = inspect_pair(vae.model, vae.guide, (random_data(vae.likelihood.form),))
+    parameters = trainable(pair.modules, pair.params)
+    eager = EagerStep(pair, ELBO(), parameters, fused_adam(parameters))
+
+    def step(x: Tensor) -> Tensor:
+        model, guide = functools.partial(vae.model, x), functools.partial(vae.guide, x)
+        return eager(model, guide, size=len(x), count=len(x))[0]
+
+    return step
+
+
+def plain_step(vae: VAE, scored: Scored, latent: Latent) -> Step:
+    optimizer = torch.optim.Adam(vae.parameters(), fused=True)
+    prepare = {"levels": lambda x: x / 255, "counts": torch.log1p}.get(vae.likelihood.form, lambda x: x)
+
+    def step(x: Tensor) -> Tensor:
+        z, kl = latent(vae, vae.encoder.run(prepare(x), None))
+        loss = (kl - scored(vae, vae.decoder.run(z, None), x)) / len(x)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step
+
+
+def measure(vae: VAE, scored: Scored, latent: Latent) -> tuple[float, float]:
+    """Return milliseconds of our step and of the plain one, in turns, each the median of its rounds."""
+    batches = [random_data(vae.likelihood.form) for _ in range(1 if options.smoke else steps)]
+    pair = (our_step(vae), plain_step(copy.deepcopy(vae), scored, latent))
+    losses = []
+    for step in pair:
+        torch.manual_seed(1)
+        losses.append(float(step(batches[0])))
+    assert math.isclose(*losses, rel_tol=1e-4), f"ours and plain differ: {losses}"
+    rounds: tuple[list[float], list[float]] = ([], [])
+    slow = any(isinstance(part, nn.BatchNorm2d) for part in vae.modules())
+    for number in range(1 if options.smoke else 4 if slow else options.rounds + 2):
+        for step, measured in zip(pair, rounds, strict=True):
+            started = time.perf_counter()
+            for x in batches:
+                step(x)
+            if number >= (0 if options.smoke else 1 if slow else 2):  # the first warm up
+                measured.append(1000 * (time.perf_counter() - started) / len(batches))
+    return statistics.median(rounds[0]), statistics.median(rounds[1])
+
+
+def peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+if options.memory:  # in a process of its own, of which this is the peak
+    imported = peak_mib()
+    with own_store(), validation(enabled=False):
+        step = our_step(build(likelihood=likelihoods.Categorical).train())
+        for _ in range(2 if options.smoke else 10):
+            step(random_data("levels"))
+    print(peak_mib() - imported)
+    sys.exit()
+
+cpu = platform.processor() or platform.machine()
+if Path("/proc/cpuinfo").exists():
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text() + "model name: " + cpu)[1]
+print(f"{cpu}, {torch.get_num_threads()} threads of {os.cpu_count()} cores, {platform.system()}")
+print(f"Python {platform.python_version()}, torch {torch.__version__}, Pyro {pyro.__version__}, {date.today()}")
+# measured first: a process starts with the peak of the one that made it
+command = [sys.executable, __file__, "--memory", "--threads", str(options.threads), *["--smoke"] * options.smoke]
+memory = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+print("\n|  | part | pyrovae, ms | plain PyTorch, ms | ratio |\n|---|---|---|---|---|")
+for room, name, parts, scored, latent in rows:
+    if options.only in room or options.only in name:
+        with own_store(), validation(enabled=False):
+            ours, plain = measure(build(**parts).train(), scored, latent)
+        print(f"| {room} | {name} | {ours:.2f} | {plain:.2f} | {ours / plain:.2f} |", flush=True)
+print(f"\nPeak memory above the imports with Categorical, 256 levels: {memory:.0f} MiB, Adam's state included")

@@ -29,7 +29,7 @@ menu = {
     "DiscretizedLogistic": (likelihoods.DiscretizedLogistic, {}),
     "DiscretizedLogisticMixture": (likelihoods.DiscretizedLogisticMixture, {"num_components": 3}),
     "Poisson": (likelihoods.Poisson, {}),
-    "NegativeBinomial": (likelihoods.NegativeBinomial, {}),
+    "NegativeBinomial": (likelihoods.NegativeBinomial, {"total_count": 30.0}),
     "Gaussian, learned scale": (likelihoods.Gaussian, {"scale": 0.2, "learn_scale": True}),
     "Gaussian, fixed scale": (likelihoods.Gaussian, {"scale": 0.2}),
     "HeteroscedasticGaussian": (likelihoods.HeteroscedasticGaussian, {}),

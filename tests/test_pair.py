@@ -13,7 +13,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import Pair, TwoLayers, linear_gaussian, pair_of
+from conftest import Pair, TwoLayers, linear_gaussian, make_vae, pair_of
 from pyro import poutine
 from pyro.infer import SVI
 from pyro.nn import PyroModule, PyroParam, pyro_method
@@ -969,3 +969,9 @@ def test_structure_that_is_read_off() -> None:
     assert pair.broadcasts is True
     drawn = inspect_pair(*drawing_plate(1000, 7), (X,))
     assert (drawn.draws_rows, drawn.num_rows, drawn.plate_size) == (True, 7, 1000)
+
+
+def test_large_parameters_count_where_rows_are_scored_at_once() -> None:
+    vae = make_vae(likelihood=likelihoods.Categorical((5,), 256))
+    pair = inspect_pair(vae.model, vae.guide, (torch.zeros(3, 5),))
+    assert pair.num_elements == 5 * 256

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pyro
+import torch
 from pyro import poutine
 from torch import nn
 
@@ -73,9 +74,21 @@ def read_pair(
             for name, site in guide_sites.items()
         },
         observed=tuple(observed),
-        num_elements=sum(site["value"].numel() for site in observed.values()) // plate.size,
+        num_elements=sum(_num_elements(site) for site in observed.values()) // plate.size,
         kl={name: _kl_method(name, model_trace, guide_trace) for name in guide_sites},
     )
+
+
+def _num_elements(site: Any) -> int:
+    """Return the size of what a site holds: its value, or the largest parameter of its distribution."""
+    sizes, inside = [site["value"].numel()], [site["fn"]]
+    while inside:
+        for held in vars(inside.pop()).values():
+            if isinstance(held, torch.distributions.Distribution):
+                inside.append(held)
+            elif isinstance(held, torch.Tensor):
+                sizes.append(held.numel())
+    return max(sizes)
 
 
 def _kl_method(name: str, model_trace: poutine.Trace, guide_trace: poutine.Trace) -> str:

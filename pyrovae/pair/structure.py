@@ -47,7 +47,7 @@ class Pair:
         nesting: number of batch axes that plates take up.
         latents: the latent sites by name, in the guide's order.
         observed: names of the observed sites.
-        num_elements: observed elements per datum.
+        num_elements: observed elements per datum, or parameters of their distribution if those are more.
         kl: for each latent site, `CLOSED_FORM` or the reason why its KL is estimated by Monte Carlo.
         broadcasts: whether it can be run with an axis of particles to the left of its plates.
 

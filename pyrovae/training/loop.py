@@ -25,7 +25,8 @@ from pyrovae.training.state import restore, snapshot, trainable
 from pyrovae.training.step import EagerStep, MakeOptimizer
 
 STEPS_BETWEEN_READS = 100  # reading a loss makes the host wait for the device
-VALIDATION_ROWS = 1024
+VALIDATION_ROWS = 1024  # scored at once, fewer if they are large
+VALIDATION_ELEMENTS = 2**24
 
 
 class DivergenceError(ValueError):
@@ -246,7 +247,8 @@ class Loop:
             forked_random(stream, self.device),
             validation(enabled=False),
         ):
-            for rows, count in walk(self.pair, len(watched), batch_size=VALIDATION_ROWS):
+            most = min(VALIDATION_ROWS, max(1, VALIDATION_ELEMENTS // max(1, self.pair.num_elements)))
+            for rows, count in walk(self.pair, len(watched), batch_size=most):
                 one = one_particle(self.pair, args, rows.to(self.device), checked=checked)
                 weighted = blocks(self.pair, args, rows.to(self.device), self.num_weighted)
                 found = [one] if self.num_weighted == 1 else list(weighted)

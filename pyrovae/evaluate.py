@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyrovae import memory
 from pyrovae.bounds.iwae import check_ladder, iwae, monte_carlo_variances
-from pyrovae.data import Data, Split, transforms
+from pyrovae.data import Data, Split, fingerprint, transforms
 from pyrovae.data.batches import Rows, Source
 from pyrovae.pair import Pair, Program, find_modules, take_rows
 from pyrovae.progress import progress
@@ -22,7 +22,6 @@ from pyrovae.sandbox import forked_random, stream_seed
 from pyrovae.scoring import Block, blocks, inspected, walk
 from pyrovae.training.checkpoint import versions
 from pyrovae.training.options import choose_device
-from pyrovae.vae import VAE
 
 BATCH_PARTICLES = 2**17  # particles of one batch, whose log-weights are kept
 
@@ -104,10 +103,9 @@ def evaluate(
             done += count
             advance(done)
         settings = {"batch_size": batch_size, "device": str(where), "dtype": str(args[0].dtype).removeprefix("torch.")}
-        methods = dict(pair.kl)
+        methods, measure = dict(pair.kl), pair.base_measure
     per_datum = {name: torch.cat([part[name] for part in parts], -1) for name in parts[0]}
     ladder = tuple(_estimate("IWAE", k, per_datum) for k in ks)
-    measure, bits = _meaning(model, rows, ladder[-1].value)
     return Evaluation(
         elbo=_estimate("ELBO", max(ks), per_datum),
         reconstruction=_estimate("reconstruction", max(ks), per_datum),
@@ -121,12 +119,14 @@ def evaluate(
         data_transform=source.transform.describe() if isinstance(source, Split) else None,
         base_measure=measure,
         log_abs_det_jacobian=_log_det(rows) if measure == "Lebesgue" else None,
-        bits_per_dimension=bits,
+        bits_per_dimension=_bits(rows, measure, ladder[-1].value),
         seed=seed,
         settings=settings,
         versions=versions(),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         seconds=round(time.perf_counter() - started, 2),
+        stored_hash=fingerprint(source.stored) if isinstance(source, Split) else None,
+        num_covariates=sum(argument[0].numel() for argument in args[1:]),
         per_datum={name: value for name, value in per_datum.items() if not name.startswith(_VARIANCE)},
     )
 
@@ -208,17 +208,10 @@ def _log_det(rows: Rows) -> float | None:
     )
 
 
-def _meaning(model: Program, rows: Rows, nats: float | None) -> tuple[str | None, float | None]:
-    """Return the base measure of log p(x), and bits per dimension where they are defined."""
-    owner = getattr(model, "__self__", None)
-    if not isinstance(owner, VAE):
-        return None, None
-    measure = owner.likelihood.base_measure
-    log_det: float | None = 0.0
-    if measure == "Lebesgue":
-        dequantized = isinstance(rows.source, Split) and isinstance(rows.source.transform, transforms.Dequantization)
-        log_det = _log_det(rows) if dequantized else None
+def _bits(rows: Rows, measure: str | None, nats: float | None) -> float | None:
+    """Return bits per dimension where log p(x) is, or bounds, the log-probability of a discrete datum."""
+    dequantized = isinstance(rows.source, Split) and isinstance(rows.source.transform, transforms.Dequantization)
+    log_det = 0.0 if measure == "counting" else _log_det(rows) if measure == "Lebesgue" and dequantized else None
     if nats is None or log_det is None:
-        return measure, None
-    dimensions = math.prod(owner.likelihood.x_shape)
-    return measure, bits_per_dimension(nats, num_dimensions=dimensions, log_abs_det_jacobian=log_det)
+        return None
+    return bits_per_dimension(nats, num_dimensions=math.prod(rows.fixed()[0].shape[1:]), log_abs_det_jacobian=log_det)

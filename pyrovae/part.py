@@ -56,7 +56,8 @@ class ConditionalPart(Described, nn.Module, ABC):
             ValueError: if the trailing axes are not ``param_shape``.
 
         """
-        return self.checked(params).unbind(-1)
+        checked = self.checked(params)
+        return (checked.squeeze(-1),) if self.n_params == 1 else checked.unbind(-1)  # unbind copies in its backward
 
     _role: ClassVar[str] = "part"
 

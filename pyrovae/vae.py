@@ -103,11 +103,18 @@ class VAE(Described, nn.Module):
             ``(num_samples, *x_shape)``
 
         Raises:
-            ValueError: if the number is not positive or so large that the samples do not fit.
+            ValueError: if the number is not positive or so large that the samples do not fit, or there are not as many
+                covariates.
 
         """
         if num_samples < 1:
             raise ValueError(f"generate draws at least 1 sample, but received {num_samples}")
+        for covariate in covariates:
+            if covariate.ndim < 2 or len(covariate) != num_samples:
+                raise ValueError(
+                    f"{num_samples} samples take covariates of shape ({num_samples}, ...), one row each, but received "
+                    f"{tuple(covariate.shape)}; repeat or choose rows"
+                )
         rows = num_samples * float(torch.Size(self.likelihood.param_shape).numel() + self.prior.latent_dim)
         memory.require(
             4 * 4 * rows, what=f"drawing {num_samples} samples", cure="draw fewer at a time", device=self._device

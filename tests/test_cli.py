@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,10 +20,12 @@ import torch
 
 import pyrovae
 from pyrovae.cli import main
+from pyrovae.cli.train import _menus
 from pyrovae.results import Evaluation
-from pyrovae.training.folder import MANIFEST
+from pyrovae.training.folder import MANIFEST, RunFolder
 
-QUICK = ["--epochs", "2", "--latent_dim", "3", "--hidden", "16", "--device", "cpu"]
+HIDDEN = ["--encoder.hidden", "16", "--decoder.hidden", "16"]
+QUICK = ["--epochs", "2", "--latent_dim", "3", "--device", "cpu", *HIDDEN]
 
 
 @pytest.fixture(autouse=True)
@@ -163,6 +167,7 @@ def test_help_reads_well(capsys: pytest.CaptureFixture[str]) -> None:
         text = capsys.readouterr().out
         assert max(map(len, text.splitlines())) <= 100
         assert "==SUPPRESS==" not in text
+        assert "%%" not in text
     assert main([]) == 2
     capsys.readouterr()
     with pytest.raises(SystemExit):
@@ -170,6 +175,14 @@ def test_help_reads_well(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for name in ("Bernoulli", "Gaussian", "StandardNormal", "DiagonalNormal", "--likelihood.scale", "--epochs"):
         assert name in text
+    for role, (menu, _, default) in _menus().items():
+        section = text[text.index(f"\n{role}:\n") :]
+        starts = [re.search(rf"^ *(?:--{role} CLASS +)?{name}: \S", section, re.M) for name in menu]
+        assert all(start is not None for start in starts), "one class per line"
+        assert f"(default: {default})" in " ".join(section.split())
+    words = " ".join(text.split())
+    assert "MixtureOfGaussians: C, the number of components (default: 10) Vamp: C, the number of" in words
+    assert "(default: false)" in words
 
 
 BAD = [
@@ -178,19 +191,56 @@ BAD = [
     (["train", "--epochs", "-1"], "epochs is a whole number of at least 0"),
     (["train", "--batch_size", "0"], "batch_size is a whole number of at least 1"),
     (["train", "--learning_rate", "nan"], "learning_rate is positive and finite"),
-    (["train", "--beta", "-1"], "beta is at least 0"),
+    (["train", "--objective.beta", "-1"], "beta is at least 0"),
+    (["train", "--beta", "2"], "unknown option --beta; did you mean --objective.beta?"),
+    (["train", "--hidden", "9"], "--encoder.hidden or --decoder.hidden?"),
+    (
+        ["train", "--objective", "IWAE", "--objective.beta", "2"],
+        "IWAE has no option --objective.beta, which is one of ELBO",
+    ),
+    (
+        ["train", "--objective", "IWAE", "--annealing", "Linear"],
+        "IWAE cannot be annealed; leave out --annealing, or take",
+    ),
+    (
+        ["train", "--annealing.num_steps", "9"],
+        "Constant has no option --annealing.num_steps, which is one of Cyclical, L",
+    ),
+    (
+        ["train", "--annealing", "Linear", "--annealing.num_steps", "9.5"],
+        "--annealing.num_steps takes N, but received '9.5'",
+    ),
+    (["train", "--prior", "Flow", "--latent_dim", "1"], "for one dimension take MixtureOfGaussians"),
+    (["train", "--prior", "Flwo"], "there is no prior 'Flwo'; did you mean Flow? Choose from DiagonalNormal, Flow"),
+    (["train", "--prior", "Vamp", "--prior.num_components", "2000"], "choose num_components"),
+    (["train", "--posterior.hiden", "3"], "unknown option --posterior.hiden; did you mean --posterior.hidden?"),
+    (["train", "--encoder.hidden", "20", "x"], "--encoder.hidden takes N N ..., but received '20 x'"),
+    (["train", "--encoder.hidden", "20", "2.5"], "--encoder.hidden takes N N ..., but received '20 2.5'"),
+    (
+        ["train", "--likelihood", "Gaussian", "--likelihood.learn_scale", "maybe"],
+        "takes true|false, but received 'maybe'",
+    ),
+    (
+        ["train", "--likelihood", "nowhere.Cauchy"],
+        "--likelihood nowhere.Cauchy cannot be imported: ModuleNotFoundError: No",
+    ),
+    (["train", "--likelihood", "json.Cauchy"], "--likelihood json.Cauchy cannot be imported: AttributeError: module"),
+    (["train", "--likelihood", ".Cauchy"], "--likelihood .Cauchy cannot be imported"),
+    (["train", "--prior", "pyrovae.likelihoods.Gaussian"], "is no prior: derive the class from pyrovae.priors.Prior"),
+    (["train", "--prior", "json.dumps"], "--prior json.dumps is no prior"),
+    (["train", "--prior", "pyrovae.priors.Prior"], "--prior pyrovae.priors.Prior lacks forward; help(Prior) says"),
     (["train", "--data", "minst"], "mnist"),
     (["train", "--data", "no/such.npz"], "no/such.npz"),
     (["train", "--data", "mnist", "--data.root", "empty", "--data.download", "false"], "PYROVAE_DATA"),
     (["train", "--data.transform", "Binarize"], "there is no transform 'Binarize'; choose from"),
     (["train", "--data.transform", "Grey"], "binarize them"),
-    (["train", "--likelihood", "Bernouli"], "invalid choice: 'Bernouli'"),
-    (["train", "--likelihood.scale", "2"], "Bernoulli has no option --likelihood.scale; Gaussian has"),
+    (["train", "--likelihood", "Bernouli"], "there is no likelihood 'Bernouli'; did you mean Bernoulli? Choose"),
+    (["train", "--likelihood.scale", "2"], "Bernoulli has no option --likelihood.scale, which is one of Gaussian"),
     (["train", "--likelihood", "Gaussian", "--likelihood.scale", "big"], "takes NUMBER, but received 'big'"),
     (["train", "--likelihood", "Gaussian", "--likelihood.scale", "-1"], "scale of a Gaussian is positive"),
     (["train", "--latent_dim", "0"], "at least 1 dimension"),
     (["train", "--latent_dim", "1000000000000"], "needs about"),
-    (["train", "--hidden", "0"], "at least one unit"),
+    (["train", "--encoder.hidden", "0"], "at least one unit"),
     (["train", "--device", "abacus"], "the device 'abacus' cannot be used here"),
     (["train", "--config", "nothing.json"], "nothing.json cannot be read"),
     (["train", "--resume", "nothing"], "nothing is not a run folder"),
@@ -290,7 +340,12 @@ def test_interrupt_keeps_what_was_written() -> None:
 @pytest.mark.usefixtures("run")
 def test_a_refused_resume_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     before = {path.name: path.read_bytes() for path in Path("run").iterdir()}
-    for other in (["--hidden", "50"], ["--posterior.max_log_variance", "0"], ["--learning_rate", "1"], ["--beta", "2"]):
+    for other in (
+        ["--encoder.hidden", "50"],
+        ["--posterior.max_log_variance", "0"],
+        ["--learning_rate", "1"],
+        ["--objective.beta", "2"],
+    ):
         line = fails(capsys, "train", "--resume", "run", "--epochs", "3", *other)
         assert "another model" in line or "resume with the same settings" in line
         assert {path.name: path.read_bytes() for path in Path("run").iterdir()} == before
@@ -352,7 +407,7 @@ def test_the_table_is_printed_even_if_the_report_cannot_be_written(capsys: pytes
 
 @pytest.mark.usefixtures("run")
 def test_configuration_of_every_kind_of_option(capsys: pytest.CaptureFixture[str]) -> None:
-    Path("g.json").write_text(json.dumps({"draws": True, "num": 3, "allow": []}))
+    Path("g.json").write_text(json.dumps({"draws": True, "num": 3}))
     assert main(["generate", "--config", "g.json", "run", "--out", "x.npy"]) == 0
     assert set(np.unique(np.load("x.npy"))) <= {0.0, 1.0}
     Path("g.json").write_text(json.dumps({"draws": False, "num": 3}))
@@ -363,9 +418,297 @@ def test_configuration_of_every_kind_of_option(capsys: pytest.CaptureFixture[str
     assert "L_4 " in capsys.readouterr().out
     Path("k.json").write_text(json.dumps({"ks": [1, 4], "kz": 3}))
     assert "unknown option --kz; did you mean --ks?" in fails(capsys, "evaluate", "run", "--config", "k.json")
+    Path("g.json").write_text(json.dumps({"draws": "false"}))
+    assert "--draws is true or false, but received 'false'" in fails(capsys, "generate", "run", "--config", "g.json")
+    for allowed in ([], ["os"]):  # else a file could allow what it names
+        Path("g.json").write_text(json.dumps({"num": 3, "allow": allowed}))
+        line = fails(capsys, "generate", "run", "--config", "g.json")
+        assert "in g.json: --allow is given on the command line only" in line
 
 
 def test_two_runs_do_not_share_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
     Path("run").mkdir()
     Path("run/.claimed").touch()  # as another process leaves it until its first checkpoint
     assert "taken by another run" in fails(capsys, "train", "--folder", "run", *QUICK)
+
+
+SMALL = {
+    "Vamp": ["--prior.num_components", "7"],
+    "IAF": ["--posterior.hidden", "8"],
+    "Flow": ["--prior.hidden", "8", "--prior.num_layers", "2"],
+    "Linear": ["--annealing.num_steps", "3"],
+    "Cyclical": ["--annealing.num_steps", "3", "--annealing.rise", "0.3"],
+    "ConvEncoder": ["--encoder.channels", "4", "8", "--encoder.hidden", "8"],
+    "ConvDecoder": ["--decoder.channels", "4", "8", "--decoder.hidden", "8"],
+    "ResNetEncoder": [],
+    "ResNetDecoder": ["--decoder.channels", "4", "8"],
+    **{name: ["--objective.num_particles", "3"] for name in ("IWAE", "STL", "DReG")},
+}
+CLASSES = [(role, name) for role, (menu, _, default) in _menus().items() for name in menu if name != default]
+TINY = ["--epochs", "1", "--latent_dim", "3", "--device", "cpu", "--batch_size", "433"]
+
+
+@pytest.mark.parametrize(("role", "name"), CLASSES, ids=[f"{role}-{name}" for role, name in CLASSES])
+def test_every_class_of_every_menu_trains_and_is_evaluated(
+    role: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The defaults are trained by all the others; pictures are drawn by other tests."""
+    monkeypatch.setattr("pyrovae.report.folder.draw_report", lambda **_: {})
+    hidden = [word for other in ("encoder", "decoder") if other != role for word in (f"--{other}.hidden", "8")]
+    own = SMALL.get(name, [f"--{role}.hidden", "8"] if role in ("encoder", "decoder") else [])
+    assert main(["train", "--folder", "run", *TINY, *hidden, f"--{role}", name, *own]) == 0
+    run = pyrovae.load("run")
+    if role in ("objective", "annealing"):
+        described = run.config["objective"]
+        assert (described if role == "objective" else described["annealing"])["class"] == name
+    else:
+        assert type(getattr(run.vae, role)).__name__ == name
+    assert main(["evaluate", "run", "--ks", "1", "5", "--num_data", "10"]) == 0
+    saved = pyrovae.report.read_report("run")
+    assert saved.num_data == 10
+    assert [estimate.num_particles for estimate in saved.iwae] == [1, 5]
+    assert all(estimate.value is not None for estimate in saved.estimates)
+
+
+OWN = '''
+"""A likelihood of its user, whose annotations are few."""
+
+import pyro.distributions as dist
+
+from pyrovae.likelihoods import Likelihood
+
+
+class StudentT(Likelihood):
+    """Independent elements with heavy tails, 100% mine.
+
+    Args:
+        x_shape: shape of one datum.
+        spread: half the width that holds 58% of x.
+        scale: has no effect.
+        steep: whether tails are lighter.
+
+    """
+
+    n_params = 1
+    form = "continuous"
+    base_measure = "Lebesgue"
+
+    def __init__(self, x_shape, *, spread=1.0, scale: int = 3, steep=False):
+        super().__init__(x_shape)
+        self.spread, self.df = spread, 9.0 if steep else 2.0
+
+    def forward(self, params):
+        (location,) = self.split(params)
+        return self.independent(dist.StudentT(self.df, location, self.spread))
+
+    def initial_params(self, mean):
+        return mean.unsqueeze(-1)
+
+
+class Unfinished(Likelihood):
+    n_params = 1
+
+    def forward(self, params):
+        return None
+
+
+class Unreadable(StudentT):
+    def __init__(self, x_shape, *, spread: "Spread" = 1.0):
+        super().__init__(x_shape, spread=spread)
+'''
+
+
+@pytest.fixture
+def own(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the name of a module of the user's in the working directory, which is forgotten afterwards."""
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    name = f"mine_{abs(hash(os.getcwd()))}"
+    Path(f"{name}.py").write_text(OWN)
+    importlib.invalidate_caches()
+    return name
+
+
+@pytest.mark.parametrize("how", ["resume", "config", "evaluate", "generate"])
+def test_own_class_is_imported_only_if_it_is_typed_or_allowed(
+    own: str, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = ["--likelihood", f"{own}.StudentT", "--likelihood.spread", "0.3", "--likelihood.steep", "true"]
+    assert main(["train", "--folder", "run", *TINY, *HIDDEN, *chosen]) == 0
+    assert f"next: pyrovae evaluate run --allow {own}\n" in capsys.readouterr().out
+    words = {
+        "resume": ["train", "--resume", "run", "--epochs", "2"],
+        "config": ["train", "--config", "run/config.json", "--folder", "again"],
+        "evaluate": ["evaluate", "run", "--ks", "1", "--num_data", "5"],
+        "generate": ["generate", "run", "--out", "x.npy"],
+    }[how]
+    del sys.modules[own]
+    sys.path.remove(os.getcwd())
+    line = fails(capsys, *words)
+    assert f"add --allow {own}" in line or f"or --allow {own}" in line
+    assert own not in sys.modules
+    assert "--allow" in fails(capsys, *words, "--allow", "another")
+    assert own not in sys.modules
+    assert main([*words, "--allow", own]) == 0
+    run = pyrovae.load("again" if how == "config" else "run", allow=[own])
+    assert type(run.vae.likelihood).__name__ == "StudentT"
+    assert (run.vae.likelihood.spread, run.vae.likelihood.df) == (0.3, 9.0)
+    assert len(run.history.epochs) == (2 if how == "resume" else 1)
+
+
+def test_typing_another_class_takes_the_place_of_one_in_a_file(own: str) -> None:
+    Path("c.json").write_text(json.dumps({"likelihood": f"{own}.StudentT"}))
+    assert main(["train", "--folder", "run", *TINY, *HIDDEN, "--config", "c.json", "--likelihood", "Bernoulli"]) == 0
+    assert own not in sys.modules
+    assert isinstance(pyrovae.load("run").vae.likelihood, pyrovae.likelihoods.Bernoulli)
+    Path("c.json").write_text(json.dumps({"likelihood": "pyrovae.likelihoods.Laplace"}))
+    assert main(["train", "--folder", "path", *TINY, *HIDDEN, "--config", "c.json"]) == 0
+
+
+def test_own_class_in_the_help(own: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--help", "--likelihood", f"{own}.StudentT"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 100
+    section = " ".join(text[text.index("\nlikelihood:") : text.index("\nprior:")].split())
+    assert f"{own}.StudentT: Independent elements with heavy tails, 100% mine Bernoulli: Independent" in section
+    assert f"--likelihood.spread NUMBER {own}.StudentT: half the width that holds 58% of x (default: 1.0)" in section
+    assert f"--likelihood.steep true|false {own}.StudentT: whether tails are lighter (default: false)" in section
+    assert f"{own}.StudentT: has no effect (default: 3) Gaussian: standard deviation" in section
+
+
+def test_bad_classes_of_the_user_are_told_in_one_line(own: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def line(*words: str) -> str:
+        return fails(capsys, "train", *words)
+
+    mine = f"{own}.StudentT"
+    assert "--likelihood.spread takes NUMBER, but received 'wide'" in line(
+        "--likelihood", mine, "--likelihood.spread", "wide"
+    )
+    assert "did you mean --likelihood.spread?" in line("--likelihood", mine, "--likelihood.spraed", "2")
+    assert "--likelihood.scale takes N, but received '0.5'" in line("--likelihood", mine, "--likelihood.scale", "0.5")
+    assert f"{mine} has no option --likelihood.df" in line("--likelihood", mine, "--likelihood.df", "3")
+    assert f"--prior {mine} is no prior: derive the class from pyrovae.priors.Prior" in line("--prior", mine)
+    assert "lacks base_measure, form, initial_params" in line("--likelihood", f"{own}.Unfinished")
+    assert "cannot be imported: NameError: name 'Spread'" in line("--likelihood", f"{own}.Unreadable")
+    assert "cannot be imported: AttributeError" in line("--likelihood", f"{own}.Nothing")
+    raising = {
+        "raise RuntimeError('first\\nsecond')": "RuntimeError: first second",
+        "1 +": "SyntaxError",
+        "exit(7)": "7",
+    }
+    for number, (code, text) in enumerate(raising.items()):
+        name = f"raising{number}_{own}"
+        Path(f"{name}.py").write_text(code)
+        importlib.invalidate_caches()
+        said = line("--likelihood", f"{name}.Part")
+        assert f"--likelihood {name}.Part cannot be imported: " in said
+        assert text in said
+
+
+def test_own_class_is_found_by_the_installed_command(own: str) -> None:
+    words = ["train", "--likelihood", f"{own}.StudentT", "--likelihood.spread", "0.3", "--print_config"]
+    code = f"import sys; from pyrovae.cli import main; sys.path.pop(0); sys.exit(main({words!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["likelihood.spread"] == "0.3"
+
+
+def test_every_option_of_a_part_comes_back_from_a_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--likelihood", "StudentT", "--likelihood.df", "3", "--likelihood.learn_scale", "true"]
+    words += ["--prior", "Flow", "--prior.hidden", "9", "8", "--posterior", "IAF", "--posterior.num_context", "1"]
+    words += ["--encoder", "GatedMLPEncoder", "--encoder.hidden", "20", "20", "--decoder.hidden"]
+    words += ["--objective.free_bits", "0.1", "--annealing", "Linear", "--annealing.num_steps", "5"]
+
+    def printed(*more: str) -> dict[str, object]:
+        with pytest.raises(SystemExit) as stop:
+            main(["train", *more, "--print_config"])
+        assert stop.value.code == 0
+        return json.loads(capsys.readouterr().out)
+
+    first = printed(*words, "--folder", "run", *TINY)
+    assert first["encoder.hidden"] == ["20", "20"]
+    assert first["decoder.hidden"] == []
+    assert "allow" not in first
+    assert "resume" not in first
+    Path("c.json").write_text(json.dumps(first))
+    assert printed("--config", "c.json") == first
+    assert printed("--config", "c.json", "--encoder.hidden", "7") == first | {"encoder.hidden": ["7"]}
+    assert main(["train", "--config", "c.json"]) == 0
+    capsys.readouterr()
+    assert printed("--config", "run/config.json") == first
+    assert printed("--resume", "run") == first | {"folder": None}
+    vae = pyrovae.load("run").vae
+    widths = [
+        [layer.out_features for layer in network.modules() if isinstance(layer, torch.nn.Linear)]
+        for network in (vae.encoder, vae.decoder)
+    ]
+    assert widths == [[40, 40, 9], [64]], "gated layers are twice as wide; no hidden layer is a linear map"
+    assert vae.likelihood.df == 3
+    assert len(vae.prior.layers) == 4
+    assert pyrovae.load("run").config["objective"] == {
+        "class": "ELBO",
+        "beta": 1.0,
+        "free_bits": 0.1,
+        "annealing": {"class": "Linear", "num_steps": 5, "start": 0.0},
+        "num_particles": 1,
+    }
+
+
+def test_options_of_an_older_version_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = RunFolder(run)
+    config = json.loads(files.read("config.json"))
+    config["command"]["hidden"] = [16]
+    files.write({"config.json": json.dumps(config).encode()})
+    assert "in the run: unknown option --hidden; did you mean" in fails(capsys, "train", "--resume", "run")
+
+
+def test_a_vamp_run_is_trained_resumed_and_evaluated(capsys: pytest.CaptureFixture[str]) -> None:
+    vamp = [*QUICK, "--prior", "Vamp", "--prior.num_components", "7"]
+    assert main(["train", "--folder", "run", *vamp]) == 0
+    assert main(["train", "--resume", "run", "--epochs", "4"]) == 0
+    assert main(["train", "--folder", "whole", *vamp, "--epochs", "4"]) == 0
+    resumed, whole = pyrovae.load("run"), pyrovae.load("whole")
+    assert [e.elbo for e in resumed.history.epochs] == [e.elbo for e in whole.history.epochs]
+    assert resumed.vae.prior.encoder is resumed.vae.encoder
+    assert resumed.vae.prior.posterior is resumed.vae.posterior
+    first = {name: value for name, value in whole.vae.state_dict().items()}
+    assert all(torch.equal(value, first[name]) for name, value in resumed.vae.state_dict().items())
+    start = pyrovae.data.digits().for_form("binary").train.first(7).fixed()
+    moved = (whole.vae.prior.pseudo_inputs.detach() - start).abs()
+    assert 0 < moved.max() < 0.5, "pseudo-inputs start at data"
+    capsys.readouterr()
+    assert main(["evaluate", "run", "--ks", "1", "5", "--num_data", "10"]) == 0
+    out = capsys.readouterr().out
+    assert "KL of z: Monte Carlo (no closed form is known for KL(Normal || NormalMixture))" in out
+    assert main(["generate", "run", "--num", "3", "--out", "x.npy"]) == 0
+    assert np.load("x.npy").shape == (3, 1, 8, 8)
+
+
+def test_likelihoods_of_the_wrong_data_name_the_cure(capsys: pytest.CaptureFixture[str]) -> None:
+    generator = np.random.default_rng(0)
+    np.save("floats.npy", generator.normal(size=(60, 3)))
+    for name, cure in (("Categorical", "such as Gaussian"), ("Poisson", "such as Gaussian")):
+        line = fails(capsys, "train", "--data", "floats.npy", "--likelihood", name)
+        assert cure in line or "choose a likelihood for another form of data" in line
+    np.save("counts.npy", generator.poisson(300.0, size=(60, 3)))
+    assert main(["train", "--data", "counts.npy", "--likelihood", "Poisson", "--folder", "run", *QUICK]) == 0
+    assert main(["evaluate", "run", "--ks", "1"]) == 0
+    assert pyrovae.report.read_report("run").base_measure == "counting"
+    assert "scores data stored as levels" in fails(
+        capsys, "train", "--data", "counts.npy", "--likelihood", "Categorical"
+    )
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize("words", [["train", "--help"], ["--version"]], ids=" ".join)
+def test_a_broken_pipe_ends_quietly(words: list[str], buffered: bool) -> None:  # noqa: FBT001
+    environment = os.environ | {"PYTHONUNBUFFERED": "" if buffered else "1"}
+    command = [sys.executable, "-m", "pyrovae", *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait(timeout=60) == 0

@@ -733,3 +733,12 @@ def test_load_names_what_it_knows() -> None:
         data.load(Path("/nowhere/x.npz"))
     with pytest.raises(TypeError, match=r"come from a name, .* but received int; stack them"):
         data.load(3)  # type: ignore[arg-type]
+
+
+def test_integers_that_floats_do_not_hold_are_refused() -> None:
+    torch.set_default_dtype(torch.float32)
+    counts = torch.tensor([[2**24 + 1], [3]])
+    with pytest.raises(ValueError, match="holds them exactly up to 16777216, but received 3 to 16777217"):
+        Split(counts, name="counts")
+    torch.set_default_dtype(torch.float64)
+    assert Split(counts, name="counts").fixed().tolist() == [[2**24 + 1], [3]]

@@ -373,3 +373,21 @@ def test_memory_of_a_categorical() -> None:
     """Logits, their gradient and one more: three tensors of 98 MiB at most; four would fail."""
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     assert 190 < float(done.stdout) < 320
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [0.0, 50.0])
+def test_negative_binomial_beyond_the_range_of_its_mean(dtype: torch.dtype, value: float) -> None:
+    for log_mean in (39.0, 41.0, 89.0, 500.0):
+        at = torch.tensor(log_mean, dtype=dtype, requires_grad=True)
+        log_r = torch.tensor(0.0, dtype=dtype, requires_grad=True)
+        log_prob = distributions.NegativeBinomial(at, log_r).log_prob(torch.tensor(value, dtype=dtype))
+        log_prob.backward()
+        assert log_prob.item() == pytest.approx(-log_mean, rel=1e-6)  # r = 1: log 1 / (1 + m), for x << m
+        assert at.grad.item() == pytest.approx(-1, rel=1e-5)
+        assert log_r.grad.isfinite()
+    for log_r in (-90.0, 90.0):
+        x, mean = torch.tensor(3.0, dtype=dtype), torch.tensor(1.0, dtype=dtype)
+        found = distributions.NegativeBinomial(mean, torch.tensor(log_r, dtype=dtype)).log_prob(x)
+        limit = distributions.Poisson(mean).log_prob(x) if log_r > 0 else torch.tensor(-60 - math.log(3.0))
+        assert found.item() == pytest.approx(limit.item(), rel=1e-5)

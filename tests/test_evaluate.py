@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pyro
@@ -12,12 +14,13 @@ import pyro.distributions as dist
 import pytest
 import torch
 from conftest import linear_gaussian, make_vae, pair_of
+from torch import Tensor
 
 import pyrovae
 from pyrovae import likelihoods, memory
 from pyrovae.data import Data
 from pyrovae.evaluate import evaluate
-from pyrovae.results import Evaluation
+from pyrovae.results import Evaluation, compare
 
 
 @pytest.fixture
@@ -191,3 +194,48 @@ def test_cuda_gives_the_numbers_of_the_cpu(digits: Data) -> None:
     for a, b in zip(here.estimates, there.estimates, strict=True):
         error = math.hypot(a.se_monte_carlo or 0.0, b.se_monte_carlo or 0.0)
         assert abs(a.value - b.value) < 4 * error + 1e-4
+
+
+def test_the_measure_is_read_off_the_program_and_covariates_are_said() -> None:
+    x = torch.poisson(torch.full((20, 3), 2.0))
+
+    def pair_observing(p_x: Callable[[Tensor], Any]) -> tuple[Callable[..., None], Callable[..., None]]:
+        def model(x: Tensor, *given: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+                pyro.sample("x", p_x(z).to_event(1), obs=x)
+
+        def guide(x: Tensor, *given: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).expand([len(x), 3]).to_event(1))
+
+        return model, guide
+
+    counts = evaluate(*pair_observing(lambda z: dist.Poisson(z.exp())), x, ks=(1, 5), shown=False)
+    density = evaluate(*pair_observing(lambda z: dist.Normal(z, 1.0)), x, ks=(1, 5), shown=False)
+    assert (counts.base_measure, density.base_measure) == ("counting", "Lebesgue")
+    assert counts.bits_per_dimension == pytest.approx(-counts.iwae[-1].value / (3 * math.log(2)))
+    assert density.bits_per_dimension is None
+    assert len(compare({"Poisson": counts, "normal": density}).blocks) == 2
+    assert "Estimates of log p(x), a log-probability" in str(counts)
+    given = evaluate(*pair_observing(lambda z: dist.Poisson(z.exp())), (x, torch.zeros(20, 2)), ks=(1, 5), shown=False)
+    assert given.num_covariates == 2
+    assert "Estimates of log p(x | c), a log-probability" in str(given)
+    assert "20 data given covariates" in str(compare({"given": given}))
+
+
+def test_bits_of_stored_values_are_compared_on_the_same_data_only() -> None:
+    digits = pyrovae.data.digits()
+    evaluations = {}
+    for name, part, source in [
+        ("levels", likelihoods.Categorical, digits.test.first(10)),
+        ("density", likelihoods.Gaussian, digits.test.first(10)),
+        ("others", likelihoods.Gaussian, digits.validation.first(10)),
+    ]:
+        vae = make_vae(likelihood=part.for_data(digits))
+        split = source.with_transform(digits.for_form(part.form).test.transform)
+        evaluations[name] = evaluate(vae.model, vae.guide, split, ks=(1, 5), shown=False)
+    two = {name: evaluations[name] for name in ("levels", "density")}
+    assert "code lengths of the same stored values" in str(compare(two))
+    others = {name: evaluations[name] for name in ("levels", "others")}
+    assert "code lengths of the same stored values" not in str(compare(others))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pyrovae import VAE, likelihoods, networks, posteriors, priors
 from pyrovae.describe import Described, build, describe
+from pyrovae.evaluate import evaluate
 from pyrovae.likelihoods import LevelLikelihood, Likelihood
 from pyrovae.sandbox import validation
 
@@ -70,10 +71,10 @@ SENTENCES = {
                "choose a likelihood for grey values such as ContinuousBernoulli"),
     "unit": ("data between 0 and 1", "rescale them, for stored levels by data.for_form('unit')"),
     "continuous": ("finite real numbers", "remove or replace what is not finite"),
-    "levels": ("whole numbers from 0 to 4", "data.for_form('levels') keeps stored levels as they are; for other "
-               "values choose a density such as Gaussian, or a likelihood of counts"),
-    "counts": ("whole numbers from 0 on", "data.for_form('counts') keeps stored counts as they are; for other "
-               "values choose a density such as Gaussian"),
+    "levels": ("whole numbers from 0 to 4", "hand it levels as they are stored (data.for_form('levels') does); "
+               "for data of another kind choose a density such as Gaussian, or a likelihood of counts"),
+    "counts": ("whole numbers from 0 on", "hand it counts as they are stored (data.for_form('counts') does); "
+               "for data of another kind choose a density such as Gaussian"),
 }  # fmt: skip
 X_SHAPES = [(3,), (1, 2, 2)]
 BATCHES: list[tuple[int, ...]] = [(), (4,), (2, 3)]
@@ -441,3 +442,19 @@ def test_a_subclass_without_a_constructor_is_described_too() -> None:
     assert describe(Wide(2, min_log_variance=-5.0))["arguments"] == {"latent_dim": 2, "min_log_variance": -5.0}
     assert describe(Narrow(2))["arguments"] == {"latent_dim": 2}
     assert issubclass(Narrow, Described)
+
+
+def test_generate_wants_a_row_of_covariates_for_each_sample() -> None:
+    vae = make_vae()
+    for wrong in (torch.zeros(10, 2), torch.zeros(1, 2), torch.zeros(3)):
+        with pytest.raises(ValueError, match=r"3 samples take covariates of shape \(3, \.\.\.\), one row each"):
+            vae.generate(3, wrong)
+
+
+def test_what_counts_do_not_take_is_told_by_the_likelihood_not_by_the_encoder() -> None:
+    likelihood = likelihoods.Poisson((3,))
+    assert likelihood.encoder_input(torch.tensor([-5.0, 0.0, 1.0])).isfinite().all()
+    vae = make_vae(likelihood=likelihood)
+    with pytest.raises(ValueError, match="Poisson scores whole numbers from 0 on") as refusal:
+        evaluate(vae.model, vae.guide, torch.randn(5, 3), ks=(1,), shown=False)
+    assert "Poisson scores" in str(refusal.value.__cause__), "which the command line tells without Pyro's frame"

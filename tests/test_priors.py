@@ -356,3 +356,14 @@ def test_vamp_is_saved_loaded_and_trained_on(part: type[Posterior], tmp_path: Pa
     assert (loaded.prior().log_prob(z) != halved.prior().log_prob(z)).all()
     for key, value in whole.state_dict().items():
         assert torch.equal(value, loaded.state_dict()[key]), key
+
+
+def test_vamp_refuses_an_encoder_that_takes_covariates() -> None:
+    encoder = networks.MLPEncoder((4,), (2, 2), covariate_dim=3)
+    with pytest.raises(ValueError, match=r"covariate_dim=3\); choose a prior without encoder"):
+        priors.Vamp(encoder, posteriors.DiagonalNormal(2))
+
+
+def test_flow_refuses_layers_without_units() -> None:
+    with pytest.raises(ValueError, match=r"at least 1 unit, but received hidden=\(8, 0\); give widths"):
+        priors.Flow(2, hidden=(8, 0))

@@ -259,10 +259,9 @@ class ScoresGrey(likelihoods.Bernoulli):
 class AnyLevel(dist.Categorical):
     """Scores the levels above its support as the highest."""
 
-    support = dist.constraints.nonnegative_integer
-
     def log_prob(self, value: Tensor) -> Tensor:
-        self._validate_sample(value)
+        if ((value < 0) | (value % 1 != 0)).any():
+            raise ValueError("no whole numbers from 0 on")
         checked = dist.Categorical(logits=self.logits, validate_args=False)
         return checked.log_prob(value.clamp(max=self.logits.shape[-1] - 1))
 
@@ -312,6 +311,16 @@ class BlindEncoder(Location):
         return torch.zeros_like(x)
 
 
+class EncoderSeesWholeNumbers(Location):
+    def encoder_input(self, x: Tensor) -> Tensor:
+        return x.long()
+
+
+class EncoderSeesNumbers(Location):
+    def encoder_input(self, x: Tensor) -> Tensor:
+        return x.sum(-1)
+
+
 FORM = "form and base measure are stated"
 SHAPES = "shapes under any batch axes"
 TOTAL = "the density is normalized"
@@ -323,6 +332,7 @@ START = "it starts at a wanted mean"
 GRADIENTS = "gradients reach every parameter"
 SUPPORT = "data outside the support are refused"
 KL = "its closed-form KL is right"
+SEEN = "the encoder tells data apart"
 DESCRIBED = "it is rebuilt from its description"
 BOUNDS = "bounds against quadrature"
 
@@ -347,11 +357,13 @@ LIKELIHOODS: list[tuple[Callable[[], Likelihood], dict[str, str]]] = [
     (lambda: ScoresGrey((2,)), {SUPPORT: "the value 0.5 is scored without a word"}),
     (lambda: ScoresHighLevels((2,), 5), {SUPPORT: "the value 5.0 is scored without a word"}),
     (lambda: StartsElsewhere((2,)), {START: "off by 1 from a wanted 0.3"}),
-    (lambda: StartsInAnotherShape((2,)), {START: "initial_params has shape (2,), not (2, 1)"}),
+    (lambda: StartsInAnotherShape((2,)), {SHAPES: "initial_params has shape (2,), not (2, 1)"}),
     (lambda: Undescribable((2,), object()), {DESCRIBED: "helper is a object, which a run folder cannot describe"}),
     (lambda: ForgetsItsTensor((2,), torch.tensor(3.0)), {DESCRIBED: "log_prob is off by"}),
-    (lambda: NeedsItsTensor((2,), torch.tensor(3.0)), {DESCRIBED: "missing 1 required positional argument: 'scale'"}),
-    (lambda: BlindEncoder((2,)), {BOUNDS: "below the truth"}),
+    (lambda: NeedsItsTensor((2,), torch.tensor(3.0)), {DESCRIBED: "missing a required argument: 'scale'"}),
+    (lambda: BlindEncoder((2,)), {SEEN: "50 different data are 1 different inputs"}),
+    (lambda: EncoderSeesWholeNumbers((2,)), {SEEN: "not made of finite floating points"}),
+    (lambda: EncoderSeesNumbers((2,)), {SEEN: "encoder_input gives (50,) for data (50, 2)"}),
 ]
 
 
@@ -508,6 +520,17 @@ class PriorBatchLost(Learned):
         return OnePerBatch(dist.Normal(self.loc, self.log_scale.exp()), 1)
 
 
+class KinkedPrior(Prior):
+    """The prior of the README."""
+
+    def forward(self) -> TorchDistribution:
+        return dist.Laplace(torch.zeros(self.latent_dim), 1.0).to_event(1)
+
+
+class KinkedPosterior(TwoNumbers):
+    elements = dist.Laplace
+
+
 class PriorUndescribable(Learned):
     def __init__(self, latent_dim: int, helper: object) -> None:
         super().__init__(latent_dim)
@@ -539,7 +562,18 @@ def test_a_broken_part_breaks_the_right_law(part: Callable[[], Any], said: dict[
     assert f"breaks {len(said)} of {len(laws.laws)} laws" in str(laws)
 
 
-@pytest.mark.parametrize("part", [Location((2,)), PyroWords((2,)), FrozenParameter((2,)), TwoNumbers(2), Learned(2)])
+USERS = [
+    Location((2,)),
+    PyroWords((2,)),
+    FrozenParameter((2,)),
+    TwoNumbers(2),
+    KinkedPosterior(2),
+    Learned(2),
+    KinkedPrior(2),
+]
+
+
+@pytest.mark.parametrize("part", USERS, ids=[type(part).__name__ for part in USERS])
 def test_parts_of_a_user_obey_all_laws(part: Likelihood | Posterior | Prior) -> None:
     laws = check(part, shown=False)
     assert laws, str(laws)
@@ -569,7 +603,7 @@ def test_a_class_inside_a_function_is_told_why_it_cannot_be_rebuilt() -> None:
 
 def test_laws_that_build_on_a_broken_one_are_left_out() -> None:
     laws = check(NoEvent((2,)), shown=False).laws
-    assert [law.passed for law in laws] == [True, False] + [None] * 8
+    assert [law.passed for law in laws] == [True, False] + [None] * 9
     assert {law.detail for law in laws[2:]} == {f"builds on: {SHAPES}"}
 
 
@@ -577,8 +611,8 @@ def test_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     laws = check(Unnormalized((2,)))
     lines = capsys.readouterr().out.splitlines()
     assert lines == str(laws).splitlines()
-    assert [line.split()[0] for line in lines] == [*["pass"] * 2, "FAIL", *["pass"] * 6, "skip", "Unnormalized"]
-    assert lines[-1] == "Unnormalized breaks 1 of 10 laws"
+    assert [line.split()[0] for line in lines] == [*["pass"] * 2, "FAIL", *["pass"] * 7, "skip", "Unnormalized"]
+    assert lines[-1] == "Unnormalized breaks 1 of 11 laws"
     assert max(map(len, lines)) <= 120
     check(Unnormalized((2,)), shown=False)
     assert capsys.readouterr().out == ""
@@ -631,7 +665,7 @@ class Conditional(Learned):
         (priors.StandardNormal(1), ValueError, "build StandardNormal with 2"),
         (Conditional(2), ValueError, "no covariates, which Conditional takes"),
         (nn.Linear(2, 2), TypeError, "a likelihood, a prior or a posterior, but received a Linear"),
-        (likelihoods.Gaussian, TypeError, "received a type"),
+        (likelihoods.Gaussian, TypeError, "the class Gaussian; make one"),
     ],
 )
 def test_refusals(part: Any, error: type[Exception], text: str) -> None:

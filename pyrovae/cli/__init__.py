@@ -31,7 +31,17 @@ pyrovae COMMAND --help lists the options. A first round, without any network:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code: 0, 2 after an error, 130 after an interrupt."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        try:
+            return _run(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(words: list[str]) -> int:
     commands = {"train": train, "evaluate": evaluate_run, "generate": generate}
     if not words or words[0] in ("-h", "--help", "help"):
         sys.stdout.write(USAGE)
@@ -43,9 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"there is no command {words[0]!r}; choose from {', '.join(commands)}")
     try:
         commands[words[0]](words[1:])
-    except BrokenPipeError:  # whoever read the output has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except KeyboardInterrupt:
         sys.stderr.write("pyrovae: interrupted; what was written stays\n")
         return 130

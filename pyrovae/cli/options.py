@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import textwrap
+import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -50,22 +51,35 @@ class Parser(argparse.ArgumentParser):
             saved: options that hold where neither the command line nor ``--config`` says otherwise.
 
         Raises:
-            ValueError: if an option is unknown (the text names the nearest), or the file cannot be read.
+            ValueError: if an option is unknown (the text names the nearest) or the chosen part does not have it, or a
+                file cannot be read.
 
         """
-        argv = [_underscored(word) for word in argv]
-        first, _ = self.parse_known_args([word for word in argv if word not in ("--help", "-h")])
-        read = {} if first.config is None else self._read(first.config)
-        self._import_parts(vars(first), dict(saved or {}) | read, getattr(first, "allow", []))
-        before = dict(saved or {}) | self._checked(read, first.config)
-        found, unknown = self.parse_known_args([*self._words(before), *argv])
+        if not self.roles and {"--help", "-h"} & set(argv):  # which needs no RUN
+            self.print_help()
+            self.exit()
+        typed = self.typed(argv)
+        read = {} if typed["config"] is None else self._read(typed["config"])
+        before = dict(saved or {}) | read
+        self._import_parts(typed, before)
+        self._check_names(read, typed["config"])
+        self._check_names(saved or {}, "the run")
+        found, unknown = self.parse_known_args([*self._words(before), *map(_underscored, argv)])
         if unknown:
             raise ValueError(self._unknown(unknown[0]))
         options = {name: value for name, value in vars(found).items() if name not in ("config", "print_config")}
+        for role in self.roles:
+            self.chosen(role, options)
         if found.print_config:
             sys.stdout.write(json.dumps(self.to_save(options), indent=2) + "\n")
             self.exit(0)
         return options
+
+    def typed(self, argv: Sequence[str]) -> dict[str, Any]:
+        """Return what the command line itself says, before files and runs are read; None for a role not named."""
+        words = [word for word in map(_underscored, argv) if word not in ("--help", "-h")]
+        found, _ = self.parse_known_args(words, argparse.Namespace(**dict.fromkeys(self.roles)))
+        return vars(found)
 
     def to_save(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options that a configuration file holds."""
@@ -81,9 +95,11 @@ class Parser(argparse.ArgumentParser):
         words: list[str] = []
         for name, value in options.items():
             if self._option_string_actions[f"--{name}"].nargs == 0:  # a switch
+                if not isinstance(value, bool):
+                    raise ValueError(f"--{name} is true or false, but received {value!r}")
                 words += [f"--{name}"] if value else []
             elif isinstance(value, list):
-                words += [f"--{name}", *map(str, value)] if value else []
+                words += [f"--{name}", *map(str, value)]
             elif value is not None:
                 words.append(f"--{name}={str(value).lower() if isinstance(value, bool) else value}")
         return [*words, "--config=read"] if words else []  # which ends a list before what is typed begins
@@ -101,18 +117,22 @@ class Parser(argparse.ArgumentParser):
             raise ValueError(f"the configuration {path} is not a JSON object; --print_config shows how it looks")
         return options
 
-    def _checked(self, options: dict[str, Any], path: str) -> dict[str, Any]:
+    def _check_names(self, options: Mapping[str, Any], where: str) -> None:
+        """Refuse options that there are not, or that only the command line may give."""
         for name in options:
             if name not in self._saved:
-                raise ValueError(f"in {path}: {self._unknown('--' + name)}")
-        return options
+                known = f"--{name}" in self._option_string_actions
+                said = f"--{name} is given on the command line only" if known else self._unknown("--" + name)
+                raise ValueError(f"in {where}: {said}")
 
     def _unknown(self, word: str) -> str:
         name = word.split("=")[0]
         if not name.startswith("-"):
             return f"what is {word!r}? Options start with --; see --help"
-        near = difflib.get_close_matches(name, list(self._option_string_actions), n=1)
-        return f"unknown option {name}" + (f"; did you mean {near[0]}?" if near else "; --help lists them")
+        known = list(self._option_string_actions)
+        near = [option for option in known if option.partition(".")[2] == name[2:]]  # the name without its role
+        near = near or difflib.get_close_matches(name, known, n=1)
+        return f"unknown option {name}" + (f"; did you mean {' or '.join(near)}?" if near else "; --help lists them")
 
     def add_record(self, title: str, record: type) -> None:
         """Add an option for each field of a dataclass, which holds default and help."""
@@ -148,43 +168,51 @@ class Parser(argparse.ArgumentParser):
             metavar="CLASS",
             help=f"{lines}or the import path of a class of your own (default: {default})",
         )
-        self.roles[role] = Role(dict(menu), base, frozenset(hidden))
-        owners: dict[str, list[str]] = {}
-        for name, part in menu.items():
-            for option in keyword_options(part, hidden):
-                owners.setdefault(option, []).append(name)
-        for option, names in owners.items():
-            self._add_option(role, option, menu[names[0]], names, group)
+        self.roles[role] = Role(dict(menu), base, frozenset(hidden), group)
+        self._add_options(role, menu)
 
-    def _add_option(self, role: str, option: str, part: type, names: list[str], group: Any) -> None:
-        parameter = keyword_options(part)[option]
-        text = f"{', '.join(names)}: {_argument_text(part, option)}{_default(parameter.default)}"
-        nargs = "+" if _is_list(parameter.annotation) else None
-        group.add_argument(
-            f"--{role}.{option}", default=None, nargs=nargs, metavar=_metavar(parameter.annotation), help=text
-        )
+    def _add_options(self, role: str, parts: Mapping[str, type]) -> None:
+        """Add the options of classes; help has a line for each meaning and default that an option has."""
+        meanings: dict[str, dict[str, list[str]]] = {}
+        for name, part in parts.items():
+            for option, parameter in keyword_options(part, self.roles[role].hidden).items():
+                text = f"{_argument_text(part, option)}{_default(parameter.default)}".strip()
+                meanings.setdefault(option, {}).setdefault(text, []).append(name)
+        for option, texts in meanings.items():
+            lines = "\n".join(f"{', '.join(names)}: {text}" for text, names in texts.items())
+            known = self._option_string_actions.get(f"--{role}.{option}")
+            if known is not None:  # a class of the menu has it too
+                known.help = f"{lines}\n{known.help}"
+                continue
+            first = keyword_options(parts[next(iter(texts.values()))[0]])[option].annotation
+            self.roles[role].group.add_argument(
+                f"--{role}.{option}",
+                default=None,
+                nargs="*" if _is_list(first) else None,
+                metavar=_metavar(first),
+                help=lines,
+            )
 
-    def _import_parts(self, named: Mapping[str, Any], saved: Mapping[str, Any], allow: Collection[str]) -> None:
+    def _import_parts(self, typed: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
         """Import the classes that are named by their import path, and add their options.
 
-        Those of a file or a run folder are imported only from packages that the user allows.
+        Those of a file or a run folder are imported only from pyrovae and from packages that the user allows.
         """
         for role, known in self.roles.items():
-            typed = named[role] if named[role] != self.get_default(role) else None
-            path = typed or saved.get(role)
+            path = typed[role] or saved.get(role)
             if not isinstance(path, str) or "." not in path or path in known.menu:
                 continue
             package = path.partition(".")[0]
-            if typed is None and package not in allow:
+            if typed[role] is None and package not in ("pyrovae", *typed["allow"]):
                 raise ValueError(
                     f"the options that were read name --{role} {path}, but nothing outside pyrovae is imported because "
                     f"a file says so; if you trust it, add --allow {package}"
                 )
             part = _imported(role, path, known.base)
             known.menu[path] = part
-            for option in keyword_options(part, known.hidden):
-                if f"--{role}.{option}" not in self._option_string_actions:
-                    self._add_option(role, option, part, [path], self)
+            action = self._option_string_actions[f"--{role}"]
+            action.help = f"{path}: {_summary(part)}\n{action.help}"
+            self._add_options(role, {path: part})
 
     def chosen(self, role: str, options: Mapping[str, Any]) -> tuple[type[Any], dict[str, Any]]:
         """Return the class that was chosen for a role, and the options that were given for it.
@@ -210,23 +238,19 @@ class Parser(argparse.ArgumentParser):
                 continue
             if option not in own:
                 owners = [name for name, part in known.menu.items() if option in keyword_options(part, known.hidden)]
-                raise ValueError(f"{name} has no option --{key}; {', '.join(owners)} has")
-            hint = own[option].annotation
-            try:
-                convert = _converter(hint)
-                arguments[option] = tuple(map(convert, value)) if isinstance(value, list) else convert(str(value))
-            except ValueError:
-                raise ValueError(f"--{key} takes {_metavar(hint)}, but received {value!r}") from None
+                raise ValueError(f"{name} has no option --{key}, which is one of {', '.join(owners)}")
+            arguments[option] = _value(key, own[option].annotation, value if isinstance(value, list) else [value])
         return part, arguments
 
 
 @dataclasses.dataclass
 class Role:
-    """The classes that may take a role, by name; what they derive from; and options that are not offered."""
+    """The classes that may take a role, by name; their base; options that are not offered; and their place in help."""
 
     menu: dict[str, type]
     base: type
     hidden: frozenset[str]
+    group: Any
 
 
 def classes(room: ModuleType, base: type = object) -> dict[str, type[Any]]:
@@ -240,16 +264,17 @@ def classes(room: ModuleType, base: type = object) -> dict[str, type[Any]]:
 
 
 def keyword_options(part: type, hidden: Collection[str] = ()) -> dict[str, inspect.Parameter]:
-    """Return the keyword-only arguments of a class that are numbers, words or lists of numbers, by name."""
+    """Return the keyword-only arguments of a class that are numbers, words or lists of them, by name.
+
+    An argument without annotation is of the type of its default.
+    """
     parameters = inspect.signature(part, eval_str=True).parameters
     kinds: set[Any] = {inspect.Parameter.KEYWORD_ONLY}
     if dataclasses.is_dataclass(part):
         kinds.add(inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return {
-        name: value
-        for name, value in parameters.items()
-        if value.kind in kinds and name not in hidden and _base(value.annotation) in _WORDS
-    }
+    offered = {name: value for name, value in parameters.items() if value.kind in kinds and name not in hidden}
+    typed = {name: value.replace(annotation=_hint(value)) for name, value in offered.items()}
+    return {name: value for name, value in typed.items() if _base(value.annotation) in _WORDS}
 
 
 def make(part: type[Any], arguments: Mapping[str, Any], context: Mapping[str, Any]) -> Any:
@@ -271,11 +296,26 @@ def _imported(role: str, path: str, base: type) -> type:
     allow_working_directory()
     try:
         part = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"--{role} {path} cannot be imported: {error}") from None
-    if not (inspect.isclass(part) and issubclass(part, base)) or inspect.isabstract(part):
-        raise ValueError(f"--{role} {path} is no {role}: derive the class from {base.__module__}.{base.__qualname__}")
+        if inspect.isclass(part):
+            keyword_options(part)
+    except (Exception, SystemExit) as error:  # whatever a module of the user's does
+        raise ValueError(f"--{role} {path} cannot be imported: {type(error).__name__}: {error}") from None
+    if not (inspect.isclass(part) and issubclass(part, base)):
+        home = base.__module__.removesuffix(".base")
+        raise ValueError(f"--{role} {path} is no {role}: derive the class from {home}.{base.__qualname__}")
+    stated = {name for kind in base.__mro__ for name, hint in _annotations(kind).items() if "ClassVar" in str(hint)}
+    missing = sorted(
+        {name for name in stated if not hasattr(part, name)} | set(getattr(part, "__abstractmethods__", ()))
+    )
+    if missing:
+        raise ValueError(
+            f"--{role} {path} lacks {', '.join(missing)}; help({base.__qualname__}) says what it must have"
+        )
     return part
+
+
+def _annotations(kind: type) -> Mapping[str, Any]:
+    return inspect.get_annotations(kind)
 
 
 def allow_working_directory() -> None:
@@ -287,14 +327,48 @@ def allow_working_directory() -> None:
 _WORDS = (int, float, bool, str)
 
 
+def _hint(parameter: inspect.Parameter) -> Any:
+    """Return the annotation of an argument, or what its default implies."""
+    default = parameter.default
+    if parameter.annotation is not inspect.Parameter.empty or default is inspect.Parameter.empty:
+        return parameter.annotation
+    if isinstance(default, (list, tuple)):
+        return Sequence[type(default[0])] if default else None  # type: ignore[misc]
+    return type(default)
+
+
 def _base(hint: Any) -> Any:
     """Return the type of an option, of an item for a list, without None."""
-    types = typing.get_args(hint) or (hint,)
-    return next((kind for kind in types if kind is not type(None)), None)
+    if typing.get_origin(hint) not in (None, typing.Union, types.UnionType, *_LISTS):
+        return None
+    kinds = typing.get_args(hint) or (hint,)
+    return next((kind for kind in kinds if kind is not type(None)), None)
+
+
+_LISTS = (collections.abc.Sequence, list, tuple)
 
 
 def _is_list(hint: Any) -> bool:
-    return typing.get_origin(hint) in (collections.abc.Sequence, list, tuple)
+    return typing.get_origin(hint) in _LISTS
+
+
+def _value(name: str, hint: Any, words: Sequence[Any]) -> Any:
+    """Return the value of an option for its words.
+
+    Raises:
+        ValueError: if they are of another type, or more than one where it takes one.
+
+    """
+    try:
+        values = tuple(map(_converter(hint), map(str, words)))
+        if _is_list(hint):
+            return values
+        (value,) = values
+    except ValueError:
+        received = " ".join(map(str, words))
+        several = f" {_metavar(hint)} ..." if _is_list(hint) else ""
+        raise ValueError(f"--{name} takes {_metavar(hint)}{several}, but received {received!r}") from None
+    return value
 
 
 def _converter(hint: Any) -> Callable[[str], Any]:
@@ -319,19 +393,28 @@ def _metavar(hint: Any) -> str:
 
 
 def _default(value: object) -> str:
-    return "" if value is None or value is inspect.Parameter.empty else f" (default: {value})"
+    if value is None or value is inspect.Parameter.empty:
+        return ""
+    if isinstance(value, (list, tuple)):
+        value = " ".join(map(str, value)) or "none"
+    return f" (default: {str(value).lower() if isinstance(value, bool) else value})"
 
 
 def _summary(part: type) -> str:
     """Return the first words of a docstring, without markup."""
     first = (inspect.getdoc(part) or "").split("\n\n")[0]
-    return " ".join(first.replace("``", "").split()).rstrip(".")
+    return _plain(first)
 
 
 def _argument_text(part: type, name: str) -> str:
     """Return what a docstring says of an argument."""
     found = re.search(rf"^\s+{name}: (.+?)(?=\n\s+\w+: |\n\s*\n|\Z)", inspect.getdoc(part) or "", re.M | re.S)
-    return " ".join(found.group(1).split()).rstrip(".") if found else ""
+    return _plain(found.group(1)) if found else ""
+
+
+def _plain(text: str) -> str:
+    """Return text of a docstring on one line, as argparse takes it."""
+    return " ".join(text.replace("``", "").split()).rstrip(".").replace("%", "%%")
 
 
 def _underscored(word: str) -> str:

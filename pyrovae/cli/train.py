@@ -45,6 +45,7 @@ def train(argv: Sequence[str]) -> None:
         help="packages beside pyrovae from which the options of a file or of a run may name classes (default: none)",
     )  # fmt: skip
     options = _resumed(parser, argv)
+    objective = _objective(parser, options)
     for name in ("data", "data.root"):  # a run must find its data from any folder
         if options[name] is not None and options[name] not in datasets.NAMES and Path(options[name]).exists():
             options[name] = str(Path(options[name]).resolve())
@@ -54,8 +55,8 @@ def train(argv: Sequence[str]) -> None:
     data = load_data(options, likelihood.form)
     with forked_random(stream_seed(settings.seed, "initialize")):
         vae = _build(parser, options, data)
-    objective = _objective(parser, options)
     folder = Path(options["resume"] or options["folder"] or _next_folder(data.name))
+    again = _words_to_load(parser, options, folder)
     weights = sum(parameter.numel() for parameter in vae.parameters())
     sys.stdout.write(f"{data}\n{weights:,} parameters on {choose_device(settings.device)}\n")
     try:
@@ -70,9 +71,9 @@ def train(argv: Sequence[str]) -> None:
             command=parser.to_save(options),
         )
     except KeyboardInterrupt:
-        sys.stderr.write(f"\nTo go on: pyrovae train --resume {shlex.quote(str(folder))}\n")
+        sys.stderr.write(f"\nTo go on: pyrovae train --resume {again}\n")
         raise
-    sys.stdout.write(f"\n{history}\n\nrun: {folder}\nnext: pyrovae evaluate {shlex.quote(str(folder))}\n")
+    sys.stdout.write(f"\n{history}\n\nrun: {folder}\nnext: pyrovae evaluate {again}\n")
 
 
 def _menus() -> dict[str, tuple[dict[str, type], type, str]]:
@@ -105,9 +106,11 @@ def _build(parser: Parser, options: dict[str, Any], data: Data) -> VAE:
     posterior = make(*parser.chosen("posterior", options), {"latent_dim": latent_dim})
     shapes = {"x_shape": data.x_shape, "out_shape": posterior.param_shape}
     encoder = make(*parser.chosen("encoder", options), shapes)
-    few = data.train.first(PSEUDO_INPUTS).fixed()
+    make_prior, arguments = parser.chosen("prior", options)
     context = {"latent_dim": latent_dim, "encoder": encoder, "posterior": posterior}
-    prior = make(*parser.chosen("prior", options), {**context, "data": likelihood.encoder_input(few)})
+    if "data" in inspect.signature(make_prior).parameters:
+        context["data"] = likelihood.encoder_input(data.train.first(PSEUDO_INPUTS).fixed())
+    prior = make(make_prior, arguments, context)
     start = {"initial_params": likelihood.initial_params(data.train.mean())}
     decoder = make(
         *parser.chosen("decoder", options), {"latent_dim": latent_dim, "out_shape": likelihood.param_shape, **start}
@@ -117,13 +120,20 @@ def _build(parser: Parser, options: dict[str, Any], data: Data) -> VAE:
 
 def _resumed(parser: Parser, argv: Sequence[str]) -> dict[str, Any]:
     """Return the options, those of the run to be resumed standing in for what is not given."""
-    options = parser.options(argv)
-    if options["resume"] is None:
-        return options
-    if options["folder"] is not None:
+    typed = parser.typed(argv)
+    if typed["resume"] is None:
+        return parser.options(argv)
+    if typed["folder"] is not None:
         raise ValueError("--resume goes on in its own folder; leave out --folder")
-    config = json.loads(RunFolder(options["resume"]).read(CONFIG))
-    return parser.options(argv, saved=command_of(config, options["resume"]) | {"folder": None})
+    config = json.loads(RunFolder(typed["resume"]).read(CONFIG))
+    return parser.options(argv, saved=command_of(config, typed["resume"]) | {"folder": None})
+
+
+def _words_to_load(parser: Parser, options: dict[str, Any], folder: Path) -> str:
+    """Return the words by which a command takes up the run, with what its parts need to be imported."""
+    paths = [options[role] for role in parser.roles if "." in options[role]]
+    packages = sorted({path.partition(".")[0] for path in paths} - {"pyrovae"})
+    return shlex.join([str(folder), *(["--allow", *packages] if packages else [])])
 
 
 def _next_folder(name: str) -> Path:

@@ -35,6 +35,19 @@ class Identity(Transform):
 
     base_measure: ClassVar[BaseMeasure] = "counting"
 
+    def check(self, stored: Tensor, *, levels: int | None) -> None:
+        """Refuse integers that the dtype of x does not hold exactly."""
+        if stored.is_floating_point() or stored.dtype in (torch.bool, torch.uint8, torch.int8, torch.int16):
+            return
+        dtype = float_dtype(stored)
+        exact = round(2 / torch.finfo(dtype).eps)  # 2^24 for float32
+        if stored.numel() and max(abs(int(bound)) for bound in stored.aminmax()) > exact:
+            raise ValueError(
+                f"integers are scored as {dtype}, which holds them exactly up to {exact}, but received "
+                f"{int(stored.min())} to {int(stored.max())}; call torch.set_default_dtype(torch.float64) first, or "
+                "rescale them"
+            )
+
     def apply(self, stored: Tensor, *, levels: int | None, generator: torch.Generator | None = None) -> Tensor:
         """Return u as floats, ``(B, *x_shape)``."""
         return stored.to(float_dtype(stored))

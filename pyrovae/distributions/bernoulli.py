@@ -14,8 +14,8 @@ class BinaryBernoulli(dist.Bernoulli):
 
     ``log p(x) = x l - max(l, 0) - log(1 + exp(-|l|))``
 
-    torch computes the logarithm by ``log1p``, which takes the larger part of an evaluation's time on a CPU; ``log`` is
-    vectorized. It is as good here: its argument lies between 1 and 2, so that the absolute error is that of rounding.
+    The logarithm takes the larger part of an evaluation's time on a CPU. ``-log1p(-sigmoid(-|l|))`` is the same, to
+    rounding at every l, and quicker than by exp and log.
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -33,8 +33,8 @@ class _LogProb(torch.autograd.Function):
 
     @staticmethod
     def forward(logits: Tensor, value: Tensor) -> Tensor:
-        log_one_plus = logits.abs().neg_().exp_().add_(1).log_()
-        return torch.mul(value, logits).sub_(logits.clamp(min=0)).sub_(log_one_plus)
+        minus_log = logits.abs().neg_().sigmoid_().neg_().log1p_()
+        return torch.mul(value, logits).sub_(logits.relu()).add_(minus_log)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:

@@ -11,6 +11,9 @@ from torch.distributions import constraints
 
 from pyrovae.distributions.stirling import digamma_lack, log_and_excess
 
+HUGE = 40.0  # log m above which everything else is small against m, which may be beyond float32
+RANGE = (-60.0, 40.0)  # of log r: below it x is 0, above it the distribution is a Poisson one
+
 
 class NegativeBinomial(dist.TorchDistribution):
     """Whole numbers from 0 on with mean m and variance m + m^2 / r.
@@ -22,7 +25,7 @@ class NegativeBinomial(dist.TorchDistribution):
 
     Args:
         log_mean: log m of each element.
-        log_total_count: log r of each element.
+        log_total_count: log r of each element; beyond -60 and 40 nothing changes any more.
 
     """
 
@@ -66,10 +69,20 @@ class NegativeBinomial(dist.TorchDistribution):
             return torch.poisson(gamma * (self.log_mean - self.log_total_count).exp())
 
 
-def _log_ratio(mean: Tensor, total_count: Tensor, value: Tensor) -> Tensor:
-    """Return log((r + m) / (r + x))."""
+def _log_ratio(log_mean: Tensor, total_count: Tensor, value: Tensor) -> Tensor:
+    """Return log((r + m) / (r + x)), also where m is beyond the range of floating-point numbers."""
+    mean = log_mean.exp()
     difference = mean - value
-    return difference.sign() * (difference.abs() / (total_count + torch.minimum(mean, value))).log1p()
+    near = difference.sign() * (difference.abs() / (total_count + torch.minimum(mean, value))).log1p()
+    far = log_mean - (total_count + value).log() + (total_count * log_mean.neg().exp()).log1p()
+    return torch.where(log_mean > HUGE, far, near)
+
+
+def _fraction(log_mean: Tensor, total_count: Tensor, value: Tensor) -> Tensor:
+    """Return (m - x) / (m + r), with the same care."""
+    mean, inverse = log_mean.exp(), log_mean.neg().exp()
+    far = 1 - (value + total_count) * inverse / (1 + total_count * inverse)
+    return torch.where(log_mean > HUGE, far, (mean - value) / (total_count + mean))
 
 
 class _LogProb(torch.autograd.Function):
@@ -82,12 +95,12 @@ class _LogProb(torch.autograd.Function):
 
     @staticmethod
     def forward(log_mean: Tensor, log_total_count: Tensor, value: Tensor) -> Tensor:
-        mean, total_count = log_mean.exp(), log_total_count.exp()
+        total_count = log_total_count.clamp(*RANGE).exp()
         at_least_1 = value.clamp(min=1)
         log_value, value_excess = log_and_excess(at_least_1)
         log_total, total_excess = log_and_excess(total_count)
         log_both, both_excess = log_and_excess(value + total_count)
-        of_total = _log_ratio(mean, total_count, value)
+        of_total = _log_ratio(log_mean, total_count, value)
         of_value = of_total + log_value - log_mean
         deviance = total_count * (of_total + torch.expm1(-of_total)) + (
             value * of_value + at_least_1 * torch.expm1(-of_value)  # less 1 where x = 0
@@ -102,14 +115,14 @@ class _LogProb(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         log_mean, log_total_count, value = ctx.saved_tensors
         for_mean, for_total_count, _ = ctx.needs_input_grad
-        mean, total_count = log_mean.exp(), log_total_count.exp()
+        total_count = log_total_count.clamp(*RANGE).exp()
         weight = gradient * total_count
-        fraction = (mean - value) / (total_count + mean)
+        fraction = _fraction(log_mean, total_count, value)
         grad_mean = grad_total_count = None
         if for_mean:
             grad_mean = (-weight * fraction).sum_to_size(log_mean.shape)
         if for_total_count:
             lack = digamma_lack(total_count) - digamma_lack(value + total_count)
-            slope = fraction - _log_ratio(mean, total_count, value) + lack
+            slope = fraction - _log_ratio(log_mean, total_count, value) + lack
             grad_total_count = (weight * slope).sum_to_size(log_total_count.shape)
         return grad_mean, grad_total_count, None

@@ -23,12 +23,12 @@ def log_and_excess(x: Tensor) -> tuple[Tensor, Tensor]:
 
     Without the difference, a count of a million has a log-probability that float32 gets wrong by nats.
     """
-    near, inverse = x.clamp(max=_FAR), x.clamp(min=_FAR).reciprocal_()
-    log_near, log_far = near.log(), inverse.log().add_(_LOG_FAR).neg_()  # log(x / 16), or 0
+    near, inverse, log = x.clamp(max=_FAR), x.clamp(min=_FAR).reciprocal_(), x.log()
+    log_near, log_far = log.clamp(max=_LOG_FAR), (log - _LOG_FAR).relu()  # log(x / 16), or 0
     series = _polynomial(inverse * inverse, _EXCESS_SERIES[: 5 if x.dtype == torch.float64 else 2]).mul_(inverse)
     excess = (near + 1).lgamma_().sub_(near * log_near).add_(near)
     constant = 0.5 * math.log(2 * math.pi * _FAR) - _EXCESS_AT_FAR
-    return log_near.add_(log_far), excess.add_(log_far, alpha=0.5).add_(series.add_(constant))
+    return log, excess.add_(log_far, alpha=0.5).add_(series.add_(constant))
 
 
 def digamma_lack(x: Tensor) -> Tensor:

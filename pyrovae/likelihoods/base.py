@@ -17,7 +17,7 @@ from pyrovae.part import ConditionalPart
 class Likelihood(ConditionalPart):
     """The distribution of one datum x given the decoder's output.
 
-    To write your own, copy `Laplace` (the shortest): state what is scored and in which measure, say how many numbers
+    To write your own, copy `Bernoulli` (the shortest): state what is scored and in which measure, say how many numbers
     the decoder emits per element of x, turn them into a distribution, and say which of them give a wanted mean. The
     rest of the package (loaders, what the encoder sees, decoder, objectives, bounds, pictures) follows from that;
     `pyrovae.testing.check` tests it.
@@ -65,7 +65,7 @@ class Likelihood(ConditionalPart):
 
     def encoder_input(self, x: Tensor) -> Tensor:
         """Return what the encoder sees of x ``(*batch, *x_shape)``: log(1 + x) of counts, otherwise x itself."""
-        return x.log1p() if self.form == "counts" else x
+        return x.clamp(min=0).log1p() if self.form == "counts" else x  # others are refused where they are scored
 
     @abstractmethod
     def initial_params(self, mean: Tensor) -> Tensor:
@@ -95,8 +95,8 @@ _CURES: dict[Form, str] = {
     "values such as ContinuousBernoulli",
     "unit": "rescale them, for stored levels by data.for_form('unit')",
     "continuous": "remove or replace what is not finite",
-    "levels": "data.for_form('levels') keeps stored levels as they are; for other values choose a density such as "
-    "Gaussian, or a likelihood of counts",
-    "counts": "data.for_form('counts') keeps stored counts as they are; for other values choose a density such as "
-    "Gaussian",
+    "levels": "hand it levels as they are stored (data.for_form('levels') does); for data of another kind choose "
+    "a density such as Gaussian, or a likelihood of counts",
+    "counts": "hand it counts as they are stored (data.for_form('counts') does); for data of another kind choose "
+    "a density such as Gaussian",
 }

@@ -12,7 +12,7 @@ from pyrovae.likelihoods.base import Likelihood
 class Bernoulli(Likelihood):
     """Independent binary elements, given by their logits.
 
-    ``log p(x | z) = sum_i x_i l_i - log(1 + exp(l_i))``
+    ``log p(x | z) = sum_i x_i l_i - log(1 + exp(l_i))``, a probability of zeros and ones
 
     Logits, never probabilities: those saturate in float32 and overstate log p(x). Grey values are outside the support
     and are refused, since their "likelihood" would be one of nothing: binarize them (see `pyrovae.data.transforms`).

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import pyro.distributions as dist
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
+from pyrovae.distributions import LogScaleNormal
 from pyrovae.likelihoods.location import LocationLikelihood
 
 
@@ -27,15 +27,7 @@ class Gaussian(LocationLikelihood):
 
     """
 
-    n_params = 1
-    form = "continuous"
-    base_measure = "Lebesgue"
-
     def forward(self, params: Tensor) -> TorchDistribution:
         """Turn means ``(*batch, *x_shape, 1)`` into a distribution over x."""
         (mean,) = self.split(params)
-        return self.independent(dist.Normal(mean, self.scale))
-
-    def initial_params(self, mean: Tensor) -> Tensor:
-        """Return the mean itself."""
-        return mean.unsqueeze(-1)
+        return self.independent(LogScaleNormal(mean, self.log_scale))

@@ -24,15 +24,7 @@ class Laplace(LocationLikelihood):
 
     """
 
-    n_params = 1
-    form = "continuous"
-    base_measure = "Lebesgue"
-
     def forward(self, params: Tensor) -> TorchDistribution:
         """Turn locations ``(*batch, *x_shape, 1)`` into a distribution over x."""
         (location,) = self.split(params)
         return self.independent(dist.Laplace(location, self.scale))
-
-    def initial_params(self, mean: Tensor) -> Tensor:
-        """Return the mean itself."""
-        return mean.unsqueeze(-1)

@@ -23,6 +23,10 @@ class LocationLikelihood(Likelihood):
 
     """
 
+    n_params = 1
+    form = "continuous"
+    base_measure = "Lebesgue"
+
     def __init__(self, x_shape: tuple[int, ...], *, scale: float = 1.0, learn_scale: bool = False) -> None:
         super().__init__(x_shape)
         if not (scale > 0 and math.isfinite(scale)):
@@ -39,3 +43,7 @@ class LocationLikelihood(Likelihood):
     def scale(self) -> Tensor:
         """The scale, in units of x."""
         return self.log_scale.exp()
+
+    def initial_params(self, mean: Tensor) -> Tensor:
+        """Return the mean itself."""
+        return mean.unsqueeze(-1)

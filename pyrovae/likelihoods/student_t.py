@@ -32,9 +32,6 @@ class StudentT(LocationLikelihood):
 
     """
 
-    n_params = 1
-    form = "continuous"
-    base_measure = "Lebesgue"
     df: Tensor
 
     def __init__(
@@ -52,7 +49,3 @@ class StudentT(LocationLikelihood):
         """Turn locations ``(*batch, *x_shape, 1)`` into a distribution over x."""
         (location,) = self.split(params)
         return self.independent(distributions.StudentT(self.df, location, self.scale))
-
-    def initial_params(self, mean: Tensor) -> Tensor:
-        """Return the mean itself."""
-        return mean.unsqueeze(-1)

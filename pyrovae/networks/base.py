@@ -50,7 +50,7 @@ class Network(Described, nn.Module, ABC):
         if x.dtype != weight.dtype:
             raise ValueError(
                 f"{self._input} and {self._role} have one dtype, but the {self._input} are {x.dtype} and the "
-                f"{self._role} {weight.dtype}; convert one of them, for instance by x.to({weight.dtype})"
+                f"{self._role} {weight.dtype}; convert one of them, for instance the model by .to({x.dtype})"
             )
         self._check_covariates(covariates, x.shape[: x.ndim - event_dim], weight.dtype)
 

@@ -11,7 +11,6 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import Trace_ELBO
 from pyro.infer.util import is_validation_enabled
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from pyrovae.kl import CLOSED_FORM, closed_form_kl, kl_by_dimension, latent_sites
@@ -100,10 +99,11 @@ class ELBO(Objective):
                 if site["type"] == "sample" and site["is_observed"] and not site["infer"].get("_deterministic"):
                     reconstruction.add(site_log_prob(site), site)
             self._add_kl(kl, floors, model_trace, guide_trace)
-        weighted = kl.scaled + floors.total()
-        loss = self.beta * self.annealing(self.step) * weighted - reconstruction.scaled
-        totals = (loss, reconstruction.unscaled, kl.unscaled)
-        return Terms(*(torch.as_tensor(total) / self.num_particles for total in totals))
+        weighted = kl.scaled + floors.total() if self.free_bits else kl.scaled
+        factor = self.beta * self.annealing(self.step)
+        loss = (weighted if factor == 1 else factor * weighted) - reconstruction.scaled
+        totals = [torch.as_tensor(total) for total in (loss, reconstruction.unscaled, kl.unscaled)]
+        return Terms(*(total if self.num_particles == 1 else total / self.num_particles for total in totals))
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[poutine.Trace, poutine.Trace]:
         """Run the pair; with validation on, through Pyro's checks, which also compute every log-probability."""
@@ -111,7 +111,7 @@ class ELBO(Objective):
             return Trace_ELBO._get_trace(self, model, guide, args, kwargs)
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-        return prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
+        return model_trace, guide_trace
 
     def _add_kl(self, total: _Sum, floors: _Floors, model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
         """Add the KL terms of all latent sites."""
@@ -168,8 +168,10 @@ class _Sum:
         weighted = scale_and_mask(term, scale, site["mask"]).sum()
         if scaled:
             self.scaled = self.scaled + weighted
-        known = not isinstance(scale, Tensor)
-        unscaled = weighted.detach() / scale if known else scale_and_mask(term.detach(), mask=site["mask"]).sum()
+        if isinstance(scale, Tensor):
+            unscaled = scale_and_mask(term.detach(), mask=site["mask"]).sum()
+        else:
+            unscaled = weighted.detach() if scale == 1 else weighted.detach() / scale
         self.unscaled = self.unscaled + unscaled
 
 

@@ -83,7 +83,7 @@ class Cyclical(Schedule):
     def __post_init__(self) -> None:
         _check(self, self.num_steps, "num_steps", self.start)
         if not 0 < self.rise <= 1:
-            raise ValueError(f"the rising share of a cycle lies in (0, 1], but received rise={self.rise}")
+            raise ValueError(f"the rising share of a cycle lies in (0, 1], but received rise={self.rise}; 0.5 is usual")
 
     def __call__(self, step: int) -> float:
         """Return the factor at this place of the cycle."""

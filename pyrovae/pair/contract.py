@@ -9,6 +9,7 @@ import torch
 from pyro import poutine
 from torch import nn
 
+from pyrovae.data.transform import BaseMeasure
 from pyrovae.kl import MASKED_DIFFERENTLY, closed_form_kl, latent_sites
 from pyrovae.pair.structure import Latent, Pair, Program
 
@@ -75,6 +76,7 @@ def read_pair(
         },
         observed=tuple(observed),
         num_elements=sum(_num_elements(site) for site in observed.values()) // plate.size,
+        base_measure=_base_measure(observed),
         kl={name: _kl_method(name, model_trace, guide_trace) for name in guide_sites},
     )
 
@@ -89,6 +91,14 @@ def _num_elements(site: Any) -> int:
             elif isinstance(held, torch.Tensor):
                 sizes.append(held.numel())
     return max(sizes)
+
+
+def _base_measure(observed: dict[str, Any]) -> BaseMeasure | None:
+    """Return the measure on which all observed sites have their density."""
+    discrete = {getattr(site["fn"].support, "is_discrete", None) for site in observed.values()}
+    if discrete == {True}:
+        return "counting"
+    return "Lebesgue" if discrete == {False} else None
 
 
 def _kl_method(name: str, model_trace: poutine.Trace, guide_trace: poutine.Trace) -> str:

@@ -96,7 +96,8 @@ def _first_run(
     try:
         traces = _checked_run(rows(model), rows(guide), args)
     except Exception as error:
-        raise failure or error from None
+        first = failure or error
+        raise first from first.__cause__
     frames = _frames(traces[1])
     following = {frame.name for frame in frames if frame.size == frame.full_size == len(args[0])}
     if plates and plates & following:

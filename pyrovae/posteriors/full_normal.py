@@ -20,7 +20,8 @@ class FullNormal(Posterior):
     the divisor the correlations of an untrained encoder do not grow with D. The output of the encoder grows with D^2:
     for many dimensions take `LowRankNormal`.
 
-    *Auto-encoding variational Bayes (Kingma, Welling 2014)*, https://arxiv.org/abs/1312.6114
+    *An introduction to variational autoencoders (Kingma, Welling 2019)*, section 2.5.1,
+    https://arxiv.org/abs/1906.02691
 
     Args:
         latent_dim: D, the number of latent dimensions.

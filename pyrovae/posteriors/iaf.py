@@ -54,9 +54,13 @@ class IAF(Posterior):
     ) -> None:
         super().__init__(latent_dim)
         if num_layers < 1:
-            raise ValueError(f"a flow has at least 1 layer, but received num_layers={num_layers}")
+            raise ValueError(
+                f"a flow has at least 1 layer, but received num_layers={num_layers}; without any it is DiagonalNormal"
+            )
         if not hidden or min(hidden) < 1:
-            raise ValueError(f"an autoregressive layer has hidden units, but received hidden={tuple(hidden)}")
+            raise ValueError(
+                f"an autoregressive layer has hidden units, but received hidden={tuple(hidden)}; give their number"
+            )
         if num_context < 0:
             raise ValueError(f"the context has at least 0 numbers per dimension, but received {num_context}")
         self.n_params = 2 + num_context

@@ -32,7 +32,7 @@ class Flow(Prior):
         hidden: widths of the hidden layers of each.
 
     Raises:
-        ValueError: if there is one dimension only, or no layer.
+        ValueError: if there is one dimension only, no layer, or a layer has no hidden units.
 
     """
 
@@ -47,7 +47,11 @@ class Flow(Prior):
                 f"but received {latent_dim}; for one dimension take MixtureOfGaussians"
             )
         if num_layers < 1:
-            raise ValueError(f"a flow has at least 1 layer, but received num_layers={num_layers}")
+            raise ValueError(
+                f"a flow has at least 1 layer, but received num_layers={num_layers}; without any it is StandardNormal"
+            )
+        if hidden and min(hidden) < 1:
+            raise ValueError(f"a hidden layer has at least 1 unit, but received hidden={tuple(hidden)}; give widths")
         self.layers = nn.ModuleList(
             CouplingLayer(latent_dim, tuple(hidden), swapped=index % 2 == 1) for index in range(num_layers)
         )

@@ -16,8 +16,7 @@ class MixtureOfGaussians(Prior):
 
     The components start with equal weights and unit scales at locations drawn from N(0, I), so that they differ.
 
-    *Deep unsupervised clustering with Gaussian mixture variational autoencoders (Dilokthanakul et al. 2016)*,
-    https://arxiv.org/abs/1611.02648
+    *VAE with a VampPrior (Tomczak, Welling 2018)*, https://arxiv.org/abs/1705.07120, compares it with others.
 
     Args:
         latent_dim: D, the number of latent dimensions.
@@ -31,7 +30,9 @@ class MixtureOfGaussians(Prior):
     def __init__(self, latent_dim: int, *, num_components: int = 10) -> None:
         super().__init__(latent_dim)
         if num_components < 1:
-            raise ValueError(f"a mixture has at least 1 component, but received num_components={num_components}")
+            raise ValueError(
+                f"a mixture has at least 1 component, but received num_components={num_components}; 10 is the default"
+            )
         memory.require(
             4 * 8.0 * num_components * latent_dim,
             what=f"training a mixture of {num_components} components",

@@ -33,7 +33,7 @@ class StudentT(Prior):
     def __init__(self, latent_dim: int, *, df: float = 5.0) -> None:
         super().__init__(latent_dim)
         if not (df > 0 and math.isfinite(df)):
-            raise ValueError(f"degrees of freedom are positive and finite, but received df={df}")
+            raise ValueError(f"degrees of freedom are positive and finite, but received df={df}; 5.0 is the default")
         self.register_buffer("df", torch.tensor(float(df)), persistent=False)
         self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
         self.register_buffer("scale", torch.tensor(1.0), persistent=False)

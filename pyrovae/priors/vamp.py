@@ -20,7 +20,9 @@ class Vamp(Prior):
     Encoder and posterior are the very modules of the VAE, and trained from both sides. The pseudo-inputs are what the
     encoder sees, `Likelihood.encoder_input` of data; nothing holds them within its range. Every call runs the encoder
     on all of them. Under a posterior that is a flow, such as `IAF`, each log p(z) inverts it C times, one
-    latent dimension after the other: a training step then takes tens of times as long.
+    latent dimension after the other: a training step then takes tens of times as long. An encoder with batch
+    normalization sees the pseudo-inputs as a batch of their own in training, and by its running statistics, which
+    data and pseudo-inputs share, in evaluation: the prior differs between the two; choose an encoder without.
 
     *VAE with a VampPrior (Tomczak, Welling 2018)*, https://arxiv.org/abs/1705.07120
 
@@ -32,7 +34,7 @@ class Vamp(Prior):
             start. Without data they start at 0.5 with a little noise, which is meant for weights that are loaded.
 
     Raises:
-        ValueError: if there are fewer data than pseudo-inputs, or of another shape.
+        ValueError: if there are fewer data than pseudo-inputs, or of another shape, or the encoder takes covariates.
         TypeError: if the data are no tensor of floating-point numbers.
 
     Example:
@@ -47,12 +49,19 @@ class Vamp(Prior):
         self, encoder: nn.Module, posterior: nn.Module, *, num_components: int = 100, data: Tensor | None = None
     ) -> None:
         if num_components < 1:
-            raise ValueError(f"a mixture has at least 1 component, but received num_components={num_components}")
+            raise ValueError(
+                f"a mixture has at least 1 component, but received num_components={num_components}; 100 is the default"
+            )
         x_shape = getattr(encoder, "x_shape", None)
         if x_shape is None:
             raise ValueError(
                 f"a Vamp prior makes data for the encoder, but {type(encoder).__name__} does not tell their shape; "
                 "give it an attribute x_shape"
+            )
+        if getattr(encoder, "covariate_dim", 0):
+            raise ValueError(
+                "a Vamp prior runs the encoder on pseudo-inputs alone, but this one also takes covariates "
+                f"(covariate_dim={encoder.covariate_dim}); choose a prior without encoder, such as MixtureOfGaussians"
             )
         super().__init__(posterior.latent_dim)  # type: ignore[arg-type]
         memory.require(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ SEPARATE = (
     "(the logarithm of a probability is not one of a density)."
 )
 BITS = "Bits per dimension compare these blocks too, being code lengths of the same stored values:"
+STORED, MONTE_CARLO = "stored values", "Monte Carlo"
+WIDTH = 120  # of lines
 BINARIZED = ("DynamicBinarization", "StaticBinarization", "Threshold")
 
 
@@ -27,7 +30,7 @@ class Row:
         bound: the same of L_K, at the largest K that all models of the block have.
         difference: of L_K to the first model of the block, paired datum by datum, and its standard error over the data;
             None for the first.
-        bits_per_dimension: at L_K of the evaluation, where that is defined.
+        bits_per_dimension: at that bound, where that is defined.
         kl_methods: for each latent site how its KL was computed.
 
     """
@@ -48,6 +51,7 @@ class Block:
         title: data, their number, transform, hash and measure in words.
         num_particles: K of the bound.
         bits_of: what bits per dimension are code lengths of, in words; None where they are not defined.
+        stored: what tells the data before any transform, and whether they are given covariates, from others.
         rows: one for each model.
 
     """
@@ -55,6 +59,7 @@ class Block:
     title: str
     num_particles: int
     bits_of: str | None
+    stored: str
     rows: tuple[Row, ...]
 
     def __str__(self) -> str:
@@ -62,20 +67,26 @@ class Block:
         label = f"L_{self.num_particles}"
         bits_head = [] if self.bits_of is None else ["bits/dim"]
         table = [("", "ELBO", "se data", label, "se data", f"{label} over the first", *bits_head, "KL")]
-        reasons = [
-            f"{row.name}: the KL of {site} is estimated by Monte Carlo, since {method}"
-            for row in self.rows
-            for site, method in row.kl_methods.items()
-            if method != "closed form"
-        ]
         for row in self.rows:
             value, error = row.difference or (None, None)
             gap = "" if row.difference is None else "-" if value is None else f"{value:+.3f} +- {number(error, 3)}"
-            how = {"closed form" if method == "closed form" else "Monte Carlo" for method in row.kl_methods.values()}
+            how = {_method(method) for method in row.kl_methods.values()}
             values = [number(value, 3) for value in (*row.elbo, *row.bound)]
             bits = [] if self.bits_of is None else [number(row.bits_per_dimension, 4)]
             table.append((row.name, *values, gap, *bits, ", ".join(sorted(how))))
-        return "\n".join([self.title, "", *align(table), *([""] if reasons else []), *reasons])
+        return "\n".join([*_wrapped(self.title), "", *align(table), *self._reasons()])
+
+    def _reasons(self) -> list[str]:
+        """Return why Monte Carlo was used, a line for each reason."""
+        models: dict[str, list[str]] = {}
+        for row in self.rows:
+            for site, method in row.kl_methods.items():
+                if _method(method) == MONTE_CARLO:
+                    models.setdefault(f"the KL of {site} is estimated by Monte Carlo, since {method}", []).append(
+                        row.name
+                    )
+        lines = [line for reason, names in models.items() for line in _wrapped(f"{', '.join(names)}: {reason}")]
+        return ["", *lines] if lines else []
 
 
 @dataclass(frozen=True)
@@ -93,8 +104,12 @@ class Comparison:
         """Return one table for each block, and why there are several."""
         parts = [str(block) for block in self.blocks]
         if len(parts) > 1:
-            stored = [block.title.split(", sha256")[0] for block in self.blocks if block.bits_of == "stored values"]
-            parts.append("\n".join([SEPARATE, *([BITS, *stored] if len(stored) > 1 else [])]))
+            parts.append(SEPARATE)
+        shared: dict[str, list[str]] = {}
+        for block in self.blocks:
+            if block.bits_of == STORED:
+                shared.setdefault(block.stored, []).append(block.title.split(", sha256")[0])
+        parts += ["\n".join([BITS, *titles]) for titles in shared.values() if len(titles) > 1]
         return "\n\n".join(parts)
 
 
@@ -137,7 +152,7 @@ def _block(evaluations: dict[str, Evaluation]) -> Block:
             f"{', '.join(evaluations)} have no K in common; evaluate them with the same ks, so that L_K can be compared"
         )
     k = max(common)
-    first = next(iter(evaluations.values()))
+    first_name, first = next(iter(evaluations.items()))
     rows = []
     for name, evaluation in evaluations.items():
         bound = next(estimate for estimate in evaluation.iwae if estimate.num_particles == k)
@@ -146,30 +161,57 @@ def _block(evaluations: dict[str, Evaluation]) -> Block:
                 name=name,
                 elbo=(evaluation.elbo.value, evaluation.elbo.se_data),
                 bound=(bound.value, bound.se_data),
-                difference=None if evaluation is first else _paired(name, evaluation, first, f"L_{k}"),
-                bits_per_dimension=evaluation.bits_per_dimension,
+                difference=None if name == first_name else _paired(evaluations, name, first_name, f"L_{k}"),
+                bits_per_dimension=_bits_at(evaluation, bound.value),
                 kl_methods=evaluation.kl_methods,
             )
         )
     measure = {"counting": "log-probabilities", "Lebesgue": "log-densities"}.get(first.base_measure or "", "log p(x)")
     transform = f", {first.data_transform['class']}" if first.data_transform else ""
-    title = f"{first.data}: {first.num_data} data{transform}, sha256 {first.data_hash[:12]}; {measure}, nats per datum"
-    return Block(title, k, _bits_of(first), tuple(rows))
+    given = " given covariates" if first.num_covariates else ""
+    data = f"{first.data}: {first.num_data} data{given}{transform}, sha256 {first.data_hash[:12]}"
+    title = f"{data}; {measure}, nats per datum"
+    bits_of = next((words for words in map(_bits_of, evaluations.values()) if words), None)
+    stored = first.stored_hash or f"{first.data}: {first.num_data}"
+    return Block(title, k, bits_of, f"{stored} {first.num_covariates} covariates", tuple(rows))
 
 
-def _paired(name: str, evaluation: Evaluation, first: Evaluation, label: str) -> tuple[float | None, float | None]:
+def _paired(
+    evaluations: Mapping[str, Evaluation], name: str, first: str, label: str
+) -> tuple[float | None, float | None]:
     """Return the mean difference of two models over the same data, and its standard error."""
-    if label not in evaluation.per_datum or label not in first.per_datum:
-        raise ValueError(f"{name} or the first model comes without values per datum; read it by report.read_report")
-    difference = evaluation.per_datum[label] - first.per_datum[label]
+    for each in (name, first):
+        if label not in evaluations[each].per_datum:
+            raise ValueError(
+                f"models are paired datum by datum, but {each!r} holds no values of {label} per datum; its JSON does "
+                "not: read the whole report by report.read_report"
+            )
+    ours, theirs = (evaluations[each].per_datum[label].double() for each in (name, first))
+    difference = ours - theirs
     if not difference.isfinite().all():
         return None, None
     error = difference.std().item() / math.sqrt(len(difference)) if len(difference) > 1 else None
     return difference.mean().item(), error
 
 
+def _bits_at(evaluation: Evaluation, nats: float | None) -> float | None:
+    """Return bits per dimension at another bound of an evaluation, which holds those of its last."""
+    last, volume = evaluation.iwae[-1].value, evaluation.log_abs_det_jacobian or 0.0
+    if evaluation.bits_per_dimension is None or nats is None or last is None or last + volume == 0:
+        return None
+    return evaluation.bits_per_dimension * (nats + volume) / (last + volume)
+
+
+def _method(method: str) -> str:
+    return method if method == "closed form" else MONTE_CARLO
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
 def _bits_of(evaluation: Evaluation) -> str | None:
     if evaluation.bits_per_dimension is None:
         return None
     transform = (evaluation.data_transform or {}).get("class")
-    return "binary values" if transform in BINARIZED else "stored values"
+    return "binary values" if transform in BINARIZED else STORED

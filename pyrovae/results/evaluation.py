@@ -54,6 +54,8 @@ class Evaluation:
         num_data: how many data were evaluated.
         data: their name.
         data_hash: their SHA-256, transform included.
+        stored_hash: SHA-256 of the values as they are stored, before any transform; None where that is not known.
+        num_covariates: what the data are given with: the estimates are then of log p(x | covariates).
         data_transform: how stored values became the values that were scored.
         base_measure: of log p(x): "counting" or "Lebesgue"; None where the model does not say.
         log_abs_det_jacobian: log |dx/du| of the map from stored values u to the values x that were scored, nats per
@@ -87,12 +89,19 @@ class Evaluation:
     versions: dict[str, str]
     date: str
     seconds: float
+    stored_hash: str | None = None
+    num_covariates: int = 0
     per_datum: dict[str, Tensor] = field(repr=False, compare=False, default_factory=dict)
 
     @property
     def estimates(self) -> tuple[Estimate, ...]:
         """The ELBO, its two parts, and the ladder."""
         return (self.elbo, self.reconstruction, self.kl, *self.iwae)
+
+    @property
+    def density(self) -> str:
+        """What is estimated the logarithm of: ``p(x)``, or ``p(x | c)`` given covariates c."""
+        return "p(x | c)" if self.num_covariates else "p(x)"
 
     def __str__(self) -> str:
         """Return the table."""
@@ -115,7 +124,7 @@ class Evaluation:
         measure = {"counting": ", a log-probability", "Lebesgue": ", a log-density"}.get(self.base_measure or "", "")
         lines = [
             f"{self.data}: {self.num_data} data{transform}, sha256 {self.data_hash[:12]}, seed {self.seed}",
-            f"Estimates of log p(x){measure}, nats per datum, larger is better.",
+            f"Estimates of log {self.density}{measure}, nats per datum, larger is better.",
             "",
             *align(rows),
             "",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+
+Stages = Sequence[Mapping[str, Callable[[], str]]]
 
 
 @dataclass(frozen=True)
@@ -12,13 +14,13 @@ class Law:
 
     Attributes:
         name: what must hold.
-        passed: whether it does.
+        passed: whether it does; None if it was not checked, since it builds on one that does not.
         detail: the numbers that show it, or what went wrong.
 
     """
 
     name: str
-    passed: bool
+    passed: bool | None
     detail: str
 
 
@@ -41,8 +43,9 @@ class Laws:
     def __str__(self) -> str:
         """Return a line for each law, and what they amount to."""
         width = max(len(law.name) for law in self.laws)
-        lines = [f"{'pass' if law.passed else 'FAIL'}  {law.name.ljust(width)}  {law.detail}" for law in self.laws]
-        failed = sum(not law.passed for law in self.laws)
+        words = {True: "pass", False: "FAIL", None: "skip"}
+        lines = [f"{words[law.passed]}  {law.name.ljust(width)}  {law.detail}" for law in self.laws]
+        failed = sum(law.passed is False for law in self.laws)
         verdict = f"{self.part} breaks {failed} of {len(lines)} laws" if failed else f"{self.part} obeys all laws"
         return "\n".join([*(line.rstrip() for line in lines), verdict])
 
@@ -63,15 +66,24 @@ def require(holds: object, found: str) -> str:
     return found
 
 
-def go_through(part: str, laws: Mapping[str, Callable[[], str]]) -> Laws:
-    """Check laws one after the other; whatever a part of the user's raises breaks the law at hand."""
-    results = []
-    for name, law in laws.items():
-        try:
-            results.append(Law(name, passed=True, detail=law()))
-        except Broken as broken:
-            results.append(Law(name, passed=False, detail=str(broken)))
-        except Exception as error:
-            said = " ".join(str(error).split())[:200]
-            results.append(Law(name, passed=False, detail=f"{type(error).__name__}: {said}"))
+def go_through(part: str, stages: Stages) -> Laws:
+    """Check laws stage by stage; those of a stage build on all earlier ones, and are left out where one is broken.
+
+    Whatever a part of the user's raises breaks the law at hand.
+    """
+    results: list[Law] = []
+    for stage in stages:
+        broken = [law.name for law in results if law.passed is False]
+        for name, law in stage.items():
+            results.append(Law(name, None, f"builds on: {broken[0]}") if broken else _checked(name, law))
     return Laws(part, tuple(results))
+
+
+def _checked(name: str, law: Callable[[], str]) -> Law:
+    try:
+        return Law(name, passed=True, detail=law())
+    except Broken as broken:
+        return Law(name, passed=False, detail=str(broken))
+    except Exception as error:
+        said = " ".join(str(error).split())[:200]
+        return Law(name, passed=False, detail=f"{type(error).__name__}: {said}")

@@ -3,40 +3,54 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from typing import get_args
 
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyrovae.data.transforms import Form
 from pyrovae.likelihoods import Likelihood
-from pyrovae.testing.laws import Broken, require
-from pyrovae.testing.shared import BATCHES, check_bounds, check_description, check_gradients, check_mean
+from pyrovae.testing.laws import Broken, Stages, require
+from pyrovae.testing.shared import (
+    BATCHES,
+    check_bounds,
+    check_description,
+    check_draws,
+    check_gradients,
+    check_rows,
+    check_total,
+    masses,
+)
 from pyrovae.testing.truth import small_vae
 
-NUM_DRAWS = 20_000
 MOST_COUNTS = 400  # along each of two axes, to which counts are summed
 
 
-def likelihood_laws(likelihood: Likelihood) -> Mapping[str, Callable[[], str]]:
+def likelihood_laws(likelihood: Likelihood) -> Stages:
     """Return the laws of a likelihood of one or two elements, by name."""
-    return {
-        "form and base measure are stated": lambda: _stated(likelihood),
-        "the density is normalized": lambda: _normalized(likelihood),
-        "shapes under any batch axes": lambda: _shapes(likelihood),
-        "draws agree with the mean": lambda: _draws(likelihood),
-        "the wanted mean is where it starts": lambda: _starts(likelihood),
-        "gradients reach every parameter": lambda: _gradients(likelihood),
-        "data outside the support are refused": lambda: _refuses(likelihood),
-        "it is rebuilt from its description": lambda: check_description(likelihood),
-        "bounds against quadrature": lambda: check_bounds(small_vae(likelihood=likelihood)),
-    }
+    return (
+        {"form and base measure are stated": lambda: _stated(likelihood)},
+        {"shapes under any batch axes": lambda: _shapes(likelihood)},
+        {
+            "the density is normalized": lambda: _normalized(likelihood),
+            "draws agree with the density": lambda: _draws(likelihood),
+            "the mean is that of the density": lambda: _mean(likelihood),
+            "it starts at a wanted mean": lambda: _starts(likelihood),
+            "gradients reach every parameter": lambda: _gradients(likelihood),
+            "data outside the support are refused": lambda: _refuses(likelihood),
+            "the encoder tells data apart": lambda: _seen(likelihood),
+            "it is rebuilt from its description": lambda: _described(likelihood),
+        },
+        {"bounds against quadrature": lambda: check_bounds(small_vae(likelihood=likelihood))},
+    )
 
 
 def _params(likelihood: Likelihood, *batch: int) -> Tensor:
     """Return parameters around the start, of the given batch axes."""
     params = likelihood.initial_params(torch.full(likelihood.x_shape, _middle(likelihood)))
+    shape = tuple(params.shape)
+    require(shape == likelihood.param_shape, f"initial_params has shape {shape}, not {likelihood.param_shape}")
     return params + 0.5 * torch.randn(*batch, *likelihood.param_shape)
 
 
@@ -55,77 +69,113 @@ def _num_levels(likelihood: Likelihood) -> int:
 
 
 def _stated(likelihood: Likelihood) -> str:
-    measure = "counting" if likelihood.form in ("binary", "levels", "counts") else "Lebesgue"
-    require(likelihood.form in get_args(Form), f"form is one of {', '.join(get_args(Form))}, not {likelihood.form!r}")
-    found = f"{likelihood.form!r} data have the {measure} measure, and it states {likelihood.base_measure!r}"
-    return require(likelihood.base_measure == measure, found)
-
-
-def _normalized(likelihood: Likelihood) -> str:
-    p_x = likelihood(_params(likelihood))
-    points, weights = _grid(likelihood)
-    size = torch.Size(likelihood.x_shape).numel()
-    x = torch.cartesian_prod(*[points] * size).reshape(-1, *likelihood.x_shape)
-    volume = torch.cartesian_prod(*[weights] * size).reshape(len(x), -1).prod(-1)
-    inside = volume > 0
-    total = (p_x.log_prob(x[inside]).exp() * volume[inside]).sum().item()
-    word = "sums" if likelihood.base_measure == "counting" else "integrates"
-    return require(abs(total - 1) < 1e-3, f"it {word} to {total:.6f}")
-
-
-def _grid(likelihood: Likelihood) -> tuple[Tensor, Tensor]:
-    """Return points that cover the support of one element, and their weights."""
-    if likelihood.form == "unit":
-        points = (torch.arange(2000) + 0.5) / 2000
-        return points, torch.full_like(points, 1 / 2000)
-    if likelihood.form == "continuous":
-        t = torch.linspace(-12, 12, 2001)
-        return 0.3 + 0.5 * t.sinh(), 0.5 * t.cosh() * (t[1] - t[0])
-    most = {"binary": 2, "counts": MOST_COUNTS}.get(likelihood.form) or _num_levels(likelihood)
-    return torch.arange(float(most)), torch.ones(most)
+    form, measure = getattr(likelihood, "form", None), getattr(likelihood, "base_measure", None)
+    require(form in get_args(Form), f"form is one of {', '.join(get_args(Form))}, but it states {form!r}")
+    right = "counting" if form in ("binary", "levels", "counts") else "Lebesgue"
+    return require(measure == right, f"{form!r} data have the {right} measure, and it states {measure!r}")
 
 
 def _shapes(likelihood: Likelihood) -> str:
     for batch in BATCHES:
-        p_x = likelihood(_params(likelihood, *batch))
+        params = _params(likelihood, *batch)
+        p_x = likelihood(params)
         x = p_x.sample()
         found = {
             "batch_shape": (tuple(p_x.batch_shape), batch),
             "event_shape": (tuple(p_x.event_shape), likelihood.x_shape),
             "a draw": (tuple(x.shape), (*batch, *likelihood.x_shape)),
             "log_prob": (tuple(p_x.log_prob(x).shape), batch),
+            "log_prob of four draws": (tuple(p_x.log_prob(p_x.sample((4,))).shape), (4, *batch)),
             "mean": (tuple(p_x.mean.shape), (*batch, *likelihood.x_shape)),
         }
         for what, (shape, expected) in found.items():
             require(shape == expected, f"{what} has shape {shape} for batch axes {batch}, not {expected}")
+        if len(batch) == 1:
+            check_rows(p_x.log_prob(x), [likelihood(p).log_prob(value) for p, value in zip(params, x, strict=True)])
     return ", ".join(str(batch) for batch in BATCHES)
 
 
+def _normalized(likelihood: Likelihood) -> str:
+    word = "sums" if likelihood.base_measure == "counting" else "integrates"
+    return check_total(likelihood(_params(likelihood)), *_grid(likelihood), word=word)
+
+
+def _grid(likelihood: Likelihood) -> tuple[Tensor, Tensor]:
+    """Return points ``(N, *x_shape)`` that cover the support, and their weights ``(N,)``."""
+    if likelihood.form == "unit":
+        points = (torch.arange(600) + 0.5) / 600
+        weights = torch.full_like(points, 1 / 600)
+    elif likelihood.form == "continuous":
+        t = torch.linspace(-12, 12, 1001)
+        points, weights = 0.3 + 0.5 * t.sinh(), 0.5 * t.cosh() * (t[1] - t[0])
+    else:
+        most = {"binary": 2, "counts": MOST_COUNTS}.get(likelihood.form) or _num_levels(likelihood)
+        points, weights = torch.arange(float(most)), torch.ones(most)
+    size = torch.Size(likelihood.x_shape).numel()
+    x = torch.cartesian_prod(*[points] * size).reshape(-1, *likelihood.x_shape)
+    return x, torch.cartesian_prod(*[weights] * size).reshape(len(x), -1).prod(-1)
+
+
 def _draws(likelihood: Likelihood) -> str:
+    unit = {"binary": 0.5, "unit": 0.3, "continuous": 1.0, "counts": 2.5}.get(likelihood.form)
+    middle = _middle(likelihood)
     p_x = likelihood(_params(likelihood))
-    return check_mean(p_x.sample((NUM_DRAWS,)), p_x.mean, "the mean of draws")
+    return check_draws(p_x, *_grid(likelihood), middle=middle, unit=unit or middle)
 
 
+@torch.no_grad()
+def _mean(likelihood: Likelihood) -> str:
+    p_x = likelihood(_params(likelihood))
+    require(p_x.mean.isfinite().all(), "the mean is not finite, but pictures and reconstructions show it")
+    x, weights = _grid(likelihood)
+    off = (p_x.mean - torch.einsum("n,n...->...", masses(p_x, x, weights), x)).abs().max().item()
+    return require(off < 1e-3 * (1 + abs(_middle(likelihood))), f"off by {off:.2g} at most")
+
+
+@torch.no_grad()
 def _starts(likelihood: Likelihood) -> str:
-    mean = torch.full(likelihood.x_shape, _middle(likelihood))
-    params = likelihood.initial_params(mean)
-    require(tuple(params.shape) == likelihood.param_shape, f"initial_params has shape {tuple(params.shape)}")
-    off = (likelihood(params).mean - mean).abs().max().item()
-    return require(off < 0.1 * mean.abs().max(), f"the mean is off by {off:.2g}")
+    wanted = _middle(likelihood)
+    params = likelihood.initial_params(torch.full(likelihood.x_shape, wanted))
+    off = (likelihood(params).mean - wanted).abs().max().item()
+    return require(off < 0.1 * wanted, f"the mean is off by {off:.2g} from a wanted {wanted:.2g}")
 
 
 def _gradients(likelihood: Likelihood) -> str:
     params = _params(likelihood, 50).requires_grad_()
     x = likelihood(params.detach()).sample()
-    weights = torch.rand(50)
-    return check_gradients(likelihood, weights * likelihood(params).log_prob(x), [params])
+    return check_gradients(likelihood, torch.rand(50) * likelihood(params).log_prob(x), params)
 
 
 def _refuses(likelihood: Likelihood) -> str:
-    outside = {"binary": 0.5, "unit": 1.5, "continuous": math.nan, "levels": 0.5, "counts": -1.0}[likelihood.form]
+    outside = {"binary": (0.5, 2.0), "unit": (1.5, -0.5), "continuous": (math.nan,), "counts": (-1.0, 0.5)}
+    values = outside.get(likelihood.form) or (-1.0, 0.5, float(_num_levels(likelihood)))
     p_x = likelihood(_params(likelihood))
+    said = [_refusal(p_x, value) for value in values]
+    return said[0] if len(said[0]) <= 70 else said[0][:67] + "..."
+
+
+def _refusal(p_x: TorchDistribution, value: float) -> str:
+    """Return what is said to one datum with this value in one place."""
+    x = p_x.sample().to(torch.get_default_dtype(), copy=True)
+    x.view(-1)[0] = value
     try:
-        p_x.log_prob(torch.full(likelihood.x_shape, outside))
+        p_x.log_prob(x)
     except ValueError as error:
-        return " ".join(str(error).split())[:70] + "..."
-    raise Broken(f"the value {outside} is scored without a word; give the distribution its support")
+        return " ".join(str(error).split())
+    raise Broken(f"the value {value} is scored without a word; give the distribution its support")
+
+
+@torch.no_grad()
+def _seen(likelihood: Likelihood) -> str:
+    x = likelihood(_params(likelihood, 50)).sample()
+    seen = likelihood.encoder_input(x)
+    require(seen.shape == x.shape, f"encoder_input gives {tuple(seen.shape)} for data {tuple(x.shape)}")
+    require(seen.is_floating_point() and seen.isfinite().all(), "encoder_input is not made of finite floating points")
+    data, inputs = (len(torch.unique(rows, dim=0)) for rows in (x, seen))
+    return require(data == inputs, f"{data} different data are {inputs} different inputs")
+
+
+def _described(likelihood: Likelihood) -> str:
+    params = _params(likelihood, 20)
+    x = likelihood(params).sample()
+    return check_description(likelihood, lambda part: part(params).log_prob(x))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import pyro
 import torch
 from pyro.infer import ELBO as PyroELBO
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyrovae.objectives import Objective
 from pyrovae.pair import Pair, Program
+from pyrovae.sandbox import MODULE_DIVIDER
 
 MakeOptimizer = Callable[[list[Tensor]], torch.optim.Optimizer]
 
@@ -62,7 +66,8 @@ class EagerStep:
 
         """
         if isinstance(self.objective, Objective):
-            terms = self.objective.terms_of(self.pair, model, guide)
+            known = RegisteredParameters()
+            terms = self.objective.terms_of(self.pair, known(model), known(guide))
             self.objective.step += 1
             loss = terms.loss / size
             shown = torch.stack([loss.detach(), terms.reconstruction / count, terms.kl / count])
@@ -75,3 +80,18 @@ class EagerStep:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         self.optimizer.step()
         return shown
+
+
+class RegisteredParameters(Messenger):
+    """Answers `pyro.module` for parameters that the store holds already, so that no handler outside has to.
+
+    The answer is what the store would give, but a trace around the program does not record them, which took 0.4 of the
+    7 milliseconds of a step of the default model. Our objectives read none of it; others may, such as those of Pyro
+    that are compiled. Statements of ``pyro.param`` are left alone.
+    """
+
+    def _pyro_param(self, msg: Any) -> None:
+        store = pyro.get_param_store()
+        if MODULE_DIVIDER in msg["name"] and msg["name"] in store:
+            msg["value"] = store[msg["name"]]
+            msg["done"] = msg["stop"] = True

@@ -306,6 +306,46 @@ class NeedsItsTensor(Location):
         self.register_buffer("scale", scale)
 
 
+class GradientTooSmall(Location):
+    def forward(self, params: Tensor) -> TorchDistribution:
+        (location,) = self.split(params)
+        return self.independent(dist.Normal(0.3 * location + (0.7 * location).detach(), 1.0))
+
+
+class DrawsOfOthers(dist.Normal):
+    """Draws each row from the distribution of another."""
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        drawn = super().sample(sample_shape)
+        return drawn.flip(0) if drawn.ndim > 1 else drawn
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> DrawsOfOthers:
+        return super().expand(batch_shape, _instance=self._get_checked_instance(DrawsOfOthers, _instance))
+
+
+class MixesDraws(Location):
+    def forward(self, params: Tensor) -> TorchDistribution:
+        return self.independent(DrawsOfOthers(self.split(params)[0], 1.0))
+
+
+class MoreThanOneFarAway(DrawsOfOthers):
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return dist.Normal.sample(self, sample_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return super().log_prob(value) + 0.3 * (self.loc.abs() > 3)
+
+
+class UnnormalizedFarAway(Location):
+    def forward(self, params: Tensor) -> TorchDistribution:
+        return self.independent(MoreThanOneFarAway(self.split(params)[0], 1.0))
+
+
+class StartsMixedUp(Location):
+    def initial_params(self, mean: Tensor) -> Tensor:
+        return mean.flip(-1).unsqueeze(-1)
+
+
 class BlindEncoder(Location):
     def encoder_input(self, x: Tensor) -> Tensor:
         return torch.zeros_like(x)
@@ -339,7 +379,7 @@ BOUNDS = "bounds against quadrature"
 LIKELIHOODS: list[tuple[Callable[[], Likelihood], dict[str, str]]] = [
     (lambda: Unnormalized((2,)), {TOTAL: "integrates to 1.22"}),
     (lambda: DrawsTooNarrow((2,)), {DRAWS: "standard errors"}),
-    (lambda: MeanOff((2,)), {MEAN: "off by 1", START: "off by 1"}),
+    (lambda: MeanOff((2,)), {MEAN: "off by 1", START: "% of the wanted one"}),
     (lambda: NoMean((2,)), {MEAN: "the mean is not finite", START: "off by nan"}),
     (lambda: WrongMeasure((2,)), {FORM: "'continuous' data have the Lebesgue measure, and it states 'counting'"}),
     (lambda: UnknownForm((2,)), {FORM: "form is one of binary, unit"}),
@@ -352,11 +392,15 @@ LIKELIHOODS: list[tuple[Callable[[], Likelihood], dict[str, str]]] = [
     (lambda: DeadParameter((2,)), {GRADIENTS: "no gradient for log_scale"}),
     (lambda: UnusedNumber((2,)), {GRADIENTS: "of the 2 numbers on the last axis, no gradient for 1"}),
     (lambda: DetachedOutput((2,)), {GRADIENTS: "no gradient for the network's output"}),
+    (lambda: GradientTooSmall((2,)), {GRADIENTS: "the gradient for the network's output is wrong"}),
+    (lambda: MixesDraws((2,)), {DRAWS: "standard errors"}),
+    (lambda: UnnormalizedFarAway((2,)), {TOTAL: "integrates to 1.8"}),
+    (lambda: StartsMixedUp((2,)), {START: "of the wanted one"}),
     (lambda: InfiniteGradient((2,)), {GRADIENTS: "not finite"}),
     (lambda: ScoresNaN((2,)), {SUPPORT: "the value nan is scored without a word"}),
     (lambda: ScoresGrey((2,)), {SUPPORT: "the value 0.5 is scored without a word"}),
     (lambda: ScoresHighLevels((2,), 5), {SUPPORT: "the value 5.0 is scored without a word"}),
-    (lambda: StartsElsewhere((2,)), {START: "off by 1 from a wanted 0.3"}),
+    (lambda: StartsElsewhere((2,)), {START: "the mean is off by 3.3e+02 % of the wanted one"}),
     (lambda: StartsInAnotherShape((2,)), {SHAPES: "initial_params has shape (2,), not (2, 1)"}),
     (lambda: Undescribable((2,), object()), {DESCRIBED: "helper is a object, which a run folder cannot describe"}),
     (lambda: ForgetsItsTensor((2,), torch.tensor(3.0)), {DESCRIBED: "log_prob is off by"}),
@@ -447,6 +491,21 @@ class PosteriorUndescribable(TwoNumbers):
         super().__init__(latent_dim)
 
 
+class ShortPath(dist.Normal):
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        drawn = super().rsample(sample_shape)
+        return drawn.detach() + 0.2 * (drawn - drawn.detach())
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> ShortPath:
+        return super().expand(batch_shape, _instance=self._get_checked_instance(ShortPath, _instance))
+
+
+class PathTooShort(TwoNumbers):
+    def forward(self, params: Tensor) -> TorchDistribution:
+        mean, log_scale = self.split(params)
+        return ShortPath(mean, log_scale.exp()).to_event(1)
+
+
 class TooNarrow(TwoNumbers):
     n_params = 1
 
@@ -462,6 +521,7 @@ POSTERIORS: list[tuple[Callable[[], Posterior], dict[str, str]]] = [
     (lambda: DetachedDraws(2), {GRADIENTS: "rsample gives draws without gradient"}),
     (lambda: NoGradientInDraws(2), {GRADIENTS: "has no gradient: choose one with has_rsample"}),
     (lambda: MeanDetached(2), {GRADIENTS: "no gradient for 0"}),
+    (lambda: PathTooShort(2), {GRADIENTS: "the gradient for the network's output is wrong"}),
     (lambda: UnusedWeight(2), {GRADIENTS: "no gradient for weight"}),
     (lambda: PosteriorWrongKL(2), {KL: "by quadrature"}),
     (lambda: PosteriorBatchLost(2), {SHAPES: "has shape () for batch axes ()"}),
@@ -531,6 +591,27 @@ class KinkedPosterior(TwoNumbers):
     elements = dist.Laplace
 
 
+class PriorWrongSign(Learned):
+    def forward(self) -> TorchDistribution:
+        return dist.Normal(2 * self.loc.detach() - self.loc, self.log_scale.exp()).to_event(1)
+
+
+class OneForAll(dist.Normal):
+    """Draws once for a whole batch."""
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        drawn = super().sample(sample_shape)
+        return drawn[:1].expand_as(drawn) if drawn.ndim > 2 else drawn
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> OneForAll:
+        return super().expand(batch_shape, _instance=self._get_checked_instance(OneForAll, _instance))
+
+
+class PriorDrawsOnce(Learned):
+    def forward(self) -> TorchDistribution:
+        return OneForAll(self.loc, self.log_scale.exp()).to_event(1)
+
+
 class PriorUndescribable(Learned):
     def __init__(self, latent_dim: int, helper: object) -> None:
         super().__init__(latent_dim)
@@ -540,6 +621,8 @@ PRIORS: list[tuple[Callable[[], Prior], dict[str, str]]] = [
     (lambda: UnnormalizedPrior(2), {TOTAL: "integrates to 1.22"}),
     (lambda: PriorDrawsTooNarrow(2), {DRAWS: "standard errors"}),
     (lambda: PriorWrongKL(2), {KL: "by quadrature"}),
+    (lambda: PriorWrongSign(2), {GRADIENTS: "the gradient for loc is wrong"}),
+    (lambda: PriorDrawsOnce(2), {DRAWS: "the draws of two data of a batch depend on each other"}),
     (lambda: PriorDetached(2), {GRADIENTS: "no gradient for log_scale"}),
     (lambda: PriorAllDetached(2), {GRADIENTS: "no gradient for loc, log_scale"}),
     (lambda: PriorWithoutEvent(2), {SHAPES: "batch_shape is (2,), not ()"}),

@@ -7,9 +7,11 @@ from torch import Tensor
 
 from pyrovae.posteriors import Posterior
 from pyrovae.priors import StandardNormal
+from pyrovae.sandbox import forked_random
 from pyrovae.testing.laws import Stages, require
 from pyrovae.testing.shared import (
     BATCHES,
+    NUM_DRAWS,
     check_bounds,
     check_description,
     check_draws,
@@ -31,7 +33,7 @@ def posterior_laws(posterior: Posterior) -> Stages:
         {"shapes under any batch axes": lambda: _shapes(posterior)},
         {
             "the density is normalized": lambda: check_total(posterior(_params(posterior)), *grid()),
-            "draws agree with the density": lambda: check_draws(posterior(_params(posterior)), *grid()),
+            "draws agree with the density": lambda: _draws(posterior),
             "mean and stddev are those of the density": lambda: _moments(posterior),
             "its density at its own draws": lambda: _own_draws(posterior),
             "gradients reach every parameter": lambda: _gradients(posterior),
@@ -79,6 +81,12 @@ def _moments(posterior: Posterior) -> str:
     return require(all(value < ROUGHLY for value in largest.values()), found)
 
 
+def _draws(posterior: Posterior) -> str:
+    rows = [_params(posterior), _params(posterior) + 1.0]
+    drawn = posterior(torch.stack([row.expand(NUM_DRAWS, *row.shape) for row in rows])).sample()
+    return check_draws(drawn, [posterior(row) for row in rows], *grid())
+
+
 def _own_draws(posterior: Posterior) -> str:
     q_z = posterior(_params(posterior, 50))
     z = q_z.rsample() if q_z.has_rsample else q_z.sample()
@@ -92,7 +100,15 @@ def _gradients(posterior: Posterior) -> str:
     require(q_z.has_rsample, f"a draw of {type(q_z).__name__} has no gradient: choose one with has_rsample")
     z = q_z.rsample()
     require(z.requires_grad, "rsample gives draws without gradient")
-    return check_gradients(posterior, torch.rand(50) * (z**3).sum(-1), params)
+    weights, seed, fixed = torch.rand(50), 0, z.detach()
+
+    def along_the_path() -> Tensor:
+        with forked_random(seed):
+            return weights * (posterior(params).rsample() ** 3).sum(-1)
+
+    found = check_gradients(posterior, along_the_path, params)
+    check_gradients(posterior, lambda: weights * posterior(params).log_prob(fixed), params)
+    return found
 
 
 def _described(posterior: Posterior) -> str:

@@ -10,6 +10,7 @@ from pyrovae.priors import Prior
 from pyrovae.testing.laws import Stages, require
 from pyrovae.testing.shared import (
     BATCHES,
+    NUM_DRAWS,
     check_bounds,
     check_description,
     check_draws,
@@ -28,7 +29,9 @@ def prior_laws(prior: Prior) -> Stages:
         {"shapes under any batch axes": lambda: _shapes(prior)},
         {
             "the density is normalized": lambda: check_total(prior(), *grid()),
-            "draws agree with the density": lambda: check_draws(prior(), *grid()),
+            "draws agree with the density": lambda: check_draws(
+                prior().expand((2, NUM_DRAWS)).sample(), [prior()] * 2, *grid()
+            ),
             "gradients reach every parameter": lambda: _gradients(prior),
             "its closed-form KL is right": lambda: check_kl(DiagonalNormal(2)(_params()), prior()),
             "it is rebuilt from its description": lambda: _described(prior),
@@ -64,8 +67,8 @@ def _shapes(prior: Prior) -> str:
 
 
 def _gradients(prior: Prior) -> str:
-    z = 1.5 * torch.randn(200, 2)
-    return check_gradients(prior, torch.rand(200) * prior().log_prob(z))
+    z, weights = 1.5 * torch.randn(200, 2), torch.rand(200)
+    return check_gradients(prior, lambda: weights * prior().log_prob(z))
 
 
 def _described(prior: Prior) -> str:

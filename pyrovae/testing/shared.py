@@ -22,6 +22,7 @@ ERRORS = 5.0  # standard errors that a comparison of averages allows
 NUM_DRAWS = 20_000
 NUM_DATA = 6
 NUM_PARTICLES = 20_000
+STEP = 1e-6  # of differences
 REACHES = 0.02  # nats that the largest bound may stay below log p(x)
 
 
@@ -44,19 +45,50 @@ def check_total(fn: TorchDistribution, points: Tensor, weights: Tensor, *, word:
 
 @torch.no_grad()
 def check_draws(
-    fn: TorchDistribution, points: Tensor, weights: Tensor, *, middle: float = 0.0, unit: float = 1.0
+    drawn: Tensor,
+    alone: Sequence[TorchDistribution],
+    points: Tensor,
+    weights: Tensor,
+    *,
+    middle: float = 0.0,
+    unit: float = 1.0,
 ) -> str:
-    """Check that draws have the moments that the density gives, of ``tanh((x - middle) / unit)``, which all exist."""
+    """Check that the draws of each row are those of its own density, and independent of the other rows.
+
+    Moments of ``tanh((x - middle) / unit)`` are compared, which all exist.
+
+    Args:
+        drawn: ``(R, NUM_DRAWS, *event_shape)``, of one distribution with that batch shape.
+        alone: the distribution of each row by itself.
+        points: ``(N, *event_shape)``.
+        weights: ``(N,)``.
+        middle: of the data.
+        unit: of the data.
+
+    """
 
     def moments(x: Tensor) -> Tensor:
         bounded = ((x.flatten(1) - middle) / unit).tanh()
         return torch.cat([bounded, bounded**2, bounded.prod(-1, keepdim=True)], -1)
 
-    drawn = moments(fn.sample((NUM_DRAWS,)))
-    error = drawn.std(0) / math.sqrt(NUM_DRAWS)
-    expected = masses(fn, points, weights) @ moments(points)
-    off = ((drawn.mean(0) - expected).abs() / error.clamp(min=1e-12)).max().item()
-    return require(off < ERRORS, f"moments of {NUM_DRAWS} draws: off by {off:.1f} standard errors at most")
+    found = [moments(row) for row in drawn]
+    scores = [
+        standard_errors(row - masses(each, points, weights) @ moments(points))
+        for row, each in zip(found, alone, strict=True)
+    ]
+    largest = max(scores)
+    require(largest < ERRORS, f"moments of {NUM_DRAWS} draws: off by {largest:.1f} standard errors at most")
+    together = standard_errors((found[0] - found[0].mean(0)) * (found[1] - found[1].mean(0)))
+    require(
+        together < ERRORS, f"the draws of two data of a batch depend on each other, by {together:.1f} standard errors"
+    )
+    return f"moments of {NUM_DRAWS} draws: off by {largest:.1f} standard errors at most"
+
+
+def standard_errors(values: Tensor) -> float:
+    """Return how many standard errors the averages of values ``(N, C)``, expected to be 0, are off at most."""
+    error = values.std(0) / math.sqrt(len(values))
+    return (values.mean(0).abs() / error.clamp(min=1e-12)).max().item()
 
 
 @torch.no_grad()
@@ -66,13 +98,21 @@ def masses(fn: TorchDistribution, points: Tensor, weights: Tensor) -> Tensor:
     return mass / mass.sum()
 
 
-def check_gradients(part: nn.Module, outputs: Tensor, inputs: Tensor | None = None) -> str:
-    """Check that the gradient of a sum reaches every parameter of a part, and each number that the network emits."""
+def check_gradients(part: nn.Module, score: Callable[[], Tensor], inputs: Tensor | None = None) -> str:
+    """Check that the gradient reaches every parameter and each number that the network emits, and is the right one.
+
+    Args:
+        part: with the parameters.
+        score: the same function of them, and of the inputs, at every call; its sum is differentiated.
+        inputs: what the network emits, ``(*, n_params)``.
+
+    """
     wanted: dict[str, Tensor] = {name: p for name, p in part.named_parameters() if p.requires_grad}
     if inputs is not None:
         wanted["the network's output"] = inputs
     if not wanted:
         return "it has none"
+    outputs = score()
     require(outputs.requires_grad, f"no gradient for {', '.join(wanted)}")
     found = torch.autograd.grad(outputs.sum(), list(wanted.values()), allow_unused=True, materialize_grads=True)
     grads = dict(zip(wanted, found, strict=True))
@@ -84,7 +124,23 @@ def check_gradients(part: nn.Module, outputs: Tensor, inputs: Tensor | None = No
         of_each = grads["the network's output"].flatten(0, -2).any(0)  # (n_params,)
         unused = [str(index) for index, reached in enumerate(of_each) if not reached]
         require(not unused, f"of the {len(of_each)} numbers on the last axis, no gradient for {', '.join(unused)}")
+    for name, grad in grads.items():
+        along, expected = _slopes(wanted[name], grad, score)
+        right = abs(along - expected) < 1e-4 * grad.abs().sum().item()
+        require(right, f"the gradient for {name} is wrong: {along:.6g} along a line, by differences {expected:.6g}")
     return f"{', '.join(wanted)}"[:70]
+
+
+@torch.no_grad()
+def _slopes(tensor: Tensor, grad: Tensor, score: Callable[[], Tensor]) -> tuple[float, float]:
+    """Return the slope of a summed score along a random line through a tensor, by gradient and by differences."""
+    direction = torch.randn_like(tensor)
+    values, before = [], tensor.clone()
+    for side in (STEP, -STEP):
+        tensor.copy_(before + side * direction)
+        values.append(score().sum())
+    tensor.copy_(before)
+    return (grad * direction).sum().item(), ((values[0] - values[1]) / (2 * STEP)).item()
 
 
 def check_rows(rows: Tensor, alone: Sequence[Tensor]) -> None:

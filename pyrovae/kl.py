@@ -41,8 +41,8 @@ def closed_form_kl(name: str, model_trace: Trace, guide_trace: Trace) -> tuple[T
         The KL over the site's batch shape and `CLOSED_FORM`, or None and the reason.
 
     """
-    model_latents = [latent for latent in model_trace.nodes if latent in latent_sites(guide_trace)]
     guide_latents = list(latent_sites(guide_trace))
+    model_latents = [latent for latent in model_trace.nodes if latent in guide_latents]
     before_in_guide = guide_latents[: guide_latents.index(name)]
     late = [other for other in model_latents[: model_latents.index(name)] if other not in before_in_guide]
     if late:

@@ -11,7 +11,7 @@ from torch.distributions import constraints
 
 from pyrovae.distributions.stirling import digamma_lack, log_and_excess
 
-HUGE = 40.0  # log m above which everything else is small against m, which may be beyond float32
+HUGE = 80.0  # log m above which all else is small against m, which float32 will soon not hold
 RANGE = (-60.0, 40.0)  # of log r: below it x is 0, above it the distribution is a Poisson one
 
 
@@ -70,19 +70,12 @@ class NegativeBinomial(dist.TorchDistribution):
 
 
 def _log_ratio(log_mean: Tensor, total_count: Tensor, value: Tensor) -> Tensor:
-    """Return log((r + m) / (r + x)), also where m is beyond the range of floating-point numbers."""
-    mean = log_mean.exp()
+    """Return log((r + m) / (r + x)), which grows like log m where m is beyond all else."""
+    capped = log_mean.clamp(max=HUGE)
+    mean = capped.exp()
     difference = mean - value
-    near = difference.sign() * (difference.abs() / (total_count + torch.minimum(mean, value))).log1p()
-    far = log_mean - (total_count + value).log() + (total_count * log_mean.neg().exp()).log1p()
-    return torch.where(log_mean > HUGE, far, near)
-
-
-def _fraction(log_mean: Tensor, total_count: Tensor, value: Tensor) -> Tensor:
-    """Return (m - x) / (m + r), with the same care."""
-    mean, inverse = log_mean.exp(), log_mean.neg().exp()
-    far = 1 - (value + total_count) * inverse / (1 + total_count * inverse)
-    return torch.where(log_mean > HUGE, far, (mean - value) / (total_count + mean))
+    ratio = difference.sign() * (difference.abs() / (total_count + torch.minimum(mean, value))).log1p()
+    return ratio + (log_mean - capped)
 
 
 class _LogProb(torch.autograd.Function):
@@ -117,7 +110,8 @@ class _LogProb(torch.autograd.Function):
         for_mean, for_total_count, _ = ctx.needs_input_grad
         total_count = log_total_count.clamp(*RANGE).exp()
         weight = gradient * total_count
-        fraction = _fraction(log_mean, total_count, value)
+        mean = log_mean.clamp(max=HUGE).exp()
+        fraction = (mean - value) / (total_count + mean)
         grad_mean = grad_total_count = None
         if for_mean:
             grad_mean = (-weight * fraction).sum_to_size(log_mean.shape)

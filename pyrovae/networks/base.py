@@ -61,6 +61,8 @@ class Network(Described, nn.Module, ABC):
 
     def _check_covariates(self, covariates: tuple[Tensor, ...], batch: torch.Size, dtype: torch.dtype) -> None:
         """Refuse covariates that are missing, unexpected, of another kind, or that do not belong to the data."""
+        if not self.covariate_dim and not covariates:
+            return
         received = ", ".join(f"{tuple(c.shape)} of {c.dtype}" for c in covariates) or "none"
         if not self.covariate_dim and covariates:
             raise ValueError(

@@ -74,7 +74,8 @@ class EagerStep:
         else:
             loss = self.objective.differentiable_loss(model, guide) / size
             shown = torch.stack([loss, torch.zeros_like(loss), torch.zeros_like(loss)]).detach()
-        self.optimizer.zero_grad()
+        for parameter in self.parameters:
+            parameter.grad = None
         loss.backward()
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)

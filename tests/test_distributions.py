@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyrovae import distributions
 from pyrovae.distributions import BinaryBernoulli
-from pyrovae.distributions.stirling import digamma_lack, log_and_excess
+from pyrovae.distributions.stirling import digamma_lack, log_and_excess, log_and_excess_of_counts
 
 LOGITS = torch.tensor([-800.0, -40.0, -16.0, -3.0, -1e-9, 0.0, 1e-9, 0.5, 16.0, 40.0, 800.0], dtype=torch.float64)
 
@@ -391,3 +391,12 @@ def test_negative_binomial_beyond_the_range_of_its_mean(dtype: torch.dtype, valu
         found = distributions.NegativeBinomial(mean, torch.tensor(log_r, dtype=dtype)).log_prob(x)
         limit = distributions.Poisson(mean).log_prob(x) if log_r > 0 else torch.tensor(-60 - math.log(3.0))
         assert found.item() == pytest.approx(limit.item(), rel=1e-5)
+
+
+def test_excess_of_counts_is_right_to_float32() -> None:
+    counts = torch.cat([torch.arange(1.0, 3000.0), torch.logspace(4, 7, 50).round()])
+    exact = torch.lgamma(counts.double() + 1) - counts.double() * (counts.double().log() - 1)
+    log, excess = log_and_excess_of_counts(counts.float())
+    assert (log - counts.float().log()).abs().max() == 0
+    assert (excess.double() - exact).abs().max() < 1.5e-6
+    assert (log_and_excess(counts.double())[1] - exact)[:3000].abs().max() < 1e-9

@@ -34,7 +34,7 @@ class _LogProb(torch.autograd.Function):
     @staticmethod
     def forward(logits: Tensor, value: Tensor) -> Tensor:
         minus_log = logits.abs().neg_().sigmoid_().neg_().log1p_()
-        return torch.mul(value, logits).sub_(logits.relu()).add_(minus_log)
+        return torch.mul(value, logits).sub_(logits.relu()).add_(minus_log)  # in this order large terms cancel first
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -45,6 +45,6 @@ class _LogProb(torch.autograd.Function):
         logits, value = ctx.saved_tensors
         for_logits, for_value = ctx.needs_input_grad
         return (
-            gradient * (value - logits.sigmoid()) if for_logits else None,
+            (value - logits.sigmoid()).mul_(gradient) if for_logits else None,
             gradient * logits if for_value else None,
         )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyrovae.distributions.stirling import log_and_excess
+from pyrovae.distributions.stirling import log_and_excess, log_and_excess_of_counts
 
 
 class Poisson(dist.TorchDistribution):
@@ -71,10 +71,11 @@ class _LogProb(torch.autograd.Function):
     @staticmethod
     def forward(log_rate: Tensor, value: Tensor) -> Tensor:
         at_least_1 = value.clamp(min=1)
-        log_value, excess = log_and_excess(at_least_1)
+        of_counts = log_and_excess if value.dtype == torch.float64 else log_and_excess_of_counts
+        log_value, excess = of_counts(at_least_1)
         distance = log_value - log_rate
-        deviance = value * distance + at_least_1 * torch.expm1(-distance)  # exp(l) - 1 where x = 0
-        return -deviance - excess  # which is 1 where x = 0, too
+        beyond = distance.neg().expm1_().mul_(at_least_1)  # exp(l) - x, or exp(l) - 1 where x = 0
+        return distance.mul_(value).add_(beyond).add_(excess).neg_()  # the excess is 1 where x = 0, too
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -85,4 +86,4 @@ class _LogProb(torch.autograd.Function):
         log_rate, value = ctx.saved_tensors
         if not ctx.needs_input_grad[0]:
             return None, None
-        return (gradient * (value - log_rate.exp())).sum_to_size(log_rate.shape), None
+        return (value - log_rate.exp()).mul_(gradient).sum_to_size(log_rate.shape), None

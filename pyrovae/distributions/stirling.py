@@ -15,6 +15,7 @@ _FAR = 16.0  # from which on the series are exact in float64
 _LOG_FAR = math.log(_FAR)
 _EXCESS_AT_FAR = math.lgamma(_FAR + 1) - _FAR * _LOG_FAR + _FAR
 _EXCESS_SERIES = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188)  # of x^-1, x^-3, ...
+_BINET = (1 / 12, 1 / 30, 53 / 210, 195 / 371, 22999 / 22737)  # of the continued fraction
 _LACK_SERIES = (1 / 12, -1 / 120, 1 / 252, -1 / 240, 1 / 132, -691 / 32760, 1 / 12)  # of x^-2, x^-4, ...
 
 
@@ -29,6 +30,20 @@ def log_and_excess(x: Tensor) -> tuple[Tensor, Tensor]:
     excess = (near + 1).lgamma_().sub_(near * log_near).add_(near)
     constant = 0.5 * math.log(2 * math.pi * _FAR) - _EXCESS_AT_FAR
     return log, excess.add_(log_far, alpha=0.5).add_(series.add_(constant))
+
+
+def log_and_excess_of_counts(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the same for x >= 1, right to float32: in fewer steps, since each new tensor costs as much as a logarithm.
+
+    ``log x! - (x log x - x) = (x + 1/2) log(1 + 1/x) + log(2 pi x) / 2 - 1 + J(x + 1)`` with Binet's function J, of
+    which five terms of the continued fraction are taken.
+    """
+    log, after = x.log(), x + 1
+    binet = after.reciprocal().mul_(_BINET[-1])
+    for coefficient in _BINET[-2::-1]:
+        binet.add_(after).reciprocal_().mul_(coefficient)
+    step = x.reciprocal().log1p_().mul_(after.sub_(0.5))
+    return log, binet.add_(step).add_(log, alpha=0.5).add_(0.5 * math.log(2 * math.pi) - 1)
 
 
 def digamma_lack(x: Tensor) -> Tensor:

@@ -132,7 +132,7 @@ def log_probs() -> list[object]:
         pytest.param(lambda a, b, x: distributions.NegativeBinomial(a, b).log_prob(x), a, b, count, id="nb"),
         pytest.param(lambda a, b, x: distributions.LogScaleNormal(a, b).log_prob(x), a, b, x, id="normal"),
         pytest.param(
-            lambda a, b, x: distributions.StudentT(torch.tensor(3.0), a, b.exp()).log_prob(x), a, b, x, id="t"
+            lambda a, b, x: distributions.StudentT(3.0, a, b.exp()).log_prob(x), a, b, x, id="t"
         ),
         pytest.param(
             lambda a, b, x: distributions.LevelCategorical(
@@ -314,12 +314,12 @@ def test_negative_binomial_tends_to_poisson_and_has_its_variance() -> None:
 @pytest.mark.parametrize("df", [0.7, 1.5, 5.0, 1e4, 1e7])
 def test_student_t_against_torch(df: float) -> None:
     loc, scale, x = torch.randn(5), torch.rand(5) + 0.1, torch.tensor([0.0, 1.0, -30.0, 1e3, 1e6])
-    p_x = distributions.StudentT(torch.tensor(df), loc, scale)
+    p_x = distributions.StudentT(df, loc, scale)
     exact = dist.StudentT(torch.tensor(df), loc, scale)
     log_p = exact.log_prob(x)
     assert torch.allclose(p_x.log_prob(x), log_p, rtol=1e-8, atol=1e-8)  # torch's loses digits for large df
-    single = distributions.StudentT(torch.tensor(df).float(), loc.float(), scale.float()).log_prob(x.float())
-    again = distributions.StudentT(torch.tensor(df), loc.float().double(), scale.float().double()).log_prob(x)
+    single = distributions.StudentT(df, loc.float(), scale.float()).log_prob(x.float())
+    again = distributions.StudentT(df, loc.float().double(), scale.float().double()).log_prob(x)
     assert torch.allclose(single.double(), again, rtol=1e-6, atol=1e-6)
     assert torch.equal(p_x.mean.isnan(), exact.mean.isnan())
     assert torch.allclose(p_x.variance, exact.variance, equal_nan=True)

@@ -127,7 +127,7 @@ def poisson(vae: VAE, params: Tensor, x: Tensor) -> Tensor:
 
 def student_t(vae: VAE, params: Tensor, x: Tensor) -> Tensor:
     df, log_scale = vae.likelihood.df, vae.likelihood.log_scale
-    norm = ((df + 1) / 2).lgamma() - (df / 2).lgamma() - 0.5 * (df * math.pi).log() - log_scale
+    norm = math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - 0.5 * math.log(df * math.pi) - log_scale
     y = (x - params.squeeze(-1)) * (-log_scale).exp()
     return (norm - (df + 1) / 2 * (y**2 / df).log1p()).sum()
 
@@ -162,7 +162,7 @@ def learned_normal(vae: VAE, params: Tensor) -> tuple[Tensor, Tensor]:
 def student_t_prior(vae: VAE, params: Tensor) -> tuple[Tensor, Tensor]:
     _, log_variance, noise, z = diagonal(params)
     df = vae.prior.df
-    norm = ((df + 1) / 2).lgamma() - (df / 2).lgamma() - 0.5 * (df * math.pi).log()
+    norm = math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - 0.5 * math.log(df * math.pi)
     return z, log_normal(noise, log_variance) - (norm - (df + 1) / 2 * (z**2 / df).log1p()).sum()
 
 

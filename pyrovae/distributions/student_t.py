@@ -12,24 +12,24 @@ from torch.distributions import constraints
 
 
 class StudentT(dist.TorchDistribution):
-    """`pyro.distributions.StudentT` whose gamma functions are computed once, not for every element, and in float64.
+    """`pyro.distributions.StudentT` whose gamma functions are computed once, exactly, and not on the device.
 
     ``log p(x) = -(v + 1) / 2 log(1 + y^2 / v) - log(s B(v / 2, 1 / 2) sqrt(v))``, y = (x - m) / s
 
     Args:
-        df: v, degrees of freedom, a scalar tensor.
+        df: v, degrees of freedom, a number.
         loc: m of each element.
         scale: s, a scalar tensor or one of each element.
 
     """
 
-    arg_constraints = {"df": constraints.positive, "loc": constraints.real, "scale": constraints.positive}
+    arg_constraints = {"loc": constraints.real, "scale": constraints.positive}
     support = constraints.real
     has_rsample = True
 
-    def __init__(self, df: Tensor, loc: Tensor, scale: Tensor, *, validate_args: bool | None = None) -> None:
+    def __init__(self, df: float, loc: Tensor, scale: Tensor, *, validate_args: bool | None = None) -> None:
         self.df, self.loc, self.scale = df, loc, scale
-        super().__init__(torch.broadcast_shapes(df.shape, loc.shape, scale.shape), validate_args=validate_args)
+        super().__init__(torch.broadcast_shapes(loc.shape, scale.shape), validate_args=validate_args)
 
     def expand(self, batch_shape: torch.Size | list[int], _instance: Any = None) -> StudentT:
         """Return the distribution with a larger batch shape."""
@@ -43,26 +43,25 @@ class StudentT(dist.TorchDistribution):
         """Return the log-density of each element, in nats."""
         if self._validate_args:
             self._validate_sample(value)
-        half = self.df.double() / 2
-        log_beta = half.lgamma() - (half + 0.5).lgamma() + 0.5 * math.log(math.pi)
-        log_norm = (log_beta + 0.5 * self.df.log()).to(self.df.dtype) + self.scale.log()
+        log_beta = math.lgamma(self.df / 2) - math.lgamma((self.df + 1) / 2) + 0.5 * math.log(math.pi)
+        log_norm = self.scale.log() + (log_beta + 0.5 * math.log(self.df))
         y = (value - self.loc) / self.scale
         return (y * y / self.df).log1p() * (-(self.df + 1) / 2) - log_norm
 
     @property
     def mean(self) -> Tensor:
         """The location, where v > 1; otherwise there is none, and NaN is returned."""
-        return self.loc.where(self.df > 1, math.nan).expand(self.batch_shape)
+        return (self.loc if self.df > 1 else torch.full_like(self.loc, math.nan)).expand(self.batch_shape)
 
     @property
     def variance(self) -> Tensor:
         """s^2 v / (v - 2) where v > 2, infinite for v > 1, otherwise NaN."""
-        factor = (self.df / (self.df - 2)).where(self.df > 2, math.inf).where(self.df > 1, math.nan)
+        factor = self.df / (self.df - 2) if self.df > 2 else math.inf if self.df > 1 else math.nan
         return (self.scale**2 * factor).expand(self.batch_shape)
 
     def rsample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
         """Draw with gradients."""
         shape = self._extended_shape(torch.Size(sample_shape))
         normal = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
-        half_chi2 = torch._standard_gamma((self.df / 2).expand(shape))
+        half_chi2 = torch._standard_gamma(torch.full_like(normal, self.df / 2))
         return self.loc + self.scale * normal * (self.df / 2 / half_chi2).sqrt()

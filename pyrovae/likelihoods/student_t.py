@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
@@ -32,8 +31,6 @@ class StudentT(LocationLikelihood):
 
     """
 
-    df: Tensor
-
     def __init__(
         self, x_shape: tuple[int, ...], *, df: float = 5.0, scale: float = 1.0, learn_scale: bool = False
     ) -> None:
@@ -43,7 +40,7 @@ class StudentT(LocationLikelihood):
                 f"StudentT needs more than 1 degree of freedom to have a mean, and finitely many, but received df={df};"
                 " 5.0 is the default, Gaussian the limit of many"
             )
-        self.register_buffer("df", torch.tensor(float(df)))
+        self.df = float(df)
 
     def forward(self, params: Tensor) -> TorchDistribution:
         """Turn locations ``(*batch, *x_shape, 1)`` into a distribution over x."""

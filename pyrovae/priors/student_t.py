@@ -26,7 +26,6 @@ class StudentT(Prior):
 
     """
 
-    df: torch.Tensor
     loc: torch.Tensor
     scale: torch.Tensor
 
@@ -34,7 +33,7 @@ class StudentT(Prior):
         super().__init__(latent_dim)
         if not (df > 0 and math.isfinite(df)):
             raise ValueError(f"degrees of freedom are positive and finite, but received df={df}; 5.0 is the default")
-        self.register_buffer("df", torch.tensor(float(df)), persistent=False)
+        self.df = float(df)
         self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
         self.register_buffer("scale", torch.tensor(1.0), persistent=False)
 

@@ -58,7 +58,7 @@ def model(x: Tensor) -> None:  # (B, *x_shape)
     pyro.module("z2_to_z1", z2_to_z1)
     pyro.module("z1_to_x", z1_to_x)
     with pyro.plate("data", len(x)):
-        z2 = pyro.sample("z2", dist.Normal(torch.zeros(z2_dim), 1.0).to_event(1))  # (B, z2_dim)
+        z2 = pyro.sample("z2", dist.Normal(x.new_zeros(z2_dim), 1.0).to_event(1))  # (B, z2_dim)
         z1 = pyro.sample("z1", normal(z2_to_z1(z2)))  # (B, z1_dim)
         pyro.sample("x", likelihood(z1_to_x(z1).unflatten(-1, likelihood.param_shape)), obs=x)
 

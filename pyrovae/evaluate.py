@@ -22,6 +22,7 @@ from pyrovae.sandbox import forked_random, stream_seed
 from pyrovae.scoring import Block, blocks, inspected, walk
 from pyrovae.training.checkpoint import versions
 from pyrovae.training.options import choose_device
+from pyrovae.vae import require_form
 
 BATCH_PARTICLES = 2**17  # particles of one batch, whose log-weights are kept
 
@@ -78,6 +79,7 @@ def evaluate(
     started = time.perf_counter()
     source = data.test if isinstance(data, Data) else data
     rows = Rows(source)
+    require_form(model, source)
     found = (*modules, *find_modules(model, guide))
     where = _device(found, rows) if device is None else choose_device(device)
     for module in found if device is not None else ():

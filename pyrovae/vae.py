@@ -10,6 +10,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from pyrovae import memory
+from pyrovae.data import Split
 from pyrovae.describe import Described
 from pyrovae.likelihoods import Likelihood
 from pyrovae.posteriors import Posterior
@@ -35,6 +36,7 @@ class VAE(Described, nn.Module):
 
     Raises:
         ValueError: if two neighboring parts do not fit.
+        TypeError: if one has another role.
 
     Example:
         >>> likelihood = likelihoods.Bernoulli((1, 8, 8))
@@ -55,10 +57,26 @@ class VAE(Described, nn.Module):
         self, *, prior: Prior, decoder: nn.Module, likelihood: Likelihood, encoder: nn.Module, posterior: Posterior
     ) -> None:
         super().__init__()
+        for role, part, base in (
+            ("prior", prior, Prior),
+            ("likelihood", likelihood, Likelihood),
+            ("posterior", posterior, Posterior),
+        ):
+            if not isinstance(part, base):
+                kind = f"the class {part.__qualname__}" if isinstance(part, type) else f"a {type(part).__qualname__}"
+                raise TypeError(
+                    f"the {role} of a VAE is of a class derived from {base.__qualname__}, but received {kind} "
+                    f"of {getattr(part, '__module__', 'nowhere')}; make one of pyrovae.{base.__module__.split('.')[1]}"
+                )
         if prior.latent_dim != posterior.latent_dim:
             raise ValueError(
                 f"prior and posterior share the latent variable, but the prior has {prior.latent_dim} dimensions and "
                 f"the posterior {posterior.latent_dim}; give both the same latent_dim"
+            )
+        if getattr(decoder, "latent_dim", prior.latent_dim) != prior.latent_dim:
+            raise ValueError(
+                f"prior and decoder share the latent variable, but the prior has {prior.latent_dim} dimensions and the "
+                f"decoder {decoder.latent_dim}; give both the same latent_dim"
             )
         _check_fit("decoder", decoder, likelihood, "likelihood")
         _check_fit("encoder", encoder, posterior, "posterior")
@@ -183,3 +201,11 @@ def _check_fit(role: str, network: nn.Module, part: Likelihood | Posterior, name
             f"the {role} emits {tuple(out_shape)} per datum, but {type(part).__name__} needs {part.param_shape}; "
             f"build it with out_shape={name}.param_shape"
         )
+
+
+def require_form(model: object, *sources: object) -> None:
+    """Refuse data sets that the likelihood of a VAE, whose method the model is, does not score."""
+    owner = getattr(model, "__self__", None)
+    for source in sources:
+        if isinstance(owner, VAE) and isinstance(source, Split):
+            owner.likelihood.require_form(source)

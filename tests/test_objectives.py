@@ -722,3 +722,15 @@ def test_a_loss_on_other_data_moves_nothing() -> None:
         assert objective.step == 0
         assert all(parameter.grad is None for parameter in pair.parameters())
         assert all(torch.equal(a, b) for a, b in zip(before, pair.parameters(), strict=True))
+
+
+def test_a_schedule_says_what_its_options_are() -> None:
+    class Root(schedules.Schedule):
+        def __init__(self, num_steps: int) -> None:
+            self.num_steps = num_steps
+
+        def __call__(self, step: int) -> float:
+            return min(1.0, (step / self.num_steps) ** 0.5)
+
+    with pytest.raises(TypeError, match=r"derive it as a @dataclass\(frozen=True\)"):
+        ELBO(annealing=Root(30)).describe()

@@ -14,6 +14,7 @@ import torch
 from conftest import make_vae
 from torch import Tensor, nn
 
+import pyrovae
 from pyrovae import VAE, likelihoods, networks, posteriors, priors
 from pyrovae.describe import Described, build, describe
 from pyrovae.evaluate import evaluate
@@ -458,3 +459,29 @@ def test_what_counts_do_not_take_is_told_by_the_likelihood_not_by_the_encoder() 
     with pytest.raises(ValueError, match="Poisson scores whole numbers from 0 on") as refusal:
         evaluate(vae.model, vae.guide, torch.randn(5, 3), ks=(1,), shown=False)
     assert "Poisson scores" in str(refusal.value.__cause__), "which the command line tells without Pyro's frame"
+
+
+def test_a_density_of_discrete_data_is_refused() -> None:
+    digits = pyrovae.data.digits()
+    vae = make_vae(likelihood=likelihoods.Gaussian((1, 8, 8)))
+    for data, words in [(digits.for_form("binary"), "DynamicBinarization"), (digits, "Identity")]:
+        said = (
+            rf"a density of continuous data, but digits/t\w+ gives discrete values \({words}.*for_form\('continuous'\)"
+        )
+        with pytest.raises(ValueError, match=said):
+            evaluate(vae.model, vae.guide, data, ks=(1,), shown=False)
+        with pytest.raises(ValueError, match=said):
+            pyrovae.fit(vae.model, vae.guide, data, shown=False)
+    assert (
+        evaluate(vae.model, vae.guide, digits.for_form("continuous").test.first(5), ks=(1,), shown=False).num_data == 5
+    )
+
+
+def test_parts_of_another_role_or_size_are_refused() -> None:
+    parts = make_vae(latent_dim=3).init_arguments
+    with pytest.raises(TypeError, match=r"the prior of a VAE .* received a DiagonalNormal of pyrovae\.posteriors"):
+        VAE(**parts | {"prior": posteriors.DiagonalNormal(3)})
+    with pytest.raises(TypeError, match="received the class StandardNormal of"):
+        VAE(**parts | {"prior": priors.StandardNormal})
+    with pytest.raises(ValueError, match="the prior has 3 dimensions and the decoder 4"):
+        VAE(**parts | {"decoder": networks.MLPDecoder(4, parts["likelihood"].param_shape)})

@@ -74,6 +74,21 @@ class Likelihood(ConditionalPart):
         A decoder that starts there need not spend its first epochs on learning the average datum.
         """
 
+    def require_form(self, split: Split) -> None:
+        """Refuse a density of values that are discrete: it has no upper bound, and bounds no probability.
+
+        Raises:
+            ValueError: if this is a density, and the split gives integers as they are stored, or binarized data.
+
+        """
+        discrete = split.transform.random or not split.stored.is_floating_point()
+        if self.base_measure == "Lebesgue" and split.transform.base_measure == "counting" and discrete:
+            raise ValueError(
+                f"{type(self).__name__} is a density of {self.form} data, but {split.name} gives discrete values "
+                f"({split.transform}), of which a density can be made as large as one likes; take "
+                f"data.for_form({self.form!r})"
+            )
+
     def independent(self, elements: TorchDistribution) -> TorchDistribution:
         """Join a distribution ``(*batch, *x_shape)`` of independent elements into one of x.
 

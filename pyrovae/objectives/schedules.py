@@ -20,7 +20,17 @@ class Schedule(ABC):
         """Return the factor of a gradient step, counted from 0."""
 
     def describe(self) -> dict[str, object]:
-        """Return class and options, as a run folder keeps them."""
+        """Return class and options, as a run folder keeps them.
+
+        Raises:
+            TypeError: if the class is no dataclass of its own, which alone says what its options are.
+
+        """
+        if "__dataclass_fields__" not in type(self).__dict__:
+            raise TypeError(
+                f"{type(self).__name__} does not say what its options are; derive it as a @dataclass(frozen=True), so "
+                "that a run folder can hold them"
+            )
         return {"class": type(self).__name__, **asdict(self)}
 
 

@@ -23,6 +23,7 @@ from pyrovae.training.checkpoint import Checkpoint
 from pyrovae.training.loop import Loop
 from pyrovae.training.options import Training, choose_device
 from pyrovae.training.step import MakeOptimizer, fused_adam
+from pyrovae.vae import require_form
 
 
 def fit(
@@ -78,6 +79,7 @@ def fit(
     device = choose_device(training.device)
     sources = (data.train, data.validation) if isinstance(data, Data) else (data,)
     rows = [Rows(source) for source in sources]
+    require_form(model, *sources)
     if resume and folder is None:
         raise ValueError("resume goes on with the run in a folder, but there is none; pass folder=")
     if training.patience is not None and len(rows) == 1:

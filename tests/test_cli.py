@@ -377,7 +377,9 @@ def test_double_columns_and_relative_paths(monkeypatch: pytest.MonkeyPatch, caps
 
 def test_bits_are_those_of_dequantized_bytes_only(capsys: pytest.CaptureFixture[str]) -> None:
     gaussian = ["--likelihood", "Gaussian", "--data.transform"]
-    for transform, bits in (("Identity", False), ("Grey", False), ("Dequantization", True)):
+    assert main(["train", "--folder", "Identity", *QUICK, *gaussian, "Identity"]) == 2
+    assert "take data.for_form('continuous')" in capsys.readouterr().err
+    for transform, bits in (("Grey", False), ("Dequantization", True)):
         assert main(["train", "--folder", transform, *QUICK, *gaussian, transform]) == 0
         assert main(["evaluate", transform, "--ks", "1", "--num_data", "5"]) == 0
         assert ("bits per dimension" in capsys.readouterr().out) == bits

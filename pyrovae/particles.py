@@ -136,4 +136,4 @@ def _have_particles(pair: Pair, z: Mapping[str, Tensor], num_data: int) -> bool:
 def check_num_particles(num_particles: int) -> None:
     """Refuse a K that is not a positive whole number."""
     if isinstance(num_particles, bool) or not isinstance(num_particles, int) or num_particles < 1:
-        raise ValueError(f"the number of particles K is a whole number of at least 1, but received {num_particles!r}")
+        raise ValueError(f"num_particles is a whole number of at least 1, but received {num_particles!r}")

@@ -12,7 +12,8 @@ from typing import Any
 
 from pyrovae import likelihoods, networks, objectives, posteriors, priors
 from pyrovae.cli.data import add_data, command_of, load_data
-from pyrovae.cli.options import Parser, classes, make
+from pyrovae.cli.options import Parser
+from pyrovae.cli.signatures import classes, make
 from pyrovae.data import Data, datasets
 from pyrovae.objectives import schedules
 from pyrovae.sandbox import forked_random, stream_seed

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyrovae.distributions.polynomial import polynomial
+
 # B_2k / (2k)!, the coefficients of l^(2k - 1) in E[x] - 1/2
 _SERIES = (1 / 12, -1 / 720, 1 / 30240, -1 / 1209600, 1 / 47900160, -691 / 1307674368000, 1 / 74724249600)
 _NEAR = 0.5  # |l| up to which seven terms are exact in float64, and beyond which the closed forms do not cancel
@@ -62,7 +64,7 @@ class ContinuousBernoulli(dist.TorchDistribution):
         near = self.logits.abs() < _NEAR
         small, large = self.logits.where(near, 0), self.logits.where(~near, 1)
         slopes = [(2 * k + 1) * coefficient for k, coefficient in enumerate(_SERIES)]
-        return torch.where(near, _polynomial(small**2, slopes), large**-2 - (2 * (large / 2).sinh()) ** -2)
+        return torch.where(near, polynomial(small**2, slopes), large**-2 - (2 * (large / 2).sinh()) ** -2)
 
     def icdf(self, value: Tensor) -> Tensor:
         """Return the quantile, log(1 + u (exp(l) - 1)) / l, differentiable in u and l."""
@@ -78,15 +80,8 @@ def _mean(logits: Tensor) -> Tensor:
     """Return E[x]: up to |l| = 1/2 by the series, beyond it by what the closed form adds to it (no slow `where`)."""
     size = logits.abs()
     near, far = logits.clamp(-_NEAR, _NEAR), (size - _NEAR).relu() + _NEAR
-    series = near * _polynomial(near * near, _SERIES)
+    series = near * polynomial(near * near, _SERIES)
     return 0.5 + series + logits.sign() * (-torch.expm1(-far).reciprocal() - far.reciprocal() - _AT_NEAR)
-
-
-def _polynomial(x: Tensor, coefficients: tuple[float, ...] | list[float]) -> Tensor:
-    total = x * coefficients[-1] + coefficients[-2]
-    for coefficient in coefficients[-3::-1]:
-        total = total * x + coefficient
-    return total
 
 
 class _LogProb(torch.autograd.Function):

@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+from pyrovae.distributions.polynomial import polynomial
+
 _FAR = 16.0  # from which on the series are exact in float64
 _LOG_FAR = math.log(_FAR)
 _EXCESS_AT_FAR = math.lgamma(_FAR + 1) - _FAR * _LOG_FAR + _FAR
@@ -26,7 +28,7 @@ def log_and_excess(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     near, inverse, log = x.clamp(max=_FAR), x.clamp(min=_FAR).reciprocal_(), x.log()
     log_near, log_far = log.clamp(max=_LOG_FAR), (log - _LOG_FAR).relu()  # log(x / 16), or 0
-    series = _polynomial(inverse * inverse, _EXCESS_SERIES[: 5 if x.dtype == torch.float64 else 2]).mul_(inverse)
+    series = polynomial(inverse * inverse, _EXCESS_SERIES[: 5 if x.dtype == torch.float64 else 2]).mul_(inverse)
     excess = (near + 1).lgamma_().sub_(near * log_near).add_(near)
     constant = 0.5 * math.log(2 * math.pi * _FAR) - _EXCESS_AT_FAR
     return log, excess.add_(log_far, alpha=0.5).add_(series.add_(constant))
@@ -61,11 +63,4 @@ def digamma_lack(x: Tensor) -> Tensor:
 def _lack_series(x: Tensor, terms: int) -> Tensor:
     inverse = x.reciprocal()
     square = inverse * inverse
-    return 0.5 * inverse + square * _polynomial(square, _LACK_SERIES[:terms])
-
-
-def _polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
-    total = x * coefficients[-1] + coefficients[-2]
-    for coefficient in coefficients[-3::-1]:
-        total = total * x + coefficient
-    return total
+    return 0.5 * inverse + square * polynomial(square, _LACK_SERIES[:terms])

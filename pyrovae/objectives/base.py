@@ -77,12 +77,6 @@ class Objective(Trace_ELBO, ABC):
             super()._guess_max_plate_nesting(model, guide, args, kwargs)
 
 
-def check_num_particles(num_particles: int) -> None:
-    """Refuse a number of particles that is not a positive whole number."""
-    if isinstance(num_particles, bool) or not isinstance(num_particles, int) or num_particles < 1:
-        raise ValueError(f"num_particles is a whole number of at least 1, but received {num_particles!r}")
-
-
 def site_log_prob(site: Any) -> Tensor:
     """Return a site's log-probability, free of scale and mask; what Pyro's checks computed is used again."""
     return site["unscaled_log_prob"] if "unscaled_log_prob" in site else site["fn"].log_prob(site["value"])

@@ -14,9 +14,10 @@ from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
 from pyrovae.kl import CLOSED_FORM, closed_form_kl, kl_by_dimension, latent_sites
-from pyrovae.objectives.base import Objective, Terms, check_num_particles, require_gradient, site_log_prob
+from pyrovae.objectives.base import Objective, Terms, require_gradient, site_log_prob
 from pyrovae.objectives.schedules import Constant, Schedule
 from pyrovae.pair import Program
+from pyrovae.particles import check_num_particles
 
 logger = logging.getLogger("pyrovae")
 

@@ -14,8 +14,9 @@ from pyro import poutine
 from torch import Tensor
 
 from pyrovae.bounds import log_mean_exp
-from pyrovae.objectives.base import Objective, Terms, check_num_particles, require_gradient, site_log_prob
+from pyrovae.objectives.base import Objective, Terms, require_gradient, site_log_prob
 from pyrovae.pair import PARTICLE_PLATE, ChosenRows, Pair, Program, find_modules, inspect_pair
+from pyrovae.particles import check_num_particles
 from pyrovae.sandbox import module_mode, own_store
 from pyrovae.scoring import per_datum
 

@@ -17,7 +17,7 @@ from pyrovae.data import Data, Split, fingerprint, transforms
 from pyrovae.data.batches import Rows, Source
 from pyrovae.pair import Pair, Program, find_modules, take_rows
 from pyrovae.progress import progress
-from pyrovae.results import Estimate, Evaluation, bits_per_dimension
+from pyrovae.results import Estimate, Evaluation, bits_per_dimension, mean_and_error
 from pyrovae.sandbox import forked_random, stream_seed
 from pyrovae.scoring import Block, blocks, inspected, walk
 from pyrovae.training.checkpoint import versions
@@ -114,7 +114,7 @@ def evaluate(
         kl=_estimate("KL", max(ks), per_datum),
         iwae=ladder,
         kl_methods=methods,
-        gaps={f"L_{k}": _paired(per_datum[f"L_{k}"] - per_datum["ELBO"]) for k in ks},
+        gaps={f"L_{k}": mean_and_error(per_datum[f"L_{k}"] - per_datum["ELBO"]) for k in ks},
         num_data=len(rows),
         data=source.name if isinstance(source, Split) else "tensors",
         data_hash=rows.hash(),
@@ -174,24 +174,7 @@ def _reduce(found: Iterator[Block], ks: Sequence[int]) -> dict[str, Tensor]:
 
 def _estimate(name: str, k: int, per_datum: dict[str, Tensor]) -> Estimate:
     label = f"L_{k}" if name == "IWAE" else name
-    values, variances = per_datum[label], per_datum[_VARIANCE + label]
-    bad = int((~values.isfinite()).sum())
-    if bad:
-        why = f"{bad} of {len(values)} data have a value that is not finite, which no mean may hide"
-        return Estimate(name, k, None, None, None, why)
-    monte_carlo = variances.sum(1).sqrt().amax().item() / len(values) if len(variances) else None
-    mean, error = _paired(values)
-    return Estimate(
-        name, k, mean, error, monte_carlo, "a single datum has no standard error" if error is None else None
-    )
-
-
-def _paired(values: Tensor) -> tuple[float | None, float | None]:
-    """Return the mean over the data and its standard error."""
-    if not values.isfinite().all():
-        return None, None
-    error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else None
-    return values.mean().item(), error
+    return Estimate.over_data(name, k, per_datum[label], per_datum[_VARIANCE + label])
 
 
 def _device(modules: Iterable[nn.Module], rows: Rows) -> torch.device:

@@ -6,9 +6,11 @@ added.
 """
 
 from pyrovae.results.comparison import Block, Comparison, Row, compare
-from pyrovae.results.evaluation import Estimate, Evaluation, bits_per_dimension
+from pyrovae.results.estimate import Estimate, mean_and_error
+from pyrovae.results.evaluation import Evaluation, bits_per_dimension
 from pyrovae.results.history import Epoch, History
 from pyrovae.results.particles import Particles
+from pyrovae.results.table import Number, Table, Tabled
 
 __all__ = [
     "Block",
@@ -17,8 +19,12 @@ __all__ = [
     "Estimate",
     "Evaluation",
     "History",
+    "Number",
     "Particles",
     "Row",
+    "Table",
+    "Tabled",
     "bits_per_dimension",
     "compare",
+    "mean_and_error",
 ]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pyrovae.results.estimate import mean_and_error
 from pyrovae.results.evaluation import Evaluation
 from pyrovae.results.table import align, number
 
@@ -187,11 +187,7 @@ def _paired(
                 "not: read the whole report by report.read_report"
             )
     ours, theirs = (evaluations[each].per_datum[label].double() for each in (name, first))
-    difference = ours - theirs
-    if not difference.isfinite().all():
-        return None, None
-    error = difference.std().item() / math.sqrt(len(difference)) if len(difference) > 1 else None
-    return difference.mean().item(), error
+    return mean_and_error(ours - theirs)
 
 
 def _bits_at(evaluation: Evaluation, nats: float | None) -> float | None:

@@ -10,34 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from pyrovae.results.estimate import Estimate
 from pyrovae.results.table import align, number
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over data, in nats per datum, with its two standard errors.
-
-    Attributes:
-        name: "ELBO", "reconstruction", "KL" or "IWAE".
-        num_particles: K, particles per datum inside the logarithm for an IWAE bound, in the average for the others.
-        value: the estimate, or None where there is none.
-        se_data: standard error over the data, None for a single datum.
-        se_monte_carlo: standard error over the draws at fixed data, None for a single draw.
-        why: the reason for a None.
-
-    """
-
-    name: str
-    num_particles: int
-    value: float | None
-    se_data: float | None
-    se_monte_carlo: float | None
-    why: str | None = None
-
-    @property
-    def label(self) -> str:
-        """The name in tables and pictures, such as ``L_50``."""
-        return f"L_{self.num_particles}" if self.name == "IWAE" else self.name
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,21 @@
 """How particles are drawn and scored: once for the guide, in chunks for the model, any layout of plates."""
 
-from pyrovae.scoring.blocks import Block, blocks, draw, one_particle, score
+from pyrovae.scoring.blocks import Block, blocks, draw, one_particle, score, score_guide
+from pyrovae.scoring.flat import FlatSpace
 from pyrovae.scoring.inspected import inspected
 from pyrovae.scoring.layout import per_datum, total_of
 from pyrovae.scoring.pieces import walk
 
-__all__ = ["Block", "blocks", "draw", "inspected", "one_particle", "per_datum", "score", "total_of", "walk"]
+__all__ = [
+    "Block",
+    "FlatSpace",
+    "blocks",
+    "draw",
+    "inspected",
+    "one_particle",
+    "per_datum",
+    "score",
+    "score_guide",
+    "total_of",
+    "walk",
+]

@@ -133,12 +133,28 @@ def draw(
 
 
 def score(
-    pair: Pair, args: tuple[Any, ...], rows: Tensor, z: Mapping[str, Tensor], *, chunk_size: int | None = None
+    pair: Pair,
+    args: tuple[Any, ...],
+    rows: Tensor,
+    z: Mapping[str, Tensor],
+    *,
+    chunk_size: int | None = None,
+    with_kl: bool = True,
 ) -> Scores:
-    """Run the model on some rows ``(B,)`` with given z ``(K, B, ...)``, chunk by chunk."""
+    """Run the model on some rows ``(B,)`` with given z ``(K, B, ...)``, chunk by chunk.
+
+    Args:
+        pair: from `inspected`.
+        args: what its programs are called with, the data first.
+        rows: ``(B,)``, rows of the data.
+        z: for each latent site ``(K, B, ...)``.
+        chunk_size: rows that the model scores at once, a datum with K particles counting K.
+        with_kl: whether closed-form KL terms of the sites after the first are found too.
+
+    """
     num_particles = len(next(iter(z.values())))
-    size = chunk_size or min(4096, max(64, CHUNK_ELEMENTS // max(1, pair.num_elements)))
-    later = [name for name in list(pair.latents)[1:] if pair.kl[name] == CLOSED_FORM]
+    size = chunk_size or _chunk_size(pair)
+    later = [name for name in list(pair.latents)[1:] if with_kl and pair.kl[name] == CLOSED_FORM]
     prior: dict[str, list[Tensor]] = {name: [] for name in pair.latents}
     kl: dict[str, list[Tensor]] = {name: [] for name in later}
     likelihood: list[Tensor] = []
@@ -167,6 +183,28 @@ def score(
         likelihood=torch.cat(likelihood).reshape(shape),
         kl={name: torch.cat(parts).reshape(shape) for name, parts in kl.items()},
     )
+
+
+def score_guide(
+    pair: Pair, args: tuple[Any, ...], rows: Tensor, z: Mapping[str, Tensor], *, chunk_size: int | None = None
+) -> dict[str, Tensor]:
+    """Return log q(z | x) ``(K, B)`` of each site for given z ``(K, B, ...)`` of some rows ``(B,)``, chunk by chunk."""
+    num_particles = len(next(iter(z.values())))
+    log_guide: dict[str, list[Tensor]] = {name: [] for name in pair.latents}
+    values = dict(z) if pair.broadcasts else {name: value.flatten(0, 1) for name, value in z.items()}
+    for piece in pieces(pair, rows, num_particles, size=chunk_size or _chunk_size(pair)):
+        _, guide = pair.bind(args, piece.rows)
+        data = {name: to_pyro(pair, name, piece.take(value), lead=piece.lead) for name, value in values.items()}
+        trace = poutine.trace(_replaying(piece.plated(pair, guide), data)).get_trace()
+        for name in pair.latents:
+            site = trace.nodes[name]
+            log_guide[name].append(piece.cut(per_datum(pair, log_prob(site), site, lead=piece.lead)))
+    shape = (num_particles, len(rows))
+    return {name: torch.cat(parts).reshape(shape) for name, parts in log_guide.items()}
+
+
+def _chunk_size(pair: Pair) -> int:
+    return min(4096, max(64, CHUNK_ELEMENTS // max(1, pair.num_elements)))
 
 
 def _replaying(guide: Program, data: Mapping[str, Tensor]) -> Program:

@@ -1,0 +1,134 @@
+"""The latent variables of a datum as one vector without constraints, and the densities of model and guide over it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.distributions import biject_to
+from torch.distributions.transforms import Transform
+
+from pyrovae.pair import Pair, run
+from pyrovae.scoring.blocks import draw, score, score_guide
+from pyrovae.scoring.layout import from_pyro, total_of, wide
+from pyrovae.scoring.pieces import pieces
+
+ROUND_TRIP = 1e-3  # relative error of z brought to u and back
+
+
+class FlatSpace:
+    """All latent variables of some rows as vectors u in R^D, for methods that move them by their gradient.
+
+    ``z = T(u)``, site by site with torch's bijection to its support, and ``log p(x, u) = log p(x, z) + log |dz/du|``
+
+    Densities are differentiable in u, chunk by chunk, and free of plate and scale factors.
+
+    Args:
+        pair: from `inspected`.
+        args: what its programs are called with, the data first.
+        rows: ``(B,)``, rows of the data.
+        chunk_size: rows that a program is run on at once, a datum with K particles counting K.
+
+    Raises:
+        ValueError: if the support of a site depends on more than its own distribution can tell.
+
+    """
+
+    def __init__(self, pair: Pair, args: tuple[Any, ...], rows: Tensor, *, chunk_size: int | None = None) -> None:
+        self.pair, self.args, self.rows, self.chunk_size = pair, args, rows, chunk_size
+        guide_trace, _ = run(*pair.bind(args, rows))
+        self._transforms: dict[str, Transform] = {}
+        self._shapes: dict[str, torch.Size] = {}
+        for name in pair.latents:
+            site = guide_trace.nodes[name]
+            z = from_pyro(pair, name, site["value"], lead=0).unsqueeze(0)
+            transform = biject_to(site["fn"].support)
+            try:
+                u = transform.inv(z)
+                same = torch.allclose(transform(u), z, rtol=ROUND_TRIP, atol=ROUND_TRIP * z.abs().max().item())
+            except (RuntimeError, ValueError):
+                same = False
+            if not same:
+                raise ValueError(
+                    f"the support of {name!r} cannot be brought to all of R: it varies along a plate inside the data "
+                    "plate, or z lies on its edge; give the site a support that is the same for all elements"
+                )
+            self._transforms[name], self._shapes[name] = transform, u.shape[2:]
+        self.sizes = {name: math.prod(shape) for name, shape in self._shapes.items()}
+
+    @property
+    def dim(self) -> int:
+        """D, the number of latent dimensions of a datum over all sites."""
+        return sum(self.sizes.values())
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What each of the D dimensions is called, such as ``z[3]``."""
+        return tuple(
+            f"{name}[{', '.join(map(str, index))}]" if index else name
+            for name, shape in self._shapes.items()
+            for index in itertools.product(*map(range, shape))
+        )
+
+    def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
+        """Draw u ``(K, B, D)`` from the guide, with log q(u | x) ``(K, B)``, without gradients."""
+        with torch.no_grad():
+            z, log_guide = draw(self.pair, self.args, self.rows, num_particles)
+            return self.flatten(z), total_of(log_guide) + self._log_det(self.flatten(z))
+
+    def draw_prior(self, num_particles: int) -> Tensor:
+        """Draw u ``(K, B, D)`` from the prior."""
+        found: dict[str, list[Tensor]] = {name: [] for name in self.pair.latents}
+        with torch.no_grad():
+            for piece in pieces(self.pair, self.rows, num_particles, size=num_particles * len(self.rows)):
+                model, _ = self.pair.bind(self.args, piece.rows)
+                trace = poutine.trace(piece.plated(self.pair, model)).get_trace()
+                for name in self.pair.latents:
+                    found[name].append(
+                        piece.cut(from_pyro(self.pair, name, trace.nodes[name]["value"], lead=piece.lead))
+                    )
+        z = {name: torch.cat(parts) for name, parts in found.items()}
+        shape = (num_particles, len(self.rows))
+        return self.flatten(z if self.pair.broadcasts else {name: v.unflatten(0, shape) for name, v in z.items()})
+
+    def flatten(self, z: Mapping[str, Tensor]) -> Tensor:
+        """Return u ``(K, B, D)`` for z ``(K, B, ...)`` of each site."""
+        parts = (transform.inv(z[name]) for name, transform in self._transforms.items())
+        return torch.cat([part.reshape(*part.shape[:2], -1) for part in parts], 2)
+
+    def sites(self, u: Tensor) -> dict[str, Tensor]:
+        """Return z ``(K, B, ...)`` of each site for u ``(K, B, D)``."""
+        parts = u.split(list(self.sizes.values()), 2)
+        return {
+            name: transform(part.reshape(*part.shape[:2], *self._shapes[name]))
+            for (name, transform), part in zip(self._transforms.items(), parts, strict=True)
+        }
+
+    def log_joint(self, u: Tensor) -> Tensor:
+        """Return log p(x, u) ``(K, B)`` in nats and float64."""
+        log_prior, log_likelihood = self.log_joint_terms(u)
+        return log_prior + log_likelihood
+
+    def log_joint_terms(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log p(u) and log p(x | u), each ``(K, B)`` in nats and float64."""
+        scores = score(self.pair, self.args, self.rows, self.sites(u), chunk_size=self.chunk_size, with_kl=False)
+        return total_of(scores.prior) + self._log_det(u), scores.likelihood
+
+    def log_guide(self, u: Tensor) -> Tensor:
+        """Return log q(u | x) ``(K, B)`` in nats and float64."""
+        terms = score_guide(self.pair, self.args, self.rows, self.sites(u), chunk_size=self.chunk_size)
+        return total_of(terms) + self._log_det(u)
+
+    def _log_det(self, u: Tensor) -> Tensor:
+        """Return log |dz/du| ``(K, B)``."""
+        z, total = self.sites(u), wide(u.new_zeros(u.shape[:2]))
+        parts = u.split(list(self.sizes.values()), 2)
+        for (name, transform), part in zip(self._transforms.items(), parts, strict=True):
+            log_det = transform.log_abs_det_jacobian(part.reshape(*part.shape[:2], *self._shapes[name]), z[name])
+            total = total + wide(log_det).reshape(*u.shape[:2], -1).sum(2)
+        return total

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae import memory
-from pyrovae.bounds.iwae import check_ladder, iwae, monte_carlo_variances
+from pyrovae.bounds.iwae import check_ladder
 from pyrovae.data import Data, Split, fingerprint, transforms
 from pyrovae.data.batches import Rows, Source
+from pyrovae.evaluate.reduced import VARIANCE, reduced
 from pyrovae.pair import Pair, Program, find_modules, take_rows
 from pyrovae.progress import progress
 from pyrovae.results import Estimate, Evaluation, bits_per_dimension, mean_and_error
 from pyrovae.sandbox import forked_random, stream_seed
-from pyrovae.scoring import Block, blocks, inspected, walk
+from pyrovae.scoring import blocks, inspected, walk
 from pyrovae.training.checkpoint import versions
 from pyrovae.training.options import choose_device
 from pyrovae.vae import require_form
@@ -101,7 +102,7 @@ def evaluate(
         for number, (selected, count, batch_args) in enumerate(_batches(pair, args, where, batch_size)):
             with forked_random(stream_seed(seed, "evaluate", number), where):
                 found_blocks = blocks(pair, batch_args, selected, max(ks), chunk_size=chunk_size)
-                parts.append({name: value[..., :count] for name, value in _reduce(found_blocks, ks).items()})
+                parts.append({name: value[..., :count] for name, value in reduced(found_blocks, ks).items()})
             done += count
             advance(done)
         settings = {"batch_size": batch_size, "device": str(where), "dtype": str(args[0].dtype).removeprefix("torch.")}
@@ -129,11 +130,8 @@ def evaluate(
         seconds=round(time.perf_counter() - started, 2),
         stored_hash=fingerprint(source.stored) if isinstance(source, Split) else None,
         num_covariates=sum(argument[0].numel() for argument in args[1:]),
-        per_datum={name: value for name, value in per_datum.items() if not name.startswith(_VARIANCE)},
+        per_datum={name: value for name, value in per_datum.items() if not name.startswith(VARIANCE)},
     )
-
-
-_VARIANCE = "variance of "
 
 
 def _batches(
@@ -152,29 +150,9 @@ def _moved(args: tuple[Any, ...], device: torch.device) -> tuple[Any, ...]:
     return tuple(argument.to(device) for argument in args)
 
 
-def _reduce(found: Iterator[Block], ks: Sequence[int]) -> dict[str, Tensor]:
-    """Return the bounds of each datum ``(B,)`` of one batch and their Monte Carlo variances ``(C, B)``, on the CPU."""
-    collected: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
-    for block in found:
-        kl = sum(block.kl.values(), torch.zeros_like(block.log_prior))
-        for pieces, value in zip(
-            collected, (block.log_prior + block.log_likelihood - block.log_guide, block.log_likelihood, kl), strict=True
-        ):
-            pieces.append(value.cpu().double())
-    weights, likelihood, kl = (torch.cat(pieces) for pieces in collected)  # each (K, B)
-    result = {}
-    for name, value in (("ELBO", likelihood - kl), ("reconstruction", likelihood), ("KL", kl)):
-        result[name] = value.mean(0)
-        result[_VARIANCE + name] = monte_carlo_variances(value, 1)
-    for k, bound in zip(ks, iwae(weights, ks), strict=True):
-        result[f"L_{k}"] = bound
-        result[f"{_VARIANCE}L_{k}"] = monte_carlo_variances(weights, k)
-    return result
-
-
 def _estimate(name: str, k: int, per_datum: dict[str, Tensor]) -> Estimate:
     label = f"L_{k}" if name == "IWAE" else name
-    return Estimate.over_data(name, k, per_datum[label], per_datum[_VARIANCE + label])
+    return Estimate.over_data(name, k, per_datum[label], per_datum[VARIANCE + label])
 
 
 def _device(modules: Iterable[nn.Module], rows: Rows) -> torch.device:

@@ -43,7 +43,7 @@ def test_values_per_datum_give_the_table(digits: Data) -> None:
         assert f"{estimate.value:.3f}" in str(found)
     assert found.elbo.value == pytest.approx(found.reconstruction.value - found.kl.value)
     difference = found.per_datum["L_8"] - found.per_datum["ELBO"]
-    assert found.gaps["L_8"] == pytest.approx((difference.mean().item(), difference.std().item() / math.sqrt(300)))
+    assert found.gains["L_8"] == pytest.approx((difference.mean().item(), difference.std().item() / math.sqrt(300)))
     assert found.bits_per_dimension == pytest.approx(-found.iwae[-1].value / (64 * math.log(2)))
 
 

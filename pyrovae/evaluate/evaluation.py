@@ -6,6 +6,7 @@ import datetime
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from pyrovae import memory
 from pyrovae.bounds.iwae import check_ladder
 from pyrovae.data import Data, Split, fingerprint, transforms
 from pyrovae.data.batches import Rows, Source
+from pyrovae.evaluate.journal import Journal
 from pyrovae.evaluate.reduced import VARIANCE, reduced
 from pyrovae.pair import Pair, Program, find_modules, take_rows
 from pyrovae.progress import progress
@@ -23,6 +25,7 @@ from pyrovae.sandbox import forked_random, stream_seed
 from pyrovae.scoring import blocks, inspected, walk
 from pyrovae.training.checkpoint import versions
 from pyrovae.training.options import choose_device
+from pyrovae.training.state import snapshot
 from pyrovae.vae import require_form
 
 BATCH_PARTICLES = 2**17  # particles of one batch, whose log-weights are kept
@@ -39,6 +42,7 @@ def evaluate(
     seed: int = 0,
     device: str | None = None,
     modules: Iterable[nn.Module] = (),
+    journal: str | Path | None = None,
     shown: bool = True,
 ) -> Evaluation:
     """Estimate the ELBO and the ladder of IWAE bounds L_K on log p(x), from the same draws.
@@ -59,6 +63,8 @@ def evaluate(
         seed: of the draws.
         device: to compute on, to which the modules are moved; where they are if None.
         modules: those used by the programs that cannot be found from them.
+        journal: file that keeps the finished batches of an evaluation that is interrupted; the same call goes on after
+            them, to the same numbers, and removes it at the end.
         shown: whether progress is shown.
 
     Returns:
@@ -93,21 +99,34 @@ def evaluate(
     )
     args = rows.fixed()
     few = tuple(argument[:3].to(where) for argument in args)
+    settings = {"batch_size": batch_size, "device": str(where), "dtype": str(args[0].dtype).removeprefix("torch.")}
+    data_hash = rows.hash()
     with (
         inspected(model, guide, few, modules=found, everything=lambda: _moved(args, where)) as pair,
         torch.no_grad(),
         progress("evaluating", len(rows), shown=shown, unit="data") as advance,
     ):
-        parts, done = [], 0
-        for number, (selected, count, batch_args) in enumerate(_batches(pair, args, where, batch_size)):
-            with forked_random(stream_seed(seed, "evaluate", number), where):
-                found_blocks = blocks(pair, batch_args, selected, max(ks), chunk_size=chunk_size)
-                parts.append({name: value[..., :count] for name, value in reduced(found_blocks, ks).items()})
-            done += count
-            advance(done)
-        settings = {"batch_size": batch_size, "device": str(where), "dtype": str(args[0].dtype).removeprefix("torch.")}
+        weights_hash = fingerprint(*snapshot(pair.modules, pair.params).values())
+        finished = Journal(journal, repr((data_hash, weights_hash, ks, seed, chunk_size, settings)))
+        parts = finished.read()
+        done = sum(part["ELBO"].shape[-1] for part in parts)
+        advance(done)
+        try:
+            for number, (selected, count, batch_args) in enumerate(_batches(pair, args, where, batch_size)):
+                if number < len(parts):
+                    continue
+                with forked_random(stream_seed(seed, "evaluate", number), where):
+                    found_blocks = blocks(pair, batch_args, selected, max(ks), chunk_size=chunk_size)
+                    part = {name: value[..., :count] for name, value in reduced(found_blocks, ks).items()}
+                parts.append(part)
+                finished.add(part)
+                done += count
+                advance(done)
+        finally:
+            finished.write()
         methods, measure = dict(pair.kl), pair.base_measure
     per_datum = {name: torch.cat([part[name] for part in parts], -1) for name in parts[0]}
+    finished.remove()
     ladder = tuple(_estimate("IWAE", k, per_datum) for k in ks)
     return Evaluation(
         elbo=_estimate("ELBO", max(ks), per_datum),
@@ -115,10 +134,10 @@ def evaluate(
         kl=_estimate("KL", max(ks), per_datum),
         iwae=ladder,
         kl_methods=methods,
-        gaps={f"L_{k}": mean_and_error(per_datum[f"L_{k}"] - per_datum["ELBO"]) for k in ks},
+        gains={f"L_{k}": mean_and_error(per_datum[f"L_{k}"] - per_datum["ELBO"]) for k in ks},
         num_data=len(rows),
         data=source.name if isinstance(source, Split) else "tensors",
-        data_hash=rows.hash(),
+        data_hash=data_hash,
         data_transform=source.transform.describe() if isinstance(source, Split) else None,
         base_measure=measure,
         log_abs_det_jacobian=_log_det(rows) if measure == "Lebesgue" else None,

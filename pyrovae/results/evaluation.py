@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from pyrovae.results.estimate import Estimate
-from pyrovae.results.table import align, number
+from pyrovae.results.record import from_plain, to_plain
+from pyrovae.results.table import Cell, Number, Table, Tabled
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Tabled):
     """The ELBO beside the ladder of IWAE bounds on one data set, and everything needed to know what they mean.
 
     Attributes:
@@ -24,7 +25,7 @@ class Evaluation:
         kl: its second part, which is subtracted.
         iwae: L_K for each K, from the Monte Carlo ELBO L_1 on.
         kl_methods: for each latent site how its KL was computed.
-        gaps: for each L_K the paired mean difference to the ELBO and its standard error over the data, nats.
+        gains: for each L_K the paired mean difference to the ELBO and its standard error over the data, nats.
         num_data: how many data were evaluated.
         data: their name.
         data_hash: their SHA-256, transform included.
@@ -50,7 +51,7 @@ class Evaluation:
     kl: Estimate
     iwae: tuple[Estimate, ...]
     kl_methods: dict[str, str]
-    gaps: dict[str, tuple[float | None, float | None]]
+    gains: dict[str, tuple[float | None, float | None]]
     num_data: int
     data: str
     data_hash: str
@@ -77,66 +78,69 @@ class Evaluation:
         """What is estimated the logarithm of: ``p(x)``, or ``p(x | c)`` given covariates c."""
         return "p(x | c)" if self.num_covariates else "p(x)"
 
-    def __str__(self) -> str:
-        """Return the table."""
-        rows = [("", "K", "nats", "se data", "se MC", "over the ELBO")]
+    def tables(self) -> tuple[Table, ...]:
+        """Return the bounds, then what else was found out."""
+        return (self._bounds(),)
+
+    def _bounds(self) -> Table:
+        rows: list[tuple[Cell, ...]] = []
         for estimate in self.estimates:
             part = estimate in (self.reconstruction, self.kl)
-            gap = self.gaps.get(estimate.label, (None, None))
+            gain, error = self.gains.get(estimate.label, (None, None))
             rows.append(
                 (
                     ("  " if part else "") + estimate.label,
                     str(estimate.num_particles) if estimate.name == "IWAE" else "",
-                    number(estimate.value, 3),
-                    number(estimate.se_data, 3),
-                    number(estimate.se_monte_carlo, 4),
-                    "" if gap[0] is None else f"{gap[0]:+.3f} +- {number(gap[1], 3)}",
+                    Number(estimate.value),
+                    Number(estimate.se_data),
+                    Number(estimate.se_monte_carlo, 4),
+                    "" if gain is None else Number(gain, signed=True, error=error),
                 )
             )
         methods = ", ".join(f"{site}: {_method(method)}" for site, method in self.kl_methods.items())
         transform = f", {self.data_transform['class']}" if self.data_transform else ""
         measure = {"counting": ", a log-probability", "Lebesgue": ", a log-density"}.get(self.base_measure or "", "")
-        lines = [
-            f"{self.data}: {self.num_data} data{transform}, sha256 {self.data_hash[:12]}, seed {self.seed}",
-            f"Estimates of log {self.density}{measure}, nats per datum, larger is better.",
-            "",
-            *align(rows),
-            "",
-            f"{self.elbo.num_particles} particles per datum; KL of {methods}",
-        ]
+        notes = [f"{self.elbo.num_particles} particles per datum; KL of {methods}"]
         if self.bits_per_dimension is not None:
-            lines.append(f"{self.bits_per_dimension:.4f} bits per dimension at {self.iwae[-1].label}")
+            notes.append(f"{self.bits_per_dimension:.4f} bits per dimension at {self.iwae[-1].label}")
         if self.log_abs_det_jacobian:
-            lines.append(f"for the stored values instead of x add {self.log_abs_det_jacobian:.3f} nats")
+            notes.append(f"for the stored values instead of x add {self.log_abs_det_jacobian:.3f} nats")
         whys: dict[str, list[str]] = {}
         for estimate in self.estimates:
             if estimate.why:
                 whys.setdefault(estimate.why, []).append(estimate.label)
-        lines += [f"{', '.join(labels)}: {why}" for why, labels in whys.items()]
-        return "\n".join(lines)
+        return Table(
+            header=("", "K", "nats", "se data", "se MC", "over the ELBO"),
+            rows=tuple(rows),
+            title=(
+                f"{self.data}: {self.num_data} data{transform}, sha256 {self.data_hash[:12]}, seed {self.seed}",
+                f"Estimates of log {self.density}{measure}, nats per datum, larger is better.",
+            ),
+            notes=(*notes, *(f"{', '.join(labels)}: {why}" for why, labels in whys.items())),
+        )
 
     def to_json(self) -> str:
         """Return strict JSON, without the values per datum."""
-        record = {name: value for name, value in asdict(self).items() if name != "per_datum"}
-        return json.dumps(record, indent=2, allow_nan=False) + "\n"
+        return json.dumps(to_plain(self), indent=2, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str, per_datum: Mapping[str, Tensor] | None = None) -> Evaluation:
         """Read what `to_json` wrote.
 
+        Args:
+            text: JSON.
+            per_datum: values per datum, by the names that `tensors_of` gives them.
+
         Raises:
-            ValueError: if the text is no evaluation.
+            ValueError: if the text is no evaluation, or one of another version of pyrovae.
 
         """
         try:
-            record = json.loads(text)
-            for name in ("elbo", "reconstruction", "kl"):
-                record[name] = Estimate(**record[name])
-            record["iwae"] = tuple(Estimate(**estimate) for estimate in record["iwae"])
-            record["gaps"] = {name: tuple(gap) for name, gap in record["gaps"].items()}
-            return cls(**record, per_datum=dict(per_datum or {}))
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"this is not an evaluation that this version of pyrovae wrote: {error}") from None
+            return from_plain(cls, json.loads(text), dict(per_datum or {}))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"this is not an evaluation that this version of pyrovae wrote ({error}); evaluate the run again"
+            ) from None
 
 
 def bits_per_dimension(nats: float, *, num_dimensions: int, log_abs_det_jacobian: float = 0.0) -> float:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
 
 import pytest
+from conftest import make_vae
 
+import pyrovae
 from pyrovae.training import folder as module
 from pyrovae.training.folder import MANIFEST, RunFolder
 
@@ -93,3 +96,17 @@ def test_a_changed_file_is_not_mistaken_for_an_unfinished_one(tmp_path: Path) ->
     (run.path / MANIFEST).write_text("{")
     with pytest.raises(ValueError, match="manifest.json is damaged"):
         run.read("a")
+
+
+def test_a_run_of_another_version_says_so(tmp_path: Path) -> None:
+    vae = make_vae()
+    data = pyrovae.data.digits().for_form("binary")
+    training = pyrovae.Training(epochs=1, batch_size=1000, device="cpu")
+    pyrovae.fit(vae.model, vae.guide, data, training=training, folder=tmp_path / "run", shown=False)
+    run = RunFolder(tmp_path / "run")
+    config, parts = (json.loads(run.read(name)) for name in ("config.json", "model.json"))
+    parts["arguments"]["decoder"]["arguments"]["widths"] = parts["arguments"]["decoder"]["arguments"].pop("hidden")
+    config["versions"]["pyrovae"] = "99.0"
+    run.write({"config.json": json.dumps(config).encode(), "model.json": json.dumps(parts).encode()})
+    with pytest.raises(ValueError, match=r"was written by pyrovae 99\.0 and cannot be read by this one, .*'widths'"):
+        pyrovae.load(tmp_path / "run")

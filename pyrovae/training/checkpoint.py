@@ -176,11 +176,26 @@ def load(path: str | Path, *, allow: Collection[str] = ()) -> Run:
         The run, all files checked against the manifest.
 
     Raises:
-        ValueError: if a file is missing or changed (the text says which), or the parts cannot be rebuilt.
+        ValueError: if a file is missing or changed (the text says which), or the parts cannot be rebuilt, as of a run
+            that another version of pyrovae wrote.
 
     """
     folder = RunFolder(path)
     config = json.loads(folder.read(CONFIG))
+    try:
+        return _load(folder, config, allow)
+    except (KeyError, TypeError, ValueError) as error:
+        written = config.get("versions", {}).get("pyrovae", "of an unknown version")
+        if written == _own_version():
+            raise
+        raise ValueError(
+            f"the run {path} was written by pyrovae {written} and cannot be read by this one, {_own_version()} "
+            f"({error}); install that version, or train again"
+        ) from error
+
+
+def _load(folder: RunFolder, config: dict[str, Any], allow: Collection[str]) -> Run:
+    path = folder.path
     if MODEL not in folder:
         raise ValueError(f"the run {path} does not say how to build its model; build it and use training.load_weights")
     vae = build(json.loads(folder.read(MODEL)), allow=allow)

@@ -1,0 +1,96 @@
+"""Every estimate of log p(x) side by side, for a VAE and for a plain Pyro pair with two latent layers.
+
+    python examples/bounds.py                  the digits that come with scikit-learn; about two minutes
+    python examples/bounds.py --data mnist     MNIST; hours on two cores
+
+First the ELBO, the ladder of IWAE bounds, annealed importance sampling (AIS) and the upper bound of bidirectional Monte
+Carlo (BDMC), each called by itself on the same few data; then `evaluate`, which finds out all of it and says how far
+the numbers can be trusted. All of it works for any model and guide that keep the contract of `pyrovae.pair`.
+"""
+
+import argparse
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+import pyrovae
+from pyrovae import VAE, Checks, Training, bounds, likelihoods, networks, posteriors, priors
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--data", default="digits")
+parser.add_argument("--smoke", action="store_true", help="a few seconds, to see that it runs")
+options = parser.parse_args()
+
+latent_dim = 16
+num_few = 10 if options.smoke else 100  # data of the first table, and of the checks
+ks = (1, 5, 50) if options.smoke else (1, 5, 50, 500, 5000)  # each divides the next
+training = Training(epochs=1 if options.smoke else 60)
+anneal = {"num_chains": 4, "num_temperatures": 5} if options.smoke else {}
+checks = Checks(
+    num_annealed=num_few, num_simulated=num_few, num_refined=num_few, num_encoded=num_few, **anneal
+)
+
+data = pyrovae.data.load(options.data).for_form("binary")
+x = data.test.first(num_few).fixed()  # (B, *x_shape)
+
+torch.manual_seed(0)
+likelihood = likelihoods.Bernoulli(data.x_shape)
+posterior = posteriors.DiagonalNormal(latent_dim)
+vae = VAE(
+    prior=priors.StandardNormal(latent_dim),
+    decoder=networks.MLPDecoder(
+        latent_dim, likelihood.param_shape, initial_params=likelihood.initial_params(data.train.mean())
+    ),
+    likelihood=likelihood,
+    encoder=networks.MLPEncoder(data.x_shape, posterior.param_shape),
+    posterior=posterior,
+)
+pyrovae.fit(vae.model, vae.guide, data, training=training)
+
+terms = bounds.elbo(vae.model, vae.guide, x, num_particles=100)
+weights = pyrovae.log_weights(vae.model, vae.guide, x, num_particles=ks[-1])  # (K, B)
+annealed = bounds.ais(vae.model, vae.guide, x, **anneal)
+print(f"\nOne VAE, {len(x)} data, nats per datum")
+print(f"ELBO   {terms.elbo.mean():.3f}")
+for k, bound in zip(ks, bounds.iwae(weights, ks), strict=True):
+    print(f"L_{k:<5}{bound.mean():.3f}")
+print(annealed)
+print(bounds.bdmc(vae.model, vae.guide, x, **anneal))  # of data that the model itself makes
+
+print("\nThe VAE, all at once\n")
+print(pyrovae.evaluate(vae.model, vae.guide, data.test, ks=ks, checks=checks))
+
+z1_dim, z2_dim, num_pixels = 12, 6, torch.Size(data.x_shape).numel()
+z2_to_z1 = nn.Sequential(nn.Linear(z2_dim, 64), nn.Tanh(), nn.Linear(64, 2 * z1_dim))
+z1_to_x = nn.Sequential(nn.Linear(z1_dim, 128), nn.Tanh(), nn.Linear(128, num_pixels))
+x_to_z1 = nn.Sequential(nn.Linear(num_pixels, 128), nn.Tanh(), nn.Linear(128, 2 * z1_dim))
+z1_to_z2 = nn.Sequential(nn.Linear(z1_dim, 64), nn.Tanh(), nn.Linear(64, 2 * z2_dim))
+
+
+def normal(params: Tensor) -> dist.TorchDistribution:  # (..., 2 D), mean and log scale
+    mean, log_scale = params.chunk(2, -1)
+    return dist.Normal(mean, log_scale.clamp(-5, 5).exp()).to_event(1)
+
+
+def model(x: Tensor) -> None:  # (B, *x_shape)
+    pyro.module("z2_to_z1", z2_to_z1)
+    pyro.module("z1_to_x", z1_to_x)
+    with pyro.plate("data", len(x)):
+        z2 = pyro.sample("z2", dist.Normal(x.new_zeros(z2_dim), 1.0).to_event(1))  # (B, z2_dim)
+        z1 = pyro.sample("z1", normal(z2_to_z1(z2)))  # (B, z1_dim)
+        pyro.sample("x", likelihood(z1_to_x(z1).unflatten(-1, likelihood.param_shape)), obs=x)
+
+
+def guide(x: Tensor) -> None:  # (B, *x_shape)
+    pyro.module("x_to_z1", x_to_z1)
+    pyro.module("z1_to_z2", z1_to_z2)
+    with pyro.plate("data", len(x)):
+        z1 = pyro.sample("z1", normal(x_to_z1(x.flatten(1))))
+        pyro.sample("z2", normal(z1_to_z2(z1)))
+
+
+pyrovae.fit(model, guide, data, training=training)
+print("\nTwo latent layers, all at once\n")
+print(pyrovae.evaluate(model, guide, data.test, ks=ks, checks=checks))

@@ -1,0 +1,156 @@
+"""Tables in every format, and records to plain values and back."""
+
+from __future__ import annotations
+
+import csv
+import html.parser
+import io
+import json
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyrovae.results import Estimate, Number, Table, Tabled
+from pyrovae.results.record import from_plain, tensors_of, to_plain
+
+TABLE = Table(
+    header=("", "ELBO_1 & more", "over <first>"),
+    rows=(
+        ("a|b", Number(-1.23456), Number(0.5, signed=True, error=0.25)),
+        ("  100 %", Number(None), ""),
+    ),
+    title=("data < 5 & more", "second line"),
+    notes=("a note",),
+)
+
+
+class Cells(html.parser.HTMLParser):
+    """Collects the texts of cells, and checks that tags close."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.rows: list[list[str]] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag != "br":
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] in (["td"], ["th"]):
+            self.rows[-1][-1] += data
+
+
+def test_text() -> None:
+    assert str(TABLE).splitlines() == [
+        "data < 5 & more",
+        "second line",
+        "",
+        "         ELBO_1 & more     over <first>",
+        "a|b             -1.235  +0.500 +- 0.250",
+        "  100 %              -",
+        "",
+        "a note",
+    ]
+
+
+def test_markdown_rows_have_as_many_cells_as_the_header() -> None:
+    lines = [line for line in TABLE.to_markdown().splitlines() if line.startswith("|")]
+    cells = [line.replace("\\|", "/").strip("|").split("|") for line in lines]
+    assert {len(row) for row in cells} == {3}
+    assert [cell.strip() for cell in cells[2]] == ["a/b", "-1.235", "+0.500 +- 0.250"]
+
+
+def test_latex_escapes_and_has_as_many_cells_as_the_header() -> None:
+    text = TABLE.to_latex()
+    assert text.splitlines()[:2] == ["% data < 5 & more", "% second line"]
+    rows = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert [row.replace(r"\&", "").count("&") for row in rows] == [2, 2, 2]
+    assert r"ELBO\_1 \& more" in text
+    assert r"$+0.500 \pm 0.250$" in text
+    assert r"100 \%" in text
+    assert text.count(r"\begin{tabular}{lrr}") == text.count(r"\end{tabular}") == 1
+
+
+def test_csv_holds_numbers_in_full_and_errors_in_their_own_column() -> None:
+    header, first, second = csv.reader(io.StringIO(TABLE.to_csv()))
+    assert header == ["", "ELBO_1 & more", "over <first>", "se"]
+    assert first == ["a|b", "-1.23456", "0.5", "0.25"]
+    assert second == ["  100 %", "", "", ""]
+    assert Table(("a", "b"), ()).to_csv() == "a,b\n"
+
+
+def test_html_closes_its_tags_and_shows_the_same_numbers() -> None:
+    parser = Cells()
+    parser.feed(TABLE.to_html())
+    assert not parser.open
+    assert parser.rows[1] == ["a|b", "-1.235", "+0.500 \N{PLUS-MINUS SIGN} 0.250"]
+    assert parser.rows[0] == ["", "ELBO_1 & more", "over <first>"]
+    assert parser.rows[2][0] == "\N{EN SPACE}100 %"
+
+
+@dataclass(frozen=True)
+class Inner(Tabled):
+    """A record inside another."""
+
+    bound: Estimate
+    name: str | None
+    per_datum: dict[str, Tensor] = field(repr=False, compare=False, default_factory=dict)
+
+    def tables(self) -> tuple[Table, ...]:
+        return (TABLE, TABLE)
+
+
+@dataclass(frozen=True)
+class Outer:
+    """A record of records."""
+
+    inner: Inner | None
+    ladder: tuple[Estimate, ...]
+    pairs: dict[str, tuple[float | None, float | None]]
+    sizes: tuple[int, str]
+    per_datum: dict[str, Tensor] = field(repr=False, compare=False, default_factory=dict)
+
+
+ESTIMATE = Estimate("IWAE", 5, -1.5, 0.1, None, "why")
+
+
+@pytest.mark.parametrize("inner", [None, Inner(ESTIMATE, None, {"AIS": torch.ones(2)})])
+def test_records_go_to_json_and_back(inner: Inner | None) -> None:
+    record = Outer(inner, (ESTIMATE, ESTIMATE), {"a": (None, 1.0)}, (3, "x"), {"ELBO": torch.zeros(2)})
+    plain = json.loads(json.dumps(to_plain(record), allow_nan=False))
+    assert "per_datum" not in json.dumps(plain)
+    tensors = tensors_of(record)
+    assert set(tensors) == {"ELBO"} | ({"inner/AIS"} if inner else set())
+    found = from_plain(Outer, plain, tensors)
+    assert found == record
+    assert isinstance(found.pairs["a"], tuple)
+    assert set(found.per_datum) == {"ELBO"}
+    if inner:
+        assert found.inner is not None
+        assert set(found.inner.per_datum) == {"AIS"}
+
+
+def test_records_of_other_fields_are_refused() -> None:
+    plain = to_plain(Outer(None, (), {}, (3, "x")))
+    with pytest.raises(ValueError, match="this version of pyrovae writes: it differs in sizes"):
+        from_plain(Outer, {name: value for name, value in plain.items() if name != "sizes"})
+    with pytest.raises(ValueError, match="it differs in newer"):
+        from_plain(Outer, plain | {"newer": 1})
+    with pytest.raises(ValueError, match="it differs in inner, ladder, pairs, sizes"):
+        from_plain(Outer, 3)
+
+
+def test_a_record_shows_itself_as_all_its_tables() -> None:
+    record = Inner(ESTIMATE, None)
+    assert str(record) == f"{TABLE}\n\n{TABLE}"
+    assert record._repr_html_().count("<table>") == 2

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import logging
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -21,6 +23,8 @@ from pyrovae.pair.structure import PARTICLE_PLATE, Pair, Program, take_rows
 from pyrovae.sandbox import forked_random, validation
 
 logger = logging.getLogger("pyrovae")
+
+PACKAGE = Path(__file__).parents[1]
 
 
 def inspect_pair(
@@ -96,8 +100,7 @@ def _first_run(
     try:
         traces = _checked_run(rows(model), rows(guide), args)
     except Exception as error:
-        first = failure or error
-        raise first from first.__cause__
+        raise _told(failure or error) from None
     frames = _frames(traces[1])
     following = {frame.name for frame in frames if frame.size == frame.full_size == len(args[0])}
     if plates and plates & following:
@@ -109,6 +112,16 @@ def _first_run(
             f"be run on some of them; write pyro.plate({fixed[0].name!r}, len(x))"
         ) from failure
     return traces, args, {frame.name for frame in frames if frame.size < frame.full_size}, True
+
+
+def _told(error: Exception) -> Exception:
+    """Return what a part of ours told, without the shapes that Pyro's frames put around it; else the error itself."""
+    first: BaseException = error
+    while first.__cause__ is not None:
+        first = first.__cause__
+    frames = traceback.extract_tb(first.__traceback__)
+    ours = bool(frames) and Path(frames[-1].filename).is_relative_to(PACKAGE)
+    return first if ours and isinstance(first, Exception) else error
 
 
 def _checked_run(model: Program, guide: Program, args: tuple[Any, ...]) -> tuple[poutine.Trace, poutine.Trace]:

@@ -58,4 +58,4 @@ for name, (part, choices) in menu.items():
     pyrovae.fit(vae.model, vae.guide, data, training=training)
     evaluations[name] = pyrovae.evaluate(vae.model, vae.guide, data.test.first(num_test), ks=ks)
 
-print(f"\n{pyrovae.compare(evaluations)}")
+print(f"\n{pyrovae.compare(evaluations, blocks=True)}")

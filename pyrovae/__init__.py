@@ -10,17 +10,18 @@ likelihoods    p(x | z): Bernoulli, Categorical, ContinuousBernoulli, Discretize
                Gaussian, HeteroscedasticGaussian, Laplace, NegativeBinomial, Poisson, StudentT
 posteriors     q(z | x): DiagonalNormal, LowRankNormal, FullNormal, IAF
 networks       MLPEncoder MLPDecoder GatedMLPEncoder GatedMLPDecoder ConvEncoder ConvDecoder ResNetEncoder ResNetDecoder
-VAE            the five parts as one Pyro model and guide; generate, reconstruct, encode, interpolate, traverse
+VAE            the five parts as one Pyro model and guide; generate, reconstruct, interpolate, traverse; from_torch
 pair           the contract with a model and guide that you wrote yourself
 scoring        how particles are drawn and scored, in any layout of plates
 particles      draws of the guide with log p(z), log p(x | z), log q(z | x); log_weights and log_joint beside it
-bounds         the ELBO with its terms apart, and the ladder of IWAE bounds
+bounds         the ELBO with its terms apart, the ladder of IWAE bounds, AIS, and BDMC from above
 objectives     what is minimized: ELBO, IWAE, STL, DReG, which also work in a bare pyro.infer.SVI; schedules of beta
 training       fit, Training, load, and the run folder
-evaluate       the ELBO beside the IWAE bounds of any pair, with standard errors
+diagnostics    is the guide any good: k-hat, is K enough, active units, mutual information, gaps
+evaluate       the ELBO beside the IWAE bounds of any pair, with standard errors; Checks of how far they can be trusted
 testing        check: the laws that a part of your own should obey
-report         pictures, the files of a report, and draws for ArviZ
-cli            pyrovae train | evaluate | generate
+report         one HTML page of an evaluation, its pictures, comparisons of runs, and draws for ArviZ
+cli            pyrovae train | evaluate | compare | generate
 
 A swap is one line:
 
@@ -44,9 +45,9 @@ A swap is one line:
 import importlib
 from types import ModuleType
 
-from pyrovae import bounds, data, likelihoods, networks, objectives, posteriors, priors, results, training
+from pyrovae import bounds, data, diagnostics, likelihoods, networks, objectives, posteriors, priors, results, training
 from pyrovae.describe import Described
-from pyrovae.evaluate import evaluate
+from pyrovae.evaluate import Checks, evaluate
 from pyrovae.particles import log_joint, log_weights, particles
 from pyrovae.results import compare
 from pyrovae.training import Training, fit, load
@@ -56,11 +57,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "VAE",
+    "Checks",
     "Described",
     "Training",
     "bounds",
     "compare",
     "data",
+    "diagnostics",
     "evaluate",
     "fit",
     "likelihoods",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import pyro
 import torch
@@ -12,9 +15,10 @@ from torch import Tensor, nn
 from pyrovae import memory
 from pyrovae.data import Split
 from pyrovae.describe import Described
-from pyrovae.likelihoods import Likelihood
-from pyrovae.posteriors import Posterior
-from pyrovae.priors import Prior
+from pyrovae.likelihoods import Bernoulli, ContinuousBernoulli, Likelihood
+from pyrovae.networks.from_torch import TorchDecoder, TorchEncoder
+from pyrovae.posteriors import DiagonalNormal, Posterior
+from pyrovae.priors import Prior, StandardNormal
 from pyrovae.sandbox import forked_random, module_mode, stream_seed
 
 
@@ -85,6 +89,83 @@ class VAE(Described, nn.Module):
         self.likelihood = likelihood
         self.encoder = encoder
         self.posterior = posterior
+
+    @classmethod
+    def from_torch(
+        cls,
+        encode: Callable[[Tensor], Any],
+        decode: Callable[[Tensor], Any],
+        *,
+        latent_dim: int,
+        x_shape: Sequence[int],
+        likelihood: Likelihood | None = None,
+        prior: Prior | None = None,
+        flat: bool = False,
+        probabilities: bool | None = None,
+        modules: Iterable[nn.Module] | None = None,
+    ) -> VAE:
+        """Make a VAE of networks in plain torch, trained or not, so that it can be evaluated, reported and drawn from.
+
+        The networks are used, not copied, and their numbers are left as they are: the log-variance is not clamped, and
+        the encoder sees x itself. In float32 a log-variance below -14 makes log q(z | x) inexact; convert model and
+        data to float64 where there are such.
+
+        Args:
+            encode: a module, a method of one, or a function, from x ``(B, *x_shape)`` to mean and log-variance of
+                q(z | x), each ``(B, latent_dim)``.
+            decode: the same from z ``(B, latent_dim)`` to what the likelihood is given, for Bernoulli logits: ``(B,
+                *x_shape)`` or flat ``(B, prod(x_shape))``; for a likelihood of several parameters one such tensor each.
+            latent_dim: D, the number of latent dimensions.
+            x_shape: shape of one datum, as the data come.
+            likelihood: p(x | z); Bernoulli if None. ``likelihoods.Gaussian(x_shape, scale=0.1)`` takes means.
+            prior: p(z); N(0, I) if None.
+            flat: whether encode takes x as rows ``(B, prod(x_shape))``.
+            probabilities: whether decode returns probabilities in place of logits. None, for logits, refuses those that
+                all lie in [0, 1]. Logits are better: float32 probabilities near 1 have lost digits, and 0 and 1 are
+                refused.
+            modules: what the functions use, needed where one is neither a module nor the method of one.
+
+        Raises:
+            TypeError: if a function cannot be called, or the modules that it uses are not known.
+            ValueError: if shapes do not fit together; and in a call if a function takes or returns other shapes, or
+                what are no probabilities.
+
+        Example:
+            >>> vae = VAE.from_torch(net.encode, net.decode, latent_dim=8, x_shape=(1, 28, 28))
+            >>> print(pyrovae.evaluate(vae.model, vae.guide, data.test))
+
+        """
+        likelihood = Bernoulli(tuple(x_shape)) if likelihood is None else likelihood
+        prior = StandardNormal(latent_dim) if prior is None else prior
+        posterior = DiagonalNormal(latent_dim, min_log_variance=-math.inf, max_log_variance=math.inf)
+        if likelihood.x_shape != tuple(x_shape):
+            raise ValueError(
+                f"the likelihood scores data of x_shape, but received one of {likelihood.x_shape} and x_shape="
+                f"{tuple(x_shape)}; build it with the same x_shape"
+            )
+        by_logits = isinstance(likelihood, (Bernoulli, ContinuousBernoulli))
+        if probabilities and not by_logits:
+            raise ValueError(
+                f"{type(likelihood).__name__} is not given by probabilities; leave out probabilities=True, or choose "
+                "likelihoods.Bernoulli"
+            )
+        if likelihood.form in ("counts", "levels"):  # which encoders see rescaled, but this one was made for x
+            likelihood = copy.copy(likelihood)  # its parameters are those of the one that was given
+            likelihood.encoder_input = _itself  # type: ignore[method-assign]
+        named = None if modules is None else list(modules)
+        return cls(
+            prior=prior,
+            decoder=TorchDecoder(
+                decode,
+                latent_dim,
+                likelihood.param_shape,
+                probabilities=probabilities if by_logits else False,
+                modules=named,
+            ),
+            likelihood=likelihood,
+            encoder=TorchEncoder(encode, x_shape, latent_dim, flat=flat, modules=named),
+            posterior=posterior,
+        )
 
     def model(self, x: Tensor, *covariates: Tensor) -> None:
         """Score data ``(B, *x_shape)`` under p(z) p(x | z); covariates ``(B, ...)`` are seen by the parts too."""
@@ -192,6 +273,10 @@ class VAE(Described, nn.Module):
     @property
     def _device(self) -> torch.device:
         return next((tensor.device for tensor in (*self.parameters(), *self.buffers())), torch.device("cpu"))
+
+
+def _itself(x: Tensor) -> Tensor:
+    return x
 
 
 def _check_fit(role: str, network: nn.Module, part: Likelihood | Posterior, name: str) -> None:

@@ -21,7 +21,6 @@ import torch
 import pyrovae
 from pyrovae.cli import main
 from pyrovae.cli.train import _menus
-from pyrovae.results import Evaluation
 from pyrovae.training.folder import MANIFEST, RunFolder
 
 HIDDEN = ["--encoder.hidden", "16", "--decoder.hidden", "16"]
@@ -74,25 +73,22 @@ def test_train_evaluate_generate(capsys: pytest.CaptureFixture[str]) -> None:
     expected = {"config.json", "model.json", "model.safetensors", "trainer.pt", "metrics.jsonl", MANIFEST}
     assert files == expected
 
-    assert main(["evaluate", "run", "--ks", "1", "10"]) == 0
+    assert main(["evaluate", "run", "--ks", "1", "10", *FEW]) == 0
     out = capsys.readouterr().out
-    saved = Evaluation.from_json((run / "report" / "evaluation.json").read_text())
+    saved = pyrovae.report.read_report("run")
     assert str(saved) in out
-    pictures = {
-        "training.png",
-        "ladder.png",
-        "reconstructions.png",
-        "samples.png",
-        "latent_space.png",
-        "traversals.png",
-    }
-    assert {path.name for path in (run / "report").iterdir()} == {"evaluation.json", "per_datum.safetensors", *pictures}
+    assert f"report: {run / 'report' / 'index.html'}" in out
+    written = {"index.html", "evaluation.json", "evaluation.nc", "per_datum.safetensors"}
+    assert {path.name for path in (run / "report").iterdir()} == written
     manifest = json.loads((run / MANIFEST).read_text())["files"]
     for name, digest in manifest.items():
         assert hashlib.sha256((run / name).read_bytes()).hexdigest() == digest
 
-    assert main(["evaluate", "run", "--ks", "1", "10"]) == 0
-    assert Evaluation.from_json((run / "report" / "evaluation.json").read_text()).estimates == saved.estimates
+    before = {name: (run / "report" / name).read_text(errors="replace") for name in written}
+    assert main(["evaluate", "run", "--ks", "1", "10", *FEW]) == 0
+    again = pyrovae.report.read_report("run")
+    for name, text in before.items():  # but for the date
+        assert (run / "report" / name).read_text(errors="replace").replace(again.date, saved.date) == text
 
     assert main(["generate", "run", "--num", "9"]) == 0
     assert Path("run/samples.png").stat().st_size > 1000
@@ -114,7 +110,7 @@ def test_parts_and_their_options() -> None:
     vae = pyrovae.load("run").vae
     assert isinstance(vae.likelihood, pyrovae.likelihoods.Gaussian)
     assert vae.likelihood.log_scale.requires_grad
-    assert main(["evaluate", "run", "--ks", "1", "2"]) == 0
+    assert main(["evaluate", "--checks", "false", "run", "--ks", "1", "2"]) == 0
     saved = pyrovae.report.read_report("run")
     assert saved.data_transform == {"class": "Dequantization"}
     assert saved.base_measure == "Lebesgue"
@@ -149,7 +145,7 @@ def test_own_arrays(capsys: pytest.CaptureFixture[str]) -> None:
     np.savez("mine.npz", x=generator.normal(3.0, 5.0, size=(200, 4)).astype(np.float32))
     assert main(["train", "--data", "mine.npz", "--likelihood", "Gaussian", "--folder", "run", *QUICK]) == 0
     assert "Standardization" in capsys.readouterr().out
-    assert main(["evaluate", "run", "--ks", "1", "2"]) == 0
+    assert main(["evaluate", "--checks", "false", "run", "--ks", "1", "2"]) == 0
     assert not Path("run/report/samples.png").exists()
     assert main(["generate", "run", "--out", "x.npy"]) == 0
     assert np.load("x.npy").shape == (64, 4)
@@ -309,14 +305,14 @@ def test_bad_evaluation(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.usefixtures("run")
 def test_other_data_are_noted(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["evaluate", "run", "--ks", "1", "--data.seed", "7"]) == 0
+    assert main(["evaluate", "--checks", "false", "run", "--ks", "1", "--data.seed", "7"]) == 0
     assert "not the data that the run was trained on" in capsys.readouterr().out
 
 
 def test_module_is_the_command() -> None:
     done = subprocess.run([sys.executable, "-m", "pyrovae", "fly"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
-    assert done.stderr == "pyrovae: error: there is no command 'fly'; choose from train, evaluate, generate\n"
+    assert done.stderr == "pyrovae: error: there is no command 'fly'; choose from train, evaluate, compare, generate\n"
 
 
 def test_interrupt_keeps_what_was_written() -> None:
@@ -369,7 +365,7 @@ def test_double_columns_and_relative_paths(monkeypatch: pytest.MonkeyPatch, caps
     assert main(["train", "--data", "double.npz", "--likelihood", "Gaussian", "--folder", "run", *QUICK]) == 0
     Path("elsewhere").mkdir()
     monkeypatch.chdir("elsewhere")
-    assert main(["evaluate", "../run", "--ks", "1", "2"]) == 0
+    assert main(["evaluate", "--checks", "false", "../run", "--ks", "1", "2"]) == 0
     log_det = pyrovae.report.read_report("../run").log_abs_det_jacobian
     assert log_det == pytest.approx(-3 * np.log(30), abs=0.5)
     assert f"for the stored values instead of x add {log_det:.3f} nats" in capsys.readouterr().out
@@ -381,27 +377,27 @@ def test_bits_are_those_of_dequantized_bytes_only(capsys: pytest.CaptureFixture[
     assert "take data.for_form('continuous')" in capsys.readouterr().err
     for transform, bits in (("Grey", False), ("Dequantization", True)):
         assert main(["train", "--folder", transform, *QUICK, *gaussian, transform]) == 0
-        assert main(["evaluate", transform, "--ks", "1", "--num_data", "5"]) == 0
+        assert main(["evaluate", "--checks", "false", transform, "--ks", "1", "--num_data", "5"]) == 0
         assert ("bits per dimension" in capsys.readouterr().out) == bits
 
 
 def test_other_data_are_seen_through_the_transform_of_training() -> None:
     assert main(["train", "--folder", "run", *QUICK, "--data.transform", "Threshold"]) == 0
-    assert main(["evaluate", "run", "--ks", "1", "--data", "digits"]) == 0
+    assert main(["evaluate", "--checks", "false", "run", "--ks", "1", "--data", "digits"]) == 0
     assert pyrovae.report.read_report("run").data_transform == {"class": "Threshold", "level": 0.5}
     generator = np.random.default_rng(0)
     for name, scale in (("narrow", 1.0), ("wide", 9.0)):
         np.savez(f"{name}.npz", x=generator.normal(0.0, scale, size=(100, 2)))
     assert main(["train", "--folder", "columns", *QUICK, "--data", "narrow.npz", "--likelihood", "Gaussian"]) == 0
     transform = json.loads(Path("columns/config.json").read_text())["data"]["transform"]
-    assert main(["evaluate", "columns", "--ks", "1", "--data", "wide.npz"]) == 0
+    assert main(["evaluate", "--checks", "false", "columns", "--ks", "1", "--data", "wide.npz"]) == 0
     assert pyrovae.report.read_report("columns").data_transform == transform
 
 
 @pytest.mark.usefixtures("run")
 def test_the_table_is_printed_even_if_the_report_cannot_be_written(capsys: pytest.CaptureFixture[str]) -> None:
     Path("run/report").write_text("in the way")
-    assert main(["evaluate", "run", "--ks", "1"]) == 2
+    assert main(["evaluate", "--checks", "false", "run", "--ks", "1"]) == 2
     captured = capsys.readouterr()
     assert "Estimates of log p(x)" in captured.out
     assert "cannot be written" in captured.err
@@ -416,7 +412,7 @@ def test_configuration_of_every_kind_of_option(capsys: pytest.CaptureFixture[str
     assert main(["generate", "run", "--config", "g.json", "--out", "x.npy"]) == 0
     assert len(np.unique(np.load("x.npy"))) > 2
     Path("k.json").write_text(json.dumps({"ks": [1, 4], "data.download": True}))
-    assert main(["evaluate", "--config", "k.json", "run"]) == 0
+    assert main(["evaluate", "--config", "k.json", "--checks", "false", "run"]) == 0
     assert "L_4 " in capsys.readouterr().out
     Path("k.json").write_text(json.dumps({"ks": [1, 4], "kz": 3}))
     assert "unknown option --kz; did you mean --ks?" in fails(capsys, "evaluate", "run", "--config", "k.json")
@@ -447,6 +443,10 @@ SMALL = {
     **{name: ["--objective.num_particles", "3"] for name in ("IWAE", "STL", "DReG")},
 }
 CLASSES = [(role, name) for role, (menu, _, default) in _menus().items() for name in menu if name != default]
+FEW = [
+    *("--num_annealed", "2", "--num_simulated", "2", "--num_refined", "0", "--num_encoded", "3"),
+    *("--num_chains", "2", "--num_temperatures", "2", "--num_leapfrog", "1"),
+]
 TINY = ["--epochs", "1", "--latent_dim", "3", "--device", "cpu", "--batch_size", "433"]
 
 
@@ -455,7 +455,7 @@ def test_every_class_of_every_menu_trains_and_is_evaluated(
     role: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The defaults are trained by all the others; pictures are drawn by other tests."""
-    monkeypatch.setattr("pyrovae.report.folder.draw_report", lambda **_: {})
+    monkeypatch.setattr("pyrovae.report.folder.sections", lambda _: [])
     hidden = [word for other in ("encoder", "decoder") if other != role for word in (f"--{other}.hidden", "8")]
     own = SMALL.get(name, [f"--{role}.hidden", "8"] if role in ("encoder", "decoder") else [])
     assert main(["train", "--folder", "run", *TINY, *hidden, f"--{role}", name, *own]) == 0
@@ -465,11 +465,15 @@ def test_every_class_of_every_menu_trains_and_is_evaluated(
         assert (described if role == "objective" else described["annealing"])["class"] == name
     else:
         assert type(getattr(run.vae, role)).__name__ == name
-    assert main(["evaluate", "run", "--ks", "1", "5", "--num_data", "10"]) == 0
+    assert main(["evaluate", "run", "--ks", "1", "5", "--num_data", "10", *FEW]) == 0
     saved = pyrovae.report.read_report("run")
     assert saved.num_data == 10
     assert [estimate.num_particles for estimate in saved.iwae] == [1, 5]
     assert all(estimate.value is not None for estimate in saved.estimates)
+    assert saved.checked is not None
+    assert not saved.checked.left_out
+    assert saved.checked.annealing.num_data == saved.checked.sandwich.num_data == 2
+    assert saved.checked.sandwich.gap.value is not None
 
 
 OWN = '''
@@ -540,7 +544,7 @@ def test_own_class_is_imported_only_if_it_is_typed_or_allowed(
     words = {
         "resume": ["train", "--resume", "run", "--epochs", "2"],
         "config": ["train", "--config", "run/config.json", "--folder", "again"],
-        "evaluate": ["evaluate", "run", "--ks", "1", "--num_data", "5"],
+        "evaluate": ["evaluate", "--checks", "false", "run", "--ks", "1", "--num_data", "5"],
         "generate": ["generate", "run", "--out", "x.npy"],
     }[how]
     del sys.modules[own]
@@ -680,7 +684,7 @@ def test_a_vamp_run_is_trained_resumed_and_evaluated(capsys: pytest.CaptureFixtu
     moved = (whole.vae.prior.pseudo_inputs.detach() - start).abs()
     assert 0 < moved.max() < 0.5, "pseudo-inputs start at data"
     capsys.readouterr()
-    assert main(["evaluate", "run", "--ks", "1", "5", "--num_data", "10"]) == 0
+    assert main(["evaluate", "--checks", "false", "run", "--ks", "1", "5", "--num_data", "10"]) == 0
     out = capsys.readouterr().out
     assert "KL of z: Monte Carlo (no closed form is known for KL(Normal || NormalMixture))" in out
     assert main(["generate", "run", "--num", "3", "--out", "x.npy"]) == 0
@@ -695,7 +699,7 @@ def test_likelihoods_of_the_wrong_data_name_the_cure(capsys: pytest.CaptureFixtu
         assert cure in line or "choose a likelihood for another form of data" in line
     np.save("counts.npy", generator.poisson(300.0, size=(60, 3)))
     assert main(["train", "--data", "counts.npy", "--likelihood", "Poisson", "--folder", "run", *QUICK]) == 0
-    assert main(["evaluate", "run", "--ks", "1"]) == 0
+    assert main(["evaluate", "--checks", "false", "run", "--ks", "1"]) == 0
     assert pyrovae.report.read_report("run").base_measure == "counting"
     assert "scores data stored as levels" in fails(
         capsys, "train", "--data", "counts.npy", "--likelihood", "Categorical"

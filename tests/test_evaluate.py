@@ -216,7 +216,7 @@ def test_the_measure_is_read_off_the_program_and_covariates_are_said() -> None:
     assert (counts.base_measure, density.base_measure) == ("counting", "Lebesgue")
     assert counts.bits_per_dimension == pytest.approx(-counts.iwae[-1].value / (3 * math.log(2)))
     assert density.bits_per_dimension is None
-    assert len(compare({"Poisson": counts, "normal": density}).blocks) == 2
+    assert len(compare({"Poisson": counts, "normal": density}, blocks=True).blocks) == 2
     assert "Estimates of log p(x), a log-probability" in str(counts)
     given = evaluate(*pair_observing(lambda z: dist.Poisson(z.exp())), (x, torch.zeros(20, 2)), ks=(1, 5), shown=False)
     assert given.num_covariates == 2
@@ -236,6 +236,6 @@ def test_bits_of_stored_values_are_compared_on_the_same_data_only() -> None:
         split = source.with_transform(digits.for_form(part.form).test.transform)
         evaluations[name] = evaluate(vae.model, vae.guide, split, ks=(1, 5), shown=False)
     two = {name: evaluations[name] for name in ("levels", "density")}
-    assert "code lengths of the same stored values" in str(compare(two))
+    assert "code lengths of the same stored values" in str(compare(two, blocks=True))
     others = {name: evaluations[name] for name in ("levels", "others")}
-    assert "code lengths of the same stored values" not in str(compare(others))
+    assert "code lengths of the same stored values" not in str(compare(others, blocks=True))

@@ -30,6 +30,7 @@ ROOMS = (
     ("bounds",),
     ("objectives",),
     ("training",),
+    ("diagnostics",),
     ("evaluate",),
     ("testing",),
     ("report",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,7 +23,8 @@ from torch import Tensor, nn
 
 from pyrovae import likelihoods, networks, posteriors, priors, report
 from pyrovae.data import Split
-from pyrovae.report import codes, images
+from pyrovae.report import codes, columns, dimensions
+from pyrovae.report.png import to_png
 from pyrovae.results import Epoch, Estimate, Evaluation, History
 from pyrovae.vae import VAE
 
@@ -106,7 +108,7 @@ def make_evaluation() -> Evaluation:
         kl=Estimate("KL", 500, 8.0, 0.1, 0.0),
         iwae=tuple(bounds),
         kl_methods={"z": "closed form"},
-        gaps={b.label: (b.value + 22.1, 0.02) for b in bounds if b.value is not None},
+        gains={b.label: (b.value + 22.1, 0.02) for b in bounds if b.value is not None},
         num_data=300,
         data="odd $name_$/test",
         data_hash="ab" * 32,
@@ -118,7 +120,6 @@ def make_evaluation() -> Evaluation:
         settings={},
         versions={},
         date="2026-01-01",
-        seconds=1.0,
     )
 
 
@@ -155,20 +156,38 @@ def pixel(figure: Figure, size: tuple[int, int], tile: tuple[int, int], at: tupl
     return canvas[int(place[0] / rows * canvas.shape[0]), int(place[1] / columns * canvas.shape[1])]
 
 
+FILES = {"index.html", "evaluation.json", "per_datum.safetensors", "evaluation.nc"}
+
+
+def written(folder: Path, vae: VAE, split: Split, history: History | None = None) -> tuple[Path, Evaluation]:
+    """Write a report of made-up numbers of a split."""
+    evaluation = replace(make_evaluation(), data_hash=split.hash())
+    path = report.write_report(folder, evaluation, model=vae.model, guide=vae.guide, data=split, history=history)
+    return path, evaluation
+
+
 @pytest.mark.parametrize("latent_dim", [1, 2, 5])
 def test_every_picture_of_images_renders(latent_dim: int, tmp_path: Path) -> None:
     vae, x = make_vae(latent_dim), binary_images()
-    split = Split(x, labels=torch.arange(len(x)) % 10, name="tiny/test")
-    folder = report.write_report(
-        tmp_path / "new" / "run", history=make_history(), evaluation=make_evaluation(), vae=vae, data=split
-    )
-    names = ["training", "ladder", "reconstructions", "samples", "latent_space", "traversals"]
-    numbers = {"evaluation.json", "per_datum.safetensors"}
-    assert set(os.listdir(folder)) == {f"{name}.png" for name in names} | numbers
-    for name in names:
-        picture = imread(folder / f"{name}.png")
+    labels = torch.arange(len(x)) % 10
+    figures = {
+        "training": report.training_curves(make_history()),
+        "ladder": report.ladder(make_evaluation()),
+        "reconstructions": report.reconstructions(vae, x),
+        "samples": report.samples(vae),
+        "latent_space": report.latent_space(vae, x, labels),
+        "traversals": report.traversals(vae, x),
+        "interpolations": report.interpolations(vae, x),
+        "thumbnails": report.thumbnails(vae, x, torch.rand(len(x))),
+    }
+    for figure in figures.values():
+        assert figure is not None
+        picture = imread(io.BytesIO(to_png(figure)))
         assert min(picture.shape[:2]) > 150
         assert picture[..., :3].std() > 0.02
+    folder, _ = written(tmp_path / "new" / "run", vae, Split(x, labels=labels, name="tiny/test"), make_history())
+    assert set(os.listdir(folder)) == FILES
+    assert (folder / "index.html").read_text().count("<figure ") == 7  # no thumbnails without k-hat
 
 
 def test_training_curves_show_the_history() -> None:
@@ -242,13 +261,13 @@ def test_ladder_leaves_out_what_is_none() -> None:
     evaluation = make_evaluation()
     bare = tuple(replace(bound, se_data=None, se_monte_carlo=None) for bound in evaluation.iwae)
     missing = replace(bare[1], value=None, why="not finite")
-    figure = report.ladder(replace(evaluation, iwae=(bare[0], missing, *bare[2:]), gaps={}))
+    figure = report.ladder(replace(evaluation, iwae=(bare[0], missing, *bare[2:]), gains={}))
     drawn(figure)
     (axes,) = figure.axes
     assert line(axes, "IWAE bound $L_K$")[:, 0].tolist() == [1, 50, 500]
     assert len(bars(axes, "Standard error over the data")) == len(bars(axes, "Monte Carlo standard error")) == 1
     nothing = Estimate("ELBO", 500, None, None, None, why="not finite")
-    figure = report.ladder(replace(evaluation, elbo=nothing, iwae=(missing,), gaps={missing.label: (None, None)}))
+    figure = report.ladder(replace(evaluation, elbo=nothing, iwae=(missing,), gains={missing.label: (None, None)}))
     drawn(figure)
     assert not any(len(entry.get_xydata()) for entry in figure.axes[0].lines)
 
@@ -256,7 +275,9 @@ def test_ladder_leaves_out_what_is_none() -> None:
 def test_ladder_labels_many_particle_numbers_without_overlap() -> None:
     ks = [2**i for i in range(14)]
     bound = make_evaluation().iwae[0]
-    figure = report.ladder(replace(make_evaluation(), iwae=tuple(replace(bound, num_particles=k) for k in ks), gaps={}))
+    figure = report.ladder(
+        replace(make_evaluation(), iwae=tuple(replace(bound, num_particles=k) for k in ks), gains={})
+    )
     drawn(figure)
     labels = [label for label in figure.axes[0].get_xticklabels() if label.get_text()]
     assert len(figure.axes[0].get_xticks()) == len(ks) + 1
@@ -287,7 +308,9 @@ def test_color_images_keep_their_colors() -> None:
     figure = report.reconstructions(vae, x)
     drawn(figure)
     shown = pixel(figure, (4, 6), (0, 1), (2, 5))
-    assert np.allclose(shown, x[1, :, 2, 5].numpy())
+    assert np.allclose(shown, [*x[1, :, 2, 5], 1.0])
+    (image,) = figure.axes[0].images
+    assert image.get_array()[0, 0, 3] == 0  # the frame lets the ground through, light or dark
 
 
 def test_samples_are_means_given_draws_from_the_prior() -> None:
@@ -303,7 +326,7 @@ def test_samples_are_means_given_draws_from_the_prior() -> None:
 
 def test_traversals_rank_dimensions_by_their_kl() -> None:
     vae, x = transparent_vae(PARAMS), torch.zeros(4, 1, 1, 5)
-    assert torch.allclose(codes.kl_to_standard_normal(*codes.codes(vae, x)), KL, rtol=0, atol=1e-12)
+    assert torch.allclose(dimensions.kl_of_normals(*codes.codes(vae, x)), KL, rtol=0, atol=1e-12)
     figure = report.traversals(vae, x, num_dims=3, num_values=5)
     assert figure is not None
     drawn(figure)
@@ -325,8 +348,8 @@ def test_traversals_refuse_to_show_nothing() -> None:
 
 
 def points(axes: Axes) -> np.ndarray:
-    """Return the scattered points in order, ``(N, 2)``, draws from the prior left out."""
-    found = [c for c in axes.collections if isinstance(c, PathCollection) and c.get_label() != "Prior, draws"]
+    """Return the scattered points in order, ``(N, 2)``."""
+    found = [c for c in axes.collections if isinstance(c, PathCollection)]
     together = np.concatenate([np.asarray(c.get_offsets()).reshape(-1, 2) for c in found])
     return together[np.lexsort(together.T)]
 
@@ -337,14 +360,16 @@ def test_latent_space_scatters_the_means_that_carry_most(latent_dim: int, num_la
     with torch.no_grad():
         vae.encoder.layers[-1].bias[2 * (latent_dim - 1)] = 3.0
         mean, stddev = vae.encode(x).mean, vae.encode(x).stddev
-    kl = codes.kl_to_standard_normal(mean, stddev)
+    kl = dimensions.kl_of_normals(mean, stddev)
     figure = report.latent_space(vae, x, torch.arange(63) % num_labels)
     drawn(figure)
     (axes,) = figure.axes
     dims = sorted(kl.argsort()[-2:].tolist())
     assert latent_dim - 1 in dims
-    assert axes.get_xlabel() == f"z[{dims[0]}]  (mean KL to N(0, 1): {kl[dims[0]]:.2f} nats)"
-    assert axes.get_ylabel() == f"z[{dims[1]}]  (mean KL to N(0, 1): {kl[dims[1]]:.2f} nats)"
+    name = "mean KL to the prior: " if latent_dim == 2 else ""
+    assert axes.get_xlabel() == f"z[{dims[0]}]  ({name}{kl[dims[0]]:.2f} nats)"
+    assert axes.get_ylabel() == f"z[{dims[1]}]  ({name}{kl[dims[1]]:.2f} nats)"
+    assert ("the largest mean KL to the prior" in axes.get_title("left")) == (latent_dim > 2)
     expected = mean[:, dims].numpy()
     assert np.allclose(points(axes), expected[np.lexsort(expected.T)])
     assert axes.get_aspect() == 1
@@ -389,16 +414,18 @@ class Shifted(priors.Prior):
         return dist.Normal(torch.full((self.latent_dim,), 5.0), 1.0).to_event(1)
 
 
-def test_another_prior_is_shown_by_draws() -> None:
+def test_a_normal_prior_is_shown_where_it_lies() -> None:
     vae = make_vae(3)
     vae.prior = Shifted(3)
     (axes,) = report.latent_space(vae, binary_images()).axes
-    assert not axes.lines
-    (draws,) = (c for c in axes.collections if c.get_label() == "Prior, draws")
-    assert np.allclose(np.mean(draws.get_offsets(), 0), 5, atol=0.1)
+    for circle, radius in zip(axes.lines, (1, 2), strict=True):
+        assert np.allclose(np.hypot(*(circle.get_xydata() - 5).T), radius)
     vae = make_vae(1)
     vae.prior = Shifted(1)
-    assert "Prior" in [text.get_text() for text in report.latent_space(vae, binary_images()).legends[0].get_texts()]
+    figure = report.latent_space(vae, binary_images())
+    prior = line(figure.axes[0], "Prior")
+    assert prior[prior[:, 1].argmax(), 0] == pytest.approx(5, abs=0.05)
+    assert "Prior" in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def test_pictures_leave_the_callers_random_stream() -> None:
@@ -432,8 +459,6 @@ def test_pictures_of_a_conditional_model(latent_dim: int, tmp_path: Path) -> Non
     )
     c = torch.stack([torch.arange(21.0), torch.full((21,), -4.0)], 1)
     data = Split(binary_images(21), name="few", covariates=c)
-    figures = report.folder.draw_report(history=None, evaluation=make_evaluation(), vae=vae, data=data)
-    assert set(figures) == {"ladder", "reconstructions", "samples", "latent_space", "traversals"}
     asked = []
     vae.decoder.register_forward_pre_hook(lambda module, args: asked.append(args))
     report.samples(vae, covariates=data.given, num=25)
@@ -441,8 +466,8 @@ def test_pictures_of_a_conditional_model(latent_dim: int, tmp_path: Path) -> Non
     assert torch.equal(given[:21], c)
     assert torch.equal(given[21:], c[:4])
     assert torch.allclose(z, given.sum(-1, keepdim=True).expand_as(z), atol=0.01)
-    path = report.write_report(tmp_path, history=None, evaluation=make_evaluation(), vae=vae, data=data)
-    assert (path / "traversals.png").exists()
+    path, _ = written(tmp_path, vae, data)
+    assert (path / "index.html").read_text().count("<figure ") == 5  # no data of the same covariates to go between
 
 
 def test_modules_stay_in_their_mode_and_are_seen_in_evaluation_mode() -> None:
@@ -466,22 +491,17 @@ def test_tabular_data_have_a_scatter_in_the_place_of_images(tmp_path: Path) -> N
         (scatter,) = (c for c in axes.collections if isinstance(c, PathCollection))
         expected = np.column_stack([x[:, column], means[:, column]])
         assert np.array_equal(scatter.get_offsets(), expected)
-    folder = report.write_report(
-        tmp_path, history=None, evaluation=make_evaluation(), vae=vae, data=Split(x, name="columns/test")
-    )
-    pictures = {path.name for path in folder.glob("*.png")}
-    assert pictures == {"ladder.png", "reconstructions.png", "latent_space.png"}
+    folder, _ = written(tmp_path, vae, Split(x, name="columns/test"))
+    assert (folder / "index.html").read_text().count("<figure ") == 3
     assert (
-        len(report.reconstructions(make_vae(2, likelihoods.Gaussian((11,))), torch.randn(5, 11)).axes) == images.COLUMNS
+        len(report.reconstructions(make_vae(2, likelihoods.Gaussian((11,))), torch.randn(5, 11)).axes)
+        == columns.COLUMNS
     )
 
 
 def test_the_numbers_come_back_and_a_changed_file_is_refused(tmp_path: Path) -> None:
     vae, x = make_vae(2, likelihoods.Gaussian((3,))), torch.randn(20, 3)
-    evaluation = make_evaluation()
-    folder = report.write_report(
-        tmp_path, history=None, evaluation=evaluation, vae=vae, data=Split(x, name="columns/test")
-    )
+    folder, evaluation = written(tmp_path, vae, Split(x, name="columns/test"))
     back = report.read_report(tmp_path)
     assert back == evaluation
     assert back.per_datum.keys() == evaluation.per_datum.keys()

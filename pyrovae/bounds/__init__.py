@@ -1,6 +1,8 @@
-"""Estimates of log p(x) from particles: the ELBO with its terms apart, and the ladder of IWAE bounds."""
+"""Estimates of log p(x): the ELBO with its terms apart, the ladder of IWAE bounds, and annealing from both sides."""
 
+from pyrovae.bounds.ais import ais
+from pyrovae.bounds.bdmc import bdmc
 from pyrovae.bounds.elbo import ElboTerms, elbo
 from pyrovae.bounds.iwae import iwae, log_mean_exp, monte_carlo_variances
 
-__all__ = ["ElboTerms", "elbo", "iwae", "log_mean_exp", "monte_carlo_variances"]
+__all__ = ["ElboTerms", "ais", "bdmc", "elbo", "iwae", "log_mean_exp", "monte_carlo_variances"]

@@ -1,4 +1,4 @@
-"""The command line: ``pyrovae train | evaluate | generate``, thin over the library."""
+"""The command line: ``pyrovae train | evaluate | compare | generate``, thin over the library."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
+from pyrovae.cli.compare import compare_runs
 from pyrovae.cli.evaluate import evaluate_run
 from pyrovae.cli.generate import generate
 from pyrovae.cli.train import train
@@ -20,6 +21,7 @@ Variational autoencoders as Pyro programs, judged by bounds on log p(x).
 
   pyrovae train       fit a VAE and keep it in a run folder
   pyrovae evaluate    report its ELBO beside its IWAE bounds, with pictures
+  pyrovae compare     put evaluated runs side by side, paired datum by datum
   pyrovae generate    draw data from it
 
 pyrovae COMMAND --help lists the options. A first round, without any network:
@@ -42,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    commands = {"train": train, "evaluate": evaluate_run, "generate": generate}
+    commands = {"train": train, "evaluate": evaluate_run, "compare": compare_runs, "generate": generate}
     if not words or words[0] in ("-h", "--help", "help"):
         sys.stdout.write(USAGE)
         return 0 if words else 2

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pyrovae.cli.data import add_data, add_run, data_of, load_run
 from pyrovae.cli.options import Parser
 from pyrovae.data import fingerprint
-from pyrovae.evaluate import evaluate
+from pyrovae.evaluate import Checks, evaluate
 from pyrovae.report import write_report
+from pyrovae.report.folder import UNFINISHED
 from pyrovae.training.options import choose_device
 
 
@@ -37,6 +38,10 @@ def evaluate_run(argv: Sequence[str]) -> None:
     group.add_argument(
         "--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps (default: auto)"
     )
+    group.add_argument(
+        "--checks", choices=("true", "false"), default="true", help="find out what follows too (default: true)"
+    )
+    parser.add_record("checks, on the first of the data", Checks)
     add_run(parser)
     options = parser.options(argv)
     run = load_run(options)
@@ -46,15 +51,31 @@ def evaluate_run(argv: Sequence[str]) -> None:
         sys.stdout.write("note: these are not the data that the run was trained on\n")
     split = getattr(data, options["split"])
     split = split if options["num_data"] is None else split.first(options["num_data"])
-    evaluation = evaluate(
-        vae.model,
-        vae.guide,
-        split,
-        ks=tuple(options["ks"]),
-        batch_size=options["batch_size"],
-        seed=options["seed"],
-        device=options["device"],
-    )
+    checks = Checks(**{name: options[name] for name in Checks.__dataclass_fields__})
+    try:
+        evaluation = evaluate(
+            vae.model,
+            vae.guide,
+            split,
+            ks=tuple(options["ks"]),
+            checks=checks if options["checks"] == "true" else None,
+            batch_size=options["batch_size"],
+            seed=options["seed"],
+            device=options["device"],
+            journal=run.folder.path / UNFINISHED,
+        )
+    except KeyboardInterrupt:
+        sys.stderr.write("\nTo go on: the same command again\n")
+        raise
     sys.stdout.write(f"{evaluation}\n")
-    folder = write_report(run.folder.path, history=run.history, evaluation=evaluation, vae=vae.cpu(), data=split)
-    sys.stdout.write(f"\nreport: {folder}\n")
+    vae.cpu()
+    folder = write_report(
+        run.folder.path,
+        evaluation,
+        model=vae.model,
+        guide=vae.guide,
+        data=split,
+        history=run.history,
+        settings=run.config,
+    )
+    sys.stdout.write(f"\nreport: {folder / 'index.html'}\n")

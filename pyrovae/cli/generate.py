@@ -10,8 +10,8 @@ import numpy as np
 
 from pyrovae.cli.data import add_run, load_run
 from pyrovae.cli.options import Parser
-from pyrovae.report.folder import to_png
 from pyrovae.report.images import is_image, samples
+from pyrovae.report.png import to_png
 
 
 def generate(argv: Sequence[str]) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+
+FACTORS = 8  # probabilities of at least a half that are multiplied before a logarithm is taken
+BLOCK_ELEMENTS = 2**17  # elements summed at once on a CPU: what falls out of its cache costs more than the arithmetic
 
 
 class BinaryBernoulli(dist.Bernoulli):
@@ -24,6 +28,31 @@ class BinaryBernoulli(dist.Bernoulli):
             self._validate_sample(value)
         logits, value = torch.broadcast_tensors(self.logits, value)
         return _LogProb.apply(logits, value)
+
+    def log_prob_sum(self, value: Tensor, num_dims: int) -> Tensor:
+        """Return the log-probability summed over the last axes, without gradients and with few logarithms.
+
+        ``sum_i log p(x_i) = sum_i (x_i l_i - max(l_i, 0)) + log prod_i sigmoid(|l_i|)``
+
+        The factors lie between 1/2 and 1, so that a product of eight cannot underflow. The error is that of float32 in
+        each element; the sums are in float64.
+
+        Args:
+            value: x, zeros and ones, of a shape that broadcasts against the batch shape.
+            num_dims: n, how many axes to sum over, at least 1.
+
+        Returns:
+            The batch shape without its last n axes, nats, in float64 where the device has it.
+
+        """
+        if self._validate_args:
+            self._validate_sample(value)
+        with torch.no_grad():
+            logits, value = (x.flatten(-num_dims) for x in torch.broadcast_tensors(self.logits, value))
+            out = logits.new_empty(
+                logits.shape[:-1], dtype=torch.float32 if logits.device.type == "mps" else torch.float64
+            )
+            return _sum_into(out, logits, value)
 
 
 class _LogProb(torch.autograd.Function):
@@ -48,3 +77,32 @@ class _LogProb(torch.autograd.Function):
             (value - logits.sigmoid()).mul_(gradient) if for_logits else None,
             gradient * logits if for_value else None,
         )
+
+
+def _sum_into(out: Tensor, logits: Tensor, value: Tensor) -> Tensor:
+    """Write the log-probabilities of logits and values ``(*batch, E)`` into ``(*batch,)``, block by block."""
+    limit = BLOCK_ELEMENTS if logits.device.type == "cpu" else logits.numel()
+    per_row = math.prod(logits.shape[1:])
+    if logits.ndim > 2 and per_row > limit:
+        for row in zip(out, logits, value, strict=True):
+            _sum_into(*row)
+    elif logits.ndim == 1:
+        _sum_into(out.unsqueeze(0), logits.unsqueeze(0), value.unsqueeze(0))
+    else:
+        size = max(1, limit // max(1, per_row))
+        buffers = [torch.empty_like(logits[:size], memory_format=torch.contiguous_format) for _ in range(2)]
+        for parts in zip(out.split(size), logits.split(size), value.split(size), strict=True):
+            _sum_block(*parts, *(buffer[: len(parts[0])] for buffer in buffers))
+    return out
+
+
+def _sum_block(out: Tensor, logits: Tensor, value: Tensor, misses: Tensor, hits: Tensor) -> None:
+    """Write the log-probabilities of one block; the last two arguments are memory of the logits' shape."""
+    torch.clamp_min(logits, 0, out=misses).addcmul_(logits, value, value=-1)  # max(l, 0) - x l, exactly 0 at a hit
+    torch.abs(logits, out=hits).sigmoid_()
+    groups = hits.shape[-1] // FACTORS
+    if groups:
+        products = hits[..., : groups * FACTORS].unflatten(-1, (FACTORS, groups)).prod(-2)
+        rest = hits[..., groups * FACTORS :]
+        hits = torch.cat([products, rest], -1) if rest.shape[-1] else products
+    torch.sum(hits.log_(), -1, dtype=out.dtype, out=out).sub_(misses.sum(-1, dtype=out.dtype))

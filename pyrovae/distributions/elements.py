@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+
+
+@runtime_checkable
+class SumsElements(Protocol):
+    """A distribution of elements that sums their log-probabilities in fewer operations than one by one.
+
+    Particles are scored by it where no gradient is asked for. It must agree with ``log_prob`` to rounding.
+    """
+
+    def log_prob_sum(self, value: Tensor, num_dims: int) -> Tensor:
+        """Return the log-probability summed over the last axes, one or more, in nats and float64."""
+        ...
 
 
 class Elements(dist.Independent):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import math
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ from pyrovae import memory
 from pyrovae.bounds.iwae import check_ladder
 from pyrovae.data import Data, Split, fingerprint, transforms
 from pyrovae.data.batches import Rows, Source
+from pyrovae.diagnostics import summarize_weights
+from pyrovae.evaluate.checks import Checks, run_checks
 from pyrovae.evaluate.journal import Journal
 from pyrovae.evaluate.reduced import VARIANCE, reduced
 from pyrovae.pair import Pair, Program, find_modules, take_rows
@@ -37,6 +38,7 @@ def evaluate(
     data: Data | Source,
     *,
     ks: Sequence[int] = (1, 5, 50, 500, 5000),
+    checks: Checks | None = None,
     batch_size: int | None = None,
     chunk_size: int | None = None,
     seed: int = 0,
@@ -57,6 +59,7 @@ def evaluate(
         data: a data set, whose test part is evaluated; or one split, the data ``(N, ...)`` themselves, or a tuple of
             them and of what travels with them along the plate.
         ks: numbers of particles K, each dividing the next.
+        checks: what is found out beside the bounds, such as AIS, and on how many data; nothing if None.
         batch_size: data whose particles are drawn together; chosen by the largest K if None.
         chunk_size: rows, a datum with K particles counting K, that the model scores at once; chosen by the size of a
             datum if None.
@@ -83,7 +86,6 @@ def evaluate(
     for name, value in (("batch_size", batch_size), ("chunk_size", chunk_size)):
         if value is not None and value < 1:
             raise ValueError(f"{name} is at least 1, but received {value}")
-    started = time.perf_counter()
     source = data.test if isinstance(data, Data) else data
     rows = Rows(source)
     require_form(model, source)
@@ -101,6 +103,7 @@ def evaluate(
     few = tuple(argument[:3].to(where) for argument in args)
     settings = {"batch_size": batch_size, "device": str(where), "dtype": str(args[0].dtype).removeprefix("torch.")}
     data_hash = rows.hash()
+    name = source.name if isinstance(source, Split) else "tensors"
     with (
         inspected(model, guide, few, modules=found, everything=lambda: _moved(args, where)) as pair,
         torch.no_grad(),
@@ -126,6 +129,21 @@ def evaluate(
             finished.write()
         methods, measure = dict(pair.kl), pair.base_measure
     per_datum = {name: torch.cat([part[name] for part in parts], -1) for name in parts[0]}
+    checked = None
+    if checks is not None:
+        checked = run_checks(
+            model,
+            guide,
+            _moved(args, where),
+            checks,
+            name=name,
+            tightest=_estimate("IWAE", ks[-1], per_datum),
+            per_datum=per_datum,
+            variances=per_datum[f"{VARIANCE}L_{ks[-1]}"],
+            seed=seed,
+            modules=found,
+            shown=shown,
+        )
     finished.remove()
     ladder = tuple(_estimate("IWAE", k, per_datum) for k in ks)
     return Evaluation(
@@ -136,7 +154,7 @@ def evaluate(
         kl_methods=methods,
         gains={f"L_{k}": mean_and_error(per_datum[f"L_{k}"] - per_datum["ELBO"]) for k in ks},
         num_data=len(rows),
-        data=source.name if isinstance(source, Split) else "tensors",
+        data=name,
         data_hash=data_hash,
         data_transform=source.transform.describe() if isinstance(source, Split) else None,
         base_measure=measure,
@@ -146,10 +164,11 @@ def evaluate(
         settings=settings,
         versions=versions(),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        seconds=round(time.perf_counter() - started, 2),
         stored_hash=fingerprint(source.stored) if isinstance(source, Split) else None,
         num_covariates=sum(argument[0].numel() for argument in args[1:]),
-        per_datum={name: value for name, value in per_datum.items() if not name.startswith(VARIANCE)},
+        weights=summarize_weights(per_datum, ks=ks),
+        checked=checked,
+        per_datum={label: value for label, value in per_datum.items() if not label.startswith(VARIANCE)},
     )
 
 

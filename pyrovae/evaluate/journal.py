@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -11,6 +12,8 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
+
+logger = logging.getLogger("pyrovae")
 
 SECONDS_BETWEEN_WRITES = 10.0
 KEY = "evaluation"
@@ -63,13 +66,17 @@ class Journal:
         sizes = [next(iter(part.values())).shape[-1] for part in self._parts]
         values = {name: torch.cat([part[name] for part in self._parts], -1) for name in self._parts[0]}
         content = safetensors.torch.save(values | {"sizes": torch.tensor(sizes)}, metadata={KEY: self.key})
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(f".{self.path.name}.new")
-        temporary.write_bytes(content)
-        os.replace(temporary, self.path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(content)
+            os.replace(temporary, self.path)
+        except OSError as error:
+            logger.warning("finished batches cannot be kept for another time: %s", error)
+            self.path = None
         self._written, self._last = len(self._parts), time.monotonic()
 
     def remove(self) -> None:
         """Remove the file: the evaluation is finished."""
-        if self.path is not None:
+        if self.path is not None and self.path.parent.is_dir():
             self.path.unlink(missing_ok=True)

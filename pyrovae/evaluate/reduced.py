@@ -8,13 +8,16 @@ import torch
 from torch import Tensor
 
 from pyrovae.bounds.iwae import iwae, monte_carlo_variances
+from pyrovae.diagnostics import weight_diagnostics
 from pyrovae.scoring import Block
 
 VARIANCE = "variance of "
 
 
 def reduced(found: Iterator[Block], ks: Sequence[int]) -> dict[str, Tensor]:
-    """Return the bounds of each datum ``(B,)`` of one batch and their Monte Carlo variances ``(C, B)``, on the CPU."""
+    """Return the bounds of each datum ``(B,)`` of one batch, their Monte Carlo variances ``(C, B)``, and diagnostics of
+    its weights ``(B,)``, on the CPU.
+    """
     collected: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
     for block in found:
         kl = sum(block.kl.values(), torch.zeros_like(block.log_prior))
@@ -30,4 +33,4 @@ def reduced(found: Iterator[Block], ks: Sequence[int]) -> dict[str, Tensor]:
     for k, bound in zip(ks, iwae(weights, ks), strict=True):
         result[f"L_{k}"] = bound
         result[f"{VARIANCE}L_{k}"] = monte_carlo_variances(weights, k)
-    return result
+    return result | weight_diagnostics(weights)

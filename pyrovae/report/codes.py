@@ -1,4 +1,4 @@
-"""What the posterior says about given data: moments of the code, and what each latent dimension carries."""
+"""What the posterior says about given data, and what they are given with."""
 
 from __future__ import annotations
 
@@ -43,12 +43,16 @@ def first_rows(tensor: Tensor, num: int) -> Tensor:
     return tensor[torch.arange(num, device=tensor.device) % len(tensor)]
 
 
-def kl_to_standard_normal(mean: Tensor, stddev: Tensor) -> Tensor:
-    """Return for each latent dimension the mean over data of KL(N(mean, stddev^2) || N(0, 1)), ``(D,)``, nats.
+def condition(covariates: Sequence[Tensor], row: int) -> str:
+    """Return the covariates of one datum in a word or two: the class of a one-hot row, or at most two numbers.
 
     Args:
-        mean: ``(N, D)``.
-        stddev: ``(N, D)``.
+        covariates: ``(N, ...)`` each.
+        row: of the datum.
 
     """
-    return (0.5 * (mean**2 + stddev**2 - 1) - stddev.log()).mean(0)
+    values = torch.cat([covariate[row].flatten().cpu().double() for covariate in covariates])
+    if len(values) > 1 and bool(((values == 0) | (values == 1)).all()) and values.sum() == 1:
+        return f"class {int(values.argmax())}"
+    numbers = [f"{value:.3g}".replace("-", "\N{MINUS SIGN}") for value in values[:2].tolist()]
+    return f"c = {numbers[0]}" if len(values) == 1 else f"({', '.join(numbers)}{', ...' if len(values) > 2 else ''})"

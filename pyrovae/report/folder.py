@@ -2,50 +2,97 @@
 
 from __future__ import annotations
 
-import io
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
-from matplotlib.figure import Figure
+from torch import nn
 
-from pyrovae.data.splits import Split
-from pyrovae.report.bounds import ladder
-from pyrovae.report.curves import training_curves
-from pyrovae.report.images import reconstructions, samples, traversals
-from pyrovae.report.latents import latent_space
-from pyrovae.report.style import styled
+from pyrovae.data import Split
+from pyrovae.data.batches import Rows, Source
+from pyrovae.pair import Program
+from pyrovae.particles import particles
+from pyrovae.report.page import render
+from pyrovae.report.sections import Shown, headlines, sections
+from pyrovae.report.tree import to_datatree, to_netcdf
 from pyrovae.results import Evaluation, History
+from pyrovae.results.record import tensors_of
+from pyrovae.sandbox import forked_random, stream_seed
 from pyrovae.training.folder import RunFolder
 from pyrovae.vae import VAE
 
 REPORT = "report"
-DOTS_PER_INCH = 150
+UNFINISHED = f"{REPORT}/unfinished.safetensors"
+DATA, PARTICLES, DRAWS = 100, 1000, 200  # of evaluation.nc
+HARDNESS = ("khat", "ESS", "largest weight")
 
 
-def write_report(folder: str | Path, *, history: History | None, evaluation: Evaluation, vae: VAE, data: Split) -> Path:
-    """Write the numbers and pictures of an evaluation into a run folder, and their hashes into its manifest.
+def write_report(
+    folder: str | Path,
+    evaluation: Evaluation,
+    *,
+    model: Program,
+    guide: Program,
+    data: Source,
+    history: History | None = None,
+    settings: Mapping[str, Any] | None = None,
+    modules: Iterable[nn.Module] = (),
+) -> Path:
+    """Write an evaluation into a run folder as one page that needs nothing else, and its numbers beside it.
+
+    The same evaluation of the same pair gives the same files, to the byte.
 
     Args:
         folder: of the run; it need not hold one yet.
-        history: what training showed, None where that is not known.
         evaluation: the estimates.
-        vae: the model.
-        data: what pictures are drawn of, in its fixed form.
+        model: that was evaluated; pictures of data take that of a `VAE`.
+        guide: that was evaluated.
+        data: that were evaluated.
+        history: what training showed, None where that is not known.
+        settings: of the run, to be listed.
+        modules: those used by the programs that cannot be found from them.
 
     Returns:
-        The folder ``report`` inside it: ``evaluation.json``, ``per_datum.safetensors``, and of ``training.png``,
-        ``ladder.png``, ``reconstructions.png``, ``samples.png``, ``latent_space.png``, ``traversals.png`` what applies.
+        The folder ``report`` inside it: ``index.html``, ``evaluation.json``, ``per_datum.safetensors`` with the values
+        per datum, and ``evaluation.nc``, draws from p(z | x) for the first data in the groups that ArviZ reads.
 
     Raises:
-        ValueError: if the folder cannot be written to.
+        ValueError: if the folder cannot be written to, or the data are not those that were evaluated.
+
+    Example:
+        >>> write_report("runs/first", evaluation, model=vae.model, guide=vae.guide, data=data.test)
 
     """
+    rows = Rows(data)
+    if rows.hash() != evaluation.data_hash:
+        raise ValueError(
+            f"the report shows the data that were evaluated, {evaluation.data}, but received others (their SHA-256 "
+            "differ); give the split that evaluate was given"
+        )
+    x, *covariates = rows.fixed()
+    owner = getattr(model, "__self__", None)
+    shown = Shown(
+        evaluation,
+        vae=owner if isinstance(owner, VAE) else None,
+        x=x,
+        covariates=tuple(covariates),
+        labels=data.labels if isinstance(data, Split) else None,
+        history=history,
+        settings=settings,
+    )
+    page = render(
+        sections(shown),
+        title=f"log {evaluation.density} of {evaluation.data}",
+        date=evaluation.date,
+        summary=headlines(evaluation),
+    )
     files = {
+        "index.html": page.encode(),
         "evaluation.json": evaluation.to_json().encode(),
-        "per_datum.safetensors": safetensors.torch.save(evaluation.per_datum),
+        "per_datum.safetensors": safetensors.torch.save({name: values.clone() for name, values in tensors_of(evaluation).items()}),
+        "evaluation.nc": _draws(shown, model, guide, modules),
     }
-    for name, figure in draw_report(history=history, evaluation=evaluation, vae=vae, data=data).items():
-        files[f"{name}.png"] = to_png(figure)
     run = RunFolder(folder)
     run.write({f"{REPORT}/{name}": content for name, content in files.items()})
     return run.path / REPORT
@@ -55,7 +102,7 @@ def read_report(folder: str | Path) -> Evaluation:
     """Read the evaluation that `write_report` wrote into a run folder, values per datum included.
 
     Raises:
-        ValueError: if there is none, or its files were changed.
+        ValueError: if there is none, its files were changed, or another version of pyrovae wrote them.
 
     """
     run = RunFolder(folder)
@@ -63,23 +110,32 @@ def read_report(folder: str | Path) -> Evaluation:
     return Evaluation.from_json(run.read(f"{REPORT}/evaluation.json").decode(), values)
 
 
-def draw_report(*, history: History | None, evaluation: Evaluation, vae: VAE, data: Split) -> dict[str, Figure]:
-    """Draw every picture that applies, by name; the arguments are those of `write_report`."""
-    x = data.fixed()
-    figures = {
-        "training": training_curves(history) if history and history.epochs else None,
-        "ladder": ladder(evaluation),
-        "reconstructions": reconstructions(vae, x, covariates=data.given),
-        "samples": samples(vae, covariates=data.given),
-        "latent_space": latent_space(vae, x, data.labels, covariates=data.given),
-        "traversals": traversals(vae, x, covariates=data.given),
-    }
-    return {name: figure for name, figure in figures.items() if figure is not None}
-
-
-@styled
-def to_png(figure: Figure) -> bytes:
-    """Return a picture as the content of a PNG file."""
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=DOTS_PER_INCH)
-    return image.getvalue()
+def _draws(shown: Shown, model: Program, guide: Program, modules: Iterable[nn.Module]) -> bytes:
+    """Return the content of ``evaluation.nc``."""
+    evaluation = shown.evaluation
+    first = slice(0, DATA)
+    args = tuple(tensor[first] for tensor in (shown.x, *shown.covariates))
+    with forked_random(stream_seed(evaluation.seed, "draws"), args[0].device):
+        record = particles(
+            model, guide, *args, num_particles=min(PARTICLES, evaluation.iwae[-1].num_particles), modules=modules
+        )
+    bounds = {estimate.label: estimate.value for estimate in evaluation.estimates}
+    tree = to_datatree(
+        record,
+        args[0],
+        covariates=args[1:],
+        labels=None if shown.labels is None else shown.labels[first],
+        per_datum={name: evaluation.per_datum[name][first] for name in HARDNESS if name in evaluation.per_datum},
+        attributes={
+            **bounds,
+            "data": evaluation.data,
+            "data_hash": evaluation.data_hash,
+            "base_measure": evaluation.base_measure,
+            "seed": evaluation.seed,
+            **{f"{name} version": version for name, version in evaluation.versions.items()},
+        },
+        num_draws=DRAWS,
+        seed=evaluation.seed,
+        leave_out=True,
+    )
+    return to_netcdf(tree)

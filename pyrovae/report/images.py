@@ -1,52 +1,73 @@
-"""Pictures of data: reconstructions, samples and traversals, each tiled into one canvas."""
+"""Pictures of data as the model sees them: reconstructions, samples, traversals and interpolations."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-import matplotlib
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyrovae.report.codes import codes, device_of, first_rows, kl_to_standard_normal
-from pyrovae.report.style import FAINT, FIRST, blank, dress, styled
+from pyrovae.report.codes import codes, condition, device_of, first_rows
+from pyrovae.report.columns import scatter
+from pyrovae.report.dimensions import carried, prior_spread
+from pyrovae.report.style import styled
+from pyrovae.report.tiles import draw_tiles, is_image, limits_of, require_positive
 from pyrovae.vae import VAE
 
-WIDTH = 8.0  # inches, of a full row of tiles
-PIXELS = 64  # least number on the longer side of a tile, so that its frame can be thin
-FRAME = 0.02  # of a tile's side
-BACKGROUND = 0.88  # between black, 0, and white, 1
-RECONSTRUCTIONS = "Data and their reconstructions from the posterior mean of z"
-COLUMNS = 9  # of tabular data
-POINTS = 2000  # in a scatter
+POINTS = 2000  # tabular data in a scatter
+REACH = 2.5  # standard deviations of the prior that a traversal goes to either side
+SHORT = 10  # letters of a condition that fit below a tile
 
 
 @styled
-def reconstructions(vae: VAE, x: Tensor, *, covariates: Sequence[Tensor] = (), num: int = 10) -> Figure:
+def reconstructions(
+    vae: VAE,
+    x: Tensor,
+    *,
+    covariates: Sequence[Tensor] = (),
+    num: int = 10,
+    order: Tensor | None = None,
+    what: str = "gap (nats)",
+) -> Figure | None:
     """Draw data above E[x | z] at the mean z of their posterior.
 
-    Data that are not images are drawn as a scatter of E[x | z] over x, for the first 9 columns and the first 2000 data.
+    Given one value per datum, images are chosen evenly over the order of these values, the smallest and the largest
+    among them, with the value below each. Data that are not images are drawn as a scatter of E[x | z] over x, for the
+    first 9 columns and 2000 data; given values, the tenth of them with the largest is told from the others.
 
     Args:
         vae: the model.
         x: ``(N, *x_shape)``; images are ``(C, H, W)`` with C of 1 or 3, or ``(H, W)``.
         covariates: ``(N, ...)`` each, of a conditional model.
         num: how many images are shown.
+        order: ``(N,)``; data whose value is not finite are left out and counted. The first data are shown if None.
+        what: the values are, with their unit.
+
+    Returns:
+        The picture, None where no value is finite.
 
     """
-    _require_positive(num=num)
-    args = [tensor[: num if is_image(vae) else POINTS].to(device_of(vae)) for tensor in (x, *covariates)]
-    shown, means = args[0], vae.reconstruct(*args).cpu()
-    shown = shown.cpu()
+    require_positive(num=num)
+    most = num if is_image(vae) else POINTS
+    rows = torch.arange(len(x))[:most] if order is None else spread(order, most)
+    if not len(rows):
+        return None
+    shown, *given = (tensor[rows.to(tensor.device)].to(device_of(vae)) for tensor in (x, *covariates))
+    means, shown = vae.reconstruct(shown, *given).cpu(), shown.cpu()
+    bar = "z, c" if covariates else "z"
+    title = f"Data and their reconstructions $E[x \\mid {bar}]$ from the posterior mean of z"
     if not is_image(vae):
-        return _scatter(shown.flatten(1), means.flatten(1))
-    return _draw(
+        return scatter(shown, means, title=title, values=None if order is None else order.cpu()[rows], what=what)
+    labels = [] if order is None else [number(value) for value in order.cpu()[rows].tolist()]
+    return draw_tiles(
         torch.stack([shown, means]),
-        limits=_limits(vae, shown),
-        title=RECONSTRUCTIONS,
-        row_labels=["Data $x$", "$E[x \\mid z]$"],
+        limits=limits_of(vae, shown),
+        title=title,
+        row_labels=["Data $x$", f"$E[x \\mid {bar}]$"],
+        column_labels=with_conditions(labels, covariates, rows.tolist()),
+        note="" if order is None else _order_in_words(order, what, len(rows)),
     )
 
 
@@ -71,8 +92,10 @@ def samples(
     columns = math.ceil(math.sqrt(num))
     missing = images.new_full((-num % columns, *images.shape[1:]), math.nan)
     grid = torch.cat([images, missing]).unflatten(0, (-1, columns))  # (rows, columns, *x_shape)
-    title = "Means $E[x \\mid z]$ (not draws of x) for z from the prior" if mean else "Draws of x from the model"
-    return _draw(grid, limits=_limits(vae, images), title=title)
+    bar, prior = ("z, c", "p(z | c)" if vae.prior.conditional else "the prior") if given else ("z", "the prior")
+    title = f"Means $E[x \\mid {bar}]$ (not draws of x) for z from {prior}" if mean else "Draws of x from the model"
+    title += "\ngiven the covariates c of the first data" if given else ""
+    return draw_tiles(grid, limits=limits_of(vae, images), title=title)
 
 
 @styled
@@ -81,121 +104,125 @@ def traversals(
 ) -> Figure | None:
     """Draw E[x | z] with one dimension of z moved at a time; None for data that are not images.
 
-    Rows are the latent dimensions with the largest KL from the posterior to N(0, 1), averaged over the data. The
-    others stay at the posterior mean of the first datum.
+    Rows are the latent dimensions that carry most, by `pyrovae.report.dimensions.carried`. Each takes values from 2.5
+    standard deviations of the prior below its mean to 2.5 above; the others stay at the posterior mean of the first
+    datum. A conditional model is given the covariates of that datum throughout.
 
     Args:
         vae: the model.
         x: ``(N, *x_shape)``.
         covariates: ``(N, ...)`` each, of a conditional model.
         num_dims: how many latent dimensions are shown at most.
-        num_values: how many values each takes, from -2.5 to 2.5.
+        num_values: how many values each takes.
 
     """
     if not is_image(vae):
         return None
-    _require_positive(num_dims=num_dims, num_values=num_values)
-    kl = kl_to_standard_normal(*codes(vae, x, covariates))
-    dims = kl.argsort(descending=True, stable=True)[:num_dims].tolist()
-    values = torch.linspace(-2.5, 2.5, num_values)
+    require_positive(num_dims=num_dims, num_values=num_values)
+    carry = carried(vae, *codes(vae, x, covariates), covariates)
+    dims = carry.ranked[:num_dims]
+    loc, scale = prior_spread(vae, [covariate[:1] for covariate in covariates])
+    steps = torch.linspace(-REACH, REACH, num_values, dtype=loc.dtype)
     datum = [tensor[0].to(device_of(vae)) for tensor in (x, *covariates)]
-    moved = vae.traverse(*datum, dims=dims, values=values).cpu()
-    figure = _draw(
+    rows = [vae.traverse(*datum, dims=[dim], values=loc[dim] + steps * scale[dim]) for dim in dims]
+    moved = torch.cat(rows).cpu()
+    bar = "z, c" if covariates else "z"
+    title = f"$E[x \\mid {bar}]$ with one dimension of z moved at a time,\n"
+    title += f"given c of the first datum, {condition(covariates, 0)};\n" if covariates else ""
+    standard = bool((loc == 0).all() and (scale == 1).all())
+    places = "" if standard else "  {} \N{PLUS-MINUS SIGN} {:.2f}"
+    return draw_tiles(
         moved,
-        limits=_limits(vae, moved),
-        title="$E[x \\mid z]$ with one dimension of z moved at a time, by mean KL to N(0, 1)",
-        row_labels=[f"z[{dim}]  ({kl[dim]:.2f} nats)" for dim in dims],
-        column_labels=[f"{value:.2f}".replace("-", "\N{MINUS SIGN}") for value in values.tolist()],
+        limits=limits_of(vae, moved),
+        title=f"{title}those that carry most first, by {carry.name}",
+        row_labels=[
+            f"z[{dim}]{places.format(number(loc[dim].item()), scale[dim].item())}  ({carry.text(dim)})" for dim in dims
+        ],
+        column_labels=[number(step) for step in steps.tolist()],
+        note="Value of the moved dimension"
+        if standard
+        else "Standard deviations of the prior from its mean\n(mean $\\pm$ standard deviation beside each row)",
     )
-    figure.axes[0].set_xlabel("Value of the moved dimension")
-    return figure
 
 
-def is_image(vae: VAE) -> bool:
-    """Return whether data are ``(H, W)``, or ``(C, H, W)`` with one channel or three."""
-    shape = vae.likelihood.x_shape
-    return len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))
+@styled
+def interpolations(
+    vae: VAE, x: Tensor, *, covariates: Sequence[Tensor] = (), num: int = 6, num_steps: int = 8
+) -> Figure | None:
+    """Draw E[x | z] along the straight line between the codes of two data, the data themselves at its ends.
 
-
-def tile(images: Tensor) -> Tensor:
-    """Lay images out in one, enlarged if they are small, each in a thin frame of NaN.
+    Pairs are neighbors in the data; of a conditional model, data that have the same covariates.
 
     Args:
-        images: ``(rows, columns, *x_shape)``.
+        vae: the model.
+        x: ``(N, *x_shape)``.
+        covariates: ``(N, ...)`` each, of a conditional model.
+        num: how many pairs are shown at most.
+        num_steps: points on each line, both codes included.
 
     Returns:
-        ``(rows * height, columns * width)`` or, in color, ``(rows * height, columns * width, 3)``.
+        The picture, None for data that are not images or where there is no pair.
 
     """
-    rows, columns, *_, height, width = images.shape
-    factor = math.ceil(PIXELS / max(height, width))
-    frame = math.ceil(factor * max(height, width) * FRAME)
-    large = images.reshape(rows, columns, -1, height, width)
-    large = large.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
-    large = torch.nn.functional.pad(large, (frame, frame, frame, frame), value=math.nan)
-    return large.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).squeeze(-1)  # (rows * height, columns * width[, 3])
-
-
-def _draw(
-    images: Tensor,
-    *,
-    limits: tuple[float, float],
-    title: str,
-    row_labels: Sequence[str] = (),
-    column_labels: Sequence[str] = (),
-) -> Figure:
-    """Draw images ``(rows, columns, *x_shape)`` in a figure of their own, one unit of its axes to a tile."""
-    canvas = tile(images)
-    rows, columns = images.shape[:2]
-    ratio = (canvas.shape[0] / rows) / (canvas.shape[1] / columns)
-    low, high = limits
-    if canvas.ndim == 3:
-        canvas = ((canvas - low) / (high - low)).clamp(0, 1).nan_to_num(nan=BACKGROUND)
-    side = min(0.8, WIDTH / columns)  # inches
-    figure = blank(max(side * columns + 1.0, 6.0), side * ratio * rows + (1.0 if column_labels else 0.55))
-    axes = dress(figure.add_subplot(), title=title)
-    axes.imshow(
-        canvas.numpy(),
-        cmap=matplotlib.colormaps["gray_r"].with_extremes(bad=str(BACKGROUND)),
-        vmin=low,
-        vmax=high,
-        extent=(0, columns, rows, 0),
-        aspect=ratio,
-        interpolation="nearest",
+    require_positive(num=num, num_steps=num_steps)
+    pairs = _pairs(len(x), covariates)[:num]
+    if not is_image(vae) or not pairs:
+        return None
+    first, second = torch.tensor(pairs).T
+    start, end = (x[rows.to(x.device)].to(device_of(vae)) for rows in (first, second))
+    given = [covariate[first.to(covariate.device)].to(device_of(vae)) for covariate in covariates]
+    along = vae.interpolate(start, end, *given, num_steps=num_steps).cpu()  # (num, num_steps, *x_shape)
+    tiles = torch.cat([start.cpu().unsqueeze(1), along, end.cpu().unsqueeze(1)], 1)
+    bar = "z, c" if covariates else "z"
+    title = f"$E[x \\mid {bar}]$ on the straight line between the posterior means of two data"
+    return draw_tiles(
+        tiles,
+        limits=limits_of(vae, tiles),
+        title=title + (" of the same c" if covariates else ""),
+        row_labels=with_conditions([], covariates, first.tolist()),
+        column_labels=["Data", *(f"{t:.2f}" for t in torch.linspace(0, 1, num_steps).tolist()), "Data"],
+        note="Part of the way",
     )
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
-    axes.set_yticks([i + 0.5 for i in range(len(row_labels))], row_labels)
-    axes.set_xticks([i + 0.5 for i in range(len(column_labels))], column_labels)
-    return figure
 
 
-def _require_positive(**numbers: int) -> None:
-    for name, number in numbers.items():
-        if number < 1:
-            raise ValueError(f"a picture shows one image or more, but received {name}={number}; give {name} >= 1")
+def spread(values: Tensor, num: int) -> Tensor:
+    """Return rows evenly spread over the order of finite values ``(N,)``, from the smallest to the largest."""
+    values = values.cpu()
+    rows = values.isfinite().nonzero().squeeze(-1)
+    ranked = rows[values[rows].argsort(stable=True)]
+    if len(ranked) <= num:
+        return ranked
+    return ranked[torch.linspace(0, len(ranked) - 1, num, dtype=torch.float64).round().long()]
 
 
-def _limits(vae: VAE, x: Tensor) -> tuple[float, float]:
-    """Return the values drawn white and black: 0 and 1 for probabilities, else the range of the given images."""
-    low, high = x.min().item(), x.max().item()
-    if vae.likelihood.form in ("binary", "unit") or (low >= 0 and high <= 1):
-        return 0.0, 1.0
-    return (low, high) if low < high else (low - 0.5, low + 0.5)
+def number(value: float, digits: int = 2) -> str:
+    """Return a number as it stands in a picture."""
+    return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}").replace("inf", "\N{INFINITY}")
 
 
-def _scatter(x: Tensor, means: Tensor) -> Figure:
-    """Draw E[x | z] over x, both ``(N, columns)``, column by column."""
-    num = min(x.shape[1], COLUMNS)
-    across = min(num, 3)
-    down = math.ceil(num / across)
-    figure = blank(2.5 * across + 0.5, 2.5 * down + 0.8)
-    figure.suptitle(RECONSTRUCTIONS, x=0.012, ha="left")
-    figure.supxlabel("Data $x$")
-    figure.supylabel("$E[x \\mid z]$")
-    for column in range(num):
-        axes = dress(figure.add_subplot(down, across, column + 1), title=f"x[{column}]")
-        axes.axline((0, 0), slope=1, color=FAINT, linewidth=0.8, zorder=1)
-        axes.scatter(x[:, column].numpy(), means[:, column].numpy(), s=8, alpha=0.5, color=FIRST, linewidths=0)
-        axes.set_aspect("equal", adjustable="datalim")
-    return figure
+def with_conditions(labels: Sequence[str], covariates: Sequence[Tensor], rows: Sequence[int]) -> list[str]:
+    """Return the labels of data with what each is given below, where that is short."""
+    given = [condition(covariates, row) for row in rows] if covariates else []
+    if any(len(text) > SHORT for text in given):
+        given = []
+    return ["\n".join(lines) for lines in zip(*(part for part in (labels, given) if part), strict=True)]
+
+
+def _order_in_words(order: Tensor, what: str, num: int) -> str:
+    known = int(order.isfinite().sum())
+    left_out = f"; {len(order) - known} without a finite one left out" if known < len(order) else ""
+    return f"{what}: {num} data from the smallest to the largest of {known:,}{left_out}"
+
+
+def _pairs(num: int, covariates: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """Return pairs of rows, each row in one at most, with the same covariates."""
+    waiting: dict[bytes, int] = {}
+    pairs = []
+    flat = [covariate.cpu().flatten(1) for covariate in covariates]
+    for row in range(min(num, POINTS)):
+        key = b"".join(covariate[row].numpy().tobytes() for covariate in flat)
+        if key in waiting:
+            pairs.append((waiting.pop(key), row))
+        else:
+            waiting[key] = row
+    return pairs

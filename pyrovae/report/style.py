@@ -15,7 +15,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 P = ParamSpec("P")
 R = TypeVar("R")
 
-INK, FAINT, GRID = "#333333", "#8a8a8a", "#e4e4e4"
+PAPER, INK, FAINT, GRID, WASH = "#ffffff", "#333333", "#737373", "#e4e4e4", "#dddddd"
 
 # *Accessible color sequences for data visualization (Petroff 2021)*, https://arxiv.org/abs/2107.02270
 PALETTE = (
@@ -23,6 +23,18 @@ PALETTE = (
     *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
 )
 FIRST, SECOND = PALETTE[0], PALETTE[6]
+
+# Colors by name, on white and on the dark of a screen at night; a color that is not here reads well on both.
+SHADES = {
+    "paper": (PAPER, "#16181b"),
+    "ink": (INK, "#d9dbde"),
+    "faint": (FAINT, "#9a9ea4"),
+    "grid": (GRID, "#2e3237"),
+    "wash": (WASH, "#43484f"),
+    "black": ("#000000", "#f2f2f2"),
+    "red": (PALETTE[2], "#dd4030"),
+    "purple": (PALETTE[4], "#a966d9"),
+}
 
 STYLE: Any = {
     "axes.axisbelow": True,

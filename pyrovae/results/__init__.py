@@ -5,25 +5,42 @@ contains the Monte Carlo noise, and over Monte Carlo draws at fixed data. They a
 added.
 """
 
-from pyrovae.results.comparison import Block, Comparison, Row, compare
+from pyrovae.results.annealing import Annealing, AnnealingSettings, PairedDifference, Sandwich
+from pyrovae.results.block import Block, Row
+from pyrovae.results.checked import Checked
+from pyrovae.results.comparison import Comparison, compare
+from pyrovae.results.difference import Difference
 from pyrovae.results.estimate import Estimate, mean_and_error
 from pyrovae.results.evaluation import Evaluation, bits_per_dimension
+from pyrovae.results.gaps import Gaps
 from pyrovae.results.history import Epoch, History
+from pyrovae.results.latents import Latents
 from pyrovae.results.particles import Particles
-from pyrovae.results.table import Number, Table, Tabled
+from pyrovae.results.table import Interval, Number, Table, Tabled
+from pyrovae.results.weights import Weights
 
 __all__ = [
+    "Annealing",
+    "AnnealingSettings",
     "Block",
+    "Checked",
     "Comparison",
+    "Difference",
     "Epoch",
     "Estimate",
     "Evaluation",
+    "Gaps",
     "History",
+    "Interval",
+    "Latents",
     "Number",
+    "PairedDifference",
     "Particles",
     "Row",
+    "Sandwich",
     "Table",
     "Tabled",
+    "Weights",
     "bits_per_dimension",
     "compare",
     "mean_and_error",

@@ -10,9 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
+from pyrovae.results.checked import Checked
 from pyrovae.results.estimate import Estimate
 from pyrovae.results.record import from_plain, to_plain
 from pyrovae.results.table import Cell, Number, Table, Tabled
+from pyrovae.results.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,10 @@ class Evaluation(Tabled):
         settings: batch size, device, dtype.
         versions: of the packages that were used.
         date: in ISO format.
-        seconds: that it took.
-        per_datum: for "ELBO", "reconstruction", "KL" and each "L_K" the values ``(N,)``; not part of the JSON.
+        weights: how heavy the weights behind the largest K are, and whether K is enough.
+        checked: what was found out beside the bounds, on some of the data; None where it was not asked for.
+        per_datum: for "ELBO", "reconstruction", "KL" and each "L_K" the values ``(N,)``, and the diagnostics of the
+            weights at the largest K; not part of the JSON.
 
     """
 
@@ -63,9 +67,10 @@ class Evaluation(Tabled):
     settings: dict[str, Any]
     versions: dict[str, str]
     date: str
-    seconds: float
     stored_hash: str | None = None
     num_covariates: int = 0
+    weights: Weights | None = None
+    checked: Checked | None = None
     per_datum: dict[str, Tensor] = field(repr=False, compare=False, default_factory=dict)
 
     @property
@@ -80,9 +85,14 @@ class Evaluation(Tabled):
 
     def tables(self) -> tuple[Table, ...]:
         """Return the bounds, then what else was found out."""
-        return (self._bounds(),)
+        return (
+            self.bounds_table(),
+            *(self.weights.tables() if self.weights else ()),
+            *(self.checked.tables() if self.checked else ()),
+        )
 
-    def _bounds(self) -> Table:
+    def bounds_table(self) -> Table:
+        """Return the ELBO, its parts and the ladder."""
         rows: list[tuple[Cell, ...]] = []
         for estimate in self.estimates:
             part = estimate in (self.reconstruction, self.kl)

@@ -40,7 +40,7 @@ def from_plain(kind: type[R], plain: Any, per_datum: dict[str, Tensor] | None = 
     names = {field.name for field in dataclasses.fields(kind) if field.name != PER_DATUM}  # type: ignore[arg-type]
     if not isinstance(plain, dict) or set(plain) != names:
         found = set(plain) if isinstance(plain, dict) else set()
-        differing = ", ".join(sorted(names ^ found)) or "no fields"
+        differing = ", ".join(sorted(names ^ found))
         raise ValueError(
             f"this is not the {kind.__name__} that this version of pyrovae writes: it differs in {differing}"
         )

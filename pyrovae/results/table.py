@@ -5,8 +5,11 @@ from __future__ import annotations
 import csv
 import html
 import io
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+WIDTH = 120  # of lines of text
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,29 @@ class Number:
         return text if self.error is None else f"{text} +- {self.error:.{self.digits}f}"
 
 
-Cell = str | Number
+@dataclass(frozen=True)
+class Interval:
+    """Two ends in one cell of a table, as of a confidence interval.
+
+    Attributes:
+        low: its lower end; None where there is none, which prints as a dash.
+        high: its upper end.
+        digits: behind the point.
+
+    """
+
+    low: float | None
+    high: float | None
+    digits: int = 3
+
+    def __str__(self) -> str:
+        """Return it as it is printed, with both signs."""
+        if self.low is None or self.high is None:
+            return "-"
+        return f"[{self.low:+.{self.digits}f}, {self.high:+.{self.digits}f}]"
+
+
+Cell = str | Number | Interval
 
 
 @dataclass(frozen=True)
@@ -55,10 +80,10 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """Return it as text."""
-        lines = [*self.title, ""] if self.title else []
+        """Return it as text, sentences being wrapped."""
+        lines = [*_wrapped(self.title), ""] if self.title else []
         lines += align([self.header, *([str(cell) for cell in row] for row in self.rows)])
-        return "\n".join([*lines, "", *self.notes] if self.notes else lines)
+        return "\n".join([*lines, "", *_wrapped(self.notes)] if self.notes else lines)
 
     def to_markdown(self) -> str:
         """Return it in Markdown, title and notes as paragraphs."""
@@ -70,7 +95,7 @@ class Table:
 
     def to_latex(self) -> str:
         """Return it as a LaTeX ``tabular`` of the package booktabs, title and notes as comments."""
-        rows = [" & ".join(_latex(str(cell)) for cell in row) + r" \\" for row in (self.header, *self.rows)]
+        rows = [" & ".join(map(_latex, row)) + r" \\" for row in (self.header, *self.rows)]
         return "\n".join(
             [
                 *(f"% {line}" for line in self.title),
@@ -83,20 +108,21 @@ class Table:
         )
 
     def to_csv(self) -> str:
-        """Return header and rows as comma-separated values, numbers in full and each error in a column of its own."""
+        """Return header and rows as comma-separated values: numbers in full, errors in columns of their own."""
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         columns = list(zip(*self.rows, strict=True)) or [()] * len(self.header)
-        split = [any(isinstance(cell, Number) and cell.error is not None for cell in column) for column in columns]
-        writer.writerow(
-            [word for name, two in zip(self.header, split, strict=True) for word in [name, "se"][: 1 + two]]
-        )
+        errors = [any(isinstance(cell, Number) and cell.error is not None for cell in column) for column in columns]
+        names = [
+            [f"{name} low", f"{name} high"]
+            if any(isinstance(cell, Interval) for cell in column)
+            else [name, "se" if sum(errors) == 1 else f"se of {name}"][: 1 + error]
+            for name, column, error in zip(self.header, columns, errors, strict=True)
+        ]
+        writer.writerow([name for several in names for name in several])
         for row in self.rows:
-            cells: list[object] = []
-            for cell, two in zip(row, split, strict=True):
-                pair = [cell.value, cell.error] if isinstance(cell, Number) else [cell, None]
-                cells += pair[: 1 + two]
-            writer.writerow(cells)
+            cells = [_csv_values(cell, len(several)) for cell, several in zip(row, names, strict=True)]
+            writer.writerow([value for values in cells for value in values])
         return buffer.getvalue()
 
     def to_html(self) -> str:
@@ -125,6 +151,18 @@ class Tabled:
         """Return the tables as text."""
         return "\n\n".join(str(table) for table in self.tables())
 
+    def to_markdown(self) -> str:
+        """Return the tables in Markdown."""
+        return "\n".join(table.to_markdown() for table in self.tables())
+
+    def to_latex(self) -> str:
+        """Return the tables in LaTeX, each a ``tabular`` of the package booktabs."""
+        return "\n".join(table.to_latex() for table in self.tables())
+
+    def to_csv(self) -> str:
+        """Return the tables as comma-separated values, an empty line between them."""
+        return "\n".join(table.to_csv() for table in self.tables())
+
     def _repr_html_(self) -> str:
         return "".join(f"<div>{table.to_html()}</div>" for table in self.tables())
 
@@ -146,9 +184,35 @@ def number(value: float | None, digits: int) -> str:
     return str(Number(value, digits))
 
 
-_LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "\\": r"\textbackslash{}"}
+def _wrapped(sentences: Sequence[str]) -> list[str]:
+    """Return sentences as lines that are not too wide."""
+    wrapper = textwrap.TextWrapper(WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return [line for sentence in sentences for line in wrapper.wrap(sentence) or [""]]
 
 
-def _latex(text: str) -> str:
-    escaped = "".join(_LATEX.get(character, character) for character in text)
-    return escaped.replace("+-", r"$\pm$") if "+-" in escaped else escaped
+def _csv_values(cell: Cell, count: int) -> list[object]:
+    """Return a cell as the values of its one or two columns."""
+    if isinstance(cell, Interval):
+        return [cell.low, cell.high]
+    pair: list[object] = [cell.value, cell.error] if isinstance(cell, Number) else [cell, None]
+    return pair[:count]
+
+
+_LATEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+}
+
+
+def _latex(cell: Cell) -> str:
+    """Return a cell in LaTeX, numbers in mathematics, where a minus is no hyphen."""
+    text = str(cell)
+    if not isinstance(cell, str) and text != "-":
+        return "$" + text.replace("+-", r"\pm") + "$"
+    escaped = "".join(_LATEX.get(character, character) for character in text).replace("+-", r"$\pm$")
+    return "{}" + escaped if escaped.startswith(("[", "*")) else escaped  # which LaTeX would read as options of a row

@@ -5,6 +5,7 @@ from pyrovae.scoring.flat import FlatSpace
 from pyrovae.scoring.inspected import inspected
 from pyrovae.scoring.layout import per_datum, total_of
 from pyrovae.scoring.pieces import walk
+from pyrovae.scoring.simulate import simulate
 
 __all__ = [
     "Block",
@@ -16,6 +17,7 @@ __all__ = [
     "per_datum",
     "score",
     "score_guide",
+    "simulate",
     "total_of",
     "walk",
 ]

@@ -79,7 +79,8 @@ class FlatSpace:
         """Draw u ``(K, B, D)`` from the guide, with log q(u | x) ``(K, B)``, without gradients."""
         with torch.no_grad():
             z, log_guide = draw(self.pair, self.args, self.rows, num_particles)
-            return self.flatten(z), total_of(log_guide) + self._log_det(self.flatten(z))
+            u = self.flatten(z)
+            return u, total_of(log_guide) + self.log_det(u)
 
     def draw_prior(self, num_particles: int) -> Tensor:
         """Draw u ``(K, B, D)`` from the prior."""
@@ -116,19 +117,33 @@ class FlatSpace:
 
     def log_joint_terms(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Return log p(u) and log p(x | u), each ``(K, B)`` in nats and float64."""
-        scores = score(self.pair, self.args, self.rows, self.sites(u), chunk_size=self.chunk_size, with_kl=False)
-        return total_of(scores.prior) + self._log_det(u), scores.likelihood
+        return self._log_joint_terms(*self._mapped(u))
 
     def log_guide(self, u: Tensor) -> Tensor:
         """Return log q(u | x) ``(K, B)`` in nats and float64."""
-        terms = score_guide(self.pair, self.args, self.rows, self.sites(u), chunk_size=self.chunk_size)
-        return total_of(terms) + self._log_det(u)
+        return self._log_guide(*self._mapped(u))
 
-    def _log_det(self, u: Tensor) -> Tensor:
-        """Return log |dz/du| ``(K, B)``."""
+    def log_guide_and_joint(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log q(u | x) and log p(x, u), each ``(K, B)`` in nats and float64, with z found once."""
+        z, log_det = self._mapped(u)
+        log_prior, log_likelihood = self._log_joint_terms(z, log_det)
+        return self._log_guide(z, log_det), log_prior + log_likelihood
+
+    def _log_joint_terms(self, z: dict[str, Tensor], log_det: Tensor) -> tuple[Tensor, Tensor]:
+        scores = score(self.pair, self.args, self.rows, z, chunk_size=self.chunk_size, with_kl=False)
+        return total_of(scores.prior) + log_det, scores.likelihood
+
+    def _log_guide(self, z: dict[str, Tensor], log_det: Tensor) -> Tensor:
+        return total_of(score_guide(self.pair, self.args, self.rows, z, chunk_size=self.chunk_size)) + log_det
+
+    def _mapped(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Return z of each site, and log |dz/du| ``(K, B)``."""
         z, total = self.sites(u), wide(u.new_zeros(u.shape[:2]))
         parts = u.split(list(self.sizes.values()), 2)
         for (name, transform), part in zip(self._transforms.items(), parts, strict=True):
             log_det = transform.log_abs_det_jacobian(part.reshape(*part.shape[:2], *self._shapes[name]), z[name])
             total = total + wide(log_det).reshape(*u.shape[:2], -1).sum(2)
-        return total
+        return z, total
+
+    def log_det(self, u: Tensor) -> Tensor:
+        return self._mapped(u)[1]

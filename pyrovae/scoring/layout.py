@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from pyrovae.distributions import Elements
+from pyrovae.distributions.elements import SumsElements
+from pyrovae.distributions.normal import normal_log_prob_sum
 from pyrovae.pair import Pair
 
 
@@ -23,6 +26,13 @@ def log_prob(site: Mapping[str, Any]) -> Tensor:
             fn.check(site["value"])
         event_dims += fn.reinterpreted_batch_ndims
         fn = fn.base_dist
+    if event_dims and not torch.is_grad_enabled():
+        if isinstance(fn, SumsElements):
+            return fn.log_prob_sum(site["value"], event_dims)
+        if type(fn) is dist.Normal:
+            if fn._validate_args:
+                fn._validate_sample(site["value"])
+            return normal_log_prob_sum(fn.loc, fn.scale, site["value"], event_dims)
     log_prob = fn.log_prob(site["value"])
     return wide(log_prob.sum(tuple(range(-event_dims, 0)), dtype=_widest(log_prob)) if event_dims else log_prob)
 

@@ -1,0 +1,233 @@
+"""What L_5000 of one image costs on a CPU, beside the matrix products that it cannot do without and beside others.
+
+    python examples/benchmarks/bounds.py                about five minutes on two cores
+    python examples/benchmarks/bounds.py --threads 1    the same on one core
+
+prints the machine first, then one row for each contender: milliseconds per image, peak memory above the imports, the
+mean difference of its L_K from ours with that difference's standard error, and its time as a multiple of the floor's
+and of ours. Peak memory at K = 10^6 and over 10,000 images comes last.
+
+The model is a VAE of MNIST's test images, binarized, with tanh layers 784-200-200-50 and Bernoulli pixels in float32,
+after one epoch of training; where MNIST is not in the folder PYROVAE_DATA, of random images of 8 x 8. Contenders take
+turns, and medians over the rounds are shown. The floor is the decoder's three matrix products on as many rows. Pythae's
+`get_nll` is measured where it is installed: it draws 100 particles at a time however many it is asked for, so it is
+asked for a multiple of 100.
+"""
+
+import argparse
+import math
+import os
+import platform
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import pyro
+import torch
+from pyro.infer.importance import vectorized_importance_weights
+from torch import Tensor, nn
+from torch.nn import functional
+
+import pyrovae
+from pyrovae import VAE, Training, likelihoods, networks, posteriors, priors
+
+try:
+    from pythae.models import VAE as PythaeVAE
+    from pythae.models import VAEConfig
+    from pythae.models.base.base_utils import ModelOutput
+    from pythae.models.nn import BaseDecoder, BaseEncoder
+except ImportError:
+    PythaeVAE = None
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--rounds", type=int, default=7, help="in each of which every contender has its turn")
+parser.add_argument("--images", type=int, default=26, help="that ours evaluates in a turn; the others take a quarter")
+parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+parser.add_argument("--smoke", action="store_true", help="a few seconds, to see that it runs")
+parser.add_argument("--memory", default="", help=argparse.SUPPRESS)
+options = parser.parse_args()
+torch.set_num_threads(options.threads)
+
+num_particles, latent_dim, chunk = 500 if options.smoke else 5000, 50, 1337
+rounds, num_images = (1, 4) if options.smoke else (options.rounds, options.images)
+num_others = max(2, num_images // 4)
+
+
+def build(x_shape: tuple[int, ...]) -> VAE:
+    torch.manual_seed(0)
+    likelihood, posterior = likelihoods.Bernoulli(x_shape), posteriors.DiagonalNormal(latent_dim)
+    return VAE(
+        prior=priors.StandardNormal(latent_dim),
+        decoder=networks.MLPDecoder(latent_dim, likelihood.param_shape),
+        likelihood=likelihood,
+        encoder=networks.MLPEncoder(x_shape, posterior.param_shape),
+        posterior=posterior,
+    )
+
+
+def ours(x: Tensor) -> Tensor:
+    found = pyrovae.evaluate(vae.model, vae.guide, x, ks=(num_particles,), shown=False)
+    return found.per_datum[f"L_{num_particles}"]
+
+
+@torch.no_grad()
+def plain(x: Tensor) -> Tensor:
+    """Return L_K of each image as one writes it by hand: the particles of one image in chunks."""
+    bounds = []
+    for image in x:
+        mean, log_variance = vae.encoder(image.unsqueeze(0)).unbind(-1)
+        q, p = (torch.distributions.Normal(*args) for args in ((mean, (0.5 * log_variance).exp()), (0.0, 1.0)))
+        log_weights = []
+        for start in range(0, num_particles, chunk):
+            z = q.sample((min(chunk, num_particles - start),))[:, 0]
+            logits = vae.decoder(z).flatten(1)
+            target = image.flatten().expand_as(logits)
+            log_p_x = -functional.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1)
+            log_weights.append(log_p_x + p.log_prob(z).sum(-1) - q.log_prob(z).sum(-1))
+        bounds.append(torch.cat(log_weights).double().logsumexp(0) - math.log(num_particles))
+    return torch.stack(bounds)
+
+
+@torch.no_grad()
+def pyros(x: Tensor) -> Tensor:
+    """Return L_K of each image by Pyro, which weighs a minibatch as a whole and so takes one at a time."""
+    bounds = []
+    for image in x.split(1):
+        log_weights, _, _ = vectorized_importance_weights(
+            vae.model, vae.guide, image, num_samples=num_particles, max_plate_nesting=1
+        )
+        bounds.append(log_weights.flatten().double().logsumexp(0) - math.log(num_particles))
+    return torch.stack(bounds)
+
+
+@torch.no_grad()
+def floor(x: Tensor) -> Tensor:
+    layers = [layer for layer in vae.decoder.modules() if isinstance(layer, nn.Linear)]
+    z = torch.randn(min(chunk, num_particles), latent_dim)
+    for start in range(0, len(x) * num_particles, len(z)):
+        value = z[: len(x) * num_particles - start]
+        for layer in layers:
+            value = functional.linear(value, layer.weight, layer.bias)
+    return torch.full((len(x),), math.nan)
+
+
+def pythaes() -> Callable[[Tensor], Tensor]:
+    """Return Pythae's estimate around the same networks."""
+
+    class Encoder(BaseEncoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.latent_dim = vae.encoder, latent_dim
+
+        def forward(self, x: Tensor) -> "ModelOutput":
+            mean, log_variance = self.net(x).unbind(-1)
+            return ModelOutput(embedding=mean, log_covariance=log_variance)
+
+    class Decoder(BaseDecoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = vae.decoder
+
+        def forward(self, z: Tensor) -> "ModelOutput":
+            return ModelOutput(reconstruction=self.net(z).squeeze(-1).sigmoid())
+
+    config = VAEConfig(input_dim=tuple(data.shape[1:]), latent_dim=latent_dim, reconstruction_loss="bce")
+    model = PythaeVAE(config, encoder=Encoder(), decoder=Decoder()).eval()
+
+    @torch.no_grad()
+    def estimate(x: Tensor) -> Tensor:
+        return torch.tensor([model.get_nll(image.unsqueeze(0), n_samples=num_particles) for image in x])
+
+    return estimate
+
+
+def peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def measured_memory(name: str) -> float:
+    """Return the peak above the imports of a process of its own that runs one contender."""
+    command = [sys.executable, __file__, "--memory", name, "--threads", str(options.threads)]
+    command += ["--smoke"] * options.smoke
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+contenders: dict[str, Callable[[Tensor], Tensor]] = {
+    "matrix products": floor,
+    "pyrovae.evaluate": ours,
+    "plain PyTorch loop": plain,
+    "Pyro's vectorized_importance_weights": pyros,
+}
+if options.memory:  # in a process of its own, of which this is the peak
+    imported = peak_mib()
+    large = options.memory.startswith("K ="), options.memory.startswith("N =")
+    vae, data = build((1, 28, 28)), torch.rand(10_000 if large[1] else 4, 1, 28, 28).round()
+    if any(large):
+        k = 50 if large[1] else 10_000 if options.smoke else 10**6
+        pyrovae.evaluate(
+            vae.model, vae.guide, data[: 100 if options.smoke else None][: 1 if large[0] else None], ks=(k,)
+        )
+    else:
+        contestant = contenders[options.memory] if options.memory in contenders else pythaes()
+        contestant(data)
+    print(peak_mib() - imported)
+    sys.exit()
+
+cpu = platform.processor() or platform.machine()
+if Path("/proc/cpuinfo").exists():
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text() + "model name: " + cpu)[1]
+print(f"{cpu}, {torch.get_num_threads()} threads of {os.cpu_count()} cores, {platform.system()}")
+print(f"Python {platform.python_version()}, torch {torch.__version__}, Pyro {pyro.__version__}, {date.today()}")
+
+# measured first: a process starts with the peak of the one that made it
+names = [*contenders, *["Pythae's get_nll"] * (PythaeVAE is not None)]
+memory = {name: measured_memory(name) for name in names}
+extremes = {name: measured_memory(name) for name in ("K = 10^6, one image", "N = 10,000 images, K = 50")}
+
+if os.environ.get("PYROVAE_DATA") and not options.smoke:
+    mnist = pyrovae.data.load("mnist", download=False).for_form("binary")
+    vae = build(mnist.x_shape)
+    pyrovae.fit(vae.model, vae.guide, mnist, training=Training(epochs=1, batch_size=128, device="cpu"))
+    data = mnist.test.fixed()[:num_images]
+else:
+    vae, data = build((1, 8, 8)), torch.rand(num_images, 1, 8, 8).round()
+vae.eval()
+if PythaeVAE is not None:
+    contenders["Pythae's get_nll"] = pythaes()
+
+milliseconds: dict[str, list[float]] = {name: [] for name in contenders}
+values: dict[str, Tensor] = {}
+for number in range(rounds + 1):  # the first warms up
+    for name, contender in contenders.items():
+        x = data[: num_images if name in ("matrix products", "pyrovae.evaluate") else num_others]
+        started = time.perf_counter()
+        with pyro.get_param_store().scope():
+            values[name] = contender(x)
+        if number or options.smoke:
+            milliseconds[name].append(1000 * (time.perf_counter() - started) / len(x))
+
+medians = {name: statistics.median(found) for name, found in milliseconds.items()}
+print(f"\n{rounds} rounds, K = {num_particles}, images of {tuple(data.shape[1:])}")
+print(
+    "\n|  | contender | ms per image | peak MiB | L_K - ours, nats | of the floor | of ours |"
+    "\n|---|---|---|---|---|---|---|"
+)
+for name, median in medians.items():
+    difference = "-"
+    if name not in ("matrix products", "pyrovae.evaluate"):
+        found = values[name] - values["pyrovae.evaluate"][: len(values[name])]
+        error = float(found.std() / math.sqrt(len(found))) if len(found) > 1 else math.nan
+        difference = f"{found.mean():+.4f} ({error:.4f})"
+    of_floor, of_ours = median / medians["matrix products"], median / medians["pyrovae.evaluate"]
+    print(f"| CPU | {name} | {median:.1f} | {memory[name]:.0f} | {difference} | {of_floor:.2f} | {of_ours:.2f} |")
+if PythaeVAE is None:
+    print("\nPythae is not installed: pip install pythae")
+print("\nCUDA: not measured")
+for name, peak in extremes.items():
+    print(f"Peak memory of pyrovae.evaluate above the imports, {name}: {peak:.0f} MiB")

@@ -1,0 +1,146 @@
+"""Annealed importance sampling: a lower bound on log p(x) that stays tight where importance sampling is not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyrovae.bounds.annealing import Kernel
+from pyrovae.bounds.iwae import log_mean_exp, monte_carlo_variances
+from pyrovae.bounds.pilot import batch_of, frozen_kernel
+from pyrovae.pair import Pair, Program
+from pyrovae.progress import progress
+from pyrovae.results import Annealing, AnnealingSettings, Estimate
+from pyrovae.sandbox import forked_random, stream_seed
+from pyrovae.scoring import inspected, one_particle, walk
+
+VARIANCE, LOST = "variance of ", "lost weights"
+
+
+def ais(
+    model: Program,
+    guide: Program,
+    x: Tensor,
+    *covariates: Any,
+    num_chains: int = 16,
+    num_temperatures: int = 30,
+    num_leapfrog: int = 5,
+    from_prior: bool = False,
+    seed: int = 0,
+    batch_size: int | None = None,
+    modules: Iterable[nn.Module] = (),
+    shown: bool = False,
+) -> Annealing:
+    """Estimate log p(x) of each datum by chains that walk from q(z | x) to the posterior.
+
+    ``log (1/K) sum_k w_k`` with ``log w = sum_t (1/T) (log p(x, u_{t-1}) - log q(u_{t-1} | x))`` and u_t from u_{t-1}
+    by a transition that leaves ``q^(1 - t/T) p^(t/T)`` invariant; u is z on an unconstrained scale.
+
+    ``E w = p(x)`` exactly, whatever the chains do, so that the bound is a lower one in expectation. It is not always
+    above L_K: print both. Transitions are Hamiltonian, their step sizes found by a pilot run with draws of its own and
+    then frozen. Values of weights, modes and random streams are afterwards as before. Batch i draws from the stream
+    (seed, i). A single temperature is importance sampling with K draws.
+
+    *Annealed importance sampling (Neal 2001)*, https://arxiv.org/abs/physics/9803008
+
+    *On the quantitative analysis of decoder-based generative models (Wu, Burda, Salakhutdinov, Grosse 2017)*,
+    https://arxiv.org/abs/1611.04273
+
+    Args:
+        model: a Pyro program called with ``(x, *covariates)``; see `pyrovae.pair` for the contract.
+        guide: another.
+        x: ``(B, ...)``, the data.
+        covariates: what travels with x along the data plate.
+        num_chains: K, chains of each datum.
+        num_temperatures: T, steps from the start to p(x, z).
+        num_leapfrog: leapfrog steps of each transition.
+        from_prior: whether chains start from p(z) instead, which takes many more temperatures.
+        seed: of the random streams.
+        batch_size: data whose chains run together; chosen by the size of a datum if None.
+        modules: those used by the programs that cannot be found from them.
+        shown: whether progress is shown.
+
+    Returns:
+        The bound in nats per datum, with standard errors, acceptance, effective chains and the values per datum.
+
+    Raises:
+        ValueError: if a number is not positive, the pair breaks its contract, or the chains do not fit into memory.
+
+    Example:
+        >>> annealing = ais(vae.model, vae.guide, x)
+        >>> print(annealing.compare_with("L_5000", evaluation.per_datum["L_5000"]))
+
+    """
+    settings = AnnealingSettings(num_chains, num_temperatures, num_leapfrog, from_prior, seed)
+    args, found, done = (x, *covariates), [], 0
+    with (
+        inspected(model, guide, args, modules=modules) as pair,
+        torch.no_grad(),
+        progress("annealing", len(x), shown=shown, unit="data") as advance,
+    ):
+        walked = walk(pair, len(x), batch_size=batch_of(pair, settings, batch_size))
+        for number, (rows, count) in enumerate(walked):
+            of_batch = anneal(pair, args, rows.to(x.device), settings, number=number)
+            found.append({name: value[..., :count].cpu() for name, value in of_batch.items()})
+            done += count
+            advance(done)
+    per_datum = joined(found)
+    lost, ess = per_datum.pop(LOST), per_datum["ESS"]
+    variances = per_datum.pop(VARIANCE + "AIS")
+    acceptance, lowest_acceptance = mean_and_lowest(per_datum["acceptance"])
+    return Annealing(
+        bound=Estimate.over_data("AIS", num_chains, per_datum["AIS"], variances),
+        acceptance=acceptance,
+        lowest_acceptance=lowest_acceptance,
+        ess=ess.mean().item(),
+        lowest_ess=ess.min().item(),
+        num_not_finite=int((~per_datum["AIS"].isfinite()).sum()),
+        num_lost=int(lost.sum()),
+        settings=settings,
+        num_data=len(x),
+        per_datum=per_datum,
+    )
+
+
+def anneal(
+    pair: Pair, args: tuple[Any, ...], rows: Tensor, settings: AnnealingSettings, *, number: int
+) -> dict[str, Tensor]:
+    """Return bound, acceptance and effective chains ``(B,)`` of some rows, the batch of that number."""
+    with forked_random(stream_seed(settings.seed, "ais", number), rows.device):
+        one_particle(pair, args, rows, checked=True)  # refuses data outside the support
+    kernel = frozen_kernel(pair, args, rows, settings, number=number)
+    return lower(kernel, settings, number=number)
+
+
+def lower(kernel: Kernel, settings: AnnealingSettings, *, number: int) -> dict[str, Tensor]:
+    """Return what `anneal` does, for a kernel that is already there."""
+    with forked_random(stream_seed(settings.seed, "ais", number), kernel.scale.device):
+        log_weights, acceptance = kernel.forward(settings.num_chains)
+    lost = log_weights.isnan()
+    log_weights = log_weights.masked_fill(lost, -math.inf)
+    return {
+        "AIS": log_mean_exp(log_weights),
+        VARIANCE + "AIS": monte_carlo_variances(log_weights, settings.num_chains),
+        "acceptance": acceptance,
+        "ESS": _effective(log_weights),
+        LOST: lost.sum(0),
+    }
+
+
+def joined(found: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the values of several batches as those of all data."""
+    return {name: torch.cat([of_batch[name] for of_batch in found], -1) for name in found[0]}
+
+
+def mean_and_lowest(acceptance: Tensor) -> tuple[float | None, float | None]:
+    """Return mean and minimum over data, None where there were no transitions."""
+    return (None, None) if acceptance.isnan().any() else (acceptance.mean().item(), acceptance.min().item())
+
+
+def _effective(log_weights: Tensor) -> Tensor:
+    """Return the effective number of chains ``(B,)``, 0 where all weights are zero."""
+    return (2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)).exp().nan_to_num(0.0)

@@ -1,0 +1,74 @@
+"""The run that finds the step sizes of annealing, before they are frozen."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyrovae import memory
+from pyrovae.bounds.annealing import Kernel, Path, transition
+from pyrovae.pair import Pair
+from pyrovae.results import AnnealingSettings
+from pyrovae.sandbox import forked_random, stream_seed
+from pyrovae.scoring import FlatSpace
+from pyrovae.scoring.layout import wide
+
+ACCEPTANCE = 0.9  # that step sizes are tuned to; more than a long chain wants: here each transition has to move
+SCALE_DRAWS = 100  # of the start, from which positions get their scale
+FLOOR = 1e-6  # of that scale
+PILOT_CHAINS = 4
+FIRST_TRANSITIONS = 8  # at the first temperature, until a step size is found
+FIRST_STEP = 1.0  # in units of the scale
+RATE = 1.0  # at which the logarithm of a step size follows the acceptance
+CHUNK_ELEMENTS = 2**20  # elements of x that are scored at once, with their gradients
+TENSORS = 16  # of the shape of the chains' positions that a transition holds at once
+
+
+def frozen_kernel(
+    pair: Pair, args: tuple[Any, ...], rows: Tensor, settings: AnnealingSettings, *, number: int
+) -> Kernel:
+    """Return transitions for some rows ``(B,)``, found by a pilot in the stream (seed, "annealing pilot", number)."""
+    with forked_random(stream_seed(settings.seed, "annealing pilot", number), rows.device):
+        space = FlatSpace(pair, args, rows)
+        memory.require(
+            8.0 * TENSORS * settings.num_chains * len(rows) * space.dim,
+            what=f"moving {settings.num_chains} chains of {len(rows)} data",
+            cure="choose fewer, or a smaller batch_size",
+            device=rows.device,
+        )
+        return pilot(Path(space, from_prior=settings.from_prior, chunk_size=_chunk_size(pair)), settings)
+
+
+def pilot(path: Path, settings: AnnealingSettings) -> Kernel:
+    """Find step sizes with chains and draws of its own, and freeze them.
+
+    Positions are scaled by the standard deviation of the start, half the distance between two quantiles of its draws.
+    The step size of each datum follows the acceptance of its chains from one temperature to the next.
+    """
+    draws = path.draw(SCALE_DRAWS).sort(0).values
+    low, high = (draws[round(level * (SCALE_DRAWS - 1))] for level in (0.1587, 0.8413))
+    scale = (0.5 * (high - low)).nan_to_num(1.0, 1.0).clamp(min=FLOOR)
+    log_step = torch.full_like(wide(scale[:, :1]), math.log(FIRST_STEP))
+    steps = [log_step.new_empty((0, *log_step.shape))]
+    state = path.at(path.draw(PILOT_CHAINS))
+    for t in range(1, settings.num_temperatures):
+        for _ in range(FIRST_TRANSITIONS if t == 1 else 1):
+            stride = log_step.exp().to(scale) * scale
+            state, accepted = transition(path, state, t / settings.num_temperatures, stride, settings.num_leapfrog)
+            log_step = log_step + RATE * (accepted.mean(0).unsqueeze(-1) - ACCEPTANCE)
+        steps.append(log_step.unsqueeze(0))
+    return Kernel(path, scale, torch.cat(steps).exp().to(scale), settings.num_leapfrog)
+
+
+def batch_of(pair: Pair, settings: AnnealingSettings, batch_size: int | None) -> int:
+    """Return how many data run together: as many as their chains are scored at once."""
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size is at least 1, but received {batch_size}")
+    return batch_size or max(1, _chunk_size(pair) // settings.num_chains)
+
+
+def _chunk_size(pair: Pair) -> int:
+    return min(4096, max(64, CHUNK_ELEMENTS // max(1, pair.num_elements)))

@@ -1,0 +1,59 @@
+"""The command ``pyrovae compare``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pyrovae.cli.options import Parser
+from pyrovae.report import compare
+from pyrovae.results import Comparison
+
+FORMATS: dict[str, Callable[[Comparison], str]] = {
+    "text": lambda comparison: f"{comparison}\n",
+    "markdown": Comparison.to_markdown,
+    "latex": Comparison.to_latex,
+    "csv": Comparison.to_csv,
+}
+ENDINGS = {".md": "markdown", ".tex": "latex", ".csv": "csv"}
+
+
+def compare_runs(argv: Sequence[str]) -> None:
+    """Print runs side by side."""
+    parser = Parser(
+        prog="pyrovae compare",
+        usage="pyrovae compare RUN RUN ... [options]",
+        description="Put evaluated runs side by side: paired differences with standard errors and 95 % intervals, and "
+        "a ranking. Runs on other data, binarized otherwise or in another base measure are refused.",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, evaluated by pyrovae evaluate")
+    group = parser.add_argument_group("comparison")
+    group.add_argument("--reference", metavar="NAME", help="run that the others are compared to (default: the first)")
+    group.add_argument("--blocks", action="store_true", help="separate tables for what may not be compared")
+    group.add_argument(
+        "--format", choices=tuple(FORMATS), help="of the table (default: by the ending of --output, else text)"
+    )
+    group.add_argument("--output", metavar="FILE", help="write the table there (default: print it)")
+    options = parser.options(argv)
+    output = None if options["output"] is None else Path(options["output"])
+    named = ENDINGS.get(output.suffix.lower(), "text") if output else "text"
+    comparison = compare(options["runs"], reference=options["reference"], blocks=options["blocks"])
+    text = FORMATS[options["format"] or named](comparison)
+    if output is None:
+        sys.stdout.write(text)
+        return
+    _write(output, text)
+    sys.stdout.write(f"comparison: {output}\n")
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ValueError(f"{path} cannot be written ({error.strerror}); choose another --output") from None

@@ -1,0 +1,94 @@
+"""How much a code tells of its datum: the codes of some data under the posteriors of all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyrovae.pair import Pair
+from pyrovae.scoring import draw, score_guide, total_of, walk
+
+AGGREGATE = 10_000  # data that q(z) is over, at most
+DRAWS = 10  # codes of a datum, at most
+PAIRS = 2**24, 2**20  # log q(z_n | x_m) to compute, at most: of a pair that broadcasts, and of one that does not
+RUN = 2**21  # elements of z in one run of the guide
+
+
+@dataclass(frozen=True)
+class Information:
+    """Codes of T data against the posteriors of M, nats.
+
+    Attributes:
+        rows: which data the codes are of, ``(T,)``.
+        below: ``log q(z | x_n) - log mean_m q(z | x_m)``, ``(R, T)`` for R codes each: at most log M.
+        above: the same with n left out of the mean.
+        num_aggregate: M.
+
+    """
+
+    rows: Tensor
+    below: Tensor
+    above: Tensor
+    num_aggregate: int
+
+
+def information(
+    pair: Pair, args: tuple[Any, ...], num_data: int, *, most: int = AGGREGATE, advance: Callable[[int], object]
+) -> Information:
+    """Compare codes with the aggregate posterior; random numbers come from torch's default stream.
+
+    ``I(x; z) = E_n E_{q(z | x_n)} log (q(z | x_n) / q(z))``, ``q(z) = (1 / M) sum_m q(z | x_m)``
+
+    With n among the m the mean is, for fresh data, a lower bound of I(x; z); with n left out, an upper bound.
+
+    *On variational bounds of mutual information (Poole, Ozair, van den Oord, Alemi, Tucker 2019)*,
+    https://arxiv.org/abs/1905.06922
+
+    Args:
+        pair: from `inspected`.
+        args: what its programs are called with, the data first.
+        num_data: N, at least 2.
+        most: data that q(z) is over at most; then, and those whose codes are taken, are drawn at random.
+        advance: told how many of the T data are done.
+
+    """
+    size = min(num_data, most)
+    members = torch.randperm(num_data)[:size].sort().values if size < num_data else torch.arange(num_data)
+    budget = max(2, PAIRS[0 if pair.broadcasts else 1] // size)
+    speakers = members if budget >= size else members[torch.randperm(size)[:budget].sort().values]
+    num_draws = max(1, min(DRAWS, budget // len(speakers)))
+    elements = sum(latent.num_elements for latent in pair.latents.values())
+    batch = max(1, math.isqrt(RUN // max(1, elements)))
+    below, above, done = [], [], 0
+    for positions, count in walk(pair, len(speakers), batch_size=max(1, batch // num_draws)):
+        owners = speakers[positions]
+        z, log_guide = draw(pair, args, owners.to(args[0].device), num_draws)
+        z = {name: value[:, :count].flatten(0, 1) for name, value in z.items()}  # (R * T', ...)
+        own = total_of(log_guide)[:, :count].flatten()
+        others = _others(pair, args, members, owners[:count].repeat(num_draws), z, batch)
+        below.append((own - others.logaddexp(own) + math.log(size)).unflatten(0, (num_draws, count)))
+        above.append((own - others + math.log(size - 1)).unflatten(0, (num_draws, count)))
+        done += count
+        advance(done)
+    return Information(speakers, torch.cat(below, 1).cpu(), torch.cat(above, 1).cpu(), size)
+
+
+def _others(
+    pair: Pair, args: tuple[Any, ...], members: Tensor, owners: Tensor, z: dict[str, Tensor], batch: int
+) -> Tensor:
+    """Return log sum_m q(z_t | x_m) over all m but the owner of z_t: ``(T,)`` for z of each site ``(T, ...)``."""
+    device = args[0].device
+    total = torch.full((len(owners),), -math.inf, dtype=torch.float64, device=device)
+    for positions, count in walk(pair, len(members), batch_size=batch):
+        rows = members[positions]
+        many = {name: value.unsqueeze(1).expand(-1, len(rows), *value.shape[1:]) for name, value in z.items()}
+        whole = len(owners) * len(rows) if pair.broadcasts else None
+        log_guide = total_of(score_guide(pair, args, rows.to(device), many, chunk_size=whole))[:, :count]
+        same = (owners.unsqueeze(1) == rows[:count]).to(device)
+        total = total.logaddexp(log_guide.masked_fill(same, -math.inf).logsumexp(1).to(total))
+    return total

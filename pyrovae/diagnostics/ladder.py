@@ -1,0 +1,174 @@
+"""Whether K is enough, told from the ladder of bounds itself, beside k-hat and the delta method.
+
+Weights of finite variance give ``L_K = log p(x) - c / K + ...``, so that each tenfold K closes nine tenths of the gap.
+Weights with a Pareto tail k between 1/2 and 1 give a gap that falls like ``K^(1 - 1/k)``, and where K is far too small
+for the guide L_K grows by about as many nats at every rung: there no rung says where the ladder ends.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pyrovae.results import mean_and_error
+
+ENOUGH, NOT_ENOUGH = "K is enough", "K is not enough"
+NOT_ASYMPTOTIC, UNKNOWN = "not asymptotic", "cannot be told"
+
+SLOW = 0.5  # power of a gap that takes four times K to halve: that of weights with a Pareto tail of 2/3
+SLOWEST = 0.05  # a gap is extrapolated by no less: slower ones cannot be told from none at all
+FEW = 0.05  # share of data with a k-hat above its threshold that leaves a mean over data sound
+ROUNDING = 1e-9  # rise of a rung, relative to its value, that rounding explains
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """What the last three rungs, means over the data, say of the gap that remains at the last one.
+
+    Attributes:
+        ks: the rungs.
+        increment: mean L_K of the last rung minus that of the one before, nats; None of a single rung.
+        increment_error: its standard error over the data, paired.
+        power: a of a gap that falls like K^-a, solved from the last three rungs; 1 is what finite variance gives.
+        power_error: its standard error.
+        extrapolated: the gap that is left, nats: 1 / K continued, or K^-a where the rungs are clearly slower.
+
+    """
+
+    ks: tuple[int, ...]
+    increment: float | None
+    increment_error: float | None
+    power: float | None
+    power_error: float | None
+    extrapolated: float | None
+
+    @property
+    def slow(self) -> bool:
+        """Whether the gap falls clearly slower than an asymptotic one."""
+        return _below(self.power, self.power_error, SLOW)
+
+
+def read_ladder(rungs: Mapping[int, Tensor]) -> Ladder:
+    """Return what the rungs L_K say of the gap that remains.
+
+    ``L_K = log p - c K^-a`` for three rungs K1 < K2 < K3 gives
+    ``(L_3 - L_2) / (L_2 - L_1) = (1 - (K2/K3)^a) / ((K2/K1)^a - 1)``, which is solved for a, and
+    ``c K3^-a = (L_3 - L_2) / ((K3/K2)^a - 1)``.
+
+    Args:
+        rungs: for each K the bounds of each datum ``(N,)``, nats, from the same draws.
+
+    """
+    ks = tuple(rungs)
+    nothing = Ladder(ks, None, None, None, None, None)
+    if len(ks) < 2 or not all(values.isfinite().all() for values in rungs.values()):
+        return nothing
+    last = rungs[ks[-1]] - rungs[ks[-2]]
+    increment, error = mean_and_error(last)
+    assert increment is not None
+    step = math.log(ks[-1] / ks[-2])
+    if increment <= ROUNDING * max(1.0, abs(rungs[ks[-1]].mean().item())):
+        return Ladder(ks, max(0.0, increment), error, None, None, 0.0)
+    power = power_error = None
+    if len(ks) > 2:
+        power, power_error = _power(rungs[ks[-2]] - rungs[ks[-3]], last, math.log(ks[-2] / ks[-3]), step)
+    used = max(SLOWEST, power) if power is not None and _below(power, power_error, 1.0) else 1.0
+    return Ladder(ks, increment, error, power, power_error, increment / math.expm1(used * step))
+
+
+def judge(
+    ladder: Ladder,
+    *,
+    num_bad: int,
+    num_data: int,
+    bias: float | None,
+    threshold: float | None,
+    share_above: float | None,
+    tolerance: float,
+) -> tuple[str, str]:
+    """Return the verdict on the last rung, and the reason in a sentence.
+
+    K is enough only if k-hat is above its threshold for few data and the gap that remains, the larger of the delta
+    method's and the ladder's, is within the tolerance.
+
+    Args:
+        ladder: from `read_ladder`.
+        num_bad: how many data have a bound that is not finite.
+        num_data: N.
+        bias: mean of the delta method's gaps, nats.
+        threshold: of k-hat; None where K is too small for one.
+        share_above: share of data whose k-hat is above it.
+        tolerance: nats.
+
+    """
+    label = f"L_{ladder.ks[-1]}"
+    if num_bad:
+        return UNKNOWN, f"{num_bad} of {num_data} data have a {label} that is not finite; find out why first"
+    gaps = {"delta method": bias, "ladder": ladder.extrapolated}
+    found = {name: gap for name, gap in gaps.items() if gap is not None}
+    remaining = max(found.values(), default=None)
+    missing = f"({', '.join(f'{name} {_nats(gap)}' for name, gap in found.items())})"
+    heavy = share_above is not None and share_above > FEW
+    tails = f"k-hat is above {threshold:.2f} for {share_above:.1%} of the data" if share_above is not None else ""
+    loose = f"; {tails}: {label} is loose, estimate log p(x) by AIS" if heavy else ""
+    if remaining is not None and remaining > tolerance and ladder.slow:
+        assert ladder.power is not None
+        return NOT_ASYMPTOTIC, (
+            f"from L_{ladder.ks[-2]} to {label} the mean rose by {ladder.increment:.3f} nats, and the gap falls like "
+            f"K^{-ladder.power:.2f} instead of K^-1, so that nothing tells where it ends{loose}"
+        )
+    if heavy:
+        return NOT_ENOUGH, f"{tails}: {label} is loose, more than its rungs show; estimate log p(x) by AIS"
+    if remaining is not None and remaining > tolerance:
+        wanted = _rounded_up(ladder.ks[-1] * remaining / tolerance)
+        return NOT_ENOUGH, (
+            f"about {_nats(remaining)} are missing in the mean of {label} {missing}, more than {tolerance:g}; "
+            f"under c / K it takes K = {wanted:,}"
+        )
+    if remaining is None:
+        return UNKNOWN, "a single particle says nothing of the gap; evaluate a larger K"
+    if share_above is None:
+        return UNKNOWN, "k-hat is not available, K being below 25; evaluate a larger K"
+    if len(ladder.ks) < 3:
+        return UNKNOWN, (
+            f"{tails} and about {_nats(remaining)} are missing {missing}, but it takes three rungs to see whether the "
+            "gap falls like 1 / K; evaluate more"
+        )
+    return ENOUGH, f"{tails}, and about {_nats(remaining)} are missing in {label} {missing}, less than {tolerance:g}"
+
+
+def _power(first: Tensor, last: Tensor, first_step: float, last_step: float) -> tuple[float | None, float | None]:
+    """Return the power and its standard error, from the rises of each datum ``(N,)`` at two rungs."""
+    rise, before = last.mean().item(), first.mean().item()
+    if rise <= 0 or before <= 0:
+        return None, None
+
+    def ratio(a: float) -> float:  # falls in a
+        return -math.expm1(-a * last_step) / math.expm1(a * first_step) if a else last_step / first_step
+
+    low, high = -2.0, 8.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if ratio(middle) > rise / before else (low, middle)
+    power = (low + high) / 2
+    _, error = mean_and_error(last - rise / before * first)
+    slope = abs(ratio(power + 1e-4) - ratio(power - 1e-4)) / 2e-4
+    return power, None if error is None else error / (slope * before)
+
+
+def _below(value: float | None, error: float | None, limit: float) -> bool:
+    """Tell whether a value is below a limit by more than two standard errors."""
+    return value is not None and error is not None and value + 2 * error < limit
+
+
+def _nats(value: float) -> str:
+    return f"{value:.4f} nats" if value >= 1e-4 else f"{value:.0e} nats" if value > ROUNDING else "0 nats"
+
+
+def _rounded_up(value: float) -> int:
+    """Return the next whole number with two digits that count."""
+    unit = 10 ** max(0, math.floor(math.log10(value)) - 1)
+    return math.ceil(value / unit) * unit

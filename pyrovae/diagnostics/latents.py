@@ -1,0 +1,200 @@
+"""What latent variables carry: active units, mutual information, and the fit of the prior to the codes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyrovae.diagnostics.collapse import collapse_or_fit
+from pyrovae.diagnostics.information import Information, information
+from pyrovae.diagnostics.unit_kl import unit_kl
+from pyrovae.diagnostics.units import active_units
+from pyrovae.pair import Pair, Program
+from pyrovae.progress import progress
+from pyrovae.results import Estimate
+from pyrovae.results.latents import Latents
+from pyrovae.sandbox import forked_random, stream_seed
+from pyrovae.scoring import FlatSpace, draw, inspected, score, total_of, walk
+
+ROUNDING = 1e-10  # nats
+BATCH = 2**20  # elements of u that are drawn at once
+PRIOR_DRAWS = 4000
+
+
+def latents(
+    model: Program,
+    guide: Program,
+    x: Tensor,
+    *covariates: Any,
+    num_draws: int = 100,
+    seed: int = 0,
+    modules: Iterable[nn.Module] = (),
+    shown: bool = False,
+) -> Latents:
+    """Tell which latent units are used, how much they say of x, and whether the prior is where the codes are.
+
+    ``E_x KL(q(z | x) || p(z)) = I(x; z) + KL(q(z) || p(z))``, ``q(z) = (1 / N) sum_n q(z | x_n)``
+
+    A KL of zero nats is a collapse where different x get the same code (I = 0), and so is a large KL of codes that are
+    all the same; a prior fits where the marginal KL is zero and I is not. Units are the dimensions of z brought to all
+    of R, which is z itself for a site without constraints; those whose posterior mean varies by more than 0.01 over x
+    are active. I(x; z) over N data cannot exceed log N: near it, it means at least about this.
+
+    *Importance weighted autoencoders (Burda, Grosse, Salakhutdinov 2016)*, https://arxiv.org/abs/1509.00519
+
+    *ELBO surgery (Hoffman, Johnson 2016)*, http://approximateinference.org/accepted/HoffmanJohnson2016.pdf
+
+    Args:
+        model: a Pyro program called with ``(x, *covariates)``.
+        guide: another.
+        x: ``(N, ...)``, the data, at least 2.
+        covariates: what travels with x along the data plate.
+        num_draws: of each posterior, for its means and variances, at least 2.
+        seed: of the draws.
+        modules: those used by the programs that cannot be found from them.
+        shown: whether progress is shown.
+
+    Returns:
+        The split of the KL in nats per datum with standard errors, the units, and a verdict in words.
+
+    Raises:
+        ValueError: if there are fewer than 2 data or draws, or the pair breaks the contract (see `pyrovae.pair`).
+
+    Example:
+        >>> print(latents(vae.model, vae.guide, data.test.fixed()))
+
+    """
+    for name, number in (("data", len(x)), ("draws", num_draws)):
+        if number < 2:
+            raise ValueError(f"a variance takes at least 2 {name}, but received {number}; give more")
+    args = (x, *covariates)
+    with (
+        inspected(model, guide, args, modules=modules) as pair,
+        torch.no_grad(),
+        progress("latent variables", 2 * len(x), shown=shown, unit="data") as advance,
+    ):
+        with forked_random(stream_seed(seed, "latents", 0), x.device):
+            codes = _codes(pair, args, num_draws, advance)
+        with forked_random(stream_seed(seed, "latents", 1), x.device):
+            found = information(pair, args, len(x), advance=lambda done: advance(len(x) + done))
+        with forked_random(stream_seed(seed, "latents", 2), x.device):
+            prior = _prior_moments(pair, args)
+    return _summarize(codes, found, prior, num_draws=num_draws, num_covariates=len(covariates), seed=seed)
+
+
+@dataclass(frozen=True)
+class _Codes:
+    """Moments of the posterior ``(N, D)`` and its KL: of each unit ``(N, D)``, NaN where it has none, and of each datum
+    ``(N,)`` with its Monte Carlo variance.
+    """
+
+    names: tuple[str, ...]
+    mean: Tensor
+    variance: Tensor
+    unit_kl: Tensor
+    kl: Tensor
+    kl_variance: Tensor
+    why: str | None
+
+
+def _codes(pair: Pair, args: tuple[Any, ...], num_draws: int, advance: Any) -> _Codes:
+    parts: list[tuple[Tensor, ...]] = []
+    elements = num_draws * sum(latent.num_elements for latent in pair.latents.values())
+    done = 0
+    for rows, count in walk(pair, len(args[0]), batch_size=max(1, BATCH // max(1, elements))):
+        rows = rows.to(args[0].device)
+        space = FlatSpace(pair, args, rows)
+        u, _ = space.draw(num_draws)
+        kl = unit_kl(pair, args, rows, sizes=space.sizes)
+        part = (u.mean(0), u.var(0), kl.units, kl.total, kl.total_variance)
+        parts.append(tuple(value[:count].cpu().double() for value in part))
+        done += count
+        advance(done)
+    mean, variance, units, total, noise = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    return _Codes(space.names, mean, variance, units, total, noise, kl.why)
+
+
+def _prior_moments(pair: Pair, args: tuple[Any, ...]) -> tuple[Tensor, Tensor] | None:
+    """Return mean and variance of each unit under the prior ``(D,)``, or None if the prior differs between data."""
+    rows, _ = next(iter(walk(pair, len(args[0]), batch_size=min(len(args[0]), 64))))
+    rows = rows.to(args[0].device)
+    z, _ = draw(pair, args, rows, 1)
+    own = total_of(score(pair, args, rows, z, with_kl=False).prior)
+    moved = {name: value.roll(1, 1) for name, value in z.items()}
+    others = total_of(score(pair, args, rows, moved, with_kl=False).prior)
+    if not torch.allclose(own.roll(1, 1), others, rtol=1e-4, atol=1e-4):
+        return None
+    u = FlatSpace(pair, args, rows).draw_prior(-(-PRIOR_DRAWS // len(rows))).flatten(0, 1).cpu().double()
+    return u.mean(0), u.var(0)
+
+
+def _summarize(
+    codes: _Codes,
+    found: Information,
+    prior: tuple[Tensor, Tensor] | None,
+    *,
+    num_draws: int,
+    num_covariates: int,
+    seed: int,
+) -> Latents:
+    count, ceiling = len(codes.kl), math.log(found.num_aggregate)
+    num_codes = found.below.numel()
+    kl = Estimate.over_data("KL", num_draws, codes.kl, codes.kl_variance.unsqueeze(0))
+    below = _over_codes(found.below)
+    below = replace(below, value=None if below.value is None else min(below.value, ceiling))  # but for rounding
+    above = _over_codes(found.above)
+    marginal = _marginal(codes.kl, found, kl, below, same_prior=prior is not None)
+    units = active_units(codes.names, codes.mean, codes.variance, codes.unit_kl, prior, num_draws=num_draws)
+    verdict, reason = collapse_or_fit(units, kl, below, above, marginal, ceiling)
+    return Latents(
+        num_data=count,
+        num_draws=num_draws,
+        num_covariates=num_covariates,
+        units=units,
+        kl=kl,
+        information=below,
+        information_above=above,
+        marginal_kl=marginal,
+        num_aggregate=found.num_aggregate,
+        num_codes=num_codes,
+        ceiling=ceiling,
+        why_units=codes.why,
+        verdict=verdict,
+        reason=reason,
+        seed=seed,
+        per_datum={"KL": codes.kl, "information": found.below.mean(0)},
+    )
+
+
+def _over_codes(values: Tensor) -> Estimate:
+    """Return the mean of values ``(R, T)`` of R codes of T data, zero where rounding is all there is."""
+    draws = len(values)
+    values = torch.where(values.abs() < ROUNDING, 0.0, values)
+    variances = values.var(0).unsqueeze(0) / draws if draws > 1 else values[:0]
+    return Estimate.over_data("I(x; z)", draws, values.mean(0), variances)
+
+
+def _marginal(kl: Tensor, found: Information, total: Estimate, below: Estimate, *, same_prior: bool) -> Estimate:
+    """Return KL(q(z) || p(z)) as the KL of all N data less the information of T of them."""
+    why = None if same_prior else "the prior differs between data, so that q(z) has no one prior to be held against"
+    why = why or total.why or below.why
+    if why is not None:
+        return Estimate("marginal KL", below.num_particles, None, None, None, why)
+    assert total.value is not None
+    assert below.value is not None
+    values = found.below.mean(0)
+    covariance = torch.stack([values, kl[found.rows]]).cov()
+    variance = covariance[0, 0] / len(values) + (kl.var() - 2 * covariance[0, 1]) / len(kl)
+    noise = [error**2 for error in (total.se_monte_carlo, below.se_monte_carlo) if error is not None]
+    return Estimate(
+        "marginal KL",
+        below.num_particles,
+        total.value - below.value,
+        variance.clamp(min=0).sqrt().item(),
+        math.sqrt(sum(noise)) if below.se_monte_carlo is not None else None,
+    )

@@ -1,0 +1,186 @@
+"""The guide fitted anew to the data it is judged on, the model held fixed, and put back as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyrovae.pair import Pair, run
+from pyrovae.progress import progress
+from pyrovae.sandbox import forked_random, stream_seed
+from pyrovae.scoring import draw, one_particle, score, total_of
+
+LEARNING_RATE = 1e-3  # of Adam at the start; it decays to zero
+BATCH = 64  # data in a step
+
+
+@dataclass(frozen=True)
+class Refit:
+    """What a guide's own parameters became, which are in place only inside `in_place`.
+
+    Attributes:
+        parameters: the guide's own, those that log p(x, z) of a given z does not depend on.
+        values: what each became; none where there was no refit.
+        num_shared: parameters that guide and model share, which were held.
+        why: the reason for a refit that is missing.
+
+    """
+
+    parameters: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    num_shared: int = 0
+    why: str | None = None
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Give the guide its new parameters inside the block, and the old ones, to the last bit, afterwards."""
+        with restored(self.parameters):
+            _put(self.parameters, self.values)
+            yield
+
+
+def refit(pair: Pair, args: tuple[Any, ...], *, num_epochs: int, seed: int = 0, shown: bool = False) -> Refit:
+    """Maximize the ELBO of given data over the parameters that the guide alone uses, in evaluation mode.
+
+    Minibatches of one draw a datum, Adam with a small rate that decays to zero, and the last parameters are the result.
+    A guide that is fitted to few data follows them closely, whatever it was trained on: what it gains is over-fitting
+    of the old one only as far as a refit on as many training data would gain less.
+
+    *Amortized inference regularization (Shu et al. 2018)*, https://arxiv.org/abs/1805.08913
+
+    Args:
+        pair: from `inspected`.
+        args: what its programs are called with, the data first.
+        num_epochs: over the data.
+        seed: of the minibatches and draws.
+        shown: whether progress is shown.
+
+    Returns:
+        The new values; the parameters themselves are as before, also after an exception.
+
+    """
+    if num_epochs == 0:
+        return Refit((), (), why="no refit of the guide was asked for; set refit_epochs")
+    own, num_shared, why = own_parameters(pair, args)
+    if why is not None:
+        return Refit((), (), num_shared, why)
+    device = args[0].device
+    size = pair.num_rows if pair.draws_rows else min(BATCH, pair.max_rows, len(args[0]))
+    total = num_epochs * math.ceil(len(args[0]) / size)
+    done = 0
+    with (
+        restored(own),
+        torch.enable_grad(),
+        progress("refitting the guide", total, shown=shown, unit="steps") as advance,
+    ):
+        for parameter in own:
+            parameter.requires_grad_()
+        optimizer = torch.optim.Adam(own, lr=LEARNING_RATE)
+        for epoch in range(num_epochs):
+            with forked_random(stream_seed(seed, "gaps refit", epoch), device):
+                for rows, count in _minibatches(len(args[0]), size, fixed=pair.draws_rows):
+                    for group in optimizer.param_groups:
+                        group["lr"] = LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * done / total))
+                    loss = _loss(pair, args, rows.to(device), count)
+                    if not loss.isfinite():
+                        return Refit(
+                            (), (), num_shared, f"the refit met an ELBO that is not finite in epoch {epoch + 1}"
+                        )
+                    for parameter, gradient in zip(own, torch.autograd.grad(loss, own, allow_unused=True), strict=True):
+                        parameter.grad = gradient
+                    optimizer.step()
+                    done += 1
+                    advance(done)
+        values = tuple(parameter.detach().clone() for parameter in own)
+    return Refit(tuple(own), values, num_shared)
+
+
+def own_parameters(pair: Pair, args: tuple[Any, ...]) -> tuple[list[Tensor], int, str | None]:
+    """Return the parameters that reach the guide's draws or their density but not log p(x, z) of a given z.
+
+    Those that require gradients, or all where none does, as of a model that was frozen for evaluation.
+
+    Returns:
+        The parameters; how many the guide shares with the model; why there are none.
+
+    """
+    everything = _parameters(pair)
+    rows = torch.arange(pair.num_rows if pair.draws_rows else min(3, len(args[0])), device=args[0].device)
+    with restored(everything), torch.enable_grad(), forked_random(0, args[0].device):
+        trained = {id(parameter) for parameter in everything if parameter.requires_grad}
+        for parameter in everything:
+            parameter.requires_grad_()
+        guide_trace, _ = run(*pair.bind(args, rows))
+        for name in pair.latents:
+            fn = guide_trace.nodes[name]["fn"]
+            if not getattr(fn, "has_rsample", False):
+                return [], 0, f"the guide's draw of {name!r} has no gradient: {type(fn).__name__} has no rsample"
+        z, log_guide = draw(pair, args, rows, 1)
+        of_guide = _reached([total_of(log_guide), *z.values()], everything)
+        given = {name: value.detach() for name, value in z.items()}
+        scores = score(pair, args, rows, given, with_kl=False)
+        of_model = _reached([total_of(scores.prior), scores.likelihood], everything)
+    own = [parameter for parameter in everything if id(parameter) in of_guide - of_model]
+    own = [parameter for parameter in own if id(parameter) in trained] or own
+    if own:
+        return own, len(of_guide & of_model), None
+    if of_guide:
+        return [], len(of_guide), "the guide shares all its parameters with the model, which is held fixed"
+    return [], 0, "no parameters of the guide were found; name the modules that its program hides with modules="
+
+
+@contextlib.contextmanager
+def restored(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Put values, gradients and whether gradients are required back as they were, whatever happens inside."""
+    before = [(tensor.detach().clone(), tensor.grad, tensor.requires_grad) for tensor in tensors]
+    try:
+        yield
+    finally:
+        _put(tensors, [value for value, _, _ in before])
+        for tensor, (_, gradient, required) in zip(tensors, before, strict=True):
+            tensor.grad = gradient
+            tensor.requires_grad_(required)
+
+
+@torch.no_grad()
+def _put(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for tensor, value in zip(tensors, values, strict=True):
+        tensor.copy_(value)
+
+
+def _parameters(pair: Pair) -> list[Tensor]:
+    """Return the parameters of modules and the unconstrained ones of Pyro's store, each once."""
+    stored = dict(pyro.get_param_store().named_parameters())
+    found = [p for module in pair.modules for p in module.parameters()] + [stored[name] for name in pair.params]
+    return list({id(p): p for p in found if p.is_floating_point()}.values())
+
+
+def _reached(values: Sequence[Tensor], tensors: Sequence[Tensor]) -> set[int]:
+    """Return the ids of the tensors that values depend on."""
+    total = torch.stack([value.sum().double() for value in values]).sum()
+    if not total.requires_grad or not tensors:
+        return set()
+    slopes = torch.autograd.grad(total, tensors, allow_unused=True)
+    return {id(tensor) for tensor, slope in zip(tensors, slopes, strict=True) if slope is not None}
+
+
+def _minibatches(num_data: int, size: int, *, fixed: bool) -> Iterator[tuple[Tensor, int]]:
+    """Yield shuffled rows and how many of them count; the last are filled up where the size of a run is fixed."""
+    order = torch.randperm(num_data)
+    for begin in range(0, num_data, size):
+        count = min(size, num_data - begin)
+        yield order[torch.arange(begin, begin + (size if fixed else count)) % num_data], count
+
+
+def _loss(pair: Pair, args: tuple[Any, ...], rows: Tensor, count: int) -> Tensor:
+    """Return minus the mean ELBO of some rows, free of plate and scale factors, with closed-form KL where right."""
+    block = one_particle(pair, args, rows, checked=False)
+    elbo = block.log_likelihood - torch.stack([kl.expand_as(block.log_likelihood) for kl in block.kl.values()]).sum(0)
+    return -elbo[0, :count].mean()

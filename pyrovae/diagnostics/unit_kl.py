@@ -1,0 +1,105 @@
+"""The KL of each latent unit, where it is a sum over units."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyrovae.kl import CLOSED_FORM, closed_form_kl, kl_by_dimension
+from pyrovae.pair import Pair, run
+from pyrovae.scoring.blocks import CHUNK_ELEMENTS
+from pyrovae.scoring.layout import from_pyro, log_prob, per_datum, wide
+from pyrovae.scoring.pieces import pieces
+
+RUNS = 16  # draws of the latent variables for a KL that is no closed form, or not the same for each
+
+
+@dataclass(frozen=True)
+class UnitKL:
+    """KL(q(z | x) || p(z)) in nats.
+
+    Attributes:
+        units: of each unit ``(B, D)``, NaN where its site's is no sum over units.
+        total: of each datum ``(B,)``.
+        total_variance: its Monte Carlo variance ``(B,)``, 0 where it is a closed form.
+        why: why some units have none; None if all have.
+
+    """
+
+    units: Tensor
+    total: Tensor
+    total_variance: Tensor
+    why: str | None
+
+
+def unit_kl(pair: Pair, args: tuple[Any, ...], rows: Tensor, *, sizes: Mapping[str, int]) -> UnitKL:
+    """Return the KL of some rows ``(B,)``, closed forms being used where they are right.
+
+    Args:
+        pair: from `inspected`.
+        args: what its programs are called with, the data first.
+        rows: ``(B,)``, rows of the data.
+        sizes: units of each site.
+
+    """
+    exact = len(pair.latents) == 1 and pair.kl[next(iter(pair.latents))] == CLOSED_FORM
+    runs = 1 if exact else RUNS
+    parts: dict[str, list[Tensor]] = {name: [] for name in pair.latents}
+    joint: dict[str, None] = {}
+    for piece in pieces(pair, rows, runs, size=max(64, CHUNK_ELEMENTS // max(1, pair.num_elements))):
+        model, guide = pair.bind(args, piece.rows)
+        traces = run(piece.plated(pair, model), piece.plated(pair, guide))
+        for name, size in sizes.items():
+            values = _by_unit(pair, name, *traces, lead=piece.lead)
+            if values is None or values[0, 0].numel() != size:
+                joint[name] = None
+                values = _of_site(pair, name, *traces, lead=piece.lead)
+            parts[name].append(piece.cut(values))
+    found = {name: torch.cat(values).reshape(runs, len(rows), -1) for name, values in parts.items()}  # (R, B, D or 1)
+    total = torch.cat(list(found.values()), 2).sum(2)  # (R, B)
+    units = [
+        values.new_full((len(rows), sizes[name]), math.nan) if name in joint else values.mean(0)
+        for name, values in found.items()
+    ]
+    return UnitKL(
+        units=torch.cat(units, 1),
+        total=total.mean(0),
+        total_variance=total.var(0) / runs if runs > 1 else torch.zeros_like(total[0]),
+        why=f"guide or prior of {', '.join(map(repr, joint))} is a joint distribution of its units" if joint else None,
+    )
+
+
+def _by_unit(
+    pair: Pair, name: str, guide_trace: poutine.Trace, model_trace: poutine.Trace, *, lead: int
+) -> Tensor | None:
+    """Return the KL of each unit of a site, ``(K, B, ...)`` or without lead ``(B, ...)``; None where it is no sum."""
+    site = guide_trace.nodes[name]
+    values = kl_by_dimension(site, model_trace.nodes[name], closed_form=pair.kl[name] == CLOSED_FORM)
+    if values is None:
+        return None
+    values = wide(values).expand(site["value"].shape)
+    if site["mask"] is not None:
+        mask = torch.as_tensor(site["mask"], device=values.device)
+        mask = mask.reshape(*mask.shape, *(1,) * site["fn"].event_dim)
+        values = torch.where(mask, values, torch.zeros_like(values))
+    return from_pyro(pair, name, values, lead=lead)
+
+
+def _of_site(pair: Pair, name: str, guide_trace: poutine.Trace, model_trace: poutine.Trace, *, lead: int) -> Tensor:
+    """Return the KL of a site, or log q - log p of its draw: ``(K, B)`` or without lead ``(B,)``."""
+    site = guide_trace.nodes[name]
+    values, _ = closed_form_kl(name, model_trace, guide_trace) if pair.kl[name] == CLOSED_FORM else (None, "")
+    if values is None:
+        terms = [
+            per_datum(pair, log_prob(trace.nodes[name]), trace.nodes[name], lead=lead)
+            for trace in (guide_trace, model_trace)
+        ]
+        return terms[0] - terms[1]
+    batch = site["value"].shape[: site["value"].ndim - site["fn"].event_dim]
+    return per_datum(pair, wide(values).expand(batch), site, lead=lead)

@@ -1,0 +1,196 @@
+"""What importance weights say of the bound that they give: how few of them count, and how far below log p(x) it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from pyrovae.diagnostics.ladder import judge, read_ladder
+from pyrovae.diagnostics.psis import FEWEST, khat_threshold, pareto_khat
+from pyrovae.results import Estimate, Weights
+from pyrovae.results.weights import Quantiles
+from pyrovae.scoring.layout import wide
+
+NAMES = ("khat", "ESS", "largest weight", "bias", "jackknife")
+
+
+def weight_diagnostics(log_weights: Tensor) -> dict[str, Tensor]:
+    """Return all diagnostics of the weights of each datum, by name.
+
+    Args:
+        log_weights: log p(x, z) - log q(z | x), ``(K, ...)``, nats.
+
+    Returns:
+        Each ``(...)``, float64: "khat", "ESS", "largest weight", "bias" and "jackknife", which are `pareto_khat`,
+        `effective_sample_size`, `largest_weight`, `bias_estimate` and `jackknife`. NaN where a weight is NaN, where
+        all are zero, and where K is too small.
+
+    """
+    values = (
+        pareto_khat(log_weights),
+        effective_sample_size(log_weights),
+        largest_weight(log_weights),
+        bias_estimate(log_weights),
+        jackknife(log_weights),
+    )
+    return dict(zip(NAMES, values, strict=True))
+
+
+def effective_sample_size(log_weights: Tensor) -> Tensor:
+    """Return Kish's effective sample size, ``(sum w)^2 / sum w^2``, between 1 and K.
+
+    Args:
+        log_weights: ``(K, ...)``, nats.
+
+    Returns:
+        ``(...)``, float64.
+
+    """
+    return 1 / (_shares(log_weights) ** 2).sum(0)
+
+
+def largest_weight(log_weights: Tensor) -> Tensor:
+    """Return the share of the largest of the weights ``(K, ...)`` in their sum: ``(...)``, between 1 / K and 1."""
+    return _shares(log_weights).amax(0)
+
+
+def relative_variance(log_weights: Tensor) -> Tensor:
+    """Return the variance of the weights relative to their mean, ``Var(w) / mean(w)^2``, with K - 1 in the variance.
+
+    Of K weights it cannot exceed K, whatever the true variance is: where few weights carry the sum it is too small.
+
+    Args:
+        log_weights: ``(K, ...)``, nats, K at least 2.
+
+    Returns:
+        ``(...)``, float64; NaN for a single particle.
+
+    """
+    total = len(log_weights)
+    if total == 1:
+        return torch.full_like(wide(log_weights[0]), math.nan)
+    return ((total * _shares(log_weights) - 1) ** 2).sum(0) / (total - 1)
+
+
+def bias_estimate(log_weights: Tensor) -> Tensor:
+    """Return how far the bound L_K lies below log p(x) by the delta method: ``Var(w) / (2 K mean(w)^2)``.
+
+    It is of use where the variance of the weights is finite and K is beyond it. Of K weights it cannot exceed 1/2 nat,
+    so that under heavy tails, where tens of nats may be missing, it understates.
+
+    *Debiasing evidence approximations: on importance-weighted autoencoders and jackknife variational inference
+    (Nowozin 2018)*, https://openreview.net/forum?id=HyZoi-WRb
+
+    Args:
+        log_weights: ``(K, ...)``, nats.
+
+    Returns:
+        ``(...)``, nats; NaN for a single particle.
+
+    """
+    return relative_variance(log_weights) / (2 * len(log_weights))
+
+
+def jackknife(log_weights: Tensor) -> Tensor:
+    """Return the first-order jackknife estimate of log p(x), which is not a bound.
+
+    ``K L_K - (K - 1) mean_i L_{K-1}^(-i)``, where L_{K-1}^(-i) is the bound without the i-th particle
+
+    It removes the 1 / K of the gap, so that it lies above L_K, and may lie above log p(x): it is to be read as a
+    correction of L_K, not compared with bounds. Exact leave-one-out values are used, at the cost of one pass.
+
+    *Debiasing evidence approximations: on importance-weighted autoencoders and jackknife variational inference
+    (Nowozin 2018)*, https://openreview.net/forum?id=HyZoi-WRb
+
+    Args:
+        log_weights: ``(K, ...)``, nats.
+
+    Returns:
+        ``(...)``, nats; NaN for a single particle; inf where a single weight is not zero.
+
+    Example:
+        >>> jackknife(torch.tensor([1.0, 2.0, 3.0, 4.0]).log())
+        tensor(0.9597, dtype=torch.float64)
+
+    """
+    log_weights, total = wide(log_weights), len(log_weights)
+    if total == 1:
+        return torch.full_like(log_weights[0], math.nan)
+    shares = _shares(log_weights)
+    largest, where = shares.max(0, keepdim=True)
+    left = ((1 / total - shares) * total / (total - 1)).log1p()  # log of the mean without i over the mean of all
+    others = log_weights.scatter(0, where, -math.inf).logsumexp(0, keepdim=True)
+    of_largest = others - log_weights.logsumexp(0, keepdim=True) - math.log1p(-1 / total)
+    left = torch.where(largest > 0.5, left.scatter(0, where, of_largest), left)  # 1 - share has lost its digits
+    return log_weights.logsumexp(0) - math.log(total) - (total - 1) * left.mean(0)
+
+
+def summarize_weights(per_datum: Mapping[str, Tensor], *, ks: Sequence[int], tolerance: float = 0.05) -> Weights:
+    """Return what the weights of a whole data set say of its largest bound, and the verdict on its K.
+
+    Args:
+        per_datum: the values ``(N,)`` of `weight_diagnostics` at the largest K, and of "L_k" for each rung.
+        ks: the rungs, ascending.
+        tolerance: nats that L_K may lie below log p(x) for K to be enough.
+
+    """
+    khat, num_particles = per_datum["khat"], ks[-1]
+    bound = per_datum[f"L_{num_particles}"]
+    zero = int(bound.isneginf().sum())
+    nan = int((~bound.isfinite()).sum()) - zero
+    available = khat[~khat.isnan()]
+    threshold = khat_threshold(num_particles) if num_particles >= FEWEST else None
+    above = int((available > threshold).sum()) if threshold is not None else 0
+    bias = per_datum["bias"]
+    ladder = read_ladder({k: per_datum[f"L_{k}"] for k in ks})
+    mean_bias = bias.mean().item() if bias.isfinite().all() else None
+    verdict, reason = judge(
+        ladder,
+        num_bad=nan + zero,
+        num_data=len(bound),
+        bias=mean_bias,
+        threshold=threshold,
+        share_above=above / len(available) if len(available) else None,
+        tolerance=tolerance,
+    )
+    values = per_datum["jackknife"]
+    return Weights(
+        num_particles=num_particles,
+        num_data=len(bound),
+        threshold=threshold,
+        num_above=above,
+        num_unavailable=len(khat) - len(available),
+        why_unavailable=_why_unavailable(num_particles, nan, zero) if len(available) < len(khat) else None,
+        num_constant=int(khat.isneginf().sum()),
+        num_nan=nan,
+        num_zero=zero,
+        khat=Quantiles.of(khat),
+        ess=Quantiles.of(per_datum["ESS"]),
+        largest=Quantiles.of(per_datum["largest weight"]),
+        bias=mean_bias,
+        jackknife=Estimate.over_data("jackknife", num_particles, values, values.new_empty((0, len(values)))),
+        increment=ladder.increment,
+        increment_error=ladder.increment_error,
+        power=ladder.power,
+        power_error=ladder.power_error,
+        extrapolated=ladder.extrapolated,
+        tolerance=tolerance,
+        verdict=verdict,
+        reason=reason,
+    )
+
+
+def _shares(log_weights: Tensor) -> Tensor:
+    """Return the weights over their sum, ``(K, ...)``."""
+    return wide(log_weights).softmax(0)
+
+
+def _why_unavailable(num_particles: int, nan: int, zero: int) -> str | None:
+    """Return why some data have no k-hat, in words."""
+    if num_particles < FEWEST:
+        return f"k-hat needs K of at least {FEWEST}, and K is {num_particles}"
+    parts = [(nan, "weights that are NaN or infinite"), (zero, "weights that are all zero")]
+    return ", ".join(f"{what} ({count})" for count, what in parts if count)

@@ -1,0 +1,135 @@
+"""What is found out beside the bounds, each on the first data of a set."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from pyrovae.bounds.ais import ais
+from pyrovae.bounds.bdmc import bdmc
+from pyrovae.diagnostics.gaps import gaps
+from pyrovae.diagnostics.latents import latents
+from pyrovae.pair import Program, take_rows
+from pyrovae.results import Checked, Estimate, Gaps
+
+R = TypeVar("R")
+
+CHAINS = ("num_chains", "num_temperatures", "num_leapfrog")
+
+
+def _option(default: int, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What `evaluate` finds out beside the bounds, and on how many data: the first of the set, 0 for none.
+
+    Attributes:
+        num_annealed: data of annealed importance sampling (AIS), a bound that is tight where L_K is not.
+        num_simulated: data simulated from the model, for which AIS has an upper bound beside it (BDMC).
+        num_refined: data for which the gap between the ELBO and the tightest bound is taken apart.
+        num_encoded: data that tell which latent units are in use, and what the code says of x.
+        num_chains: of AIS, for each datum.
+        num_temperatures: of AIS, from the guide to the joint density.
+        num_leapfrog: steps of a transition of AIS.
+        refit_epochs: passes over the refined data in which the guide is fitted to them; 0 for none.
+
+    Raises:
+        ValueError: if a number is out of range.
+
+    """
+
+    num_annealed: int = _option(100, "data of annealed importance sampling (AIS), tight where L_K is not; 0: none")
+    num_simulated: int = _option(100, "data simulated from the model, where AIS meets an upper bound (BDMC); 0: none")
+    num_refined: int = _option(100, "data for which the gap from the ELBO to the tightest bound is split; 0: none")
+    num_encoded: int = _option(1000, "data that tell which latent units are in use; 0: none")
+    num_chains: int = _option(16, "chains of AIS for each datum")
+    num_temperatures: int = _option(30, "temperatures of AIS, from the guide to the joint density")
+    num_leapfrog: int = _option(5, "leapfrog steps of a transition of AIS")
+    refit_epochs: int = _option(50, "passes in which the guide is fitted to the refined data; 0: none")
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for option in fields(self):
+            value = getattr(self, option.name)
+            least = 1 if option.name in CHAINS else 0
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{option.name} is a whole number of at least {least}, but received {value!r}")
+
+
+def run_checks(
+    model: Program,
+    guide: Program,
+    args: tuple[Tensor, ...],
+    checks: Checks,
+    *,
+    name: str,
+    tightest: Estimate,
+    per_datum: Mapping[str, Tensor],
+    variances: Tensor,
+    **common: Any,
+) -> Checked:
+    """Run the checks on the first rows of data; one that a pair does not allow is left out, with the reason.
+
+    Args:
+        model: a Pyro program.
+        guide: another.
+        args: the data, and what travels with them, on the device.
+        checks: what to do.
+        name: of the data.
+        tightest: the largest rung over all data.
+        per_datum: its values ``(N,)``, by label, nats.
+        variances: estimates of their Monte Carlo variances ``(C, N)``.
+        common: seed, modules and whether progress is shown.
+
+    """
+    left_out: dict[str, str] = {}
+    rung = per_datum[tightest.label]
+
+    def attempt(what: str, num: int, check: Callable[..., R]) -> R | None:
+        if num == 0:
+            return None
+        try:
+            return check(model, guide, *take_rows(args, torch.arange(min(num, len(args[0])))), **common)
+        except ValueError as error:
+            left_out[what] = str(error).splitlines()[0]
+            return None
+
+    def anneal(check: Callable[..., R]) -> Callable[..., R]:
+        return functools.partial(check, **{name: getattr(checks, name) for name in CHAINS})
+
+    annealing = attempt("AIS", checks.num_annealed, anneal(ais))
+    sandwich = attempt("BDMC", checks.num_simulated, anneal(bdmc))
+    same_data = higher = None
+    if annealing is not None:
+        num = annealing.num_data
+        same_data = Estimate.over_data(tightest.name, tightest.num_particles, rung[:num], variances[:, :num])
+        higher = annealing.compare_with(tightest.label, rung[:num])
+        annealing = replace(annealing, data=_first(name, num, len(rung)))
+
+    def split(*pair_and_data: Any, **options: Any) -> Gaps:
+        num = len(pair_and_data[2])
+        use_ais = higher is not None and higher.num_data >= num and (higher.value or 0.0) > 2 * (higher.se or 0.0)
+        label, values = ("AIS", annealing.per_datum["AIS"]) if use_ais and annealing else (tightest.label, rung)
+        found = gaps(*pair_and_data, bound=values[:num], bound_label=label, refit_epochs=checks.refit_epochs, **options)
+        return replace(found, data=_first(name, num, len(rung)))
+
+    return Checked(
+        annealing=annealing,
+        same_data=same_data,
+        higher=higher,
+        sandwich=sandwich,
+        gaps=attempt("gaps", checks.num_refined, split),
+        latents=attempt("latent units", checks.num_encoded, latents),
+        left_out=left_out,
+    )
+
+
+def _first(name: str, num: int, total: int) -> str:
+    return name if num == total else f"the first {num} of {name}"

@@ -1,0 +1,116 @@
+"""Run folders side by side."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from pyrovae import results
+from pyrovae.report.folder import REPORT, read_report
+from pyrovae.results import Comparison, Evaluation
+from pyrovae.training.checkpoint import versions
+from pyrovae.training.folder import RunFolder
+
+Source = str | Path | Evaluation
+
+
+def compare(
+    runs: Mapping[str, Source] | Iterable[str | Path], *, reference: str | Path | None = None, blocks: bool = False
+) -> Comparison:
+    """Put evaluated runs on the same data side by side, each paired datum by datum with a reference.
+
+    It is `pyrovae.compare` of what `read_report` reads.
+
+    Args:
+        runs: their folders; or folders and evaluations by the name of the model. A folder that comes without a name has
+            its own, with as many of the folders above it as tell it from the others.
+        reference: name or folder of the one that the others are compared to; the first if None.
+        blocks: whether what may not be compared is put in separate tables, not refused.
+
+    Returns:
+        The comparison: printing it gives the table, and it has ``to_markdown``, ``to_latex`` and ``to_csv``.
+
+    Raises:
+        ValueError: if a folder is no run, was not evaluated, was changed, or is given twice; or if these may not be
+            compared, for which see `pyrovae.compare`.
+        TypeError: if runs are neither folders nor evaluations by name.
+
+    Example:
+        >>> print(compare(["runs/digits-1", "runs/digits-2"]))
+
+    """
+    sources = dict(runs) if isinstance(runs, Mapping) else _named(runs)
+    evaluations = {name: _read(source) for name, source in sources.items()}
+    named = None if reference is None else _name_of(reference, sources)
+    return results.compare(evaluations, reference=named, blocks=blocks)
+
+
+def _named(runs: Iterable[str | Path]) -> dict[str, Source]:
+    """Return folders by names that tell them apart."""
+    if isinstance(runs, (str, Path, Evaluation)) or not isinstance(runs, Iterable):
+        raise TypeError(f"compare takes several run folders, but received {runs!r}; give a list of them")
+    folders = list(runs)
+    for folder in folders:
+        if not isinstance(folder, (str, Path)):
+            raise TypeError(
+                f"a list holds run folders, but it contains a {type(folder).__name__}; give evaluations by name, "
+                "for instance {'first': a, 'second': b}"
+            )
+    for path, count in Counter(Path(folder).resolve() for folder in folders).items():
+        if count > 1:
+            raise ValueError(f"a model is compared with others, but {path} is given {count} times; name each run once")
+    paths = [Path(os.path.abspath(folder)) for folder in folders]  # a link keeps its own name
+    names, depth = [path.name for path in paths], 1
+    while any(count > 1 for count in Counter(names).values()):
+        depth += 1
+        names = [
+            "/".join(path.parts[-depth:]) if names.count(name) > 1 else name
+            for path, name in zip(paths, names, strict=True)
+        ]
+    return dict(zip(names, folders, strict=True))
+
+
+def _name_of(reference: str | Path, sources: Mapping[str, Source]) -> str:
+    """Return the name of the reference, which may be given by its folder."""
+    if reference in sources:
+        return str(reference)
+    wanted = Path(reference).resolve()
+    for name, source in sources.items():
+        if not isinstance(source, Evaluation) and Path(source).resolve() == wanted:
+            return name
+    return str(reference)
+
+
+def _read(source: Source) -> Evaluation:
+    """Return an evaluation, from its run folder if it is not there yet."""
+    if isinstance(source, Evaluation):
+        return source
+    if not isinstance(source, (str, Path)):
+        raise TypeError(f"compare takes run folders or evaluations, but received a {type(source).__name__}")
+    run = RunFolder(source)
+    if not run.path.is_dir():
+        raise ValueError(f"there is no run folder {source}; train a model with pyrovae train")
+    if run.manifest() and f"{REPORT}/evaluation.json" not in run:
+        raise ValueError(f"the run {source} was never evaluated; evaluate it first: pyrovae evaluate {source}")
+    content = run.read(f"{REPORT}/evaluation.json")
+    run.read(f"{REPORT}/per_datum.safetensors")  # both are there, and are those that were written
+    try:
+        return read_report(source)
+    except ValueError as error:
+        theirs, ours = _version(content), versions()["pyrovae"]
+        wrote = f"another version of pyrovae ({theirs}, this is {ours})" if theirs != ours else "another pyrovae"
+        raise ValueError(
+            f"the report of {source} was written by {wrote} and cannot be read; evaluate it again: "
+            f"pyrovae evaluate {source}"
+        ) from error
+
+
+def _version(content: bytes) -> str:
+    """Return the version of pyrovae that a report names."""
+    try:
+        return str(json.loads(content)["versions"]["pyrovae"])
+    except (ValueError, KeyError, TypeError):
+        return "not known"

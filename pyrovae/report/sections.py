@@ -1,0 +1,282 @@
+"""What a report of an evaluation says, section by section."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from pyrovae.report.bounds import ladder
+from pyrovae.report.content import Caution, Definitions, Headline, Part, Picture, Section
+from pyrovae.report.curves import training_curves
+from pyrovae.report.gaps import waterfall
+from pyrovae.report.hardest import thumbnails
+from pyrovae.report.images import interpolations, reconstructions, samples, traversals
+from pyrovae.report.latents import latent_space
+from pyrovae.report.units import kl_per_unit
+from pyrovae.report.weights import weight_histograms
+from pyrovae.results import Evaluation, History, Number
+from pyrovae.vae import VAE
+
+ENOUGH = "K is enough"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a report is about.
+
+    Attributes:
+        evaluation: the numbers.
+        vae: the model, for pictures of data; None for a pair that was written by hand.
+        x: ``(N, *x_shape)``, the data that were evaluated.
+        covariates: ``(N, ...)`` each.
+        labels: ``(N,)``, which only color points.
+        history: of training, where that is known.
+        settings: of the run, where they are known.
+
+    """
+
+    evaluation: Evaluation
+    vae: VAE | None
+    x: Tensor
+    covariates: tuple[Tensor, ...]
+    labels: Tensor | None
+    history: History | None
+    settings: Mapping[str, Any] | None
+
+
+def headlines(evaluation: Evaluation) -> list[Headline]:
+    """Return the numbers at the top of a report."""
+    weights, checked, last = evaluation.weights, evaluation.checked, evaluation.iwae[-1]
+    loose = weights is not None and weights.verdict != ENOUGH
+    found = [
+        Headline("ELBO", Number(evaluation.elbo.value, error=evaluation.elbo.se_data), "nats per datum"),
+        Headline(
+            last.label,
+            Number(last.value, error=last.se_data),
+            weights.verdict if loose and weights else "nats per datum",
+            doubtful=loose,
+        ),
+    ]
+    if checked is not None and checked.annealing is not None:
+        bound, num = checked.annealing.bound, checked.annealing.num_data
+        found.append(Headline("AIS", Number(bound.value, error=bound.se_data), f"nats per datum, {num} data"))
+    if weights is not None and weights.share_above is not None:
+        note = f"of the data, above {weights.threshold:.2f}"
+        share = f"{weights.share_above:.1%}".replace("%", " %")
+        found.append(Headline("k-hat too high", share, note, doubtful=loose and weights.share_above > 0.05))
+    if evaluation.bits_per_dimension is not None:
+        found.append(Headline("bits per dimension", Number(evaluation.bits_per_dimension, 4), f"at {last.label}"))
+    if checked is not None and checked.latents is not None:
+        units = checked.latents
+        found.append(
+            Headline("active units", f"{units.num_active} of {len(units.units)}", "by the variance of their means")
+        )
+    return found
+
+
+def sections(shown: Shown) -> list[Section]:
+    """Return the sections of a report, those that apply."""
+    writers: tuple[Callable[[Shown], Section | None], ...] = (
+        _bounds,
+        _sandwich,
+        _gaps,
+        _weights,
+        _latents,
+        _pictures,
+        _training,
+        _provenance,
+    )
+    return [section for section in (write(shown) for write in writers) if section is not None]
+
+
+def _bounds(shown: Shown) -> Section:
+    evaluation = shown.evaluation
+    last, weights = evaluation.iwae[-1].label, evaluation.weights
+    parts: list[Part] = [evaluation.bounds_table()]
+    if weights is not None and weights.verdict != ENOUGH:
+        parts.append(Caution(f"{weights.verdict}: {weights.reason}."))
+    annealing = evaluation.checked.annealing if evaluation.checked else None
+    whole = annealing is not None and annealing.num_data == evaluation.num_data
+    extra = [annealing.bound] if annealing is not None and whole else []
+    parts.append(
+        Picture(
+            ladder(evaluation, extra),
+            alt=f"The ELBO and the IWAE bounds up to {last} over the number of particles, with standard errors.",
+            caption="All rungs come from the same draws. Thin bars are the standard error over draws at fixed data, "
+            "broad ones that over the data; the paired gain has the standard error of differences.",
+        )
+    )
+    prose = (
+        f"Every row but the KL is a lower bound on the mean of log {evaluation.density}, or a part of one, in nats per "
+        "datum; larger is better. L_K is the importance-weighted bound with K particles."
+    )
+    return Section("Bounds", prose, parts)
+
+
+def _sandwich(shown: Shown) -> Section | None:
+    checked = shown.evaluation.checked
+    if checked is None or (checked.annealing is None and checked.sandwich is None and not checked.left_out):
+        return None
+    parts: list[Part] = [checked.annealed()] if checked.annealing is not None else []
+    parts += checked.sandwich.tables() if checked.sandwich is not None else ()
+    parts += [Caution(f"{name} was left out: {why}") for name, why in checked.left_out.items()]
+    prose = (
+        "Annealed importance sampling walks from the guide to the posterior and often comes closer to log p(x) than "
+        "L_K at the same cost, though it need not. How close can be told for data that the model itself makes: there "
+        "the reversed walk gives an upper bound."
+    )
+    return Section("Sandwich", prose, parts)
+
+
+def _gaps(shown: Shown) -> Section | None:
+    gaps = shown.evaluation.checked.gaps if shown.evaluation.checked else None
+    if gaps is None:
+        return None
+
+    picture = Picture(
+        waterfall(gaps),
+        alt="Steps from the ELBO of the guide over a refined diagonal Gaussian to the tightest bound.",
+        caption="Each step is a mean of differences datum by datum, with its standard error over the data.",
+    )
+    prose = (
+        "The amortization gap is what one encoder for all data costs against a diagonal Gaussian found for each datum "
+        "by itself, the approximation gap what the diagonal Gaussian costs against the tightest bound."
+    )
+    return Section("Where the gap comes from", prose, [picture, *gaps.tables()])
+
+
+def _weights(shown: Shown) -> Section | None:
+    evaluation = shown.evaluation
+    weights = evaluation.weights
+    if weights is None:
+        return None
+    spread, missing = weights.tables()
+    parts: list[Part] = [spread]
+    histograms = weight_histograms(
+        evaluation.per_datum, threshold=weights.threshold, num_particles=weights.num_particles
+    )
+    parts += _picture(
+        histograms,
+        alt="Histograms over the data of k-hat, of the effective sample size and of the largest weight.",
+        caption=f"Of the {weights.num_particles:,} weights of each datum. A k-hat above its threshold says that their "
+        "mean is decided by weights that were hardly ever drawn, so that L_K is loose.",
+    )
+    parts.append(missing)
+    khat = evaluation.per_datum.get("khat")
+    if shown.vae is not None and khat is not None:
+        parts += _picture(
+            thumbnails(shown.vae, shown.x, khat, covariates=shown.covariates),
+            alt="The ten data with the largest k-hat.",
+            caption="The data whose posterior the guide fits worst, by k-hat.",
+        )
+    return Section("Is the guide any good?", "", parts)
+
+
+def _latents(shown: Shown) -> Section | None:
+    latents = shown.evaluation.checked.latents if shown.evaluation.checked else None
+    parts: list[Part] = []
+    if latents is not None:
+        kls = [unit.kl for unit in latents.units]
+        split, units = latents.tables()
+        parts += [split]
+        parts += _picture(
+            kl_per_unit(
+                [unit.name for unit in latents.units],
+                torch.tensor([kl for kl in kls if kl is not None]) if None not in kls else None,
+                torch.tensor([unit.active for unit in latents.units]),
+                variance=torch.tensor([unit.activity for unit in latents.units]),
+                threshold=0.01,
+            ),
+            alt="Bars of what each latent unit carries, active ones apart from inactive ones.",
+            caption="Units that are active have a posterior mean that varies by more than 0.01 over the data.",
+        )
+        parts.append(units)
+    if shown.vae is not None:
+        parts += _picture(
+            latent_space(shown.vae, shown.x, shown.labels, covariates=shown.covariates),
+            alt="Posterior means of the data in two latent dimensions, against the prior.",
+            caption="Posterior means of the data in the latent dimensions that carry most, against the prior.",
+        )
+    return Section("Latent units", "", parts) if parts else None
+
+
+def _pictures(shown: Shown) -> Section | None:
+    vae, x, given = shown.vae, shown.x, shown.covariates
+    if vae is None:
+        return None
+    per_datum, last = shown.evaluation.per_datum, shown.evaluation.iwae[-1].label
+    gap = per_datum[last] - per_datum["ELBO"] if last in per_datum else None
+    what = f"{last} \N{MINUS SIGN} ELBO (nats)"
+    parts = [
+        *_picture(
+            reconstructions(vae, x, covariates=given, order=gap, what=what),
+            alt="Data above their reconstructions, ordered by the gap between the bounds.",
+            caption=f"Data and E[x | z] at the mean of the posterior, from the smallest to the largest {last} - ELBO.",
+        ),
+        *_picture(
+            samples(vae, covariates=given),
+            alt="A grid of samples from the model.",
+            caption="E[x | z] for z from the prior.",
+        ),
+        *_picture(
+            traversals(vae, x, covariates=given),
+            alt="Rows of images in which one latent dimension is moved.",
+            caption="E[x | z] while one dimension of z moves through its prior.",
+        ),
+        *_picture(
+            interpolations(vae, x, covariates=given),
+            alt="Rows of images between pairs of data.",
+            caption="E[x | z] on straight lines between the codes of two data, which stand at the ends.",
+        ),
+    ]
+    return Section("Data and the model", "", parts) if parts else None
+
+
+def _training(shown: Shown) -> Section | None:
+    if shown.history is None or not shown.history.epochs:
+        return None
+    picture = Picture(
+        training_curves(shown.history),
+        alt="The ELBO and its terms over the epochs, for training and validation data.",
+        caption=f"{shown.history.why_stopped}; the weights are those of epoch {shown.history.best_epoch}.",
+    )
+    return Section("Training", "", [picture])
+
+
+def _provenance(shown: Shown) -> Section:
+    evaluation = shown.evaluation
+    numbers = {
+        "data": evaluation.data,
+        "number of data": evaluation.num_data,
+        "transform": evaluation.data_transform or "none",
+        "sha256 of the data": evaluation.data_hash,
+        "sha256 as stored": evaluation.stored_hash or "not known",
+        "base measure": evaluation.base_measure or "not known",
+        "seed": evaluation.seed,
+        "particles": [estimate.num_particles for estimate in evaluation.iwae],
+        **evaluation.settings,
+    }
+    parts = [Definitions(numbers, title="Evaluation"), Definitions(evaluation.versions, title="Versions")]
+    if shown.settings is not None:
+        parts.append(Definitions(_said(shown.settings), title="Run"))
+    return Section("Configuration, versions, hashes", "", parts)
+
+
+def _picture(figure: Figure | None, *, alt: str, caption: str) -> Iterator[Part]:
+    if figure is not None:
+        yield Picture(figure, alt=alt, caption=caption)
+
+
+def _said(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what settings say, without those that are not set."""
+    found = {}
+    for name, value in settings.items():
+        inner = _said(value) if isinstance(value, Mapping) else value
+        if inner is not None and inner != {} and inner != []:
+            found[name] = inner
+    return found

@@ -1,0 +1,776 @@
+"""Annealed importance sampling and bidirectional Monte Carlo against known log p(x)."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from conftest import Pair, TwoLayers, linear_gaussian, make_vae, pair_of
+from numpy.polynomial.hermite_e import hermegauss
+from torch import Tensor
+
+from pyrovae import bounds, likelihoods, posteriors, priors
+from pyrovae.bounds import annealing
+from pyrovae.bounds.annealing import Kernel, Path, transition
+from pyrovae.data.synthetic import LinearGaussian
+from pyrovae.particles import log_weights
+from pyrovae.results import Annealing, PairedDifference, Sandwich
+from pyrovae.scoring import FlatSpace, inspected, simulate
+from pyrovae.testing import log_evidence, small_vae
+
+bdmc_file, pilot_file = (importlib.import_module(f"pyrovae.bounds.{name}") for name in ("bdmc", "pilot"))
+SPOILED = [(0.0, 1.0), (0.3, 1.0), (0.0, 1.5), (0.2, 0.6)]
+
+
+def excess(values: Tensor) -> tuple[float, float]:
+    """Return the mean and its standard error."""
+    return values.mean().item(), values.std().item() / math.sqrt(values.numel())
+
+
+def captured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[Any, ...], dict[str, Tensor]]]:
+    """Return a list that the simulated arguments and z of each batch are added to."""
+    found: list[tuple[tuple[Any, ...], dict[str, Tensor]]] = []
+
+    def keeping(*args: Any) -> Any:
+        found.append(simulate(*args))
+        return found[-1]
+
+    monkeypatch.setattr(bdmc_file, "simulate", keeping)
+    return found
+
+
+def check_sandwich(sandwich: Sandwich, exact: Tensor, *, width: float, each: float = math.inf) -> None:
+    """Check that the bounds lie on their sides of the exact values, no further apart than the width, and each near."""
+    low, low_error = excess(sandwich.per_datum["AIS"] - exact)
+    high, high_error = excess(sandwich.per_datum["BDMC"] - exact)
+    for name in ("AIS", "BDMC"):
+        assert (sandwich.per_datum[name] - exact).abs().mean() < each
+    assert low < 4 * low_error + 1e-9
+    assert high > -4 * high_error - 1e-9
+    gap, error = excess(sandwich.per_datum["BDMC"] - sandwich.per_datum["AIS"])
+    assert sandwich.gap.value == pytest.approx(gap)
+    assert gap < width + 4 * error + 1e-9
+
+
+def kernel_of(
+    pair: Pair, x: Tensor, *, steps: list[float], from_prior: bool = False, num_leapfrog: int = 2
+) -> tuple[FlatSpace, Kernel]:
+    """Return transitions with given step sizes, in units of 1."""
+    with inspected(*pair, (x,), modules=()) as found:
+        space = FlatSpace(found, (x,), torch.arange(len(x)))
+    path = Path(space, from_prior=from_prior, chunk_size=2**20)
+    sizes = torch.tensor(steps).reshape(-1, 1, 1).expand(-1, len(x), 1)
+    return space, Kernel(path, torch.ones(len(x), space.dim), sizes, num_leapfrog)
+
+
+# ---- the chains
+
+
+@pytest.mark.parametrize("from_prior", [False, True])
+def test_weights_of_coarse_steps_have_mean_p(from_prior: bool) -> None:  # noqa: FBT001
+    truth = linear_gaussian(latent_dim=2, x_dim=3, scale=3.0 if from_prior else 1.5)
+    x = truth.sample(4)
+    exact = truth.log_prob(x)
+    _, kernel = kernel_of(pair_of(truth, offset=0.5, widen=1.3), x, steps=[0.9, 1.3, 1.1], from_prior=from_prior)
+    with torch.no_grad():
+        forward, accepted = kernel.forward(30_000)
+        backward, accepted_back = kernel.backward(truth.posterior(x).sample((30_000,)))
+    assert 0.3 < accepted.mean() < 0.85  # coarse enough that the correction matters
+    assert 0.3 < accepted_back.mean() < 0.85
+    for ratio in ((forward - exact).exp(), (exact - backward).exp()):
+        mean, error = excess(ratio)
+        assert error < 0.01
+        assert abs(mean - 1) < 4 * error
+    assert forward.var() > 0.01
+
+
+@pytest.mark.parametrize("from_prior", [False, True])
+def test_transition_leaves_the_path_invariant(from_prior: bool) -> None:  # noqa: FBT001
+    truth, beta = LinearGaussian(torch.tensor([[1.0]]), torch.zeros(1), 0.8), 0.4
+    x = torch.tensor([[1.0]])
+    model, guide = pair_of(truth, offset=0.7, widen=1.5)
+    space, kernel = kernel_of((model, guide), x, steps=[1.0], from_prior=from_prior, num_leapfrog=1)
+    start = (0.0, 1.0)
+    if not from_prior:
+        posterior = truth.posterior(x)
+        start = (posterior.mean.item() + 0.7, 1.5**2 * posterior.variance.item())
+    # the prior's share of the density of the end is part of the start where that is the prior
+    precision = (1 - beta) / start[1] + beta * (1 + 1 / 0.64)
+    mean = ((1 - beta) * start[0] / start[1] + beta * 1.0 / 0.64) / precision
+    state = kernel.path.at(mean + torch.randn(200_000, 1, 1) / math.sqrt(precision))
+    for stride in (0.6, 1.2):
+        moved, accepted = transition(kernel.path, state, beta, torch.full((1, 1), stride), 1)
+        assert accepted.mean() < 0.97
+        for power in (1, 2, 4):
+            difference = (moved.u - mean) ** power - (state.u - mean) ** power
+            shift, error = excess(difference)
+            assert abs(shift) < 4 * error
+        assert torch.allclose(moved.log_density(beta), kernel.path.at(moved.u).log_density(beta))
+        assert torch.allclose(moved.slope(beta), -precision * (moved.u - mean))
+        assert (moved.u != state.u).float().mean().item() == pytest.approx(accepted.mean().item(), abs=0.01)
+
+
+def test_backward_visits_the_states_of_forward_and_has_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    truth = linear_gaussian()
+    x = truth.sample(3)
+    _, kernel = kernel_of(pair_of(truth, widen=1.5), x, steps=[0.1, 0.2, 0.3, 0.4])
+    visited: list[tuple[float, float]] = []
+    ways = {"by": 1.0}
+
+    def shifted(path: Path, state: Any, beta: float, stride: Tensor, _: int) -> tuple[Any, Tensor]:
+        visited.append((beta, stride.mean().item()))
+        found = path.at(state.u + ways["by"] * stride * math.exp(beta))
+        kept.append(found.u)
+        return found, torch.ones_like(found.log_start)
+
+    kept: list[Tensor] = []
+    monkeypatch.setattr(annealing, "transition", shifted)
+    with torch.no_grad():
+        forward, _ = kernel.forward(7)
+        ways["by"] = -1.0
+        backward, _ = kernel.backward(kept[-1])
+    assert [beta for beta, _ in visited[:4]] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert [step for _, step in visited[:4]] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert visited[4:] == visited[:4][::-1]
+    assert torch.allclose(forward, backward, rtol=1e-12)
+    assert forward.std() > 0.1
+
+
+def test_one_temperature_is_importance_sampling() -> None:
+    truth = linear_gaussian()
+    x = truth.sample(300)
+    pair = pair_of(truth, offset=0.3, widen=1.4)
+    annealed = bounds.ais(*pair, x, num_temperatures=1)
+    weights = log_weights(*pair, x, num_particles=1600)
+    difference, error = excess(annealed.per_datum["AIS"] - bounds.iwae(weights, ks=(16, 1600))[0])
+    assert abs(difference) < 4 * error
+    assert error < 0.1
+    assert annealed.acceptance is None
+    assert annealed.per_datum["acceptance"].isnan().all()
+
+
+def test_more_temperatures_tighten_both_sides() -> None:
+    truth = linear_gaussian(latent_dim=6, x_dim=8)
+    pair = pair_of(truth, widen=2.0)
+    widths = [bounds.bdmc(*pair, truth.sample(40), num_temperatures=t, num_chains=4).gap.value for t in (2, 8, 30)]
+    assert widths[0] > 2 * widths[1] > 4 * widths[2] > 0
+
+
+# ---- bounds against known log p(x)
+
+
+@pytest.mark.parametrize(("offset", "widen"), SPOILED)
+@pytest.mark.parametrize("from_prior", [False, True])
+def test_linear_gaussian_lies_between(
+    offset: float,
+    widen: float,
+    from_prior: bool,  # noqa: FBT001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = captured(monkeypatch)
+    for seed in range(2):
+        truth = linear_gaussian(seed=seed)
+        pair = pair_of(truth, offset=offset, widen=widen)
+        options = {"num_temperatures": 12, "from_prior": from_prior, "seed": seed}
+        sandwich = bounds.bdmc(*pair, truth.sample(60), **options)
+        check_sandwich(sandwich, truth.log_prob(found[-1][0][0]), width=1.0 if from_prior else 0.1)
+        if (offset, widen, from_prior) == (0.0, 1.0, False):
+            assert sandwich.per_datum["BDMC"].sub(truth.log_prob(found[-1][0][0])).abs().max() < 1e-9
+            assert abs(sandwich.gap.value) < 1e-9
+        x = truth.sample(60, seed=seed)
+        annealed = bounds.ais(*pair, x, **options)
+        low = annealed.bound.value - truth.log_prob(x).mean().item()
+        slack = 4 * annealed.bound.se_monte_carlo + 1e-9
+        assert -(1.0 if from_prior else 0.1) - slack < low < slack
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_wide_guide_of_ten_dimensions_is_tight_with_the_defaults(seed: int) -> None:
+    truth = linear_gaussian(latent_dim=10, x_dim=20, seed=seed)
+    sandwich = bounds.bdmc(*pair_of(truth, widen=1.5), truth.sample(100), seed=seed)
+    assert sandwich.gap.value < 0.05 + 4 * sandwich.gap.se_data
+    assert sandwich.gap.se_data < 0.05
+    assert sandwich.gap.value > -4 * sandwich.gap.se_data
+    assert 0.8 < sandwich.acceptance < 0.97
+
+
+def narrow_pair(seed: int) -> tuple[LinearGaussian, Tensor, Pair]:
+    """Return a narrow likelihood of 20 pixels, data, and a guide that misses its posterior a little."""
+    generator = torch.Generator().manual_seed(seed)
+    truth = LinearGaussian(torch.randn(20, 10, generator=generator), torch.zeros(20), 0.1)
+    x = truth.sample(12, seed=seed)
+    offset = 0.1 * torch.randn(12, 10, generator=generator)
+
+    def model(x: Tensor, _: Tensor) -> None:
+        pair_of(truth)[0](x)
+
+    def guide(x: Tensor, offset: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(truth.posterior(x).mean + offset, 0.05).to_event(1))
+
+    return truth, torch.cat([x, offset], 1), (model, guide)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_narrow_likelihood_where_importance_sampling_fails(seed: int) -> None:
+    truth, both, pair = narrow_pair(seed)
+    args = both.split([20, 10], 1)
+    exact = truth.log_prob(args[0]).mean().item()
+    l_5000 = bounds.iwae(log_weights(*pair, *args, num_particles=5000))[0]
+    annealed = bounds.ais(*pair, *args, num_temperatures=100, seed=seed)
+    assert l_5000.mean().item() < exact - 10
+    assert abs(annealed.bound.value - exact) < 1
+    higher = annealed.compare_with("L_5000", l_5000)
+    assert higher.value == pytest.approx(annealed.bound.value - l_5000.mean().item())
+    assert str(higher).startswith(f"AIS is higher than L_5000 by {higher.value:.3f} +- ")
+
+
+@pytest.mark.parametrize("from_prior", [False, True])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_nonlinear_decoder_lies_between(
+    seed: int,
+    from_prior: bool,  # noqa: FBT001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = captured(monkeypatch)
+    vae = small_vae(seed=seed)
+    sandwich = bounds.bdmc(
+        vae.model, vae.guide, torch.zeros(40, 4), num_temperatures=15, from_prior=from_prior, seed=seed
+    )
+    exact = log_evidence(vae, found[-1][0][0])
+    check_sandwich(sandwich, exact, width=0.05)
+    assert exact.std() > 0.1
+
+
+PARTS: dict[str, Callable[[], dict[str, Any]]] = {
+    "IAF": lambda: {"posterior": posteriors.IAF(2, hidden=(8,))},
+    "mixture": lambda: {"prior": priors.MixtureOfGaussians(2, num_components=3)},
+    "categorical": lambda: {"likelihood": likelihoods.Categorical((2,), 4)},
+    "gaussian": lambda: {"likelihood": likelihoods.Gaussian((3,))},
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_lie_between(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = captured(monkeypatch)
+    vae = small_vae(**PARTS[name]())
+    x = vae.decode(torch.randn(24, 2)).sample()
+    sandwich = bounds.bdmc(vae.model, vae.guide, x, num_temperatures=10)
+    check_sandwich(sandwich, log_evidence(vae, found[-1][0][0]), width=0.2)
+
+
+def test_vamp_prior_lies_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = captured(monkeypatch)
+    plain = small_vae()
+    prior = priors.Vamp(plain.encoder, plain.posterior, num_components=3, data=torch.rand(3, 4))
+    vae = small_vae(prior=prior, encoder=plain.encoder, posterior=plain.posterior)
+    sandwich = bounds.bdmc(vae.model, vae.guide, torch.zeros(24, 4), num_temperatures=8)
+    check_sandwich(sandwich, log_evidence(vae, found[-1][0][0]), width=0.2)
+
+
+def two_layer_evidence(pair: TwoLayers, x: Tensor) -> Tensor:
+    """Return log p(x) by Gauss-Hermite quadrature over z1, whose marginal is normal."""
+    nodes, weights = (torch.tensor(value) for value in hermegauss(32))
+    weight = pair.to_z1.weight
+    root = torch.linalg.cholesky(weight @ weight.T + 0.64 * torch.eye(3))
+    z1 = pair.to_z1.bias + torch.cartesian_prod(nodes, nodes, nodes) @ root.T
+    volume = torch.cartesian_prod(weights, weights, weights).log().sum(-1) - 1.5 * math.log(2 * math.pi)
+    likelihood = dist.Bernoulli(logits=pair.to_x(z1).unsqueeze(1)).to_event(1).log_prob(x)
+    return (likelihood + volume.unsqueeze(1)).logsumexp(0)
+
+
+@pytest.mark.parametrize(("bottom_up", "from_prior"), [(True, False), (False, False), (True, True)])
+@torch.no_grad()
+def test_two_layers_lie_between(
+    bottom_up: bool,  # noqa: FBT001
+    from_prior: bool,  # noqa: FBT001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = captured(monkeypatch)
+    pair = TwoLayers(bottom_up=bottom_up)
+    sandwich = bounds.bdmc(pair.model, pair.guide, torch.zeros(40, 4), num_temperatures=12, from_prior=from_prior)
+    ((args, z),) = found
+    assert {name: tuple(value.shape) for name, value in z.items()} == {"z2": (1, 40, 2), "z1": (1, 40, 3)}
+    check_sandwich(sandwich, two_layer_evidence(pair, args[0]), width=0.1)
+    x = torch.bernoulli(torch.full((40, 4), 0.5))
+    annealed = bounds.ais(pair.model, pair.guide, x, num_temperatures=12, from_prior=from_prior)
+    low = annealed.bound.value - two_layer_evidence(pair, x).mean().item()
+    slack = 4 * annealed.bound.se_monte_carlo
+    assert -0.1 - slack < low < slack
+
+
+def log_normal() -> tuple[Pair, Callable[[Tensor], Tensor], Tensor]:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.LogNormal(torch.tensor(0.0), 1.0))
+            pyro.sample("x", dist.Normal(z.log(), 0.5), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.LogNormal(0.7 * x, 0.6))
+
+    return (model, guide), dist.Normal(0.0, math.sqrt(1.25)).log_prob, torch.zeros(40)
+
+
+def gamma() -> tuple[Pair, Callable[[Tensor], Tensor], Tensor]:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Gamma(torch.tensor(2.0), 0.5))
+            pyro.sample("x", dist.Poisson(z), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Gamma(0.7 * (2.0 + x), 1.2))
+
+    return (model, guide), dist.GammaPoisson(torch.tensor(2.0), 0.5).log_prob, torch.ones(40)
+
+
+def dirichlet() -> tuple[Pair, Callable[[Tensor], Tensor], Tensor]:
+    prior = torch.tensor([1.0, 2.0, 1.5])
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Dirichlet(prior))
+            pyro.sample("x", dist.Multinomial(8, probs=z), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Dirichlet(0.6 * (prior + x)))
+
+    template = torch.tensor([2.0, 3.0, 3.0]).expand(40, 3).clone()
+    return (model, guide), dist.DirichletMultinomial(prior, total_count=torch.tensor(8.0)).log_prob, template
+
+
+@pytest.mark.parametrize("from_prior", [False, True])
+@pytest.mark.parametrize("make", [log_normal, gamma, dirichlet])
+def test_constrained_latents_lie_between(
+    make: Callable[[], tuple[Pair, Callable[[Tensor], Tensor], Tensor]],
+    from_prior: bool,  # noqa: FBT001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = captured(monkeypatch)
+    pair, log_prob, x = make()
+    sandwich = bounds.bdmc(*pair, x, num_temperatures=12, from_prior=from_prior)
+    check_sandwich(sandwich, log_prob(found[-1][0][0]), width=0.1, each=0.3)
+
+
+def test_simulated_gap_is_unbiased_over_the_simulation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1 / v has mean 1 / p(x) only if z is a draw of the posterior and no transition knows it."""
+    found = captured(monkeypatch)
+    truth = linear_gaussian(latent_dim=2, x_dim=3, scale=1.5)
+    monkeypatch.setattr(pilot_file, "ACCEPTANCE", 0.5)
+    sandwich = bounds.bdmc(
+        *pair_of(truth, offset=0.4, widen=1.3), truth.sample(4000), num_chains=1, num_temperatures=3, batch_size=4000
+    )
+    exact = truth.log_prob(found[-1][0][0])
+    assert sandwich.acceptance < 0.7
+    for ratio in (sandwich.per_datum["AIS"] - exact, exact - sandwich.per_datum["BDMC"]):
+        mean, error = excess(ratio.exp())
+        assert error < 0.03
+        assert abs(mean - 1) < 4 * error
+
+
+def test_nothing_but_the_upper_bound_sees_the_simulated_z(monkeypatch: pytest.MonkeyPatch) -> None:
+    truth = linear_gaussian()
+    pair, x = pair_of(truth, widen=1.4), truth.sample(5)
+    before = bounds.bdmc(*pair, x, num_temperatures=4)
+
+    def displaced(*args: Any) -> Any:
+        simulated, z = simulate(*args)
+        return simulated, {name: value + 1 for name, value in z.items()}
+
+    monkeypatch.setattr(bdmc_file, "simulate", displaced)
+    after = bounds.bdmc(*pair, x, num_temperatures=4)
+    assert torch.equal(before.per_datum["AIS"], after.per_datum["AIS"])
+    assert torch.equal(before.per_datum["acceptance"], after.per_datum["acceptance"])
+    assert (after.per_datum["BDMC"] - before.per_datum["BDMC"]).abs().min() > 1e-3
+
+
+# ---- what is random, and what is left as it was
+
+
+def test_same_seed_same_numbers_and_batches_have_streams_of_their_own() -> None:
+    truth = linear_gaussian()
+    pair, x = pair_of(truth, widen=1.4), truth.sample(12)
+    options = {"num_temperatures": 4, "batch_size": 4}
+    annealed = bounds.ais(*pair, x, **options)
+    again = bounds.ais(*pair, x, **options)
+    assert annealed == again
+    assert all(torch.equal(annealed.per_datum[name], again.per_datum[name]) for name in annealed.per_datum)
+    first = bounds.ais(*pair, x[:4], **options).per_datum["AIS"]
+    assert torch.allclose(first, annealed.per_datum["AIS"][:4], rtol=1e-12)
+    twice = bounds.ais(*pair, x[:4].repeat(2, 1), **options).per_datum["AIS"]
+    assert torch.allclose(twice[:4], first, rtol=1e-12)
+    assert (twice[4:] - first).abs().min() > 1e-6
+    other = bounds.ais(*pair, x, **options, seed=1).per_datum["AIS"]
+    assert (other - annealed.per_datum["AIS"]).abs().min() > 1e-6
+
+
+def test_chunks_do_not_change_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    vae = make_vae()
+    x = torch.bernoulli(torch.full((6, 1, 8, 8), 0.5))
+    for bound in (bounds.ais, bounds.bdmc):
+        whole = bound(vae.model, vae.guide, x, num_temperatures=4, batch_size=6)
+        monkeypatch.setattr(pilot_file, "_chunk_size", lambda _: 18)
+        pieces = bound(vae.model, vae.guide, x, num_temperatures=4, batch_size=6)
+        monkeypatch.undo()
+        for name, value in whole.per_datum.items():
+            assert torch.allclose(value, pieces.per_datum[name], rtol=1e-8)
+
+
+def test_process_is_left_as_it_was() -> None:
+    vae = make_vae()
+    vae.encoder.eval()
+    for index, parameter in enumerate(vae.parameters()):
+        parameter.requires_grad = index % 2 == 0
+        parameter.grad = torch.ones_like(parameter) if index % 3 == 0 else None
+    modes = [module.training for module in vae.modules()]
+    x = torch.bernoulli(torch.full((3, 1, 8, 8), 0.5))
+    kept, stream, weights = x.clone(), torch.get_rng_state(), [p.detach().clone() for p in vae.parameters()]
+    bounds.ais(vae.model, vae.guide, x, num_temperatures=3)
+    bounds.bdmc(vae.model, vae.guide, x, num_temperatures=3)
+    assert torch.equal(stream, torch.get_rng_state())
+    assert [module.training for module in vae.modules()] == modes
+    assert torch.equal(x, kept)
+    assert not x.requires_grad
+    assert len(pyro.get_param_store()) == 0
+    for index, (parameter, before) in enumerate(zip(vae.parameters(), weights, strict=True)):
+        assert parameter.requires_grad == (index % 2 == 0)
+        assert torch.equal(parameter, before)
+        assert parameter.grad is None if index % 3 else bool((parameter.grad == 1).all())
+
+
+def test_float32_meets_float64() -> None:
+    truth = linear_gaussian()
+    x, narrow = truth.sample(20), LinearGaussian(truth.weight.float(), truth.bias.float(), truth.scale)
+    wide = bounds.bdmc(*pair_of(truth, widen=1.3), x, num_temperatures=6)
+    torch.set_default_dtype(torch.float32)
+    single = bounds.bdmc(*pair_of(narrow, widen=1.3), x.float(), num_temperatures=6)
+    assert single.per_datum["AIS"].dtype == torch.float64
+    assert single.gap.value == pytest.approx(wide.gap.value, abs=0.05)
+
+
+def test_default_batches_cover_all_data() -> None:
+    truth = linear_gaussian(latent_dim=1)
+    x = truth.sample(300)
+    annealed = bounds.ais(*pair_of(truth), x, num_temperatures=2, num_chains=16)
+    assert annealed.num_data == 300
+    assert torch.allclose(annealed.per_datum["AIS"], truth.log_prob(x))
+    assert annealed.per_datum["ESS"].tolist() == pytest.approx([16.0] * 300)
+
+
+# ---- pairs of other shapes
+
+
+def shaped_pair(kind: str, truth: LinearGaussian) -> Pair:
+    """Return a linear-Gaussian pair, with a shift of x as covariate, that is written in another way."""
+
+    def plate(x: Tensor) -> Any:
+        draws = {"draws rows": 7, "draws rows, cat": 7}.get(kind)
+        return pyro.plate("data", len(x) if draws is None else 1000, subsample_size=draws)
+
+    def loc(z: Tensor, shift: Tensor) -> Tensor:
+        if "cat" in kind:  # without room for an axis of particles
+            return torch.cat([z, shift], 1) @ torch.cat([truth.weight.T, torch.ones(1, len(truth.bias))]) + truth.bias
+        return z @ truth.weight.T + truth.bias + shift
+
+    def model(x: Tensor, shift: Tensor) -> None:
+        with plate(x) as i:
+            x, shift = (x[i], shift[i]) if "draws" in kind else (x, shift)
+            z = pyro.sample("z", dist.Normal(torch.zeros(truth.weight.shape[1]), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(loc(z, shift), truth.scale).to_event(1), obs=x)
+
+    def guide(x: Tensor, shift: Tensor) -> None:
+        with plate(x) as i:
+            x, shift = (x[i], shift[i]) if "draws" in kind else (x, shift)
+            exact = truth.posterior(x - shift)
+            pyro.sample("z", dist.Normal(exact.mean, 1.3 * exact.variance.sqrt()).to_event(1))
+
+    return model, guide
+
+
+@pytest.mark.parametrize("kind", ["plain", "cat", "draws rows", "draws rows, cat"])
+def test_pairs_of_other_layouts_lie_between(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = captured(monkeypatch)
+    truth = linear_gaussian()
+    shift = torch.linspace(-20, 20, 9).unsqueeze(1)
+    x, pair = truth.sample(9) + shift, shaped_pair(kind, truth)  # 9 data do not fill the last batch of 7
+    options = {"num_temperatures": 8, "num_chains": 4 if "rows, cat" in kind else 32}
+    annealed = bounds.ais(*pair, x, shift, **options)
+    assert (annealed.per_datum["AIS"] - truth.log_prob(x - shift)).abs().max() < 0.5
+    assert annealed.bound.value - truth.log_prob(x - shift).mean().item() < 4 * annealed.bound.se_monte_carlo
+    sandwich = bounds.bdmc(*pair, x, shift, **options, num_data=21)
+    shifts = torch.cat([args[1] for args, _ in found])[:21]
+    assert torch.equal(shifts, shift.repeat(3, 1)[:21])
+    check_sandwich(sandwich, truth.log_prob(torch.cat([args[0] for args, _ in found])[:21] - shifts), width=0.1)
+
+
+def test_latents_in_an_inner_plate_and_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = captured(monkeypatch)
+
+    def model(x: Tensor, seen: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-2), pyro.plate("parts", 3, dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.tensor(0.0), 1.0))
+            pyro.sample("x", dist.Normal(z, 0.5).mask(seen), obs=x)
+
+    def guide(x: Tensor, seen: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-2), pyro.plate("parts", 3, dim=-1):
+            pyro.sample("z", dist.Normal(torch.where(seen, 0.7 * x, 0.0), torch.where(seen, 0.6, 1.2)))
+
+    seen = torch.rand(30, 3) < 0.7
+    sandwich = bounds.bdmc(model, guide, torch.zeros(30, 3), seen, num_temperatures=10)
+    ((args, _),) = found
+    exact = (dist.Normal(0.0, math.sqrt(1.25)).log_prob(args[0]) * seen).sum(1)
+    check_sandwich(sandwich, exact, width=0.1)
+
+
+# ---- data simulated from the model
+
+
+def simulated(model: Callable[..., None], *args: Tensor) -> tuple[tuple[Any, ...], dict[str, Tensor]]:
+    def guide(*args: Tensor) -> None:
+        with pyro.plate("data", len(args[0])):
+            pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    with inspected(model, guide, args, modules=()) as pair:
+        return simulate(pair, args, torch.arange(len(args[0])))
+
+
+def observing(observed: Callable[[Tensor], Tensor], scale: Callable[[Tensor], Any] = lambda _: 0.1) -> Any:
+    def model(x: Tensor, *_: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            data = observed(x)
+            loc = z.repeat_interleave(2, -1).reshape(*z.shape[:-1], *data.shape[1:])
+            pyro.sample("x", dist.Normal(loc, scale(x)).to_event(data.ndim - 1), obs=data)
+
+    return model
+
+
+@pytest.mark.parametrize(
+    "observed", [lambda x: x, lambda x: x.flatten(1), lambda x: x.mT, lambda x: x[:, [0, 1]], lambda x: x.mT.flatten(1)]
+)
+def test_simulated_data_take_the_place_of_the_argument(observed: Callable[[Tensor], Tensor]) -> None:
+    x = torch.randn(5, 2, 2)
+    if observed(x).shape == (5, 4) and observed(x)[0, 1] == x[0, 1, 0]:  # a copy in another order
+        with pytest.raises(ValueError, match=r"what 'x' observes is not an argument of the model .* write obs=x"):
+            simulated(observing(observed), x)
+        return
+    kept = x.clone()
+    (new,), z = simulated(observing(observed), x)
+    assert torch.equal(x, kept)
+    assert new.shape == x.shape
+    loc = z["z"][0].repeat_interleave(2, -1).reshape(5, *observed(x).shape[1:])
+    distance = (observed(new) - loc).abs()
+    assert 0.02 < distance.mean() < 0.2
+    assert z["z"].shape == (1, 5, 2)
+
+
+def test_several_observed_sites_and_parts_of_an_argument() -> None:
+    def model(x: Tensor, y: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            mean = pyro.deterministic("mean", z.sum(-1))
+            pyro.sample("left", dist.Normal(z[..., :1], 0.01).to_event(1), obs=x[:, :1])
+            pyro.sample("right", dist.Normal(z[..., 1], 0.01), obs=x[:, 1])
+            pyro.sample("y", dist.Normal(mean, 0.01), obs=y)
+
+    x, y = torch.full((50, 3), 7.0), torch.zeros(50)
+    (new_x, new_y), z = simulated(model, x, y)
+    assert (new_x[:, :2] - z["z"][0]).abs().max() < 0.05
+    assert torch.equal(new_x[:, 2], x[:, 2])
+    assert (new_y - z["z"][0].sum(-1)).abs().max() < 0.05
+    assert (z["z"].std() - 1).abs() < 0.3
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (observing(lambda x: 2 * x), r"what 'x' observes is not an argument of the model .* write obs=x"),
+        (observing(lambda x: x, lambda x: x.abs() + 0.1), r"the probability of 'x' changes when simulated data"),
+        (observing(lambda x: x.abs()), r"'x' does not observe the simulated data .* but something made of them"),
+    ],
+)
+def test_models_that_cannot_be_simulated_are_refused(model: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        simulated(model, torch.rand(5, 4))
+
+
+def test_a_datum_that_is_two_arguments_is_ambiguous() -> None:
+    x = torch.rand(5, 4)
+    with pytest.raises(ValueError, match="what 'x' observes is not an argument"):
+        simulated(observing(lambda x: x.clone()), x, x.clone())
+
+
+def test_a_distribution_without_draws_is_refused() -> None:
+    class Silent(dist.Normal):
+        def sample(self, *_: Any) -> Tensor:
+            raise NotImplementedError("no draws")
+
+        def rsample(self, *_: Any) -> Tensor:
+            raise NotImplementedError("no draws")
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", Silent(z, 1.0).to_event(1), obs=x)
+
+    with pytest.raises(ValueError, match=r"cannot be drawn from .*give it a method sample"):
+        simulated(model, torch.rand(5, 2))
+
+
+# ---- numbers that are not finite, and records
+
+
+def patchy_pair() -> Pair:
+    """Return a pair whose likelihood is -inf left of 0, NaN right of 3, and of no z at all for x > 50."""
+
+    class Patchy(dist.Normal):
+        def log_prob(self, value: Tensor) -> Tensor:
+            level = torch.where(self.loc > 0, super().log_prob(value + self.loc), -math.inf)
+            return torch.where((self.loc > 3) | (value > 50), math.nan, level)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.tensor(0.0), 1.0))
+            pyro.sample("x", Patchy(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(()), 1.5))
+
+    return model, guide
+
+
+@pytest.mark.filterwarnings("ignore:Encountered")
+@pytest.mark.parametrize("from_prior", [False, True])
+def test_proposals_that_are_not_finite_are_rejected(from_prior: bool) -> None:  # noqa: FBT001
+    x = torch.cat([torch.zeros(40), torch.full((2,), 60.0)])
+    annealed = bounds.ais(*patchy_pair(), x, num_temperatures=8, num_chains=64, from_prior=from_prior)
+    normal = dist.Normal(0.0, 1.0)
+    exact = (normal.log_prob(torch.tensor(0.0)) + math.log(normal.cdf(torch.tensor(3.0)) - 0.5)).item()
+    mean, error = excess(annealed.per_datum["AIS"][:40] - exact)
+    assert abs(mean) < 4 * error
+    assert error < 0.05
+    assert annealed.num_not_finite == 2
+    assert annealed.num_lost > 2 * 64 - 1
+    assert annealed.bound.value is None
+    assert annealed.bound.why == "2 of 42 data have a value that is not finite, which no mean may hide"
+    assert annealed.lowest_ess == 0.0
+    assert "2 data have no weight that is positive and finite" in str(annealed)
+    assert f"{annealed.num_lost} weights are not a number and count as zero" in str(annealed)
+    json.dumps(asdict(annealed) | {"per_datum": None}, allow_nan=False)
+
+
+def test_slopes_that_explode_are_rejected() -> None:
+    """A quartic likelihood throws coarse trajectories to infinity."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.pow(5).sum(-1), 0.05), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(2), 2.0).to_event(1))
+
+    x = torch.tensor([0.0, 1.0])
+    space, kernel = kernel_of((model, guide), x, steps=[1.0, 1.0], num_leapfrog=30)
+    with torch.no_grad():
+        weights, accepted = kernel.forward(500)
+    assert accepted.max() < 0.5
+    assert weights.isfinite().all()
+    assert bounds.ais(model, guide, x).num_not_finite == 0
+
+
+def test_data_outside_the_support_are_refused() -> None:
+    vae = make_vae()
+    x = torch.bernoulli(torch.full((20, 1, 8, 8), 0.5))
+    x[-1] = 0.3
+    with pytest.raises(ValueError, match="binarize"):
+        bounds.ais(vae.model, vae.guide, x, num_temperatures=2)
+
+
+def test_one_datum() -> None:
+    truth = linear_gaussian()
+    x = truth.sample(1)
+    annealed = bounds.ais(*pair_of(truth, widen=1.2), x, num_temperatures=5, num_chains=1)
+    assert annealed.bound.value is not None
+    assert (annealed.bound.se_data, annealed.bound.se_monte_carlo) == (None, None)
+    assert annealed.compare_with("L_1", x[:, 0]).why == "a single datum has no standard error"
+    sandwich = bounds.bdmc(*pair_of(truth, widen=1.2), x, num_temperatures=5)
+    assert sandwich.gap.se_data is None
+    assert sandwich.gap.se_monte_carlo == pytest.approx(
+        math.hypot(sandwich.lower.se_monte_carlo, sandwich.upper.se_monte_carlo), rel=0.5
+    )
+
+
+@pytest.mark.parametrize("bound", [bounds.ais, bounds.bdmc])
+@pytest.mark.parametrize("name", ["num_chains", "num_temperatures", "num_leapfrog"])
+@pytest.mark.parametrize("value", [0, -1, 2.5, True])
+def test_numbers_that_are_not_positive_are_refused(bound: Any, name: str, value: Any) -> None:
+    truth = linear_gaussian()
+    with pytest.raises(ValueError, match=rf"{name} is a whole number of at least 1, but received {value}"):
+        bound(*pair_of(truth), truth.sample(2), **{name: value})
+
+
+def test_other_refusals() -> None:
+    truth = linear_gaussian()
+    pair, x = pair_of(truth), truth.sample(2)
+    with pytest.raises(ValueError, match="num_data is at least 1, but received 0"):
+        bounds.bdmc(*pair, x, num_data=0)
+    for bound in (bounds.ais, bounds.bdmc):
+        with pytest.raises(ValueError, match="batch_size is at least 1, but received 0"):
+            bound(*pair, x, batch_size=0)
+        with pytest.raises(ValueError, match="the data set is empty; give at least one datum"):
+            bound(*pair, x[:0])
+    with pytest.raises(ValueError, match=r"moving 1000000000000 chains of 1 data needs about .*choose fewer"):
+        bounds.ais(*pair, x, num_chains=10**12)
+
+
+def test_records_print_their_meaning() -> None:
+    truth = linear_gaussian()
+    pair, x = pair_of(truth, widen=1.3), truth.sample(6)
+    annealed = bounds.ais(*pair, x, num_temperatures=4, num_chains=8, seed=3)
+    assert isinstance(annealed, Annealing)
+    assert set(annealed.per_datum) == {"AIS", "acceptance", "ESS"}
+    assert annealed.acceptance == pytest.approx(annealed.per_datum["acceptance"].mean().item())
+    assert annealed.lowest_acceptance == annealed.per_datum["acceptance"].min().item()
+    assert 1 <= annealed.lowest_ess < annealed.ess <= 8
+    assert (annealed.bound.name, annealed.bound.num_particles) == ("AIS", 8)
+    words = " ".join(str(annealed).split())
+    assert "on the given data, 6 data, from the guide: 8 chains, 4 temperatures, 5 leapfrog steps, seed 3" in words
+    assert "lower bound on log p(x), in expectation" in words
+    sandwich = bounds.bdmc(*pair, x, num_temperatures=4, from_prior=True)
+    assert isinstance(sandwich, Sandwich)
+    assert set(sandwich.per_datum) == {"AIS", "BDMC", "acceptance", "reverse acceptance", "ESS"}
+    words = " ".join(str(sandwich).split())
+    assert "6 data SIMULATED from the model, from the prior: 16 chains" in words
+    assert "Both bounds hold for data simulated from the model, not for those it was given" in words
+    for record in (annealed, sandwich):
+        json.dumps(asdict(record) | {"per_datum": None}, allow_nan=False)
+        assert all("nats" in table.header for table in record.tables())
+
+
+def test_which_bound_is_higher_is_said_in_words() -> None:
+    a, b = torch.tensor([1.0, 2.0, 3.5]), torch.tensor([0.0, 1.0, 2.0])
+    up = PairedDifference.over_data("AIS", a, "L_50", b)
+    down = PairedDifference.over_data("AIS", b, "L_50", a)
+    assert (up.value, down.value) == (pytest.approx(3.5 / 3), pytest.approx(-3.5 / 3))
+    assert up.se == pytest.approx(math.sqrt(1 / 12) / math.sqrt(3))
+    assert str(up) == "AIS is higher than L_50 by 1.167 +- 0.167 nats; it is for 3 of 3 data"
+    assert str(down) == "L_50 is higher than AIS by 1.167 +- 0.167 nats; it is for 3 of 3 data"
+    assert "within two standard errors" in str(PairedDifference.over_data("AIS", a, "L_50", a.flip(0) + 0.1))
+    assert str(PairedDifference.over_data("AIS", a, "L_50", a)) == "AIS and L_50 are equal"
+    lost = PairedDifference.over_data("AIS", a, "L_50", b * math.inf)
+    assert str(lost) == "AIS and L_50 are not compared: 3 of 3 differences are not finite"
+    with pytest.raises(ValueError, match=r"one value for each of the same data, but have shapes \(3,\) and \(2,\)"):
+        PairedDifference.over_data("AIS", a, "L_50", b[:2])

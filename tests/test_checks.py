@@ -1,0 +1,134 @@
+"""What an evaluation finds out beside its bounds, and on which data."""
+
+from __future__ import annotations
+
+import json
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from conftest import TwoLayers, linear_gaussian, make_vae, pair_of
+from torch import Tensor
+
+import pyrovae
+from pyrovae import Checks, bounds, diagnostics
+from pyrovae.evaluate import evaluate
+from pyrovae.results import Evaluation
+from pyrovae.results.record import tensors_of
+
+CHAINS = {"num_chains": 4, "num_temperatures": 5}
+FEW = Checks(num_annealed=6, num_simulated=5, num_refined=4, num_encoded=8, refit_epochs=1, **CHAINS)
+
+
+def test_checks_are_those_of_the_functions_on_the_first_data() -> None:
+    truth = linear_gaussian()
+    x = truth.sample(12)
+    model, guide = pair_of(truth, widen=1.3)
+    found = evaluate(model, guide, x, ks=(1, 50), checks=FEW, seed=3, shown=False)
+    checked = found.checked
+    assert checked is not None
+    assert not checked.left_out
+    annealed = bounds.ais(model, guide, x[:6], seed=3, **CHAINS)
+    assert torch.equal(checked.annealing.per_datum["AIS"], annealed.per_datum["AIS"])
+    assert checked.annealing.data == "the first 6 of tensors"
+    assert checked.sandwich.num_data == 5
+    assert checked.sandwich.lower.value == bounds.bdmc(model, guide, x[:5], seed=3, **CHAINS).lower.value
+    assert checked.latents.information == diagnostics.latents(model, guide, x[:8], seed=3).information
+    assert checked.gaps.num_data == 4
+    assert torch.equal(checked.gaps.per_datum["ELBO"], diagnostics.gaps(model, guide, x[:4], seed=3).per_datum["ELBO"])
+    # L_K beside AIS is that of the same data, and so is the difference
+    same = found.per_datum["L_50"][:6]
+    assert checked.same_data.value == pytest.approx(same.mean().item(), abs=1e-12)
+    assert checked.higher.value == pytest.approx((annealed.per_datum["AIS"] - same).mean().item(), abs=1e-12)
+    assert checked.same_data.value != found.iwae[-1].value
+    text = str(found)
+    assert f"L_50, same data  {checked.same_data.value:.3f}" in text
+    assert f"{checked.higher}." in text
+    for record in (checked.sandwich, checked.gaps, checked.latents, found.weights):
+        assert str(record) in text
+
+
+def test_the_gap_is_split_below_the_tighter_bound() -> None:
+    """Where AIS is clearly higher than L_K it stands for log p(x), elsewhere L_K."""
+    truth = linear_gaussian(latent_dim=5, x_dim=8, scale=0.2)
+    x = truth.sample(10)
+    few = Checks(num_annealed=10, num_simulated=0, num_refined=10, num_encoded=0, refit_epochs=0)
+    poor = evaluate(*pair_of(truth, offset=0.4, widen=0.5), x, ks=(1, 5), checks=few, shown=False)
+    exact = evaluate(*pair_of(truth), x, ks=(1, 5), checks=few, shown=False)
+    assert poor.checked.gaps.bound.label == "AIS"
+    assert torch.equal(poor.checked.gaps.per_datum["bound"], poor.checked.annealing.per_datum["AIS"])
+    assert exact.checked.gaps.bound.label == "L_5"
+    assert torch.equal(exact.checked.gaps.per_datum["bound"], exact.per_datum["L_5"])
+
+
+def test_more_data_than_there_are_means_all() -> None:
+    truth = linear_gaussian()
+    checks = Checks(num_annealed=100, num_simulated=0, num_refined=0, num_encoded=0)
+    found = evaluate(*pair_of(truth), truth.sample(3), ks=(1, 5), checks=checks, shown=False)
+    assert found.checked.annealing.num_data == 3
+    assert found.checked.annealing.data == "tensors"
+    assert (found.checked.sandwich, found.checked.gaps, found.checked.latents) == (None, None, None)
+
+
+def test_a_check_that_cannot_be_had_is_left_out_with_its_reason() -> None:
+    """The observed site holds a transform of x, so that data cannot be simulated; the rest goes on."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.tensor(0.0), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x.exp())
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.exp() / 2, 0.8))
+
+    found = evaluate(model, guide, torch.randn(6), ks=(1, 5), checks=FEW, shown=False)
+    assert found.checked.sandwich is None
+    assert found.checked.annealing is not None
+    assert set(found.checked.left_out) == {"BDMC"}
+    assert found.checked.left_out["BDMC"] in " ".join(str(found).split())
+
+
+def test_an_evaluation_with_checks_comes_back_from_json() -> None:
+    pair = TwoLayers(bottom_up=True)
+    x = torch.bernoulli(torch.full((8, 4), 0.5))
+    found = evaluate(pair.model, pair.guide, x, ks=(1, 5, 50), checks=FEW, shown=False)
+    text = found.to_json()
+    json.loads(text, parse_constant=pytest.fail)
+    tensors = tensors_of(found)
+    assert {"ELBO", "khat", "checked/annealing/AIS", "checked/gaps/refined", "checked/latents/KL"} <= set(tensors)
+    again = Evaluation.from_json(text, tensors)
+    assert again == found
+    assert again.checked.annealing.per_datum.keys() == found.checked.annealing.per_datum.keys()
+    assert str(again) == str(found)
+    with pytest.raises(ValueError, match="another|differs in khat|this version of pyrovae wrote"):
+        Evaluation.from_json(text.replace('"num_above"', '"num_below"'))
+
+
+def test_the_callers_state_is_as_before() -> None:
+    vae = make_vae()
+    x = torch.bernoulli(torch.full((8, 1, 8, 8), 0.5))
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    state = torch.get_rng_state()
+    vae.train()
+    evaluate(vae.model, vae.guide, x, ks=(1, 5), checks=FEW, shown=False)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert vae.training
+    assert all(torch.equal(value, before[name]) for name, value in vae.state_dict().items())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in vae.parameters())
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"num_annealed": -1}, {"num_chains": 0}, {"refit_epochs": 1.5}, {"num_refined": True}]
+)
+def test_numbers_out_of_range_are_told(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is a whole number of at least"):
+        Checks(**wrong)  # type: ignore[arg-type]
+
+
+def test_the_same_seed_gives_the_same_evaluation() -> None:
+    vae = make_vae()
+    data = pyrovae.data.digits().for_form("binary").test.first(8)
+    one, two = (evaluate(vae.model, vae.guide, data, ks=(1, 5), checks=FEW, shown=False) for _ in range(2))
+    assert one.to_json().replace(one.date, "") == two.to_json().replace(two.date, "")

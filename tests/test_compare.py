@@ -1,0 +1,224 @@
+"""Run folders side by side: `report.compare` and the command ``pyrovae compare``."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from conftest import make_vae
+
+import pyrovae
+from pyrovae.cli import main
+from pyrovae.results import Evaluation
+from pyrovae.training.checkpoint import versions
+from pyrovae.training.folder import RunFolder
+
+FEW_CHECKS = [
+    "--num_annealed",
+    "4",
+    "--num_simulated",
+    "0",
+    "--num_refined",
+    "0",
+    "--num_encoded",
+    "0",
+    "--num_chains",
+    "2",
+]
+QUICK = ["--epochs", "1", "--latent_dim", "2", "--device", "cpu", "--encoder.hidden", "8", "--decoder.hidden", "8"]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_default_dtype(torch.float32)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def evaluations() -> dict[str, Evaluation]:
+    """Return evaluations of three untrained models, the last on other data."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    data = pyrovae.data.digits().for_form("binary")
+    found = {}
+    for seed, (name, split) in enumerate({"a": data.test, "b": data.test, "c": data.validation}.items()):
+        torch.manual_seed(seed)
+        vae = make_vae()
+        found[name] = pyrovae.evaluate(vae.model, vae.guide, split.first(20), ks=(1, 4), device="cpu", shown=False)
+    torch.set_default_dtype(default)
+    return found
+
+
+def write(folder: str, evaluation: Evaluation) -> None:
+    """Write the numbers of a report into a run folder."""
+    RunFolder(folder).write(
+        {
+            "config.json": b"{}",
+            "report/evaluation.json": evaluation.to_json().encode(),
+            "report/per_datum.safetensors": safetensors.torch.save(evaluation.per_datum),
+        }
+    )
+
+
+@pytest.fixture
+def runs(evaluations: dict[str, Evaluation]) -> list[str]:
+    for name, evaluation in evaluations.items():
+        write(f"runs/{name}", evaluation)
+    return [f"runs/{name}" for name in evaluations]
+
+
+def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """Run a comparison that must fail, and return its one line."""
+    capsys.readouterr()
+    try:
+        code = main(["compare", *argv])
+    except SystemExit as error:
+        code = error.code  # type: ignore[assignment]
+    captured = capsys.readouterr()
+    assert code == 2
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    return line
+
+
+def test_train_evaluate_compare(capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in ("1", "2"):
+        assert main(["train", "--folder", f"run-{seed}", "--seed", seed, *QUICK]) == 0
+    capsys.readouterr()
+    assert "run-1 was never evaluated; evaluate it first: pyrovae evaluate run-1" in fails(capsys, "run-1", "run-2")
+    for seed, ks in (("1", ["1", "4"]), ("2", ["1", "2", "4", "8"])):
+        options = ["--num_data", "30", "--device", "cpu", *FEW_CHECKS, "--ks", *ks]
+        assert main(["evaluate", f"run-{seed}", *options]) == 0
+    capsys.readouterr()
+    assert main(["compare", "run-1", "run-2/"]) == 0
+    printed = capsys.readouterr().out
+    comparison = pyrovae.report.compare(["run-1", "run-2"])
+    assert printed == f"{comparison}\n"
+    assert "L_4 is compared, the largest K that all models have; evaluated further: run-2 (up to 8)." in printed
+    first, second = (pyrovae.report.read_report(f"run-{seed}").per_datum["L_4"] for seed in (1, 2))
+    difference = comparison.rows[1].difference
+    assert difference is not None
+    assert difference.mean == pytest.approx((second - first).mean().item(), abs=1e-12)
+    assert "Annealed importance sampling (AIS) on the first 4 of these data" in printed
+
+
+def test_formats_go_to_the_terminal_or_a_file(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    comparison = pyrovae.report.compare(runs[:2])
+    expected = {
+        "text": f"{comparison}\n",
+        "markdown": comparison.to_markdown(),
+        "latex": comparison.to_latex(),
+        "csv": comparison.to_csv(),
+    }
+    for name, ending in {"text": ".txt", "markdown": ".md", "latex": ".tex", "csv": ".CSV"}.items():
+        assert main(["compare", *runs[:2], "--format", name]) == 0
+        assert capsys.readouterr().out == expected[name]
+        for options in (["--output", f"table{ending}"], ["--format", name, "--output", f"table{ending}"]):
+            assert main(["compare", *options, *runs[:2]]) == 0
+            assert capsys.readouterr().out == f"comparison: table{ending}\n"
+            assert Path(f"table{ending}").read_text() == expected[name]
+            Path(f"table{ending}").unlink()
+    assert main(["compare", *runs[:2], "--output", "table.md", "--format", "csv"]) == 0
+    assert Path("table.md").read_text() == expected["csv"], "what is said counts more than the ending"
+    assert not list(Path().glob(".*")), "nothing temporary is left"
+    assert "cannot be written (No such file or directory); choose another --output" in fails(
+        capsys, *runs[:2], "--output", "nowhere/table.md"
+    )
+    assert "invalid choice: 'html'" in fails(capsys, *runs[:2], "--format", "html")
+
+
+def test_any_run_is_the_reference_by_name_or_folder(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for reference in ("b", "runs/b", "./runs/b/"):
+        assert main(["compare", *runs[:2], "--reference", reference, "--format", "csv"]) == 0
+        a, b = csv.DictReader(io.StringIO(capsys.readouterr().out))
+        assert (a["model"], b["model"], b["difference"]) == ("a", "b", "")
+        assert float(a["95 % interval low"]) < float(a["difference"]) < float(a["95 % interval high"])
+    assert "the reference is one of a, b, but received 'runs/z'" in fails(capsys, *runs[:2], "--reference", "runs/z")
+
+
+def test_other_data_are_refused_unless_kept_apart(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    line = fails(capsys, *runs)
+    assert "these differ in data (a, b: digits/test[:20], 20 data, sha256" in line
+    assert "; c: digits/validation[:20], 20 data, sha256 " in line
+    assert "Evaluate them on the same data" in line
+    assert main(["compare", *runs, "--blocks"]) == 0
+    assert "Nats compare models within a block only" in capsys.readouterr().out
+
+
+def test_folders_are_named_so_that_they_differ(runs: list[str], evaluations: dict[str, Evaluation]) -> None:
+    write("others/a", evaluations["b"])
+    write("others/runs/b", evaluations["b"])
+    compare = pyrovae.report.compare
+    assert [row.name for row in compare([runs[0], Path(runs[1])]).rows] == ["a", "b"]
+    mixed = compare(["runs/a", "others/a", "runs/b", "others/runs/b"])
+    here = Path.cwd().name
+    assert [row.name for row in mixed.rows] == ["runs/a", "others/a", f"{here}/runs/b", "others/runs/b"]
+    assert [row.name for row in compare({"ours": "runs/a", "theirs": evaluations["b"]}).rows] == ["ours", "theirs"]
+    for twice in (["runs/a", "runs/b", "runs/../runs/a"], ["runs/a", "runs/a"]):
+        with pytest.raises(ValueError, match=r"runs/a is given 2 times; name each run once"):
+            compare(twice)
+
+
+def test_what_is_no_evaluated_run_is_told_what_to_do(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert "there is no run folder nowhere; train a model with pyrovae train" in fails(capsys, "runs/a", "nowhere")
+    Path("empty").mkdir()
+    assert "empty is not a run folder: it has no manifest.json" in fails(capsys, "runs/a", "empty")
+    assert "the following arguments are required: RUN" in fails(capsys)
+    Path("runs/b/report/per_datum.safetensors").write_bytes(b"changed")
+    assert "runs/b is damaged: report/per_datum.safetensors" in fails(capsys, *runs[:2])
+    Path("runs/b/report/evaluation.json").unlink()
+    assert "runs/b is incomplete: report/evaluation.json is missing" in fails(capsys, *runs[:2])
+    for wrong in ("runs/a", Path("runs/a"), 3):
+        with pytest.raises(TypeError, match="compare takes several run folders, but received"):
+            pyrovae.report.compare(wrong)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="a list holds run folders, but it contains a int; give evaluations by name"):
+        pyrovae.report.compare(["runs/a", 3])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="takes run folders or evaluations, but received a int"):
+        pyrovae.report.compare({"a": 3})  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("version", ["0.0.1", None, versions()["pyrovae"]])
+def test_a_report_of_another_version_is_told_in_one_line(
+    runs: list[str], version: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours = versions()["pyrovae"]
+    record = json.loads(Path("runs/b/report/evaluation.json").read_text())
+    record |= {"a_new_field": 1, "versions": {"pyrovae": version} if version else {}}
+    RunFolder("runs/b").write({"report/evaluation.json": json.dumps(record).encode()})
+    wrote = f"another version of pyrovae ({version or 'not known'}, this is {ours})"
+    wrote = "another pyrovae" if version == ours else wrote
+    assert fails(capsys, *runs[:2]) == (
+        f"pyrovae: error: the report of runs/b was written by {wrote} and cannot be read; evaluate it again: "
+        "pyrovae evaluate runs/b"
+    )
+
+
+def test_binarization_with_another_seed_is_refused(evaluations: dict[str, Evaluation]) -> None:
+    data = pyrovae.data.digits().for_form("binary")
+    split = dataclasses.replace(data.test.first(20), seed=5)
+    vae = make_vae()
+    other = pyrovae.evaluate(vae.model, vae.guide, split, ks=(1, 4), device="cpu", shown=False)
+    with pytest.raises(ValueError, match=r"the values that were scored.*Draw binarization and noise with one seed"):
+        pyrovae.compare({"a": evaluations["a"], "b": other})
+
+
+def test_help_needs_no_run(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", "--help"])
+    assert stop.value.code == 0
+    assert "usage: pyrovae compare RUN RUN ... [options]" in capsys.readouterr().out
+    assert main(["--help"]) == 0
+    assert "pyrovae compare     put evaluated runs side by side" in capsys.readouterr().out
+
+
+def test_the_folder_may_move(runs: list[str]) -> None:
+    before = str(pyrovae.report.compare(runs[:2]))
+    shutil.move("runs", "moved")
+    assert str(pyrovae.report.compare(["moved/a", "moved/b"])) == before

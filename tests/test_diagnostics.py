@@ -1,0 +1,614 @@
+"""Is the guide any good: k-hat and the ladder's verdict against exact values, latent variables against closed forms."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import math
+import warnings
+from collections.abc import Sequence
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from conftest import Pair, TwoLayers, linear_gaussian, make_vae, pair_of, scalar_pair
+from torch import Tensor
+
+from pyrovae import bounds, diagnostics
+from pyrovae.data.synthetic import LinearGaussian
+from pyrovae.diagnostics import information, psis
+from pyrovae.diagnostics.collapse import collapse_or_fit
+from pyrovae.diagnostics.units import active_units
+from pyrovae.particles import log_weights, particles
+from pyrovae.results import Estimate, Latents, Weights
+from pyrovae.results.latents import Unit
+from pyrovae.results.record import from_plain, to_plain
+
+KS = (1, 5, 50, 500, 5000)
+
+
+def pareto_weights(k: float, total: int = 400) -> Tensor:
+    """Return log-weights at the quantiles of a Pareto tail: those of the reference table for K = 400."""
+    return -k * (1 - (torch.arange(total) + 0.5) / total).log()
+
+
+def judged(weights: Tensor, ks: Sequence[int] = KS, **settings: float) -> Weights:
+    """Return the record of log-weights ``(K, N)``, after a trip through JSON."""
+    per_datum = diagnostics.weight_diagnostics(weights)
+    per_datum |= {f"L_{k}": bound for k, bound in zip(ks, bounds.iwae(weights, ks), strict=True)}
+    record = diagnostics.summarize_weights(per_datum, ks=ks, **settings)
+    assert from_plain(Weights, json.loads(json.dumps(to_plain(record), allow_nan=False))) == record
+    assert record.verdict in str(record)
+    return record
+
+
+def covered(value: float | None, error: float | None, truth: float) -> bool:
+    assert value is not None
+    assert error is not None
+    return abs(value - truth) < 1.96 * error
+
+
+# k-hat
+
+
+@pytest.mark.parametrize(
+    ("k", "khat"), [(0.1, 0.17447490), (0.3, 0.33560832), (0.5, 0.49649375), (0.7, 0.65740044), (1.0, 0.89886879)]
+)
+def test_khat_of_the_reference_table(k: float, khat: float) -> None:
+    weights = pareto_weights(k)
+    assert diagnostics.pareto_khat(weights).item() == pytest.approx(khat, abs=1e-8)
+    shuffled = weights[torch.randperm(400)] - 1000.0
+    assert diagnostics.pareto_khat(shuffled).item() == pytest.approx(khat, abs=1e-8)
+
+
+def arviz_khat(weights: Tensor) -> float:
+    """Return the k-hat of whichever ArviZ is installed: the sign of its argument and its tail changed with 1.0."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"[\s\S]*ArviZ is undergoing", category=FutureWarning)
+        arviz = importlib.import_module("arviz")
+    if arviz.__version__.startswith("0."):
+        return float(arviz.psislw(weights.numpy().copy())[1])
+    return float(importlib.import_module("arviz_stats.base").array_stats.psislw(-weights.numpy())[1])
+
+
+@pytest.mark.parametrize("total", [25, 30, 100, 225, 400])  # where ArviZ 0.23 and 1.x cut the tail alike
+@pytest.mark.parametrize("spread", [0.1, 1.0, 5.0, 30.0])
+def test_khat_is_that_of_arviz(total: int, spread: float) -> None:
+    weights = spread * torch.randn(total) - 80
+    expected = arviz_khat(weights)
+    assert math.isfinite(expected)
+    assert diagnostics.pareto_khat(weights).item() == pytest.approx(expected, abs=1e-11)
+
+
+@pytest.mark.parametrize("shape", [(1000, 7), (60, 2, 3), (40,)])
+def test_khat_of_a_batch_is_that_of_each(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = 3 * torch.randn(*shape)
+    alone = [diagnostics.pareto_khat(column) for column in weights.reshape(shape[0], -1).T]
+    khat = diagnostics.pareto_khat(weights)
+    assert khat.shape == shape[1:]
+    assert khat.flatten().tolist() == pytest.approx([value.item() for value in alone], abs=1e-12)
+    monkeypatch.setattr(psis, "CHUNK", 1)
+    assert torch.equal(diagnostics.pareto_khat(weights), khat)
+
+
+def test_khat_where_there_is_none() -> None:
+    weights = torch.randn(100, 6)
+    weights[:, 1] = -3.5
+    weights[7, 2] = math.nan
+    weights[:, 3] = -math.inf
+    weights[1:, 4] = -math.inf
+    weights[0, 5] = math.inf
+    khat = diagnostics.pareto_khat(weights)
+    assert khat.isfinite().tolist() == [True, False, False, False, False, False]
+    assert khat.isnan().tolist() == [False, False, True, True, False, True]
+    assert (khat[1].item(), khat[4].item()) == (-math.inf, math.inf)
+    assert diagnostics.pareto_khat(weights[:24, 0]).isnan()
+    assert diagnostics.pareto_khat(weights[:25, 0]).isfinite()
+    assert diagnostics.pareto_khat(weights.float()).dtype == torch.float64
+
+
+def test_khat_of_ties_and_of_zeros_among_the_largest() -> None:
+    steps = torch.randn(100).mul(3).round()  # many weights are the same as that at which the tail begins
+    assert diagnostics.pareto_khat(steps).isfinite()
+    few = torch.full((100,), -math.inf)
+    few[:30] = torch.randn(30)
+    assert diagnostics.pareto_khat(few).isfinite()
+    few[7:] = -math.inf
+    assert diagnostics.pareto_khat(few) == diagnostics.pareto_khat(few - 5)
+    assert diagnostics.pareto_khat(few).isfinite()
+    assert diagnostics.pareto_khat(torch.zeros(100) + 1e-13 * torch.randn(100)) == -math.inf
+
+
+def test_khat_of_weights_a_thousand_nats_apart() -> None:
+    spread = torch.linspace(0, 1, 1000) ** 2
+    khat = [diagnostics.pareto_khat(scale * spread).item() for scale in (1e2, 1e3, 1e4, 1e5)]
+    assert all(b > 5 * a for a, b in itertools.pairwise(khat))
+
+
+def test_khat_threshold_is_a_formula_of_k() -> None:
+    assert diagnostics.khat_threshold(100) == pytest.approx(0.5)
+    assert diagnostics.khat_threshold(10_000) == 0.7
+    assert diagnostics.khat_threshold(1000) == pytest.approx(2 / 3)
+    with pytest.raises(ValueError, match="at least 2 particles, but received K = 1"):
+        diagnostics.khat_threshold(1)
+
+
+# functions of the weights
+
+
+def test_sizes_and_variances_of_four_weights() -> None:
+    weights = torch.tensor([1.0, 2.0, 3.0, 4.0]).log().unsqueeze(1) - 700
+    assert diagnostics.effective_sample_size(weights).item() == pytest.approx(10 / 3)
+    assert diagnostics.largest_weight(weights).item() == pytest.approx(0.4)
+    assert diagnostics.relative_variance(weights).item() == pytest.approx(5 / 3 / 2.5**2)
+    assert diagnostics.bias_estimate(weights).item() == pytest.approx(5 / 3 / 2.5**2 / 8)
+
+
+def leave_one_out(weights: Tensor) -> Tensor:
+    total = len(weights)
+    left = [torch.cat([weights[:i], weights[i + 1 :]]) for i in range(total)]
+    means = torch.stack([bounds.log_mean_exp(rest) for rest in left]).mean(0)
+    return total * bounds.log_mean_exp(weights) - (total - 1) * means
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.3, 3.0, 300.0])
+@pytest.mark.parametrize("total", [2, 3, 50])
+def test_jackknife_leaves_each_particle_out(total: int, spread: float) -> None:
+    weights = spread * torch.randn(total, 4) - 500
+    expected = leave_one_out(weights)
+    assert torch.allclose(diagnostics.jackknife(weights), expected, rtol=1e-11)
+    assert (diagnostics.jackknife(weights) >= bounds.log_mean_exp(weights) - 1e-9).all()
+
+
+def test_jackknife_when_one_weight_dominates() -> None:
+    weights = torch.tensor([0.0, -50.0, -51.0])
+    others = math.log((math.exp(-50) + math.exp(-51)) / 2)
+    expected = -3 * math.log(3) - 2 / 3 * (others - 2 * math.log(2))
+    assert diagnostics.jackknife(weights).item() == pytest.approx(expected, abs=1e-12)
+    weights[1:] = -math.inf
+    assert diagnostics.jackknife(weights) == math.inf
+
+
+def test_a_single_particle_has_no_variance() -> None:
+    found = diagnostics.weight_diagnostics(torch.randn(1, 3))
+    assert {name for name, values in found.items() if values.isnan().all()} == {"khat", "bias", "jackknife"}
+    assert found["ESS"].tolist() == [1.0] * 3
+
+
+# the verdict
+
+
+def test_exact_guide_is_enough() -> None:
+    truth = linear_gaussian()
+    record = judged(log_weights(*pair_of(truth), truth.sample(20), num_particles=500), KS[:4])
+    assert record.verdict == "K is enough"
+    assert record.num_constant == 20
+    assert record.bias == pytest.approx(0.0, abs=1e-12)
+    assert record.ess.median == pytest.approx(500)
+
+
+def test_moderate_guide_is_enough_and_its_gap_is_known() -> None:
+    weights = log_weights(*scalar_pair(0.3, 0.36), torch.full((100,), 1.5), num_particles=5000)
+    record = judged(weights)
+    assert record.verdict == "K is enough"
+    assert record.bias == pytest.approx(0.0690 / 5000, rel=0.02)
+    assert record.extrapolated == pytest.approx(0.0690 / 5000, rel=0.1)
+    assert record.power == pytest.approx(1.0, abs=4 * record.power_error)
+    assert record.num_above == 0
+    assert abs(record.jackknife.value + 1.82365749) < 4 * record.jackknife.se_data
+    strict = judged(weights, tolerance=1e-6)
+    assert strict.verdict == "K is not enough"
+    assert "K = 69,000" in strict.reason or "K = 70,000" in strict.reason or "K = 68,000" in strict.reason
+
+
+def narrow_gaussian(num_data: int) -> tuple[LinearGaussian, Pair, Tensor, Tensor]:
+    """Return a narrow likelihood with a guide that misses the posterior by more than its width."""
+    generator = torch.Generator().manual_seed(0)
+    truth = LinearGaussian(torch.randn(20, 10, generator=generator), torch.zeros(20), 0.1)
+    offset = 0.1 * torch.randn(num_data, 10, generator=generator)
+
+    def model(x: Tensor, _: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(10), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ truth.weight.T, truth.scale).to_event(1), obs=x)
+
+    def guide(x: Tensor, offset: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(truth.posterior(x).mean + offset, 0.05).to_event(1))
+
+    return truth, (model, guide), truth.sample(num_data), offset
+
+
+@pytest.mark.parametrize("num_data", [1, 20])
+def test_narrow_likelihood_is_seen_to_be_loose(num_data: int) -> None:
+    truth, pair, x, offset = narrow_gaussian(num_data)
+    weights = log_weights(*pair, x, offset, num_particles=5000)
+    assert (truth.log_prob(x) - bounds.iwae(weights)[0]).mean() > 10
+    record = judged(weights)
+    assert record.verdict in ("K is not enough", "not asymptotic")
+    assert "L_5000 is loose" in record.reason
+    assert "AIS" in record.reason
+    assert record.num_above == num_data
+    if num_data > 1:
+        assert record.verdict == "not asymptotic"
+        assert record.power + 2 * record.power_error < 0.5
+
+
+def test_heavy_tails_of_few_data_do_not_count_and_of_many_do() -> None:
+    light, heavy = torch.randn(5000, 100) / 2, pareto_weights(0.9, 5000)[torch.randperm(5000), None]
+    mixed = light.clone()
+    mixed[:, :2] = heavy
+    assert judged(mixed, tolerance=1.0).verdict == "K is enough"
+    mixed[:, :12] = heavy
+    record = judged(mixed, tolerance=1.0)
+    assert record.verdict == "K is not enough"
+    assert record.num_above == 12
+    assert "12.0% of the data" in record.reason
+
+
+@pytest.mark.parametrize(
+    ("ks", "reason"),
+    [
+        ((1,), "a single particle says nothing"),
+        ((1, 4, 20), "K being below 25"),
+        ((5000,), "it takes three rungs"),
+        ((1, 5000), "it takes three rungs"),
+    ],
+)
+def test_too_little_to_tell(ks: tuple[int, ...], reason: str) -> None:
+    record = judged(0.1 * torch.randn(ks[-1], 30), ks)
+    assert record.verdict == "cannot be told"
+    assert reason in record.reason
+
+
+def test_what_is_not_finite_is_counted_and_named() -> None:
+    weights = torch.randn(500, 10)
+    weights[3, 0] = math.nan
+    weights[:, 1] = -math.inf
+    weights[3, 2] = math.inf
+    record = judged(weights, KS[:4])
+    assert (record.num_nan, record.num_zero, record.num_unavailable) == (2, 1, 3)
+    assert record.why_unavailable == "weights that are NaN or infinite (2), weights that are all zero (1)"
+    assert record.verdict == "cannot be told"
+    assert "3 of 10 data have a L_500 that is not finite" in record.reason
+    assert record.bias is None
+    assert record.jackknife.value is None
+    assert record.khat.median is not None
+    assert "3 of 10 data: k-hat is not available" in str(record)
+
+
+@pytest.mark.parametrize("power", [0.2, 0.6, 1.0])
+def test_ladder_finds_the_power_and_the_gap(power: float) -> None:
+    ks = (5, 50, 200, 5000)
+    rates = 1 + 0.1 * torch.rand(40)
+    ladder = diagnostics.read_ladder({k: -80 - rates * k**-power for k in ks})
+    assert ladder.power == pytest.approx(power, abs=1e-9)
+    used = power if power < 1 else 1.0
+    assert ladder.extrapolated == pytest.approx(rates.mean().item() * 5000**-used, rel=1e-6)
+    assert ladder.slow == (power < 0.5)
+
+
+def test_slow_gap_within_the_tolerance_is_enough() -> None:
+    per_datum = diagnostics.weight_diagnostics(0.1 * torch.randn(5000, 40))
+    per_datum |= {f"L_{k}": -80 - 0.02 * (1 + 0.1 * torch.rand(40)) * k**-0.3 for k in KS}
+    record = diagnostics.summarize_weights(per_datum, ks=KS)
+    assert record.power + 2 * record.power_error < 0.5
+    assert record.verdict == "K is enough"
+    assert diagnostics.summarize_weights(per_datum, ks=KS, tolerance=1e-5).verdict == "not asymptotic"
+
+
+# standard errors
+
+
+def test_intervals_of_bounds_cover() -> None:
+    """At fixed data for E[L_K], and over the data for the mean of L_K in the population."""
+    spread, ks = 0.5, (1, 10, 100)
+    blocks = spread * torch.randn(100, 20_000)
+    expected = bounds.iwae(blocks, ks).mean(1).tolist()  # errors a tenth of those of an interval, and less
+    assert diagnostics.pareto_khat(blocks[:, :50]).median() < 0.5
+    hits = torch.zeros(2, len(ks))
+    for _ in range(200):
+        means = torch.randn(30)
+        weights = means + spread * torch.randn(100, 30)
+        for i, (k, values) in enumerate(zip(ks, bounds.iwae(weights, ks), strict=True)):
+            found = Estimate.over_data("IWAE", k, values, bounds.monte_carlo_variances(weights, k))
+            hits[0, i] += covered(found.value, found.se_monte_carlo, means.mean().item() + expected[i])
+            hits[1, i] += covered(found.value, found.se_data, expected[i])
+    assert ((hits >= 180) & (hits <= 198)).all(), hits
+
+
+def test_interval_of_the_mutual_information_covers() -> None:
+    truth = LinearGaussian(torch.tensor([[1.0]]), torch.zeros(1), 1.0)
+    exact = 0.5 * math.log(2)
+    hits = 0
+    for seed in range(200):
+        found = diagnostics.latents(*pair_of(truth), truth.sample(100, seed=seed), num_draws=2, seed=seed)
+        hits += covered(found.information.value, found.information.se_data, exact)
+    assert 180 <= hits <= 198
+
+
+# latent variables
+
+
+def exact_information(truth: LinearGaussian) -> float:
+    """Return I(x; z) of data and codes of the model, whose columns of W are orthogonal."""
+    ratio = (truth.weight**2).sum(0) / truth.scale**2
+    return 0.5 * ratio.log1p().sum().item()
+
+
+def told(pair: Pair, x: Tensor, *covariates: Tensor, **settings: int) -> Latents:
+    """Return the record, after a trip through JSON."""
+    record = diagnostics.latents(*pair, x, *covariates, **settings)
+    assert from_plain(Latents, json.loads(json.dumps(to_plain(record), allow_nan=False))) == record
+    assert record.verdict in str(record)
+    assert record.information.value <= record.ceiling
+    if record.marginal_kl.value is not None:
+        assert record.marginal_kl.value == pytest.approx(record.kl.value - record.information.value)
+    return record
+
+
+def test_three_of_ten_units_are_active() -> None:
+    weight = torch.zeros(12, 10)
+    weight[:, [1, 4, 8]] = 2 * torch.linalg.qr(torch.randn(12, 3))[0]
+    truth = LinearGaussian(weight, torch.zeros(12), 0.7)
+    record = told(pair_of(truth), truth.sample(300))
+    assert {unit.name for unit in record.units if unit.active} == {"z[1]", "z[4]", "z[8]"}
+    assert [unit.active for unit in record.units] == [True] * 3 + [False] * 7
+    posterior = 0.49 / 4.49
+    for unit in record.units[:3]:
+        assert abs(unit.activity - (1 - posterior)) < 4 * unit.activity_error
+        assert unit.variance == pytest.approx(posterior, rel=0.05)
+        assert unit.verdict == "active, prior fits"
+    for unit in record.units[3:]:
+        assert abs(unit.activity) < 5 * unit.activity_error
+        assert unit.kl == pytest.approx(0.0, abs=1e-12)
+        assert unit.verdict == "collapsed onto the prior"
+    assert sum(unit.kl for unit in record.units) == pytest.approx(record.kl.value)
+
+
+def test_activity_is_the_variance_of_the_means_without_their_noise() -> None:
+    means, variances = torch.randn(5, 2), torch.rand(5, 2)
+    prior = (torch.tensor([0.0, 1.0]), torch.tensor([1.0, 4.0]))
+    units = active_units(["a", "b"], means, variances, torch.zeros(5, 2), prior, num_draws=10)
+    for d, unit in enumerate(sorted(units, key=lambda unit: unit.name)):
+        assert unit.activity == pytest.approx((means[:, d].var() - variances[:, d].mean() / 10).item())
+        aggregate = dist.Normal(means[:, d].mean(), (unit.activity + unit.variance) ** 0.5)
+        exact = torch.distributions.kl_divergence(aggregate, dist.Normal(prior[0][d], prior[1][d].sqrt()))
+        assert unit.misfit == pytest.approx(exact.item())
+    means = torch.tensor([[0.0, 1.0], [0.0, -1.0]])
+    order = active_units(["a", "b"], means, variances[:2], torch.tensor([[9.0, 1.0]] * 2), None, num_draws=1000)
+    assert [(unit.name, unit.active) for unit in order] == [("b", True), ("a", False)]
+    assert [unit.verdict for unit in order] == ["active", "collapsed, away from the prior"]
+
+
+def test_a_unit_that_says_next_to_nothing_is_a_collapse_too() -> None:
+    unit = Unit("z[0]", 0.02, 0.001, active=True, variance=1.0, kl=3.0, misfit=2.0, verdict="active")
+    kl, none, marginal = (Estimate("", 1, value, 0.001, None) for value in (3.0, 0.01, 2.99))
+    verdict, reason = collapse_or_fit([unit], kl, none, none, marginal, 7.0)
+    assert verdict == "collapse"
+    assert "KL of 3.000 nats" in reason
+    assert "1 of 1 units are active" in reason
+
+
+def test_information_of_some_data_is_paired_with_their_own_kl() -> None:
+    kl, rows = torch.randn(100), torch.arange(50, 100, 2)
+    found = information.Information(rows, kl[rows].unsqueeze(0) / 2, torch.zeros(1, 25), 100)
+    whole, below = Estimate("", 1, 3.0, 0.1, None), Estimate("", 1, 2.0, 0.1, None)
+    marginal = importlib.import_module("pyrovae.diagnostics.latents")._marginal  # the room's own name is the function
+    variance = kl[rows].var() / 4 / 25 + (kl.var() - kl[rows].var()) / 100
+    assert marginal(kl, found, whole, below, same_prior=True).se_data == pytest.approx(variance.sqrt().item())
+
+
+def test_kl_without_a_closed_form() -> None:
+    truth = linear_gaussian()
+    _, guide = pair_of(truth)
+
+    def model(x: Tensor) -> None:
+        centers = dist.Normal(torch.tensor([[-1.0] * 3, [1.0] * 3]), 1.0).to_event(1)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), centers))
+            pyro.sample("x", dist.Normal(z @ truth.weight.T, 1.0).to_event(1), obs=x)
+
+    x = truth.sample(50)
+    record, draws = told((model, guide), x), particles(model, guide, x, num_particles=5000)
+    terms = draws.log_guide - draws.log_prior  # (5000, 50)
+    error = terms.var(0).sum().div(16).sqrt().item() / 50
+    assert record.kl.se_monte_carlo == pytest.approx(error, rel=0.2)
+    assert abs(record.kl.value - terms.mean().item()) < 4 * error
+    assert all(unit.kl is None for unit in record.units)
+    assert record.marginal_kl.se_monte_carlo > record.kl.se_monte_carlo
+
+
+def test_error_of_the_marginal_kl_is_paired() -> None:
+    truth = linear_gaussian()
+    x = truth.sample(400)
+    record = told(pair_of(truth), x)
+    paired = record.per_datum["KL"] - record.per_datum["information"]
+    assert record.marginal_kl.se_data == pytest.approx(paired.std().item() / 20)
+
+
+def test_data_of_the_model_have_a_prior_that_fits() -> None:
+    truth = linear_gaussian()
+    x = truth.sample(1000)
+    record = told(pair_of(truth), x)
+    exact = exact_information(truth)
+    assert record.verdict == "prior fits"
+    assert abs(record.information.value - exact) < 4 * record.information.se_data
+    assert record.information.value < record.information_above.value
+    assert record.information_above.value - record.information.value < 0.1
+    assert abs(record.marginal_kl.value) < 0.05
+    kl = torch.distributions.kl_divergence(
+        truth.posterior(x), torch.distributions.MultivariateNormal(torch.zeros(3), torch.eye(3))
+    )
+    assert record.kl.value == pytest.approx(kl.mean().item(), abs=1e-9)
+    assert record.kl.se_data == pytest.approx(kl.std().item() / math.sqrt(1000))
+
+
+def test_codes_away_from_the_prior() -> None:
+    truth = linear_gaussian()
+    record = told(pair_of(truth, offset=1.0), truth.sample(1000))
+    assert record.verdict == "prior does not fit"
+    shift = 3 / 2  # KL between the codes' N(1, I) and the prior
+    assert abs(record.marginal_kl.value - shift) < 0.05 + 4 * record.marginal_kl.se_data
+    assert all(unit.verdict == "active, away from the prior" for unit in record.units)
+    assert record.units[0].misfit == pytest.approx(0.5, abs=0.2)
+
+
+@pytest.mark.parametrize(("location", "where"), [(0.0, "onto the prior"), (2.0, "away from the prior")])
+def test_one_code_for_all_is_a_collapse(location: float, where: str) -> None:
+    truth = linear_gaussian()
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.full((len(x), 3), location), 1.0).to_event(1))
+
+    record = told((pair_of(truth)[0], guide), truth.sample(100))
+    assert record.verdict == "collapse"
+    assert record.num_active == 0
+    assert record.information.value == 0.0
+    assert record.marginal_kl.value == pytest.approx(3 * location**2 / 2)
+    assert all(unit.verdict == f"collapsed, {where}" if location else f"collapsed {where}" for unit in record.units)
+
+
+def test_codes_that_do_not_overlap_reach_the_ceiling() -> None:
+    truth = linear_gaussian(scale=0.01)
+    record = told(pair_of(truth), truth.sample(50))
+    assert record.information.value == pytest.approx(math.log(50), abs=1e-3)
+    assert record.ceiling == pytest.approx(math.log(50))
+    assert record.verdict == "cannot be told"
+    assert "at least about that" in record.reason
+
+
+def test_few_codes_stand_for_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    truth = linear_gaussian()
+    x = truth.sample(600)
+    whole = told(pair_of(truth), x)
+    monkeypatch.setattr(information, "PAIRS", (300 * 100, 300 * 100))
+    monkeypatch.setattr(information, "AGGREGATE", 300)
+    monkeypatch.setattr(information.information, "__kwdefaults__", {"most": 300})
+    part = told(pair_of(truth), x)
+    assert (part.num_aggregate, part.num_codes) == (300, 100)
+    assert (whole.num_aggregate, whole.num_codes) == (600, 6000)
+    assert part.information.se_data > 1.5 * whole.information.se_data
+    assert abs(part.information.value - whole.information.value) < 4 * part.information.se_data + 0.1
+    assert part.information.se_monte_carlo is None
+
+
+@pytest.mark.parametrize("bottom_up", [True, False])
+def test_two_layers(bottom_up: bool) -> None:  # noqa: FBT001
+    pair = TwoLayers(bottom_up=bottom_up)
+    x = torch.bernoulli(torch.full((80, 4), 0.5))
+    record = told((pair.model, pair.guide), x)
+    assert {unit.name for unit in record.units} == {"z1[0]", "z1[1]", "z1[2]", "z2[0]", "z2[1]"}
+    expected = bounds.elbo(pair.model, pair.guide, x.repeat(50, 1)).kl.mean().item()
+    assert abs(record.kl.value - expected) < 5 * record.kl.se_monte_carlo
+    assert sum(unit.kl for unit in record.units) == pytest.approx(record.kl.value)
+
+
+def concatenating(truth: LinearGaussian) -> Pair:
+    """Return a pair that refuses an axis of particles."""
+    model, guide = pair_of(truth)
+
+    def flat_model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            rows = torch.cat([z, torch.ones(len(x), 1)], 1)
+            weight = torch.cat([truth.weight, truth.bias.unsqueeze(1)], 1)
+            pyro.sample("x", dist.Normal(rows @ weight.T, truth.scale).to_event(1), obs=x)
+
+    return flat_model, guide
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_pair_that_does_not_broadcast_says_the_same() -> None:
+    truth = linear_gaussian()
+    x = truth.sample(60)
+    one, other = told(pair_of(truth), x), told(concatenating(truth), x)
+    assert other.kl.value == pytest.approx(one.kl.value)
+    assert other.information.value == pytest.approx(one.information.value, abs=1e-9)
+    assert [unit.name for unit in other.units] == [unit.name for unit in one.units]
+
+
+def test_prior_given_covariates_has_no_marginal_kl() -> None:
+    truth = linear_gaussian()
+    x, c = truth.sample(100), torch.randn(100, 3)
+
+    def model(x: Tensor, c: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(c, 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ truth.weight.T, 1.0).to_event(1), obs=x)
+
+    def guide(x: Tensor, c: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(c + x[..., :3], 1.0).to_event(1))
+
+    record = told((model, guide), x, c)
+    assert record.num_covariates == 1
+    assert record.marginal_kl.value is None
+    assert "the prior differs between data" in record.marginal_kl.why
+    assert all(unit.misfit is None for unit in record.units)
+    assert abs(record.kl.value - 0.5 * (x[:, :3] ** 2).sum(1).mean().item()) < 1e-9
+
+
+def test_joint_guide_has_no_kl_by_unit() -> None:
+    truth = linear_gaussian()
+    model, _ = pair_of(truth)
+
+    def guide(x: Tensor) -> None:
+        exact = truth.posterior(x)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.MultivariateNormal(exact.mean, exact.covariance_matrix))
+
+    x = truth.sample(100)
+    record, units = told((model, guide), x), told(pair_of(truth), x)
+    assert all(unit.kl is None for unit in record.units)
+    assert "'z' is a joint distribution" in record.why_units
+    assert abs(record.kl.value - units.kl.value) < 5 * (record.kl.se_monte_carlo or 1e-9) + 1e-9
+    assert record.units[0].activity > record.units[1].activity > record.units[2].activity
+
+
+def test_pair_that_draws_its_own_rows() -> None:
+    truth = linear_gaussian()
+    x = truth.sample(50)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), subsample_size=20) as rows:
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ truth.weight.T + truth.bias, truth.scale).to_event(1), obs=x[rows])
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x), subsample_size=20) as rows:
+            exact = truth.posterior(x[rows])
+            pyro.sample("z", dist.Normal(exact.mean, exact.variance.sqrt()).to_event(1))
+
+    record, plain = told((model, guide), x), told(pair_of(truth), x)
+    assert record.kl.value == pytest.approx(plain.kl.value)
+    assert record.kl.se_data == pytest.approx(plain.kl.se_data)
+    assert abs(record.information.value - plain.information.value) < 6 * plain.information.se_monte_carlo
+
+
+def test_vae_and_random_streams() -> None:
+    vae = make_vae()
+    x = torch.bernoulli(torch.full((40, 1, 8, 8), 0.5))
+    before = torch.get_rng_state()
+    first, again = (told((vae.model, vae.guide), x, seed=1) for _ in range(2))
+    assert torch.equal(before, torch.get_rng_state())
+    assert first == again
+    assert told((vae.model, vae.guide), x, seed=2) != first
+
+
+def test_table_of_many_units_is_cut() -> None:
+    truth = LinearGaussian(torch.eye(30), torch.zeros(30), 1.0)
+    text = str(told(pair_of(truth), truth.sample(20)))
+    assert "10 more units are left out" in text
+    assert text.count("z[") == 20
+
+
+def test_too_little_for_a_variance() -> None:
+    truth = linear_gaussian()
+    with pytest.raises(ValueError, match="at least 2 data, but received 1"):
+        diagnostics.latents(*pair_of(truth), truth.sample(1))
+    with pytest.raises(ValueError, match="at least 2 draws, but received 1"):
+        diagnostics.latents(*pair_of(truth), truth.sample(5), num_draws=1)

@@ -1,0 +1,388 @@
+"""VAEs of plain torch: the numbers are those of the same weights in a VAE of the package, and of formulas by hand."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import pyrovae
+from pyrovae import VAE, likelihoods, networks, posteriors, priors
+
+LATENT, SHAPE, PIXELS = 3, (1, 4, 4), 16
+
+
+class Plain(nn.Module):
+    """A VAE as tutorials write it, on flat data."""
+
+    def __init__(self, *, dropout: float = 0.0, out: int = PIXELS) -> None:
+        super().__init__()
+        self.hidden = nn.Sequential(nn.Linear(PIXELS, 8), nn.Tanh(), nn.Dropout(dropout))
+        self.mean, self.log_variance = nn.Linear(8, LATENT), nn.Linear(8, LATENT)
+        self.decoder = nn.Sequential(nn.Linear(LATENT, 8), nn.Tanh(), nn.Linear(8, out))
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.hidden(x)
+        return self.mean(hidden), self.log_variance(hidden)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.decoder(z)
+
+
+class Images(nn.Module):
+    """An encoder for images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(1, 2, 3), nn.Linear(8, 2 * LATENT)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return list(self.out(self.conv(x).flatten(1)).chunk(2, -1))
+
+
+def wrapped(net: Plain, **options: Any) -> VAE:
+    options = {"latent_dim": LATENT, "x_shape": SHAPE, "flat": True} | options
+    return VAE.from_torch(net.encode, net.decode, **options)
+
+
+def binary(n: int = 20) -> Tensor:
+    return torch.rand(n, *SHAPE).round()
+
+
+def by_hand(net: Plain, x: Tensor, z: Tensor, log_p_x: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return log p(z), log p(x | z) and log q(z | x) for z ``(K, B, D)``, written out."""
+    mean, log_variance = net.encode(x.flatten(1))
+    log_2pi = math.log(2 * math.pi)
+    log_q = -0.5 * (log_2pi + log_variance + (z - mean) ** 2 / log_variance.exp()).sum(-1)
+    return -0.5 * (log_2pi + z**2).sum(-1), log_p_x(net.decode(z)), log_q
+
+
+def bernoulli_of(x: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda logits: (x.flatten(1) * F.logsigmoid(logits) + (1 - x.flatten(1)) * F.logsigmoid(-logits)).sum(-1)
+
+
+def gaussian_of(x: Tensor, scale: float) -> Callable[[Tensor], Tensor]:
+    constant = math.log(2 * math.pi) + 2 * math.log(scale)
+    return lambda mean: -0.5 * (constant + ((x.flatten(1) - mean) / scale) ** 2).sum(-1)
+
+
+def agree(vae: VAE, net: Plain, x: Tensor, log_p_x: Callable[[Tensor], Tensor]) -> None:
+    """Check all three log-probabilities of particles against formulas."""
+    record = pyrovae.particles(vae.model, vae.guide, x, num_particles=5)
+    with torch.no_grad():
+        expected = by_hand(net, x, record.z["z"], log_p_x)
+    for found, wanted in zip((record.log_prior, record.log_likelihood, record.log_guide), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-10)
+
+
+def test_particles_are_those_of_formulas_by_hand() -> None:
+    net, x = Plain(), binary()
+    agree(wrapped(net), net, x, bernoulli_of(x))
+    real = torch.randn(20, *SHAPE)
+    agree(wrapped(net, likelihood=likelihoods.Gaussian(SHAPE, scale=0.3)), net, real, gaussian_of(real, 0.3))
+
+
+def test_an_evaluation_is_that_of_the_same_weights_in_a_vae_of_the_package() -> None:
+    torch.set_default_dtype(torch.float32)
+    likelihood, posterior = likelihoods.Bernoulli(SHAPE), posteriors.DiagonalNormal(LATENT)
+    ours = VAE(
+        prior=priors.StandardNormal(LATENT),
+        decoder=networks.MLPDecoder(LATENT, likelihood.param_shape, hidden=(8,)),
+        likelihood=likelihood,
+        encoder=networks.MLPEncoder(SHAPE, posterior.param_shape, hidden=(8,)),
+        posterior=posterior,
+    )
+    encoder, decoder = ours.encoder.layers, ours.decoder.layers
+
+    def encode(x: Tensor) -> tuple[Tensor, Tensor]:
+        both = encoder(x.flatten(1)).unflatten(-1, (LATENT, 2))
+        return both[..., 0], both[..., 1]
+
+    theirs = VAE.from_torch(
+        encode, lambda z: decoder(z).flatten(1), latent_dim=LATENT, x_shape=SHAPE, modules=[encoder, decoder]
+    )
+    x = binary()
+    a, b = (pyrovae.evaluate(vae.model, vae.guide, x, ks=(1, 10), shown=False) for vae in (ours, theirs))
+    for one, other in zip(a.estimates, b.estimates, strict=True):
+        assert other.value == pytest.approx(one.value, abs=1e-6)
+    assert b.kl_methods == {"z": "closed form"}
+    assert b.base_measure == "counting"
+
+
+def test_the_kl_is_that_of_the_training_loss() -> None:
+    net, x = Plain(), binary(200)
+    terms = pyrovae.bounds.elbo(wrapped(net).model, wrapped(net).guide, x, num_particles=2)
+    with torch.no_grad():
+        mean, log_variance = net.encode(x.flatten(1))
+        kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum(-1)
+    torch.testing.assert_close(terms.kl, kl, rtol=0, atol=1e-12)
+
+
+def test_the_log_variance_is_not_clamped() -> None:
+    for value in (-25.0, 15.0):
+        net = Plain()
+        nn.init.zeros_(net.log_variance.weight)
+        nn.init.constant_(net.log_variance.bias, value)
+        vae, x = wrapped(net), binary(4)
+        torch.testing.assert_close(vae.encode(x).variance, torch.full((4, LATENT), math.exp(value)))
+        record = pyrovae.particles(vae.model, vae.guide, x, num_particles=50)
+        with torch.no_grad():
+            spread = (record.z["z"] - net.encode(x.flatten(1))[0]).std()
+        assert spread == pytest.approx(math.exp(value / 2), rel=0.2)
+
+
+def test_images_modules_partials_and_any_batch_axes() -> None:
+    encoder, decoder = Images(), nn.Linear(LATENT, PIXELS)
+    shape = {"latent_dim": LATENT, "x_shape": SHAPE}
+    vae = VAE.from_torch(encoder, decoder, **shape)
+    x = binary(6).reshape(2, 3, *SHAPE)
+    mean = torch.stack([encoder(row)[0] for row in x])
+    torch.testing.assert_close(vae.encode(x).mean, mean)
+    assert vae.decode(torch.zeros(2, 3, LATENT)).event_shape == SHAPE
+    assert {id(p) for p in vae.parameters()} == {id(p) for p in (*encoder.parameters(), *decoder.parameters())}
+    half = functools.partial(Plain.encode, Plain())
+    with pytest.raises(TypeError, match="encode is neither a module nor the method of one"):
+        VAE.from_torch(half, decoder, **shape, flat=True)
+    net = Plain()
+    bound = VAE.from_torch(functools.partial(net.encode), functools.partial(net.decode), **shape, flat=True)
+    assert len(list(bound.parameters())) == len(list(net.parameters()))
+
+
+def test_outputs_may_be_flat_images_or_parameters() -> None:
+    z = torch.randn(5, LATENT)
+    weight = torch.randn(LATENT, PIXELS)
+    logits = (z @ weight).reshape(5, *SHAPE)
+    for shape in ((PIXELS,), SHAPE, (*SHAPE, 1)):
+        decode = lambda z, shape=shape: (z @ weight).reshape(len(z), *shape)  # noqa: E731
+        vae = VAE.from_torch(Images(), decode, latent_dim=LATENT, x_shape=SHAPE, modules=[])
+        torch.testing.assert_close(vae.decode(z).base_dist.logits, logits)
+    for shape in ((PIXELS,), SHAPE):
+        pair = lambda z, shape=shape: [(z @ weight).reshape(len(z), *shape), torch.ones(len(z), *shape)]  # noqa: E731
+        heteroscedastic = likelihoods.HeteroscedasticGaussian(SHAPE)
+        vae = VAE.from_torch(Images(), pair, latent_dim=LATENT, x_shape=SHAPE, likelihood=heteroscedastic, modules=[])
+        params = torch.stack([logits, torch.ones_like(logits)], -1)
+        torch.testing.assert_close(vae.decode(z).mean, heteroscedastic(params).mean)
+        torch.testing.assert_close(vae.decode(z).variance, heteroscedastic(params).variance)
+
+
+def test_probabilities_are_made_logits() -> None:
+    net, x = Plain(), binary()
+
+    def probable(z: Tensor) -> Tensor:
+        return net.decode(z).sigmoid()
+
+    shape = {"latent_dim": LATENT, "x_shape": SHAPE, "flat": True}
+    vae = VAE.from_torch(net.encode, probable, **shape, probabilities=True, modules=[net])
+    agree(vae, net, x, bernoulli_of(x))
+    grey = VAE.from_torch(
+        net.encode, probable, **shape, probabilities=True, modules=[net],
+        likelihood=likelihoods.ContinuousBernoulli(SHAPE),
+    )  # fmt: skip
+    z = torch.randn(5, LATENT)
+    torch.testing.assert_close(
+        grey.decode(z).mean, likelihoods.ContinuousBernoulli(SHAPE)(net.decode(z).reshape(5, *SHAPE, 1)).mean
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_logits_of_probabilities_are_exact_as_far_as_the_dtype_can_tell(dtype: torch.dtype) -> None:
+    eps = torch.finfo(dtype).eps
+    p = torch.tensor([1e-30, 1e-6, 0.25, 0.5, 0.75, 1 - 64 * eps, 1 - eps / 2], dtype=dtype)
+    vae = VAE.from_torch(
+        Images(), lambda z: p.repeat(len(z), 1), latent_dim=LATENT, x_shape=(7,), probabilities=True, modules=[]
+    )
+    exact = [math.log(value) - math.log1p(-value) for value in p.double().tolist()]
+    logits = vae.decode(torch.zeros(1, LATENT)).base_dist.logits[0].tolist()
+    assert logits == pytest.approx(exact, rel=4 * eps, abs=1e-15)
+
+
+def constant(values: list[float]) -> Callable[[Tensor], Tensor]:
+    row = torch.tensor(values)
+    return lambda z: row.repeat(len(z), 1)
+
+
+def scored(decode: Callable[[Tensor], Tensor], **options: Any) -> None:
+    vae = VAE.from_torch(Images(), decode, latent_dim=LATENT, x_shape=(2,), modules=[], **options)
+    vae.decode(torch.zeros(3, LATENT))
+
+
+def test_probabilities_that_are_none_or_saturated_are_refused() -> None:
+    for values in ([0.0, 0.5], [0.5, 1.0]):
+        with pytest.raises(
+            ValueError, match=r"decode returned 3 of 6 that torch.float64 cannot tell from 0 or 1.*logits"
+        ):
+            scored(constant(values), probabilities=True)
+    for values in ([-2.0, 0.5], [0.5, 1.5], [0.5, math.nan]):
+        with pytest.raises(ValueError, match=r"decode returns probabilities, but returned values from .* leave out"):
+            scored(constant(values), probabilities=True)
+    with pytest.raises(ValueError, match=r"Gaussian is not given by probabilities"):
+        scored(constant([0.1, 0.2]), probabilities=True, likelihood=likelihoods.Gaussian((2,)))
+
+
+def test_probabilities_in_place_of_logits_are_noticed() -> None:
+    for likelihood in (None, likelihoods.ContinuousBernoulli((2,))):
+        with pytest.raises(
+            ValueError, match=r"all that it returned lie between 0 and 1 \(from 0.1 to 0.9\).*probabilities=T"
+        ):
+            scored(constant([0.1, 0.9]), likelihood=likelihood)
+        scored(constant([0.1, 0.9]), likelihood=likelihood, probabilities=False)
+        scored(constant([0.0, 0.0]), likelihood=likelihood)
+        scored(constant([-0.1, 0.9]), likelihood=likelihood)
+    scored(constant([0.1, 0.9]), likelihood=likelihoods.Gaussian((2,)))
+
+
+SHAPES = r"each of shape \(B, 3\), but returned "
+
+
+@pytest.mark.parametrize(
+    ("encode", "options", "words"),
+    [
+        (lambda x: x, {}, SHAPES + r"a tensor of shape \(5, 1, 4, 4\) for x of shape \(5, 1, 4, 4\)"),
+        (lambda x: (x[:, 0, 0, :3],), {}, SHAPES + r"1 values \(a tensor of shape \(5, 3\)\)"),
+        (lambda x: (x[..., :3], x[..., :3]), {}, SHAPES + r"2 values .* or say flat=True if it takes rows"),
+        (lambda x: (x[:, :3], x[:, :3], x[:, :3]), {"flat": True}, SHAPES + r"3 values .* these two$"),
+        (lambda x: (x[:, :3], None), {"flat": True}, SHAPES + r"2 values \(a tensor of shape \(5, 3\), a NoneType\)"),
+        (lambda x: (x[:, :2], x[:, :2]), {"flat": True}, SHAPES),
+    ],
+)
+def test_what_encode_must_return_is_said(encode: Callable[[Tensor], Any], options: dict[str, Any], words: str) -> None:
+    vae = VAE.from_torch(encode, nn.Linear(3, 16), latent_dim=3, x_shape=SHAPE, modules=[], **options)
+    with pytest.raises(ValueError, match=words):
+        vae.encode(binary(5))
+
+
+def test_flat_or_not_is_said_when_the_other_would_do() -> None:
+    net = Plain()
+    with pytest.raises(ValueError, match=r"fails on x of shape \(5, 1, 4, 4\), but takes \(5, 16\); say flat=True"):
+        wrapped(net, flat=False).encode(binary(5))
+    images = VAE.from_torch(Images(), net.decode, latent_dim=LATENT, x_shape=SHAPE, flat=True)
+    with pytest.raises(ValueError, match=r"fails on x of shape \(5, 16\), but takes \(5, 1, 4, 4\); say flat=False"):
+        images.encode(binary(5))
+
+    def broken(x: Tensor) -> Tensor:
+        raise RuntimeError("the network's own error")
+
+    with pytest.raises(RuntimeError, match="the network's own error"):
+        VAE.from_torch(broken, net, latent_dim=LATENT, x_shape=SHAPE, modules=[]).encode(binary(5))
+
+
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        (
+            lambda z: z,
+            r"returns a tensor of shape \(B, 1, 4, 4\) or \(B, 16\), but returned a tensor of shape \(2, 3\)",
+        ),
+        (lambda z: (z.new_ones(2, 16),) * 2, r"but returned 2 values \(a tensor of shape \(2, 16\), a tensor"),
+        (lambda z: dist.Normal(z, 1.0), r"but returned a Normal for z of shape \(2, 3\)"),
+    ],
+)
+def test_what_decode_must_return_is_said(returned: Callable[[Tensor], Any], words: str) -> None:
+    vae = VAE.from_torch(Images(), returned, latent_dim=3, x_shape=SHAPE, modules=[])
+    with pytest.raises(ValueError, match=words):
+        vae.decode(torch.zeros(2, 3))
+    two = likelihoods.HeteroscedasticGaussian(SHAPE)
+    vae = VAE.from_torch(Images(), nn.Linear(3, 16), latent_dim=3, x_shape=SHAPE, likelihood=two)
+    with pytest.raises(ValueError, match=r"decode returns 2 tensors, each of shape \(B, 1, 4, 4\) or \(B, 16\)"):
+        vae.decode(torch.zeros(2, 3))
+
+
+def test_what_cannot_be_wrapped_is_refused() -> None:
+    net, shape = Plain(), {"latent_dim": LATENT, "x_shape": SHAPE}
+    for wrong in (Plain, 3, torch.zeros(2)):
+        with pytest.raises(TypeError, match="encode is a module or a function, but received"):
+            VAE.from_torch(wrong, net.decode, **shape)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"decode is neither a module nor the method.*modules=\[...\], an empty list"):
+        VAE.from_torch(net.encode, lambda z: net.decode(z), **shape)
+    with pytest.raises(TypeError, match="modules holds torch modules, but it contains a method"):
+        VAE.from_torch(net.encode, net.decode, **shape, modules=[net.encode])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match=r"received one of \(16,\) and x_shape=\(1, 4, 4\); build it with the same"):
+        VAE.from_torch(net.encode, net.decode, **shape, likelihood=likelihoods.Bernoulli((16,)))
+    with pytest.raises(ValueError, match="prior and posterior share the latent variable"):
+        VAE.from_torch(net.encode, net.decode, **shape, prior=priors.StandardNormal(2))
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_modules_are_evaluated_in_eval_mode_and_left_as_they_were(*, named: bool) -> None:
+    net, x = Plain(dropout=0.9).train(), binary()
+    functions = (lambda x: net.encode(x), lambda z: net.decode(z)) if named else (net.encode, net.decode)
+    vae = VAE.from_torch(*functions, latent_dim=LATENT, x_shape=SHAPE, flat=True, modules=[net] if named else None)
+    found = pyrovae.evaluate(vae.model, vae.guide, x, ks=(1, 4), shown=False)
+    assert net.training
+    assert all(part.training for part in net.modules())
+    plain = copy.deepcopy(net).eval()
+    without = pyrovae.evaluate(wrapped(plain).model, wrapped(plain).guide, x, ks=(1, 4), shown=False)
+    assert found.estimates == without.estimates, "no dropout"
+    assert next(vae.to(torch.float32).parameters()) is next(net.parameters()), "they are used, not copied"
+    assert next(net.parameters()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("part", [likelihoods.Poisson, likelihoods.Categorical])
+def test_the_encoder_sees_x_itself(part: type[likelihoods.Likelihood]) -> None:
+    seen: list[Tensor] = []
+
+    def encode(x: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append(x)
+        return x[:, :LATENT], torch.zeros(len(x), LATENT)
+
+    likelihood = part((PIXELS,))
+    decode = lambda z: torch.zeros(len(z), *likelihood.param_shape)  # noqa: E731
+    vae = VAE.from_torch(encode, decode, latent_dim=LATENT, x_shape=(PIXELS,), likelihood=likelihood, modules=[])
+    x = torch.arange(2.0 * PIXELS).reshape(2, PIXELS)
+    assert torch.equal(vae.encode(x).mean, x[:, :LATENT])
+    assert torch.equal(seen[-1], x)
+    assert not torch.equal(likelihood.encoder_input(x), x), "the likelihood that was given is as before"
+
+
+def test_it_is_a_vae_like_any_other(tmp_path: Path) -> None:
+    torch.set_default_dtype(torch.float32)
+    data = pyrovae.data.digits().for_form("binary")
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    decoder = nn.Linear(2, 64)
+    vae = VAE.from_torch(
+        lambda x: encoder(x).chunk(2, -1),
+        decoder,
+        latent_dim=2,
+        x_shape=data.x_shape,
+        prior=priors.MixtureOfGaussians(2, num_components=3),
+        modules=[encoder],
+    )
+    x = data.test.fixed()[:8]
+    assert vae.generate(5).shape == (5, 1, 8, 8)
+    assert vae.reconstruct(x).shape == x.shape
+    assert vae.interpolate(x[:2], x[2:4], num_steps=3).shape == (2, 3, 1, 8, 8)
+    before = pyrovae.evaluate(vae.model, vae.guide, data.test.first(30), ks=(1, 4), shown=False)
+    start = encoder[1].weight.detach().clone()
+    history = pyrovae.fit(
+        vae.model, vae.guide, data, training=pyrovae.Training(epochs=2, device="cpu"), folder=tmp_path / "run"
+    )
+    assert len(history.epochs) == 2
+    assert not torch.equal(encoder[1].weight, start)
+    after = pyrovae.evaluate(vae.model, vae.guide, data.test.first(30), ks=(1, 4), shown=False)
+    assert after.elbo.value > before.elbo.value + 1
+    split = data.test.first(30)
+    folder = pyrovae.report.write_report(tmp_path / "run", after, model=vae.model, guide=vae.guide, data=split)
+    assert (folder / "evaluation.json").exists()
+
+
+def test_two_methods_of_one_module_train_and_are_kept(tmp_path: Path) -> None:
+    torch.set_default_dtype(torch.float32)
+    net, x = Plain(), binary(64)
+    vae, start = wrapped(net), net.mean.weight.detach().clone()
+    data = pyrovae.data.load(x).for_form("binary")
+    training = pyrovae.Training(epochs=2, device="cpu")
+    pyrovae.fit(vae.model, vae.guide, data, training=training, folder=tmp_path / "run")
+    assert not torch.equal(net.mean.weight, start)
+    other = Plain()
+    pyrovae.training.load_weights(tmp_path / "run", [wrapped(other)])
+    for name, value in net.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value)

@@ -662,6 +662,7 @@ def test_proposals_that_are_not_finite_are_rejected(from_prior: bool) -> None:  
     assert error < 0.05
     assert annealed.num_not_finite == 2
     assert annealed.num_lost > 2 * 64 - 1
+    assert annealed.per_datum["acceptance"][:40].min() > 0.3
     assert annealed.bound.value is None
     assert annealed.bound.why == "2 of 42 data have a value that is not finite, which no mean may hide"
     assert annealed.lowest_ess == 0.0

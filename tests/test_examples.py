@@ -15,7 +15,18 @@ BENCHMARKS = sorted((ROOT / "examples" / "benchmarks").glob("*.py"))
 
 
 def test_there_are_examples() -> None:
-    named = {"vae", "by_hand", "likelihoods", "priors", "posteriors", "objectives", "two_layers", "conditional", "bounds", "from_torch"}
+    named = {
+        "vae",
+        "by_hand",
+        "likelihoods",
+        "priors",
+        "posteriors",
+        "objectives",
+        "two_layers",
+        "conditional",
+        "bounds",
+        "from_torch",
+    }
     assert named <= {path.stem for path in EXAMPLES}
 
 

@@ -46,7 +46,7 @@ def pilot(path: Path, settings: AnnealingSettings) -> Kernel:
     """Find step sizes with chains and draws of its own, and freeze them.
 
     Positions are scaled by the standard deviation of the start, half the distance between two quantiles of its draws.
-    The step size of each datum follows the acceptance of its chains from one temperature to the next.
+    The step size of each datum follows the mean acceptance of its chains from one temperature to the next.
     """
     draws = path.draw(SCALE_DRAWS).sort(0).values
     low, high = (draws[round(level * (SCALE_DRAWS - 1))] for level in (0.1587, 0.8413))
@@ -57,8 +57,10 @@ def pilot(path: Path, settings: AnnealingSettings) -> Kernel:
     for t in range(1, settings.num_temperatures):
         for _ in range(FIRST_TRANSITIONS if t == 1 else 1):
             stride = log_step.exp().to(scale) * scale
+            alive = state.tilt.isfinite()  # a chain that starts where a density is not finite may never move
             state, accepted = transition(path, state, t / settings.num_temperatures, stride, settings.num_leapfrog)
-            log_step = log_step + RATE * (accepted.mean(0).unsqueeze(-1) - ACCEPTANCE)
+            excess = ((accepted - ACCEPTANCE) * alive).sum(0) / alive.sum(0).clamp(min=1)
+            log_step = log_step + RATE * excess.unsqueeze(-1)
         steps.append(log_step.unsqueeze(0))
     return Kernel(path, scale, torch.cat(steps).exp().to(scale), settings.num_leapfrog)
 

@@ -87,10 +87,11 @@ def write_report(
         date=evaluation.date,
         summary=headlines(evaluation),
     )
+    values = {name: tensor.clone() for name, tensor in tensors_of(evaluation).items()}  # two of them may be the same
     files = {
         "index.html": page.encode(),
         "evaluation.json": evaluation.to_json().encode(),
-        "per_datum.safetensors": safetensors.torch.save({name: values.clone() for name, values in tensors_of(evaluation).items()}),
+        "per_datum.safetensors": safetensors.torch.save(values),
         "evaluation.nc": _draws(shown, model, guide, modules),
     }
     run = RunFolder(folder)

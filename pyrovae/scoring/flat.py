@@ -146,4 +146,5 @@ class FlatSpace:
         return z, total
 
     def log_det(self, u: Tensor) -> Tensor:
+        """Return log |dz/du| ``(K, B)`` for u ``(K, B, D)``."""
         return self._mapped(u)[1]

@@ -243,7 +243,7 @@ def _training(shown: Shown) -> Section | None:
     picture = Picture(
         training_curves(shown.history),
         alt="The ELBO and its terms over the epochs, for training and validation data.",
-        caption=f"{shown.history.why_stopped}; the weights are those of epoch {shown.history.best_epoch}.",
+        caption=f"The weights that were evaluated are those of epoch {shown.history.best_epoch}.",
     )
     return Section("Training", "", [picture])
 

@@ -73,7 +73,7 @@ class Gaps(Tabled):
                 if bound.value is not None or not indent
             ),
             title=(
-                f"{self.data}: {self.num_data} data, seed {self.seed}",
+                f"Where the gap comes from, on {self.data}: {self.num_data} data, seed {self.seed}",
                 "Bounds on log p(x) from below, nats per datum, larger is better.",
             ),
         )

@@ -9,7 +9,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-FACTORS = 8  # probabilities of at least a half that are multiplied before a logarithm is taken
+from pyrovae.distributions.elements import unexpanded
+
+FACTORS = 8  # probabilities that are multiplied before a logarithm is taken
 BLOCK_ELEMENTS = 2**17  # elements summed at once on a CPU: what falls out of its cache costs more than the arithmetic
 
 
@@ -32,10 +34,11 @@ class BinaryBernoulli(dist.Bernoulli):
     def log_prob_sum(self, value: Tensor, num_dims: int) -> Tensor:
         """Return the log-probability summed over the last axes, without gradients and with few logarithms.
 
-        ``sum_i log p(x_i) = sum_i (x_i l_i - max(l_i, 0)) + log prod_i sigmoid(|l_i|)``
+        ``sum_i log p(x_i) = log prod_i sigmoid((2 x_i - 1) l_i)``
 
-        The factors lie between 1/2 and 1, so that a product of eight cannot underflow. The error is that of float32 in
-        each element; the sums are in float64.
+        Eight factors at a time. Where eight of them underflow, and where x are not zeros and ones, it is
+        ``sum_i (x_i l_i - max(l_i, 0)) + log prod_i sigmoid(|l_i|)``, whose factors are at least 1/2. The error is that
+        of float32 in each element; the sums are in float64.
 
         Args:
             value: x, zeros and ones, of a shape that broadcasts against the batch shape.
@@ -90,19 +93,33 @@ def _sum_into(out: Tensor, logits: Tensor, value: Tensor) -> Tensor:
         _sum_into(out.unsqueeze(0), logits.unsqueeze(0), value.unsqueeze(0))
     else:
         size = max(1, limit // max(1, per_row))
-        buffers = [torch.empty_like(logits[:size], memory_format=torch.contiguous_format) for _ in range(2)]
-        for parts in zip(out.split(size), logits.split(size), value.split(size), strict=True):
-            _sum_block(*parts, *(buffer[: len(parts[0])] for buffer in buffers))
+        memory = torch.empty_like(logits[:size], memory_format=torch.contiguous_format)
+        distinct = unexpanded(value)
+        binary = bool((distinct == distinct.square()).all())
+        signs = (2 * distinct - 1).expand_as(value) if binary else value
+        for part in zip(*(x.split(size) for x in (out, logits, value, signs)), strict=True):
+            _sum_block(*part, memory[: len(part[0])], binary=binary)
     return out
 
 
-def _sum_block(out: Tensor, logits: Tensor, value: Tensor, misses: Tensor, hits: Tensor) -> None:
-    """Write the log-probabilities of one block; the last two arguments are memory of the logits' shape."""
-    torch.clamp_min(logits, 0, out=misses).addcmul_(logits, value, value=-1)  # max(l, 0) - x l, exactly 0 at a hit
-    torch.abs(logits, out=hits).sigmoid_()
-    groups = hits.shape[-1] // FACTORS
-    if groups:
-        products = hits[..., : groups * FACTORS].unflatten(-1, (FACTORS, groups)).prod(-2)
-        rest = hits[..., groups * FACTORS :]
-        hits = torch.cat([products, rest], -1) if rest.shape[-1] else products
-    torch.sum(hits.log_(), -1, dtype=out.dtype, out=out).sub_(misses.sum(-1, dtype=out.dtype))
+def _sum_block(out: Tensor, logits: Tensor, value: Tensor, signs: Tensor, memory: Tensor, *, binary: bool) -> None:
+    """Write the log-probabilities of one block; the memory is of the logits' shape."""
+    if binary:
+        products = _products(torch.mul(logits, signs, out=memory).sigmoid_())
+        if products.numel() and products.min() >= torch.finfo(products.dtype).tiny:  # underflow costs digits
+            torch.sum(products.log_(), -1, dtype=out.dtype, out=out)
+            return
+    hits = _products(torch.abs(logits, out=memory).sigmoid_())
+    torch.sum(hits.log_(), -1, dtype=out.dtype, out=out)
+    torch.clamp_min(logits, 0, out=memory).addcmul_(logits, value, value=-1)  # max(l, 0) - x l, exactly 0 at a hit
+    out.sub_(memory.sum(-1, dtype=out.dtype))
+
+
+def _products(factors: Tensor) -> Tensor:
+    """Return products of some factors each ``(*batch, E)``, then the factors that remain."""
+    groups = factors.shape[-1] // FACTORS
+    if not groups:
+        return factors
+    products = factors[..., : groups * FACTORS].unflatten(-1, (FACTORS, groups)).prod(-2)
+    rest = factors[..., groups * FACTORS :]
+    return torch.cat([products, rest], -1) if rest.shape[-1] else products

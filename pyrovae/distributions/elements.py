@@ -70,3 +70,11 @@ class Elements(dist.Independent):
                 f"{self.told}, but {int((~inside).sum())} of {inside.numel()} values are not "
                 f"(smallest {value.min():.3g}, largest {value.max():.3g}); {self.cure}"
             )
+
+
+def unexpanded(x: Tensor) -> Tensor:
+    """Return a tensor with the axes along which it was expanded cut to one element."""
+    for dim, stride in enumerate(x.stride()):
+        if stride == 0 and x.shape[dim] > 1:
+            x = x.narrow(dim, 0, 1)
+    return x

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from pyrovae.distributions.elements import unexpanded
+
 BLOCK_ELEMENTS = 2**16  # elements summed at once on a CPU, in a block of memory that stays in its cache
 
 
@@ -38,7 +40,7 @@ def normal_log_prob_sum(loc: Tensor, scale: Tensor, value: Tensor, num_dims: int
         per_row = max(1, math.prod(value.shape[1:]))
         size = max(1, BLOCK_ELEMENTS // per_row if value.device.type == "cpu" else len(value))
         buffer = torch.empty(value[:size].shape, dtype=dtype, device=value.device)
-        loc, scale = _distinct(loc), _distinct(scale)
+        loc, scale = unexpanded(loc), unexpanded(scale)
         shared_loc = loc.to(dtype) if len(loc) == 1 else None
         shared = _of_scale(scale.to(dtype), event, dtype) if len(scale) == 1 else None
         for start in range(0, len(value), size):
@@ -55,11 +57,3 @@ def _of_scale(scale: Tensor, event: torch.Size, dtype: torch.dtype) -> tuple[Ten
     logs = scale.log()
     logs = logs.expand(*logs.shape[: -len(event)], *event).sum(tuple(range(-len(event), 0)), dtype=dtype)
     return scale.to(dtype).reciprocal(), -logs - 0.5 * math.log(2 * math.pi) * math.prod(event)
-
-
-def _distinct(x: Tensor) -> Tensor:
-    """Return a tensor with the axes along which it was expanded cut to one element."""
-    for dim, stride in enumerate(x.stride()):
-        if stride == 0 and x.shape[dim] > 1:
-            x = x.narrow(dim, 0, 1)
-    return x

@@ -28,9 +28,7 @@ num_few = 10 if options.smoke else 100  # data of the first table, and of the ch
 ks = (1, 5, 50) if options.smoke else (1, 5, 50, 500, 5000)  # each divides the next
 training = Training(epochs=1 if options.smoke else 60)
 anneal = {"num_chains": 4, "num_temperatures": 5} if options.smoke else {}
-checks = Checks(
-    num_annealed=num_few, num_simulated=num_few, num_refined=num_few, num_encoded=num_few, **anneal
-)
+checks = Checks(num_annealed=num_few, num_simulated=num_few, num_refined=num_few, num_encoded=num_few, **anneal)
 
 data = pyrovae.data.load(options.data).for_form("binary")
 x = data.test.first(num_few).fixed()  # (B, *x_shape)

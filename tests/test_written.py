@@ -121,7 +121,7 @@ def test_draws_are_read_by_arviz(report: tuple[Path, Evaluation, Any, Any]) -> N
 
 def test_other_data_than_those_evaluated_are_refused(report: tuple[Path, Evaluation, Any, Any], tmp_path: Path) -> None:
     _, found, vae, part = report
-    with pytest.raises(ValueError, match="the report shows the data that were evaluated, digits/test.*, but received others"):
+    with pytest.raises(ValueError, match="the data that were evaluated, digits/test.*, but received others"):
         write_report(tmp_path, found, model=vae.model, guide=vae.guide, data=part.first(3))
 
 

@@ -126,7 +126,7 @@ def lower(kernel: Kernel, settings: AnnealingSettings, *, number: int) -> dict[s
         "AIS": log_mean_exp(log_weights),
         VARIANCE + "AIS": monte_carlo_variances(log_weights, settings.num_chains),
         "acceptance": acceptance,
-        "ESS": _effective(log_weights),
+        "ESS": effective(log_weights),
         LOST: lost.sum(0),
     }
 
@@ -141,6 +141,6 @@ def mean_and_lowest(acceptance: Tensor) -> tuple[float | None, float | None]:
     return (None, None) if acceptance.isnan().any() else (acceptance.mean().item(), acceptance.min().item())
 
 
-def _effective(log_weights: Tensor) -> Tensor:
+def effective(log_weights: Tensor) -> Tensor:
     """Return the effective number of chains ``(B,)``, 0 where all weights are zero."""
     return (2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)).exp().nan_to_num(0.0)

@@ -96,15 +96,17 @@ def _sum_into(out: Tensor, logits: Tensor, value: Tensor) -> Tensor:
         memory = torch.empty_like(logits[:size], memory_format=torch.contiguous_format)
         distinct = unexpanded(value)
         binary = bool((distinct == distinct.square()).all())
-        signs = (2 * distinct - 1).expand_as(value) if binary else value
-        for part in zip(*(x.split(size) for x in (out, logits, value, signs)), strict=True):
-            _sum_block(*part, memory[: len(part[0])], binary=binary)
+        signs = (2 * distinct - 1).expand_as(value) if binary else None
+        for start in range(0, len(out), size):
+            part = slice(start, start + size)
+            sign = None if signs is None else signs[part]
+            _sum_block(out[part], logits[part], value[part], sign, memory[: len(out[part])])
     return out
 
 
-def _sum_block(out: Tensor, logits: Tensor, value: Tensor, signs: Tensor, memory: Tensor, *, binary: bool) -> None:
-    """Write the log-probabilities of one block; the memory is of the logits' shape."""
-    if binary:
+def _sum_block(out: Tensor, logits: Tensor, value: Tensor, signs: Tensor | None, memory: Tensor) -> None:
+    """Write the log-probabilities of one block: of zeros and ones by signs, 2 x - 1; memory is of the logits' shape."""
+    if signs is not None:
         products = _products(torch.mul(logits, signs, out=memory).sigmoid_())
         if products.numel() and products.min() >= torch.finfo(products.dtype).tiny:  # underflow costs digits
             torch.sum(products.log_(), -1, dtype=out.dtype, out=out)

@@ -33,7 +33,7 @@ def normal_log_prob_sum(loc: Tensor, scale: Tensor, value: Tensor, num_dims: int
     with torch.no_grad():
         value, loc, scale = torch.broadcast_tensors(value, loc, scale)
         if value.ndim == num_dims:
-            return normal_log_prob_sum(*(x.unsqueeze(0) for x in (loc, scale, value)), num_dims)[0]
+            return normal_log_prob_sum(loc.unsqueeze(0), scale.unsqueeze(0), value.unsqueeze(0), num_dims)[0]
         dtype = torch.float32 if value.device.type == "mps" else torch.float64
         out = torch.empty(value.shape[:-num_dims], dtype=dtype, device=value.device)
         event, summed = value.shape[-num_dims:], tuple(range(-num_dims, 0))

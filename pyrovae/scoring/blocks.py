@@ -177,6 +177,7 @@ def score(
                 value, _ = closed_form_kl(name, trace, replayed)
                 site = replayed.nodes[name]
                 kl[name].append(piece.cut(per_datum(pair, wide(value), site, lead=piece.lead)))
+        del trace  # before the next run asks for as much memory
     shape = (num_particles, len(rows))
     return Scores(
         prior={name: torch.cat(parts).reshape(shape) for name, parts in prior.items()},

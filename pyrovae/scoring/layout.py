@@ -27,12 +27,12 @@ def log_prob(site: Mapping[str, Any]) -> Tensor:
         event_dims += fn.reinterpreted_batch_ndims
         fn = fn.base_dist
     if event_dims and not torch.is_grad_enabled():
-        if isinstance(fn, SumsElements):
-            return fn.log_prob_sum(site["value"], event_dims)
         if type(fn) is dist.Normal:
             if fn._validate_args:
                 fn._validate_sample(site["value"])
             return normal_log_prob_sum(fn.loc, fn.scale, site["value"], event_dims)
+        if isinstance(fn, SumsElements):
+            return fn.log_prob_sum(site["value"], event_dims)
     log_prob = fn.log_prob(site["value"])
     return wide(log_prob.sum(tuple(range(-event_dims, 0)), dtype=_widest(log_prob)) if event_dims else log_prob)
 

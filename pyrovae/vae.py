@@ -289,8 +289,18 @@ def _check_fit(role: str, network: nn.Module, part: Likelihood | Posterior, name
 
 
 def require_form(model: object, *sources: object) -> None:
-    """Refuse data sets that the likelihood of a VAE, whose method the model is, does not score."""
+    """Refuse data that the likelihood of a VAE, whose method the model is, does not score."""
     owner = getattr(model, "__self__", None)
     for source in sources:
-        if isinstance(owner, VAE) and isinstance(source, Split):
+        if not isinstance(owner, VAE):
+            continue
+        if isinstance(source, Split):
             owner.likelihood.require_form(source)
+        x = source[0] if isinstance(source, tuple) and source else source
+        if isinstance(x, Tensor) and x.ndim and tuple(x.shape[1:]) != owner.likelihood.x_shape:
+            shape = ", ".join(("N", *map(str, owner.likelihood.x_shape)))
+            labels = "; these look like labels" if x.ndim == 1 and not (x != x.round()).any() else ""
+            raise ValueError(
+                f"the data of this VAE are ({shape}), but received {tuple(x.shape)}{labels}; "
+                "give the data themselves, in the shape of the likelihood's x_shape"
+            )

@@ -157,8 +157,10 @@ def test_grey_pixels_under_bernoulli_name_the_cure(digits: Data) -> None:
 
 def test_wrong_shape_and_bytes_are_told_in_words(digits: Data) -> None:
     vae = make_vae()
-    with pytest.raises(ValueError, match=r"takes data of shape \(\*batch, 1, 8, 8\), but received \(2, 64\)"):
+    with pytest.raises(ValueError, match=r"this VAE are \(N, 1, 8, 8\), but received \(5, 64\); give"):
         evaluate(vae.model, vae.guide, torch.zeros(5, 64), ks=(1,), shown=False)
+    with pytest.raises(ValueError, match=r"received \(300,\); these look like labels"):
+        evaluate(vae.model, vae.guide, digits.test.labels, ks=(1,), shown=False)
     with pytest.raises(ValueError, match=r"takes floating-point data, but received torch.uint8"):
         evaluate(vae.model, vae.guide, torch.zeros(5, 1, 8, 8, dtype=torch.uint8), ks=(1,), shown=False)
 

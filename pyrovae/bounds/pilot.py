@@ -13,7 +13,7 @@ from pyrovae.bounds.annealing import Kernel, Path, transition
 from pyrovae.pair import Pair
 from pyrovae.results import AnnealingSettings
 from pyrovae.sandbox import forked_random, stream_seed
-from pyrovae.scoring import FlatSpace
+from pyrovae.scoring import FlatSpace, rows_at_once
 from pyrovae.scoring.layout import wide
 
 ACCEPTANCE = 0.9  # that step sizes are tuned to; more than a long chain wants: here each transition has to move
@@ -39,7 +39,9 @@ def frozen_kernel(
             cure="choose fewer, or a smaller batch_size",
             device=rows.device,
         )
-        return pilot(Path(space, from_prior=settings.from_prior, chunk_size=_chunk_size(pair)), settings)
+        return pilot(
+            Path(space, from_prior=settings.from_prior, chunk_size=rows_at_once(pair, CHUNK_ELEMENTS)), settings
+        )
 
 
 def pilot(path: Path, settings: AnnealingSettings) -> Kernel:
@@ -69,8 +71,4 @@ def batch_of(pair: Pair, settings: AnnealingSettings, batch_size: int | None) ->
     """Return how many data run together: as many as their chains are scored at once."""
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is at least 1, but received {batch_size}")
-    return batch_size or max(1, _chunk_size(pair) // settings.num_chains)
-
-
-def _chunk_size(pair: Pair) -> int:
-    return min(4096, max(64, CHUNK_ELEMENTS // max(1, pair.num_elements)))
+    return batch_size or max(1, rows_at_once(pair, CHUNK_ELEMENTS) // settings.num_chains)

@@ -1,6 +1,6 @@
 """How particles are drawn and scored: once for the guide, in chunks for the model, any layout of plates."""
 
-from pyrovae.scoring.blocks import Block, blocks, draw, one_particle, score, score_guide
+from pyrovae.scoring.blocks import Block, blocks, draw, one_particle, rows_at_once, score, score_guide
 from pyrovae.scoring.flat import FlatSpace
 from pyrovae.scoring.inspected import inspected
 from pyrovae.scoring.layout import per_datum, total_of

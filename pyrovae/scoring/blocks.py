@@ -153,7 +153,7 @@ def score(
 
     """
     num_particles = len(next(iter(z.values())))
-    size = chunk_size or _chunk_size(pair)
+    size = chunk_size or rows_at_once(pair)
     later = [name for name in list(pair.latents)[1:] if with_kl and pair.kl[name] == CLOSED_FORM]
     prior: dict[str, list[Tensor]] = {name: [] for name in pair.latents}
     kl: dict[str, list[Tensor]] = {name: [] for name in later}
@@ -193,7 +193,7 @@ def score_guide(
     num_particles = len(next(iter(z.values())))
     log_guide: dict[str, list[Tensor]] = {name: [] for name in pair.latents}
     values = dict(z) if pair.broadcasts else {name: value.flatten(0, 1) for name, value in z.items()}
-    for piece in pieces(pair, rows, num_particles, size=chunk_size or _chunk_size(pair)):
+    for piece in pieces(pair, rows, num_particles, size=chunk_size or rows_at_once(pair)):
         _, guide = pair.bind(args, piece.rows)
         data = {name: to_pyro(pair, name, piece.take(value), lead=piece.lead) for name, value in values.items()}
         trace = poutine.trace(_replaying(piece.plated(pair, guide), data)).get_trace()
@@ -204,8 +204,9 @@ def score_guide(
     return {name: torch.cat(parts).reshape(shape) for name, parts in log_guide.items()}
 
 
-def _chunk_size(pair: Pair) -> int:
-    return min(4096, max(64, CHUNK_ELEMENTS // max(1, pair.num_elements)))
+def rows_at_once(pair: Pair, elements: int = CHUNK_ELEMENTS) -> int:
+    """Return how many rows a program is run on at once, for so many elements of x."""
+    return min(4096, max(64, elements // max(1, pair.num_elements)))
 
 
 def _replaying(guide: Program, data: Mapping[str, Tensor]) -> Program:

@@ -15,6 +15,7 @@ __all__ = [
     "inspected",
     "one_particle",
     "per_datum",
+    "rows_at_once",
     "score",
     "score_guide",
     "simulate",

@@ -55,7 +55,7 @@ def progress(title: str, total: int, *, shown: bool, unit: str) -> Iterator[Adva
 
         def line(done: int, text: str = "") -> None:
             nonlocal last
-            if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
+            if time.monotonic() - last >= SECONDS_BETWEEN_LINES or (done >= total and last > started):
                 last = time.monotonic()
                 left = (last - started) * (total - done) / max(done, 1)
                 sys.stderr.write(f"{title}: {done} of {total}  {text}  {rate(done)}  {left:.0f} s left\n")

@@ -243,9 +243,13 @@ def test_heavy_tails_of_few_data_do_not_count_and_of_many_do() -> None:
     assert judged(mixed, tolerance=1.0).verdict == "K is enough"
     mixed[:, :12] = heavy
     record = judged(mixed, tolerance=1.0)
-    assert record.verdict == "K is not enough"
+    assert record.verdict == "cannot be told"
     assert record.num_above == 12
-    assert "12.0% of the data" in record.reason
+    assert "12.0 % of the data, whose weights say little of the gap" in record.reason
+    mixed[:, :51] = heavy
+    record = judged(mixed, tolerance=1.0)
+    assert record.verdict == "K is not enough"
+    assert "loose" in record.reason
 
 
 @pytest.mark.parametrize(

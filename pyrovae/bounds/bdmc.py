@@ -16,7 +16,7 @@ from pyrovae.pair import Pair, Program
 from pyrovae.progress import progress
 from pyrovae.results import AnnealingSettings, Estimate, Sandwich
 from pyrovae.sandbox import forked_random, stream_seed
-from pyrovae.scoring import inspected, simulate, walk
+from pyrovae.scoring import inspected, require_tensor, simulate, walk
 
 
 def bdmc(
@@ -80,6 +80,7 @@ def bdmc(
     settings = AnnealingSettings(num_chains, num_temperatures, num_leapfrog, from_prior, seed)
     if num_data is not None and num_data < 1:
         raise ValueError(f"num_data is at least 1, but received {num_data}")
+    require_tensor(x)
     args, total = (x, *covariates), len(x) if num_data is None else num_data
     found, done = [], 0
     with (

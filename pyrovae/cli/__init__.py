@@ -20,7 +20,7 @@ USAGE = """usage: pyrovae COMMAND [options]
 Variational autoencoders as Pyro programs, judged by bounds on log p(x).
 
   pyrovae train       fit a VAE and keep it in a run folder
-  pyrovae evaluate    report its ELBO beside its IWAE bounds, with pictures
+  pyrovae evaluate    report its ELBO beside its IWAE bounds, and how far they can be trusted
   pyrovae compare     put evaluated runs side by side, paired datum by datum
   pyrovae generate    draw data from it
 

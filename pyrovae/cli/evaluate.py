@@ -19,7 +19,8 @@ def evaluate_run(argv: Sequence[str]) -> None:
     parser = Parser(
         prog="pyrovae evaluate",
         usage="pyrovae evaluate RUN [options]",
-        description="Report the ELBO of a run beside its IWAE bounds, on its test data, with pictures.",
+        description="Report the ELBO of a run beside its IWAE bounds, on its test data, and how far they can be "
+        "trusted, on one HTML page.",
     )
     add_data(parser, default=None)
     group = parser.add_argument_group("evaluation")
@@ -39,7 +40,10 @@ def evaluate_run(argv: Sequence[str]) -> None:
         "--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps (default: auto)"
     )
     group.add_argument(
-        "--checks", choices=("true", "false"), default="true", help="find out what follows too (default: true)"
+        "--checks",
+        choices=("true", "false"),
+        default="true",
+        help="run the checks that are listed below too (default: true)",
     )
     parser.add_record("checks, on the first of the data", Checks)
     add_run(parser)

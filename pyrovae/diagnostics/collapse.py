@@ -44,11 +44,11 @@ def collapse_or_fit(
     if least is not None and least - 2 * (marginal.se_data or 0.0) > limit:
         return "prior does not fit", (
             f"the aggregate posterior is {least:.3f} to {marginal.value:.3f} nats from the prior, while {said}: {few}; "
-            "a prior where the codes are would raise the ELBO by as much"
+            "a prior that lies where the codes do would raise the ELBO by as much"
         )
     return "cannot be told", (
-        f"the codes of different data hardly overlap: {said}, at least about that, its ceiling being {ceiling:.3f}, so "
-        f"that the marginal KL is at most {marginal.value:.3f}; {few}. More data tell more"
+        f"no collapse, since {said}, at least about that of at most {ceiling:.3f}; but so few data, by which the "
+        f"marginal KL is at most {marginal.value:.3f}, do not tell whether the prior fits; {few}"
     )
 
 

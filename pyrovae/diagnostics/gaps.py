@@ -19,7 +19,7 @@ from pyrovae.progress import progress
 from pyrovae.results import Estimate
 from pyrovae.results.gaps import Gaps
 from pyrovae.sandbox import forked_random, stream_seed
-from pyrovae.scoring import inspected, walk
+from pyrovae.scoring import inspected, require_tensor, walk
 
 
 def gaps(
@@ -79,6 +79,7 @@ def gaps(
 
     """
     check_num_particles(num_particles)
+    require_tensor(x)
     _check(x, bound, num_steps=num_steps, refit_epochs=refit_epochs, batch_size=batch_size)
     args, parts, done = (x, *covariates), [], 0
     with inspected(model, guide, args, modules=modules) as pair, torch.no_grad():

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pyrovae.results import mean_and_error
+from pyrovae.results.table import percent
 
 ENOUGH, NOT_ENOUGH = "K is enough", "K is not enough"
 NOT_ASYMPTOTIC, UNKNOWN = "not asymptotic", "cannot be told"
@@ -21,6 +22,7 @@ NOT_ASYMPTOTIC, UNKNOWN = "not asymptotic", "cannot be told"
 SLOW = 0.5  # power of a gap that takes four times K to halve: that of weights with a Pareto tail of 2/3
 SLOWEST = 0.05  # a gap is extrapolated by no less: slower ones cannot be told from none at all
 FEW = 0.05  # share of data with a k-hat above its threshold that leaves a mean over data sound
+MANY = 0.5  # share above which the weights of the set as a whole are not to be trusted
 ROUNDING = 1e-9  # rise of a rung, relative to its value, that rounding explains
 
 
@@ -92,7 +94,9 @@ def judge(
     """Return the verdict on the last rung, and the reason in a sentence.
 
     K is enough only if k-hat is above its threshold for few data and the gap that remains, the larger of the delta
-    method's and the ladder's, is within the tolerance.
+    method's and the ladder's, is within the tolerance. A k-hat above its threshold does not say that L_K is low for
+    that datum, but that its weights cannot tell: one lucky weight may even have raised it. Where that is so for more
+    than half of the data, K is not enough; where it is for some, the weights alone do not decide.
 
     Args:
         ladder: from `read_ladder`.
@@ -112,7 +116,7 @@ def judge(
     remaining = max(found.values(), default=None)
     missing = f"({', '.join(f'{name} {_nats(gap)}' for name, gap in found.items())})"
     heavy = share_above is not None and share_above > FEW
-    tails = f"k-hat is above {threshold:.2f} for {share_above:.1%} of the data" if share_above is not None else ""
+    tails = f"k-hat is above {threshold:.2f} for {percent(share_above)} of the data" if share_above is not None else ""
     loose = f"; {tails}: {label} is loose, estimate log p(x) by AIS" if heavy else ""
     if remaining is not None and remaining > tolerance and ladder.slow:
         assert ladder.power is not None
@@ -120,13 +124,18 @@ def judge(
             f"from L_{ladder.ks[-2]} to {label} the mean rose by {ladder.increment:.3f} nats, and the gap falls like "
             f"K^{-ladder.power:.2f} instead of K^-1, so that nothing tells where it ends{loose}"
         )
-    if heavy:
-        return NOT_ENOUGH, f"{tails}: {label} is loose, more than its rungs show; estimate log p(x) by AIS"
+    if share_above is not None and share_above > MANY:
+        return NOT_ENOUGH, f"{tails}: {label} is loose, or cannot be told from a loose bound; estimate log p(x) by AIS"
     if remaining is not None and remaining > tolerance:
         wanted = _rounded_up(ladder.ks[-1] * remaining / tolerance)
         return NOT_ENOUGH, (
             f"about {_nats(remaining)} are missing in the mean of {label} {missing}, more than {tolerance:g}; "
-            f"under c / K it takes K = {wanted:,}"
+            f"under c / K it takes K = {wanted:,}{loose}"
+        )
+    if heavy:
+        return UNKNOWN, (
+            f"{tails}, whose weights say little of the gap that is left for them; by the others about "
+            f"{_nats(remaining or 0.0)} are missing in {label} {missing}; AIS can tell"
         )
     if remaining is None:
         return UNKNOWN, "a single particle says nothing of the gap; evaluate a larger K"

@@ -19,7 +19,7 @@ from pyrovae.progress import progress
 from pyrovae.results import Estimate
 from pyrovae.results.latents import Latents
 from pyrovae.sandbox import forked_random, stream_seed
-from pyrovae.scoring import FlatSpace, draw, inspected, score, total_of, walk
+from pyrovae.scoring import FlatSpace, draw, inspected, require_tensor, score, total_of, walk
 
 ROUNDING = 1e-10  # nats
 BATCH = 2**20  # elements of u that are drawn at once
@@ -69,6 +69,7 @@ def latents(
         >>> print(latents(vae.model, vae.guide, data.test.fixed()))
 
     """
+    require_tensor(x)
     for name, number in (("data", len(x)), ("draws", num_draws)):
         if number < 2:
             raise ValueError(f"a variance takes at least 2 {name}, but received {number}; give more")

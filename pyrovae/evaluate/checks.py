@@ -19,6 +19,7 @@ from pyrovae.results import Checked, Estimate, Gaps
 
 R = TypeVar("R")
 
+TIGHT = 1000  # particles with which L_K may stand for log p(x); below, the split finds a bound of its own
 CHAINS = ("num_chains", "num_temperatures", "num_leapfrog")
 
 
@@ -73,6 +74,7 @@ def run_checks(
     tightest: Estimate,
     per_datum: Mapping[str, Tensor],
     variances: Tensor,
+    draws_rows: bool,
     **common: Any,
 ) -> Checked:
     """Run the checks on the first rows of data; one that a pair does not allow is left out, with the reason.
@@ -86,6 +88,7 @@ def run_checks(
         tightest: the largest rung over all data.
         per_datum: its values ``(N,)``, by label, nats.
         variances: estimates of their Monte Carlo variances ``(C, N)``.
+        draws_rows: whether the pair draws rows of the data by itself.
         common: seed, modules and whether progress is shown.
 
     """
@@ -94,6 +97,12 @@ def run_checks(
 
     def attempt(what: str, num: int, check: Callable[..., R]) -> R | None:
         if num == 0:
+            return None
+        if draws_rows and num < len(args[0]):
+            left_out[what] = (
+                f"the pair draws rows of the data by itself, so that a check takes all {len(args[0])} data or none; "
+                "ask for as many, or write the plate as plate('data', len(x))"
+            )
             return None
         try:
             return check(model, guide, *take_rows(args, torch.arange(min(num, len(args[0])))), **common)
@@ -116,8 +125,13 @@ def run_checks(
     def split(*pair_and_data: Any, **options: Any) -> Gaps:
         num = len(pair_and_data[2])
         use_ais = higher is not None and higher.num_data >= num and (higher.value or 0.0) > 2 * (higher.se or 0.0)
-        label, values = ("AIS", annealing.per_datum["AIS"]) if use_ais and annealing else (tightest.label, rung)
-        found = gaps(*pair_and_data, bound=values[:num], bound_label=label, refit_epochs=checks.refit_epochs, **options)
+        bound: dict[str, Any] = {}
+        if use_ais and annealing is not None:
+            bound = {"bound": annealing.per_datum["AIS"][:num], "bound_label": "AIS"}
+        elif tightest.num_particles >= TIGHT:
+            bound = {"bound": rung[:num], "bound_label": tightest.label}
+        options |= bound
+        found = gaps(*pair_and_data, refit_epochs=checks.refit_epochs, **options)
         return replace(found, data=_first(name, num, len(rung)))
 
     return Checked(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +84,11 @@ def evaluate(
 
     """
     ks = check_ladder(ks)
-    for name, value in (("batch_size", batch_size), ("chunk_size", chunk_size)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is at least 1, but received {value}")
+    if checks is not None and not isinstance(checks, Checks):
+        raise TypeError(f"checks is what pyrovae.Checks() returns, or None, but received {checks!r}")
+    for what, value in (("batch_size", batch_size), ("chunk_size", chunk_size)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f"{what} is at least 1, a whole number, but received {value!r}")
     source = data.test if isinstance(data, Data) else data
     rows = Rows(source)
     require_form(model, source)
@@ -109,8 +112,8 @@ def evaluate(
         torch.no_grad(),
         progress("evaluating", len(rows), shown=shown, unit="data") as advance,
     ):
-        weights_hash = fingerprint(*snapshot(pair.modules, pair.params).values())
-        finished = Journal(journal, repr((data_hash, weights_hash, ks, seed, chunk_size, settings)))
+        weights = fingerprint(*snapshot(pair.modules, pair.params).values())
+        finished = Journal(journal, repr((data_hash, weights, ks, seed, chunk_size, settings)))
         parts = finished.read()
         done = sum(part["ELBO"].shape[-1] for part in parts)
         advance(done)
@@ -127,7 +130,7 @@ def evaluate(
                 advance(done)
         finally:
             finished.write()
-        methods, measure = dict(pair.kl), pair.base_measure
+        methods, measure, draws_rows = dict(pair.kl), pair.base_measure, pair.draws_rows
     per_datum = {name: torch.cat([part[name] for part in parts], -1) for name in parts[0]}
     checked = None
     if checks is not None:
@@ -140,6 +143,7 @@ def evaluate(
             tightest=_estimate("IWAE", ks[-1], per_datum),
             per_datum=per_datum,
             variances=per_datum[f"{VARIANCE}L_{ks[-1]}"],
+            draws_rows=draws_rows,
             seed=seed,
             modules=found,
             shown=shown,
@@ -161,7 +165,11 @@ def evaluate(
         log_abs_det_jacobian=_log_det(rows) if measure == "Lebesgue" else None,
         bits_per_dimension=_bits(rows, measure, ladder[-1].value),
         seed=seed,
-        settings=settings,
+        settings={
+            **settings,
+            "weights": weights_hash(model, guide, modules),
+            "checks": None if checks is None else asdict(checks),
+        },
         versions=versions(),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         stored_hash=fingerprint(source.stored) if isinstance(source, Split) else None,
@@ -170,6 +178,13 @@ def evaluate(
         checked=checked,
         per_datum={label: value for label, value in per_datum.items() if not label.startswith(VARIANCE)},
     )
+
+
+def weights_hash(model: Program, guide: Program, modules: Iterable[nn.Module] = ()) -> str:
+    """Return the fingerprint of all parameters and buffers of the modules of a pair."""
+    found = (*modules, *find_modules(model, guide))
+    unique = {id(value): value for module in found for value in module.state_dict(keep_vars=True).values()}
+    return fingerprint(*(value.detach() for value in unique.values()))
 
 
 def _batches(

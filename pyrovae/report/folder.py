@@ -11,6 +11,7 @@ from torch import nn
 
 from pyrovae.data import Split
 from pyrovae.data.batches import Rows, Source
+from pyrovae.evaluate.evaluation import weights_hash
 from pyrovae.pair import Program
 from pyrovae.particles import particles
 from pyrovae.report.page import render
@@ -65,6 +66,12 @@ def write_report(
 
     """
     rows = Rows(data)
+    weights = weights_hash(model, guide, modules)
+    if weights != evaluation.settings.get("weights", weights):
+        raise ValueError(
+            "the report shows the model and guide that were evaluated, but their weights are others (the SHA-256 "
+            "differ); give the pair that evaluate was given, or evaluate this one"
+        )
     if rows.hash() != evaluation.data_hash:
         raise ValueError(
             f"the report shows the data that were evaluated, {evaluation.data}, but received others (their SHA-256 "
@@ -107,8 +114,9 @@ def read_report(folder: str | Path) -> Evaluation:
 
     """
     run = RunFolder(folder)
-    values = safetensors.torch.load(run.read(f"{REPORT}/per_datum.safetensors"))
-    return Evaluation.from_json(run.read(f"{REPORT}/evaluation.json").decode(), values)
+    names = (f"{REPORT}/per_datum.safetensors", f"{REPORT}/evaluation.json")
+    values, text = (run.read(name, remedy=f"evaluate it again: pyrovae evaluate {run.path}") for name in names)
+    return Evaluation.from_json(text.decode(), safetensors.torch.load(values))
 
 
 def _draws(shown: Shown, model: Program, guide: Program, modules: Iterable[nn.Module]) -> bytes:

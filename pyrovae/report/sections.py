@@ -20,9 +20,10 @@ from pyrovae.report.latents import latent_space
 from pyrovae.report.units import kl_per_unit
 from pyrovae.report.weights import weight_histograms
 from pyrovae.results import Evaluation, History, Number
+from pyrovae.results.table import percent
 from pyrovae.vae import VAE
 
-ENOUGH = "K is enough"
+DOUBTS = ("K is not enough", "not asymptotic")
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Shown:
 def headlines(evaluation: Evaluation) -> list[Headline]:
     """Return the numbers at the top of a report."""
     weights, checked, last = evaluation.weights, evaluation.checked, evaluation.iwae[-1]
-    loose = weights is not None and weights.verdict != ENOUGH
+    loose = weights is not None and weights.verdict in DOUBTS
     found = [
         Headline("ELBO", Number(evaluation.elbo.value, error=evaluation.elbo.se_data), "nats per datum"),
         Headline(
@@ -62,13 +63,18 @@ def headlines(evaluation: Evaluation) -> list[Headline]:
             doubtful=loose,
         ),
     ]
-    if checked is not None and checked.annealing is not None:
-        bound, num = checked.annealing.bound, checked.annealing.num_data
-        found.append(Headline("AIS", Number(bound.value, error=bound.se_data), f"nats per datum, {num} data"))
+    higher = checked.higher if checked is not None else None
+    if higher is not None:
+        name = f"AIS \N{MINUS SIGN} {last.label}"
+        note = f"nats, on the same {higher.num_data} data"
+        found.append(Headline(name, Number(higher.value, signed=True, error=higher.se), note))
     if weights is not None and weights.share_above is not None:
         note = f"of the data, above {weights.threshold:.2f}"
-        share = f"{weights.share_above:.1%}".replace("%", " %")
-        found.append(Headline("k-hat too high", share, note, doubtful=loose and weights.share_above > 0.05))
+        found.append(
+            Headline(
+                "k-hat too high", percent(weights.share_above), note, doubtful=loose and weights.share_above > 0.05
+            )
+        )
     if evaluation.bits_per_dimension is not None:
         found.append(Headline("bits per dimension", Number(evaluation.bits_per_dimension, 4), f"at {last.label}"))
     if checked is not None and checked.latents is not None:
@@ -98,8 +104,9 @@ def _bounds(shown: Shown) -> Section:
     evaluation = shown.evaluation
     last, weights = evaluation.iwae[-1].label, evaluation.weights
     parts: list[Part] = [evaluation.bounds_table()]
-    if weights is not None and weights.verdict != ENOUGH:
-        parts.append(Caution(f"{weights.verdict}: {weights.reason}."))
+    if weights is not None and weights.verdict in DOUBTS:
+        higher = evaluation.checked.higher if evaluation.checked else None
+        parts.append(Caution(f"{weights.verdict}: {weights.reason}." + (f" {higher}." if higher else "")))
     annealing = evaluation.checked.annealing if evaluation.checked else None
     whole = annealing is not None and annealing.num_data == evaluation.num_data
     extra = [annealing.bound] if annealing is not None and whole else []
@@ -164,7 +171,7 @@ def _weights(shown: Shown) -> Section | None:
         histograms,
         alt="Histograms over the data of k-hat, of the effective sample size and of the largest weight.",
         caption=f"Of the {weights.num_particles:,} weights of each datum. A k-hat above its threshold says that their "
-        "mean is decided by weights that were hardly ever drawn, so that L_K is loose.",
+        "mean is decided by weights that were hardly ever drawn, so that L_K cannot be relied on for that datum.",
     )
     parts.append(missing)
     khat = evaluation.per_datum.get("khat")
@@ -174,7 +181,13 @@ def _weights(shown: Shown) -> Section | None:
             alt="The ten data with the largest k-hat.",
             caption="The data whose posterior the guide fits worst, by k-hat.",
         )
-    return Section("Is the guide any good?", "", parts)
+    prose = (
+        "L_K is as good as the weights p(x, z) / q(z | x) that it averages. k-hat is the shape of the tail of a "
+        "datum's weights, by Pareto smoothed importance sampling: above a threshold that depends on K their mean "
+        "cannot be trusted. The effective sample size says how many of the K particles count, the largest weight what "
+        "share of the sum one of them has."
+    )
+    return Section("Is the guide any good?", prose, parts)
 
 
 def _latents(shown: Shown) -> Section | None:
@@ -202,7 +215,12 @@ def _latents(shown: Shown) -> Section | None:
             alt="Posterior means of the data in two latent dimensions, against the prior.",
             caption="Posterior means of the data in the latent dimensions that carry most, against the prior.",
         )
-    return Section("Latent units", "", parts) if parts else None
+    prose = (
+        "What the code z says of x: the KL is the mutual information of the two and the distance of the codes of all "
+        "data together, q(z), from the prior. A unit collapses where different x get the same code; a small KL alone "
+        "may be a prior that fits."
+    )
+    return Section("Latent units", prose, parts) if parts else None
 
 
 def _pictures(shown: Shown) -> Section | None:

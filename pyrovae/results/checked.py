@@ -40,8 +40,8 @@ class Checked(Tabled):
         found = [self.annealed()] if self.annealing else []
         found += [table for record in records if record is not None for table in record.tables()]
         if self.left_out:
-            rows = tuple(self.left_out.items())
-            found.append(Table(("left out", "because"), rows))
+            notes = tuple(f"{name}: {why}" for name, why in self.left_out.items())
+            found.append(Table(("left out",), tuple((name,) for name in self.left_out), notes=notes))
         return tuple(found)
 
     def annealed(self) -> Table:

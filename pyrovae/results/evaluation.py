@@ -40,7 +40,7 @@ class Evaluation(Tabled):
             log-probability). None for a counting measure, or where there is no such map.
         bits_per_dimension: at the largest K, where that is defined.
         seed: of the draws.
-        settings: batch size, device, dtype.
+        settings: batch size, device, dtype, SHA-256 of the weights of the modules, and the checks that were asked for.
         versions: of the packages that were used.
         date: in ISO format.
         weights: how heavy the weights behind the largest K are, and whether K is enough.

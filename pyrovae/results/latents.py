@@ -104,9 +104,9 @@ class Latents(Tabled):
                 for name, found in rows
             ),
             title=(
-                f"{self.verdict}: {self.reason}",
-                f"{self.num_active} of {len(self.units)} units are active (variance of the mean above 0.01), "
-                f"{self.num_data} data",
+                f"Latent units, {self.num_data} data: {self.num_active} of {len(self.units)} units are active "
+                "(variance of the mean above 0.01)",
+                f"Collapse, or a prior that fits? {self.verdict}: {self.reason}.",
             ),
             notes=(
                 f"q(z) is over {self.num_aggregate} data, at {self.num_codes} codes: I(x; z) cannot exceed "

@@ -167,6 +167,11 @@ class Tabled:
         return "".join(f"<div>{table.to_html()}</div>" for table in self.tables())
 
 
+def percent(share: float, digits: int = 1) -> str:
+    """Return a share as it is printed, such as ``5.3 %``."""
+    return f"{100 * share:.{digits}f} %"
+
+
 def align(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return rows of cells as lines, the first column flush left and the others flush right."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from pyrovae.results.estimate import Estimate
-from pyrovae.results.table import Number, Table, Tabled
+from pyrovae.results.table import Number, Table, Tabled, percent
 
 SHARES = (0.05, 0.5, 0.95)
 
@@ -29,12 +30,9 @@ class Quantiles:
 
     @classmethod
     def of(cls, values: Tensor) -> Quantiles:
-        """Return those of values ``(N,)``, NaN (not available) left aside, each that of a datum."""
-        ordered = values[~values.isnan()].sort().values
-        found = [ordered[round(share * (len(ordered) - 1))] for share in SHARES] if len(ordered) else []
-        return cls(
-            *(value.item() if value.isfinite() else None for value in found or ordered.new_full((3,), float("nan")))
-        )
+        """Return those of values ``(N,)``, NaN (not available) left aside, interpolated between data."""
+        ordered = values[~values.isnan()].double().sort().values
+        return cls(*(_quantile(ordered, share) for share in SHARES))
 
     def cells(self, digits: int) -> tuple[Number, ...]:
         """Return them as a row of a table."""
@@ -119,7 +117,7 @@ class Weights(Tabled):
                 ("gap by the delta method", Number(self.bias, 4)),
                 ("gap by the ladder", Number(self.extrapolated, 4)),
                 ("rise at the last rung", Number(self.increment, 4, signed=True, error=self.increment_error)),
-                ("power of K in the gap", Number(_negative(self.power), 2, error=self.power_error)),
+                ("power of K in the gap (no unit)", Number(_negative(self.power), 2, error=self.power_error)),
                 ("jackknife (not a bound)", Number(self.jackknife.value, 3, error=self.jackknife.se_data)),
             ),
             title=(f"{self.verdict}: {self.reason}",),
@@ -130,7 +128,7 @@ class Weights(Tabled):
     def _counts(self) -> tuple[str, ...]:
         notes = []
         if self.share_above is not None:
-            notes.append(f"k-hat is above {self.threshold:.2f} for {self.num_above} data ({self.share_above:.1%})")
+            notes.append(f"k-hat is above {self.threshold:.2f} for {self.num_above} data ({percent(self.share_above)})")
         for count, what in (
             (self.num_unavailable, f"k-hat is not available, {self.why_unavailable}"),
             (self.num_constant, "weights constant but for rounding, k-hat -inf"),
@@ -140,6 +138,18 @@ class Weights(Tabled):
             if count:
                 notes.append(f"{count} of {self.num_data} data: {what}")
         return tuple(notes)
+
+
+def _quantile(ordered: Tensor, share: float) -> float | None:
+    """Return a quantile of ascending values ``(N,)``; None where it is infinite, or there are no values."""
+    if not len(ordered):
+        return None
+    place = share * (len(ordered) - 1)
+    low, high = ordered[math.floor(place)].item(), ordered[math.ceil(place)].item()
+    if low == high:
+        return low if math.isfinite(low) else None
+    value = low + (place - math.floor(place)) * (high - low)
+    return value if math.isfinite(value) else None
 
 
 def _negative(value: float | None) -> float | None:

@@ -2,7 +2,7 @@
 
 from pyrovae.scoring.blocks import Block, blocks, draw, one_particle, rows_at_once, score, score_guide
 from pyrovae.scoring.flat import FlatSpace
-from pyrovae.scoring.inspected import inspected
+from pyrovae.scoring.inspected import inspected, require_tensor
 from pyrovae.scoring.layout import per_datum, total_of
 from pyrovae.scoring.pieces import walk
 from pyrovae.scoring.simulate import simulate
@@ -15,6 +15,7 @@ __all__ = [
     "inspected",
     "one_particle",
     "per_datum",
+    "require_tensor",
     "rows_at_once",
     "score",
     "score_guide",

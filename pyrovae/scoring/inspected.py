@@ -6,11 +6,37 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from pyrovae.data.batches import Rows
 from pyrovae.pair import Pair, Program, find_modules, inspect_pair
 from pyrovae.sandbox import exact_matmul, module_mode, own_store, validation
+
+
+def require_tensor(x: object) -> None:
+    """Refuse what are no data.
+
+    Raises:
+        TypeError: if x is no tensor.
+        ValueError: if it is empty, or holds values that are not finite.
+
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(
+            f"x is a tensor (B, ...), but received {type(x).__name__}; of a split of a data set give split.fixed()"
+        )
+    Rows(x)
+
+
+def _require_finite(modules: Iterable[nn.Module]) -> None:
+    for module in modules:
+        for name, value in (*module.named_parameters(), *module.named_buffers()):
+            bad = int((~value.isfinite()).sum())
+            if bad:
+                raise ValueError(
+                    f"{bad} of {value.numel()} values of {name} in {type(module).__name__} are NaN or infinite, so "
+                    "that nothing can be computed from it; load weights from before training went wrong"
+                )
 
 
 @contextlib.contextmanager
@@ -26,8 +52,9 @@ def inspected(
 
     The arguments are those of `inspect_pair`.
     """
-    Rows(args[0])  # refuses what are no data
+    require_tensor(args[0])
     modules = (*modules, *find_modules(model, guide))
+    _require_finite(modules)
     with own_store(modules), exact_matmul(), module_mode(modules, training=False):
         pair = inspect_pair(model, guide, args, modules=modules, everything=everything)
         with validation(enabled=False):

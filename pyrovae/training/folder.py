@@ -92,8 +92,12 @@ class RunFolder:
     def _refusal(self, error: OSError) -> ValueError:
         return ValueError(f"the run folder {self.path} cannot be written ({error.strerror}); choose another folder")
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, *, remedy: str = "train again") -> bytes:
         """Return the content of a file, which must be the one that was written.
+
+        Args:
+            name: of the file.
+            remedy: what to do where it is not, as an imperative.
 
         Raises:
             ValueError: if there is no run, or the file is missing, cut short or changed.
@@ -107,14 +111,14 @@ class RunFolder:
         try:
             content = (self.path / name).read_bytes()
         except OSError:
-            raise ValueError(f"the run {self.path} is incomplete: {name} is missing") from None
+            raise ValueError(f"the run {self.path} is incomplete: {name} is missing; restore it or {remedy}") from None
         if _hash(content) == manifest[name]:
             return content
         if self._finish():
-            return self.read(name)
+            return self.read(name, remedy=remedy)
         raise ValueError(
             f"the run {self.path} is damaged: {name} is not the file that was written (its SHA-256 differs from the "
-            "manifest's); restore it or train again"
+            f"manifest's); restore it or {remedy}"
         )
 
     def _finish(self) -> bool:

@@ -17,6 +17,7 @@ from conftest import Pair, TwoLayers, linear_gaussian, make_vae, pair_of
 from numpy.polynomial.hermite_e import hermegauss
 from torch import Tensor
 
+import pyrovae
 from pyrovae import bounds, likelihoods, posteriors, priors
 from pyrovae.bounds import annealing
 from pyrovae.bounds.annealing import Kernel, Path, transition
@@ -807,3 +808,72 @@ def test_which_bound_is_higher_is_said_in_words() -> None:
     assert str(lost) == "AIS and L_50 are not compared: 3 of 3 differences are not finite"
     with pytest.raises(ValueError, match=r"one value for each of the same data, but have shapes \(3,\) and \(2,\)"):
         PairedDifference.over_data("AIS", a, "L_50", b[:2])
+
+
+def test_what_is_masked_stays_as_it_was_given() -> None:
+    """A guide that reads missing data must not learn z from draws that stand in their place."""
+    truth = linear_gaussian(latent_dim=2, x_dim=4)
+    x = truth.sample(400)
+    seen = torch.arange(400) % 2 == 0
+
+    def model(x: Tensor, seen: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            with pyro.poutine.mask(mask=seen):
+                pyro.sample("x", dist.Normal(z @ truth.weight.T + truth.bias, truth.scale).to_event(1), obs=x)
+
+    def guide(x: Tensor, seen: Tensor) -> None:
+        exact = truth.posterior(x)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(exact.mean, 1.3 * exact.variance.sqrt()).to_event(1))
+
+    found = bounds.bdmc(model, guide, x, seen)
+    missing = found.per_datum["BDMC"][~seen]  # log p of nothing is 0
+    assert missing.mean() > -4 * missing.std() / len(missing) ** 0.5
+    assert found.gap.value > -4 * found.gap.se_data
+
+    def inside(x: Tensor, seen: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            fn = dist.Normal(z @ truth.weight.T + truth.bias, truth.scale).to_event(1).mask(seen)
+            pyro.sample("x", fn, obs=x)
+
+    again = bounds.bdmc(inside, guide, x, seen)
+    torch.testing.assert_close(again.per_datum["BDMC"], found.per_datum["BDMC"])
+
+
+def test_a_guide_that_leaves_the_support_of_the_prior_is_refused() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Exponential(torch.tensor(1.0)))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x - 0.25, 0.5))
+
+    for bound in (bounds.ais, bounds.bdmc):
+        with pytest.raises(ValueError, match="support"):
+            bound(model, guide, torch.rand(200))
+
+
+def test_a_guide_without_a_density_of_given_z_is_told() -> None:
+    planar = pyro.distributions.transforms.Planar(2)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 0.5).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.module("planar", planar)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.TransformedDistribution(dist.Normal(x, 0.5).to_event(1), [planar]))
+
+    x = torch.randn(4, 2)
+    with pytest.raises(ValueError, match="no density of a z that it did not draw"):
+        bounds.ais(model, guide, x, modules=[planar])
+    assert bounds.ais(model, guide, x, from_prior=True, modules=[planar]).bound.value is not None
+    checks = pyrovae.Checks(num_annealed=4, num_simulated=4, num_refined=4, num_encoded=4)
+    found = pyrovae.evaluate(model, guide, x, ks=(1, 10), checks=checks, modules=[planar], shown=False)
+    assert {"AIS", "BDMC"} <= set(found.checked.left_out)

@@ -13,7 +13,7 @@ from pyrovae import bounds
 from pyrovae.bounds.iwae import nearest_ladder
 from pyrovae.evaluate import evaluate
 from pyrovae.particles import log_joint, log_weights, particles
-from pyrovae.results import bits_per_dimension
+from pyrovae.results import Estimate, bits_per_dimension
 
 ONE_AND_A_HALF = torch.tensor([1.5])
 PIXELS = torch.tensor([[1.0, 0.0, 1.0]])
@@ -189,3 +189,14 @@ def test_half_split_guards_the_error_of_heavy_tailed_weights() -> None:
     light = bounds.monte_carlo_variances(0.1 * torch.randn(400, 300), 400)
     assert halves.mean() > 1.5 * delta.mean()
     assert light[1].mean() == pytest.approx(light[0].mean().item(), rel=0.3)
+
+
+def test_an_error_that_halves_cannot_tell_is_not_infinite() -> None:
+    """Half of the weights of one datum are zero, so that its bound is finite and its half-split is not."""
+    weights = torch.zeros(4, 3)
+    weights[:2, 0] = -math.inf
+    variances = bounds.monte_carlo_variances(weights, 4)
+    assert variances.isinf().any()
+    estimate = Estimate.over_data("IWAE", 4, bounds.iwae(weights)[0], variances)
+    assert estimate.se_monte_carlo == pytest.approx(variances[0].sum().sqrt().item() / 3)
+    assert estimate.se_monte_carlo > 0

@@ -219,7 +219,8 @@ HERE = dataclasses.replace(FIRST, stored_hash="ab" * 8)
         (
             OTHERS | {"data": "mnist/test", "num_data": 9},
             "these differ in data (",
-            "(a, again: digits/test, 3 data, sha256 abababababab; b: mnist/test, 9 data, sha256 5e1f5e1f5e1f)",
+            "(a, again: digits/test, 3 data, stored sha256 abababababab; "
+            "b: mnist/test, 9 data, stored sha256 5e1f5e1f5e1f)",
             "Evaluate them on the same data (the same --data, --split and --num_data)",
         ),
         (
@@ -272,7 +273,7 @@ def test_bare_tensors_differ_in_data() -> None:
     bare = dataclasses.replace(FIRST, data="tensors", data_transform=None)
     other = dataclasses.replace(bare, data_hash="feedfeedfeedfeed")
     with pytest.raises(
-        ValueError, match=r"data \(a: tensors, 3 data, sha256 0123456789ab; b: tensors, 3 data, sha256 f"
+        ValueError, match=r"data \(a: tensors, 3 data, stored sha256 0123456789ab; b: tensors, 3 data, stored sha256 f"
     ):
         compare({"a": bare, "b": other})
     assert compare({"a": bare, "b": FIRST}).blocks[0].ranking, "the same values, however they came"

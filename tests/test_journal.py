@@ -105,3 +105,12 @@ def test_a_journal_without_a_file_keeps_nothing(tmp_path: Path) -> None:
     journal.write()
     assert Journal(None, "key").read() == []
     assert not list(tmp_path.iterdir())
+
+
+def test_programs_may_differ_where_their_weights_do_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    journal = tmp_path / "unfinished"
+    truth = linear_gaussian()
+    x = truth.sample(22)
+    interrupt(monkeypatch, lambda: run((pair_of(truth, widen=1.3), x), journal), at=4)
+    other = pair_of(truth, widen=1.2), x
+    assert run(other, journal).estimates == run(other, None).estimates

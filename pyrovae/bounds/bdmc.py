@@ -16,7 +16,7 @@ from pyrovae.pair import Pair, Program
 from pyrovae.progress import progress
 from pyrovae.results import AnnealingSettings, Estimate, Sandwich
 from pyrovae.sandbox import forked_random, stream_seed
-from pyrovae.scoring import inspected, require_tensor, simulate, walk
+from pyrovae.scoring import inspected, one_particle, require_tensor, simulate, walk
 
 
 def bdmc(
@@ -103,7 +103,8 @@ def enclose(
     """Return both bounds ``(B,)``, with all that belongs to them, of data simulated for some rows."""
     with forked_random(stream_seed(settings.seed, "simulate", number), rows.device):
         args, z = simulate(pair, args, rows)
-    rows = torch.arange(len(rows), device=rows.device)
+        rows = torch.arange(len(rows), device=rows.device)
+        one_particle(pair, args, rows, checked=True)  # refuses a guide that draws outside the support of the prior
     kernel = frozen_kernel(pair, args, rows, settings, number=number)
     below = lower(kernel, settings, number=number)
     with forked_random(stream_seed(settings.seed, "bdmc", number), rows.device):

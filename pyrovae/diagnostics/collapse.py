@@ -31,7 +31,8 @@ def collapse_or_fit(
     few = f"{active} of {len(units)} units are active" if active else "no unit is active"
     if below.value <= NOTHING or (not active and below.value <= 2 * (below.se_data or 0.0)):
         where = "on the prior" if kl.value <= FITS[0] else f"away from the prior, with a KL of {kl.value:.3f} nats"
-        return "collapse", f"different x get the same code, {where}: {said}, and {few}"
+        same = "almost the same" if active else "the same"
+        return "collapse", f"different x get {same} code, {where}: {said}, and {few}"
     if marginal.value is None:
         return "cannot be told", f"{said} and {few}, but there is no marginal KL: {marginal.why}"
     limit = max(FITS[0], FITS[1] * kl.value)

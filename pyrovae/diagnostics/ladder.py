@@ -121,8 +121,8 @@ def judge(
     if remaining is not None and remaining > tolerance and ladder.slow:
         assert ladder.power is not None
         return NOT_ASYMPTOTIC, (
-            f"from L_{ladder.ks[-2]} to {label} the mean rose by {ladder.increment:.3f} nats, and the gap falls like "
-            f"K^{-ladder.power:.2f} instead of K^-1, so that nothing tells where it ends{loose}"
+            f"from L_{ladder.ks[-2]} to {label} the mean rose by {ladder.increment:.3f} nats, and "
+            f"{_pace(ladder.power)}, so that nothing tells where it ends{loose}"
         )
     if share_above is not None and share_above > MANY:
         return NOT_ENOUGH, f"{tails}: {label} is loose, or cannot be told from a loose bound; estimate log p(x) by AIS"
@@ -141,7 +141,7 @@ def judge(
         return UNKNOWN, "a single particle says nothing of the gap; evaluate a larger K"
     if share_above is None:
         return UNKNOWN, "k-hat is not available, K being below 25; evaluate a larger K"
-    if len(ladder.ks) < 3:
+    if len(ladder.ks) < 3 or ladder.increment is None:
         return UNKNOWN, (
             f"{tails} and about {_nats(remaining)} are missing {missing}, but it takes three rungs to see whether the "
             "gap falls like 1 / K; evaluate more"
@@ -166,6 +166,10 @@ def _power(first: Tensor, last: Tensor, first_step: float, last_step: float) -> 
     _, error = mean_and_error(last - rise / before * first)
     slope = abs(ratio(power + 1e-4) - ratio(power - 1e-4)) / 2e-4
     return power, None if error is None else error / (slope * before)
+
+
+def _pace(power: float) -> str:
+    return f"the gap falls like K^{-power:.2f} instead of K^-1" if power > 0 else "by more than at the rung before"
 
 
 def _below(value: float | None, error: float | None, limit: float) -> bool:

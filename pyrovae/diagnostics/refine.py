@@ -116,7 +116,7 @@ def is_diagonal_gaussian(space: FlatSpace) -> bool | None:
     try:
         with torch.enable_grad():
             (slope,) = torch.autograd.grad(space.log_guide(u).sum(), u)
-    except (NotImplementedError, RuntimeError):
+    except (NotImplementedError, RuntimeError, ValueError):
         return None
     u, slope = (wide(value.detach()) - wide(value.detach()).mean(0) for value in (u, slope))
     residual = slope - u * (u * slope).sum(0) / (u * u).sum(0)

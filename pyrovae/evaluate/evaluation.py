@@ -24,7 +24,7 @@ from pyrovae.pair import Pair, Program, find_modules, take_rows
 from pyrovae.progress import progress
 from pyrovae.results import Estimate, Evaluation, bits_per_dimension, mean_and_error
 from pyrovae.sandbox import forked_random, stream_seed
-from pyrovae.scoring import blocks, inspected, walk
+from pyrovae.scoring import blocks, inspected, one_particle, walk
 from pyrovae.training.checkpoint import versions
 from pyrovae.training.options import choose_device
 from pyrovae.training.state import snapshot
@@ -113,7 +113,8 @@ def evaluate(
         progress("evaluating", len(rows), shown=shown, unit="data") as advance,
     ):
         weights = fingerprint(*snapshot(pair.modules, pair.params).values())
-        finished = Journal(journal, repr((data_hash, weights, ks, seed, chunk_size, settings)))
+        key = (data_hash, weights, _probe(pair, few), ks, seed, chunk_size, settings, versions())
+        finished = Journal(journal, repr(key))
         parts = finished.read()
         done = sum(part["ELBO"].shape[-1] for part in parts)
         advance(done)
@@ -185,6 +186,16 @@ def weights_hash(model: Program, guide: Program, modules: Iterable[nn.Module] = 
     found = (*modules, *find_modules(model, guide))
     unique = {id(value): value for module in found for value in module.state_dict(keep_vars=True).values()}
     return fingerprint(*(value.detach() for value in unique.values()))
+
+
+def _probe(pair: Pair, few: tuple[Tensor, ...]) -> str | None:
+    """Return the fingerprint of what a pair computes on a few rows: programs may differ where their weights do not."""
+    if pair.draws_rows:
+        return None
+    with forked_random(0, few[0].device):
+        rows = torch.arange(len(few[0]), device=few[0].device)
+        block = one_particle(pair, few, rows, checked=False)
+    return fingerprint(block.log_prior, block.log_likelihood, block.log_guide)
 
 
 def _batches(

@@ -94,7 +94,7 @@ def _stored(evaluation: Evaluation) -> tuple[Any, ...]:
 
 def _stored_words(evaluation: Evaluation) -> str:
     digest = evaluation.stored_hash or evaluation.data_hash
-    return f"{evaluation.data}, {evaluation.num_data} data, as stored sha256 {digest[:12]}"
+    return f"{evaluation.data}, {evaluation.num_data} data, stored sha256 {digest[:12]}"
 
 
 def _transform(evaluation: Evaluation) -> str:

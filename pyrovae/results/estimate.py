@@ -51,7 +51,9 @@ class Estimate:
         if bad:
             why = f"{bad} of {len(values)} data have a value that is not finite, which no mean may hide"
             return cls(name, num_particles, None, None, None, why)
-        monte_carlo = variances.sum(1).sqrt().amax().item() / len(values) if len(variances) else None
+        known = variances.sum(1)
+        known = known[known.isfinite()]  # half of some weights may be zero, so that halves cannot be compared
+        monte_carlo = known.sqrt().amax().item() / len(values) if len(known) else None
         mean, error = mean_and_error(values)
         return cls(
             name,

@@ -146,11 +146,15 @@ class Evaluation(Tabled):
 
         """
         try:
-            return from_plain(cls, json.loads(text), dict(per_datum or {}))
-        except (KeyError, TypeError, ValueError) as error:
+            return from_plain(cls, json.loads(text, parse_constant=_refuse), dict(per_datum or {}))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"this is not an evaluation that this version of pyrovae wrote ({error}); evaluate the run again"
             ) from None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
 
 
 def bits_per_dimension(nats: float, *, num_dimensions: int, log_abs_det_jacobian: float = 0.0) -> float:

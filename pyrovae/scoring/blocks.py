@@ -196,10 +196,17 @@ def score_guide(
     for piece in pieces(pair, rows, num_particles, size=chunk_size or rows_at_once(pair)):
         _, guide = pair.bind(args, piece.rows)
         data = {name: to_pyro(pair, name, piece.take(value), lead=piece.lead) for name, value in values.items()}
-        trace = poutine.trace(_replaying(piece.plated(pair, guide), data)).get_trace()
+        try:
+            trace = poutine.trace(_replaying(piece.plated(pair, guide), data)).get_trace()
+            log_probs = {name: log_prob(trace.nodes[name]) for name in pair.latents}
+        except (NotImplementedError, KeyError) as error:
+            raise ValueError(
+                f"the guide has no density of a z that it did not draw ({type(error).__name__}: {error}); start AIS "
+                "from the prior, or write the guide with a transform that has an inverse"
+            ) from error
         for name in pair.latents:
             site = trace.nodes[name]
-            log_guide[name].append(piece.cut(per_datum(pair, log_prob(site), site, lead=piece.lead)))
+            log_guide[name].append(piece.cut(per_datum(pair, log_probs[name], site, lead=piece.lead)))
     shape = (num_particles, len(rows))
     return {name: torch.cat(parts).reshape(shape) for name, parts in log_guide.items()}
 

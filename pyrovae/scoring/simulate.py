@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions import MaskedDistribution
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
@@ -47,7 +48,7 @@ def simulate(pair: Pair, args: tuple[Any, ...], rows: Tensor) -> tuple[tuple[Any
                 f"{name!r} observes values of shape {tuple(target.shape)} but draws {tuple(site['value'].shape)}; "
                 "give its distribution the shape of what it observes"
             )
-        target.copy_(site["value"])
+        target.copy_(torch.where(_unmasked(site), site["value"], target))  # a guide may read what is masked
     z = {name: drawn.nodes[name]["value"] for name in pair.latents}
     _check(pair, drawn, _trace(pair, simulated, poutine.condition(pair.model, data=z)))
     return simulated, {name: from_pyro(pair, name, value, lead=0).unsqueeze(0) for name, value in z.items()}
@@ -129,11 +130,16 @@ def _check(pair: Pair, drawn: poutine.Trace, again: poutine.Trace) -> None:
 
 def _unmasked(site: Mapping[str, Any]) -> Tensor:
     """Return which elements of a site's value count, of the value's shape."""
-    value = site["value"]
-    if site["mask"] is None:
-        return torch.ones_like(value, dtype=torch.bool)
-    mask = torch.as_tensor(site["mask"], device=value.device)
-    return mask.reshape(*mask.shape, *[1] * site["fn"].event_dim).expand(value.shape)
+    value, fn = site["value"], site["fn"]
+    masks = [] if site["mask"] is None else [(site["mask"], fn.event_dim)]
+    while fn is not None:
+        masks += [(fn._mask, fn.event_dim)] if isinstance(fn, MaskedDistribution) else []
+        fn = getattr(fn, "base_dist", None)
+    kept = torch.ones_like(value, dtype=torch.bool)
+    for mask, event_dim in masks:
+        mask = torch.as_tensor(mask, device=value.device)
+        kept &= mask.reshape(*mask.shape, *[1] * event_dim).expand(value.shape)
+    return kept
 
 
 def _same(a: Tensor, b: Tensor, relative: float, absolute: float) -> bool:

@@ -24,6 +24,7 @@ from pyrovae.bounds.annealing import Kernel, Path, transition
 from pyrovae.data.synthetic import LinearGaussian
 from pyrovae.particles import log_weights
 from pyrovae.results import Annealing, AnnealingSettings, PairedDifference, Sandwich
+from pyrovae.sandbox import stream_seed
 from pyrovae.scoring import FlatSpace, inspected, simulate
 from pyrovae.testing import log_evidence, small_vae
 
@@ -877,3 +878,22 @@ def test_a_guide_without_a_density_of_given_z_is_told() -> None:
     checks = pyrovae.Checks(num_annealed=4, num_simulated=4, num_refined=4, num_encoded=4)
     found = pyrovae.evaluate(model, guide, x, ks=(1, 10), checks=checks, modules=[planar], shown=False)
     assert {"AIS", "BDMC"} <= set(found.checked.left_out)
+
+
+def test_the_pilot_has_a_stream_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    truth = linear_gaussian()
+    asked: dict[str, list[str]] = {"pilot": [], "chains": []}
+
+    def recording(place: str) -> Callable[..., int]:
+        def stream(*words: int | str) -> int:
+            asked[place].append(str(words[1]))
+            return stream_seed(*words)
+
+        return stream
+
+    monkeypatch.setattr(pilot_file, "stream_seed", recording("pilot"))
+    monkeypatch.setattr(ais_file, "stream_seed", recording("chains"))
+    bounds.bdmc(*pair_of(truth), truth.sample(3), num_temperatures=2)
+    assert asked["pilot"]
+    assert asked["chains"]
+    assert not {*asked["pilot"]} & {*asked["chains"], "simulate", "bdmc"}

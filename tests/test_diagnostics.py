@@ -616,3 +616,20 @@ def test_too_little_for_a_variance() -> None:
         diagnostics.latents(*pair_of(truth), truth.sample(1))
     with pytest.raises(ValueError, match="at least 2 draws, but received 1"):
         diagnostics.latents(*pair_of(truth), truth.sample(5), num_draws=1)
+
+
+def test_information_from_above_leaves_out_the_datum_itself() -> None:
+    """Where all data have one code, q(z) is that code with and without any of them: both bounds are 0."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.full((len(x), 2), 0.3), 0.5).to_event(1))
+
+    record = diagnostics.latents(model, guide, torch.randn(5))
+    assert record.information.value == pytest.approx(0.0, abs=1e-12)
+    assert record.information_above.value == pytest.approx(0.0, abs=1e-12)

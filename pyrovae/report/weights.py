@@ -15,6 +15,7 @@ from torch import Tensor
 from pyrovae.report.style import FAINT, FIRST, INK, SECOND, blank, dress, styled
 
 BINS = 40
+FARTHEST = 3.0  # k-hat that is drawn where it is: one of thousands would leave no room for the others
 DOTTED: dict[str, Any] = {"color": INK, "linewidth": 1.1, "linestyle": (0, (1, 2))}
 
 
@@ -61,6 +62,10 @@ def _k_hat(axes: Axes, values: Tensor, known: Tensor, threshold: float | None) -
     axes.set_title(title)
     if not len(known):
         return
+    far = known > FARTHEST
+    if far.any():
+        axes.set_xlabel(f"{int(far.sum())} above {FARTHEST:g} in the last bar")
+        known = known.clamp(max=FARTHEST)
     low, high = known.min().item(), known.max().item()
     if threshold is None:
         _bars(axes, known, _edges(low, high))

@@ -78,6 +78,8 @@ def arviz_khat(weights: Tensor) -> float:
 def test_khat_is_that_of_arviz(total: int, spread: float) -> None:
     weights = spread * torch.randn(total) - 80
     expected = arviz_khat(weights)
+    if total == 25 and math.isnan(expected):  # later ones want more than five weights in the tail
+        return
     assert math.isfinite(expected)
     assert diagnostics.pareto_khat(weights).item() == pytest.approx(expected, abs=1e-11)
 

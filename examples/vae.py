@@ -3,7 +3,7 @@
     python examples/vae.py                      the digits that come with scikit-learn; half a minute
     python examples/vae.py --data mnist         MNIST; about a quarter of an hour on two cores
 
-prints the ELBO beside the IWAE bounds on the test data, in nats per datum, and writes pictures to runs/vae.
+prints the ELBO beside the IWAE bounds on the test data, in nats per datum, and writes a report to runs/vae.
 """
 
 import argparse
@@ -47,5 +47,7 @@ print(f"\n{history}\n")
 evaluation = pyrovae.evaluate(vae.model, vae.guide, data, ks=ks)
 print(evaluation)
 
-folder = pyrovae.report.write_report(options.folder, history=history, evaluation=evaluation, vae=vae, data=data.test)
-print(f"\nreport: {folder}")
+folder = pyrovae.report.write_report(
+    options.folder, evaluation, model=vae.model, guide=vae.guide, data=data.test, history=history
+)
+print(f"\nreport: {folder / 'index.html'}")

@@ -1,7 +1,7 @@
 """Every estimate of log p(x) side by side, for a VAE and for a plain Pyro pair with two latent layers.
 
-    python examples/bounds.py                  the digits that come with scikit-learn; about two minutes
-    python examples/bounds.py --data mnist     MNIST; hours on two cores
+    python examples/bounds.py                  the digits that come with scikit-learn; about a minute
+    python examples/bounds.py --data mnist     MNIST; most of the time goes into K = 5000 on 10,000 images
 
 First the ELBO, the ladder of IWAE bounds, annealed importance sampling (AIS) and the upper bound of bidirectional Monte
 Carlo (BDMC), each called by itself on the same few data; then `evaluate`, which finds out all of it and says how far

@@ -1,7 +1,7 @@
 """A VAE in plain torch, trained by a plain loop, and evaluated by pyrovae.
 
     python examples/from_torch.py                  the digits that come with scikit-learn; half a minute
-    python examples/from_torch.py --data mnist     MNIST; about ten minutes on two cores
+    python examples/from_torch.py --data mnist     MNIST
 
 Neither the networks nor their training know of pyrovae. `VAE.from_torch` makes a VAE of the two functions that any such
 code has, and `evaluate` prints its ELBO beside the IWAE bounds on the test data, in nats per datum.

@@ -17,6 +17,7 @@ from pyrovae.pair import Pair, Program, find_modules
 from pyrovae.results import Particles
 from pyrovae.sandbox import forked_random
 from pyrovae.scoring import blocks, inspected, one_particle, score, total_of, walk
+from pyrovae.whole import require_whole
 
 
 def particles(
@@ -135,5 +136,4 @@ def _have_particles(pair: Pair, z: Mapping[str, Tensor], num_data: int) -> bool:
 
 def check_num_particles(num_particles: int) -> None:
     """Refuse a K that is not a positive whole number."""
-    if isinstance(num_particles, bool) or not isinstance(num_particles, int) or num_particles < 1:
-        raise ValueError(f"num_particles is a whole number of at least 1, but received {num_particles!r}")
+    require_whole(num_particles, name="num_particles")

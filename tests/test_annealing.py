@@ -446,7 +446,9 @@ def test_pilot_has_draws_of_its_own_and_finds_each_datum_its_steps() -> None:
 
 def test_effective_number_of_chains() -> None:
     weights = torch.tensor([[1.0, 0.0, 0.0], [2.0, 5.0, 0.0], [3.0, 0.0, 0.0], [4.0, 0.0, 0.0]])
-    assert ais_file.effective(weights.log() - 500).tolist() == pytest.approx([10 / 3, 1.0, 0.0])
+    assert bounds.effective_sample_size(weights.log() - 500).nan_to_num(0.0).tolist() == pytest.approx(
+        [10 / 3, 1.0, 0.0]
+    )
 
 
 def test_chunks_do_not_change_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -760,10 +762,10 @@ def test_numbers_that_are_not_positive_are_refused(bound: Any, name: str, value:
 def test_other_refusals() -> None:
     truth = linear_gaussian()
     pair, x = pair_of(truth), truth.sample(2)
-    with pytest.raises(ValueError, match="num_data is at least 1, but received 0"):
+    with pytest.raises(ValueError, match="num_data is a whole number of at least 1, but received 0"):
         bounds.bdmc(*pair, x, num_data=0)
     for bound in (bounds.ais, bounds.bdmc):
-        with pytest.raises(ValueError, match="batch_size is at least 1, but received 0"):
+        with pytest.raises(ValueError, match="batch_size is a whole number of at least 1, but received 0"):
             bound(*pair, x, batch_size=0)
         with pytest.raises(ValueError, match="the data set is empty; give at least one datum"):
             bound(*pair, x[:0])
@@ -806,7 +808,10 @@ def test_which_bound_is_higher_is_said_in_words() -> None:
     assert "within two standard errors" in str(PairedDifference.over_data("AIS", a, "L_50", a.flip(0) + 0.1))
     assert str(PairedDifference.over_data("AIS", a, "L_50", a)) == "AIS and L_50 are equal"
     lost = PairedDifference.over_data("AIS", a, "L_50", b * math.inf)
-    assert str(lost) == "AIS and L_50 are not compared: 3 of 3 differences are not finite"
+    assert (
+        str(lost)
+        == "AIS and L_50 are not compared: 3 of 3 data have a value that is not finite, which no mean may hide"
+    )
     with pytest.raises(ValueError, match=r"one value for each of the same data, but have shapes \(3,\) and \(2,\)"):
         PairedDifference.over_data("AIS", a, "L_50", b[:2])
 

@@ -3,6 +3,6 @@
 from pyrovae.bounds.ais import ais
 from pyrovae.bounds.bdmc import bdmc
 from pyrovae.bounds.elbo import ElboTerms, elbo
-from pyrovae.bounds.iwae import iwae, log_mean_exp, monte_carlo_variances
+from pyrovae.bounds.iwae import effective_sample_size, iwae, log_mean_exp, monte_carlo_variances
 
-__all__ = ["ElboTerms", "ais", "bdmc", "elbo", "iwae", "log_mean_exp", "monte_carlo_variances"]
+__all__ = ["ElboTerms", "ais", "bdmc", "effective_sample_size", "elbo", "iwae", "log_mean_exp", "monte_carlo_variances"]

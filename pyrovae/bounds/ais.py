@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pyrovae.bounds.annealing import Kernel
-from pyrovae.bounds.iwae import log_mean_exp, monte_carlo_variances
+from pyrovae.bounds.iwae import effective_sample_size, log_mean_exp, monte_carlo_variances
 from pyrovae.bounds.pilot import batch_of, frozen_kernel
 from pyrovae.pair import Pair, Program
 from pyrovae.progress import progress
@@ -76,19 +76,9 @@ def ais(
 
     """
     settings = AnnealingSettings(num_chains, num_temperatures, num_leapfrog, from_prior, seed)
-    args, found, done = (x, *covariates), [], 0
-    with (
-        inspected(model, guide, args, modules=modules) as pair,
-        torch.no_grad(),
-        progress("annealing", len(x), shown=shown, unit="data") as advance,
-    ):
-        walked = walk(pair, len(x), batch_size=batch_of(pair, settings, batch_size))
-        for number, (rows, count) in enumerate(walked):
-            of_batch = anneal(pair, args, rows.to(x.device), settings, number=number)
-            found.append({name: value[..., :count].cpu() for name, value in of_batch.items()})
-            done += count
-            advance(done)
-    per_datum = joined(found)
+    per_datum = in_batches(
+        anneal, "annealing", model, guide, (x, *covariates), len(x), settings, batch_size, modules, shown=shown
+    )
     lost, ess = per_datum.pop(LOST), per_datum["ESS"]
     variances = per_datum.pop(VARIANCE + "AIS")
     acceptance, lowest_acceptance = mean_and_lowest(per_datum["acceptance"])
@@ -126,21 +116,40 @@ def lower(kernel: Kernel, settings: AnnealingSettings, *, number: int) -> dict[s
         "AIS": log_mean_exp(log_weights),
         VARIANCE + "AIS": monte_carlo_variances(log_weights, settings.num_chains),
         "acceptance": acceptance,
-        "ESS": effective(log_weights),
+        "ESS": effective_sample_size(log_weights).nan_to_num(0.0),
         LOST: lost.sum(0),
     }
 
 
-def joined(found: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the values of several batches as those of all data."""
+def in_batches(
+    run: Callable[..., dict[str, Tensor]],
+    title: str,
+    model: Program,
+    guide: Program,
+    args: tuple[Any, ...],
+    num_data: int,
+    settings: AnnealingSettings,
+    batch_size: int | None,
+    modules: Iterable[nn.Module],
+    *,
+    shown: bool,
+) -> dict[str, Tensor]:
+    """Return what `anneal`, or another function with its arguments, gives for so many data: ``(N,)`` by name."""
+    found, done = [], 0
+    with (
+        inspected(model, guide, args, modules=modules) as pair,
+        torch.no_grad(),
+        progress(title, num_data, shown=shown, unit="data") as advance,
+    ):
+        walked = walk(pair, num_data, batch_size=batch_of(pair, settings, batch_size))
+        for number, (rows, count) in enumerate(walked):
+            of_batch = run(pair, args, (rows % len(args[0])).to(args[0].device), settings, number=number)
+            found.append({name: value[..., :count].cpu() for name, value in of_batch.items()})
+            done += count
+            advance(done)
     return {name: torch.cat([of_batch[name] for of_batch in found], -1) for name in found[0]}
 
 
 def mean_and_lowest(acceptance: Tensor) -> tuple[float | None, float | None]:
     """Return mean and minimum over data, None where there were no transitions."""
     return (None, None) if acceptance.isnan().any() else (acceptance.mean().item(), acceptance.min().item())
-
-
-def effective(log_weights: Tensor) -> Tensor:
-    """Return the effective number of chains ``(B,)``, 0 where all weights are zero."""
-    return (2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)).exp().nan_to_num(0.0)

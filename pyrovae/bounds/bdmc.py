@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyrovae.bounds.ais import LOST, VARIANCE, joined, lower, mean_and_lowest
+from pyrovae.bounds.ais import LOST, VARIANCE, in_batches, lower, mean_and_lowest
 from pyrovae.bounds.iwae import log_mean_exp, monte_carlo_variances
-from pyrovae.bounds.pilot import batch_of, frozen_kernel
+from pyrovae.bounds.pilot import frozen_kernel
 from pyrovae.pair import Pair, Program
-from pyrovae.progress import progress
 from pyrovae.results import AnnealingSettings, Estimate, Sandwich
 from pyrovae.sandbox import forked_random, stream_seed
-from pyrovae.scoring import inspected, one_particle, require_tensor, simulate, walk
+from pyrovae.scoring import one_particle, require_tensor, simulate
+from pyrovae.whole import require_whole
 
 
 def bdmc(
@@ -78,23 +78,14 @@ def bdmc(
 
     """
     settings = AnnealingSettings(num_chains, num_temperatures, num_leapfrog, from_prior, seed)
-    if num_data is not None and num_data < 1:
-        raise ValueError(f"num_data is at least 1, but received {num_data}")
+    if num_data is not None:
+        require_whole(num_data, name="num_data")
     require_tensor(x)
-    args, total = (x, *covariates), len(x) if num_data is None else num_data
-    found, done = [], 0
-    with (
-        inspected(model, guide, args, modules=modules) as pair,
-        torch.no_grad(),
-        progress("enclosing", total, shown=shown, unit="data") as advance,
-    ):
-        walked = walk(pair, total, batch_size=batch_of(pair, settings, batch_size))
-        for number, (rows, count) in enumerate(walked):
-            of_batch = enclose(pair, args, (rows % len(x)).to(x.device), settings, number=number)
-            found.append({name: value[..., :count].cpu() for name, value in of_batch.items()})
-            done += count
-            advance(done)
-    return _sandwich(joined(found), settings)
+    total = len(x) if num_data is None else num_data
+    found = in_batches(
+        enclose, "enclosing", model, guide, (x, *covariates), total, settings, batch_size, modules, shown=shown
+    )
+    return _sandwich(found, settings)
 
 
 def enclose(

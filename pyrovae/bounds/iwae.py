@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pyrovae.scoring.layout import wide
+
 
 def log_mean_exp(log_weights: Tensor, dim: int = 0) -> Tensor:
     """Return the logarithm of the mean of exponentials along one axis, -inf where all weights are zero."""
@@ -47,6 +49,19 @@ def iwae(log_weights: Tensor, ks: Sequence[int] | None = None) -> Tensor:
     if total % ks[-1]:
         raise ValueError(f"K = {total} particles cannot be cut into blocks of {ks[-1]}; draw a multiple of {ks[-1]}")
     return torch.stack([_blocks(log_weights, k).mean(0) for k in ks])
+
+
+def effective_sample_size(log_weights: Tensor) -> Tensor:
+    """Return Kish's effective sample size, ``(sum w)^2 / sum w^2``, between 1 and K; NaN where all weights are zero.
+
+    Args:
+        log_weights: ``(K, ...)``, nats.
+
+    Returns:
+        ``(...)``, float64.
+
+    """
+    return 1 / (wide(log_weights).softmax(0) ** 2).sum(0)
 
 
 def monte_carlo_variances(log_weights: Tensor, k: int) -> Tensor:

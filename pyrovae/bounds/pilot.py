@@ -15,6 +15,7 @@ from pyrovae.results import AnnealingSettings
 from pyrovae.sandbox import forked_random, stream_seed
 from pyrovae.scoring import FlatSpace, rows_at_once
 from pyrovae.scoring.layout import wide
+from pyrovae.whole import require_whole
 
 ACCEPTANCE = 0.9  # that step sizes are tuned to; more than a long chain wants: here each transition has to move
 SCALE_DRAWS = 100  # of the start, from which positions get their scale
@@ -69,6 +70,6 @@ def pilot(path: Path, settings: AnnealingSettings) -> Kernel:
 
 def batch_of(pair: Pair, settings: AnnealingSettings, batch_size: int | None) -> int:
     """Return how many data run together: as many as their chains are scored at once."""
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size is at least 1, but received {batch_size}")
+    if batch_size is not None:
+        require_whole(batch_size, name="batch_size")
     return batch_size or max(1, rows_at_once(pair, CHUNK_ELEMENTS) // settings.num_chains)

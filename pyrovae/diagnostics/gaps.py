@@ -20,6 +20,7 @@ from pyrovae.results import Estimate
 from pyrovae.results.gaps import Gaps
 from pyrovae.sandbox import forked_random, stream_seed
 from pyrovae.scoring import inspected, require_tensor, walk
+from pyrovae.whole import require_whole
 
 
 def gaps(
@@ -217,9 +218,7 @@ def _rise(history: Tensor) -> tuple[float, float]:
 
 def _check(x: Tensor, bound: Tensor | None, **numbers: int) -> None:
     for name, value in numbers.items():
-        least = 0 if name == "refit_epochs" else 1
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} is a whole number of at least {least}, but received {value!r}")
+        require_whole(value, name=name, least=0 if name == "refit_epochs" else 1)
     if bound is not None and (not isinstance(bound, Tensor) or tuple(bound.shape) != (len(x),)):
         received = tuple(bound.shape) if isinstance(bound, Tensor) else type(bound).__name__
         raise ValueError(

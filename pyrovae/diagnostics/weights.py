@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from pyrovae.bounds.iwae import effective_sample_size
 from pyrovae.diagnostics.ladder import judge, read_ladder
 from pyrovae.diagnostics.psis import FEWEST, khat_threshold, pareto_khat
 from pyrovae.results import Estimate, Weights
@@ -37,19 +38,6 @@ def weight_diagnostics(log_weights: Tensor) -> dict[str, Tensor]:
         jackknife(log_weights),
     )
     return dict(zip(NAMES, values, strict=True))
-
-
-def effective_sample_size(log_weights: Tensor) -> Tensor:
-    """Return Kish's effective sample size, ``(sum w)^2 / sum w^2``, between 1 and K.
-
-    Args:
-        log_weights: ``(K, ...)``, nats.
-
-    Returns:
-        ``(...)``, float64.
-
-    """
-    return 1 / (_shares(log_weights) ** 2).sum(0)
 
 
 def largest_weight(log_weights: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from pyrovae.diagnostics.gaps import gaps
 from pyrovae.diagnostics.latents import latents
 from pyrovae.pair import Program, take_rows
 from pyrovae.results import Checked, Estimate, Gaps
+from pyrovae.whole import require_whole
 
 R = TypeVar("R")
 
@@ -58,10 +59,7 @@ class Checks:
     def __post_init__(self) -> None:
         """Check the ranges."""
         for option in fields(self):
-            value = getattr(self, option.name)
-            least = 1 if option.name in CHAINS else 0
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{option.name} is a whole number of at least {least}, but received {value!r}")
+            require_whole(getattr(self, option.name), name=option.name, least=1 if option.name in CHAINS else 0)
 
 
 def run_checks(

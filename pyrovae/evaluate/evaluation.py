@@ -29,6 +29,7 @@ from pyrovae.training.checkpoint import versions
 from pyrovae.training.options import choose_device
 from pyrovae.training.state import snapshot
 from pyrovae.vae import require_form
+from pyrovae.whole import require_whole
 
 BATCH_PARTICLES = 2**17  # particles of one batch, whose log-weights are kept
 
@@ -87,8 +88,8 @@ def evaluate(
     if checks is not None and not isinstance(checks, Checks):
         raise TypeError(f"checks is what pyrovae.Checks() returns, or None, but received {checks!r}")
     for what, value in (("batch_size", batch_size), ("chunk_size", chunk_size)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"{what} is at least 1, a whole number, but received {value!r}")
+        if value is not None:
+            require_whole(value, name=what)
     source = data.test if isinstance(data, Data) else data
     rows = Rows(source)
     require_form(model, source)
@@ -107,32 +108,15 @@ def evaluate(
     settings = {"batch_size": batch_size, "device": str(where), "dtype": str(args[0].dtype).removeprefix("torch.")}
     data_hash = rows.hash()
     name = source.name if isinstance(source, Split) else "tensors"
-    with (
-        inspected(model, guide, few, modules=found, everything=lambda: _moved(args, where)) as pair,
-        torch.no_grad(),
-        progress("evaluating", len(rows), shown=shown, unit="data") as advance,
-    ):
-        weights = fingerprint(*snapshot(pair.modules, pair.params).values())
-        key = (data_hash, weights, _probe(pair, few), ks, seed, chunk_size, settings, versions())
+    weights = weights_hash(model, guide, modules)
+    with inspected(model, guide, few, modules=found, everything=lambda: _moved(args, where)) as pair, torch.no_grad():
+        probe = _probe(pair, _moved(args, where) if pair.draws_rows else few)
+        key = (data_hash, weights, probe, ks, seed, chunk_size, settings, versions())
         finished = Journal(journal, repr(key))
-        parts = finished.read()
-        done = sum(part["ELBO"].shape[-1] for part in parts)
-        advance(done)
-        try:
-            for number, (selected, count, batch_args) in enumerate(_batches(pair, args, where, batch_size)):
-                if number < len(parts):
-                    continue
-                with forked_random(stream_seed(seed, "evaluate", number), where):
-                    found_blocks = blocks(pair, batch_args, selected, max(ks), chunk_size=chunk_size)
-                    part = {name: value[..., :count] for name, value in reduced(found_blocks, ks).items()}
-                parts.append(part)
-                finished.add(part)
-                done += count
-                advance(done)
-        finally:
-            finished.write()
+        per_datum = _walked(
+            pair, args, where, finished, ks=ks, batch_size=batch_size, chunk_size=chunk_size, seed=seed, shown=shown
+        )
         methods, measure, draws_rows = dict(pair.kl), pair.base_measure, pair.draws_rows
-    per_datum = {name: torch.cat([part[name] for part in parts], -1) for name in parts[0]}
     checked = None
     if checks is not None:
         checked = run_checks(
@@ -166,11 +150,7 @@ def evaluate(
         log_abs_det_jacobian=_log_det(rows) if measure == "Lebesgue" else None,
         bits_per_dimension=_bits(rows, measure, ladder[-1].value),
         seed=seed,
-        settings={
-            **settings,
-            "weights": weights_hash(model, guide, modules),
-            "checks": None if checks is None else asdict(checks),
-        },
+        settings={**settings, "weights": weights, "checks": None if checks is None else asdict(checks)},
         versions=versions(),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         stored_hash=fingerprint(source.stored) if isinstance(source, Split) else None,
@@ -183,19 +163,48 @@ def evaluate(
 
 def weights_hash(model: Program, guide: Program, modules: Iterable[nn.Module] = ()) -> str:
     """Return the fingerprint of all parameters and buffers of the modules of a pair."""
-    found = (*modules, *find_modules(model, guide))
-    unique = {id(value): value for module in found for value in module.state_dict(keep_vars=True).values()}
-    return fingerprint(*(value.detach() for value in unique.values()))
+    return fingerprint(*snapshot((*modules, *find_modules(model, guide)), ()).values())
 
 
-def _probe(pair: Pair, few: tuple[Tensor, ...]) -> str | None:
+def _probe(pair: Pair, args: tuple[Any, ...]) -> str:
     """Return the fingerprint of what a pair computes on a few rows: programs may differ where their weights do not."""
-    if pair.draws_rows:
-        return None
-    with forked_random(0, few[0].device):
-        rows = torch.arange(len(few[0]), device=few[0].device)
-        block = one_particle(pair, few, rows, checked=False)
+    device = args[0].device
+    with forked_random(0, device):
+        block = one_particle(pair, args, torch.arange(pair.num_rows, device=device) % len(args[0]), checked=False)
     return fingerprint(block.log_prior, block.log_likelihood, block.log_guide)
+
+
+def _walked(
+    pair: Pair,
+    args: tuple[Tensor, ...],
+    device: torch.device,
+    finished: Journal,
+    *,
+    ks: tuple[int, ...],
+    batch_size: int,
+    chunk_size: int | None,
+    seed: int,
+    shown: bool,
+) -> dict[str, Tensor]:
+    """Return what `reduced` keeps of all data, ``(..., N)`` by name, batches that are finished taken as they are."""
+    parts = finished.read()
+    done = sum(part["ELBO"].shape[-1] for part in parts)
+    with progress("evaluating", len(args[0]), shown=shown, unit="data") as advance:
+        advance(done)
+        try:
+            for number, (rows, count, of_batch) in enumerate(_batches(pair, args, device, batch_size)):
+                if number < len(parts):
+                    continue
+                with forked_random(stream_seed(seed, "evaluate", number), device):
+                    found = blocks(pair, of_batch, rows, max(ks), chunk_size=chunk_size)
+                    part = {name: value[..., :count] for name, value in reduced(found, ks).items()}
+                parts.append(part)
+                finished.add(part)
+                done += count
+                advance(done)
+        finally:
+            finished.write()
+    return {name: torch.cat([part[name] for part in parts], -1) for name in parts[0]}
 
 
 def _batches(

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from torch import Tensor
 
 from pyrovae.report.style import FAINT, FIRST, INK, SECOND, blank, dress, styled
+from pyrovae.results.table import percent
 
 BINS = 40
 FARTHEST = 3.0  # k-hat that is drawn where it is: one of thousands would leave no room for the others
@@ -58,7 +59,7 @@ def _k_hat(axes: Axes, values: Tensor, known: Tensor, threshold: float | None) -
     available = values[~values.isnan()]
     title = "k-hat"
     if threshold is not None and len(available):
-        title += f": {(available > threshold).double().mean().item():.0%} above {threshold:.2f}".replace("%", " %")
+        title += f": {percent((available > threshold).double().mean().item(), 0)} above {threshold:.2f}"
     axes.set_title(title)
     if not len(known):
         return

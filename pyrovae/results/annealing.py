@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from pyrovae.results.estimate import Estimate, mean_and_error
+from pyrovae.results.difference import Difference
+from pyrovae.results.estimate import Estimate
 from pyrovae.results.table import Number, Table, Tabled
+from pyrovae.whole import require_whole
 
 SIMULATED = "simulated from the model"
 
@@ -36,9 +38,7 @@ class AnnealingSettings:
 
     def __post_init__(self) -> None:
         for name in ("num_chains", "num_temperatures", "num_leapfrog"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is a whole number of at least 1, but received {value!r}")
+            require_whole(getattr(self, name), name=name)
 
     def __str__(self) -> str:
         """Return them as a sentence."""
@@ -56,21 +56,17 @@ class PairedDifference:
     Attributes:
         first: the name of one bound.
         second: the name of the other.
-        value: mean of first - second, or None where there is none.
-        se: its standard error over the data, None for a single datum.
+        difference: first - second, paired datum by datum.
         num_higher: data for which the first is higher.
         num_data: how many data there are.
-        why: the reason for a None.
 
     """
 
     first: str
     second: str
-    value: float | None
-    se: float | None
+    difference: Difference
     num_higher: int
     num_data: int
-    why: str | None = None
 
     @classmethod
     def over_data(cls, first: str, a: Tensor, second: str, b: Tensor) -> PairedDifference:
@@ -80,17 +76,23 @@ class PairedDifference:
             ValueError: if they are not values of the same data.
 
         """
-        if a.shape != b.shape or a.ndim != 1:
-            raise ValueError(
-                f"{first} and {second} must have one value for each of the same data, but have shapes "
-                f"{tuple(a.shape)} and {tuple(b.shape)}; compute both for the same x"
-            )
-        difference = a - b.to(a)
-        value, error = mean_and_error(difference)
-        why = "a single datum has no standard error" if error is None else None
-        if value is None:
-            why = f"{int((~difference.isfinite()).sum())} of {len(a)} differences are not finite"
-        return cls(first, second, value, error, int((difference > 0).sum()), len(a), why)
+        difference = Difference.over_data(a, b.to(a.device))
+        return cls(first, second, difference, int((a > b.to(a)).sum()), len(a))
+
+    @property
+    def value(self) -> float | None:
+        """Mean difference, None where one is not finite."""
+        return self.difference.mean
+
+    @property
+    def se(self) -> float | None:
+        """Its standard error over the data, None for a single datum."""
+        return self.difference.se
+
+    @property
+    def why(self) -> str | None:
+        """The reason for a None."""
+        return self.difference.why
 
     def __str__(self) -> str:
         """Return which is higher, in words."""
@@ -153,7 +155,8 @@ class Annealing(Tabled):
                 header=("", "nats", "se data", "se MC", "acceptance", "lowest", "ESS", "lowest"),
                 rows=(
                     (
-                        *_cells(self.bound),
+                        self.bound.label,
+                        *self.bound.cells(),
                         Number(self.acceptance, 2),
                         Number(self.lowest_acceptance, 2),
                         Number(self.ess, 1),
@@ -208,9 +211,9 @@ class Sandwich(Tabled):
             Table(
                 header=("", "nats", "se data", "se MC", "acceptance"),
                 rows=(
-                    (*_cells(self.lower, "lower, AIS"), Number(self.acceptance, 2)),
-                    (*_cells(self.upper, "upper, BDMC"), Number(self.reverse_acceptance, 2)),
-                    (*_cells(self.gap, "upper - lower"), ""),
+                    ("lower, AIS", *self.lower.cells(), Number(self.acceptance, 2)),
+                    ("upper, BDMC", *self.upper.cells(), Number(self.reverse_acceptance, 2)),
+                    ("upper - lower", *self.gap.cells(), ""),
                 ),
                 title=(
                     f"Bidirectional Monte Carlo on {self.num_data} data SIMULATED from the model, {self.settings}.",
@@ -223,15 +226,6 @@ class Sandwich(Tabled):
                 ),
             ),
         )
-
-
-def _cells(estimate: Estimate, name: str | None = None) -> tuple[str | Number, ...]:
-    return (
-        name or estimate.label,
-        Number(estimate.value),
-        Number(estimate.se_data),
-        Number(estimate.se_monte_carlo, 4),
-    )
 
 
 def _notes(estimates: tuple[Estimate, ...], num_not_finite: int, num_lost: int) -> list[str]:

@@ -8,7 +8,7 @@ from pyrovae.results.annealing import Annealing, PairedDifference, Sandwich
 from pyrovae.results.estimate import Estimate
 from pyrovae.results.gaps import Gaps
 from pyrovae.results.latents import Latents
-from pyrovae.results.table import Number, Table, Tabled
+from pyrovae.results.table import Table, Tabled
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,6 @@ class Checked(Tabled):
         (table,) = self.annealing.tables()
         if self.same_data is None or self.higher is None:
             return table
-        same = (self.same_data.label, self.same_data.value, self.same_data.se_data, self.same_data.se_monte_carlo)
-        cells = (f"{same[0]}, same data", Number(same[1]), Number(same[2]), Number(same[3], 4))
+        cells = (f"{self.same_data.label}, same data", *self.same_data.cells())
         empty = ("",) * (len(table.header) - len(cells))
         return replace(table, rows=(*table.rows, (*cells, *empty)), notes=(f"{self.higher}.", *table.notes))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
+from scipy.special import stdtrit
 from torch import Tensor
 
 from pyrovae.results.estimate import mean_and_error
@@ -45,8 +45,8 @@ class Difference:
         """
         if ours.shape != theirs.shape or ours.ndim != 1:
             raise ValueError(
-                f"models are paired datum by datum, but received values of shapes {tuple(ours.shape)} and "
-                f"{tuple(theirs.shape)}; evaluate both on the same data"
+                f"values are paired datum by datum, but received values of shapes {tuple(ours.shape)} and "
+                f"{tuple(theirs.shape)}; compute both on the same data"
             )
         values = ours.double() - theirs.double()
         bad = int((~values.isfinite()).sum())
@@ -56,23 +56,5 @@ class Difference:
         mean, se = mean_and_error(values)
         if mean is None or se is None:
             return cls(mean, None, None, None, "a single datum has no standard error")
-        half = student_t_quantile(len(values) - 1) * se
+        half = float(stdtrit(len(values) - 1, 0.975)) * se
         return cls(mean, se, mean - half, mean + half)
-
-
-def student_t_quantile(df: int) -> float:
-    """Return the 0.975 quantile of Student's t: exact for 1 and 2 degrees of freedom, to 0.2 % from 3 on.
-
-    *Handbook of mathematical functions (Abramowitz, Stegun 1964)*, 26.7.5,
-    https://personal.math.ubc.ca/~cbm/aands/page_949.htm
-    """
-    if df < 3:
-        return math.tan(math.pi * 0.475) if df == 1 else 0.95 * math.sqrt(2 / (4 * 0.975 * 0.025))
-    z = 1.959963984540054
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + sum(term / df**power for power, term in enumerate(terms, 1))

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from pyrovae.results.table import Number
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -34,6 +36,10 @@ class Estimate:
     def label(self) -> str:
         """The name in tables and pictures, such as ``L_50``."""
         return f"L_{self.num_particles}" if self.name == "IWAE" else self.name
+
+    def cells(self, *, signed: bool = False) -> tuple[Number, Number, Number]:
+        """Return value and both standard errors as they stand in tables."""
+        return Number(self.value, signed=signed), Number(self.se_data), Number(self.se_monte_carlo, 4)
 
     @classmethod
     def over_data(cls, name: str, num_particles: int, values: Tensor, variances: Tensor) -> Estimate:

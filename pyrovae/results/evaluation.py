@@ -101,9 +101,7 @@ class Evaluation(Tabled):
                 (
                     ("  " if part else "") + estimate.label,
                     str(estimate.num_particles) if estimate.name == "IWAE" else "",
-                    Number(estimate.value),
-                    Number(estimate.se_data),
-                    Number(estimate.se_monte_carlo, 4),
+                    *estimate.cells(),
                     "" if gain is None else Number(gain, signed=True, error=error),
                 )
             )

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from pyrovae.results.estimate import Estimate
-from pyrovae.results.table import Number, Table, Tabled
+from pyrovae.results.table import Table, Tabled
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Gaps(Tabled):
         bounds = Table(
             header=("", "nats", "se data", "se MC"),
             rows=tuple(
-                (indent + bound.label, *_cells(bound))
+                (indent + bound.label, *bound.cells())
                 for bound, indent in rows
                 if bound.value is not None or not indent
             ),
@@ -81,7 +81,7 @@ class Gaps(Tabled):
         steps = Table(
             header=("gap", "nats", "se data", "se MC", "share"),
             rows=tuple(
-                (indent + step.name, *_cells(step, signed=True), self._share(step))
+                (indent + step.name, *step.cells(signed=True), self._share(step))
                 for step, indent in rows
                 if step.value is not None or not indent
             ),
@@ -109,11 +109,3 @@ class Gaps(Tabled):
             if estimate.why and estimate is not self.refitted:  # whose reason is that of the over-fitting
                 whys.setdefault(estimate.why, []).append(estimate.label)
         return [why if len(names) > 3 else f"{', '.join(names)}: {why}" for why, names in whys.items()]
-
-
-def _cells(estimate: Estimate, *, signed: bool = False) -> tuple[Number, ...]:
-    return (
-        Number(estimate.value, signed=signed),
-        Number(estimate.se_data),
-        Number(estimate.se_monte_carlo, 4),
-    )

@@ -99,10 +99,7 @@ class Latents(Tabled):
         )
         split = Table(
             ("", "nats", "se data", "se MC"),
-            tuple(
-                (name, Number(found.value), Number(found.se_data), Number(found.se_monte_carlo, 4))
-                for name, found in rows
-            ),
+            tuple((name, *found.cells()) for name, found in rows),
             title=(
                 f"Latent units, {self.num_data} data: {self.num_active} of {len(self.units)} units are active "
                 "(variance of the mean above 0.01)",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
 from pyrovae.results.estimate import Estimate
@@ -31,8 +32,12 @@ class Quantiles:
     @classmethod
     def of(cls, values: Tensor) -> Quantiles:
         """Return those of values ``(N,)``, NaN (not available) left aside, interpolated between data."""
-        ordered = values[~values.isnan()].double().sort().values
-        return cls(*(_quantile(ordered, share) for share in SHARES))
+        known = values[~values.isnan()].double().numpy()
+        if not len(known):
+            return cls(None, None, None)
+        with np.errstate(invalid="ignore"):  # between a finite value and an infinite one
+            found = np.quantile(known, SHARES).tolist()
+        return cls(*(value if math.isfinite(value) else None for value in found))
 
     def cells(self, digits: int) -> tuple[Number, ...]:
         """Return them as a row of a table."""
@@ -138,18 +143,6 @@ class Weights(Tabled):
             if count:
                 notes.append(f"{count} of {self.num_data} data: {what}")
         return tuple(notes)
-
-
-def _quantile(ordered: Tensor, share: float) -> float | None:
-    """Return a quantile of ascending values ``(N,)``; None where it is infinite, or there are no values."""
-    if not len(ordered):
-        return None
-    place = share * (len(ordered) - 1)
-    low, high = ordered[math.floor(place)].item(), ordered[math.ceil(place)].item()
-    if low == high:
-        return low if math.isfinite(low) else None
-    value = low + (place - math.floor(place)) * (high - low)
-    return value if math.isfinite(value) else None
 
 
 def _negative(value: float | None) -> float | None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from pyrovae.whole import require_whole
+
 
 def _option(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
@@ -46,8 +48,8 @@ class Training:
         """Check the ranges."""
         for name, least in (("epochs", 0), ("batch_size", 1), ("patience", 1)):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-                raise ValueError(f"{name} is a whole number of at least {least}, but received {value!r}")
+            if value is not None:
+                require_whole(value, name=name, least=least)
         for name in ("learning_rate", "final_learning_rate", "clip_norm"):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):

@@ -812,7 +812,7 @@ def test_which_bound_is_higher_is_said_in_words() -> None:
         str(lost)
         == "AIS and L_50 are not compared: 3 of 3 data have a value that is not finite, which no mean may hide"
     )
-    with pytest.raises(ValueError, match=r"one value for each of the same data, but have shapes \(3,\) and \(2,\)"):
+    with pytest.raises(ValueError, match=r"paired datum by datum, but received values of shapes \(3,\) and \(2,\)"):
         PairedDifference.over_data("AIS", a, "L_50", b[:2])
 
 

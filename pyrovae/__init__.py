@@ -16,7 +16,8 @@ scoring        how particles are drawn and scored, in any layout of plates
 particles      draws of the guide with log p(z), log p(x | z), log q(z | x); log_weights and log_joint beside it
 bounds         the ELBO with its terms apart, the ladder of IWAE bounds, AIS, and BDMC from above
 objectives     what is minimized: ELBO, IWAE, STL, DReG, which also work in a bare pyro.infer.SVI; schedules of beta
-training       fit, Training, load, and the run folder
+recording      a function of tensors as a graph, replayed without Python's part in it
+training       fit, Training, load, and the run folder; capture: a recorded step for loops of your own
 diagnostics    is the guide any good: k-hat, is K enough, active units, mutual information, gaps
 evaluate       the ELBO beside the IWAE bounds of any pair, with standard errors; Checks of how far they can be trusted
 testing        check: the laws that a part of your own should obey

@@ -7,6 +7,7 @@ caller's process except the values that were asked for.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -77,6 +78,14 @@ def module_mode(modules: Iterable[nn.Module], *, training: bool) -> Iterator[Non
     finally:
         for part, mode in modes.items():
             part.training = mode
+
+
+@contextmanager
+def frozen_unremarked() -> Iterator[None]:
+    """Silence what ``pyro.module`` says of parameters that are frozen, inside the block."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*was not registered in the param store because requires_grad=False")
+        yield
 
 
 @contextmanager

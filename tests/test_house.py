@@ -18,6 +18,7 @@ import pyrovae
 PACKAGE = Path(pyrovae.__file__).parent
 ROOMS = (
     ("sandbox", "memory", "describe", "progress", "whole"),
+    ("recording",),
     ("data",),
     ("results",),
     ("part", "distributions"),

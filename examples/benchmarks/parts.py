@@ -12,7 +12,6 @@ included, around the layers of the same networks. Before it is timed, both must 
 
 import argparse
 import copy
-import functools
 import math
 import os
 import platform
@@ -32,12 +31,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+import pyrovae
 from pyrovae import VAE, likelihoods, networks, posteriors, priors
-from pyrovae.objectives import ELBO
-from pyrovae.pair import inspect_pair
-from pyrovae.sandbox import module_mode, own_store, validation
-from pyrovae.training.state import trainable
-from pyrovae.training.step import EagerStep, fused_adam
+from pyrovae.sandbox import own_store, validation
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--rounds", type=int, default=25, help="of five steps of ours and five plain ones")
@@ -298,17 +294,9 @@ def random_data(form: str) -> Tensor:
 
 
 def our_step(vae: VAE) -> Step:
-    """Return the step as `pyrovae.fit` takes it: also the reconstruction and KL that are shown while it trains."""
-    with module_mode([vae], training=False):
-        pair = inspect_pair(vae.model, vae.guide, (random_data(vae.likelihood.form),))
-    parameters = trainable(pair.modules, pair.params)
-    eager = EagerStep(pair, ELBO(), parameters, fused_adam(parameters))
-
-    def step(x: Tensor) -> Tensor:
-        model, guide = functools.partial(vae.model, x), functools.partial(vae.guide, x)
-        return eager(model, guide, size=len(x), count=len(x))[0]
-
-    return step
+    """Return the eager step of `pyrovae.fit`: also the reconstruction and KL that are shown while it trains."""
+    capture = pyrovae.training.capture(vae.model, vae.guide, random_data(vae.likelihood.form), engine="eager")
+    return lambda x: capture(x).loss
 
 
 def plain_step(vae: VAE, scored: Scored, latent: Latent) -> Step:

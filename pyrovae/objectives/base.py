@@ -36,11 +36,22 @@ class Objective(Trace_ELBO, ABC):
     Attributes:
         step: gradient steps so far, which schedules read; `loss_and_grads` and `pyrovae.fit` count them.
         num_weighted: K, particles inside the logarithm of the bound that is maximized; 1 for an ELBO.
+        held_weight: a 0-dim tensor that stands for `kl_weight` while a step is recorded, so that it can change later.
 
     """
 
     step: int = 0
     num_weighted: int = 1
+    held_weight: Tensor | None = None
+
+    def kl_weight(self) -> float:
+        """Return the factor of the KL at the present step."""
+        return 1.0
+
+    @property
+    def fixed(self) -> tuple[object, ...]:
+        """What a recorded step took from the objective as it was: where it differs, the step is recorded anew."""
+        return (self.num_particles,)
 
     @abstractmethod
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:

@@ -82,6 +82,15 @@ class ELBO(Objective):
         self.annealing = annealing or Constant()
         self.kl_methods: dict[str, str] = {}
 
+    def kl_weight(self) -> float:
+        """Return beta times the annealing of the present step."""
+        return self.beta * self.annealing(self.step)
+
+    @property
+    def fixed(self) -> tuple[object, ...]:
+        """What a recorded step took from the objective as it was."""
+        return (self.num_particles, self.free_bits, self.vectorize_particles, self.max_plate_nesting)
+
     def describe(self) -> dict[str, object]:
         """Return class and options, as a run folder keeps them."""
         return {
@@ -101,8 +110,8 @@ class ELBO(Objective):
                     reconstruction.add(site_log_prob(site), site)
             self._add_kl(kl, floors, model_trace, guide_trace)
         weighted = kl.scaled + floors.total() if self.free_bits else kl.scaled
-        factor = self.beta * self.annealing(self.step)
-        loss = (weighted if factor == 1 else factor * weighted) - reconstruction.scaled
+        factor = self.kl_weight() if self.held_weight is None else self.held_weight
+        loss = (weighted if self.held_weight is None and factor == 1 else factor * weighted) - reconstruction.scaled
         totals = [torch.as_tensor(total) for total in (loss, reconstruction.unscaled, kl.unscaled)]
         return Terms(*(total if self.num_particles == 1 else total / self.num_particles for total in totals))
 

@@ -1,8 +1,19 @@
-"""Fitting a pair, and the folder in which a run is kept."""
+"""Fitting a pair, a step for loops of your own, and the folder in which a run is kept."""
 
+from pyrovae.training.capture import CapturedStep, StepTerms, capture
 from pyrovae.training.checkpoint import Run, load, load_weights
 from pyrovae.training.fit import fit
 from pyrovae.training.loop import DivergenceError
 from pyrovae.training.options import Training
 
-__all__ = ["DivergenceError", "Run", "Training", "fit", "load", "load_weights"]
+__all__ = [
+    "CapturedStep",
+    "DivergenceError",
+    "Run",
+    "StepTerms",
+    "Training",
+    "capture",
+    "fit",
+    "load",
+    "load_weights",
+]

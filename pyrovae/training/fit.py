@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from pyrovae.data.batches import Rows, Source
 from pyrovae.objectives import ELBO, Objective
 from pyrovae.pair import Program, find_modules, inspect_pair
 from pyrovae.results import Epoch, History
-from pyrovae.sandbox import MODULE_DIVIDER, forked_random, module_mode, own_store, stream_seed
+from pyrovae.sandbox import MODULE_DIVIDER, forked_random, frozen_unremarked, module_mode, own_store, stream_seed
 from pyrovae.training.checkpoint import Checkpoint
 from pyrovae.training.loop import Loop
 from pyrovae.training.options import Training, choose_device
@@ -95,9 +94,8 @@ def fit(
         own_store(found, keep=kept),
         module_mode(found, training=True),
         forked_random(stream_seed(training.seed, "fit"), device),
-        warnings.catch_warnings(),
+        frozen_unremarked(),
     ):
-        warnings.filterwarnings("ignore", ".*was not registered in the param store because requires_grad=False")
         with module_mode(found, training=False):
             few = rows[0].draw(torch.arange(min(len(rows[0]), 3), device=device))
             pair = inspect_pair(model, guide, few, modules=found, everything=rows[0].everything)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from pyro.infer import ELBO as PyroELBO
@@ -14,17 +15,22 @@ from pyrovae.bounds.elbo import elbo_terms
 from pyrovae.bounds.iwae import iwae
 from pyrovae.data.batches import Rows
 from pyrovae.objectives import Objective
-from pyrovae.pair import Pair, Program
+from pyrovae.pair import Pair
 from pyrovae.progress import Advance, progress
 from pyrovae.results import Epoch, History
 from pyrovae.sandbox import forked_random, module_mode, stream_seed, validation
 from pyrovae.scoring import blocks, one_particle, walk
 from pyrovae.training.checkpoint import Checkpoint, Progress
+from pyrovae.training.engine import make_step
+from pyrovae.training.feed import OwnRows, Resident
+from pyrovae.training.leaves import require_leaves
+from pyrovae.training.loss import StepLoss
 from pyrovae.training.options import Training
-from pyrovae.training.state import restore, snapshot, trainable
-from pyrovae.training.step import EagerStep, MakeOptimizer
+from pyrovae.training.state import restore, snapshot
+from pyrovae.training.step import EagerStep, MakeOptimizer, Step
 
-STEPS_BETWEEN_READS = 100  # reading a loss makes the host wait for the device
+STEPS_BETWEEN_READS = 200  # reading a loss makes the host wait for the device
+CHECKED_STEPS = 500  # of the first epoch, which are run eagerly under Pyro's checks before anything is recorded
 VALIDATION_ROWS = 1024  # scored at once, fewer if they are large
 VALIDATION_ELEMENTS = 2**24
 
@@ -45,23 +51,12 @@ class Loop:
         device: torch.device,
         make_optimizer: MakeOptimizer,
     ) -> None:
-        if not hasattr(objective, "differentiable_loss"):
-            raise TypeError(
-                f"fit needs an objective with a differentiable loss, which {type(objective).__name__} does not have; "
-                "use pyrovae.objectives, or train with pyro.infer.SVI"
-            )
-        parameters = trainable(pair.modules, pair.params)
-        if not parameters:
-            raise ValueError(
-                "there is nothing to train: neither the store nor the modules found have parameters; register the "
-                "networks with pyro.module in the model or guide, or name them with modules=[...]"
-            )
+        leaves = require_leaves(pair.modules, pair.params)
         self.pair, self.objective, self.training, self.device = pair, objective, training, device
-        self.parameters = parameters
+        self.leaves = leaves
         self.train = rows[0]
         self.watched = rows[1] if len(rows) > 1 else None
-        self.optimizer = make_optimizer(parameters)
-        self.step = EagerStep(pair, objective, parameters, self.optimizer, clip_norm=training.clip_norm)
+        self.optimizer = make_optimizer(leaves.trained)
         self.checkpoint: Checkpoint | None = None
         self.epochs: tuple[Epoch, ...] = ()
         self.best: dict[str, Tensor] | None = None
@@ -70,8 +65,22 @@ class Loop:
         self.num_weighted = objective.num_weighted if isinstance(objective, Objective) else 1
         self.watched_bound = "elbo" if self.num_weighted == 1 else f"L_{self.num_weighted}"
         self.bound_name = self.watched_bound.replace("elbo", "ELBO")
-        self.batch_size = pair.num_rows if pair.draws_rows else min(training.batch_size, len(self.train))
-        self.steps_per_epoch = math.ceil(len(self.train) / self.batch_size)
+        self.feed = (
+            OwnRows(pair, self.train, device)
+            if pair.draws_rows
+            else Resident(pair, self.train, training.batch_size, device)
+        )
+        self.steps_per_epoch = math.ceil(len(self.train) / self.feed.batch_size)
+        loss = StepLoss(pair, objective, self.feed.bind)
+        self.eager = EagerStep(loss, leaves, self.optimizer, clip_norm=training.clip_norm)
+        self.step: Step = make_step(
+            loss,
+            leaves,
+            self.optimizer,
+            clip_norm=training.clip_norm,
+            engine=training.engine,
+            num_steps=training.epochs * self.steps_per_epoch,
+        )
 
     def progress(self) -> Progress:
         """Return where training stands."""
@@ -149,14 +158,20 @@ class Loop:
         unread: list[tuple[Tensor, int]] = []
         seen = 0
         stream = stream_seed(self.training.seed, "epoch", number)
-        with forked_random(stream, self.device), validation(enabled=checked):
-            for index, (model, guide, count) in enumerate(self._batches()):
+        with forked_random(stream, self.device), contextlib.ExitStack() as checks:
+            checks.enter_context(validation(enabled=checked))
+            step = self.eager if checked else self.step
+            for index, inputs in enumerate(self.feed.batches()):
+                if checked and index == CHECKED_STEPS and type(self.step) is not EagerStep:
+                    checks.close()
+                    checks.enter_context(validation(enabled=False))
+                    step = self.step
                 try:
-                    unread.append((self.step(model, guide, size=self._plate_size(count), count=count), count))
+                    unread.append((step(*inputs), self.feed.count(*inputs)))
                 except ValueError as error:  # of Pyro's checks, which may meet a NaN before the loss has been read
                     if unread:
                         self._read(unread, number, index - len(unread) + 1)
-                        self._check_again(model, guide, number, index + 1, error)
+                        self._check_again(inputs, number, index + 1, error)
                     raise
                 if len(unread) == STEPS_BETWEEN_READS or index == self.steps_per_epoch - 1:
                     sums += self._read(unread, number, index - len(unread) + 2)
@@ -179,23 +194,6 @@ class Loop:
             learning_rate=rate,
             seconds=time.perf_counter() - started,
         )
-
-    def _batches(self) -> Iterator[tuple[Program, Program, int]]:
-        """Yield the pair on each minibatch of an epoch, with its number of data."""
-        if not self.pair.draws_rows:
-            for rows in self.train.shuffled(self.batch_size, self.device):
-                args = self.train.draw(rows)
-                yield *self.pair.bind(args, torch.arange(len(rows), device=self.device)), len(rows)
-            return
-        args = self.train.everything()
-        order = torch.randperm(len(self.train), device=self.device)
-        for start in range(0, len(order), self.batch_size):
-            rows = order[torch.arange(start, start + self.batch_size, device=self.device) % len(order)]
-            yield *self.pair.bind(args, rows), self.batch_size
-
-    def _plate_size(self, count: int) -> int:
-        """Return the size that Pyro scales a minibatch to."""
-        return self.pair.plate_size if self.pair.plate_size != self.pair.num_rows else count
 
     def _read(self, unread: list[tuple[Tensor, int]], epoch: int, first_step: int) -> Tensor:
         """Fetch losses from the device and return their sums over data; the only place where the host waits."""
@@ -221,19 +219,16 @@ class Loop:
         )
 
     @torch.no_grad()
-    def _check_again(self, model: Program, guide: Program, epoch: int, step: int, error: ValueError) -> None:
+    def _check_again(self, inputs: tuple[Tensor, ...], epoch: int, step: int, error: ValueError) -> None:
         """Raise that training diverged if that is why Pyro's checks failed: without them the loss is not finite."""
         with validation(enabled=False):
-            if isinstance(self.objective, Objective):
-                loss = self.objective.terms_of(self.pair, model, guide).loss
-            else:
-                loss = self.objective.differentiable_loss(model, guide)
+            loss, _ = self.step.loss(*inputs)
         if not loss.isfinite():
             raise self._diverged(epoch, step, "the loss") from error
 
     def _check_end(self, epoch: int) -> None:
         """Refuse to go on with parameters that the last step made NaN, which no loss has shown yet."""
-        if torch.stack([parameter.isnan().any() for parameter in self.parameters]).any():
+        if torch.stack([parameter.isnan().any() for parameter in self.leaves.trained]).any():
             raise self._diverged(epoch, self.steps_per_epoch, "a parameter")
 
     @torch.no_grad()

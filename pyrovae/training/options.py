@@ -10,6 +10,8 @@ import torch
 
 from pyrovae.whole import require_whole
 
+ENGINES = ("auto", "eager", "captured")
+
 
 def _option(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
@@ -29,6 +31,9 @@ class Training:
             epoch; if None training goes on to the end and keeps the last weights.
         seed: of shuffling, binarization and the guide's draws.
         device: "auto" (CUDA if there is one, else the CPU), "cpu", "cuda", "cuda:1", "mps".
+        engine: "captured" records a step once and replays it, as a CUDA graph, on the CPU as a graph that Inductor
+            compiles where a C++ compiler is found; "eager" runs the programs anew in each step, to the same numbers but
+            for rounding; "auto" decides by the number of steps.
 
     Raises:
         ValueError: if an option is out of range.
@@ -43,6 +48,7 @@ class Training:
     patience: int | None = _option(None, "epochs without a better validation ELBO before it stops (default: never)")
     seed: int = _option(0, "of initialization, shuffling, binarization and the guide's draws")
     device: str = _option("auto", "auto, cpu, cuda, cuda:1 or mps; auto takes CUDA if there is one")
+    engine: str = _option("auto", "captured (steps are recorded once and replayed), eager, or auto: by their number")
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -50,6 +56,7 @@ class Training:
             value = getattr(self, name)
             if value is not None:
                 require_whole(value, name=name, least=least)
+        check_engine(self.engine)
         for name in ("learning_rate", "final_learning_rate", "clip_norm"):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
@@ -62,6 +69,12 @@ class Training:
         share = (epoch - 1) / max(1, self.epochs - 1)
         low, high = self.final_learning_rate, self.learning_rate
         return low + (high - low) * (1 + math.cos(math.pi * share)) / 2
+
+
+def check_engine(name: str) -> None:
+    """Refuse an engine that does not exist."""
+    if name not in ENGINES:
+        raise ValueError(f"engine is one of {', '.join(ENGINES)}, but received {name!r}; auto decides by itself")
 
 
 def choose_device(name: str) -> torch.device:

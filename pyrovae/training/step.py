@@ -1,19 +1,17 @@
-"""One gradient step."""
+"""One gradient step, eager; and what all engines have in common."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 
-import pyro
 import torch
-from pyro.infer import ELBO as PyroELBO
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyrovae.objectives import Objective
-from pyrovae.pair import Pair, Program
-from pyrovae.sandbox import MODULE_DIVIDER
+from pyrovae.training.adam import Adam
+from pyrovae.training.leaves import Leaves
+from pyrovae.training.loss import StepLoss
 
 MakeOptimizer = Callable[[list[Tensor]], torch.optim.Optimizer]
 
@@ -21,78 +19,69 @@ MakeOptimizer = Callable[[list[Tensor]], torch.optim.Optimizer]
 def fused_adam(parameters: list[Tensor]) -> torch.optim.Optimizer:
     """Return Adam that updates all parameters in one pass."""
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
-    return torch.optim.Adam(parameters, fused=fused)
+    return Adam(parameters) if fused else torch.optim.Adam(parameters)
 
 
-class EagerStep:
-    """Loss, gradients, clipping and update, without waiting for the device.
+class Step(ABC):
+    """Loss, gradients, clipping and update of one minibatch, without waiting for the device.
 
     Args:
-        pair: the structure of the programs.
-        objective: with a differentiable loss.
-        parameters: that are trained.
-        optimizer: of these.
+        loss: of a minibatch.
+        leaves: tensors of the pair.
+        optimizer: of those that are trained.
         clip_norm: largest norm of the gradient of the loss per datum, or None.
 
     """
 
     def __init__(
         self,
-        pair: Pair,
-        objective: PyroELBO,
-        parameters: list[Tensor],
+        loss: StepLoss,
+        leaves: Leaves,
         optimizer: torch.optim.Optimizer,
         *,
         clip_norm: float | None = None,
     ) -> None:
-        self.pair = pair
-        self.objective = objective
-        self.parameters = parameters
-        self.optimizer = optimizer
-        self.clip_norm = clip_norm
+        self.loss, self.leaves, self.optimizer, self.clip_norm = loss, leaves, optimizer, clip_norm
 
-    def __call__(self, model: Program, guide: Program, *, size: int, count: int) -> Tensor:
+    def __call__(self, *inputs: Tensor) -> Tensor:
         """Move the parameters once.
 
         Args:
-            model: without arguments, on one minibatch.
-            guide: the same.
-            size: of the data plate, by which the loss is divided.
-            count: of the data in the minibatch.
+            inputs: of the loss.
 
         Returns:
-            Loss, reconstruction and KL per datum, ``(3,)``, nats, the last two free of Pyro's scales; they are zero
-            where the objective does not tell.
+            Loss, reconstruction and KL per datum, ``(3,)``, nats, as `StepLoss` gives them.
 
         """
-        if isinstance(self.objective, Objective):
-            known = RegisteredParameters()
-            terms = self.objective.terms_of(self.pair, known(model), known(guide))
-            self.objective.step += 1
-            loss = terms.loss / size
-            shown = torch.stack([loss.detach(), terms.reconstruction / count, terms.kl / count])
-        else:
-            loss = self.objective.differentiable_loss(model, guide) / size
-            shown = torch.stack([loss, torch.zeros_like(loss), torch.zeros_like(loss)]).detach()
-        for parameter in self.parameters:
-            parameter.grad = None
-        loss.backward()
-        if self.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
-        self.optimizer.step()
+        if self.leaves.moved():
+            self.leaves.refresh(self.optimizer)
+        shown = self.run(*inputs)
+        if isinstance(self.loss.objective, Objective):
+            self.loss.objective.step += 1
         return shown
 
+    @abstractmethod
+    def run(self, *inputs: Tensor) -> Tensor:
+        """Move the parameters; arguments and result are those of the call."""
 
-class RegisteredParameters(Messenger):
-    """Answers `pyro.module` for parameters that the store holds already, so that no handler outside has to.
+    def set_gradients(self, gradients: Iterable[Tensor | None]) -> None:
+        """Hand the gradients of the loss per datum to the parameters, clipped."""
+        for parameter, gradient in zip(self.leaves.trained, gradients, strict=True):
+            parameter.grad = gradient
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.leaves.trained, self.clip_norm)
 
-    The answer is what the store would give, but a trace around the program does not record them, which took 0.4 of the
-    7 milliseconds of a step of the default model. Our objectives read none of it; others may, such as those of Pyro
-    that are compiled. Statements of ``pyro.param`` are left alone.
-    """
+    def update(self, gradients: Iterable[Tensor | None]) -> None:
+        """Move the parameters along the gradients of the loss per datum."""
+        self.set_gradients(gradients)
+        self.optimizer.step()
 
-    def _pyro_param(self, msg: Any) -> None:
-        store = pyro.get_param_store()
-        if MODULE_DIVIDER in msg["name"] and msg["name"] in store:
-            msg["value"] = store[msg["name"]]
-            msg["done"] = msg["stop"] = True
+
+class EagerStep(Step):
+    """A step that runs the programs anew each time."""
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        """Move the parameters."""
+        loss, shown = self.loss(*inputs)
+        self.update(torch.autograd.grad(loss, self.leaves.trained, allow_unused=True))
+        return shown

@@ -1,0 +1,159 @@
+"""The recording of a function: its graph, the tensors it reads, and its replay."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pyrovae.recording.inductor import compile_graph
+from pyrovae.recording.noise import split_noise
+from pyrovae.sandbox import forked_random, validation
+
+AGREEMENT = 1e-3  # relative distance between what is compiled and what is not; float32 sums differ by 1e-6 or so
+
+Function = Callable[..., Sequence[Tensor]]
+
+
+class NotRecordableError(ValueError):
+    """A function cannot be recorded, or what was recorded is not what it does; the text is the reason in a clause."""
+
+
+class Recording:
+    """A function as a graph, replayed with the values that its tensors have then.
+
+    Random numbers come from torch's default streams, in the order in which the function draws them, so that a replay
+    gives what a call would give.
+
+    Args:
+        graph: its placeholders are the leaves, then the inputs.
+        leaves: tensors that the function reads or writes without being given them.
+        num_inputs: how many tensors it is given.
+
+    """
+
+    def __init__(self, graph: fx.GraphModule, leaves: Sequence[Tensor], num_inputs: int) -> None:
+        self.graph, self.leaves, self.num_inputs = graph, list(leaves), num_inputs
+        self._run: Callable[..., Any] = graph.forward
+        self._noise: Callable[..., Any] | None = None
+
+    def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
+        """Return what the function returns for inputs like those it was recorded with, without gradients."""
+        with torch.no_grad():
+            noise = () if self._noise is None else self._noise()
+            return self._run(*noise, *self.leaves, *inputs)
+
+    def compile(self, inputs: Sequence[Tensor]) -> None:
+        """Let Inductor compile the graph; its random numbers are still drawn by torch, before it runs.
+
+        Args:
+            inputs: like those it will be given.
+
+        Raises:
+            NotRecordableError: if the graph draws random numbers whose law depends on tensors, or Inductor fails.
+
+        """
+        split = split_noise(self.graph)
+        if split is None:
+            raise NotRecordableError("it draws random numbers whose distribution depends on data")
+        noise, graph = split
+        with torch.no_grad(), forked_random(0), _kept(self.leaves):
+            drawn = () if noise is None else noise()
+            given = [*drawn, *self.leaves, *inputs]
+            expected = graph(*[each.clone() for each in given])
+            try:
+                compiled = compile_graph(graph, given)
+                found = compiled(*given)
+            except Exception as error:  # Inductor may raise anything
+                raise NotRecordableError(f"Inductor does not compile it ({first_line(error)})") from error
+        if not all(_close(a, b) for a, b in zip(found, expected, strict=True)):
+            raise NotRecordableError("what Inductor makes of it gives other numbers")
+        self._noise, self._run = noise, compiled
+
+
+def record(function: Function, inputs: Sequence[Tensor], *, leaves: Sequence[Tensor]) -> Recording:
+    """Run a function under torch's tracer and return its graph.
+
+    It is run twice: what differs between the two runs is decided in Python, from run to run anew, and cannot be
+    recorded. Random streams and the values of the leaves are afterwards as before.
+
+    Args:
+        function: of the inputs; it returns tensors. Gradients that it computes are part of the graph.
+        inputs: that it is given; a replay takes others of the same shapes, strides and dtypes.
+        leaves: tensors that it may read or write without being given them, each once. Those that it reads beside
+            these are found, but must not be written.
+
+    Raises:
+        NotRecordableError: with the reason, if the function asks a tensor for its value, or has more than one course.
+
+    """
+    device = next((tensor.device for tensor in (*inputs, *leaves)), torch.device("cpu"))
+    graphs = []
+    with _kept(leaves), validation(enabled=False):
+        for _ in range(2):
+            with forked_random(0, device):
+                try:
+                    graphs.append(make_fx(lambda *_: function(*inputs))(*leaves, *inputs))
+                except Exception as error:  # programs of the user's, and the tracer, may raise anything
+                    raise NotRecordableError(_why(error)) from error
+    first, second = graphs
+    if _text(first) != _text(second):
+        raise NotRecordableError("it does not do the same operations, with the same numbers, each time it is run")
+    found = _lift_constants(second)
+    return Recording(second, [*found, *leaves], len(inputs))
+
+
+@contextlib.contextmanager
+def _kept(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Put back afterwards the values of tensors that a run may write to, which are those without a gradient."""
+    written = [(tensor, tensor.clone()) for tensor in tensors if not tensor.requires_grad]
+    try:
+        yield
+    finally:
+        for tensor, value in written:  # versions do not tell: batch normalization writes unseen
+            tensor.copy_(value)
+
+
+def _lift_constants(module: fx.GraphModule) -> list[Tensor]:
+    """Turn tensors that the graph holds into placeholders, so that changes of their values take effect; return them."""
+    found: dict[int, tuple[fx.Node, Tensor]] = {}
+    first = next(iter(module.graph.nodes))
+    for node in [node for node in module.graph.nodes if node.op == "get_attr"]:
+        tensor = getattr(module, node.target)
+        if not isinstance(tensor, Tensor):
+            continue
+        if id(tensor) not in found:
+            with module.graph.inserting_before(first):
+                found[id(tensor)] = module.graph.placeholder(f"held_{len(found)}"), tensor
+        node.replace_all_uses_with(found[id(tensor)][0])
+        module.graph.erase_node(node)
+    module.recompile()
+    return [tensor for _, tensor in found.values()]
+
+
+def _text(module: fx.GraphModule) -> str:
+    """Return the operations of a graph with their numbers, and the small tensors that were made of Python's numbers."""
+    held = [getattr(module, node.target) for node in module.graph.nodes if node.op == "get_attr"]
+    values = [tensor.tolist() for tensor in held if isinstance(tensor, Tensor) and tensor.numel() <= 16]
+    return f"{module.code}{values}"
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    """Tell whether two computations of one thing agree up to what rounding may do, taken as a whole."""
+    return bool((a.double() - b.double()).norm() <= AGREEMENT * b.double().norm() + AGREEMENT**2)
+
+
+def _why(error: BaseException) -> str:
+    """Return the reason of the tracer's refusal as a clause."""
+    asked = "get value out of a tracing tensor" in str(error)
+    return "it asks a tensor for its value, as .item() or `if tensor` do" if asked else first_line(error)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the kind of an error and the first line of what it says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,102 @@
+"""Minibatches as the inputs of steps: a few tensors each, from which the programs' arguments are made on the device.
+
+What is made inside a step is recorded with it: rows are gathered and binarized there.
+"""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from pyrovae.data.batches import Rows
+from pyrovae.pair import Pair, Program
+
+
+class Feed(ABC):
+    """Where the minibatches of an epoch come from.
+
+    Attributes:
+        batch_size: B, data in a minibatch, but for a last one that may be short.
+
+    """
+
+    batch_size: int
+
+    @abstractmethod
+    def batches(self) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the inputs of each step of an epoch, in the order that torch's default stream gives."""
+
+    @abstractmethod
+    def bind(self, *inputs: Tensor) -> tuple[Program, Program, int]:
+        """Return model and guide without arguments, for the inputs of a step, and their number of data."""
+
+    @abstractmethod
+    def count(self, *inputs: Tensor) -> int:
+        """Return the number of data in the inputs of a step."""
+
+
+class Given(Feed):
+    """Minibatches that the caller brings: the inputs of a step are the arguments of the programs."""
+
+    def __init__(self, pair: Pair) -> None:
+        self.pair = pair
+
+    def batches(self) -> Iterator[tuple[Tensor, ...]]:
+        """Yield nothing: the caller has the minibatches."""
+        yield from ()
+
+    def bind(self, *inputs: Tensor) -> tuple[Program, Program, int]:
+        """Return the programs called with the inputs."""
+        return functools.partial(self.pair.model, *inputs), functools.partial(self.pair.guide, *inputs), len(inputs[0])
+
+    def count(self, *inputs: Tensor) -> int:
+        """Return B."""
+        return len(inputs[0])
+
+
+class Resident(Feed):
+    """Data that lie on the device as they were stored; the inputs of a step are row numbers ``(B,)``."""
+
+    def __init__(self, pair: Pair, rows: Rows, batch_size: int, device: torch.device) -> None:
+        self.pair, self.rows, self.device = pair, rows, device
+        self.batch_size = min(batch_size, len(rows))
+
+    def batches(self) -> Iterator[tuple[Tensor, ...]]:
+        """Yield row numbers."""
+        yield from ((numbers,) for numbers in self.rows.shuffled(self.batch_size, self.device))
+
+    def bind(self, *inputs: Tensor) -> tuple[Program, Program, int]:
+        """Gather and transform the rows."""
+        args = self.rows.draw(inputs[0])
+        return functools.partial(self.pair.model, *args), functools.partial(self.pair.guide, *args), len(inputs[0])
+
+    def count(self, *inputs: Tensor) -> int:
+        """Return B."""
+        return len(inputs[0])
+
+
+class OwnRows(Feed):
+    """All data, of which the pair draws rows by itself; the inputs are the rows it is made to draw, and the data."""
+
+    def __init__(self, pair: Pair, rows: Rows, device: torch.device) -> None:
+        self.pair, self.rows, self.device, self.batch_size = pair, rows, device, pair.num_rows
+
+    def batches(self) -> Iterator[tuple[Tensor, ...]]:
+        """Yield row numbers, all batches of the same size, with the data, whose noise is that of the epoch."""
+        args = self.rows.everything()
+        order = torch.randperm(len(self.rows), device=self.device)
+        for start in range(0, len(order), self.batch_size):
+            places = torch.arange(start, start + self.batch_size, device=self.device) % len(order)
+            yield order[places], *args
+
+    def bind(self, *inputs: Tensor) -> tuple[Program, Program, int]:
+        """Make the pair draw the given rows."""
+        return *self.pair.bind(inputs[1:], inputs[0]), self.batch_size
+
+    def count(self, *inputs: Tensor) -> int:
+        """Return the number of rows that the pair draws."""
+        return self.batch_size

@@ -1,0 +1,158 @@
+"""A step that is one CUDA graph: a replay starts all of its kernels at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyrovae.objectives import Objective
+from pyrovae.recording.graph import first_line
+from pyrovae.sandbox import forked_random, validation
+from pyrovae.training.leaves import Leaves
+from pyrovae.training.loss import StepLoss
+from pyrovae.training.step import EagerStep
+
+WARM_UPS = 3  # runs on a side stream before the capture, as torch's notes on CUDA graphs ask for
+
+
+class GraphedStep(EagerStep):
+    """A step whose loss, gradients, clipping and update are captured once, in a CUDA graph, and replayed.
+
+    The graph reads data, parameters, buffers, the weight of the KL and the learning rate where they lie. It is captured
+    anew where one of them comes to lie elsewhere, modules change their mode or options of the objective change. Random
+    numbers are those of the device's default stream, as an eager step draws them. Inputs of another shape than the
+    first, such as a last minibatch that is short, are run eagerly. An optimizer that cannot be captured runs after the
+    graph.
+
+    Args:
+        loss: of a minibatch.
+        leaves: tensors of the pair.
+        optimizer: of those that are trained.
+        clip_norm: largest norm of the gradient of the loss per datum, or None.
+        on_failure: told the reason, once, if the step cannot be captured; from then on steps are eager.
+
+    """
+
+    def __init__(
+        self,
+        loss: StepLoss,
+        leaves: Leaves,
+        optimizer: torch.optim.Optimizer,
+        *,
+        clip_norm: float | None = None,
+        on_failure: Callable[[str], None],
+    ) -> None:
+        super().__init__(loss, leaves, optimizer, clip_norm=clip_norm)
+        self.on_failure, self.failed = on_failure, False
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._state: tuple[object, ...] = ()
+        self._inputs: tuple[Tensor, ...] = ()
+        self._shown = torch.zeros(3)
+        self._weight = torch.ones(())
+        self._rates: list[Tensor] = []
+        self._updates = True
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        """Move the parameters."""
+        graph = None if self.failed else self._captured(inputs)
+        if graph is None:
+            return super().run(*inputs)
+        for place, value in zip(self._inputs, inputs, strict=True):
+            place.copy_(value, non_blocking=True)
+        self._set_numbers()
+        graph.replay()
+        if not self._updates:
+            self.optimizer.step()
+        return self._shown.clone()
+
+    def _captured(self, inputs: tuple[Tensor, ...]) -> torch.cuda.CUDAGraph | None:
+        """Return the graph for inputs like these, or None where they are run eagerly."""
+        if any(parameter not in self.optimizer.state for parameter in self.leaves.trained[:1]):
+            return None  # the optimizer makes its state in an eager step first
+        if self.leaves.displaced():
+            self.leaves.refresh(self.optimizer)
+        state = (self.leaves.version, getattr(self.loss.objective, "fixed", None))
+        if self._graph is None or state != self._state:
+            self._state = state
+            try:
+                self._capture(inputs)
+            except Exception as error:  # programs of the user's, and CUDA, may raise anything
+                self.failed, self._graph = True, None
+                self.on_failure(f"the step is run eagerly: {first_line(error)}")
+        same = all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(self._inputs, inputs, strict=True))
+        return self._graph if same else None
+
+    def _capture(self, inputs: tuple[Tensor, ...]) -> None:
+        """Capture the step, with all values afterwards as before."""
+        device, objective = self.leaves.trained[0].device, self.loss.objective
+        self._graph = None
+        self._inputs = tuple(each.clone() for each in inputs)
+        self._weight = torch.ones((), device=device, dtype=self.leaves.trained[0].dtype)
+        self._updates = self._make_capturable(device)
+        self._set_numbers()
+        held = isinstance(objective, Objective)
+        if held:
+            objective.held_weight = self._weight
+        kept = [(tensor, tensor.detach().clone()) for tensor in self._written()]
+        try:
+            with forked_random(0, device), validation(enabled=False):
+                side = torch.cuda.Stream(device)
+                side.wait_stream(torch.cuda.current_stream(device))
+                with torch.cuda.stream(side):
+                    for _ in range(WARM_UPS):
+                        self._body()
+                torch.cuda.current_stream(device).wait_stream(side)
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph):
+                    self._shown = self._body()
+        finally:
+            if held:
+                objective.held_weight = None
+            with torch.no_grad():
+                for tensor, value in kept:
+                    tensor.copy_(value)
+        self._graph = graph
+
+    def _body(self) -> Tensor:
+        """Run what is captured."""
+        loss, shown = self.loss(*self._inputs)
+        self.set_gradients(torch.autograd.grad(loss, self.leaves.trained, allow_unused=True))
+        if self._updates:
+            self.optimizer.step()
+        return shown
+
+    def _written(self) -> list[Tensor]:
+        """Return every tensor that a step writes to."""
+        states = [value for state in self.optimizer.state.values() for value in state.values()]
+        found = [*self.leaves.all, *(value for value in states if isinstance(value, Tensor))]
+        return list({id(tensor): tensor for tensor in found}.values())
+
+    def _make_capturable(self, device: torch.device) -> bool:
+        """Put learning rates and step counts of the optimizer on the device; tell whether it can be captured."""
+        if not all("capturable" in group for group in self.optimizer.param_groups):
+            return False
+        for group in self.optimizer.param_groups:
+            group["capturable"] = True
+        for state in self.optimizer.state.values():
+            if isinstance(state.get("step"), Tensor):
+                state["step"] = state["step"].to(device)
+        self._rates = [torch.as_tensor(group["lr"], device=device).clone() for group in self.optimizer.param_groups]
+        return True
+
+    def _set_numbers(self) -> None:
+        """Bring the numbers that the caller may have changed to where the graph reads them."""
+        if isinstance(self.loss.objective, Objective):
+            self._weight.fill_(self.loss.objective.kl_weight())
+        if self._updates:
+            for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+                _hold(group, rate)
+
+
+def _hold(group: dict[str, Any], rate: Tensor) -> None:
+    """Put the learning rate of a group into a tensor that stays where it is."""
+    if group["lr"] is not rate:
+        rate.fill_(group["lr"])
+        group["lr"] = rate

@@ -1,0 +1,514 @@
+"""Captured steps: the numbers of eager ones, everything that changes followed, and what is said where they fail."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from conftest import TwoLayers, make_vae
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from pyrovae import VAE, likelihoods, networks, posteriors, priors
+from pyrovae.data import from_arrays, transforms
+from pyrovae.objectives import ELBO, IWAE, STL, DReG, Objective, schedules
+from pyrovae.recording import has_compiler
+from pyrovae.training import Training, capture, engine, fit, recorded
+from pyrovae.training.adam import Adam
+from pyrovae.training.recorded import RecordedStep
+from pyrovae.training.step import EagerStep
+
+compiler = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler is found")
+Programs = tuple[Callable[..., None], Callable[..., None], list[nn.Module]]
+
+
+@pytest.fixture
+def _uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replay graphs as they are: what Inductor makes of them has tests of its own."""
+    monkeypatch.setattr(recorded, "has_compiler", lambda: False)
+    monkeypatch.setattr(logging.getLogger("pyrovae"), "disabled", True)
+
+
+def of_vae(vae: VAE) -> Programs:
+    return vae.model, vae.guide, [vae]
+
+
+def with_params() -> Programs:
+    """Return a pair of ``pyro.param`` values, one of them constrained, and a module."""
+    decoder = nn.Linear(2, 64)
+
+    def model(x: Tensor) -> None:
+        pyro.module("decoder", decoder)
+        width = pyro.param("width", torch.full((2,), 0.8), constraint=constraints.positive)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), width).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=decoder(z)).to_event(1), obs=x.flatten(1))
+
+    def guide(x: Tensor) -> None:
+        slope = pyro.param("slope", torch.linspace(-0.1, 0.1, 128).reshape(64, 2))
+        scale = pyro.param("scale", torch.tensor(0.5), constraint=constraints.interval(0.1, 2.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.flatten(1) @ slope, scale).to_event(1))
+
+    return model, guide, [decoder]
+
+
+def two_layers() -> Programs:
+    pair = TwoLayers(bottom_up=True)
+    return lambda x: pair.model(x.flatten(1)[:, :4]), lambda x: pair.guide(x.flatten(1)[:, :4]), [pair]
+
+
+def vamp() -> Programs:
+    likelihood, posterior = likelihoods.Bernoulli((1, 8, 8)), posteriors.DiagonalNormal(3)
+    encoder = networks.MLPEncoder((1, 8, 8), posterior.param_shape, hidden=(8,))
+    prior = priors.Vamp(encoder, posterior, num_components=5)
+    decoder = networks.MLPDecoder(3, likelihood.param_shape, hidden=(8,))
+    return of_vae(VAE(prior=prior, decoder=decoder, likelihood=likelihood, encoder=encoder, posterior=posterior))
+
+
+class Normalized(nn.Module):
+    """An encoder with batch normalization and dropout."""
+
+    x_shape = (1, 8, 8)
+
+    def __init__(self) -> None:
+        super().__init__()
+        first = nn.Linear(64, 8, bias=False)  # a bias here has a gradient of nothing but rounding
+        self.net = nn.Sequential(nn.Flatten(), first, nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x).unflatten(-1, (3, 2))
+
+
+def normalized() -> Programs:
+    vae = make_vae()
+    return of_vae(
+        VAE(
+            prior=vae.prior,
+            decoder=vae.decoder,
+            likelihood=vae.likelihood,
+            encoder=Normalized(),
+            posterior=vae.posterior,
+        )
+    )
+
+
+PAIRS: dict[str, tuple[Callable[[], Programs], Callable[[], Objective]]] = {
+    "VAE": (lambda: of_vae(make_vae()), ELBO),
+    "VAE, annealed": (lambda: of_vae(make_vae()), lambda: ELBO(annealing=schedules.Linear(100), free_bits=0.05)),
+    "pyro.param": (with_params, ELBO),
+    "two layers": (two_layers, ELBO),
+    "IWAE": (lambda: of_vae(make_vae()), lambda: IWAE(num_particles=4)),
+    "DReG": (lambda: of_vae(make_vae()), lambda: DReG(num_particles=4)),
+    "STL, two layers": (two_layers, lambda: STL(num_particles=1)),
+    "Vamp": (vamp, ELBO),
+    "BatchNorm": (normalized, ELBO),
+}
+
+
+def batches(number: int = 200, *, size: int = 12) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    return [(torch.rand(size, 1, 8, 8, generator=generator) < 0.3).to(torch.get_default_dtype()) for _ in range(number)]
+
+
+def trained(name: str, how: str, data: list[Tensor]) -> tuple[Tensor, Tensor, Any]:
+    """Return the losses of steps on minibatches, and all parameters and buffers afterwards as one vector."""
+    pyro.clear_param_store()
+    torch.manual_seed(1)
+    make, objective = PAIRS[name]
+    model, guide, modules = make()
+    step = capture(model, guide, data[0], objective=objective(), engine=how, clip_norm=50.0)
+    torch.manual_seed(2)
+    losses = torch.stack([torch.stack(step(x)) for x in data])
+    values = [value for module in modules for value in (*module.parameters(), *module.buffers())]
+    values += [value for _, value in sorted(pyro.get_param_store().named_parameters()) if value.requires_grad]
+    assert all(value == len(data) for value in values if not value.is_floating_point()), "batches are counted"
+    return losses, torch.cat([value.detach().flatten() for value in values if value.is_floating_point()]), step
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.usefixtures("_uncompiled")
+@pytest.mark.parametrize("name", PAIRS)
+def test_recorded_steps_are_eager_steps(name: str) -> None:
+    losses, values, _ = trained(name, "eager", batches())
+    found, reached, step = trained(name, "captured", batches())
+    assert step._step._recordings, "it was recorded"
+    assert distance(found, losses) < 1e-10
+    assert distance(reached, values) < 1e-10
+
+
+@compiler
+@pytest.mark.parametrize("name", ["VAE, annealed", "pyro.param", "two layers", "IWAE", "Vamp", "BatchNorm"])
+def test_compiled_steps_are_eager_steps(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    torch.set_default_dtype(torch.float32)
+    losses, values, _ = trained(name, "eager", batches())
+    found, reached, step = trained(name, "captured", batches())
+    assert "not compiled" not in caplog.text
+    assert step._step._recordings
+    assert distance(found, losses) < 1e-5
+    assert distance(reached, values) < 1e-5
+
+
+@compiler
+def test_compiled_steps_are_eager_steps_in_float64(caplog: pytest.LogCaptureFixture) -> None:
+    losses, values, _ = trained("VAE", "eager", batches())
+    found, reached, _ = trained("VAE", "captured", batches())
+    assert "not compiled" not in caplog.text
+    assert distance(found, losses) < 1e-10
+    assert distance(reached, values) < 1e-10
+
+
+def change_beta(step: Any, vae: VAE, x: Tensor) -> None:
+    step.objective.beta = 7.0
+
+
+def change_rate(step: Any, vae: VAE, x: Tensor) -> None:
+    step.optimizer.param_groups[0]["lr"] = 0.3
+
+
+def change_data(step: Any, vae: VAE, x: Tensor) -> None:
+    x.mul_(0.0)
+
+
+def change_values(step: Any, vae: VAE, x: Tensor) -> None:
+    with torch.no_grad():
+        for parameter in vae.parameters():
+            parameter.mul_(0.5)
+
+
+def replace_parameter(step: Any, vae: VAE, x: Tensor) -> None:
+    layer = vae.encoder.net[1]
+    layer.weight = nn.Parameter(layer.weight.detach() * 2.0)
+
+
+def replace_buffer(step: Any, vae: VAE, x: Tensor) -> None:
+    vae.prior.scale = vae.prior.scale * 0.7
+
+
+def freeze(step: Any, vae: VAE, x: Tensor) -> None:
+    vae.decoder.requires_grad_(requires_grad=False)
+
+
+def switch_mode(step: Any, vae: VAE, x: Tensor) -> None:
+    vae.eval()
+
+
+def change_option(step: Any, vae: VAE, x: Tensor) -> None:
+    step.objective.free_bits = 0.5
+
+
+CHANGES = [
+    change_beta,
+    change_rate,
+    change_data,
+    change_values,
+    replace_parameter,
+    replace_buffer,
+    freeze,
+    switch_mode,
+    change_option,
+]
+
+
+@pytest.mark.usefixtures("_uncompiled")
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_what_changes_is_followed(change: Callable[..., None]) -> None:
+    """Change something between steps: captured steps go where eager ones go, and not where they would have gone."""
+    results = {}
+    for how in ("eager", "captured", "unchanged"):
+        torch.manual_seed(1)
+        model, guide, (vae,) = normalized()
+        (x,) = batches(1)
+        step = capture(model, guide, x, engine="eager" if how == "unchanged" else how)
+        torch.manual_seed(2)
+        for _ in range(5):
+            step(x)
+        if how != "unchanged":
+            change(step, vae, x)
+        shown = [torch.stack(step(x)) for _ in range(5)]
+        results[how] = torch.cat([*shown, *(parameter.detach().flatten() for parameter in vae.parameters())])
+    assert distance(results["captured"], results["eager"]) < 1e-12
+    assert distance(results["unchanged"], results["eager"]) > 1e-4
+
+
+def data(num_data: int = 83) -> Any:
+    generator = torch.Generator().manual_seed(6)
+    x = torch.randint(256, (num_data, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    return from_arrays(x, validation=16, test=16).with_transform(transforms.DynamicBinarization())
+
+
+def fitted(how: str, **options: Any) -> tuple[Any, Tensor]:
+    torch.manual_seed(1)
+    vae = make_vae()
+    extra = {name: options.pop(name) for name in ("folder", "resume", "on_epoch") if name in options}
+    training = Training(**({"epochs": 6, "batch_size": 16, "device": "cpu", "engine": how} | options))
+    history = fit(vae.model, vae.guide, data(), training=training, shown=False, **extra)
+    shown = [(e.elbo, e.reconstruction, e.kl, e.objective, *e.validation.values()) for e in history.epochs]
+    values = torch.cat([parameter.detach().flatten() for parameter in vae.parameters()])
+    return torch.tensor(shown), values
+
+
+@pytest.mark.usefixtures("_uncompiled")
+@pytest.mark.parametrize("batch_size", [16, 17, 50])
+def test_fit_gives_the_same_numbers(batch_size: int) -> None:
+    """51 data: three full minibatches of 17; three and a short one; one full, one of a single datum."""
+    shown, values = fitted("captured", batch_size=batch_size, final_learning_rate=1e-4, clip_norm=3.0)
+    expected, reached = fitted("eager", batch_size=batch_size, final_learning_rate=1e-4, clip_norm=3.0)
+    assert distance(shown, expected) < 1e-12
+    assert distance(values, reached) < 1e-12
+
+
+@pytest.mark.usefixtures("_uncompiled")
+def test_short_batches_that_come_often_are_recorded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorded, "REPEATS", 3)
+    model, guide, _ = of_vae(make_vae())
+    long, short, other = batches(1)[0], batches(1, size=5)[0], batches(1, size=4)[0]
+    step = capture(model, guide, long)
+    for x in (long, long, short, short, other, short, short, other):
+        step(x)
+    assert [key[0][0][0] for key in step._step._recordings] == [12, 5]
+
+
+@pytest.mark.usefixtures("_uncompiled")
+def test_resuming_a_captured_run_gives_the_same_numbers(tmp_path: Any) -> None:
+    shown, values = fitted("captured")
+    fitted("captured", folder=tmp_path, on_epoch=lambda epoch: epoch.epoch == 3)
+    again, reached = fitted("captured", folder=tmp_path, resume=True)
+    assert torch.equal(again, shown)
+    assert torch.equal(reached, values)
+
+
+@compiler
+def test_resuming_a_compiled_run_gives_the_same_numbers(tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
+    shown, values = fitted("captured")
+    fitted("captured", folder=tmp_path, on_epoch=lambda epoch: epoch.epoch == 3)
+    again, reached = fitted("captured", folder=tmp_path, resume=True)
+    assert "not compiled" not in caplog.text
+    assert torch.equal(again, shown)
+    assert torch.equal(reached, values)
+
+
+@pytest.mark.usefixtures("_uncompiled")
+def test_rows_of_a_split_are_gathered_and_binarized_inside() -> None:
+    split = data().train
+    rows = torch.randperm(len(split), generator=torch.Generator().manual_seed(3)).split(17)
+    found = []
+    for how in ("eager", "captured"):
+        torch.manual_seed(1)
+        vae = make_vae()
+        step = capture(vae.model, vae.guide, split, engine=how)
+        torch.manual_seed(2)
+        found.append(torch.stack([step(batch).loss for _ in range(4) for batch in rows]))
+    assert distance(found[1], found[0]) < 1e-12
+    assert found[0].unique().numel() == found[0].numel(), "each minibatch is binarized afresh"
+
+
+@pytest.mark.usefixtures("_uncompiled")
+@pytest.mark.parametrize("outcome", ["done", "raised"])
+@pytest.mark.parametrize("enabled", [True, False])
+def test_switches_are_left_as_they_were(outcome: str, enabled: bool) -> None:  # noqa: FBT001
+    before = (torch.distributions.Distribution._validate_args, pyro.poutine.runtime.am_i_wrapped())
+    model, guide, (vae,) = of_vae(make_vae())
+    x = batches(1)[0]
+    with pyro.validation_enabled(enabled):
+        step = capture(model, guide, x)
+        if outcome == "raised":
+            with pytest.raises(ValueError, match="binarize them"):
+                step(x + 0.5)
+        for _ in range(3):
+            step(x)
+        assert torch.distributions.Distribution._validate_args is enabled
+        assert pyro.infer.util.is_validation_enabled() is enabled
+    assert (torch.distributions.Distribution._validate_args, pyro.poutine.runtime.am_i_wrapped()) == before
+    assert vae.training
+    assert not list(pyro.get_param_store())
+
+
+def test_the_first_batch_is_checked_before_anything_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorded, "record", lambda *_, **__: pytest.fail("recorded unchecked data"))
+    vae = make_vae()
+    grey = from_arrays(torch.rand(40, 1, 8, 8), validation=4, test=4)
+    with pytest.raises(ValueError, match="binarize them"):
+        fit(vae.model, vae.guide, grey, training=Training(epochs=2, device="cpu", engine="captured"), shown=False)
+    step = capture(vae.model, vae.guide, torch.ones(3, 1, 8, 8))
+    with pytest.raises(ValueError, match="binarize them"):
+        step(torch.full((3, 1, 8, 8), 0.5))
+
+
+class Wayward(nn.Module):
+    """A pair whose programs cannot be recorded, for one reason or another."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.calls, self.net = kind, 0, nn.Linear(2, 64)
+
+    def model(self, x: Tensor) -> None:
+        pyro.module("wayward", self)
+        self.calls += 1
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            logits = self.net(z)
+            if self.kind == "asks" and logits.sum() > 0:
+                logits = logits * 1.0
+            if self.kind == "counts":
+                logits = logits * (1 + 1e-3 * self.calls)
+            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x.flatten(1))
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), torch.ones(2)).to_event(1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [("asks", "eagerly: it asks a tensor for its value"), ("counts", "eagerly: it does not do the same operations")],
+)
+def test_what_cannot_be_recorded_runs_eagerly_and_one_line_says_why(
+    kind: str, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    losses = []
+    for how in ("eager", "captured"):
+        torch.manual_seed(1)
+        pair = Wayward(kind)
+        step = capture(pair.model, pair.guide, batches(1)[0], engine=how)
+        pair.calls = 0
+        torch.manual_seed(2)
+        losses.append(torch.stack([step(x).loss for x in batches(6)]))
+    assert [record.message for record in caplog.records if "eagerly" in record.message] == [
+        next(record.message for record in caplog.records if reason in record.message)
+    ]
+    if kind == "asks":
+        assert torch.equal(losses[0], losses[1])
+
+
+def test_noise_that_depends_on_data_is_recorded_and_one_line_says_why_not_compiled(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rate = nn.Linear(64, 2)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Gamma(torch.ones(2), 1.0).to_event(1))
+            pyro.sample(
+                "x", dist.Bernoulli(logits=z.sum(-1, keepdim=True).expand(-1, 64)).to_event(1), obs=x.flatten(1)
+            )
+
+    def guide(x: Tensor) -> None:
+        pyro.module("rate", rate)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Gamma(rate(x.flatten(1)).exp(), 1.0).to_event(1))
+
+    start, losses = copy.deepcopy(rate.state_dict()), []
+    for how in ("eager", "captured"):
+        rate.load_state_dict(start)
+        step = capture(model, guide, batches(1)[0], engine=how)
+        torch.manual_seed(2)
+        losses.append(torch.stack([step(x).loss for x in batches(8)]))
+    assert distance(losses[1], losses[0]) < 1e-12
+    said = [record.message for record in caplog.records if "not compiled" in record.message]
+    assert len(said) == 1
+    assert "depends on data" in said[0] or "no C++ compiler" in said[0]
+
+
+def test_without_a_compiler_the_graph_is_replayed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(recorded, "has_compiler", lambda: False)
+    _, _, step = trained("VAE", "captured", batches(5))
+    assert [record.message for record in caplog.records] == [
+        "the recorded step is not compiled: no C++ compiler is found"
+    ]
+    assert step._step._recordings
+
+
+def test_the_number_of_steps_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, guide, _ = of_vae(make_vae())
+    step = capture(model, guide, batches(1)[0])._step
+
+    def chosen(num_steps: int, *, compiler: bool = True) -> Any:
+        monkeypatch.setattr(engine, "has_compiler", lambda: compiler)
+        return engine.make_step(step.loss, step.leaves, step.optimizer, engine="auto", num_steps=num_steps)
+
+    assert type(chosen(engine.RECORDED_FROM - 1)) is EagerStep
+    assert [type(chosen(n)) for n in (engine.RECORDED_FROM, engine.COMPILED_FROM)] == [RecordedStep, RecordedStep]
+    compiled = [
+        chosen(engine.COMPILED_FROM - 1).compiled,
+        chosen(engine.COMPILED_FROM).compiled,
+        chosen(engine.COMPILED_FROM, compiler=False).compiled,
+    ]
+    assert compiled == [False, True, False]
+    with pytest.raises(ValueError, match="engine is one of auto, eager, captured, but received 'jit'"):
+        Training(engine="jit")
+    with pytest.raises(ValueError, match="engine is one of"):
+        capture(model, guide, batches(1)[0], engine="fast")
+
+
+def test_a_pair_that_draws_its_own_rows_is_refused() -> None:
+    vae = make_vae()
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", 30, subsample_size=10) as rows:
+            z = pyro.sample("z", vae.prior())
+            pyro.sample("x", vae.likelihood(vae.decoder(z)), obs=x[rows])
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", 30, subsample_size=10) as rows:
+            pyro.sample("z", vae.posterior(vae.encoder(x[rows])))
+
+    with pytest.raises(ValueError, match="draws rows of the data by itself"):
+        capture(model, guide, batches(1, size=30)[0])
+    fit(model, guide, batches(1, size=30)[0], training=Training(epochs=3, engine="captured", device="cpu"), shown=False)
+
+
+def test_more_tensors_to_train_than_before_are_refused() -> None:
+    model, guide, (vae,) = of_vae(make_vae())
+    x = batches(1)[0]
+    step = capture(model, guide, x, engine="eager")
+    step(x)
+    vae.extra = nn.Parameter(torch.zeros(1))
+    step(x)  # nothing that was known has moved
+    vae.encoder.layers[0] = nn.Linear(64, 8)
+    vae.decoder.layers[0] = nn.Linear(3, 8)
+    with pytest.raises(ValueError, match="make a new step"):
+        step(x)
+
+
+def test_adam_is_torchs_adam() -> None:
+    """Follow torch's own through a parameter that has no gradient for a while, and through a saved state."""
+    found = []
+    for make in (lambda p: Adam(p, lr=0.1), lambda p: torch.optim.Adam(p, lr=0.1, fused=True)):
+        torch.manual_seed(0)
+        parameters = [torch.randn(4, 3, requires_grad=True), torch.randn(5, requires_grad=True)]
+        optimizer = make(parameters)
+        for number in range(12):
+            late = number < 3 or number == 7
+            for parameter, without in zip(parameters, (False, late), strict=True):
+                parameter.grad = None if without else torch.randn(parameter.shape)
+            optimizer.step()
+            if number == 9:
+                state = copy.deepcopy(optimizer.state_dict())
+                optimizer = make(parameters)
+                optimizer.load_state_dict(state)
+        found.append([*parameters, *(optimizer.state[p]["step"] for p in parameters)])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_adam_counts_once_where_it_can() -> None:
+    parameters = [torch.randn(4, requires_grad=True), torch.randn(5, requires_grad=True)]
+    optimizer = Adam(parameters)
+    for _ in range(3):
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+    counts = [optimizer.state[parameter]["step"] for parameter in parameters]
+    assert counts[0] is counts[1]
+    assert counts[0] == 3

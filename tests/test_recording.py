@@ -1,0 +1,130 @@
+"""Recordings: a replay is what a call would be, whatever has changed in tensors; what cannot be recorded is told."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pyrovae.recording import NotRecordableError, has_compiler, record
+from pyrovae.recording import graph as recording_graph
+
+compiler = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler is found")
+
+
+class Noisy(nn.Module):
+    """A function with everything that a step may hold: noise of several kinds, buffers, constants, gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = (nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, 2))
+        self.net = nn.Sequential(*layers)
+        self.factor, self.shift = torch.tensor(2.0), torch.arange(12.0).reshape(6, 2)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        mean = self.net(x)
+        z = mean + torch.empty_like(mean).normal_()
+        coins = (torch.rand(z.shape) < 0.5) + torch.rand_like(z) + torch.randn(6, 2)
+        loss = (z * self.factor * coins * torch.tensor(3.0) + self.shift).square().mean()
+        return [loss.detach(), z.detach(), *torch.autograd.grad(loss, list(self.net.parameters()))]
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        return [*self.net.parameters(), *self.net.buffers(), self.factor]
+
+
+def agree(called: Any, replayed: Any, module: nn.Module) -> None:
+    """Compare a call with a replay, from the same random state and the same buffers, results and buffers."""
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    for seed in range(3):
+        x, found = torch.randn(6, 4), []
+        for function in (called, replayed):
+            module.load_state_dict(before)
+            torch.manual_seed(seed)
+            found.append([*function(x), *(buffer.clone() for buffer in module.buffers()), torch.rand(1)])
+        for a, b in zip(*found, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    module.load_state_dict(before)
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=compiler)])
+def test_a_replay_is_a_call(compiled: bool) -> None:  # noqa: FBT001
+    function = Noisy()
+    before = {name: value.clone() for name, value in function.state_dict().items()}
+    stream = torch.get_rng_state()
+    recording = record(function, [torch.randn(6, 4)], leaves=function.leaves)
+    if compiled:
+        recording.compile([torch.randn(6, 4)])
+        torch.set_rng_state(stream)
+    assert all(torch.equal(value, before[name]) for name, value in function.state_dict().items())
+    agree(function, recording, function)
+    with torch.no_grad():
+        function.factor.fill_(5.0)
+        function.shift.mul_(-2.0)  # which is not among the leaves
+        for parameter in function.net.parameters():
+            parameter.mul_(1.1)
+    agree(function, recording, function)
+
+
+def test_recording_leaves_the_random_stream_and_the_switches() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    before = torch.distributions.Distribution._validate_args
+    record(Noisy(), [torch.randn(6, 4, generator=torch.Generator())], leaves=[])
+    assert torch.distributions.Distribution._validate_args is before
+    torch.manual_seed(3)
+    record(lambda x: [x * torch.rand(1)], [torch.ones(1)], leaves=[])
+    assert torch.equal(torch.rand(1), expected)
+
+
+numbers = itertools.count()
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda x: [x * x.sum().item()], "asks a tensor for its value"),
+        (lambda x: [x if x.sum() > 0 else -x], "asks a tensor for its value"),
+        (lambda x: [x * next(numbers)], "the same operations, with the same numbers"),
+        (lambda x: [x + torch.tensor([next(numbers), 1.0, 0.0, 2.0])], "the same operations, with the same numbers"),
+        (lambda x: [x.sin() if next(numbers) % 2 else x.cos()], "the same operations"),
+        (lambda x: [x @ x], "RuntimeError"),
+    ],
+)
+def test_what_cannot_be_recorded_is_told(function: Any, reason: str) -> None:
+    with pytest.raises(NotRecordableError, match=reason):
+        record(function, [torch.ones(3, 4)], leaves=[])
+
+
+def test_noise_whose_law_depends_on_data_is_recorded_but_not_compiled() -> None:
+    recording = record(lambda x: [torch.poisson(x), torch.bernoulli(x)], [torch.full((4,), 0.5)], leaves=[])
+    with pytest.raises(NotRecordableError, match="distribution depends on data"):
+        recording.compile([torch.full((4,), 0.5)])
+    torch.manual_seed(0)
+    expected = [torch.poisson(torch.ones(4)), torch.bernoulli(torch.ones(4))]
+    torch.manual_seed(0)
+    assert all(torch.equal(a, b) for a, b in zip(recording(torch.ones(4)), expected, strict=True))
+
+
+@pytest.mark.parametrize("wrong", [lambda *given: [given[-1] * 1.01], lambda *given: 1 / 0])
+def test_a_compiler_that_goes_wrong_is_not_used(wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording_graph, "compile_graph", lambda graph, inputs: wrong)
+    recording = record(lambda x: [x * 1.0], [torch.ones(3)], leaves=[])
+    with pytest.raises(NotRecordableError, match="Inductor"):
+        recording.compile([torch.ones(3)])
+    assert torch.equal(recording(torch.full((3,), 2.0))[0], torch.full((3,), 2.0))
+
+
+@compiler
+def test_compiling_leaves_the_checks_on() -> None:
+    pyro.enable_validation()
+    recording = record(lambda x: [x.exp() + torch.rand(3)], [torch.ones(3)], leaves=[])
+    recording.compile([torch.ones(3)])
+    assert torch.distributions.Distribution._validate_args
+    with pytest.raises(ValueError, match="scale"):
+        torch.distributions.Normal(0.0, -1.0)

@@ -68,8 +68,8 @@ def evaluate(
         seed: of the draws.
         device: to compute on, to which the modules are moved; where they are if None.
         modules: those used by the programs that cannot be found from them.
-        journal: file that keeps the finished batches of an evaluation that is interrupted; the same call goes on after
-            them, to the same numbers, and removes it at the end.
+        journal: file that keeps the finished batches and checks of an evaluation that is interrupted; the same call
+            goes on after them, to the same numbers, and removes it at the end.
         shown: whether progress is shown.
 
     Returns:
@@ -129,6 +129,7 @@ def evaluate(
             per_datum=per_datum,
             variances=per_datum[f"{VARIANCE}L_{ks[-1]}"],
             draws_rows=draws_rows,
+            finished=finished,
             seed=seed,
             modules=found,
             shown=shown,

@@ -24,6 +24,7 @@ from pyrovae.results import (
     Difference,
     Estimate,
     Evaluation,
+    Observed,
     Row,
     bits_per_dimension,
     compare,
@@ -242,13 +243,19 @@ HERE = dataclasses.replace(FIRST, stored_hash="ab" * 8)
             "log p(x | c) is not log p(x): give all models the same covariates",
         ),
         (
-            {"data_hash": "feedfeedfeedfeed"},
+            {"observed": Observed("x where it is not masked", 2.5, "0b5e" * 4)},
+            "these differ in what they observe of the data (",
+            "(a, again: not known; b: x where it is not masked, 2.5 elements of a datum, sha256 0b5e0b5e0b5e)",
+            "Let all models observe the same values, obs=x, under the same masks",
+        ),
+        (
+            {"data_hash": "feedfeedfeedfeed", "observed": Observed("x", 4.0, "0b5e" * 4)},
             "the values that were scored, though stored data and transform agree (",
             "(a, again: sha256 0123456789ab; b: sha256 feedfeedfeed)",
             "Draw binarization and noise with one seed (--data.seed)",
         ),
     ],
-    ids=["data", "transform", "measure", "unknown", "covariates", "seed"],
+    ids=["data", "transform", "measure", "unknown", "covariates", "observed", "seed"],
 )
 def test_what_may_not_be_compared_is_refused(changes: dict[str, Any], differing: str, sides: str, remedy: str) -> None:
     other = dataclasses.replace(HERE, **changes)
@@ -257,7 +264,9 @@ def test_what_may_not_be_compared_is_refused(changes: dict[str, Any], differing:
     for words in (differing, sides, remedy, "or keep them in separate tables by blocks=True (--blocks)"):
         assert words in str(refused.value)
     assert len(compare({"a": HERE, "b": other}, blocks=True).blocks) == 2
-    named = re.findall(r"(data|transform|base measure|covariates) \(", str(refused.value).split(". ")[0])
+    named = re.findall(
+        r"(data|transform|base measure|covariates|what they observe of the data) \(", str(refused.value).split(". ")[0]
+    )
     assert len(named) <= 1, "nothing that agrees is named"
 
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors
 import torch
 from conftest import Pair, linear_gaussian, make_vae, pair_of
 from torch import nn
 
-from pyrovae.evaluate import evaluate, evaluation
+from pyrovae import Checks
+from pyrovae.evaluate import checks, evaluate, evaluation
 from pyrovae.evaluate.journal import Journal
+from pyrovae.results import Estimate, Evaluation
+from pyrovae.results.record import tensors_of
 
 
 class Interrupted:
@@ -114,3 +121,138 @@ def test_programs_may_differ_where_their_weights_do_not(monkeypatch: pytest.Monk
     interrupt(monkeypatch, lambda: run((pair_of(truth, widen=1.3), x), journal), at=4)
     other = pair_of(truth, widen=1.2), x
     assert run(other, journal).estimates == run(other, None).estimates
+
+
+FEW = Checks(
+    num_annealed=6, num_simulated=5, num_refined=4, num_encoded=8, refit_epochs=1, num_chains=4, num_temperatures=3
+)
+NAMES = ("ais", "bdmc", "gaps", "latents")
+
+
+def counted(patch: pytest.MonkeyPatch, *, at: str | None = None) -> list[str]:
+    """Return a list in which each check that is started notes its name; the one named is interrupted."""
+    started: list[str] = []
+
+    def watched(name: str, check: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            started.append(name)
+            if name == at:
+                raise KeyboardInterrupt
+            return check(*args, **kwargs)
+
+        return call
+
+    for name in NAMES:
+        patch.setattr(checks, name, watched(name, getattr(checks, name)))
+    return started
+
+
+def run_with_checks(problem: tuple[Pair, torch.Tensor], journal: Path | None, asked: Checks = FEW) -> Evaluation:
+    (model, guide), x = problem
+    return evaluate(model, guide, x, ks=(1, 10), checks=asked, batch_size=4, journal=journal, shown=False)
+
+
+def stop(problem: tuple[Pair, torch.Tensor], journal: Path, patch: pytest.MonkeyPatch, *, at: str) -> None:
+    """Run, and interrupt a check at its start."""
+    with patch.context() as inside:
+        counted(inside, at=at)
+        with pytest.raises(KeyboardInterrupt):
+            run_with_checks(problem, journal)
+
+
+def require_same(one: Evaluation, other: Evaluation) -> None:
+    """Require two evaluations to agree to the byte, but for their dates."""
+    assert one.to_json().replace(one.date, "") == other.to_json().replace(other.date, "")
+    here, there = tensors_of(one), tensors_of(other)
+    assert list(here) == list(there)
+    for name, value in here.items():
+        assert value.dtype == there[name].dtype
+        assert torch.equal(value.nan_to_num(-9.0), there[name].nan_to_num(-9.0))
+
+
+def test_finished_checks_are_not_run_again(
+    problem: tuple[Pair, torch.Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each check in turn is interrupted at its start, once in one evaluation and once in an evaluation of its own."""
+    journal = tmp_path / "unfinished"
+    whole = run_with_checks(problem, None)
+    assert not whole.checked.left_out
+    for number, name in enumerate(NAMES):
+        own = tmp_path / name
+        stop(problem, own, monkeypatch, at=name)
+        with monkeypatch.context() as patch:
+            started, batches = counted(patch), Interrupted(patch, at=None)
+            require_same(run_with_checks(problem, own), whole)
+        assert started == list(NAMES[number:])
+        assert batches.count == 0
+        with monkeypatch.context() as patch:
+            started = counted(patch, at=name)
+            with pytest.raises(KeyboardInterrupt):
+                run_with_checks(problem, journal)
+        assert started == list(NAMES[max(number - 1, 0) : number + 1])
+    require_same(run_with_checks(problem, journal), whole)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_journal_is_strict_json_and_tensors(
+    problem: tuple[Pair, torch.Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    journal = tmp_path / "unfinished"
+    stop(problem, journal, monkeypatch, at="gaps")
+    with safetensors.safe_open(journal, framework="pt") as file:
+        kept = json.loads(file.metadata()["records"], parse_constant=pytest.fail)["checks"]
+    assert list(kept) == ["AIS", "BDMC"]
+    assert kept["AIS"]["asked"] == {name: getattr(FEW, name) for name in Checks.__dataclass_fields__}
+    assert [path.name for path in tmp_path.iterdir()] == ["unfinished"]
+
+
+def test_checks_of_other_options_or_a_damaged_file_do_not_count(
+    problem: tuple[Pair, torch.Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    journal = tmp_path / "unfinished"
+    stop(problem, journal, monkeypatch, at="latents")
+    content = journal.read_bytes()
+    more = replace(FEW, num_leapfrog=2)
+    with monkeypatch.context() as patch:
+        started, batches = counted(patch), Interrupted(patch, at=None)
+        found = run_with_checks(problem, journal, more)
+    assert (started, batches.count) == (list(NAMES), 0), "bounds do not depend on the checks"
+    require_same(found, run_with_checks(problem, None, more))
+    whole = run_with_checks(problem, None)
+    for position in (-3, len(content) // 2, content.index(b"acceptance"), 5):  # values, records, the header, its length
+        journal.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 or None :])
+        with monkeypatch.context() as patch:
+            started, batches = counted(patch), Interrupted(patch, at=None)
+            require_same(run_with_checks(problem, journal), whole)
+        assert (started, batches.count) == (list(NAMES), 6)
+
+
+def test_a_refusal_is_not_kept_and_comes_again(
+    problem: tuple[Pair, torch.Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One for lack of memory need not come again."""
+    journal = tmp_path / "unfinished"
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise ValueError("too large")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checks, "bdmc", refuse)
+        counted(patch, at="gaps")
+        with pytest.raises(KeyboardInterrupt):
+            run_with_checks(problem, journal)
+    require_same(run_with_checks(problem, journal), run_with_checks(problem, None))
+
+
+def test_what_is_no_json_or_no_such_record_is_not_found(tmp_path: Path) -> None:
+    path = tmp_path / "unfinished"
+    journal = Journal(path, "key")
+    journal.add({"ELBO": torch.zeros(2)})
+    journal.keep("good", Estimate("AIS", 4, -1.5, 0.1, None, "why"), asked={"n": 1})
+    journal.keep("bad", Estimate("AIS", 4, math.nan, None, None), asked={"n": 1})
+    again = Journal(path, "key")
+    assert again.found("good", Estimate, asked={"n": 1}) == Estimate("AIS", 4, -1.5, 0.1, None, "why")
+    assert again.found("good", Estimate, asked={"n": 2}) is None
+    assert again.found("good", Evaluation, asked={"n": 1}) is None
+    assert again.found("bad", Estimate, asked={"n": 1}) is None
+    assert Journal(path, "another key").found("good", Estimate, asked={"n": 1}) is None

@@ -118,6 +118,7 @@ class Outer:
     ladder: tuple[Estimate, ...]
     pairs: dict[str, tuple[float | None, float | None]]
     sizes: tuple[int, str]
+    later: str | None = None
     per_datum: dict[str, Tensor] = field(repr=False, compare=False, default_factory=dict)
 
 
@@ -126,7 +127,7 @@ ESTIMATE = Estimate("IWAE", 5, -1.5, 0.1, None, "why")
 
 @pytest.mark.parametrize("inner", [None, Inner(ESTIMATE, None, {"AIS": torch.ones(2)})])
 def test_records_go_to_json_and_back(inner: Inner | None) -> None:
-    record = Outer(inner, (ESTIMATE, ESTIMATE), {"a": (None, 1.0)}, (3, "x"), {"ELBO": torch.zeros(2)})
+    record = Outer(inner, (ESTIMATE, ESTIMATE), {"a": (None, 1.0)}, (3, "x"), None, {"ELBO": torch.zeros(2)})
     plain = json.loads(json.dumps(to_plain(record), allow_nan=False))
     assert "per_datum" not in json.dumps(plain)
     tensors = tensors_of(record)
@@ -148,6 +149,15 @@ def test_records_of_other_fields_are_refused() -> None:
         from_plain(Outer, plain | {"newer": 1})
     with pytest.raises(ValueError, match="it differs in inner, ladder, pairs, sizes"):
         from_plain(Outer, 3)
+
+
+def test_what_an_earlier_version_did_not_know_may_be_missing() -> None:
+    record = Outer(None, (), {}, (3, "x"))
+    plain = to_plain(record)
+    del plain["later"]
+    assert from_plain(Outer, plain) == record
+    with pytest.raises(ValueError, match=r"it differs in newer, sizes\Z"):
+        from_plain(Outer, {name: value for name, value in plain.items() if name != "sizes"} | {"newer": 1})
 
 
 def test_a_record_shows_itself_as_all_its_tables() -> None:

@@ -26,7 +26,7 @@ def compare_runs(argv: Sequence[str]) -> None:
         prog="pyrovae compare",
         usage="pyrovae compare RUN RUN ... [options]",
         description="Put evaluated runs side by side: paired differences with standard errors and 95 % intervals, and "
-        "a ranking. Runs on other data, binarized otherwise or in another base measure are refused.",
+        "a ranking. Runs on other data, binarized or observed otherwise or in another base measure are refused.",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, evaluated by pyrovae evaluate")
     group = parser.add_argument_group("comparison")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 import torch
@@ -14,8 +14,9 @@ from pyrovae.bounds.ais import ais
 from pyrovae.bounds.bdmc import bdmc
 from pyrovae.diagnostics.gaps import gaps
 from pyrovae.diagnostics.latents import latents
+from pyrovae.evaluate.journal import Journal
 from pyrovae.pair import Program, take_rows
-from pyrovae.results import Checked, Estimate, Gaps
+from pyrovae.results import Annealing, Checked, Estimate, Gaps, Latents, Sandwich
 from pyrovae.whole import require_whole
 
 R = TypeVar("R")
@@ -73,9 +74,12 @@ def run_checks(
     per_datum: Mapping[str, Tensor],
     variances: Tensor,
     draws_rows: bool,
+    finished: Journal,
     **common: Any,
 ) -> Checked:
     """Run the checks on the first rows of data; one that a pair does not allow is left out, with the reason.
+
+    A check that is finished is kept, and not run again. A refusal is not: it comes at the start of a check.
 
     Args:
         model: a Pyro program.
@@ -87,13 +91,15 @@ def run_checks(
         per_datum: its values ``(N,)``, by label, nats.
         variances: estimates of their Monte Carlo variances ``(C, N)``.
         draws_rows: whether the pair draws rows of the data by itself.
+        finished: keeps the checks that are, of these options.
         common: seed, modules and whether progress is shown.
 
     """
     left_out: dict[str, str] = {}
     rung = per_datum[tightest.label]
+    asked = asdict(checks)
 
-    def attempt(what: str, num: int, check: Callable[..., R]) -> R | None:
+    def attempt(what: str, num: int, check: Callable[..., R], kind: type[R]) -> R | None:
         if num == 0:
             return None
         if draws_rows and num < len(args[0]):
@@ -102,17 +108,22 @@ def run_checks(
                 "ask for as many, or write the plate as plate('data', len(x))"
             )
             return None
+        found = finished.found(what, kind, asked=asked)
+        if found is not None:
+            return found
         try:
-            return check(model, guide, *take_rows(args, torch.arange(min(num, len(args[0])))), **common)
+            found = check(model, guide, *take_rows(args, torch.arange(min(num, len(args[0])))), **common)
         except ValueError as error:
             left_out[what] = str(error).splitlines()[0]
             return None
+        finished.keep(what, found, asked=asked)
+        return found
 
     def anneal(check: Callable[..., R]) -> Callable[..., R]:
         return functools.partial(check, **{name: getattr(checks, name) for name in CHAINS})
 
-    annealing = attempt("AIS", checks.num_annealed, anneal(ais))
-    sandwich = attempt("BDMC", checks.num_simulated, anneal(bdmc))
+    annealing = attempt("AIS", checks.num_annealed, anneal(ais), Annealing)
+    sandwich = attempt("BDMC", checks.num_simulated, anneal(bdmc), Sandwich)
     same_data = higher = None
     if annealing is not None:
         num = annealing.num_data
@@ -137,8 +148,8 @@ def run_checks(
         same_data=same_data,
         higher=higher,
         sandwich=sandwich,
-        gaps=attempt("gaps", checks.num_refined, split),
-        latents=attempt("latent units", checks.num_encoded, latents),
+        gaps=attempt("gaps", checks.num_refined, split, Gaps),
+        latents=attempt("latent units", checks.num_encoded, latents, Latents),
         left_out=left_out,
     )
 

@@ -19,10 +19,12 @@ from pyrovae.data.batches import Rows, Source
 from pyrovae.diagnostics import summarize_weights
 from pyrovae.evaluate.checks import Checks, run_checks
 from pyrovae.evaluate.journal import Journal
+from pyrovae.evaluate.observed import observe
 from pyrovae.evaluate.reduced import VARIANCE, reduced
 from pyrovae.pair import Pair, Program, find_modules, take_rows
 from pyrovae.progress import progress
-from pyrovae.results import Estimate, Evaluation, bits_per_dimension, mean_and_error
+from pyrovae.results import Estimate, Evaluation, Observed, bits_per_dimension, mean_and_error
+from pyrovae.results.observed import DRAWN, MASKED, WHOLE
 from pyrovae.sandbox import forked_random, stream_seed
 from pyrovae.scoring import blocks, inspected, one_particle, walk
 from pyrovae.training.checkpoint import versions
@@ -68,8 +70,8 @@ def evaluate(
         seed: of the draws.
         device: to compute on, to which the modules are moved; where they are if None.
         modules: those used by the programs that cannot be found from them.
-        journal: file that keeps the finished batches of an evaluation that is interrupted; the same call goes on after
-            them, to the same numbers, and removes it at the end.
+        journal: file that keeps the finished batches and checks of an evaluation that is interrupted; the same call
+            goes on after them, to the same numbers, and removes it at the end.
         shown: whether progress is shown.
 
     Returns:
@@ -111,7 +113,8 @@ def evaluate(
     weights = weights_hash(model, guide, modules)
     with inspected(model, guide, few, modules=found, everything=lambda: _moved(args, where)) as pair, torch.no_grad():
         probe = _probe(pair, _moved(args, where) if pair.draws_rows else few)
-        key = (data_hash, weights, probe, ks, seed, chunk_size, settings, versions())
+        observed = observe(pair, _batches(pair, args, where, batch_size))
+        key = (data_hash, weights, probe, observed, ks, seed, chunk_size, settings, versions())
         finished = Journal(journal, repr(key))
         per_datum = _walked(
             pair, args, where, finished, ks=ks, batch_size=batch_size, chunk_size=chunk_size, seed=seed, shown=shown
@@ -129,6 +132,7 @@ def evaluate(
             per_datum=per_datum,
             variances=per_datum[f"{VARIANCE}L_{ks[-1]}"],
             draws_rows=draws_rows,
+            finished=finished,
             seed=seed,
             modules=found,
             shown=shown,
@@ -147,8 +151,8 @@ def evaluate(
         data_hash=data_hash,
         data_transform=source.transform.describe() if isinstance(source, Split) else None,
         base_measure=measure,
-        log_abs_det_jacobian=_log_det(rows) if measure == "Lebesgue" else None,
-        bits_per_dimension=_bits(rows, measure, ladder[-1].value),
+        log_abs_det_jacobian=_log_det(rows, observed) if measure == "Lebesgue" else None,
+        bits_per_dimension=_bits(rows, measure, observed, ladder[-1].value),
         seed=seed,
         settings={**settings, "weights": weights, "checks": None if checks is None else asdict(checks)},
         versions=versions(),
@@ -157,6 +161,7 @@ def evaluate(
         num_covariates=sum(argument[0].numel() for argument in args[1:]),
         weights=summarize_weights(per_datum, ks=ks),
         checked=checked,
+        observed=observed,
         per_datum={label: value for label, value in per_datum.items() if not label.startswith(VARIANCE)},
     )
 
@@ -236,18 +241,22 @@ def _device(modules: Iterable[nn.Module], rows: Rows) -> torch.device:
     return rows.device
 
 
-def _log_det(rows: Rows) -> float | None:
+def _log_det(rows: Rows, observed: Observed | None) -> float | None:
     """Return log |dx/du| of the map from stored values u to those that were scored, nats per datum."""
     split = rows.source
-    return (
-        split.transform.log_abs_det_jacobian(split.x_shape, levels=split.levels) if isinstance(split, Split) else None
-    )
+    if not isinstance(split, Split) or observed is None or observed.what not in (WHOLE, MASKED):
+        return None
+    whole = split.transform.log_abs_det_jacobian(split.x_shape, levels=split.levels)
+    if whole is None or observed.what == WHOLE:
+        return whole
+    alike = isinstance(split.transform, transforms.Dequantization)  # elements, each of which adds as much
+    return whole * observed.num_elements / math.prod(split.x_shape) if alike else None
 
 
-def _bits(rows: Rows, measure: str | None, nats: float | None) -> float | None:
+def _bits(rows: Rows, measure: str | None, observed: Observed | None, nats: float | None) -> float | None:
     """Return bits per dimension where log p(x) is, or bounds, the log-probability of a discrete datum."""
     dequantized = isinstance(rows.source, Split) and isinstance(rows.source.transform, transforms.Dequantization)
-    log_det = 0.0 if measure == "counting" else _log_det(rows) if measure == "Lebesgue" and dequantized else None
-    if nats is None or log_det is None:
+    log_det = 0.0 if measure == "counting" else _log_det(rows, observed) if dequantized else None
+    if nats is None or log_det is None or observed is None or observed.what == DRAWN or not observed.num_elements:
         return None
-    return bits_per_dimension(nats, num_dimensions=math.prod(rows.fixed()[0].shape[1:]), log_abs_det_jacobian=log_det)
+    return bits_per_dimension(nats, num_dimensions=observed.num_elements, log_abs_det_jacobian=log_det)

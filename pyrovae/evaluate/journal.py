@@ -1,29 +1,39 @@
-"""Finished batches of an evaluation in a file, so that an interrupted one goes on where it was."""
+"""What is finished of an evaluation in a file, so that an interrupted one goes on where it was."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
+from pyrovae.data import fingerprint
+from pyrovae.results.record import from_plain, tensors_of, to_plain
+
 logger = logging.getLogger("pyrovae")
 
+R = TypeVar("R")
+
 SECONDS_BETWEEN_WRITES = 10.0
-KEY = "evaluation"
+KEY, RECORDS, DIGEST = "evaluation", "records", "sha256"
+CHECK, SIZES = "check/", "sizes"
 
 
 class Journal:
-    """The values per datum of the batches that are finished.
+    """The values per datum of the batches that are finished, and the records of the checks that are.
 
-    Written now and then under a temporary name and renamed; a file of another evaluation, or a damaged one, is ignored
-    and then written over.
+    Batches are written now and then, a check as soon as it is finished, under a temporary name that is then changed. A
+    file of another evaluation, or a damaged one, is ignored and then written over. Records are JSON beside the tensors;
+    nothing is unpickled.
 
     Args:
         path: of the file; None keeps nothing.
@@ -33,50 +43,113 @@ class Journal:
 
     def __init__(self, path: str | Path | None, key: str) -> None:
         self.path, self.key = None if path is None else Path(path), key
-        self._parts: list[Mapping[str, Tensor]] = []
-        self._written, self._last = 0, time.monotonic()
+        self._parts: list[dict[str, Tensor]] = []
+        self._checks: dict[str, dict[str, Any]] = {}
+        self._tensors: dict[str, Tensor] = {}  # of the checks
+        self._load()
+        self._changed, self._last = False, time.monotonic()
 
     def read(self) -> list[dict[str, Tensor]]:
         """Return the values per datum ``(..., B)`` of each finished batch, from the first on."""
-        if self.path is None:
-            return []
-        try:
-            with safetensors.safe_open(self.path, framework="pt") as file:
-                if (file.metadata() or {}).get(KEY) != self.key:
-                    return []
-                values = {name: file.get_tensor(name) for name in file.keys()}
-        except (OSError, safetensors.SafetensorError):
-            return []
-        sizes = values.pop("sizes").tolist()
-        split = {name: value.split(sizes, -1) for name, value in values.items()}
-        self._parts = [{name: parts[i] for name, parts in split.items()} for i in range(len(sizes))]
-        self._written = len(sizes)
         return [dict(part) for part in self._parts]
 
     def add(self, part: Mapping[str, Tensor]) -> None:
         """Take in one more batch, and write if that is some time ago."""
-        self._parts.append(part)
+        self._parts.append(dict(part))
+        self._changed = True
         if time.monotonic() - self._last >= SECONDS_BETWEEN_WRITES:
             self.write()
 
+    def found(self, name: str, kind: type[R], *, asked: Mapping[str, Any]) -> R | None:
+        """Return what a check found, None where it is not finished or was asked for with other options.
+
+        Args:
+            name: of the check.
+            kind: class of its record.
+            asked: the options, as JSON holds them.
+
+        """
+        kept = self._checks.get(name)
+        if kept is None or kept["asked"] != asked:
+            return None
+        prefix = f"{CHECK}{name}/"
+        tensors = {k.removeprefix(prefix): v for k, v in self._tensors.items() if k.startswith(prefix)}
+        try:
+            return from_plain(kind, kept["record"], tensors)
+        except ValueError:  # another pyrovae of the same version wrote it
+            return None
+
+    def keep(self, name: str, record: Any, *, asked: Mapping[str, Any]) -> None:
+        """Take in what a check found, and write."""
+        kept = {"asked": dict(asked), "record": to_plain(record)}
+        try:
+            json.dumps(kept, allow_nan=False)
+        except ValueError:  # a number that is not finite is no JSON: such a check starts anew
+            return
+        prefix = f"{CHECK}{name}/"
+        self._checks[name] = kept
+        self._tensors = {k: v for k, v in self._tensors.items() if not k.startswith(prefix)}
+        self._tensors |= {
+            prefix + k: v.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for k, v in tensors_of(record).items()
+        }
+        self._changed = True
+        self.write()
+
     def write(self) -> None:
         """Write what is finished, if there is anything new."""
-        if self.path is None or len(self._parts) == self._written:
+        if self.path is None or not self._changed:
             return
         sizes = [next(iter(part.values())).shape[-1] for part in self._parts]
         values = {name: torch.cat([part[name] for part in self._parts], -1) for name in self._parts[0]}
-        content = safetensors.torch.save(values | {"sizes": torch.tensor(sizes)}, metadata={KEY: self.key})
+        values |= self._tensors | {SIZES: torch.tensor(sizes)}
+        records = json.dumps(
+            {"names": list(values), "checks": self._checks}, allow_nan=False
+        )  # tensors lose their order
+        metadata = {KEY: self.key, RECORDS: records, DIGEST: _digest(values, records)}
         temporary = self.path.with_name(f".{self.path.name}.new")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(content)
+            temporary.write_bytes(safetensors.torch.save(values, metadata=metadata))
             os.replace(temporary, self.path)
         except OSError as error:
-            logger.warning("finished batches cannot be kept for another time: %s", error)
+            logger.warning("what is finished cannot be kept for another time: %s", error)
             self.path = None
-        self._written, self._last = len(self._parts), time.monotonic()
+        self._changed, self._last = False, time.monotonic()
 
     def remove(self) -> None:
         """Remove the file: the evaluation is finished."""
         if self.path is not None and self.path.parent.is_dir():
             self.path.unlink(missing_ok=True)
+
+    def _load(self) -> None:
+        """Read the file, if it is one of this evaluation and whole."""
+        if self.path is None:
+            return
+        try:
+            with safetensors.safe_open(self.path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get(KEY) != self.key:
+                    return
+                values = {name: file.get_tensor(name).clone() for name in file.keys()}
+        except (OSError, safetensors.SafetensorError):
+            return
+        records = metadata.get(RECORDS, "")
+        if metadata.get(DIGEST) != _digest(values, records):
+            return
+        kept = json.loads(records)
+        self._checks = kept["checks"]
+        sizes = values[SIZES].tolist()
+        self._parts = [{} for _ in sizes]
+        for name in kept["names"]:
+            if name.startswith(CHECK):
+                self._tensors[name] = values[name]
+            elif name != SIZES:
+                for part, value in zip(self._parts, values[name].split(sizes, -1), strict=True):
+                    part[name] = value
+
+
+def _digest(values: Mapping[str, Tensor], records: str) -> str:
+    """Return the SHA-256 of all that a journal holds."""
+    names = sorted(values)
+    return hashlib.sha256(f"{names} {fingerprint(*(values[name] for name in names))} {records}".encode()).hexdigest()

@@ -274,14 +274,14 @@ def _provenance(shown: Shown) -> Section:
         "transform": evaluation.data_transform or "none",
         "sha256 of the data": evaluation.data_hash,
         "sha256 as stored": evaluation.stored_hash or "not known",
+        "observed": vars(evaluation.observed) if evaluation.observed else "not known",
         "base measure": evaluation.base_measure or "not known",
         "seed": evaluation.seed,
         "particles": [estimate.num_particles for estimate in evaluation.iwae],
         **evaluation.settings,
     }
-    parts = [Definitions(numbers, title="Evaluation"), Definitions(evaluation.versions, title="Versions")]
-    if shown.settings is not None:
-        parts.append(Definitions(_said(shown.settings), title="Run"))
+    run = [] if shown.settings is None else [Definitions(_said(shown.settings), title="Run")]
+    parts = [Definitions(numbers, title="Evaluation"), Definitions(evaluation.versions, title="Versions"), *run]
     return Section("Configuration, versions, hashes", "", parts)
 
 

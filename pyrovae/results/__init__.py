@@ -15,6 +15,7 @@ from pyrovae.results.evaluation import Evaluation, bits_per_dimension
 from pyrovae.results.gaps import Gaps
 from pyrovae.results.history import Epoch, History
 from pyrovae.results.latents import Latents
+from pyrovae.results.observed import Observed
 from pyrovae.results.particles import Particles
 from pyrovae.results.table import Interval, Number, Table, Tabled
 from pyrovae.results.weights import Weights
@@ -34,6 +35,7 @@ __all__ = [
     "Interval",
     "Latents",
     "Number",
+    "Observed",
     "PairedDifference",
     "Particles",
     "Row",

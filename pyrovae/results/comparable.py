@@ -1,4 +1,4 @@
-"""What may be compared: the same data, transformed alike, in the same measure, given the same."""
+"""What may be compared: the same data, transformed and observed alike, in the same measure, given the same."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyrovae.results.evaluation import Evaluation
+from pyrovae.results.observed import WHOLE
 
 MEASURES = {"counting": "log-probabilities", "Lebesgue": "log-densities"}
 BINARIZED = ("DynamicBinarization", "StaticBinarization", "Threshold")
@@ -18,7 +19,7 @@ def groups(evaluations: Evaluations) -> list[dict[str, Evaluation]]:
     """Return evaluations in groups of those that may be compared, in the order in which they were given."""
     found: dict[tuple[Any, ...], dict[str, Evaluation]] = {}
     for name, each in evaluations.items():
-        found.setdefault((each.data_hash, each.base_measure, each.num_covariates), {})[name] = each
+        found.setdefault((each.data_hash, each.base_measure, each.num_covariates, _observed(each)), {})[name] = each
     return list(found.values())
 
 
@@ -31,7 +32,9 @@ def require_comparable(evaluations: Evaluations) -> None:
     """
     if len(groups(evaluations)) < 2:
         return
-    differing = [aspect for aspect in _ASPECTS if len(_sides(evaluations, aspect)) > 1]
+    same_data = len({each.data_hash for each in evaluations.values()}) == 1  # of others, other values are observed
+    aspects = (*_ASPECTS, _OBSERVED) if same_data else _ASPECTS
+    differing = [aspect for aspect in aspects if len(_sides(evaluations, aspect)) > 1]
     differing = differing or [_VALUES]
     said = "; ".join(f"{aspect.name} ({_said(evaluations, aspect)})" for aspect in differing)
     needless = _TRANSFORM if _MEASURE in differing else None  # another likelihood brings its transform
@@ -50,7 +53,9 @@ def measure_of(evaluation: Evaluation) -> str:
 def data_of(evaluation: Evaluation) -> str:
     """Return on which data, and how they were transformed, in words."""
     given = " given covariates" if evaluation.num_covariates else ""
-    return f"{evaluation.data}: {evaluation.num_data} data{given}{_transform_class(evaluation, ', {}')}"
+    part = evaluation.observed is not None and evaluation.observed.what != WHOLE
+    observed = f" (observed: {evaluation.observed})" if part else ""
+    return f"{evaluation.data}: {evaluation.num_data} data{given}{_transform_class(evaluation, ', {}')}{observed}"
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,15 @@ def _transform_class(evaluation: Evaluation, text: str) -> str:
     return text.format(evaluation.data_transform["class"]) if evaluation.data_transform else ""
 
 
+def _observed(evaluation: Evaluation) -> str | None:
+    return evaluation.observed.hash if evaluation.observed else None
+
+
+def _observed_words(evaluation: Evaluation) -> str:
+    observed = evaluation.observed
+    return f"{observed}, sha256 {observed.hash[:12]}" if observed else "not known"
+
+
 _DATA = _Aspect(
     "data", _stored, _stored_words, "Evaluate them on the same data (the same --data, --split and --num_data)"
 )
@@ -133,6 +147,13 @@ _COVARIATES = _Aspect(
     lambda each: each.num_covariates,
     lambda each: f"{each.num_covariates} for each datum" if each.num_covariates else "none",
     "log p(x | c) is not log p(x): give all models the same covariates",
+)
+_OBSERVED = _Aspect(
+    "what they observe of the data",
+    _observed,
+    _observed_words,
+    "Let all models observe the same values, obs=x, under the same masks; what is drawn or transformed must be so "
+    "before the call. Where it is not known, evaluate again",
 )
 _ASPECTS = (_DATA, _TRANSFORM, _MEASURE, _COVARIATES)
 _VALUES = _Aspect(

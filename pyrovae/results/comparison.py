@@ -12,8 +12,8 @@ from pyrovae.results.pairing import STORED, block_of
 from pyrovae.results.table import Table, Tabled
 
 SEPARATE = (
-    "Nats compare models within a block only: blocks are of different data, or of different measures (the logarithm "
-    "of a probability is not one of a density)."
+    "Nats compare models within a block only: blocks are of different data, of different parts of them, or of "
+    "different measures (the logarithm of a probability is not one of a density)."
 )
 BITS = "Bits per dimension compare these blocks too, being code lengths of the same stored values:"
 
@@ -57,7 +57,8 @@ def compare(evaluations: Mapping[str, Evaluation], *, reference: str | None = No
 
     ``difference = mean over data of L_K(x) - L_K of the reference(x)``, with its standard error and 95 % interval
 
-    Evaluations of other data, of data transformed otherwise, or in another base measure are refused. In blocks they
+    Evaluations of other data, of data transformed or observed otherwise, or in another base measure are refused: a
+    model that masks half of x, or observes ``2 * x``, scores something else (see `Observed`). In blocks they
     stand in separate tables instead, where dequantized data and stored levels have a common unit: with the change of
     variables ``log P(u) >= E log p(x) + log |dx/du|`` both are code lengths of the stored values, in bits per
     dimension.
@@ -75,8 +76,8 @@ def compare(evaluations: Mapping[str, Evaluation], *, reference: str | None = No
         The comparison: printing it gives the table, and it has ``to_markdown``, ``to_latex`` and ``to_csv``.
 
     Raises:
-        ValueError: if there is nothing to compare, evaluations differ in data, transform, measure or covariates, those
-            of a block have no K in common, or one does not hold its values per datum.
+        ValueError: if there is nothing to compare, evaluations differ in data, transform, measure, covariates or what
+            they observe, those of a block have no K in common, or one does not hold its values per datum.
         TypeError: if these are not evaluations by name.
 
     Example:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyrovae.results.checked import Checked
 from pyrovae.results.estimate import Estimate
+from pyrovae.results.observed import WHOLE, Observed
 from pyrovae.results.record import from_plain, to_plain
 from pyrovae.results.table import Cell, Number, Table, Tabled
 from pyrovae.results.weights import Weights
@@ -37,14 +38,17 @@ class Evaluation(Tabled):
         base_measure: of log p(x): "counting" or "Lebesgue"; None where the model does not say.
         log_abs_det_jacobian: log |dx/du| of the map from stored values u to the values x that were scored, nats per
             datum: added to log p(x) it gives the log-density of u (for dequantized u a lower bound of its
-            log-probability). None for a counting measure, or where there is no such map.
-        bits_per_dimension: at the largest K, where that is defined.
+            log-probability). What is masked does not count, a mean over the data where masks differ. None for a
+            counting measure, or where there is no such map, or none is known of what is observed.
+        bits_per_dimension: at the largest K, where that is defined: the code length of all data over the number of all
+            elements that are scored, so that masks which differ between data are weighed by what they leave.
         seed: of the draws.
         settings: batch size, device, dtype, SHA-256 of the weights of the modules, and the checks that were asked for.
         versions: of the packages that were used.
         date: in ISO format.
         weights: how heavy the weights behind the largest K are, and whether K is enough.
         checked: what was found out beside the bounds, on some of the data; None where it was not asked for.
+        observed: the values that the model scores, which need not be all of x; None where that is not known.
         per_datum: for "ELBO", "reconstruction", "KL" and each "L_K" the values ``(N,)``, and the diagnostics of the
             weights at the largest K; not part of the JSON.
 
@@ -71,6 +75,7 @@ class Evaluation(Tabled):
     num_covariates: int = 0
     weights: Weights | None = None
     checked: Checked | None = None
+    observed: Observed | None = None
     per_datum: dict[str, Tensor] = field(repr=False, compare=False, default_factory=dict)
 
     @property
@@ -109,6 +114,9 @@ class Evaluation(Tabled):
         transform = f", {self.data_transform['class']}" if self.data_transform else ""
         measure = {"counting": ", a log-probability", "Lebesgue": ", a log-density"}.get(self.base_measure or "", "")
         notes = [f"{self.elbo.num_particles} particles per datum; KL of {methods}"]
+        if self.observed is not None and self.observed.what != WHOLE:
+            caution = self.observed.caution(self.base_measure)
+            notes.append(f"observed: {self.observed}{f'; {caution}' if caution else ''}")
         if self.bits_per_dimension is not None:
             notes.append(f"{self.bits_per_dimension:.4f} bits per dimension at {self.iwae[-1].label}")
         if self.log_abs_det_jacobian:
@@ -155,14 +163,14 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no number")
 
 
-def bits_per_dimension(nats: float, *, num_dimensions: int, log_abs_det_jacobian: float = 0.0) -> float:
-    """Return the code length of a discrete datum in bits per dimension.
+def bits_per_dimension(nats: float, *, num_dimensions: float, log_abs_det_jacobian: float = 0.0) -> float:
+    """Return the code length of a discrete datum, or the mean one of several, in bits per dimension.
 
     ``-(log p(x) + log |dx/du|) / (D log 2)``
 
     Args:
         nats: log p(x), a log-probability, or the log-density of dequantized data.
-        num_dimensions: D.
+        num_dimensions: D, the elements that are scored, or their mean over the data.
         log_abs_det_jacobian: of the map from stored values u to the values x that were scored, 0 for a probability.
 
     """

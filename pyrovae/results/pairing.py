@@ -13,6 +13,7 @@ from pyrovae.results.comparable import BINARIZED, data_of, measure_of
 from pyrovae.results.difference import Difference
 from pyrovae.results.estimate import Estimate
 from pyrovae.results.evaluation import Evaluation
+from pyrovae.results.observed import WHOLE
 
 STORED = "stored values"
 
@@ -57,7 +58,7 @@ def block_of(evaluations: Mapping[str, Evaluation], wanted: str | None) -> Block
         num_particles=k,
         reference=reference,
         bits_of=next((words for words in map(_bits_of, evaluations.values()) if words), None),
-        stored=f"{first.stored_hash or f'{first.data}: {first.num_data}'} {first.num_covariates} covariates",
+        stored=_stored(first),
         rows=rows,
         steps=_steps(rows, paired),
         annealed=_annealed(evaluations, reference),
@@ -153,6 +154,14 @@ def _bits_at(evaluation: Evaluation, nats: float | None) -> float | None:
     if evaluation.bits_per_dimension is None or nats is None or last is None or last + volume == 0:
         return None
     return evaluation.bits_per_dimension * (nats + volume) / (last + volume)
+
+
+def _stored(evaluation: Evaluation) -> str:
+    """Return what tells apart the stored values whose code length the bits are."""
+    stored = evaluation.stored_hash or f"{evaluation.data}: {evaluation.num_data}"
+    observed = evaluation.observed
+    part = observed.hash if observed is not None and observed.what != WHOLE else ""
+    return f"{stored} {evaluation.num_covariates} covariates {part}"
 
 
 def _bits_of(evaluation: Evaluation) -> str | None:

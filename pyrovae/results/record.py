@@ -29,17 +29,20 @@ def from_plain(kind: type[R], plain: Any, per_datum: dict[str, Tensor] | None = 
 
     Args:
         kind: a frozen dataclass; its annotations tell what its fields are.
-        plain: what `to_plain` returned, or JSON made of it.
+        plain: what `to_plain` returned, or JSON made of it. A field whose default is None, that is not known, may be
+            missing: an earlier version may have written it.
         per_datum: what `tensors_of` returned.
 
     Raises:
-        ValueError: if fields are missing or unknown.
+        ValueError: if other fields are missing, or some are unknown.
 
     """
     hints = _hints(kind)  # type: ignore[arg-type]
-    names = {field.name for field in dataclasses.fields(kind) if field.name != PER_DATUM}  # type: ignore[arg-type]
-    if not isinstance(plain, dict) or set(plain) != names:
-        found = set(plain) if isinstance(plain, dict) else set()
+    fields = [field for field in dataclasses.fields(kind) if field.name != PER_DATUM]  # type: ignore[arg-type]
+    late = {field.name for field in fields if field.default is None}
+    found = set(plain) if isinstance(plain, dict) else set()
+    names = {field.name for field in fields} - (late - found)
+    if not isinstance(plain, dict) or found != names:
         differing = ", ".join(sorted(names ^ found))
         raise ValueError(
             f"this is not the {kind.__name__} that this version of pyrovae writes: it differs in {differing}"

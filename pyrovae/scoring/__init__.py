@@ -4,6 +4,7 @@ from pyrovae.scoring.blocks import Block, blocks, draw, one_particle, rows_at_on
 from pyrovae.scoring.flat import FlatSpace
 from pyrovae.scoring.inspected import inspected, require_tensor
 from pyrovae.scoring.layout import per_datum, total_of
+from pyrovae.scoring.observed import observed_values
 from pyrovae.scoring.pieces import walk
 from pyrovae.scoring.simulate import simulate
 
@@ -13,6 +14,7 @@ __all__ = [
     "blocks",
     "draw",
     "inspected",
+    "observed_values",
     "one_particle",
     "per_datum",
     "require_tensor",

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions import MaskedDistribution
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
 from pyrovae.pair import ChosenRows, Pair, Program, take_rows
 from pyrovae.scoring.layout import from_pyro, log_prob, per_datum
+from pyrovae.scoring.observed import unmasked
 
 RELATIVE, ABSOLUTE = 1e-5, 1e-3  # differences at which two log-probabilities are still the same, the second in nats
 
@@ -48,7 +47,9 @@ def simulate(pair: Pair, args: tuple[Any, ...], rows: Tensor) -> tuple[tuple[Any
                 f"{name!r} observes values of shape {tuple(target.shape)} but draws {tuple(site['value'].shape)}; "
                 "give its distribution the shape of what it observes"
             )
-        target.copy_(torch.where(_unmasked(site), site["value"], target))  # a guide may read what is masked
+        target.copy_(
+            torch.where(unmasked(site, target.shape), site["value"], target)
+        )  # a guide may read what is masked
     z = {name: drawn.nodes[name]["value"] for name in pair.latents}
     _check(pair, drawn, _trace(pair, simulated, poutine.condition(pair.model, data=z)))
     return simulated, {name: from_pyro(pair, name, value, lead=0).unsqueeze(0) for name, value in z.items()}
@@ -113,7 +114,7 @@ def _check(pair: Pair, drawn: poutine.Trace, again: poutine.Trace) -> None:
     """Refuse a model that sees other data than were drawn, or gives the draws other probabilities."""
     for name in pair.observed:
         a, b = drawn.nodes[name], again.nodes[name]
-        kept = _unmasked(b)
+        kept = unmasked(b, b["value"].shape)
         if a["value"].shape != b["value"].shape or not _same(a["value"][kept], b["value"][kept], 0.0, 0.0):
             raise ValueError(
                 f"{name!r} does not observe the simulated data that the model was given, but something made of them; "
@@ -126,20 +127,6 @@ def _check(pair: Pair, drawn: poutine.Trace, again: poutine.Trace) -> None:
                 f"the probability of {name!r} changes when simulated data take the place of the given ones: the model "
                 "uses the data in another way than by observing them; pass what it uses as a covariate"
             )
-
-
-def _unmasked(site: Mapping[str, Any]) -> Tensor:
-    """Return which elements of a site's value count, of the value's shape."""
-    value, fn = site["value"], site["fn"]
-    masks = [] if site["mask"] is None else [(site["mask"], fn.event_dim)]
-    while fn is not None:
-        masks += [(fn._mask, fn.event_dim)] if isinstance(fn, MaskedDistribution) else []
-        fn = getattr(fn, "base_dist", None)
-    kept = torch.ones_like(value, dtype=torch.bool)
-    for mask, event_dim in masks:
-        mask = torch.as_tensor(mask, device=value.device)
-        kept &= mask.reshape(*mask.shape, *[1] * event_dim).expand(value.shape)
-    return kept
 
 
 def _same(a: Tensor, b: Tensor, relative: float, absolute: float) -> bool:

@@ -1,0 +1,73 @@
+"""What the model of an evaluation observes of all its data."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyrovae.pair import Pair
+from pyrovae.results.observed import DRAWN, MASKED, OTHER, WHOLE, Observed
+from pyrovae.sandbox import forked_random, stream_seed
+from pyrovae.scoring import observed_values
+
+Batches = Iterator[tuple[Tensor, int, tuple[Any, ...]]]
+
+
+def observe(pair: Pair, batches: Batches) -> Observed | None:
+    """Run a pair once on all data, and say what its model observes.
+
+    Each element, such as a pixel, is hashed with its values in all data, and the hashes are sorted, so that neither the
+    batches nor the layout of sites count. An element that is masked everywhere is left out. The first batch is run
+    twice, to see whether the model draws what it observes.
+
+    Args:
+        pair: from `inspected`.
+        batches: rows ``(B,)``, how many of them count, and the arguments that they are rows of.
+
+    Returns:
+        What is observed; None where it cannot be told, all of it being `pyro.factor`.
+
+    """
+    digests: list[Any] = []
+    scored = torch.zeros(0, dtype=torch.bool)
+    whole = in_place = fixed = True
+    num_data = num_scored = 0
+    for number, (rows, count, args) in enumerate(batches):
+        values = _values(pair, args, rows, number)[:count]
+        if number == 0:
+            digests = [hashlib.sha256() for _ in range(values.shape[1])]
+            scored = torch.zeros(values.shape[1], dtype=torch.bool)
+            fixed = _equal(values, _values(pair, args, rows, -1)[:count])
+        if values.shape[1] != len(digests):
+            return Observed(DRAWN, num_scored / num_data, _joined(digests))
+        for digest, column in zip(digests, values.T.contiguous().numpy(), strict=True):
+            digest.update(column)
+        x = args[0][rows[:count].to(args[0].device)].reshape(count, -1).cpu().double()
+        masked = values.isnan()
+        in_place &= values.shape == x.shape and _equal(values, x.masked_fill(masked, torch.nan))
+        whole &= _equal(values, x) or _equal(values.sort(1).values, x.sort(1).values)
+        scored |= (~masked).any(0)
+        num_scored += int((~masked).sum())
+        num_data += count
+    if not digests:
+        return None
+    what = WHOLE if whole else MASKED if in_place else OTHER
+    kept = [digest for digest, counts in zip(digests, scored.tolist(), strict=True) if counts]
+    return Observed(what if fixed else DRAWN, num_scored / num_data, _joined(kept))
+
+
+def _values(pair: Pair, args: tuple[Any, ...], rows: Tensor, number: int) -> Tensor:
+    with forked_random(stream_seed("observed", number), rows.device):
+        return observed_values(pair, args, rows)
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+def _joined(digests: list[Any]) -> str:
+    return hashlib.sha256(b"".join(sorted(digest.digest() for digest in digests))).hexdigest()

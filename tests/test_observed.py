@@ -1,0 +1,285 @@
+"""What a model observes is part of what was evaluated: whole data however laid out, or a part of them, or others."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from conftest import Pair, make_vae
+from torch import Tensor
+
+import pyrovae
+from pyrovae import likelihoods
+from pyrovae.evaluate import evaluate
+from pyrovae.results import Evaluation, compare
+
+HALF = torch.tensor([True, False, True, False])
+OTHER_HALF = torch.tensor([False, True, True, False])
+
+
+def observing(observe: Callable[..., None], *, dim: int = -1) -> Pair:
+    """Return a pair whose z says nothing of x, so that every bound is log p(x); ``observe`` has the observed sites."""
+
+    def model(x: Tensor, *given: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=dim):
+            pyro.sample("z", dist.Normal(torch.tensor(0.0), 1.0))
+            observe(x, *given)
+
+    def guide(x: Tensor, *given: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=dim):
+            pyro.sample("z", dist.Normal(torch.tensor(0.0), 1.0))
+
+    return model, guide
+
+
+def normal(x: Tensor) -> Any:
+    return dist.Normal(torch.zeros(x.shape[1:]), 1.0)
+
+
+def evaluated(pair: Pair, data: Any, **options: Any) -> Evaluation:
+    return evaluate(*pair, data, ks=(1, 2), shown=False, **options)
+
+
+def whole(x: Tensor) -> None:
+    pyro.sample("x", normal(x).to_event(1), obs=x)
+
+
+def flat(x: Tensor) -> None:
+    rows = x.flatten(1)
+    pyro.sample("pixels", dist.Laplace(torch.zeros(64), 1.0).to_event(1), obs=rows)
+
+
+def image(x: Tensor) -> None:
+    pyro.sample("x", normal(x).to_event(3), obs=x)
+
+
+def channels_last(x: Tensor) -> None:
+    x = x.permute(0, 2, 3, 1)
+    pyro.sample("x", normal(x).to_event(3), obs=x)
+
+
+def in_a_plate(x: Tensor) -> None:
+    with pyro.plate("pixels", 64, dim=-2):
+        pyro.sample("x", dist.Normal(torch.tensor(0.0), 1.0), obs=x.flatten(1).T)
+
+
+def halves(x: Tensor) -> None:
+    for name, rows in (("lower", x[..., 4:, :]), ("upper", x[..., :4, :])):
+        pyro.sample(name, normal(rows).to_event(3), obs=rows.double())
+
+
+def one_by_one(x: Tensor) -> None:
+    for i, column in enumerate(x.flatten(1).T):
+        pyro.sample(f"x_{i}", dist.Normal(0.0, 1.0), obs=column)
+
+
+def under_a_mask_of_ones(x: Tensor) -> None:
+    with pyro.poutine.mask(mask=torch.ones(len(x), dtype=torch.bool)):
+        pyro.sample("x", normal(x).mask(torch.ones(1, 8, 8, dtype=torch.bool)).to_event(3), obs=x)
+
+
+@pytest.mark.parametrize("observe", [flat, image, channels_last, in_a_plate, halves, one_by_one, under_a_mask_of_ones])
+def test_the_same_data_are_the_same_however_they_are_laid_out(observe: Callable[..., None]) -> None:
+    x = torch.rand(11, 1, 8, 8)
+    vae = make_vae(likelihood=likelihoods.Gaussian((1, 8, 8)))
+    ours = evaluate(vae.model, vae.guide, x, ks=(1, 2), shown=False)
+    found = evaluated(observing(observe), x, batch_size=4)
+    assert ours.observed.what == "x"
+    assert ours.observed.num_elements == 64.0
+    assert found.observed == ours.observed
+    assert len(compare({"VAE": ours, "by hand": found}).blocks) == 1
+
+
+def test_rows_that_a_pair_draws_by_itself_are_the_same() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), subsample_size=4) as rows:
+            pyro.sample("z", dist.Normal(torch.tensor(0.0), 1.0))
+            pyro.sample("x", normal(x).to_event(1), obs=x[rows])
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x), subsample_size=4):
+            pyro.sample("z", dist.Normal(torch.tensor(0.0), 1.0))
+
+    x = torch.randn(10, 4)
+    assert evaluated((model, guide), x).observed == evaluated(observing(whole), x).observed
+
+
+def masked(mask: Tensor) -> Callable[..., None]:
+    def observe(x: Tensor) -> None:
+        pyro.sample("x", normal(x).mask(mask).to_event(1), obs=x)
+
+    return observe
+
+
+def masked_in_a_plate(x: Tensor) -> None:
+    with pyro.plate("columns", 4, dim=-1), pyro.poutine.mask(mask=HALF):
+        pyro.sample("x", dist.Normal(torch.tensor(0.0), 1.0), obs=x)
+
+
+def twice(x: Tensor) -> None:
+    whole(x)
+    pyro.sample("again", normal(x).to_event(1), obs=x)
+
+
+def scaled(x: Tensor) -> None:
+    pyro.sample("x", normal(x).to_event(1), obs=2 * x)
+
+
+def first_two(x: Tensor) -> None:
+    pyro.sample("x", normal(x[:, :2]).to_event(1), obs=x[:, :2])
+
+
+def test_another_part_or_other_values_are_told_apart() -> None:
+    x = torch.randn(9, 4)
+    models = {
+        "whole": whole,
+        "first": first_two,
+        "half": masked(HALF),
+        "other half": masked(OTHER_HALF),
+        "scaled": scaled,
+        "twice": twice,
+        "last": lambda x: pyro.sample("x", normal(x[:, 2:]).to_event(1), obs=x[:, 2:]),
+    }
+    found = {name: evaluated(observing(observe), x, batch_size=5) for name, observe in models.items()}
+    assert len({each.data_hash for each in found.values()}) == 1
+    assert len({each.observed.hash for each in found.values()}) == len(models)
+    assert {name: each.observed.num_elements for name, each in found.items()} == {
+        "whole": 4.0, "first": 2.0, "half": 2.0, "other half": 2.0, "scaled": 4.0, "twice": 8.0, "last": 2.0,
+    }  # fmt: skip
+    assert [len(block.rows) for block in compare(found, blocks=True).blocks] == [1] * len(models)
+    # the same part by other means
+    assert evaluated(observing(masked_in_a_plate, dim=-2), x).observed.hash == found["half"].observed.hash
+    assert evaluated(observing(masked(torch.tensor([True, True, False, False]))), x).observed.hash == (
+        found["first"].observed.hash
+    )
+
+
+def test_a_comparison_of_different_parts_is_refused_and_says_which() -> None:
+    x = torch.randn(9, 4)
+    found = {name: evaluated(observing(observe), x) for name, observe in (("a", whole), ("b", masked(HALF)))}
+    found |= {"c": evaluated(observing(first_two), x), "again": found["a"]}
+    with pytest.raises(ValueError, match="but these differ in what they observe of the data") as refused:
+        compare(found)
+    hashes = {name: each.observed.hash[:12] for name, each in found.items()}
+    assert (
+        f"(a, again: x, 4 elements of a datum, sha256 {hashes['a']}; "
+        f"b: x where it is not masked, 2 elements of a datum, sha256 {hashes['b']}; "
+        f"c: a part of x, or values made of it, 2 elements of a datum, sha256 {hashes['c']}). "
+        "Let all models observe the same values, obs=x, under the same masks"
+    ) in str(refused.value)
+    text = " ".join(str(compare(found, blocks=True)).split())
+    assert "tensors: 9 data (observed: x where it is not masked, 2 elements of a datum), sha256" in text
+    assert "observed" not in str(found["a"])
+    assert "observed: x where it is not masked, 2 elements of a datum" in str(found["b"])
+
+
+@pytest.mark.parametrize("batch_size", [3, 50])
+def test_bits_are_over_the_elements_that_are_scored(batch_size: int) -> None:
+    """Masks that travel with the data leave another number of each; log p(x) is a sum over what they leave."""
+    x = torch.poisson(torch.full((20, 4), 2.0))
+    keep = torch.rand(20, 4) < 0.6
+    keep[0] = False
+
+    def observe(x: Tensor, keep: Tensor) -> None:
+        pyro.sample("x", dist.Poisson(torch.full((4,), 2.0)).mask(keep).to_event(1), obs=x)
+
+    found = evaluated(observing(observe), (x, keep.double().bool()), batch_size=batch_size)
+    log_probs = dist.Poisson(2.0).log_prob(x)
+    assert found.iwae[-1].value == pytest.approx((log_probs * keep).sum(1).mean().item())
+    assert found.observed.what == "x where it is not masked"
+    assert found.observed.num_elements == pytest.approx(keep.sum().item() / 20)
+    assert found.bits_per_dimension == pytest.approx(-log_probs[keep].mean().item() / math.log(2))
+    column = evaluated(observing(lambda x: pyro.sample("x", dist.Poisson(2.0), obs=x[:, 1])), x)
+    assert column.bits_per_dimension == pytest.approx(-log_probs[:, 1].mean().item() / math.log(2))
+    nothing = evaluated(observing(observe), (x, torch.zeros_like(keep)))
+    assert (nothing.observed.num_elements, nothing.bits_per_dimension) == (0.0, None)
+
+
+def test_bits_of_dequantized_data_take_the_volume_of_what_is_scored() -> None:
+    split = pyrovae.data.digits().for_form("continuous").test.first(12)
+    x, keep = split.fixed(), torch.rand(1, 8, 8) < 0.5
+
+    def observe(x: Tensor) -> None:
+        pyro.sample("x", dist.Normal(torch.zeros(1, 8, 8), 1.0).mask(keep).to_event(3), obs=x)
+
+    found = evaluated(observing(observe), split)
+    log_probs, count = dist.Normal(0.0, 1.0).log_prob(x)[:, keep], int(keep.sum())
+    assert found.log_abs_det_jacobian == pytest.approx(-count * math.log(17))
+    assert found.bits_per_dimension == pytest.approx(-(log_probs - math.log(17)).mean().item() / math.log(2))
+    twofold = evaluated(observing(lambda x: pyro.sample("x", normal(x).to_event(3), obs=2 * x)), split)
+    assert (twofold.log_abs_det_jacobian, twofold.bits_per_dimension) == (None, None)
+    assert "log |dx/du| of these is not known, so that they have no bits per dimension" in " ".join(
+        str(twofold).split()
+    )
+    entire = evaluated(observing(image), split)
+    assert entire.log_abs_det_jacobian == pytest.approx(-64 * math.log(17))
+    levels = dataclasses.replace(entire, base_measure="counting", data_hash="levels")
+    shared = "code lengths of the same stored values"
+    assert shared in str(compare({"density": entire, "levels": levels}, blocks=True))
+    assert shared not in str(compare({"density": found, "levels": levels}, blocks=True))
+
+
+def noisy(x: Tensor) -> None:
+    x = x + torch.rand_like(x)
+    pyro.sample("x", normal(x).to_event(1), obs=x)
+
+
+def with_drawn_masks(x: Tensor) -> None:
+    pyro.sample("x", dist.Poisson(torch.full((4,), 2.0)).mask(torch.rand(x.shape) < 0.5).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize("observe", [noisy, with_drawn_masks])
+def test_values_that_the_model_draws_are_like_no_others(observe: Callable[..., None]) -> None:
+    x = torch.poisson(torch.full((9, 4), 2.0))
+    state = torch.get_rng_state()
+    found, again = (evaluated(observing(observe), x) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert found.observed.what == "values that the model draws itself"
+    assert found.bits_per_dimension is None
+    assert "others in each run, so that they have no bits per dimension" in " ".join(str(found).split())
+    assert compare({"a": found, "b": again}).blocks[0].rows, "one program, one stream"
+    fixed = dataclasses.replace(evaluated(observing(whole), x), base_measure=found.base_measure)
+    with pytest.raises(ValueError, match=r"b: values that the model draws itself, .* must be so before the call"):
+        compare({"a": fixed, "b": found})
+
+
+def test_observed_values_that_depend_on_z_are_drawn() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(torch.zeros(4), 1.0).to_event(1), obs=x - z)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+
+    assert evaluated((model, guide), torch.randn(5, 4)).observed.what == "values that the model draws itself"
+
+
+def test_a_factor_does_not_say_what_it_scores() -> None:
+    x = torch.randn(5, 4)
+    found = evaluated(observing(lambda x: pyro.factor("x", -x.square().sum(1))), x)
+    assert found.observed is None
+    with pytest.raises(ValueError, match=r"a: not known; b: x, 4 elements of a datum"):
+        compare({"a": found, "b": evaluated(observing(whole), x)})
+
+
+def test_an_evaluation_from_before_this_was_recorded_is_read() -> None:
+    x = torch.randn(5, 4)
+    found = evaluated(observing(whole), x)
+    plain = json.loads(found.to_json())
+    assert plain["observed"] == {"what": "x", "num_elements": 4.0, "hash": found.observed.hash}
+    assert Evaluation.from_json(json.dumps(plain), found.per_datum) == found
+    del plain["observed"]
+    old = Evaluation.from_json(json.dumps(plain), found.per_datum)
+    assert old == dataclasses.replace(found, observed=None)
+    assert compare({"a": old, "b": old}).blocks[0].rows
+    with pytest.raises(ValueError, match=r"a: not known; b: x, .* Where it is not known, evaluate again"):
+        compare({"a": old, "b": found})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -59,7 +60,7 @@ class Recording:
         split = split_noise(self.graph)
         if split is None:
             raise NotRecordableError("it draws random numbers whose distribution depends on data")
-        noise, graph = split
+        noise, graph = split[0], copy.deepcopy(split[1])
         with torch.no_grad(), forked_random(0), values_kept(self.leaves):
             drawn = () if noise is None else noise()
             given = [*drawn, *self.leaves, *inputs]

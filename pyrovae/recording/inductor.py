@@ -11,15 +11,26 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from pyrovae.recording.rewrites import rewrite_for_cpu
+
 QUIET = ("torch.utils.cpp_extension", "torch._inductor")
 
 
 def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
-    """Return a function that does what a graph of torch's operations does, compiled for inputs like these."""
+    """Return a function that does what a graph of torch's operations does, compiled for inputs like these.
+
+    Patterns of operations are not looked for on a CPU: one of them would undo what is rewritten here.
+    """
     from torch import _inductor
 
+    on_cpu = all(each.device.type == "cpu" for each in inputs)
+    if on_cpu:
+        rewrite_for_cpu(graph.graph)
+        graph.recompile()
+    for node in graph.graph.nodes:  # what the tracer noted of values does not hold for what is rewritten
+        node.meta = {}
     with _unchanged():
-        return _inductor.compile(graph, list(inputs))
+        return _inductor.compile(graph, list(inputs), options={"pattern_matcher": False} if on_cpu else None)
 
 
 def has_compiler() -> bool:

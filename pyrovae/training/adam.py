@@ -49,7 +49,8 @@ class Adam(torch.optim.Adam):
         if len(self.param_groups) > 1 or not moved or counts[0] is None or any(c is not counts[0] for c in counts):
             self._separate()
             super().step(closure)
-            self._share()
+            if any(count is None for count in counts):
+                self._share()
             return
         count = counts[0].add_(1)
         torch._fused_adam_(
@@ -84,6 +85,9 @@ class Adam(torch.optim.Adam):
 
     def _separate(self) -> None:
         """Let every parameter count in a tensor of its own."""
+        taken: set[int] = set()
         for state in self.state.values():
             if "step" in state:
-                state["step"] = state["step"].clone()
+                if id(state["step"]) in taken:
+                    state["step"] = state["step"].clone()
+                taken.add(id(state["step"]))

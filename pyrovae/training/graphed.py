@@ -141,7 +141,7 @@ class GraphedStep(EagerStep):
         for state in self.optimizer.state.values():
             if isinstance(state.get("step"), Tensor):
                 state["step"] = state["step"].to(device)
-        self._rates = [torch.as_tensor(group["lr"], device=device).clone() for group in self.optimizer.param_groups]
+        self._rates = [torch.zeros((), device=device) for _ in self.optimizer.param_groups]
         return True
 
     def _set_numbers(self) -> None:

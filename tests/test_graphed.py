@@ -1,0 +1,210 @@
+"""The step as a CUDA graph: on a device where there is one, and what surrounds the graph by a stand-in elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from conftest import make_vae
+from test_capture import CHANGES, PAIRS, batches, data, distance, normalized, of_vae
+from torch import Tensor
+
+import pyrovae
+from pyrovae import Training, fit
+from pyrovae.objectives import ELBO
+from pyrovae.training import capture, graphed
+from pyrovae.training.capture import CapturedStep
+from pyrovae.training.graphed import GraphedStep
+
+gpu = pytest.mark.gpu
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+class StandIn:
+    """A CUDA graph that is not one: a replay runs again what was captured, from the same tensors into the same."""
+
+    def __init__(self) -> None:
+        self.step: Any = None
+
+    def replay(self) -> None:
+        objective, weight = self.step.loss.objective, self.step._weight
+        objective.held_weight = weight
+        with pyro.validation_enabled(False):  # noqa: FBT003
+            self.step._shown.copy_(self.step._body())
+        objective.held_weight = None
+
+
+@pytest.fixture
+def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let steps on the CPU be captured in stand-ins."""
+    steps: list[Any] = []
+
+    @contextlib.contextmanager
+    def captured(graph: StandIn) -> Iterator[None]:
+        graph.step = steps[-1]
+        yield
+
+    class Stream:
+        def __init__(self, *_: Any) -> None:
+            pass
+
+        def wait_stream(self, other: Any) -> None:
+            pass
+
+    class OnCPU(GraphedStep):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            steps.append(self)
+
+    def without_capturable(step: GraphedStep, device: torch.device) -> bool:
+        step._rates = [torch.zeros(()) for _ in step.optimizer.param_groups]
+        return True
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", StandIn)
+    monkeypatch.setattr(torch.cuda, "graph", captured)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    monkeypatch.setattr(GraphedStep, "_make_capturable", without_capturable)
+    monkeypatch.setattr(
+        sys.modules["pyrovae.training.capture"],  # where the function of that name is
+        "make_step",
+        lambda *args, engine, **options: OnCPU(*args, **options, on_failure=lambda why: pytest.fail(why)),
+    )
+
+
+def steps(name: str, make: Callable[..., CapturedStep], device: str = "cpu") -> tuple[Tensor, Tensor]:
+    """Return the losses of steps, and the parameters afterwards."""
+    pyro.clear_param_store()
+    torch.manual_seed(1)
+    model_of, objective = PAIRS[name]
+    with torch.device(device):
+        model, guide, modules = model_of()
+    for module in modules:
+        module.to(device)
+    given = [x.to(device) for x in (*batches(20), *batches(2, size=5), *batches(20))]
+    step = make(model, guide, given[0], objective=objective())
+    torch.manual_seed(2)
+    losses = torch.stack([torch.stack(step(x)) for x in given])
+    values = [value.detach().flatten() for module in modules for value in module.parameters()]
+    values += [value.detach().flatten() for _, value in sorted(pyro.get_param_store().named_parameters())]
+    return losses.cpu(), torch.cat(values).cpu()
+
+
+@pytest.mark.usefixtures("_stand_in")
+@pytest.mark.parametrize("name", PAIRS)
+def test_around_the_graph_everything_is_as_in_eager_steps(name: str) -> None:
+    """Warming up leaves no trace; short batches run eagerly; annealing and learning rate are followed."""
+    found = steps(name, capture)
+    expected = steps(name, lambda *args, **options: eager(*args, **options))
+    for a, b in zip(found, expected, strict=True):
+        assert distance(a, b) < 1e-7  # the learning rate is a float32 tensor
+
+
+def eager(model: Any, guide: Any, x: Tensor, **options: Any) -> Any:
+    """Return the step that the stand-in does not stand in for."""
+    step = capture(model, guide, x, **options)
+    step._step = step._eager
+    return step
+
+
+@pytest.mark.usefixtures("_stand_in")
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_what_changes_is_followed_by_the_graph(change: Callable[..., None]) -> None:
+    results = []
+    for make in (capture, eager):
+        torch.manual_seed(1)
+        model, guide, (vae,) = normalized()
+        (x,) = batches(1)
+        step = make(model, guide, x)
+        torch.manual_seed(2)
+        for _ in range(5):
+            step(x)
+        change(step, vae, x)
+        shown = [torch.stack(step(x)) for _ in range(5)]
+        results.append(torch.cat([*shown, *(parameter.detach().flatten() for parameter in vae.parameters())]))
+    assert distance(*results) < 1e-7
+
+
+@pytest.mark.usefixtures("_stand_in")
+def test_a_graph_is_captured_once_and_again_where_it_must(monkeypatch: pytest.MonkeyPatch) -> None:
+    captures = []
+    whole = GraphedStep._capture
+    monkeypatch.setattr(GraphedStep, "_capture", lambda self, inputs: (captures.append(1), whole(self, inputs)))
+    model, guide, (vae,) = of_vae(make_vae())
+    x = batches(1)[0]
+    step = capture(model, guide, x, objective=ELBO())
+    for number in range(8):
+        step.objective.beta = 1.0 + number
+        step.optimizer.param_groups[0]["lr"] = 1e-3 / (1 + number)
+        step(x)
+    assert len(captures) == 1
+    assert isinstance(step.optimizer.param_groups[0]["lr"], Tensor)
+    assert step.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 / 8)
+    vae.encoder.layers[0].weight.data = vae.encoder.layers[0].weight.data.clone()  # lies elsewhere
+    step(x)
+    assert len(captures) == 2
+    step(x)
+    assert len(captures) == 2
+
+
+# on a device
+
+
+@gpu
+@cuda
+@pytest.mark.parametrize("name", PAIRS)
+def test_graphs_are_eager_steps(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    torch.set_default_dtype(torch.float32)
+    found = steps(name, capture, "cuda")
+    expected = steps(name, lambda *args, **options: capture(*args, engine="eager", **options), "cuda")
+    assert "eagerly" not in caplog.text
+    for a, b in zip(found, expected, strict=True):
+        assert distance(a, b) < 1e-5
+
+
+@gpu
+@cuda
+def test_fit_replays_graphs_to_the_same_numbers(tmp_path: Any) -> None:
+    found = []
+    for how in ("eager", "captured"):
+        torch.manual_seed(1)
+        vae = make_vae().float()
+        training = Training(epochs=6, batch_size=16, device="cuda", engine=how)
+        history = fit(vae.model, vae.guide, data(), training=training, folder=tmp_path / how, shown=False)
+        found.append(torch.tensor([[e.elbo, e.validation["elbo"]] for e in history.epochs]))
+    assert distance(found[1], found[0]) < 1e-5
+    resumed = Training(epochs=8, batch_size=16, device="cuda", engine="captured")
+    fit(vae.model, vae.guide, data(), training=resumed, folder=tmp_path / "captured", resume=True, shown=False)
+
+
+@gpu
+@cuda
+def test_steps_do_not_wait_for_the_device() -> None:
+    torch.set_default_dtype(torch.float32)
+    for engine in ("eager", "captured"):
+        vae = make_vae().cuda()
+        x = batches(1)[0].cuda()
+        step = pyrovae.training.capture(vae.model, vae.guide, x, engine=engine)
+        for _ in range(3):
+            step(x)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(5):
+                step(x)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_an_optimizer_that_cannot_be_captured_runs_after_the_graph() -> None:
+    model, guide, _ = of_vae(make_vae())
+    step = capture(model, guide, batches(1)[0], engine="eager", optimizer=lambda p: torch.optim.Adagrad(p))
+    made = graphed.GraphedStep(
+        step._step.loss, step._step.leaves, step.optimizer, on_failure=lambda why: pytest.fail(why)
+    )
+    assert made._make_capturable(torch.device("cpu")) is False

@@ -1,7 +1,7 @@
 """What one training step costs beside those of others and beside the matrix products that it cannot do without.
 
-    python examples/benchmarks/step.py                          everything; about ten minutes on two cores
-    python examples/benchmarks/step.py --only 784-400-20/128    one size of network and minibatch
+    python examples/benchmarks/step.py                          every size of network and minibatch
+    python examples/benchmarks/step.py --only 784-400-20/128    one of each
 
 prints the machine first, then one row for each contender: milliseconds per step, and its time as a multiple of stock
 Pyro's and of the floor's. Last come the ratios that this package has set itself as goals.
@@ -397,7 +397,7 @@ def work(name: str) -> None:
         if "draws" in question:
             answer(losses=[found.rewind() or found.turn(1) for _ in range(question["draws"])])
             continue
-        found.turn(2)  # memory and threads that others have pushed aside come back
+        found.turn(1)  # memory and threads that others have pushed aside come back
         started = time.perf_counter()
         found.turn(question["steps"])
         answer(milliseconds=1000 * (time.perf_counter() - started) / question["steps"])
@@ -470,7 +470,7 @@ def seconds_of_others(workers: list[Worker]) -> float:
 
 def check_losses(workers: list[Worker], cell: str) -> None:
     """Refuse contenders whose mean losses at the same weights differ by more than the noise explains."""
-    draws = max(8, 1280 // int(cell.rsplit("/", 1)[1])) if not options.smoke else 8
+    draws = 8 if options.smoke else max(4, 1280 // int(cell.rsplit("/", 1)[1]))
     found = torch.tensor([worker.ask(draws=draws) for worker in workers], dtype=torch.float64)
     error = float((found.var(-1).mean() / draws).sqrt())
     away = found.mean(-1) - found.mean(-1).median()
@@ -492,7 +492,7 @@ def measure(cell: str) -> None:
             devices[worker.name] = hello["device"]
     workers = [worker for worker in named if worker.name in devices]
     check_losses([worker for worker in workers if worker.name != FLOOR], cell)
-    steps = max(3, round(turn_milliseconds / workers[0].ask(steps=3)))
+    steps = max(2, round(turn_milliseconds / workers[0].ask(steps=3)))
     found: dict[str, list[float]] = {worker.name: [] for worker in workers}
     started, before = time.perf_counter(), seconds_of_others(workers)
     for number in range(rounds + 1):  # in the first the scan compiles

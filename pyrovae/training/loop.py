@@ -19,13 +19,14 @@ from pyrovae.pair import Pair
 from pyrovae.progress import Advance, progress
 from pyrovae.results import Epoch, History
 from pyrovae.sandbox import forked_random, module_mode, stream_seed, validation
-from pyrovae.scoring import blocks, one_particle, walk
+from pyrovae.scoring import blocks, on_device, one_particle, walk
 from pyrovae.training.checkpoint import Checkpoint, Progress
 from pyrovae.training.engine import make_step
 from pyrovae.training.feed import OwnRows, Resident
 from pyrovae.training.leaves import require_leaves
 from pyrovae.training.loss import StepLoss
 from pyrovae.training.options import Training
+from pyrovae.training.prefetched import Prefetched
 from pyrovae.training.state import restore, snapshot
 from pyrovae.training.step import EagerStep, MakeOptimizer, Step
 
@@ -50,6 +51,8 @@ class Loop:
         training: Training,
         device: torch.device,
         make_optimizer: MakeOptimizer,
+        *,
+        prefetched: bool = False,
     ) -> None:
         leaves = require_leaves(pair.modules, pair.params)
         self.pair, self.objective, self.training, self.device = pair, objective, training, device
@@ -68,7 +71,7 @@ class Loop:
         self.feed = (
             OwnRows(pair, self.train, device)
             if pair.draws_rows
-            else Resident(pair, self.train, training.batch_size, device)
+            else (Prefetched if prefetched else Resident)(pair, self.train, training.batch_size, device)
         )
         self.steps_per_epoch = math.ceil(len(self.train) / self.feed.batch_size)
         loss = StepLoss(pair, objective, self.feed.bind)
@@ -158,10 +161,11 @@ class Loop:
         unread: list[tuple[Tensor, int]] = []
         seen = 0
         stream = stream_seed(self.training.seed, "epoch", number)
-        with forked_random(stream, self.device), contextlib.ExitStack() as checks:
+        feeding = contextlib.closing(self.feed.batches())
+        with forked_random(stream, self.device), feeding as batches, contextlib.ExitStack() as checks:
             checks.enter_context(validation(enabled=checked))
             step = self.eager if checked else self.step
-            for index, inputs in enumerate(self.feed.batches()):
+            for index, inputs in enumerate(batches):
                 if checked and index == CHECKED_STEPS and type(self.step) is not EagerStep:
                     checks.close()
                     checks.enter_context(validation(enabled=False))
@@ -244,8 +248,9 @@ class Loop:
         ):
             most = min(VALIDATION_ROWS, max(1, VALIDATION_ELEMENTS // max(1, self.pair.num_elements)))
             for rows, count in walk(self.pair, len(watched), batch_size=most):
-                one = one_particle(self.pair, args, rows.to(self.device), checked=checked)
-                weighted = blocks(self.pair, args, rows.to(self.device), self.num_weighted)
+                some = on_device(self.pair, args, rows, self.device)
+                one = one_particle(self.pair, *some, checked=checked)
+                weighted = blocks(self.pair, *some, self.num_weighted)
                 found = [one] if self.num_weighted == 1 else list(weighted)
                 terms = elbo_terms(self.pair, found)
                 log_weights = torch.cat([b.log_prior + b.log_likelihood - b.log_guide for b in found])

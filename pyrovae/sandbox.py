@@ -15,7 +15,7 @@ from typing import Any
 import pyro
 import torch
 from pyro.nn import PyroModule
-from torch import nn
+from torch import Tensor, nn
 
 MODULE_DIVIDER = "$$$"  # what pyro.module puts between a module's name and its parameter's
 
@@ -78,6 +78,20 @@ def module_mode(modules: Iterable[nn.Module], *, training: bool) -> Iterator[Non
     finally:
         for part, mode in modes.items():
             part.training = mode
+
+
+@contextmanager
+def values_kept(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Put back afterwards the values of tensors that a run may write to, such as running statistics.
+
+    These are the ones without a gradient. Their versions do not tell: batch normalization writes unseen.
+    """
+    written = [(tensor, tensor.clone()) for tensor in tensors if not tensor.requires_grad]
+    try:
+        yield
+    finally:
+        for tensor, value in written:
+            tensor.copy_(value)
 
 
 @contextmanager

@@ -73,27 +73,27 @@ def vamp() -> Programs:
 
 
 class Normalized(nn.Module):
-    """An encoder with batch normalization and dropout."""
+    """An encoder with dropout and, if wanted, batch normalization."""
 
     x_shape = (1, 8, 8)
 
-    def __init__(self) -> None:
+    def __init__(self, between: nn.Module) -> None:
         super().__init__()
         first = nn.Linear(64, 8, bias=False)  # a bias here has a gradient of nothing but rounding
-        self.net = nn.Sequential(nn.Flatten(), first, nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 6))
+        self.net = nn.Sequential(nn.Flatten(), first, between, nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 6))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x).unflatten(-1, (3, 2))
 
 
-def normalized() -> Programs:
+def normalized(between: nn.Module | None = None) -> Programs:
     vae = make_vae()
     return of_vae(
         VAE(
             prior=vae.prior,
             decoder=vae.decoder,
             likelihood=vae.likelihood,
-            encoder=Normalized(),
+            encoder=Normalized(between or nn.BatchNorm1d(8)),
             posterior=vae.posterior,
         )
     )
@@ -109,6 +109,7 @@ PAIRS: dict[str, tuple[Callable[[], Programs], Callable[[], Objective]]] = {
     "STL, two layers": (two_layers, lambda: STL(num_particles=1)),
     "Vamp": (vamp, ELBO),
     "BatchNorm": (normalized, ELBO),
+    "VAE, dropout": (lambda: normalized(nn.Identity()), ELBO),
 }
 
 
@@ -275,7 +276,7 @@ def test_short_batches_that_come_often_are_recorded_too(monkeypatch: pytest.Monk
     step = capture(model, guide, long)
     for x in (long, long, short, short, other, short, short, other):
         step(x)
-    assert [key[0][0][0] for key in step._step._recordings] == [12, 5]
+    assert [key[1][0][0] for key in step._step._recordings] == [12, 5]
 
 
 @pytest.mark.usefixtures("_uncompiled")

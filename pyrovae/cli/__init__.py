@@ -13,6 +13,7 @@ from pyrovae.cli.compare import compare_runs
 from pyrovae.cli.evaluate import evaluate_run
 from pyrovae.cli.generate import generate
 from pyrovae.cli.train import train
+from pyrovae.processes import speaks
 from pyrovae.training.checkpoint import versions
 
 USAGE = """usage: pyrovae COMMAND [options]
@@ -56,7 +57,7 @@ def _run(words: list[str]) -> int:
     try:
         commands[words[0]](words[1:])
     except KeyboardInterrupt:
-        sys.stderr.write("pyrovae: interrupted; what was written stays\n")
+        _tell("pyrovae: interrupted; what was written stays\n")
         return 130
     except (ValueError, TypeError, torch.OutOfMemoryError) as error:
         return _fail(_first_cause(error))
@@ -71,5 +72,10 @@ def _first_cause(error: BaseException) -> str:
 
 
 def _fail(message: str) -> int:
-    sys.stderr.write(f"pyrovae: error: {message}\n")
+    _tell(f"pyrovae: error: {message}\n")
     return 2
+
+
+def _tell(text: str) -> None:
+    if speaks():
+        sys.stderr.write(text)

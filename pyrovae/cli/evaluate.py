@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from pyrovae.cli.data import add_data, add_run, data_of, load_run
 from pyrovae.cli.options import Parser
 from pyrovae.data import fingerprint
 from pyrovae.evaluate import Checks, evaluate
+from pyrovae.processes import Group, joined
 from pyrovae.report import write_report
 from pyrovae.report.folder import UNFINISHED
 from pyrovae.training.options import choose_device
@@ -48,10 +50,16 @@ def evaluate_run(argv: Sequence[str]) -> None:
     parser.add_record("checks, on the first of the data", Checks)
     add_run(parser)
     options = parser.options(argv)
+    with joined(options["device"]) as processes:
+        _evaluate(options, processes)
+
+
+def _evaluate(options: dict[str, Any], processes: Group) -> None:
+    """Evaluate in this process, or in one of several, of which the first goes on to the checks and the report."""
     run = load_run(options)
     vae = run.vae.to(choose_device(options["device"]))
-    data = data_of(run, options)
-    if fingerprint(data.train.stored) != run.config["data"]["hash"]:
+    data = processes.first_alone(lambda: data_of(run, options))
+    if processes.first and fingerprint(data.train.stored) != run.config["data"]["hash"]:
         sys.stdout.write("note: these are not the data that the run was trained on\n")
     split = getattr(data, options["split"])
     split = split if options["num_data"] is None else split.first(options["num_data"])
@@ -62,15 +70,18 @@ def evaluate_run(argv: Sequence[str]) -> None:
             vae.guide,
             split,
             ks=tuple(options["ks"]),
-            checks=checks if options["checks"] == "true" else None,
+            checks=checks if options["checks"] == "true" and processes.first else None,
             batch_size=options["batch_size"],
             seed=options["seed"],
             device=options["device"],
             journal=run.folder.path / UNFINISHED,
         )
     except KeyboardInterrupt:
-        sys.stderr.write("\nTo go on: the same command again\n")
+        if processes.first:
+            sys.stderr.write("\nTo go on: the same command again\n")
         raise
+    if not processes.first:
+        return
     sys.stdout.write(f"{evaluation}\n")
     vae.cpu()
     folder = write_report(

@@ -16,6 +16,7 @@ from pyrovae.cli.options import Parser
 from pyrovae.cli.signatures import classes, make
 from pyrovae.data import Data, datasets
 from pyrovae.objectives import schedules
+from pyrovae.processes import Group, joined, speaks
 from pyrovae.sandbox import forked_random, stream_seed
 from pyrovae.training import Training, fit
 from pyrovae.training.checkpoint import CONFIG
@@ -51,15 +52,25 @@ def train(argv: Sequence[str]) -> None:
         if options[name] is not None and options[name] not in datasets.NAMES and Path(options[name]).exists():
             options[name] = str(Path(options[name]).resolve())
     settings = Training(**{name: options[name] for name in Training.__dataclass_fields__})
+    with joined(settings.device) as group:
+        _train(parser, options, objective, settings, group)
+
+
+def _train(
+    parser: Parser, options: dict[str, Any], objective: objectives.Objective, settings: Training, group: Group
+) -> None:
+    """Fit a VAE in this process, or in one of several that do so together."""
     choose_device(settings.device)
     likelihood, _ = parser.chosen("likelihood", options)
-    data = load_data(options, likelihood.form)
+    data = group.first_alone(lambda: load_data(options, likelihood.form))
     with forked_random(stream_seed(settings.seed, "initialize")):
         vae = _build(parser, options, data)
-    folder = Path(options["resume"] or options["folder"] or _next_folder(data.name))
+    given = options["resume"] or options["folder"]
+    folder = Path(given or group.from_first(lambda: _next_folder(data.name)))
     again = _words_to_load(parser, options, folder)
     weights = sum(parameter.numel() for parameter in vae.parameters())
-    sys.stdout.write(f"{data}\n{weights:,} parameters on {choose_device(settings.device)}\n")
+    together = f" in each of {group.size} processes" if group.size > 1 else ""
+    _say(f"{data}\n{weights:,} parameters on {choose_device(settings.device)}{together}\n")
     try:
         history = fit(
             vae.model,
@@ -72,9 +83,15 @@ def train(argv: Sequence[str]) -> None:
             command=parser.to_save(options),
         )
     except KeyboardInterrupt:
-        sys.stderr.write(f"\nTo go on: pyrovae train --resume {again}\n")
+        if speaks():
+            sys.stderr.write(f"\nTo go on: pyrovae train --resume {again}\n")
         raise
-    sys.stdout.write(f"\n{history}\n\nrun: {folder}\nnext: pyrovae evaluate {again}\n")
+    _say(f"\n{history}\n\nrun: {folder}\nnext: pyrovae evaluate {again}\n")
+
+
+def _say(text: str) -> None:
+    if speaks():
+        sys.stdout.write(text)
 
 
 def _menus() -> dict[str, tuple[dict[str, type], type, str]]:

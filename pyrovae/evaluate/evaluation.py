@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -22,6 +23,7 @@ from pyrovae.evaluate.journal import Journal
 from pyrovae.evaluate.observed import observe
 from pyrovae.evaluate.reduced import VARIANCE, reduced
 from pyrovae.pair import Pair, Program, find_modules
+from pyrovae.processes import group
 from pyrovae.progress import progress
 from pyrovae.results import Estimate, Evaluation, Observed, bits_per_dimension, mean_and_error
 from pyrovae.results.observed import DRAWN, MASKED, WHOLE
@@ -55,7 +57,8 @@ def evaluate(
 
     Values of weights and buffers, modes, switches and random streams are afterwards as before. Batch i draws from the
     stream (seed, i), so that a run in other chunks sees the same draws. Memory does not grow with the number of data,
-    and only by the log-weights of one batch with K.
+    and only by the log-weights of one batch with K. Processes that initialized ``torch.distributed`` take turns at the
+    batches, and all return the same; the first keeps the journal.
 
     Args:
         model: a Pyro program called with data; see `pyrovae.pair` for the contract.
@@ -115,7 +118,7 @@ def evaluate(
         probe = _probe(pair, _moved(args, where) if pair.draws_rows else few)
         observed = observe(pair, _batches(pair, args, where, batch_size))
         key = (data_hash, weights, probe, observed, ks, seed, chunk_size, settings, versions())
-        finished = Journal(journal, repr(key))
+        finished = Journal(journal if group().first else None, repr(key))
         per_datum = _walked(
             pair, args, where, finished, ks=ks, batch_size=batch_size, chunk_size=chunk_size, seed=seed, shown=shown
         )
@@ -192,20 +195,23 @@ def _walked(
     shown: bool,
 ) -> dict[str, Tensor]:
     """Return what `reduced` keeps of all data, ``(..., N)`` by name, batches that are finished taken as they are."""
-    parts = finished.read()
+    processes = group()
+    parts = processes.from_first(finished.read)
     done = sum(part["ELBO"].shape[-1] for part in parts)
-    with progress("evaluating", len(args[0]), shown=shown, unit="data") as advance:
+    waiting = itertools.islice(enumerate(_batches(pair, args, device, batch_size)), len(parts), None)
+    with progress("evaluating", len(args[0]), shown=shown and processes.first, unit="data") as advance:
         advance(done)
         try:
-            for number, (rows, count, of_batch) in enumerate(_batches(pair, args, device, batch_size)):
-                if number < len(parts):
-                    continue
-                with forked_random(stream_seed(seed, "evaluate", number), device):
-                    found = blocks(pair, of_batch, rows, max(ks), chunk_size=chunk_size)
-                    part = {name: value[..., :count] for name, value in reduced(found, ks).items()}
-                parts.append(part)
-                finished.add(part)
-                done += count
+            while now := list(itertools.islice(waiting, processes.size)):  # each process takes one of them
+                part: dict[str, Tensor] = {}
+                for number, (rows, count, of_batch) in now[processes.rank : processes.rank + 1]:
+                    with forked_random(stream_seed(seed, "evaluate", number), device):
+                        found = blocks(pair, of_batch, rows, max(ks), chunk_size=chunk_size)
+                        part = {name: value[..., :count] for name, value in reduced(found, ks).items()}
+                for each in processes.gather(part)[: len(now)]:
+                    parts.append(each)
+                    finished.add(each)
+                    done += each["ELBO"].shape[-1]
                 advance(done)
         finally:
             finished.write()

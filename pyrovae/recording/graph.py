@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyrovae.recording.inductor import compile_graph
 from pyrovae.recording.noise import split_noise
-from pyrovae.sandbox import forked_random, validation
+from pyrovae.sandbox import forked_random, validation, values_kept
 
 AGREEMENT = 1e-3  # relative distance between what is compiled and what is not; float32 sums differ by 1e-6 or so
 
@@ -61,7 +60,7 @@ class Recording:
         if split is None:
             raise NotRecordableError("it draws random numbers whose distribution depends on data")
         noise, graph = split
-        with torch.no_grad(), forked_random(0), _kept(self.leaves):
+        with torch.no_grad(), forked_random(0), values_kept(self.leaves):
             drawn = () if noise is None else noise()
             given = [*drawn, *self.leaves, *inputs]
             expected = graph(*[each.clone() for each in given])
@@ -93,7 +92,7 @@ def record(function: Function, inputs: Sequence[Tensor], *, leaves: Sequence[Ten
     """
     device = next((tensor.device for tensor in (*inputs, *leaves)), torch.device("cpu"))
     graphs = []
-    with _kept(leaves), validation(enabled=False):
+    with values_kept(leaves), validation(enabled=False):
         for _ in range(2):
             with forked_random(0, device):
                 try:
@@ -105,17 +104,6 @@ def record(function: Function, inputs: Sequence[Tensor], *, leaves: Sequence[Ten
         raise NotRecordableError("it does not do the same operations, with the same numbers, each time it is run")
     found = _lift_constants(second)
     return Recording(second, [*found, *leaves], len(inputs))
-
-
-@contextlib.contextmanager
-def _kept(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Put back afterwards the values of tensors that a run may write to, which are those without a gradient."""
-    written = [(tensor, tensor.clone()) for tensor in tensors if not tensor.requires_grad]
-    try:
-        yield
-    finally:
-        for tensor, value in written:  # versions do not tell: batch normalization writes unseen
-            tensor.copy_(value)
 
 
 def _lift_constants(module: fx.GraphModule) -> list[Tensor]:

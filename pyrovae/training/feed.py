@@ -34,9 +34,17 @@ class Feed(ABC):
     def bind(self, *inputs: Tensor) -> tuple[Program, Program, int]:
         """Return model and guide without arguments, for the inputs of a step, and their number of data."""
 
-    @abstractmethod
     def count(self, *inputs: Tensor) -> int:
         """Return the number of data in the inputs of a step."""
+        return len(inputs[0])
+
+    def part(self, inputs: tuple[Tensor, ...], start: int, stop: int) -> tuple[Tensor, ...]:
+        """Return the inputs of a step on some of the rows."""
+        return tuple(each[start:stop] for each in inputs)
+
+    @abstractmethod
+    def few(self, count: int) -> tuple[Tensor, ...]:
+        """Return the inputs of a step on so many rows, whichever they are."""
 
 
 class Given(Feed):
@@ -44,6 +52,10 @@ class Given(Feed):
 
     def __init__(self, pair: Pair) -> None:
         self.pair = pair
+
+    def few(self, count: int) -> tuple[Tensor, ...]:
+        """Refuse: it has no data of its own."""
+        raise ValueError("processes share the minibatches of pyrovae.fit; a step of one's own is that of one process")
 
     def batches(self) -> Generator[tuple[Tensor, ...], None, None]:
         """Yield nothing: the caller has the minibatches."""
@@ -53,10 +65,6 @@ class Given(Feed):
         """Return the programs called with the inputs."""
         return functools.partial(self.pair.model, *inputs), functools.partial(self.pair.guide, *inputs), len(inputs[0])
 
-    def count(self, *inputs: Tensor) -> int:
-        """Return B."""
-        return len(inputs[0])
-
 
 class Resident(Feed):
     """Data that lie on the device as they were stored; the inputs of a step are row numbers ``(B,)``."""
@@ -64,6 +72,10 @@ class Resident(Feed):
     def __init__(self, pair: Pair, rows: Rows, batch_size: int, device: torch.device) -> None:
         self.pair, self.rows, self.device = pair, rows, device
         self.batch_size = min(batch_size, len(rows))
+
+    def few(self, count: int) -> tuple[Tensor, ...]:
+        """Return the first rows, as often as it takes."""
+        return (torch.arange(count, device=self.device) % len(self.rows),)
 
     def batches(self) -> Generator[tuple[Tensor, ...], None, None]:
         """Yield row numbers."""
@@ -73,10 +85,6 @@ class Resident(Feed):
         """Gather and transform the rows."""
         args = self.rows.draw(inputs[0])
         return functools.partial(self.pair.model, *args), functools.partial(self.pair.guide, *args), len(inputs[0])
-
-    def count(self, *inputs: Tensor) -> int:
-        """Return B."""
-        return len(inputs[0])
 
 
 class OwnRows(Feed):
@@ -100,3 +108,10 @@ class OwnRows(Feed):
     def count(self, *inputs: Tensor) -> int:
         """Return the number of rows that the pair draws."""
         return self.batch_size
+
+    def few(self, count: int) -> tuple[Tensor, ...]:
+        """Refuse: the number of rows is the pair's."""
+        raise ValueError(
+            f"processes share the rows of a minibatch, but the plate {self.pair.plate!r} draws {self.batch_size} by "
+            f"itself; write it as pyro.plate({self.pair.plate!r}, len(x)), or train in one process"
+        )

@@ -44,8 +44,13 @@ def fit(
     Modules are trained in place, whether they are registered by `pyro.module` or only referred to, and stay on the
     device of training. Values of `pyro.param` are trained in a store of this call's own and left in the caller's.
     Random streams, validation switches and module modes are as before afterwards. Pyro's checks are on during the first
-    epoch. Data that would take much of the device's memory stay where they are, in memory or in a file that is mapped,
-    and are prefetched, to the same numbers; one line on the logger says so.
+    epoch, or its first 500 steps where steps are recorded afterwards.
+
+    Processes that ``torchrun`` started, and that initialized ``torch.distributed``, train together: each takes its rows
+    of every minibatch, with the draws that one process would have made for them, and the first keeps the run.
+
+    Data that would take much of the device's memory stay where they are, in memory or in a file that is mapped, and are
+    prefetched, to the same numbers; one line on the logger says so.
 
     Args:
         model: a Pyro program called with one minibatch; see `pyrovae.pair` for the contract.
@@ -56,7 +61,8 @@ def fit(
         training: epochs, batch size, learning rate, early stopping, seed and device.
         folder: where to keep configuration, weights, trainer state, metrics and manifest; nothing is kept by default.
         resume: go on with the run in the folder, to the same numbers as without the interruption.
-        on_epoch: called after each epoch; training stops where it returns True.
+        on_epoch: called after each epoch, in the first process where several train together; training stops where it
+            returns True.
         optimizer: makes the optimizer of all parameters; its learning rate is set at the start of each epoch.
         modules: those used by the programs that cannot be found from them.
         command: options that led here, to be kept with the configuration.
@@ -99,6 +105,7 @@ def fit(
         placed.tell()
         kept += [name for name in pair.params if MODULE_DIVIDER not in name]
         loop = Loop(pair, placed.rows, objective or ELBO(), training, device, optimizer, prefetched=placed.prefetched)
+        loop.share()
         if folder is not None:
             settings = {
                 "training": dataclasses.asdict(training),
@@ -107,13 +114,13 @@ def fit(
                 "data": _describe_data(placed.rows[0]),
                 "command": dict(command or {}),
             }
+            take = Checkpoint.take_up if resume else Checkpoint.create
+            checkpoint = loop.group.from_first(lambda: take(folder, settings, model))
             if resume:
-                loop.checkpoint = Checkpoint.take_up(folder, settings, model)
-                loop.restore(loop.checkpoint.read())
-                loop.checkpoint.keep_settings(settings)
-            else:
-                loop.checkpoint = Checkpoint.create(folder, settings, model)
-                loop.checkpoint.save(loop.progress())
+                loop.restore(loop.group.from_first(checkpoint.read))
+            loop.checkpoint = checkpoint if loop.group.first else None
+            if loop.checkpoint is not None:
+                loop.checkpoint.keep_settings(settings) if resume else loop.checkpoint.save(loop.progress())
         return loop.run(on_epoch, shown=shown)
 
 

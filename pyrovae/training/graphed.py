@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.objectives import Objective
+from pyrovae.processes import Share
 from pyrovae.recording.graph import first_line
 from pyrovae.sandbox import forked_random, validation
 from pyrovae.training.leaves import Leaves
@@ -50,6 +51,7 @@ class GraphedStep(EagerStep):
         self._graph: torch.cuda.CUDAGraph | None = None
         self._state: tuple[object, ...] = ()
         self._inputs: tuple[Tensor, ...] = ()
+        self._share: Share | None = None
         self._shown = torch.zeros(3)
         self._weight = torch.ones(())
         self._rates: list[Tensor] = []
@@ -83,13 +85,13 @@ class GraphedStep(EagerStep):
                 self.failed, self._graph = True, None
                 self.on_failure(f"the step is run eagerly: {first_line(error)}")
         same = all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(self._inputs, inputs, strict=True))
-        return self._graph if same else None
+        return self._graph if same and self.loss.share == self._share else None
 
     def _capture(self, inputs: tuple[Tensor, ...]) -> None:
         """Capture the step, with all values afterwards as before."""
         device, objective = self.leaves.trained[0].device, self.loss.objective
         self._graph = None
-        self._inputs = tuple(each.clone() for each in inputs)
+        self._inputs, self._share = tuple(each.clone() for each in inputs), self.loss.share
         self._weight = torch.ones((), device=device, dtype=self.leaves.trained[0].dtype)
         self._updates = self._make_capturable(device)
         self._set_numbers()
@@ -119,7 +121,7 @@ class GraphedStep(EagerStep):
     def _body(self) -> Tensor:
         """Run what is captured."""
         loss, shown = self.loss(*self._inputs)
-        self.set_gradients(torch.autograd.grad(loss, self.leaves.trained, allow_unused=True))
+        shown = self.take(shown, torch.autograd.grad(loss, self.leaves.trained, allow_unused=True))
         if self._updates:
             self.optimizer.step()
         return shown

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -16,9 +18,10 @@ from pyrovae.bounds.iwae import iwae
 from pyrovae.data.batches import Rows
 from pyrovae.objectives import Objective
 from pyrovae.pair import Pair
+from pyrovae.processes import group
 from pyrovae.progress import Advance, progress
 from pyrovae.results import Epoch, History
-from pyrovae.sandbox import forked_random, module_mode, stream_seed, validation
+from pyrovae.sandbox import forked_random, module_mode, stream_seed, validation, values_kept
 from pyrovae.scoring import blocks, on_device, one_particle, walk
 from pyrovae.training.checkpoint import Checkpoint, Progress
 from pyrovae.training.engine import make_step
@@ -27,8 +30,11 @@ from pyrovae.training.leaves import require_leaves
 from pyrovae.training.loss import StepLoss
 from pyrovae.training.options import Training
 from pyrovae.training.prefetched import Prefetched
+from pyrovae.training.shared_noise import row_axes
 from pyrovae.training.state import restore, snapshot
 from pyrovae.training.step import EagerStep, MakeOptimizer, Step
+
+logger = logging.getLogger("pyrovae")
 
 STEPS_BETWEEN_READS = 200  # reading a loss makes the host wait for the device
 CHECKED_STEPS = 500  # of the first epoch, which are run eagerly under Pyro's checks before anything is recorded
@@ -74,7 +80,8 @@ class Loop:
             else (Prefetched if prefetched else Resident)(pair, self.train, training.batch_size, device)
         )
         self.steps_per_epoch = math.ceil(len(self.train) / self.feed.batch_size)
-        loss = StepLoss(pair, objective, self.feed.bind)
+        self.group = group()
+        loss = StepLoss(pair, objective, self.feed.bind, half=training.precision == "bfloat16")
         self.eager = EagerStep(loss, leaves, self.optimizer, clip_norm=training.clip_norm)
         self.step: Step = make_step(
             loss,
@@ -111,7 +118,7 @@ class Loop:
         checked = not self.epochs
         total = (self.training.epochs - len(self.epochs)) * self.steps_per_epoch
         done = 0
-        with progress("training", total, shown=shown, unit="steps") as advance:
+        with progress("training", total, shown=shown and self.group.first, unit="steps") as advance:
             while why is None:
                 epoch = self._epoch(len(self.epochs) + 1, advance, done, checked=checked)
                 checked = False
@@ -121,7 +128,7 @@ class Loop:
                 if self.checkpoint is not None:
                     self.checkpoint.save(self.progress())
                 why = self._done()
-                if on_epoch is not None and on_epoch(epoch):
+                if on_epoch is not None and self.group.from_first(functools.partial(on_epoch, epoch)):
                     why = f"stopped by on_epoch after epoch {epoch.epoch}"
         if self.best is not None:
             self._restore(self.best)
@@ -152,8 +159,8 @@ class Loop:
         """Go through the training data once."""
         started = time.perf_counter()
         rate = self.training.rate(number)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for of_parameters in self.optimizer.param_groups:
+            of_parameters["lr"] = rate
         if isinstance(self.objective, Objective):
             self.objective.step = (number - 1) * self.steps_per_epoch
         known = isinstance(self.objective, Objective)
@@ -170,8 +177,9 @@ class Loop:
                     checks.close()
                     checks.enter_context(validation(enabled=False))
                     step = self.step
+                count = self.feed.count(*inputs)
                 try:
-                    unread.append((step(*inputs), self.feed.count(*inputs)))
+                    unread.append((step(*self._mine(inputs, count)), count))
                 except ValueError as error:  # of Pyro's checks, which may meet a NaN before the loss has been read
                     if unread:
                         self._read(unread, number, index - len(unread) + 1)
@@ -198,6 +206,31 @@ class Loop:
             learning_rate=rate,
             seconds=time.perf_counter() - started,
         )
+
+    def _mine(self, inputs: tuple[Tensor, ...], count: int) -> tuple[Tensor, ...]:
+        """Return the part of a minibatch that this process has: all of it, unless several share it."""
+        if self.group.size == 1:
+            return inputs
+        self.step.loss.share = share = self.group.share(count)
+        return self.feed.part(inputs, share.start, share.stop)
+
+    def share(self) -> None:
+        """Prepare for sharing minibatches with other processes, where there are such.
+
+        Raises:
+            ValueError: if the pair, or the draws that it makes, cannot be shared.
+
+        """
+        if self.group.size == 1:
+            return
+        self.group.copy_from_first(self.leaves.all)
+        with values_kept(self.leaves.all):
+            self.step.loss.row_axes = row_axes(lambda count: self.step.loss(*self.feed.few(count)), self.device)
+        batch_norm = torch.nn.modules.batchnorm._BatchNorm
+        if any(isinstance(part, batch_norm) for module in self.pair.modules for part in module.modules()):
+            logger.warning("batch normalization sees the part of a minibatch that its process has")
+        if getattr(self.objective, "free_bits", 0):
+            logger.warning("free bits hold for the average over the part of a minibatch that a process has")
 
     def _read(self, unread: list[tuple[Tensor, int]], epoch: int, first_step: int) -> Tensor:
         """Fetch losses from the device and return their sums over data; the only place where the host waits."""
@@ -226,7 +259,7 @@ class Loop:
     def _check_again(self, inputs: tuple[Tensor, ...], epoch: int, step: int, error: ValueError) -> None:
         """Raise that training diverged if that is why Pyro's checks failed: without them the loss is not finite."""
         with validation(enabled=False):
-            loss, _ = self.step.loss(*inputs)
+            loss, _ = self.step.loss(*self._mine(inputs, self.feed.count(*inputs)))
         if not loss.isfinite():
             raise self._diverged(epoch, step, "the loss") from error
 
@@ -240,24 +273,25 @@ class Loop:
         """Return the ELBO and the bound that training maximizes on the validation data, always with the same draws."""
         args = watched.fixed()
         sums = torch.zeros(3, dtype=torch.float64)
-        stream = stream_seed(self.training.seed, "validation")
-        with (
-            module_mode(self.pair.modules, training=False),
-            forked_random(stream, self.device),
-            validation(enabled=False),
-        ):
+        with module_mode(self.pair.modules, training=False), validation(enabled=False):
             most = min(VALIDATION_ROWS, max(1, VALIDATION_ELEMENTS // max(1, self.pair.num_elements)))
-            for rows, count in walk(self.pair, len(watched), batch_size=most):
-                some = on_device(self.pair, args, rows, self.device)
-                one = one_particle(self.pair, *some, checked=checked)
-                weighted = blocks(self.pair, *some, self.num_weighted)
-                found = [one] if self.num_weighted == 1 else list(weighted)
-                terms = elbo_terms(self.pair, found)
-                log_weights = torch.cat([b.log_prior + b.log_likelihood - b.log_guide for b in found])
-                values = (terms.reconstruction, terms.kl, iwae(log_weights)[0])
-                sums += torch.stack([value[:count].sum() for value in values]).cpu().double()
+            for number, (rows, count) in enumerate(walk(self.pair, len(watched), batch_size=most)):
+                if number % self.group.size == self.group.rank:
+                    with forked_random(stream_seed(self.training.seed, "validation", number), self.device):
+                        some = on_device(self.pair, args, rows, self.device)
+                        sums += self._validated(*some, count, checked=checked)
+        (sums,) = self.group.sum([sums])
         reconstruction, kl, bound = (sums / len(watched)).tolist()
         if not math.isfinite(reconstruction - kl):
             raise self._diverged(epoch, self.steps_per_epoch, "the validation ELBO")
         shown = {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
         return shown if self.num_weighted == 1 else shown | {self.watched_bound: bound}
+
+    def _validated(self, args: tuple[Tensor, ...], rows: Tensor, count: int, *, checked: bool) -> Tensor:
+        """Return reconstruction, KL and bound summed over the first rows that count: ``(3,)``, nats, float64."""
+        one = one_particle(self.pair, args, rows, checked=checked)
+        found = [one] if self.num_weighted == 1 else list(blocks(self.pair, args, rows, self.num_weighted))
+        terms = elbo_terms(self.pair, found)
+        log_weights = torch.cat([b.log_prior + b.log_likelihood - b.log_guide for b in found])
+        values = (terms.reconstruction, terms.kl, iwae(log_weights)[0])
+        return torch.stack([value[:count].sum() for value in values]).cpu().double()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pyro
@@ -13,7 +14,10 @@ from torch import Tensor
 
 from pyrovae.objectives import Objective
 from pyrovae.pair import Pair, Program
+from pyrovae.processes import Share, group
 from pyrovae.sandbox import MODULE_DIVIDER
+from pyrovae.training.half import half_networks
+from pyrovae.training.shared_noise import SharedNoise
 
 Bind = Callable[..., tuple[Program, Program, int]]
 
@@ -21,23 +25,30 @@ Bind = Callable[..., tuple[Program, Program, int]]
 class StepLoss:
     """The loss of one minibatch.
 
+    Attributes:
+        share: the part of the minibatch that the inputs are, where processes share it; None if they are all of it.
+        row_axes: of the draws of noise, where processes share them.
+
     Args:
         pair: the structure of the programs.
         objective: with a differentiable loss.
         bind: from the inputs of a step to model and guide without arguments, and their number of data.
+        half: whether networks compute in bfloat16; see `half_networks`.
 
     Raises:
         TypeError: if the objective has no differentiable loss.
 
     """
 
-    def __init__(self, pair: Pair, objective: PyroELBO, bind: Bind) -> None:
+    def __init__(self, pair: Pair, objective: PyroELBO, bind: Bind, *, half: bool = False) -> None:
         if not hasattr(objective, "differentiable_loss"):
             raise TypeError(
                 "training needs an objective with a differentiable loss, which "
                 f"{type(objective).__name__} does not have; use pyrovae.objectives, or train with pyro.infer.SVI"
             )
-        self.pair, self.objective, self.bind = pair, objective, bind
+        self.pair, self.objective, self.bind, self.half = pair, objective, bind, half
+        self.share: Share | None = None
+        self.row_axes: list[int | None] = []
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss per datum, differentiable, and what is shown of it.
@@ -47,9 +58,18 @@ class StepLoss:
 
         Returns:
             The loss, 0-dim, nats; and loss, reconstruction and KL per datum, ``(3,)``, nats, the last two free of
-            Pyro's scales and zero where the objective does not tell.
+            Pyro's scales and zero where the objective does not tell. Where processes share the minibatch, these are
+            this process's parts of sums over all of them.
 
         """
+        if self.share is None and not self.half:
+            return self._terms(*inputs)
+        noise = nullcontext() if self.share is None else SharedNoise(self.row_axes, self.share, group().rank)
+        with noise, half_networks(self.pair.modules) if self.half else nullcontext():
+            loss, shown = self._terms(*inputs)
+        return (loss, shown) if self.share is None else (loss * self.share.weight, shown * self.share.weight)
+
+    def _terms(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         model, guide, count = self.bind(*inputs)
         size = self.pair.plate_size if self.pair.plate_size != self.pair.num_rows else count
         if not isinstance(self.objective, Objective):

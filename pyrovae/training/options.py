@@ -11,6 +11,7 @@ import torch
 from pyrovae.whole import require_whole
 
 ENGINES = ("auto", "eager", "captured")
+PRECISIONS = ("float32", "bfloat16")
 
 
 def _option(default: Any, text: str) -> Any:
@@ -48,6 +49,7 @@ class Training:
     patience: int | None = _option(None, "epochs without a better validation ELBO before it stops (default: never)")
     seed: int = _option(0, "of initialization, shuffling, binarization and the guide's draws")
     device: str = _option("auto", "auto, cpu, cuda, cuda:1 or mps; auto takes CUDA if there is one")
+    precision: str = _option("float32", "float32, or bfloat16 for what networks compute in training")
     engine: str = _option("auto", "captured (steps are recorded once and replayed), eager, or auto: by their number")
 
     def __post_init__(self) -> None:
@@ -57,6 +59,7 @@ class Training:
             if value is not None:
                 require_whole(value, name=name, least=least)
         check_engine(self.engine)
+        check_precision(self.precision)
         for name in ("learning_rate", "final_learning_rate", "clip_norm"):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
@@ -75,6 +78,12 @@ def check_engine(name: str) -> None:
     """Refuse an engine that does not exist."""
     if name not in ENGINES:
         raise ValueError(f"engine is one of {', '.join(ENGINES)}, but received {name!r}; auto decides by itself")
+
+
+def check_precision(name: str) -> None:
+    """Refuse a precision that does not exist."""
+    if name not in PRECISIONS:
+        raise ValueError(f"precision is one of {', '.join(PRECISIONS)}, but received {name!r}; float32 is the default")
 
 
 def choose_device(name: str) -> torch.device:

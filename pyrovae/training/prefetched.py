@@ -40,7 +40,3 @@ class Prefetched(Feed):
         """Transform the rows."""
         args = self.rows.arguments(*inputs)
         return functools.partial(self.pair.model, *args), functools.partial(self.pair.guide, *args), len(inputs[0])
-
-    def count(self, *inputs: Tensor) -> int:
-        """Return B."""
-        return len(inputs[0])

@@ -65,7 +65,8 @@ class RecordedStep(EagerStep):
             self.weight.fill_(self.loss.objective.kl_weight())
         shown, *gradients = recording(*inputs)
         found = iter(gradients)
-        self.update([next(found) if has else None for has in self._gradients])
+        shown = self.take(shown, [next(found) if has else None for has in self._gradients])
+        self.optimizer.step()
         return shown
 
     def _recording(self, inputs: tuple[Tensor, ...]) -> Recording | None:
@@ -73,7 +74,7 @@ class RecordedStep(EagerStep):
         state = (self.leaves.version, getattr(self.loss.objective, "fixed", None))
         if state != self._state:
             self._state, self._recordings = state, {}
-        key = tuple((each.shape, each.stride(), each.dtype) for each in inputs)
+        key = (self.loss.share, *((each.shape, each.stride(), each.dtype) for each in inputs))
         if key in self._recordings:
             return self._recordings[key]
         self._seen[key] = self._seen.get(key, 0) + 1

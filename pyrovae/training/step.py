@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.objectives import Objective
+from pyrovae.processes import group
 from pyrovae.training.adam import Adam
 from pyrovae.training.leaves import Leaves
 from pyrovae.training.loss import StepLoss
@@ -64,17 +65,27 @@ class Step(ABC):
     def run(self, *inputs: Tensor) -> Tensor:
         """Move the parameters; arguments and result are those of the call."""
 
-    def set_gradients(self, gradients: Iterable[Tensor | None]) -> None:
-        """Hand the gradients of the loss per datum to the parameters, clipped."""
+    def take(self, shown: Tensor, gradients: Iterable[Tensor | None]) -> Tensor:
+        """Hand the gradients of the loss per datum to the parameters, summed over processes and clipped.
+
+        Args:
+            shown: loss, reconstruction and KL per datum, ``(3,)``.
+            gradients: of the tensors that are trained; None for one that the loss does not depend on.
+
+        Returns:
+            What is shown, summed over processes too.
+
+        """
+        gradients = list(gradients)
+        if self.loss.share is not None:
+            shown, *summed = group().sum([shown, *(each for each in gradients if each is not None)])
+            found = iter(summed)
+            gradients = [None if each is None else next(found) for each in gradients]
         for parameter, gradient in zip(self.leaves.trained, gradients, strict=True):
             parameter.grad = gradient
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.leaves.trained, self.clip_norm)
-
-    def update(self, gradients: Iterable[Tensor | None]) -> None:
-        """Move the parameters along the gradients of the loss per datum."""
-        self.set_gradients(gradients)
-        self.optimizer.step()
+        return shown
 
 
 class EagerStep(Step):
@@ -83,5 +94,6 @@ class EagerStep(Step):
     def run(self, *inputs: Tensor) -> Tensor:
         """Move the parameters."""
         loss, shown = self.loss(*inputs)
-        self.update(torch.autograd.grad(loss, self.leaves.trained, allow_unused=True))
+        shown = self.take(shown, torch.autograd.grad(loss, self.leaves.trained, allow_unused=True))
+        self.optimizer.step()
         return shown

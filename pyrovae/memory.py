@@ -30,11 +30,12 @@ def require(size: float, *, what: str, cure: str, device: torch.device | str = "
     free = available(device)
     if size > free:
         raise ValueError(
-            f"{what} needs about {_in_words(size)} on {torch.device(device)}, but {_in_words(free)} are free; {cure}"
+            f"{what} needs about {in_words(size)} on {torch.device(device)}, but {in_words(free)} are free; {cure}"
         )
 
 
-def _in_words(size: float) -> str:
+def in_words(size: float) -> str:
+    """Return a number of bytes as people say it, such as 1.5 GiB."""
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if size < 1024:
             return f"{size:.3g} {unit}"

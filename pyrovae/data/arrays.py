@@ -69,7 +69,8 @@ def from_splits(
 ) -> Data:
     """Make data of three given parts, each a pair of x, ``(N, *x_shape)``, and labels, ``(N,)``, or None.
 
-    They are stored as `from_arrays` stores one array, integers alike in all three.
+    They are stored as `from_arrays` stores one array, integers alike in all three. Bytes, and floats of torch's default
+    dtype, stay in their file where they are mapped from it with ``np.load(path, mmap_mode="c")``.
     """
     parts = {"train": train, "validation": validation, "test": test}
     kept = [store(x, levels=levels) for x, _ in parts.values()]
@@ -122,6 +123,8 @@ def to_tensor(x: Array) -> Tensor:
     if isinstance(x, Tensor):
         return x.detach()
     native = np.asarray(x).dtype.newbyteorder("=")
+    if isinstance(x, np.memmap) and x.dtype == native and x.flags.writeable and x.flags.c_contiguous:
+        return torch.from_numpy(x)
     return torch.from_numpy(np.array(x, dtype=native, order="C"))  # a copy: x may be read-only
 
 

@@ -1,4 +1,4 @@
-"""Minibatches of data that already lie on the device."""
+"""Data as the arguments of programs, minibatch by minibatch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyrovae.data.splits import Split, fingerprint
+from pyrovae.data.splits import Split, count_not_finite, fingerprint
+from pyrovae.data.transform import float_dtype
+from pyrovae.data.transforms import Identity
 
 Source = Split | Tensor | tuple[Tensor, ...]
 
@@ -43,13 +45,16 @@ class Rows:
         if len(self) == 0:
             raise ValueError("the data set is empty; give at least one datum")
         for tensor in self._tensors:
-            bad = int((~tensor.isfinite()).sum())
-            if bad:
+            if bad := count_not_finite(tensor):
                 raise ValueError(f"the data hold {bad} values that are NaN or infinite; remove or replace them first")
 
     @property
     def _tensors(self) -> tuple[Tensor, ...]:
         return self.source if isinstance(self.source, tuple) else (self.source,)  # type: ignore[return-value]
+
+    @property
+    def _stored(self) -> tuple[Tensor, ...]:
+        return (self.source.stored, *self.source.given) if isinstance(self.source, Split) else self._tensors
 
     def __len__(self) -> int:
         return len(self.source) if isinstance(self.source, Split) else len(self._tensors[0])
@@ -57,25 +62,55 @@ class Rows:
     @property
     def num_bytes(self) -> int:
         """Size as stored."""
-        tensors = (self.source.stored, *self.source.given) if isinstance(self.source, Split) else self._tensors
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return sum(tensor.numel() * tensor.element_size() for tensor in self._stored)
+
+    @property
+    def num_fixed_bytes(self) -> int:
+        """Size of what `fixed` makes of the stored values and keeps beside them."""
+        if not isinstance(self.source, Split):
+            return 0
+        stored, dtype = self.source.stored, float_dtype(self.source.stored)
+        as_it_is = isinstance(self.source.transform, Identity) and stored.dtype == dtype
+        return 0 if as_it_is else stored.numel() * dtype.itemsize
+
+    @property
+    def drawn_once(self) -> bool:
+        """Whether the noise of all epochs is that of `fixed`."""
+        return isinstance(self.source, Split) and self.source.transform.once
 
     @property
     def device(self) -> torch.device:
         """Where the data are."""
-        return self.source.stored.device if isinstance(self.source, Split) else self._tensors[0].device
+        return self._stored[0].device
+
+    def lies_on(self, device: torch.device | str) -> bool:
+        """Tell whether the data, and what travels with them, are there."""
+        where = torch.empty(0, device=device).device  # no tensor says "cuda", but "cuda:0"
+        return all(tensor.device == where for tensor in self._stored)
 
     def to(self, device: torch.device | str) -> Rows:
-        """Return the same data on another device."""
+        """Return the same data on another device; themselves if that is where they are."""
+        if self.lies_on(device):
+            return self
         if isinstance(self.source, tuple):
             return Rows(tuple(tensor.to(device) for tensor in self.source))
         return Rows(self.source.to(device))
 
     def draw(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Return some rows ``(B,)`` as arguments, with fresh noise from torch's default stream where there is any."""
+        return self.arguments(*(tensor[rows] for tensor in self.held()))
+
+    def held(self) -> tuple[Tensor, ...]:
+        """Return the tensors of which steps take rows: x as it is stored, or drawn once and for all; what is given."""
         if isinstance(self.source, Split):
-            return (self.source.draw(rows), *(tensor[rows] for tensor in self.source.given))
-        return tuple(tensor[rows] for tensor in self._tensors)
+            return (self.source.fixed() if self.drawn_once else self.source.stored, *self.source.given)
+        return self._tensors
+
+    def arguments(self, *taken: Tensor) -> tuple[Tensor, ...]:
+        """Return rows taken of what is held, on any device, as arguments, with fresh noise where there is any."""
+        if isinstance(self.source, Split) and not self.drawn_once:
+            return self.source.transform.apply(taken[0], levels=self.source.levels), *taken[1:]
+        return taken
 
     def everything(self) -> tuple[Tensor, ...]:
         """Return all rows as arguments, with fresh noise where there is any."""

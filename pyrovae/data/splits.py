@@ -60,7 +60,7 @@ class Split:
                 f"{self.name}: labels have shape ({shape[0]},), one per datum, but received {(*self.labels.shape,)}; "
                 f"give the labels of these data, or none"
             )
-        if self.stored.is_floating_point() and (bad := int((~self.stored.isfinite()).sum())):
+        if bad := count_not_finite(self.stored):
             raise ValueError(
                 f"{self.name}: data are finite, but {bad} of {self.stored.numel()} values are NaN or infinite; "
                 f"drop or fill them in first"
@@ -83,7 +83,7 @@ class Split:
                 f"{self.name}: data and covariates lie on one device, but the data are on {self.stored.device} and the "
                 f"covariates on {self.covariates.device}; move one of them by .to(device)"
             )
-        if bad := int((~self.covariates.isfinite()).sum()):
+        if bad := count_not_finite(self.covariates):
             raise ValueError(
                 f"{self.name}: covariates are finite, but {bad} of {self.covariates.numel()} values are NaN or "
                 f"infinite; drop or fill them in first"
@@ -274,6 +274,16 @@ class Data:
     def for_form(self, form: Form) -> Data:
         """Return the data as a likelihood of this form wants them; what is fitted is fitted to the training split."""
         return self.with_transform(default_transform(form, self.train.stored, levels=self.train.levels))
+
+
+def count_not_finite(values: Tensor) -> int:
+    """Return how many of some values ``(N, ...)`` are NaN or infinite, without a copy as large as they are."""
+    if not values.is_floating_point() and not values.is_complex():
+        return 0
+    bad = torch.zeros((), dtype=torch.int64, device=values.device)
+    for block in values.split(max(1, BLOCK // max(1, math.prod(values.shape[1:])))):
+        bad += (~block.isfinite()).sum()
+    return int(bad)
 
 
 def fingerprint(*tensors: Tensor) -> str:

@@ -22,13 +22,13 @@ from pyrovae.evaluate.checks import Checks, run_checks
 from pyrovae.evaluate.journal import Journal
 from pyrovae.evaluate.observed import observe
 from pyrovae.evaluate.reduced import VARIANCE, reduced
-from pyrovae.pair import Pair, Program, find_modules, take_rows
+from pyrovae.pair import Pair, Program, find_modules
 from pyrovae.processes import group
 from pyrovae.progress import progress
 from pyrovae.results import Estimate, Evaluation, Observed, bits_per_dimension, mean_and_error
 from pyrovae.results.observed import DRAWN, MASKED, WHOLE
 from pyrovae.sandbox import forked_random, stream_seed
-from pyrovae.scoring import blocks, inspected, one_particle, walk
+from pyrovae.scoring import blocks, inspected, on_device, one_particle, walk
 from pyrovae.training.checkpoint import versions
 from pyrovae.training.options import choose_device
 from pyrovae.training.state import snapshot
@@ -222,12 +222,11 @@ def _batches(
     pair: Pair, args: tuple[Tensor, ...], device: torch.device, batch_size: int
 ) -> Iterator[tuple[Tensor, int, tuple[Any, ...]]]:
     """Yield the rows of each batch, how many of them count, and the arguments that they are rows of, on the device."""
-    everything = _moved(args, device) if pair.draws_rows else None
+    if pair.draws_rows:
+        args = _moved(args, device)
     for selected, count in walk(pair, len(args[0]), batch_size=batch_size):
-        if everything is not None:
-            yield selected.to(device), count, everything
-        else:
-            yield torch.arange(len(selected), device=device), count, _moved(take_rows(args, selected), device)
+        of_batch, rows = on_device(pair, args, selected, device)
+        yield rows, count, of_batch
 
 
 def _moved(args: tuple[Any, ...], device: torch.device) -> tuple[Any, ...]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pyrovae.pair.contract import read_pair
 from pyrovae.pair.modules import find_modules
 from pyrovae.pair.structure import PARTICLE_PLATE, Pair, Program, take_rows
+from pyrovae.recording.graph import first_line
 from pyrovae.sandbox import forked_random, validation
 
 logger = logging.getLogger("pyrovae")
@@ -95,7 +96,12 @@ def _first_run(
             break
     else:
         return traces, few, plates or set(), False
-    args = everything()
+    try:
+        args = everything()
+    except ValueError as error:  # they do not fit
+        if failure is None:
+            raise
+        raise ValueError(f"the pair fails on a few rows ({first_line(failure)}), and {error}") from failure
     rows = _EarlyRows(len(args[0]), args[0].device)
     try:
         traces = _checked_run(rows(model), rows(guide), args)

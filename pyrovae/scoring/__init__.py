@@ -5,7 +5,7 @@ from pyrovae.scoring.flat import FlatSpace
 from pyrovae.scoring.inspected import inspected, require_tensor
 from pyrovae.scoring.layout import per_datum, total_of
 from pyrovae.scoring.observed import observed_values
-from pyrovae.scoring.pieces import walk
+from pyrovae.scoring.pieces import on_device, walk
 from pyrovae.scoring.simulate import simulate
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "draw",
     "inspected",
     "observed_values",
+    "on_device",
     "one_particle",
     "per_datum",
     "require_tensor",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pyro
 import torch
 from torch import Tensor
 
-from pyrovae.pair import PARTICLE_PLATE, Pair, Program
+from pyrovae.pair import PARTICLE_PLATE, Pair, Program, take_rows
 
 
 @dataclass(frozen=True)
@@ -60,3 +61,13 @@ def walk(pair: Pair, num_data: int, *, batch_size: int) -> Iterator[tuple[Tensor
         count = min(size, num_data - start)
         rows = torch.arange(start, start + (size if pair.draws_rows else count))
         yield rows % num_data, count
+
+
+def on_device(pair: Pair, args: tuple[Any, ...], rows: Tensor, device: torch.device) -> tuple[tuple[Any, ...], Tensor]:
+    """Return arguments on a device, and which of their rows are the given ones ``(B,)``.
+
+    Of data that lie elsewhere no other rows are brought there, unless the pair takes all of them.
+    """
+    if pair.draws_rows:
+        return tuple(argument.to(device) for argument in args), rows.to(device)
+    return tuple(part.to(device) for part in take_rows(args, rows)), torch.arange(len(rows), device=device)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ class Feed(ABC):
     batch_size: int
 
     @abstractmethod
-    def batches(self) -> Iterator[tuple[Tensor, ...]]:
+    def batches(self) -> Generator[tuple[Tensor, ...], None, None]:
         """Yield the inputs of each step of an epoch, in the order that torch's default stream gives."""
 
     @abstractmethod
@@ -57,7 +57,7 @@ class Given(Feed):
         """Refuse: it has no data of its own."""
         raise ValueError("processes share the minibatches of pyrovae.fit; a step of one's own is that of one process")
 
-    def batches(self) -> Iterator[tuple[Tensor, ...]]:
+    def batches(self) -> Generator[tuple[Tensor, ...], None, None]:
         """Yield nothing: the caller has the minibatches."""
         yield from ()
 
@@ -77,7 +77,7 @@ class Resident(Feed):
         """Return the first rows, as often as it takes."""
         return (torch.arange(count, device=self.device) % len(self.rows),)
 
-    def batches(self) -> Iterator[tuple[Tensor, ...]]:
+    def batches(self) -> Generator[tuple[Tensor, ...], None, None]:
         """Yield row numbers."""
         yield from ((numbers,) for numbers in self.rows.shuffled(self.batch_size, self.device))
 
@@ -93,7 +93,7 @@ class OwnRows(Feed):
     def __init__(self, pair: Pair, rows: Rows, device: torch.device) -> None:
         self.pair, self.rows, self.device, self.batch_size = pair, rows, device, pair.num_rows
 
-    def batches(self) -> Iterator[tuple[Tensor, ...]]:
+    def batches(self) -> Generator[tuple[Tensor, ...], None, None]:
         """Yield row numbers, all batches of the same size, with the data, whose noise is that of the epoch."""
         args = self.rows.everything()
         order = torch.randperm(len(self.rows), device=self.device)

@@ -7,11 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from pyro.infer import ELBO as PyroELBO
 from torch import nn
 
-from pyrovae import memory
 from pyrovae.data import Data, Split, fingerprint
 from pyrovae.data.batches import Rows, Source
 from pyrovae.objectives import ELBO, Objective
@@ -21,6 +19,7 @@ from pyrovae.sandbox import MODULE_DIVIDER, forked_random, frozen_unremarked, mo
 from pyrovae.training.checkpoint import Checkpoint
 from pyrovae.training.loop import Loop
 from pyrovae.training.options import Training, choose_device
+from pyrovae.training.placement import Placement
 from pyrovae.training.step import MakeOptimizer, fused_adam
 from pyrovae.vae import require_form
 
@@ -50,6 +49,9 @@ def fit(
     Processes that ``torchrun`` started, and that initialized ``torch.distributed``, train together: each takes its rows
     of every minibatch, with the draws that one process would have made for them, and the first keeps the run.
 
+    Data that would take much of the device's memory stay where they are, in memory or in a file that is mapped, and are
+    prefetched, to the same numbers; one line on the logger says so.
+
     Args:
         model: a Pyro program called with one minibatch; see `pyrovae.pair` for the contract.
         guide: another.
@@ -70,8 +72,8 @@ def fit(
         What each epoch showed, in nats per datum; larger is better.
 
     Raises:
-        ValueError: if the pair breaks its contract, there is nothing to train, the data do not fit, or the folder holds
-            another run or cannot be written.
+        ValueError: if the pair breaks its contract, there is nothing to train, the pair draws rows of data that do not
+            fit, or the folder holds another run or cannot be written.
         DivergenceError: if the loss is not finite; the last complete epoch stays in the folder.
 
     Example:
@@ -87,9 +89,7 @@ def fit(
         raise ValueError("resume goes on with the run in a folder, but there is none; pass folder=")
     if training.patience is not None and len(rows) == 1:
         raise ValueError("early stopping watches validation data, but there are none; pass a Data, or patience=None")
-    size = sum(part.num_bytes for part in rows)
-    memory.require(float(size), what="the data set", cure="train on a part of it", device=device)
-    rows = [part.to(device) for part in rows]
+    placed = Placement(rows, device)
     found = tuple({id(module): module for module in (*modules, *find_modules(model, guide))}.values())
     for module in found:
         module.to(device)
@@ -101,17 +101,17 @@ def fit(
         frozen_unremarked(),
     ):
         with module_mode(found, training=False):
-            few = rows[0].draw(torch.arange(min(len(rows[0]), 3), device=device))
-            pair = inspect_pair(model, guide, few, modules=found, everything=rows[0].everything)
+            pair = inspect_pair(model, guide, placed.few(), modules=found, everything=placed.everything)
+        placed.tell()
         kept += [name for name in pair.params if MODULE_DIVIDER not in name]
-        loop = Loop(pair, rows, objective or ELBO(), training, device, optimizer)
+        loop = Loop(pair, placed.rows, objective or ELBO(), training, device, optimizer, prefetched=placed.prefetched)
         loop.share()
         if folder is not None:
             settings = {
                 "training": dataclasses.asdict(training),
                 "objective": _describe_objective(loop.objective),
                 "optimizer": {"class": type(loop.optimizer).__name__},
-                "data": _describe_data(rows[0]),
+                "data": _describe_data(placed.rows[0]),
                 "command": dict(command or {}),
             }
             take = Checkpoint.take_up if resume else Checkpoint.create

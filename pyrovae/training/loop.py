@@ -22,13 +22,14 @@ from pyrovae.processes import group
 from pyrovae.progress import Advance, progress
 from pyrovae.results import Epoch, History
 from pyrovae.sandbox import forked_random, module_mode, stream_seed, validation, values_kept
-from pyrovae.scoring import blocks, one_particle, walk
+from pyrovae.scoring import blocks, on_device, one_particle, walk
 from pyrovae.training.checkpoint import Checkpoint, Progress
 from pyrovae.training.engine import make_step
 from pyrovae.training.feed import OwnRows, Resident
 from pyrovae.training.leaves import require_leaves
 from pyrovae.training.loss import StepLoss
 from pyrovae.training.options import Training
+from pyrovae.training.prefetched import Prefetched
 from pyrovae.training.shared_noise import row_axes
 from pyrovae.training.state import restore, snapshot
 from pyrovae.training.step import EagerStep, MakeOptimizer, Step
@@ -56,6 +57,8 @@ class Loop:
         training: Training,
         device: torch.device,
         make_optimizer: MakeOptimizer,
+        *,
+        prefetched: bool = False,
     ) -> None:
         leaves = require_leaves(pair.modules, pair.params)
         self.pair, self.objective, self.training, self.device = pair, objective, training, device
@@ -74,7 +77,7 @@ class Loop:
         self.feed = (
             OwnRows(pair, self.train, device)
             if pair.draws_rows
-            else Resident(pair, self.train, training.batch_size, device)
+            else (Prefetched if prefetched else Resident)(pair, self.train, training.batch_size, device)
         )
         self.steps_per_epoch = math.ceil(len(self.train) / self.feed.batch_size)
         self.group = group()
@@ -165,10 +168,11 @@ class Loop:
         unread: list[tuple[Tensor, int]] = []
         seen = 0
         stream = stream_seed(self.training.seed, "epoch", number)
-        with forked_random(stream, self.device), contextlib.ExitStack() as checks:
+        feeding = contextlib.closing(self.feed.batches())
+        with forked_random(stream, self.device), feeding as batches, contextlib.ExitStack() as checks:
             checks.enter_context(validation(enabled=checked))
             step = self.eager if checked else self.step
-            for index, inputs in enumerate(self.feed.batches()):
+            for index, inputs in enumerate(batches):
                 if checked and index == CHECKED_STEPS and type(self.step) is not EagerStep:
                     checks.close()
                     checks.enter_context(validation(enabled=False))
@@ -274,7 +278,8 @@ class Loop:
             for number, (rows, count) in enumerate(walk(self.pair, len(watched), batch_size=most)):
                 if number % self.group.size == self.group.rank:
                     with forked_random(stream_seed(self.training.seed, "validation", number), self.device):
-                        sums += self._validated(args, rows.to(self.device), count, checked=checked)
+                        some = on_device(self.pair, args, rows, self.device)
+                        sums += self._validated(*some, count, checked=checked)
         (sums,) = self.group.sum([sums])
         reconstruction, kl, bound = (sums / len(watched)).tolist()
         if not math.isfinite(reconstruction - kl):

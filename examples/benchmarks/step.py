@@ -4,7 +4,8 @@
     python examples/benchmarks/step.py --only 784-400-20/128    one of each
 
 prints the machine first, then one row for each contender: milliseconds per step, and its time as a multiple of stock
-Pyro's and of the floor's. Last come the ratios that this package has set itself as goals.
+Pyro's and of the floor's. Last come the ratios that this package has set itself as goals, and where the time of its
+captured step goes.
 
 A step is loss, gradients and an update by Adam with learning rate 1e-3, in float32, of a VAE with tanh layers,
 Bernoulli pixels, a N(0, I) prior, a diagonal normal guide and the closed form of their KL; 784-400-20 has one hidden
@@ -394,6 +395,9 @@ def work(name: str) -> None:
     answer(device=found.device)
     for line in sys.stdin:
         question = json.loads(line)
+        if "profiled" in question:
+            answer(parts=profile(found, question["profiled"]))
+            continue
         if "draws" in question:
             answer(losses=[found.rewind() or found.turn(1) for _ in range(question["draws"])])
             continue
@@ -401,6 +405,21 @@ def work(name: str) -> None:
         started = time.perf_counter()
         found.turn(question["steps"])
         answer(milliseconds=1000 * (time.perf_counter() - started) / question["steps"])
+
+
+def profile(contender: Contender, steps: int) -> dict[str, float]:
+    """Return the milliseconds per step that matrix products, Adam's kernel and all the rest take, one by one."""
+    kinds = {"aten::mm": "matrix products", "aten::addmm": "matrix products", "aten::_fused_adam_": "Adam's kernel"}
+    started = time.perf_counter()
+    with torch.profiler.profile() as recorded:
+        contender.turn(steps)
+        total = 1000 * (time.perf_counter() - started) / steps
+    parts = dict.fromkeys((*kinds.values(), "loops over elements, and Python"), 0.0)
+    for event in recorded.key_averages():
+        if event.key in kinds:
+            parts[kinds[event.key]] += event.self_cpu_time_total / 1000 / steps
+    parts["loops over elements, and Python"] = total - sum(parts.values())
+    return parts
 
 
 class Worker:
@@ -457,6 +476,7 @@ ratios: dict[tuple[str, str], float] = {}
 missing: dict[str, str] = {}
 apart: list[tuple[float, float]] = []
 taken: list[float] = []
+parts: dict[str, float] = {}
 
 
 def seconds_of_others(workers: list[Worker]) -> float:
@@ -501,6 +521,9 @@ def measure(cell: str) -> None:
             if number:
                 found[worker.name].append(milliseconds)
     elapsed = time.perf_counter() - started
+    for worker in workers:
+        if worker.name == CAPTURED and cell == "before/784-400-20/128" and options.device == "cpu":
+            parts.update(worker.ask(profiled=50))
     taken.append((seconds_of_others(workers) - before) / elapsed / os.cpu_count())
     for worker in named:
         worker.end()
@@ -537,3 +560,6 @@ if ratios:
     for name, other, goal in [(EAGER, STOCK, 0.60), *((CAPTURED, other, goal) for other, goal in goals.items())]:
         ratio = ratios.get((name, other))
         print(f"{name} / {other}: {'not measured' if ratio is None else f'{ratio:.2f}'}, goal at most {goal:.2f}")
+if parts:
+    shown = ", ".join(f"{kind} {milliseconds:.2f}" for kind, milliseconds in parts.items())
+    print(f"\n{CAPTURED}, ms per step under a profiler: {shown}")

@@ -64,8 +64,10 @@ class Group:
         for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
             places = [place for place, tensor in enumerate(tensors) if tensor.dtype == dtype]
             together = torch.cat([tensors[place].reshape(-1) for place in places])
+            home = together.device
+            together = together.cuda() if dist.get_backend() == "nccl" else together  # which knows no other device
             dist.all_reduce(together)
-            parts = together.split([tensors[place].numel() for place in places])
+            parts = together.to(home).split([tensors[place].numel() for place in places])
             for place, part in zip(places, parts, strict=True):
                 summed[place] = part.view(tensors[place].shape)
         return summed

@@ -153,7 +153,7 @@ def test_any_batch_size_gives_the_same_numbers(batch_size: int, monkeypatch: pyt
 
 
 def test_validation_walks_give_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyrovae.training.loop.VALIDATION_ROWS", 7)
+    monkeypatch.setattr("pyrovae.training.watched.VALIDATION_ROWS", 7)
     resident = trained("dynamic", objective=IWAE(num_particles=3))
     prefetch_everything(monkeypatch)
     assert_same(trained("dynamic", objective=IWAE(num_particles=3)), resident)

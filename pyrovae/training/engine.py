@@ -16,7 +16,7 @@ from pyrovae.training.step import EagerStep, Step
 logger = logging.getLogger("pyrovae")
 
 # a recording takes about a second, compilation by Inductor about half a minute, a CUDA graph a few seconds
-RECORDED_FROM, COMPILED_FROM, GRAPHED_FROM = 2_000, 50_000, 500
+RECORDED_FROM, COMPILED_FROM, GRAPHED_FROM = 2_000, 20_000, 500
 
 
 def make_step(

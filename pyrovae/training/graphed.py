@@ -55,12 +55,13 @@ class GraphedStep(EagerStep):
         self._shown = torch.zeros(3)
         self._weight = torch.ones(())
         self._rates: list[Tensor] = []
-        self._updates = True
+        self._updates, self._begun = True, False
 
     def run(self, *inputs: Tensor) -> Tensor:
         """Move the parameters."""
         graph = None if self.failed else self._captured(inputs)
         if graph is None:
+            self._begun = True
             return super().run(*inputs)
         for place, value in zip(self._inputs, inputs, strict=True):
             place.copy_(value, non_blocking=True)
@@ -72,7 +73,7 @@ class GraphedStep(EagerStep):
 
     def _captured(self, inputs: tuple[Tensor, ...]) -> torch.cuda.CUDAGraph | None:
         """Return the graph for inputs like these, or None where they are run eagerly."""
-        if any(parameter not in self.optimizer.state for parameter in self.leaves.trained[:1]):
+        if not self._begun and not self.optimizer.state:
             return None  # the optimizer makes its state in an eager step first
         if self.leaves.displaced():
             self.leaves.refresh(self.optimizer)

@@ -13,16 +13,13 @@ import torch
 from pyro.infer import ELBO as PyroELBO
 from torch import Tensor
 
-from pyrovae.bounds.elbo import elbo_terms
-from pyrovae.bounds.iwae import iwae
 from pyrovae.data.batches import Rows
 from pyrovae.objectives import Objective
 from pyrovae.pair import Pair
 from pyrovae.processes import group
 from pyrovae.progress import Advance, progress
 from pyrovae.results import Epoch, History
-from pyrovae.sandbox import forked_random, module_mode, stream_seed, validation, values_kept
-from pyrovae.scoring import blocks, on_device, one_particle, walk
+from pyrovae.sandbox import forked_random, stream_seed, validation, values_kept
 from pyrovae.training.checkpoint import Checkpoint, Progress
 from pyrovae.training.engine import make_step
 from pyrovae.training.feed import OwnRows, Resident
@@ -33,13 +30,12 @@ from pyrovae.training.prefetched import Prefetched
 from pyrovae.training.shared_noise import row_axes
 from pyrovae.training.state import restore, snapshot
 from pyrovae.training.step import EagerStep, MakeOptimizer, Step
+from pyrovae.training.watched import watched_bounds
 
 logger = logging.getLogger("pyrovae")
 
 STEPS_BETWEEN_READS = 200  # reading a loss makes the host wait for the device
 CHECKED_STEPS = 500  # of the first epoch, which are run eagerly under Pyro's checks before anything is recorded
-VALIDATION_ROWS = 1024  # scored at once, fewer if they are large
-VALIDATION_ELEMENTS = 2**24
 
 
 class DivergenceError(ValueError):
@@ -268,30 +264,17 @@ class Loop:
         if torch.stack([parameter.isnan().any() for parameter in self.leaves.trained]).any():
             raise self._diverged(epoch, self.steps_per_epoch, "a parameter")
 
-    @torch.no_grad()
     def _validate(self, watched: Rows, epoch: int, *, checked: bool) -> dict[str, float]:
-        """Return the ELBO and the bound that training maximizes on the validation data, always with the same draws."""
-        args = watched.fixed()
-        sums = torch.zeros(3, dtype=torch.float64)
-        with module_mode(self.pair.modules, training=False), validation(enabled=False):
-            most = min(VALIDATION_ROWS, max(1, VALIDATION_ELEMENTS // max(1, self.pair.num_elements)))
-            for number, (rows, count) in enumerate(walk(self.pair, len(watched), batch_size=most)):
-                if number % self.group.size == self.group.rank:
-                    with forked_random(stream_seed(self.training.seed, "validation", number), self.device):
-                        some = on_device(self.pair, args, rows, self.device)
-                        sums += self._validated(*some, count, checked=checked)
-        (sums,) = self.group.sum([sums])
-        reconstruction, kl, bound = (sums / len(watched)).tolist()
+        """Return the ELBO, its terms and the bound that training maximizes on the validation data."""
+        reconstruction, kl, bound = watched_bounds(
+            self.pair,
+            watched,
+            num_weighted=self.num_weighted,
+            seed=self.training.seed,
+            device=self.device,
+            checked=checked,
+        )
         if not math.isfinite(reconstruction - kl):
             raise self._diverged(epoch, self.steps_per_epoch, "the validation ELBO")
         shown = {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
         return shown if self.num_weighted == 1 else shown | {self.watched_bound: bound}
-
-    def _validated(self, args: tuple[Tensor, ...], rows: Tensor, count: int, *, checked: bool) -> Tensor:
-        """Return reconstruction, KL and bound summed over the first rows that count: ``(3,)``, nats, float64."""
-        one = one_particle(self.pair, args, rows, checked=checked)
-        found = [one] if self.num_weighted == 1 else list(blocks(self.pair, args, rows, self.num_weighted))
-        terms = elbo_terms(self.pair, found)
-        log_weights = torch.cat([b.log_prior + b.log_likelihood - b.log_guide for b in found])
-        values = (terms.reconstruction, terms.kl, iwae(log_weights)[0])
-        return torch.stack([value[:count].sum() for value in values]).cpu().double()

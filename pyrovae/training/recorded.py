@@ -63,6 +63,7 @@ class RecordedStep(EagerStep):
             return super().run(*inputs)
         if isinstance(self.loss.objective, Objective):
             self.weight.fill_(self.loss.objective.kl_weight())
+        self.drop()
         shown, *gradients = recording(*inputs)
         found = iter(gradients)
         shown = self.take(shown, [next(found) if has else None for has in self._gradients])

@@ -65,6 +65,11 @@ class Step(ABC):
     def run(self, *inputs: Tensor) -> Tensor:
         """Move the parameters; arguments and result are those of the call."""
 
+    def drop(self) -> None:
+        """Give up the last gradients before new ones are made, in the memory that becomes free."""
+        for parameter in self.leaves.trained:
+            parameter.grad = None
+
     def take(self, shown: Tensor, gradients: Iterable[Tensor | None]) -> Tensor:
         """Hand the gradients of the loss per datum to the parameters, summed over processes and clipped.
 
@@ -93,6 +98,7 @@ class EagerStep(Step):
 
     def run(self, *inputs: Tensor) -> Tensor:
         """Move the parameters."""
+        self.drop()
         loss, shown = self.loss(*inputs)
         shown = self.take(shown, torch.autograd.grad(loss, self.leaves.trained, allow_unused=True))
         self.optimizer.step()

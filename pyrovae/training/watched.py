@@ -1,0 +1,59 @@
+"""The bounds on validation data that training watches."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyrovae.bounds.elbo import elbo_terms
+from pyrovae.bounds.iwae import iwae
+from pyrovae.data.batches import Rows
+from pyrovae.pair import Pair
+from pyrovae.processes import group
+from pyrovae.sandbox import forked_random, module_mode, stream_seed, validation
+from pyrovae.scoring import blocks, on_device, one_particle, walk
+
+VALIDATION_ROWS = 1024  # scored at once, fewer if they are large
+VALIDATION_ELEMENTS = 2**24
+
+
+@torch.no_grad()
+def watched_bounds(
+    pair: Pair, rows: Rows, *, num_weighted: int, seed: int, device: torch.device, checked: bool
+) -> tuple[float, float, float]:
+    """Return reconstruction, KL and L_K of validation data, nats per datum, always with the same draws.
+
+    Processes take turns at the batches.
+
+    Args:
+        pair: in training mode or not.
+        rows: the data.
+        num_weighted: K.
+        seed: of the draws; batch i has a stream of its own.
+        device: to compute on.
+        checked: whether Pyro checks shapes and supports.
+
+    """
+    processes, args = group(), rows.fixed()
+    sums = torch.zeros(3, dtype=torch.float64)
+    most = min(VALIDATION_ROWS, max(1, VALIDATION_ELEMENTS // max(1, pair.num_elements)))
+    with module_mode(pair.modules, training=False), validation(enabled=False):
+        for number, (some, count) in enumerate(walk(pair, len(rows), batch_size=most)):
+            if number % processes.size == processes.rank:
+                with forked_random(stream_seed(seed, "validation", number), device):
+                    sums += _summed(pair, *on_device(pair, args, some, device), count, num_weighted, checked=checked)
+    (sums,) = processes.sum([sums])
+    reconstruction, kl, bound = (sums / len(rows)).tolist()
+    return reconstruction, kl, bound
+
+
+def _summed(
+    pair: Pair, args: tuple[Tensor, ...], rows: Tensor, count: int, num_weighted: int, *, checked: bool
+) -> Tensor:
+    """Return reconstruction, KL and L_K summed over the first rows that count: ``(3,)``, nats, float64."""
+    one = one_particle(pair, args, rows, checked=checked)
+    found = [one] if num_weighted == 1 else list(blocks(pair, args, rows, num_weighted))
+    terms = elbo_terms(pair, found)
+    log_weights = torch.cat([b.log_prior + b.log_likelihood - b.log_guide for b in found])
+    values = (terms.reconstruction, terms.kl, iwae(log_weights)[0])
+    return torch.stack([value[:count].sum() for value in values]).cpu().double()

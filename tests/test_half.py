@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import pyrovae
 from pyrovae import Training, fit, posteriors
 from pyrovae.objectives import ELBO
+from pyrovae.recording import has_compiler
 from pyrovae.training import recorded
 from pyrovae.training.half import half_networks
 
@@ -100,6 +101,13 @@ def test_the_bound_hardly_moves(monkeypatch: pytest.MonkeyPatch) -> None:
     trained, watched = history.epochs[-1], history.epochs[-1].validation
     assert abs(watched["elbo"] - full.epochs[-1].validation["elbo"]) < 0.1
     assert trained.elbo == pytest.approx(full.epochs[-1].elbo, abs=0.1)
+
+
+@pytest.mark.skipif(not has_compiler(), reason="no C++ compiler is found")
+def test_rounded_steps_are_compiled_too(caplog: pytest.LogCaptureFixture) -> None:
+    (_, found), (_, expected) = (fitted("bfloat16", how) for how in ("captured", "eager"))
+    assert "not compiled" not in caplog.text
+    assert (found - expected).abs().max() < 0.1
 
 
 def test_an_unknown_precision_is_refused() -> None:

@@ -27,6 +27,7 @@ from pyrovae.describe import Described
 from pyrovae.evaluate import evaluate
 from pyrovae.objectives import ELBO, IWAE, STL, DReG, schedules
 from pyrovae.training import DivergenceError, Training, fit, load, load_weights
+from pyrovae.training.folder import RunFolder
 from pyrovae.vae import VAE
 
 TRUTH = linear_gaussian()
@@ -835,6 +836,21 @@ def test_resuming_with_other_settings_is_refused(tmp_path: Path, changed: dict[s
     with pytest.raises(ValueError, match="resume with the same settings") as error:
         fit(v.model, v.guide, options.pop("data"), **options, folder=tmp_path, resume=True, shown=False)
     assert text in str(error.value)
+
+
+def test_a_run_from_before_an_option_existed_is_resumed(tmp_path: Path) -> None:
+    v = vae().double()
+    fit(v.model, v.guide, grey(), training=quick(epochs=2), folder=tmp_path, shown=False)
+    folder = RunFolder(tmp_path)
+    config = json.loads(folder.read("config.json"))
+    del config["training"]["engine"], config["training"]["precision"]
+    folder.write({"config.json": json.dumps(config).encode()})
+    again = vae().double()
+    history = fit(again.model, again.guide, grey(), training=quick(epochs=3), folder=tmp_path, resume=True, shown=False)
+    assert len(history.epochs) == 3
+    rounded = quick(epochs=4, precision="bfloat16")
+    with pytest.raises(ValueError, match="training.precision = 'float32', but received 'bfloat16'"):
+        fit(again.model, again.guide, grey(), training=rounded, folder=tmp_path, resume=True, shown=False)
 
 
 def test_a_decaying_rate_cannot_be_resumed_with_more_epochs(tmp_path: Path) -> None:

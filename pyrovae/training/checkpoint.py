@@ -8,7 +8,7 @@ import json
 import logging
 import platform
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from pyrovae.describe import Described, build, describe
 from pyrovae.pair import Program
 from pyrovae.results import Epoch, History
 from pyrovae.training.folder import RunFolder
+from pyrovae.training.options import Training
 from pyrovae.training.state import from_bytes, params_of, restore, to_bytes
 from pyrovae.vae import VAE
 
@@ -85,21 +86,23 @@ class Checkpoint:
         """Open a run to go on with it.
 
         Raises:
-            ValueError: if there is no complete run, or one with other settings: all but ``epochs``, ``patience`` and
-                ``device`` must be the same, or the numbers would not be those of an uninterrupted run. Where the
-                learning rate decays, ``epochs`` must be the same too.
+            ValueError: if there is no complete run, or one with other settings: all but ``epochs``, ``patience``,
+                ``device`` and ``engine`` must be the same, or the numbers would not be those of an uninterrupted run.
+                Where the learning rate decays, ``epochs`` must be the same too.
 
         """
         folder = RunFolder(path)
         config = json.loads(folder.read(CONFIG))
-        free = {"epochs", "patience", "device"}
+        free = {"epochs", "patience", "device", "engine"}
         if settings["training"]["final_learning_rate"] is not None:
             free.remove("epochs")
+        defaults = {"training": asdict(Training())}  # of options that the run may be too old to name
         for group in ("training", "objective", "optimizer", "data"):
+            before = defaults.get(group, {}) | config[group]
             for name, value in _plain(settings[group]).items():
-                if name not in free and config[group].get(name) != value:
+                if name not in free and before.get(name) != value:
                     raise ValueError(
-                        f"the run {path} was made with {group}.{name} = {config[group].get(name)!r}, but received "
+                        f"the run {path} was made with {group}.{name} = {before.get(name)!r}, but received "
                         f"{value!r}; resume with the same settings, or start another run"
                     )
         if MODEL in folder and _described(model) != json.loads(folder.read(MODEL)):

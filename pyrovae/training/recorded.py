@@ -116,5 +116,6 @@ class RecordedStep(EagerStep):
                     raise NotRecordableError("no C++ compiler is found")
                 recording.compile(inputs)
             except NotRecordableError as error:
+                self.compiled = False
                 self.on_failure(f"the recorded step is not compiled: {error}")
         return recording

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyrovae.objectives import Objective
 from pyrovae.processes import Share
 from pyrovae.recording.graph import first_line
 from pyrovae.sandbox import forked_random, validation
-from pyrovae.training.leaves import Leaves
-from pyrovae.training.loss import StepLoss
-from pyrovae.training.step import EagerStep
+from pyrovae.training.step import CapturableStep
 
 WARM_UPS = 3  # runs on a side stream before the capture, as torch's notes on CUDA graphs ask for
 
 
-class GraphedStep(EagerStep):
+class GraphedStep(CapturableStep):
     """A step whose loss, gradients, clipping and update are captured once, in a CUDA graph, and replayed.
 
     The graph reads data, parameters, buffers, the weight of the KL and the learning rate where they lie. It is captured
@@ -27,29 +23,11 @@ class GraphedStep(EagerStep):
     numbers are those of the device's default stream, as an eager step draws them. Inputs of another shape than the
     first, such as a last minibatch that is short, are run eagerly. An optimizer that cannot be captured runs after the
     graph.
-
-    Args:
-        loss: of a minibatch.
-        leaves: tensors of the pair.
-        optimizer: of those that are trained.
-        clip_norm: largest norm of the gradient of the loss per datum, or None.
-        on_failure: told the reason, once, if the step cannot be captured; from then on steps are eager.
-
     """
 
-    def __init__(
-        self,
-        loss: StepLoss,
-        leaves: Leaves,
-        optimizer: torch.optim.Optimizer,
-        *,
-        clip_norm: float | None = None,
-        on_failure: Callable[[str], None],
-    ) -> None:
-        super().__init__(loss, leaves, optimizer, clip_norm=clip_norm)
-        self.on_failure, self.failed = on_failure, False
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._state: tuple[object, ...] = ()
         self._inputs: tuple[Tensor, ...] = ()
         self._share: Share | None = None
         self._shown = torch.zeros(3)
@@ -77,31 +55,26 @@ class GraphedStep(EagerStep):
             return None  # the optimizer makes its state in an eager step first
         if self.leaves.displaced():
             self.leaves.refresh(self.optimizer)
-        state = (self.leaves.version, getattr(self.loss.objective, "fixed", None))
-        if self._graph is None or state != self._state:
-            self._state = state
+        if self.changed() or self._graph is None:
             try:
                 self._capture(inputs)
             except Exception as error:  # programs of the user's, and CUDA, may raise anything
-                self.failed, self._graph = True, None
-                self.on_failure(f"the step is run eagerly: {first_line(error)}")
+                self._graph = None
+                self.give_up(first_line(error))
         same = all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(self._inputs, inputs, strict=True))
         return self._graph if same and self.loss.share == self._share else None
 
     def _capture(self, inputs: tuple[Tensor, ...]) -> None:
         """Capture the step, with all values afterwards as before."""
-        device, objective = self.leaves.trained[0].device, self.loss.objective
+        device = self.leaves.trained[0].device
         self._graph = None
         self._inputs, self._share = tuple(each.clone() for each in inputs), self.loss.share
         self._weight = torch.ones((), device=device, dtype=self.leaves.trained[0].dtype)
         self._updates = self._make_capturable(device)
         self._set_numbers()
-        held = isinstance(objective, Objective)
-        if held:
-            objective.held_weight = self._weight
         kept = [(tensor, tensor.detach().clone()) for tensor in self._written()]
         try:
-            with forked_random(0, device), validation(enabled=False):
+            with forked_random(0, device), validation(enabled=False), self.weight_held(self._weight):
                 side = torch.cuda.Stream(device)
                 side.wait_stream(torch.cuda.current_stream(device))
                 with torch.cuda.stream(side):
@@ -112,8 +85,6 @@ class GraphedStep(EagerStep):
                 with torch.cuda.graph(graph):
                     self._shown = self._body()
         finally:
-            if held:
-                objective.held_weight = None
             with torch.no_grad():
                 for tensor, value in kept:
                     tensor.copy_(value)
@@ -147,8 +118,7 @@ class GraphedStep(EagerStep):
 
     def _set_numbers(self) -> None:
         """Bring the numbers that the caller may have changed to where the graph reads them."""
-        if isinstance(self.loss.objective, Objective):
-            self._weight.fill_(self.loss.objective.kl_weight())
+        self.set_weight(self._weight)
         if self._updates:
             for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
                 _hold(group, rate)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -103,3 +104,57 @@ class EagerStep(Step):
         shown = self.take(shown, torch.autograd.grad(loss, self.leaves.trained, allow_unused=True))
         self.optimizer.step()
         return shown
+
+
+class CapturableStep(EagerStep):
+    """What steps that capture their work have in common: when to do so anew, and that they run eagerly if it fails.
+
+    Args:
+        loss: of a minibatch.
+        leaves: tensors of the pair.
+        optimizer: of those that are trained.
+        clip_norm: largest norm of the gradient of the loss per datum, or None.
+        on_failure: told, in a line each, what cannot be done and why.
+
+    """
+
+    def __init__(
+        self,
+        loss: StepLoss,
+        leaves: Leaves,
+        optimizer: torch.optim.Optimizer,
+        *,
+        clip_norm: float | None = None,
+        on_failure: Callable[[str], None],
+    ) -> None:
+        super().__init__(loss, leaves, optimizer, clip_norm=clip_norm)
+        self.on_failure, self.failed = on_failure, False
+        self._state: tuple[object, ...] = ()
+
+    def changed(self) -> bool:
+        """Tell, once, whether tensors were replaced, modes switched, or options changed that a capture holds fixed."""
+        before, self._state = self._state, (self.leaves.version, getattr(self.loss.objective, "fixed", None))
+        return before != self._state
+
+    def give_up(self, reason: str) -> None:
+        """Run eagerly from now on, and say why."""
+        self.failed = True
+        self.on_failure(f"the step is run eagerly: {reason}")
+
+    @contextmanager
+    def weight_held(self, weight: Tensor) -> Iterator[None]:
+        """Let a tensor stand for the weight of the KL inside the block."""
+        objective = self.loss.objective
+        if not isinstance(objective, Objective):
+            yield
+            return
+        objective.held_weight = weight
+        try:
+            yield
+        finally:
+            objective.held_weight = None
+
+    def set_weight(self, weight: Tensor) -> None:
+        """Write the present weight of the KL into the tensor that stands for it."""
+        if isinstance(self.loss.objective, Objective):
+            weight.fill_(self.loss.objective.kl_weight())

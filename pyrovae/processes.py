@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 Result = TypeVar("Result")
+
+PATIENCE = datetime.timedelta(days=7)  # the first process may have a long evaluation to finish, the others wait for it
 
 
 @dataclass(frozen=True)
@@ -148,8 +152,10 @@ def joined(device: str = "auto") -> Iterator[Group]:
                 f"{os.environ['LOCAL_WORLD_SIZE']} processes; start fewer, or choose the device cpu"
             )
         torch.cuda.set_device(number)
-    dist.init_process_group("nccl" if on_cuda else "gloo")
+    dist.init_process_group("nccl" if on_cuda else "gloo", timeout=PATIENCE)
     try:
         yield group()
+        dist.barrier()  # who ends while others still speak may take them down
     finally:
         dist.destroy_process_group()
+        gc.collect()  # threads of a group that something still refers to would abort the process at its end

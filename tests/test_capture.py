@@ -513,3 +513,150 @@ def test_adam_counts_once_where_it_can() -> None:
     counts = [optimizer.state[parameter]["step"] for parameter in parameters]
     assert counts[0] is counts[1]
     assert counts[0] == 3
+
+
+# what a reviewer found
+
+
+class Einsum(nn.Module):
+    """A pair whose gradients lie in memory otherwise than its parameters, or are one tensor for two of them."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.weight, self.a, self.b = (nn.Parameter(0.1 * torch.randn(s)) for s in ((64, 3), (64,), (64,)))
+        self.net = nn.Linear(64, 6)
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            logits = torch.einsum("xd,...d->...x", self.weight, z) + (self.a + self.b)
+            logits = logits + self.weight.sum() if self.kind == "expanded" else logits
+            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x.flatten(1))
+
+    def guide(self, x: Tensor) -> None:
+        pyro.module("einsum", self)
+        with pyro.plate("data", len(x)):
+            mean, log_scale = self.net(x.flatten(1)).chunk(2, -1)
+            pyro.sample("z", dist.Normal(mean, log_scale.exp()).to_event(1))
+
+
+@pytest.mark.usefixtures("_uncompiled")
+@pytest.mark.parametrize("kind", ["transposed", "expanded"])
+@pytest.mark.parametrize("how", ["eager", "captured"])
+def test_steps_are_those_of_backward_whatever_the_layout_of_gradients(kind: str, how: str) -> None:
+    found = []
+    for by_hand in (True, False):
+        torch.manual_seed(1)
+        pair = Einsum(kind)
+        parameters = list(pair.parameters())
+        optimizer = torch.optim.Adam(parameters, lr=0.01)
+        objective = ELBO()
+        step = (
+            None
+            if by_hand
+            else capture(
+                pair.model, pair.guide, batches(1)[0], engine=how, clip_norm=0.5, optimizer=lambda p: Adam(p, lr=0.01)
+            )
+        )
+        torch.manual_seed(2)
+        for x in batches(12):
+            if step is not None:
+                step(x)
+                continue
+            optimizer.zero_grad()
+            (objective.differentiable_loss(pair.model, pair.guide, x) / len(x)).backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 0.5)
+            optimizer.step()
+        found.append(torch.cat([parameter.detach().flatten() for parameter in parameters]))
+    assert distance(found[1], found[0]) < 1e-12
+
+
+@pytest.mark.usefixtures("_uncompiled")
+@pytest.mark.parametrize("how", ["eager", "captured"])
+def test_frozen_parts_stay_and_thaw(how: str) -> None:
+    model, guide, (vae,) = of_vae(make_vae())
+    step = capture(model, guide, batches(1)[0], engine=how)
+    for x in batches(4):
+        step(x)
+    vae.encoder.requires_grad_(requires_grad=False)
+    before = [parameter.clone() for parameter in vae.encoder.parameters()]
+    for x in batches(4):
+        step(x)
+    assert all(torch.equal(a, b) for a, b in zip(before, vae.encoder.parameters(), strict=True))
+    vae.encoder.requires_grad_()
+    step(x)
+    assert not any(torch.equal(a, b) for a, b in zip(before, vae.encoder.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("change", ["late", "decay", "closure", "saved"])
+def test_adam_is_torchs_adam_in_corners(change: str) -> None:
+    """Parameters that pause, options that are set later, closures, and a state that goes to torch's own."""
+    found = []
+    for make in (Adam, lambda p, lr: torch.optim.Adam(p, lr=lr, fused=True)):
+        torch.manual_seed(0)
+        parameters = [torch.randn(4, 3, requires_grad=True), torch.randn(5, requires_grad=True)]
+        optimizer, steps = make(parameters, lr=0.1), []
+        optimizer.register_step_pre_hook(lambda *_, steps=steps: steps.append(1))
+        for number in range(8):
+            for parameter in parameters:
+                parameter.grad = torch.randn(parameter.shape)
+            if change == "late" and 2 < number < 5:
+                parameters[1].grad = None
+            if change == "decay" and number == 3:
+                optimizer.param_groups[0]["weight_decay"] = 0.5
+            if change == "saved" and number == 3:
+                state = copy.deepcopy(optimizer.state_dict())
+                optimizer = torch.optim.Adam(parameters, lr=0.1, fused=True)
+                optimizer.load_state_dict(state)
+            result = optimizer.step((lambda: 3.0) if change == "closure" else None)
+            assert result == (3.0 if change == "closure" else None)
+        assert len(steps) == (3 if change == "saved" else 8)
+        found.append(parameters)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.usefixtures("_uncompiled")
+def test_one_tensor_given_twice_is_two_inputs() -> None:
+    def model(x: Tensor, target: Tensor) -> None:
+        vae.model(target)
+
+    def guide(x: Tensor, target: Tensor) -> None:
+        vae.guide(x)
+
+    losses = []
+    for how in ("eager", "captured"):
+        torch.manual_seed(1)
+        vae = make_vae()
+        x, other = batches(2)
+        step = capture(model, guide, x, x, engine=how)
+        torch.manual_seed(2)
+        losses.append(torch.stack([step(*pair).loss for pair in ((x, x), (x, x), (x, other), (other, x))]))
+    assert torch.equal(*losses)
+
+
+def test_wrong_arguments_are_refused_in_words() -> None:
+    model, guide, (vae,) = of_vae(make_vae())
+    x, split = batches(1)[0], data().train
+    step, of_rows = capture(model, guide, x), capture(model, guide, split)
+    for wrong in ((), (x.numpy(),), (torch.tensor(1.0),)):
+        with pytest.raises(TypeError, match=r"a step takes a minibatch, tensors \(B, \.\.\.\), but received"):
+            step(*wrong)
+    with pytest.raises(ValueError, match="received an empty minibatch"):
+        step(x[:0])
+    for rows in (torch.ones(len(split), dtype=torch.bool), torch.ones(3), x):
+        with pytest.raises(TypeError, match="takes the numbers of its rows"):
+            of_rows(rows)
+    with pytest.raises(ValueError, match="clip_norm is positive and finite, but received -1"):
+        capture(model, guide, x, clip_norm=-1.0)
+    with pytest.raises(TypeError, match="received the class ELBO; give ELBO\\(\\)"):
+        capture(model, guide, x, objective=ELBO)
+    with pytest.raises(TypeError, match="LBFGS asks for the loss several times"):
+        capture(model, guide, x, optimizer=torch.optim.LBFGS)
+    for wrong in (pyro.optim.Adam({"lr": 1e-3}), torch.optim.Adam(vae.parameters())):
+        with pytest.raises(TypeError, match="optimizer makes one of torch's optimizers"):
+            capture(model, guide, x, optimizer=wrong)
+    with torch.no_grad():
+        before = vae.decoder.layers[0].weight.clone()
+        step(x)
+        assert not torch.equal(vae.decoder.layers[0].weight, before)

@@ -75,7 +75,8 @@ def test_recording_leaves_the_random_stream_and_the_switches() -> None:
     expected = torch.rand(1)
     torch.manual_seed(3)
     before = torch.distributions.Distribution._validate_args
-    record(Noisy(), [torch.randn(6, 4, generator=torch.Generator())], leaves=[])
+    function = Noisy()
+    record(function, [torch.randn(6, 4, generator=torch.Generator())], leaves=function.leaves)
     assert torch.distributions.Distribution._validate_args is before
     torch.manual_seed(3)
     record(lambda x: [x * torch.rand(1)], [torch.ones(1)], leaves=[])
@@ -83,6 +84,7 @@ def test_recording_leaves_the_random_stream_and_the_switches() -> None:
 
 
 numbers = itertools.count()
+held, own = torch.zeros(3, 4), torch.Generator()
 
 
 @pytest.mark.parametrize(
@@ -94,6 +96,10 @@ numbers = itertools.count()
         (lambda x: [x + torch.tensor([next(numbers), 1.0, 0.0, 2.0])], "the same operations, with the same numbers"),
         (lambda x: [x.sin() if next(numbers) % 2 else x.cos()], "the same operations"),
         (lambda x: [x @ x], "RuntimeError"),
+        (lambda x: [x + torch.full((50, 4), float(next(numbers))).clone().numpy().sum()], "the same operations"),
+        (lambda x: [x + torch.from_numpy(torch.rand(3, 4).detach().numpy() + next(numbers))], "the same operations"),
+        (lambda x: [x + held.add_(1.0)], "writes to a tensor that belongs to none of its modules"),
+        (lambda x: [x + torch.rand(3, 4, generator=own)], "a generator of its own"),
     ],
 )
 def test_what_cannot_be_recorded_is_told(function: Any, reason: str) -> None:

@@ -94,6 +94,7 @@ def record(function: Function, inputs: Sequence[Tensor], *, leaves: Sequence[Ten
         NotRecordableError: with the reason, if the function asks a tensor for its value, or has more than one course.
 
     """
+    inputs = [each.detach() for each in inputs]  # told apart where one tensor is given twice, or read by another name
     device = next((tensor.device for tensor in (*inputs, *leaves)), torch.device("cpu"))
     graphs = []
     with values_kept(leaves), validation(enabled=False):
@@ -104,8 +105,9 @@ def record(function: Function, inputs: Sequence[Tensor], *, leaves: Sequence[Ten
                 except Exception as error:  # programs of the user's, and the tracer, may raise anything
                     raise NotRecordableError(_why(error)) from error
     first, second = graphs
-    if _text(first) != _text(second):
+    if not _same(first, second):
         raise NotRecordableError("it does not do the same operations, with the same numbers, each time it is run")
+    _require_own_state(second)
     found = _lift_constants(second)
     return Recording(second, [*found, *leaves], len(inputs))
 
@@ -127,11 +129,31 @@ def _lift_constants(module: fx.GraphModule) -> list[Tensor]:
     return [tensor for _, tensor in found.values()]
 
 
-def _text(module: fx.GraphModule) -> str:
-    """Return the operations of a graph with their numbers, and the small tensors that were made of Python's numbers."""
-    held = [getattr(module, node.target) for node in module.graph.nodes if node.op == "get_attr"]
-    values = [tensor.tolist() for tensor in held if isinstance(tensor, Tensor) and tensor.numel() <= 16]
-    return f"{module.code}{values}"
+def _same(first: fx.GraphModule, second: fx.GraphModule) -> bool:
+    """Tell whether two recordings are of the same operations, numbers and tensors, or tensors of the same values."""
+    held = [
+        [getattr(module, node.target) for node in module.graph.nodes if node.op == "get_attr"]
+        for module in (first, second)
+    ]
+    return first.code == second.code and all(
+        a is b or (isinstance(a, Tensor) and a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b))
+        for a, b in zip(*held, strict=True)
+    )
+
+
+def _require_own_state(module: fx.GraphModule) -> None:
+    """Refuse a graph that writes to tensors which it holds, or draws from a generator that it was handed."""
+    for node in module.graph.nodes:
+        held = [getattr(module, node.target)] if node.op == "get_attr" else []
+        values = [*held, *node.args, *node.kwargs.values()]
+        if any(isinstance(value, torch.Generator) for value in values):
+            raise NotRecordableError("it draws from a generator of its own, not from torch's default stream")
+        writes = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+        target = node.args[0] if writes and node.args else None
+        if isinstance(target, fx.Node) and target.op == "get_attr":
+            raise NotRecordableError(
+                "it writes to a tensor that belongs to none of its modules; make it a buffer of one"
+            )
 
 
 def _close(a: Tensor, b: Tensor, bound: float) -> bool:

@@ -12,7 +12,8 @@ from torch import Tensor
 class Adam(torch.optim.Adam):
     """`torch.optim.Adam` with ``fused=True`` and the same numbers and state, at a fraction of its cost in Python.
 
-    Parameters that have taken the same number of steps count them in one tensor.
+    As long as all parameters take the same steps, they count them in one tensor. Where some do not, with more than one
+    group, with a closure, or with options that are not among the arguments, it is torch's own step.
 
     *Adam: A method for stochastic optimization (Kingma, Ba 2015)*, https://arxiv.org/abs/1412.6980
 
@@ -40,19 +41,19 @@ class Adam(torch.optim.Adam):
         super().__init__(parameters, lr=lr, betas=betas, eps=eps, fused=True, capturable=on_cuda)
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Move every parameter that has a gradient."""
-        (group,) = self.param_groups[:1]
+    def step(self, closure: Any = None) -> Any:
+        """Move every parameter that has a gradient; return what a closure returns, if there is one."""
+        group = self.param_groups[0]
         moved = [parameter for parameter in group["params"] if parameter.grad is not None]
-        states = [self.state[parameter] for parameter in moved]
-        counts = [state.get("step") for state in states]
-        if len(self.param_groups) > 1 or not moved or counts[0] is None or any(c is not counts[0] for c in counts):
-            self._separate()
-            super().step(closure)
-            if any(count is None for count in counts):
-                self._share()
-            return
-        count = counts[0].add_(1)
+        states = [self.state.get(parameter, {}) for parameter in moved]
+        count = states[0].get("step") if states else None
+        if count is None:
+            return self._step_of_torch(closure, begun=False)
+        together = len(moved) == len(self.state) and all(state.get("step") is count for state in states)
+        plain = not (group["weight_decay"] or group["amsgrad"] or group["maximize"]) and group["fused"]
+        if closure is not None or len(self.param_groups) > 1 or not together or not plain:
+            return self._step_of_torch(closure, begun=True)
+        count.add_(1)
         torch._fused_adam_(
             moved,
             [parameter.grad for parameter in moved],
@@ -70,11 +71,31 @@ class Adam(torch.optim.Adam):
             grad_scale=None,
             found_inf=None,
         )
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as torch's Adam has it: every parameter with a count of its own."""
+        found = super().state_dict()
+        own = {
+            key: {**state, "step": state["step"].clone()} if "step" in state else state
+            for key, state in found["state"].items()
+        }
+        return {**found, "state": own}
 
     def load_state_dict(self, state_dict: Any) -> None:
         """Take up the state of an Adam, fused or not."""
         super().load_state_dict(state_dict)
         self._share()
+
+    def _step_of_torch(self, closure: Any, *, begun: bool) -> Any:
+        """Take a step as torch does, without running its hooks, which have been run, a second time."""
+        self._separate()
+        step = torch.optim.Adam.step
+        step = step.__wrapped__ if getattr(step, "hooked", False) else step  # type: ignore[attr-defined]
+        result = step(self, closure)
+        if not begun:
+            self._share()
+        return result
 
     def _share(self) -> None:
         """Let parameters count in one tensor where all have taken as many steps."""

@@ -13,14 +13,16 @@ from pyrovae.data import Split
 from pyrovae.data.batches import Rows
 from pyrovae.objectives import ELBO
 from pyrovae.pair import Pair, Program, find_modules, inspect_pair
-from pyrovae.sandbox import MODULE_DIVIDER, frozen_unremarked, module_mode, own_store, validation
+from pyrovae.sandbox import frozen_unremarked, module_mode, own_store, validation
 from pyrovae.training.engine import make_step
 from pyrovae.training.feed import Feed, Given, Resident
 from pyrovae.training.leaves import require_leaves
 from pyrovae.training.loss import StepLoss
-from pyrovae.training.options import check_engine
-from pyrovae.training.step import EagerStep, MakeOptimizer, fused_adam
+from pyrovae.training.options import check_engine, check_positive
+from pyrovae.training.step import EagerStep, MakeOptimizer, fused_adam, make_optimizer_of
 from pyrovae.vae import require_form
+
+ROW_DTYPES = (torch.int64, torch.int32)
 
 
 class StepTerms(NamedTuple):
@@ -43,7 +45,6 @@ class CapturedStep:
 
     Attributes:
         optimizer: of all parameters; change the learning rate of its groups at any time.
-        objective: that is minimized; change the beta of an ELBO at any time.
 
     """
 
@@ -52,8 +53,9 @@ class CapturedStep:
     ) -> None:
         with own_store(pair.modules, keep=pair.params):
             leaves = require_leaves(pair.modules, pair.params)
-        self.objective, self.optimizer = objective, make_optimizer(leaves.trained)
         self._loss = _StoredLoss(pair, objective, feed.bind)
+        self._takes_rows = isinstance(feed, Resident)
+        self.optimizer = make_optimizer_of(make_optimizer, leaves.trained)
         self._eager = EagerStep(self._loss, leaves, self.optimizer, clip_norm=engine["clip_norm"])
         self._step = make_step(self._loss, leaves, self.optimizer, **engine)
 
@@ -70,13 +72,33 @@ class CapturedStep:
             Loss, reconstruction and KL per datum.
 
         Raises:
-            ValueError: in the first call, if data lie outside the support or shapes do not fit.
+            TypeError: if these are no tensors, or no row numbers where those are due.
+            ValueError: if there are no data; and in the first call, if data lie outside the support or shapes do not
+                fit. Later calls do not look: data that are NaN make parameters that are.
 
         """
+        self._require(inputs)
         step = self._eager if self._loss.checked else self._step
         shown = step(*inputs)
         self._loss.checked = False
         return StepTerms(*shown.unbind())
+
+    @property
+    def objective(self) -> PyroELBO:
+        """What is minimized; change the beta of an ELBO at any time."""
+        return self._loss.objective
+
+    def _require(self, inputs: tuple[Any, ...]) -> None:
+        kinds = [f"{each.dtype} {tuple(each.shape)}" if isinstance(each, Tensor) else type(each) for each in inputs]
+        if not inputs or not all(isinstance(each, Tensor) and each.ndim for each in inputs):
+            raise TypeError(f"a step takes a minibatch, tensors (B, ...), but received {kinds or 'nothing'}")
+        if self._takes_rows and (len(inputs) > 1 or inputs[0].ndim != 1 or inputs[0].dtype not in ROW_DTYPES):
+            raise TypeError(
+                f"a step made for a split takes the numbers of its rows, whole and (B,), but received {kinds}; "
+                "of a mask give mask.nonzero().squeeze(-1)"
+            )
+        if not len(inputs[0]):
+            raise ValueError("a step takes one datum or more, but received an empty minibatch; leave it out")
 
 
 class _StoredLoss(StepLoss):
@@ -103,10 +125,11 @@ def capture(
     """Make a gradient step of a Pyro model/guide pair that is recorded once and replayed: for loops of your own.
 
     Values of parameters, buffers and data may change between steps, and so may beta and the learning rate; parameters
-    that are replaced are noticed, and so are modes of modules. What the programs do in Python is done when the step is
-    recorded, never again: a number or a branch that changes from step to step belongs into a tensor. What cannot be
-    recorded runs eagerly, and one line on the logger says why. Draws come from torch's default stream, the same for all
-    engines. Modules are trained in the mode in which they are, on the device on which they are.
+    and layers that are replaced are noticed, and so are modes of modules. What the programs do in Python is done when
+    the step is recorded, never again: a number or a branch that changes from step to step belongs into a tensor. What
+    cannot be recorded runs eagerly, and one line on the logger says why; objectives of Pyro's own are of that kind.
+    Draws come from torch's default stream, the same for all engines. Modules are trained in the mode in which they are,
+    on the device on which they are.
 
     Args:
         model: a Pyro program called with a minibatch; see `pyrovae.pair` for the contract.
@@ -115,7 +138,8 @@ def capture(
             and binarized or dequantized, inside the step.
         optimizer: makes the optimizer of all parameters; Adam with a learning rate of 0.001 if None.
         objective: any `pyro.infer.ELBO` with a differentiable loss; `pyrovae.objectives.ELBO` by default.
-        engine: "captured", or "eager" for the same without recording.
+        engine: "captured", which "auto" means too where nobody knows the number of steps; or "eager" for the same
+            without recording.
         clip_norm: largest norm of the gradient of the loss per datum; no clipping if None.
         modules: those used by the programs that cannot be found from them.
 
@@ -133,6 +157,8 @@ def capture(
 
     """
     check_engine(engine)
+    check_positive("clip_norm", clip_norm)
+    engine = "captured" if engine == "auto" else engine
     require_form(model, *data)
     found = tuple({id(module): module for module in (*modules, *find_modules(model, guide))}.values())
     source = data[0] if len(data) == 1 and isinstance(data[0], Split) else data
@@ -141,7 +167,7 @@ def capture(
     with own_store(found, keep=kept), module_mode(found, training=False):
         few = rows.draw(torch.arange(min(len(rows), 3), device=rows.device))
         pair = inspect_pair(model, guide, few, modules=found, everything=rows.everything)
-        kept += [name for name in pair.params if MODULE_DIVIDER not in name]
+        kept += pair.params
     if pair.draws_rows:
         raise ValueError(
             f"the plate {pair.plate!r} draws rows of the data by itself, but a step is given its rows; write it as "

@@ -72,7 +72,13 @@ class GraphedStep(CapturableStep):
         self._weight = torch.ones((), device=device, dtype=self.leaves.trained[0].dtype)
         self._updates = self._make_capturable(device)
         self._set_numbers()
-        kept = [(tensor, tensor.detach().clone()) for tensor in self._written()]
+        kept = [(tensor, tensor.detach().clone()) for tensor in self.leaves.all]
+        states = [
+            (state, name, value.clone())
+            for state in self.optimizer.state.values()
+            for name, value in state.items()
+            if isinstance(value, Tensor)
+        ]
         try:
             with forked_random(0, device), validation(enabled=False), self.weight_held(self._weight):
                 side = torch.cuda.Stream(device)
@@ -88,6 +94,8 @@ class GraphedStep(CapturableStep):
             with torch.no_grad():
                 for tensor, value in kept:
                     tensor.copy_(value)
+                for state, name, value in states:  # which a first step may have bound to another tensor
+                    state[name].copy_(value)
         self._graph = graph
 
     def _body(self) -> Tensor:
@@ -97,12 +105,6 @@ class GraphedStep(CapturableStep):
         if self._updates:
             self.optimizer.step()
         return shown
-
-    def _written(self) -> list[Tensor]:
-        """Return every tensor that a step writes to."""
-        states = [value for state in self.optimizer.state.values() for value in state.values()]
-        found = [*self.leaves.all, *(value for value in states if isinstance(value, Tensor))]
-        return list({id(tensor): tensor for tensor in found}.values())
 
     def _make_capturable(self, device: torch.device) -> bool:
         """Put learning rates and step counts of the optimizer on the device; tell whether it can be captured."""

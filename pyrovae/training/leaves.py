@@ -42,8 +42,14 @@ class Leaves:
             (owner, name, tensor, tensor.requires_grad) for owner, name in held if (tensor := owner[name]) is not None
         ]
         self._parts = [(part._modules, name, inner) for part in parts for name, inner in part._modules.items()]
-        self._modes = [(part, part.training) for part in parts]
-        self._stored = {name: self._store()[name] for name in self.params}
+        self._modes = [(part, _mode(part)) for part in parts]
+        stored = self._store()
+        for name in self.params:
+            if name not in stored:
+                raise ValueError(
+                    f"pyro.param({name!r}) is no longer in Pyro's store; leave it there, or make a new step"
+                )
+        self._stored = {name: stored[name] for name in self.params}
         found = [tensor for _, _, tensor, _ in self._bound] + list(self._stored.values())
         self.all = list({id(tensor): tensor for tensor in found}.values())
         self.places = [tensor.data_ptr() for tensor in self.all]
@@ -56,7 +62,7 @@ class Leaves:
         return (
             any(owner.get(name) is not t or t.requires_grad is not needs for owner, name, t, needs in self._bound)
             or any(owner.get(name) is not part for owner, name, part in self._parts)
-            or any(part.training is not mode for part, mode in self._modes)
+            or any(_mode(part) != mode for part, mode in self._modes)
             or (bool(self._stored) and any(self._store().get(n) is not t for n, t in self._stored.items()))
         )
 
@@ -73,6 +79,10 @@ class Leaves:
         """
         before = self.trained
         self._read()
+        kept = {id(tensor) for tensor in self.trained}
+        for tensor in before:
+            if id(tensor) not in kept:
+                tensor.grad = None  # or the optimizer would go on along the last one
         held = {id(tensor) for group in optimizer.param_groups for tensor in group["params"]}
         if all(id(tensor) in held for tensor in self.trained):
             return  # some frozen or thawed
@@ -88,6 +98,11 @@ class Leaves:
             state = optimizer.state.pop(old, None)
             if state and old.shape == tensor.shape:
                 optimizer.state[tensor] = state
+
+
+def _mode(module: nn.Module) -> tuple[bool, int, int, int]:
+    """Return what changes a module's course without changing its tensors: its mode, parts and hooks."""
+    return module.training, len(module._modules), len(module._forward_hooks), len(module._forward_pre_hooks)
 
 
 def require_leaves(modules: Sequence[nn.Module], params: Iterable[str]) -> Leaves:

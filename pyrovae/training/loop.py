@@ -29,7 +29,7 @@ from pyrovae.training.options import Training
 from pyrovae.training.prefetched import Prefetched
 from pyrovae.training.shared_noise import row_axes
 from pyrovae.training.state import restore, snapshot
-from pyrovae.training.step import EagerStep, MakeOptimizer, Step
+from pyrovae.training.step import EagerStep, MakeOptimizer, Step, make_optimizer_of
 from pyrovae.training.watched import watched_bounds
 
 logger = logging.getLogger("pyrovae")
@@ -61,7 +61,7 @@ class Loop:
         self.leaves = leaves
         self.train = rows[0]
         self.watched = rows[1] if len(rows) > 1 else None
-        self.optimizer = make_optimizer(leaves.trained)
+        self.optimizer = make_optimizer_of(make_optimizer, leaves.trained)
         self.checkpoint: Checkpoint | None = None
         self.epochs: tuple[Epoch, ...] = ()
         self.best: dict[str, Tensor] | None = None

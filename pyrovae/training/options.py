@@ -61,9 +61,7 @@ class Training:
         check_engine(self.engine)
         check_precision(self.precision)
         for name in ("learning_rate", "final_learning_rate", "clip_norm"):
-            value = getattr(self, name)
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"{name} is positive and finite, but received {value!r}")
+            check_positive(name, getattr(self, name))
 
     def rate(self, epoch: int) -> float:
         """Return the learning rate of an epoch, counted from 1."""
@@ -72,6 +70,12 @@ class Training:
         share = (epoch - 1) / max(1, self.epochs - 1)
         low, high = self.final_learning_rate, self.learning_rate
         return low + (high - low) * (1 + math.cos(math.pi * share)) / 2
+
+
+def check_positive(name: str, value: float | None) -> None:
+    """Refuse a number that is not positive and finite; None is no number."""
+    if value is not None and not (isinstance(value, (int, float)) and value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name} is positive and finite, but received {value!r}")
 
 
 def check_engine(name: str) -> None:

@@ -54,6 +54,8 @@ def row_axes(run: Callable[[int], object], device: torch.device) -> list[int | N
 
     """
     heard = []
+    with forked_random(0, device), validation(enabled=False):
+        run(FEW)  # what is found out in a first run, such as Pyro's number of plates, may draw too
     for count in (FEW, MORE):
         listen = _Listen()
         with forked_random(0, device), validation(enabled=False), torch.no_grad(), listen:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,27 @@ def fused_adam(parameters: list[Tensor]) -> torch.optim.Optimizer:
     """Return Adam that updates all parameters in one pass."""
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
     return Adam(parameters) if fused else torch.optim.Adam(parameters)
+
+
+def make_optimizer_of(make: MakeOptimizer, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    """Return the optimizer that a function makes of the parameters.
+
+    Raises:
+        TypeError: if it makes none of torch's, or one that asks for the loss again and again, such as LBFGS.
+
+    """
+    if not callable(make) or not isinstance(optimizer := make(parameters), torch.optim.Optimizer):
+        raise TypeError(
+            "optimizer makes one of torch's optimizers of the parameters, such as lambda parameters: "
+            f"torch.optim.Adam(parameters, lr=1e-3), but received {make!r}; Pyro's own are for pyro.infer.SVI"
+        )
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise TypeError(
+            f"{type(optimizer).__name__} asks for the loss several times in a step, but a loss with noise is another "
+            "each time; choose one such as torch.optim.Adam"
+        )
+    return optimizer
 
 
 class Step(ABC):
@@ -57,7 +79,8 @@ class Step(ABC):
         """
         if self.leaves.moved():
             self.leaves.refresh(self.optimizer)
-        shown = self.run(*inputs)
+        with torch.enable_grad():
+            shown = self.run(*inputs)
         if isinstance(self.loss.objective, Objective):
             self.loss.objective.step += 1
         return shown
@@ -87,7 +110,12 @@ class Step(ABC):
             shown, *summed = group().sum([shown, *(each for each in gradients if each is not None)])
             found = iter(summed)
             gradients = [None if each is None else next(found) for each in gradients]
+        taken: set[int] = set()
         for parameter, gradient in zip(self.leaves.trained, gradients, strict=True):
+            if gradient is not None:
+                if gradient.stride() != parameter.stride() or gradient.data_ptr() in taken:
+                    gradient = torch.empty_like(parameter).copy_(gradient)  # kernels walk both by one layout
+                taken.add(gradient.data_ptr())
             parameter.grad = gradient
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.leaves.trained, self.clip_norm)

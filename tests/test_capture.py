@@ -207,7 +207,17 @@ def change_option(step: Any, vae: VAE, x: Tensor) -> None:
     step.objective.free_bits = 0.5
 
 
+def add_hook(step: Any, vae: VAE, x: Tensor) -> None:
+    vae.encoder.net.register_forward_hook(lambda module, args, output: output * 0.5)
+
+
+def append_layer(step: Any, vae: VAE, x: Tensor) -> None:
+    vae.encoder.net.append(nn.Tanh())
+
+
 CHANGES = [
+    add_hook,
+    append_layer,
     change_beta,
     change_rate,
     change_data,
@@ -515,7 +525,7 @@ def test_adam_counts_once_where_it_can() -> None:
     assert counts[0] == 3
 
 
-# what a reviewer found
+# corners
 
 
 class Einsum(nn.Module):

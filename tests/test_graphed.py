@@ -17,7 +17,7 @@ from torch import Tensor
 import pyrovae
 from pyrovae import Training, fit
 from pyrovae.objectives import ELBO
-from pyrovae.training import capture, graphed
+from pyrovae.training import capture
 from pyrovae.training.capture import CapturedStep
 from pyrovae.training.graphed import GraphedStep
 
@@ -65,6 +65,7 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
         step._rates = [torch.zeros(()) for _ in step.optimizer.param_groups]
         return True
 
+    monkeypatch.setattr(GraphedStep, "give_up", lambda self, reason: pytest.fail(reason))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", StandIn)
     monkeypatch.setattr(torch.cuda, "graph", captured)
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
@@ -74,7 +75,7 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         sys.modules["pyrovae.training.capture"],  # where the function of that name is
         "make_step",
-        lambda *args, engine, **options: OnCPU(*args, **options, on_failure=lambda why: pytest.fail(why)),
+        lambda *args, engine, **options: OnCPU(*args, **options),
     )
 
 
@@ -204,7 +205,5 @@ def test_steps_do_not_wait_for_the_device() -> None:
 def test_an_optimizer_that_cannot_be_captured_runs_after_the_graph() -> None:
     model, guide, _ = of_vae(make_vae())
     step = capture(model, guide, batches(1)[0], engine="eager", optimizer=lambda p: torch.optim.Adagrad(p))
-    made = graphed.GraphedStep(
-        step._step.loss, step._step.leaves, step.optimizer, on_failure=lambda why: pytest.fail(why)
-    )
+    made = GraphedStep(step._step.loss, step._step.leaves, step.optimizer)
     assert made._make_capturable(torch.device("cpu")) is False

@@ -194,6 +194,17 @@ def test_noise_that_cannot_be_shared_is_each_process_s_own(caplog: pytest.LogCap
     assert torch.cat([found[0][2], found[1][2]]).unique().numel() == 8
 
 
+def test_what_only_the_first_run_draws_is_not_shared() -> None:
+    """As with the number of plates, which an objective of Pyro's may find out by a run of its own."""
+    begun = []
+
+    def run(count: int) -> list[torch.Tensor]:
+        begun.append(count)
+        return [torch.rand(count), *([torch.rand(3)] if len(begun) == 1 else [])]
+
+    assert row_axes(run, torch.device("cpu")) == [0]
+
+
 def test_draws_that_change_with_the_number_of_rows_are_refused() -> None:
     with pytest.raises(ValueError, match=f"{FEW} for {FEW} rows and {MORE} for {MORE}; train in one process"):
         row_axes(lambda count: [torch.rand(1) for _ in range(count)], torch.device("cpu"))

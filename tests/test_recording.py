@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import numpy
 import pyro
 import pytest
 import torch
@@ -84,6 +85,7 @@ def test_recording_leaves_the_random_stream_and_the_switches() -> None:
 
 
 numbers = itertools.count()
+noise = numpy.random.default_rng(0)
 held, own = torch.zeros(3, 4), torch.Generator()
 
 
@@ -98,6 +100,11 @@ held, own = torch.zeros(3, 4), torch.Generator()
         (lambda x: [x @ x], "RuntimeError"),
         (lambda x: [x + torch.full((50, 4), float(next(numbers))).clone().numpy().sum()], "the same operations"),
         (lambda x: [x + torch.from_numpy(torch.rand(3, 4).detach().numpy() + next(numbers))], "the same operations"),
+        (
+            lambda x: [x + torch.from_numpy(numpy.random.default_rng(next(numbers)).random((3, 4)))],
+            "the same operations",
+        ),
+        (lambda x: [x + torch.from_numpy(noise.random((50, 3, 4))).sum(0)], "the same operations"),
         (lambda x: [x + held.add_(1.0)], "writes to a tensor that belongs to none of its modules"),
         (lambda x: [x + torch.rand(3, 4, generator=own)], "a generator of its own"),
     ],

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import torch
 
 from pyrovae.recording import has_compiler
@@ -12,8 +10,6 @@ from pyrovae.training.leaves import Leaves
 from pyrovae.training.loss import StepLoss
 from pyrovae.training.recorded import RecordedStep
 from pyrovae.training.step import EagerStep, Step
-
-logger = logging.getLogger("pyrovae")
 
 # a recording takes about a second, compilation by Inductor about half a minute, a CUDA graph a few seconds
 RECORDED_FROM, COMPILED_FROM, GRAPHED_FROM = 2_000, 20_000, 500
@@ -46,10 +42,10 @@ def make_step(
     if kind == "cuda":
         if engine == "auto" and num_steps < GRAPHED_FROM:
             return EagerStep(loss, leaves, optimizer, clip_norm=clip_norm)
-        return GraphedStep(loss, leaves, optimizer, clip_norm=clip_norm, on_failure=logger.warning)
+        return GraphedStep(loss, leaves, optimizer, clip_norm=clip_norm)
     if engine == "auto" and num_steps < RECORDED_FROM:
         return EagerStep(loss, leaves, optimizer, clip_norm=clip_norm)
     compiled = engine == "captured" or num_steps >= COMPILED_FROM
     if engine == "auto" and compiled and not has_compiler():
         compiled = False
-    return RecordedStep(loss, leaves, optimizer, clip_norm=clip_norm, compiled=compiled, on_failure=logger.warning)
+    return RecordedStep(loss, leaves, optimizer, clip_norm=clip_norm, compiled=compiled)

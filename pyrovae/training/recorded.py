@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from pyrovae.recording import NotRecordableError, Recording, has_compiler, record
 from pyrovae.training.step import CapturableStep
+
+logger = logging.getLogger("pyrovae")
 
 REPEATS = 200  # eager steps on inputs of another shape than the first, after which they are recorded too
 MOST_SHAPES = 4  # that are recorded
@@ -26,9 +29,9 @@ class RecordedStep(CapturableStep):
     What cannot be recorded runs eagerly; what cannot be compiled is replayed as it is.
 
     Args:
-        args: those of `CapturableStep`.
+        args: those of `Step`.
         compiled: whether Inductor compiles the graph.
-        options: those of `CapturableStep`.
+        options: those of `Step`.
 
     """
 
@@ -93,5 +96,5 @@ class RecordedStep(CapturableStep):
                 recording.compile(inputs)
             except NotRecordableError as error:
                 self.compiled = False
-                self.on_failure(f"the recorded step is not compiled: {error}")
+                logger.warning("the recorded step is not compiled: %s", error)
         return recording

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +17,8 @@ from pyrovae.processes import group
 from pyrovae.training.adam import Adam
 from pyrovae.training.leaves import Leaves
 from pyrovae.training.loss import StepLoss
+
+logger = logging.getLogger("pyrovae")
 
 MakeOptimizer = Callable[[list[Tensor]], torch.optim.Optimizer]
 
@@ -138,25 +142,14 @@ class CapturableStep(EagerStep):
     """What steps that capture their work have in common: when to do so anew, and that they run eagerly if it fails.
 
     Args:
-        loss: of a minibatch.
-        leaves: tensors of the pair.
-        optimizer: of those that are trained.
-        clip_norm: largest norm of the gradient of the loss per datum, or None.
-        on_failure: told, in a line each, what cannot be done and why.
+        args: those of `Step`.
+        options: those of `Step`.
 
     """
 
-    def __init__(
-        self,
-        loss: StepLoss,
-        leaves: Leaves,
-        optimizer: torch.optim.Optimizer,
-        *,
-        clip_norm: float | None = None,
-        on_failure: Callable[[str], None],
-    ) -> None:
-        super().__init__(loss, leaves, optimizer, clip_norm=clip_norm)
-        self.on_failure, self.failed = on_failure, False
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.failed = False
         self._state: tuple[object, ...] = ()
 
     def changed(self) -> bool:
@@ -165,9 +158,9 @@ class CapturableStep(EagerStep):
         return before != self._state
 
     def give_up(self, reason: str) -> None:
-        """Run eagerly from now on, and say why."""
+        """Run eagerly from now on, and say why in one line."""
         self.failed = True
-        self.on_failure(f"the step is run eagerly: {reason}")
+        logger.warning("the step is run eagerly: %s", reason)
 
     @contextmanager
     def weight_held(self, weight: Tensor) -> Iterator[None]:

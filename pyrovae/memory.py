@@ -1,4 +1,4 @@
-"""An estimate of what a call will need, before it is taken."""
+"""An estimate of what a call will need, before it is taken; and how freed memory is kept at hand."""
 
 from __future__ import annotations
 
@@ -32,6 +32,16 @@ def require(size: float, *, what: str, cure: str, device: torch.device | str = "
         raise ValueError(
             f"{what} needs about {in_words(size)} on {torch.device(device)}, but {in_words(free)} are free; {cure}"
         )
+
+
+def keep_freed() -> None:
+    """Let glibc keep some 60 MiB of what is freed for whatever is asked for next.
+
+    It gives back at once what is larger than anything it has seen freed before, and large tensors that come and go then
+    cost a page fault for every 4 KiB of theirs: up to a third of the time of scoring particles. Of what it has seen it
+    takes note: here of 31 MiB that nobody touches. Other libraries of C take none.
+    """
+    torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
 def in_words(size: float) -> str:

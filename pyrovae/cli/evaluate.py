@@ -13,7 +13,7 @@ from pyrovae.evaluate import Checks, evaluate
 from pyrovae.processes import Group, joined
 from pyrovae.report import write_report
 from pyrovae.report.folder import UNFINISHED
-from pyrovae.training.options import choose_device
+from pyrovae.training.options import ENGINES, choose_device
 
 
 def evaluate_run(argv: Sequence[str]) -> None:
@@ -41,6 +41,10 @@ def evaluate_run(argv: Sequence[str]) -> None:
     group.add_argument(
         "--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps (default: auto)"
     )
+    group.add_argument(
+        "--engine", choices=ENGINES, default="auto",
+        help="captured (the scoring of particles is compiled), eager, or auto: by their number (default: auto)",
+    )  # fmt: skip
     group.add_argument(
         "--checks",
         choices=("true", "false"),
@@ -74,6 +78,7 @@ def _evaluate(options: dict[str, Any], processes: Group) -> None:
             batch_size=options["batch_size"],
             seed=options["seed"],
             device=options["device"],
+            engine=options["engine"],
             journal=run.folder.path / UNFINISHED,
         )
     except KeyboardInterrupt:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from pyrovae.distributions.elements import unexpanded
+from pyrovae.recording import is_recording
 
-BLOCK_ELEMENTS = 2**16  # elements summed at once on a CPU, in a block of memory that stays in its cache
+BLOCK_ELEMENTS = 2**17  # elements summed at once on a CPU, in a block of memory that stays in its cache
 
 
 def normal_log_prob_sum(loc: Tensor, scale: Tensor, value: Tensor, num_dims: int) -> Tensor:
@@ -35,8 +36,11 @@ def normal_log_prob_sum(loc: Tensor, scale: Tensor, value: Tensor, num_dims: int
         if value.ndim == num_dims:
             return normal_log_prob_sum(loc.unsqueeze(0), scale.unsqueeze(0), value.unsqueeze(0), num_dims)[0]
         dtype = torch.float32 if value.device.type == "mps" else torch.float64
-        out = torch.empty(value.shape[:-num_dims], dtype=dtype, device=value.device)
         event, summed = value.shape[-num_dims:], tuple(range(-num_dims, 0))
+        if is_recording():
+            rate, constant = _of_scale(unexpanded(scale).to(dtype), event, dtype)
+            return ((value.to(dtype) - loc) * rate).square().sum(summed).mul(-0.5) + constant
+        out = torch.empty(value.shape[:-num_dims], dtype=dtype, device=value.device)
         per_row = max(1, math.prod(value.shape[1:]))
         size = max(1, BLOCK_ELEMENTS // per_row if value.device.type == "cpu" else len(value))
         buffer = torch.empty(value[:size].shape, dtype=dtype, device=value.device)

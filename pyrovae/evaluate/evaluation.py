@@ -28,9 +28,9 @@ from pyrovae.progress import progress
 from pyrovae.results import Estimate, Evaluation, Observed, bits_per_dimension, mean_and_error
 from pyrovae.results.observed import DRAWN, MASKED, WHOLE
 from pyrovae.sandbox import forked_random, stream_seed
-from pyrovae.scoring import blocks, inspected, on_device, one_particle, walk
+from pyrovae.scoring import blocks, inspected, on_device, one_particle, recorded_runs, rows_at_once, walk
 from pyrovae.training.checkpoint import versions
-from pyrovae.training.options import choose_device
+from pyrovae.training.options import check_engine, choose_device
 from pyrovae.training.state import snapshot
 from pyrovae.vae import require_form
 from pyrovae.whole import require_whole
@@ -49,6 +49,7 @@ def evaluate(
     chunk_size: int | None = None,
     seed: int = 0,
     device: str | None = None,
+    engine: str = "auto",
     modules: Iterable[nn.Module] = (),
     journal: str | Path | None = None,
     shown: bool = True,
@@ -72,6 +73,8 @@ def evaluate(
             datum if None.
         seed: of the draws.
         device: to compute on, to which the modules are moved; where they are if None.
+        engine: "captured" compiles the scoring of particles once, on a CPU with a C++ compiler; "eager" runs the model
+            anew each time, to the same numbers but for rounding; "auto" decides by their number.
         modules: those used by the programs that cannot be found from them.
         journal: file that keeps the finished batches and checks of an evaluation that is interrupted; the same call
             goes on after them, to the same numbers, and removes it at the end.
@@ -92,6 +95,7 @@ def evaluate(
     ks = check_ladder(ks)
     if checks is not None and not isinstance(checks, Checks):
         raise TypeError(f"checks is what pyrovae.Checks() returns, or None, but received {checks!r}")
+    check_engine(engine)
     for what, value in (("batch_size", batch_size), ("chunk_size", chunk_size)):
         if value is not None:
             require_whole(value, name=what)
@@ -117,10 +121,19 @@ def evaluate(
     with inspected(model, guide, few, modules=found, everything=lambda: _moved(args, where)) as pair, torch.no_grad():
         probe = _probe(pair, _moved(args, where) if pair.draws_rows else few)
         observed = observe(pair, _batches(pair, args, where, batch_size))
-        key = (data_hash, weights, probe, observed, ks, seed, chunk_size, settings, versions())
+        key = (data_hash, weights, probe, observed, ks, seed, chunk_size, engine, settings, versions())
         finished = Journal(journal if group().first else None, repr(key))
         per_datum = _walked(
-            pair, args, where, finished, ks=ks, batch_size=batch_size, chunk_size=chunk_size, seed=seed, shown=shown
+            pair,
+            args,
+            where,
+            finished,
+            ks=ks,
+            batch_size=batch_size,
+            chunk_size=chunk_size,
+            engine=engine,
+            seed=seed,
+            shown=shown,
         )
         methods, measure, draws_rows = dict(pair.kl), pair.base_measure, pair.draws_rows
     checked = None
@@ -191,6 +204,7 @@ def _walked(
     ks: tuple[int, ...],
     batch_size: int,
     chunk_size: int | None,
+    engine: str,
     seed: int,
     shown: bool,
 ) -> dict[str, Tensor]:
@@ -198,6 +212,9 @@ def _walked(
     processes = group()
     parts = processes.from_first(finished.read)
     done = sum(part["ELBO"].shape[-1] for part in parts)
+    memory.keep_freed()
+    num_runs = max(ks) * len(args[0]) / (chunk_size or rows_at_once(pair))
+    recorded = recorded_runs(engine, num_runs=num_runs, device=device)
     waiting = itertools.islice(enumerate(_batches(pair, args, device, batch_size)), len(parts), None)
     with progress("evaluating", len(args[0]), shown=shown and processes.first, unit="data") as advance:
         advance(done)
@@ -206,7 +223,7 @@ def _walked(
                 part: dict[str, Tensor] = {}
                 for number, (rows, count, of_batch) in now[processes.rank : processes.rank + 1]:
                     with forked_random(stream_seed(seed, "evaluate", number), device):
-                        found = blocks(pair, of_batch, rows, max(ks), chunk_size=chunk_size)
+                        found = blocks(pair, of_batch, rows, max(ks), chunk_size=chunk_size, recorded=recorded)
                         part = {name: value[..., :count] for name, value in reduced(found, ks).items()}
                 for each in processes.gather(part)[: len(now)]:
                     parts.append(each)

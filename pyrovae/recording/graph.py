@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +20,14 @@ from pyrovae.sandbox import forked_random, validation, values_kept
 AGREEMENT, HALF_AGREEMENT = 1e-3, 0.05
 
 Function = Callable[..., Sequence[Tensor]]
+
+
+_recordings = 0  # that are being made
+
+
+def is_recording() -> bool:
+    """Tell whether a function is being recorded, so that it must not ask tensors for values, nor write to a result."""
+    return _recordings > 0
 
 
 class NotRecordableError(ValueError):
@@ -97,7 +106,7 @@ def record(function: Function, inputs: Sequence[Tensor], *, leaves: Sequence[Ten
     inputs = [each.detach() for each in inputs]  # told apart where one tensor is given twice, or read by another name
     device = next((tensor.device for tensor in (*inputs, *leaves)), torch.device("cpu"))
     graphs = []
-    with values_kept(leaves), validation(enabled=False):
+    with values_kept(leaves), validation(enabled=False), _marked():
         for _ in range(2):
             with forked_random(0, device):
                 try:
@@ -110,6 +119,17 @@ def record(function: Function, inputs: Sequence[Tensor], *, leaves: Sequence[Ten
     _require_own_state(second)
     found = _lift_constants(second)
     return Recording(second, [*found, *leaves], len(inputs))
+
+
+@contextmanager
+def _marked() -> Iterator[None]:
+    """Let `is_recording` be true inside the block."""
+    global _recordings
+    _recordings += 1
+    try:
+        yield
+    finally:
+        _recordings -= 1
 
 
 def _lift_constants(module: fx.GraphModule) -> list[Tensor]:

@@ -13,6 +13,14 @@ from torch import Tensor, fx
 
 from pyrovae.recording.rewrites import rewrite_for_cpu
 
+# patterns: one of them would undo what is rewritten here. Thresholds: what a loop may compute at once before Inductor
+# writes something in between to memory
+ON_CPU = {
+    "pattern_matcher": False,
+    "realize_reads_threshold": 100,
+    "realize_acc_reads_threshold": 100,
+    "realize_opcount_threshold": 1000,
+}
 QUIET = ("torch.utils.cpp_extension", "torch._inductor")
 
 
@@ -30,7 +38,7 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[.
     for node in graph.graph.nodes:  # what the tracer noted of values does not hold for what is rewritten
         node.meta = {}
     with _unchanged():
-        return _inductor.compile(graph, list(inputs), options={"pattern_matcher": False} if on_cpu else None)
+        return _inductor.compile(graph, list(inputs), options=ON_CPU if on_cpu else None)
 
 
 def has_compiler() -> bool:

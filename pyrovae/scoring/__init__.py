@@ -6,11 +6,13 @@ from pyrovae.scoring.inspected import inspected, require_tensor
 from pyrovae.scoring.layout import per_datum, total_of
 from pyrovae.scoring.observed import observed_values
 from pyrovae.scoring.pieces import on_device, walk
+from pyrovae.scoring.recorded import RecordedRuns, recorded_runs
 from pyrovae.scoring.simulate import simulate
 
 __all__ = [
     "Block",
     "FlatSpace",
+    "RecordedRuns",
     "blocks",
     "draw",
     "inspected",
@@ -18,6 +20,7 @@ __all__ = [
     "on_device",
     "one_particle",
     "per_datum",
+    "recorded_runs",
     "require_tensor",
     "rows_at_once",
     "score",

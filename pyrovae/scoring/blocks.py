@@ -6,7 +6,7 @@ which serve training, do not reach a bound.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,8 @@ from pyrovae.kl import CLOSED_FORM, closed_form_kl
 from pyrovae.pair import Pair, Program, run
 from pyrovae.sandbox import validation
 from pyrovae.scoring.layout import from_pyro, log_prob, per_datum, to_pyro, total_of, wide
-from pyrovae.scoring.pieces import pieces
+from pyrovae.scoring.pieces import Collected, Piece, even_size, pieces
+from pyrovae.scoring.recorded import RecordedRuns
 
 CHUNK_ELEMENTS = 2**21  # elements of x that the model scores at once: fewer cost runs of Pyro, more cost page faults
 BLOCK_ELEMENTS = 2**20  # elements of z that the guide draws at once
@@ -48,7 +49,13 @@ class Scores:
 
 
 def blocks(
-    pair: Pair, args: tuple[Any, ...], rows: Tensor, num_particles: int, *, chunk_size: int | None = None
+    pair: Pair,
+    args: tuple[Any, ...],
+    rows: Tensor,
+    num_particles: int,
+    *,
+    chunk_size: int | None = None,
+    recorded: RecordedRuns | None = None,
 ) -> Iterator[Block]:
     """Yield the particles of some rows block by block; the draws do not depend on the chunks in which they are scored.
 
@@ -58,6 +65,7 @@ def blocks(
         rows: ``(B,)``, rows of the data.
         num_particles: K.
         chunk_size: rows that the model scores at once, a datum with K particles counting K.
+        recorded: what records runs of the model, if it is to; all arguments are tensors then.
 
     """
     elements = max(1, len(rows) * sum(latent.num_elements for latent in pair.latents.values()))
@@ -65,9 +73,11 @@ def blocks(
     first = next(iter(pair.latents))
     checked = one_particle(pair, args, rows, checked=True)
     first_kl = {first: checked.kl[first]} if pair.kl[first] == CLOSED_FORM else {}  # the same for every particle
+    if recorded is not None:
+        chunk_size = even_size(pair, rows, min(size, num_particles), size=chunk_size or rows_at_once(pair))
     for start in range(0, num_particles, size):
         z, log_guide = draw(pair, args, rows, min(size, num_particles - start))
-        scores = score(pair, args, rows, z, chunk_size=chunk_size)
+        scores = score(pair, args, rows, z, chunk_size=chunk_size, recorded=recorded)
         estimated = {name: log_guide[name] - scores.prior[name] for name in pair.latents}
         yield Block(
             z=z,
@@ -125,7 +135,7 @@ def draw(
             z[name].append(piece.cut(from_pyro(pair, name, site["value"], lead=piece.lead)))
             log_guide[name].append(piece.cut(per_datum(pair, log_prob(site), site, lead=piece.lead)))
     shape = (num_particles, len(rows))
-    joined = {name: torch.cat(parts) for name, parts in z.items()}
+    joined = {name: parts[0] if len(parts) == 1 else torch.cat(parts) for name, parts in z.items()}
     return (
         {name: value if pair.broadcasts else value.unflatten(0, shape) for name, value in joined.items()},
         {name: torch.cat(parts).reshape(shape) for name, parts in log_guide.items()},
@@ -140,6 +150,7 @@ def score(
     *,
     chunk_size: int | None = None,
     with_kl: bool = True,
+    recorded: RecordedRuns | None = None,
 ) -> Scores:
     """Run the model on some rows ``(B,)`` with given z ``(K, B, ...)``, chunk by chunk.
 
@@ -150,40 +161,55 @@ def score(
         z: for each latent site ``(K, B, ...)``.
         chunk_size: rows that the model scores at once, a datum with K particles counting K.
         with_kl: whether closed-form KL terms of the sites after the first are found too.
+        recorded: what records runs of the model, if it is to; all arguments are tensors then.
 
     """
     num_particles = len(next(iter(z.values())))
-    size = chunk_size or rows_at_once(pair)
     later = [name for name in list(pair.latents)[1:] if with_kl and pair.kl[name] == CLOSED_FORM]
-    prior: dict[str, list[Tensor]] = {name: [] for name in pair.latents}
-    kl: dict[str, list[Tensor]] = {name: [] for name in later}
-    likelihood: list[Tensor] = []
     values = dict(z) if pair.broadcasts else {name: value.flatten(0, 1) for name, value in z.items()}
-    for piece in pieces(pair, rows, num_particles, size=size):
-        model, guide = pair.bind(args, piece.rows)
-        data = {name: to_pyro(pair, name, piece.take(value), lead=piece.lead) for name, value in values.items()}
-        trace = poutine.trace(piece.plated(pair, poutine.condition(model, data=data))).get_trace()
-        terms = {
-            name: piece.cut(per_datum(pair, log_prob(site), site, lead=piece.lead))
-            for name, site in trace.nodes.items()
-            if name in pair.latents or name in pair.observed
-        }
-        likelihood.append(total_of({name: terms[name] for name in pair.observed}))
-        for name in pair.latents:
-            prior[name].append(terms[name])
-        if later:
-            replayed = poutine.trace(_replaying(piece.plated(pair, guide), data)).get_trace()
-            for name in later:
-                value, _ = closed_form_kl(name, trace, replayed)
-                site = replayed.nodes[name]
-                kl[name].append(piece.cut(per_datum(pair, wide(value), site, lead=piece.lead)))
-        del trace  # before the next run asks for as much memory
-    shape = (num_particles, len(rows))
+    found = Collected(num_particles, len(rows))
+    size = chunk_size or rows_at_once(pair)
+    for piece in pieces(pair, rows, num_particles, size=size, alike=recorded is not None):
+
+        def scored(*inputs: Any, piece: Piece = piece) -> list[Tensor]:
+            own, (rows, *given) = inputs[: len(args)], inputs[len(args) :]
+            return _scored(pair, own, rows, dict(zip(values, given, strict=True)), piece=piece, later=later)
+
+        inputs = (*args, piece.rows, *(piece.take(value) for value in values.values()))
+        found.add(piece, scored(*inputs) if recorded is None else recorded(scored, inputs))
+    joined = iter(found.joined())
     return Scores(
-        prior={name: torch.cat(parts).reshape(shape) for name, parts in prior.items()},
-        likelihood=torch.cat(likelihood).reshape(shape),
-        kl={name: torch.cat(parts).reshape(shape) for name, parts in kl.items()},
+        prior={name: next(joined) for name in pair.latents},
+        likelihood=next(joined),
+        kl={name: next(joined) for name in later},
     )
+
+
+def _scored(
+    pair: Pair, args: tuple[Any, ...], rows: Tensor, z: Mapping[str, Tensor], *, piece: Piece, later: Sequence[str]
+) -> list[Tensor]:
+    """Return what one run of the model with given z finds: the log-probability of each latent site and of all data, and
+    the closed-form KL of each of the later sites.
+    """
+    model, guide = pair.bind(args, rows)
+    data = {name: to_pyro(pair, name, value, lead=piece.lead) for name, value in z.items()}
+    trace = poutine.trace(piece.plated(pair, poutine.condition(model, data=data))).get_trace()
+    terms = {
+        name: per_datum(pair, log_prob(site), site, lead=piece.lead)
+        for name, site in trace.nodes.items()
+        if name in pair.latents or name in pair.observed
+    }
+    kl = []
+    if later:
+        replayed = poutine.trace(_replaying(piece.plated(pair, guide), data)).get_trace()
+        for name in later:
+            value, _ = closed_form_kl(name, trace, replayed)
+            kl.append(per_datum(pair, wide(value), replayed.nodes[name], lead=piece.lead))
+    return [
+        *(terms[name] for name in pair.latents),
+        total_of({name: terms[name] for name in pair.observed}),
+        *kl,
+    ]
 
 
 def score_guide(

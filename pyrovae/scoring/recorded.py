@@ -1,0 +1,72 @@
+"""The scoring of many particles, compiled once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from pyrovae.recording import NotRecordableError, Recording, has_compiler, record
+
+logger = logging.getLogger("pyrovae")
+
+COMPILED_FROM = 2_000  # runs of the model, each of which saves some milliseconds; compilation takes several seconds
+REFUSAL = "the scoring of particles is not compiled: %s"
+
+Function = Callable[..., Sequence[Tensor]]
+
+
+class RecordedRuns:
+    """Runs of one function of tensors: the first is recorded and compiled, and those on inputs of the same shapes are
+    replays of it.
+
+    What cannot be recorded or compiled is run as it is, and one line says why.
+    """
+
+    def __init__(self) -> None:
+        self._recording: Recording | None = None
+        self._kind: tuple[object, ...] = ()
+
+    def __call__(self, function: Function, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return what the function returns, without gradients.
+
+        Args:
+            function: does the same in each run but for what depends on its inputs.
+            inputs: of it.
+
+        """
+        kind = tuple((each.shape, each.stride(), each.dtype, each.device) for each in inputs)
+        if not self._kind:
+            self._kind, self._recording = kind, _compiled(function, inputs)
+        return function(*inputs) if self._recording is None or kind != self._kind else self._recording(*inputs)
+
+
+def _compiled(function: Function, inputs: Sequence[Tensor]) -> Recording | None:
+    try:
+        recording = record(function, inputs, leaves=[])
+        recording.compile(inputs)
+    except NotRecordableError as error:
+        logger.warning(REFUSAL, error)
+        return None
+    return recording
+
+
+def recorded_runs(engine: str, *, num_runs: float, device: torch.device) -> RecordedRuns | None:
+    """Return what records runs of the model, or None where each is run as it is.
+
+    Args:
+        engine: "captured" to compile, "eager" not to, or "auto" for what pays in so many runs.
+        num_runs: that are ahead, in all processes together.
+        device: of the data. Only on a CPU is anything compiled, and only where there is a C++ compiler.
+
+    """
+    wanted = engine == "captured" or (engine == "auto" and num_runs >= COMPILED_FROM)
+    if not wanted or device.type != "cpu":
+        return None
+    if not has_compiler():
+        if engine == "captured":
+            logger.warning(REFUSAL, "no C++ compiler is found")
+        return None
+    return RecordedRuns()

@@ -1,0 +1,200 @@
+"""Evaluation with the scoring of particles recorded and compiled: the same numbers, whatever the pair."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from conftest import Pair, TwoLayers, make_vae, pair_of
+from test_pair import NOT_BROADCASTING, TRUTH, X, masked, pixel_plate, wide_pixel_guide
+from torch import Tensor
+
+from pyrovae import VAE, evaluate, likelihoods, priors
+from pyrovae.evaluate import evaluation as room
+from pyrovae.recording import Recording, has_compiler
+from pyrovae.results import Evaluation
+from pyrovae.scoring import recorded, recorded_runs
+
+compiler = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler is found")
+BINARY = torch.bernoulli(torch.full((23, 1, 8, 8), 0.5).double(), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def replays(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Replay graphs as they are, and count how often: what Inductor makes of them has tests of its own."""
+    counted: list[int] = []
+    replay = Recording.__call__
+    monkeypatch.setattr(recorded, "has_compiler", lambda: True)
+    monkeypatch.setattr(Recording, "compile", lambda *_: None)
+    monkeypatch.setattr(Recording, "__call__", lambda self, *inputs: counted.append(1) or replay(self, *inputs))
+    return counted
+
+
+def of_vae(vae: VAE) -> Pair:
+    return vae.model, vae.guide
+
+
+def with_prior(prior: priors.Prior) -> Pair:
+    vae = make_vae()
+    vae.prior = prior
+    return of_vae(vae)
+
+
+def with_vamp() -> Pair:
+    vae = make_vae()
+    vae.prior = priors.Vamp(vae.encoder, vae.posterior, num_components=4)
+    return of_vae(vae)
+
+
+def two_layers(*, bottom_up: bool) -> Pair:
+    layers = TwoLayers(bottom_up=bottom_up)
+    return layers.model, layers.guide
+
+
+def with_params() -> Pair:
+    def model(x: Tensor) -> None:
+        scale = pyro.param("scale", torch.tensor(0.7), constraint=dist.constraints.positive)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True), scale).to_event(1), obs=x[:, :1])
+
+    return model, pair_of(TRUTH, offset=0.2)[1]
+
+
+PAIRS: dict[str, tuple[Callable[[], Pair], Tensor]] = {
+    "Bernoulli": (lambda: of_vae(make_vae()), BINARY),
+    "Categorical": (lambda: of_vae(make_vae(likelihood=likelihoods.Categorical((1, 8, 8), 4))), BINARY.long() + 2),
+    "Gaussian": (lambda: of_vae(make_vae(likelihood=likelihoods.Gaussian((1, 8, 8)))), BINARY + 0.1),
+    "Vamp": (lambda: with_vamp(), BINARY),
+    "Flow": (lambda: with_prior(priors.Flow(3)), BINARY),
+    "linear-Gaussian": (lambda: pair_of(TRUTH, offset=0.2, widen=1.3), X),
+    "pixels in a plate": (lambda: (pixel_plate()[0], wide_pixel_guide), X),
+    "masked": (lambda: masked(lambda x: x > 0), X),
+    "pyro.param": (with_params, X),
+    "top-down": (lambda: two_layers(bottom_up=False), BINARY[:, 0, 0, :4]),
+    "bottom-up": (lambda: two_layers(bottom_up=True), BINARY[:, 0, 0, :4]),
+} | {name: (form, X) for name, form in NOT_BROADCASTING.items() if name != "silent"}
+
+
+def both(pair: Pair, x: Tensor, **options: object) -> tuple[Evaluation, Evaluation]:
+    """Return an evaluation by each engine."""
+    eager, captured = (
+        evaluate(*pair, x, ks=(1, 10, 50), engine=engine, shown=False, **options) for engine in ("eager", "captured")
+    )
+    return eager, captured
+
+
+def require_same(a: Evaluation, b: Evaluation, *, within: float) -> None:
+    assert a.per_datum.keys() == b.per_datum.keys()
+    for name, value in a.per_datum.items():
+        close = within * (1000 if name == "khat" else 1)  # the shape of a tail, as the weights differ by rounding
+        torch.testing.assert_close(b.per_datum[name], value, rtol=close, atol=close, equal_nan=True, msg=name)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_recorded_scores_are_those_of_the_programs(name: str, replays: list[int]) -> None:
+    make, x = PAIRS[name]
+    for chunk_size in (None, 7):
+        replays.clear()
+        require_same(*both(make(), x, chunk_size=chunk_size), within=1e-10)
+        assert replays
+    require_same(*both(make(), x, batch_size=9), within=1e-10)  # the last batch is of another shape
+
+
+@compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_compiled_scores_are_those_of_the_programs(dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
+    pair, x = of_vae(make_vae().to(dtype)), BINARY.to(dtype)
+    with caplog.at_level(logging.WARNING, logger="pyrovae"):
+        require_same(*both(pair, x, chunk_size=100), within=1e-12 if dtype == torch.float64 else 2e-6)
+    assert not caplog.records
+
+
+@compiler
+def test_compiled_scores_of_an_odd_number_of_elements() -> None:
+    pair = of_vae(make_vae(likelihood=likelihoods.Bernoulli((5, 3))))
+    require_same(*both(pair, BINARY.flatten(1)[:, :15].unflatten(1, (5, 3))), within=1e-12)
+
+
+def test_weights_are_read_at_every_evaluation(replays: list[int]) -> None:
+    vae = make_vae()
+    for _ in range(2):
+        require_same(*both(of_vae(vae), BINARY), within=1e-10)
+        with torch.no_grad():
+            for parameter in vae.parameters():
+                parameter.mul_(1.5)
+    assert replays
+
+
+def test_what_cannot_be_recorded_is_run_as_it_is_and_one_line_says_why(
+    replays: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            loc = z.sum(-1, keepdim=True) if float(z.mean()) > 0 else -z.sum(-1, keepdim=True)
+            pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x[:, :1])
+
+    with caplog.at_level(logging.WARNING, logger="pyrovae"):
+        require_same(*both((model, pair_of(TRUTH)[1]), X, batch_size=9), within=0)
+    lines = [record.message for record in caplog.records if "compiled" in record.message]
+    assert lines == [
+        "the scoring of particles is not compiled: it asks a tensor for its value, as .item() or `if tensor` do"
+    ]
+    assert not replays
+
+
+def test_the_number_of_runs_decides(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    cpu, few, many = torch.device("cpu"), recorded.COMPILED_FROM - 1, recorded.COMPILED_FROM
+    monkeypatch.setattr(recorded, "has_compiler", lambda: True)
+    assert recorded_runs("auto", num_runs=few, device=cpu) is None
+    assert recorded_runs("auto", num_runs=many, device=cpu) is not None
+    assert recorded_runs("captured", num_runs=1, device=cpu) is not None
+    assert recorded_runs("eager", num_runs=many, device=cpu) is None
+    assert recorded_runs("captured", num_runs=many, device=torch.device("cuda")) is None
+    monkeypatch.setattr(recorded, "has_compiler", lambda: False)
+    with caplog.at_level(logging.WARNING, logger="pyrovae"):
+        assert recorded_runs("auto", num_runs=many, device=cpu) is None
+        assert not caplog.records
+        assert recorded_runs("captured", num_runs=many, device=cpu) is None
+    assert [record.message for record in caplog.records] == [
+        "the scoring of particles is not compiled: no C++ compiler is found"
+    ]
+
+
+def test_evaluate_counts_the_runs_of_all_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(room, "recorded_runs", lambda engine, **options: asked.append((engine, options["num_runs"])))
+    evaluate(*of_vae(make_vae()), BINARY, ks=(1, 50), chunk_size=64, shown=False)
+    assert asked == [("auto", 23 * 50 / 64)]
+    with pytest.raises(ValueError, match=re.escape("engine is one of auto, eager, captured, but received 'fast'")):
+        evaluate(*of_vae(make_vae()), BINARY, ks=(1,), engine="fast", shown=False)
+
+
+def test_what_is_finished_is_not_mixed_with_another_engine(tmp_path: Path, replays: list[int]) -> None:
+    pair, journal = of_vae(make_vae()), tmp_path / "journal"
+    options = {"ks": (1, 50), "batch_size": 9, "journal": journal, "shown": False}
+    whole = evaluate(*pair, BINARY, engine="captured", **options)
+    finished = []
+
+    def interrupt(*_: object, **__: object) -> None:
+        finished.append(1)
+        if len(finished) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        reduced = room.reduced
+        patch.setattr(room, "reduced", lambda *args: interrupt() or reduced(*args))
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(*pair, BINARY, engine="captured", **options)
+    assert journal.exists()
+    replays.clear()
+    again = evaluate(*pair, BINARY, engine="captured", **options)
+    assert 0 < len(replays) < 10
+    require_same(whole, again, within=0)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from pyro.distributions import MaskedDistribution
-from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
@@ -14,7 +13,13 @@ CLOSED_FORM = "closed form"
 MASKED_DIFFERENTLY = "model and guide are not masked by the same tensor"
 
 
-def latent_sites(trace: Trace) -> dict[str, Mapping[str, Any]]:
+class Nodes(Protocol):
+    """What is read of a trace, be it Pyro's or another's."""
+
+    nodes: Any
+
+
+def latent_sites(trace: Nodes) -> dict[str, Mapping[str, Any]]:
     """Return the latent sample sites of a trace by name, in the order in which they were drawn."""
     return {
         name: site
@@ -23,7 +28,7 @@ def latent_sites(trace: Trace) -> dict[str, Mapping[str, Any]]:
     }
 
 
-def closed_form_kl(name: str, model_trace: Trace, guide_trace: Trace) -> tuple[Tensor | None, str]:
+def closed_form_kl(name: str, model_trace: Nodes, guide_trace: Nodes) -> tuple[Tensor | None, str]:
     """Return KL(q || p) of one latent site where a closed form exists and is a term of the ELBO.
 
     With z the site, ``KL(q(z | ...) || p(z | ...))`` is a term of the ELBO only if the latent variables before z in
@@ -52,7 +57,8 @@ def closed_form_kl(name: str, model_trace: Trace, guide_trace: Trace) -> tuple[T
         return None, MASKED_DIFFERENTLY
     try:
         kl = kl_divergence(guide_site["fn"], model_site["fn"])
-        return kl.expand(guide_site["fn"].batch_shape), CLOSED_FORM
+        batch_shape = guide_site["fn"].batch_shape
+        return kl if kl.shape == batch_shape else kl.expand(batch_shape), CLOSED_FORM
     except NotImplementedError:
         kinds = " || ".join(_kind(site["fn"]) for site in (guide_site, model_site))
         return None, f"no closed form is known for KL({kinds})"

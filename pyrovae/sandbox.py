@@ -7,6 +7,8 @@ caller's process except the values that were asked for.
 from __future__ import annotations
 
 import hashlib
+import signal
+import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -100,6 +102,24 @@ def frozen_unremarked() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*was not registered in the param store because requires_grad=False")
         yield
+
+
+@contextmanager
+def interrupts_wait() -> Iterator[None]:
+    """Hold back Ctrl-C until the block has ended: while files are renamed, or where it would be lost, as Python loses
+    what is raised in a callback of the garbage collector's.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    waiting: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: waiting.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if waiting:
+            raise KeyboardInterrupt
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import asdict
@@ -18,7 +19,7 @@ from numpy.polynomial.hermite_e import hermegauss
 from torch import Tensor
 
 import pyrovae
-from pyrovae import bounds, likelihoods, posteriors, priors
+from pyrovae import bounds, diagnostics, likelihoods, posteriors, priors
 from pyrovae.bounds import annealing
 from pyrovae.bounds.annealing import Kernel, Path, transition
 from pyrovae.data.synthetic import LinearGaussian
@@ -902,3 +903,32 @@ def test_the_pilot_has_a_stream_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
     assert asked["pilot"]
     assert asked["chains"]
     assert not {*asked["pilot"]} & {*asked["chains"], "simulate", "bdmc"}
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_gradient_that_is_cut_is_told(cut: bool, caplog: pytest.LogCaptureFixture) -> None:  # noqa: FBT001
+    truth = linear_gaussian()
+    x = truth.sample(5)
+    weight, guide = torch.randn(3, 5), pair_of(truth)[1]
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            with torch.set_grad_enabled(not cut):
+                loc = z @ weight
+            pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+    def ignoring(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(torch.zeros(5), 1.0).to_event(1), obs=x)
+
+    for program, told in ((model, cut), (ignoring, False)):
+        for run in (
+            lambda program=program: bounds.ais(program, guide, x, num_chains=2, num_temperatures=2, batch_size=2),
+            lambda program=program: diagnostics.gaps(program, guide, x, num_particles=10, num_steps=2, refit_epochs=0),
+        ):
+            caplog.clear()
+            with caplog.at_level(logging.WARNING, logger="pyrovae"):
+                run()
+            assert sum("passes no gradient to z" in record.message for record in caplog.records) == told

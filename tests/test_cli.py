@@ -297,6 +297,7 @@ def test_bad_evaluation(capsys: pytest.CaptureFixture[str]) -> None:
     assert "the nearest that do are (1, 10, 30)" in fails(capsys, "evaluate", "run", "--ks", "1", "10", "25")
     assert "needs about" in fails(capsys, "evaluate", "run", "--ks", str(10**13))
     assert "first(0)" in fails(capsys, "evaluate", "run", "--num_data", "0")
+    assert "'fast'" in fails(capsys, "evaluate", "run", "--engine", "fast")
     assert "at least 1 sample" in fails(capsys, "generate", "run", "--num", "0")
     assert "needs about" in fails(capsys, "generate", "run", "--num", str(10**13))
     assert "cannot be written" in fails(capsys, "generate", "run", "--out", "no/such/folder.npy")

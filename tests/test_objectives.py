@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyrovae import bounds
 from pyrovae.objectives import ELBO, IWAE, STL, DReG, Objective, importance, schedules
+from pyrovae.objectives.sites import sites_of
 
 TRUTH = linear_gaussian()
 X = TRUTH.sample(12)
@@ -734,3 +735,49 @@ def test_a_schedule_says_what_its_options_are() -> None:
 
     with pytest.raises(TypeError, match=r"derive it as a @dataclass\(frozen=True\)"):
         ELBO(annealing=Root(30)).describe()
+
+
+def test_sites_are_those_of_pyros_traces() -> None:
+    pair = Both("scaled")
+    torch.manual_seed(0)
+    guide = poutine.trace(pair.guide).get_trace(X)
+    model = poutine.trace(poutine.replay(pair.model, trace=guide)).get_trace(X)
+    torch.manual_seed(0)
+    drawn = sites_of(pair.guide, X)
+    replayed = sites_of(pair.model, X, drawn=drawn)
+    for trace, sites in ((guide, drawn), (model, replayed)):
+        expected = {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
+        assert sites.nodes.keys() == expected.keys()
+        for name, site in expected.items():
+            found = sites.nodes[name]
+            assert torch.equal(found["value"], site["value"])
+            for key in ("is_observed", "scale", "cond_indep_stack", "infer"):
+                assert found[key] == site[key]
+            assert type(found["fn"]) is type(site["fn"])
+
+
+def test_sites_of_one_name_or_of_two_kinds_are_refused() -> None:
+    def twice(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            for _ in range(2):
+                pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    def observing(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0), obs=x[:, 0])
+
+    def latent(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(RuntimeError, match="several sample sites named 'z'"):
+        sites_of(twice, X)
+    with pytest.raises(RuntimeError, match="'z' is latent in the model but observed in the guide"):
+        sites_of(latent, X, drawn=sites_of(observing, X))
+    assert sites_of(observing, X, drawn=sites_of(latent, X)).nodes["z"]["value"].equal(X[:, 0])
+
+
+def test_sites_of_a_program_that_fails_leave_no_handler() -> None:
+    with pytest.raises(ZeroDivisionError):
+        sites_of(lambda: 1 / 0)
+    assert not pyro.poutine.runtime._PYRO_STACK

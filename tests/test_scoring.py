@@ -35,6 +35,20 @@ def test_sum_of_binary_bernoulli(num_elements: int) -> None:
     assert torch.allclose(found, exact(logits, x), rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize("num_elements", [1, 7, 8, 9, 64, 787])
+def test_recorded_sum_of_binary_bernoulli(num_elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "is_recording", lambda: True)
+    sizes = torch.logspace(-8, 1.78, 200, dtype=torch.float64).unsqueeze(-1)
+    logits = sizes * torch.randn(200, num_elements).sign()
+    for x in ((torch.rand(200, num_elements) < 0.5).double(), torch.rand(200, num_elements)):
+        found = BinaryBernoulli(logits=logits, validate_args=False).log_prob_sum(x, 1)
+        assert torch.allclose(found, exact(logits, x), rtol=1e-13, atol=1e-12)
+    narrow = BinaryBernoulli(logits=logits.float(), validate_args=False).log_prob_sum(x.float(), 1)
+    assert narrow.dtype == torch.float64
+    error = (narrow - exact(logits.float(), x.float())).abs()
+    assert (error <= 2e-7 * (num_elements + logits.abs().sum(-1))).all()
+
+
 def test_sum_of_binary_bernoulli_in_float32() -> None:
     sizes = torch.logspace(-8, 1.78, 400, dtype=torch.float32).unsqueeze(-1)
     for logits in (sizes.expand(-1, 784), sizes * torch.randn(400, 784, dtype=torch.float32)):

@@ -34,6 +34,8 @@ def frozen_kernel(
     """Return transitions for some rows ``(B,)``, found by a pilot in the stream (seed, "annealing pilot", number)."""
     with forked_random(stream_seed(settings.seed, "annealing pilot", number), rows.device):
         space = FlatSpace(pair, args, rows)
+        if number == 0:
+            space.tell_of_cut_gradient()
         memory.require(
             8.0 * TENSORS * settings.num_chains * len(rows) * space.dim,
             what=f"moving {settings.num_chains} chains of {len(rows)} data",

@@ -95,6 +95,8 @@ def gaps(
         with progress("refining", len(x), shown=shown, unit="data") as advance:
             for number, (rows, count) in enumerate(walk(pair, len(x), batch_size=batch_size)):
                 batch = GapBounds(pair, args, rows.to(x.device), (seed, number))
+                if number == 0:
+                    batch.space.tell_of_cut_gradient()
                 found = batch.values(new, num_particles=num_particles, num_steps=num_steps, tight=bound is None)
                 parts.append({name: value[..., :count].cpu().double() for name, value in found.items()})
                 done += count

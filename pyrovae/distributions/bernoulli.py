@@ -22,16 +22,15 @@ class BinaryBernoulli(dist.Bernoulli):
     """`pyro.distributions.Bernoulli` by logits, with a faster log-probability.
 
     ``log p(x) = x l - max(l, 0) - log(1 + exp(-|l|))``
-
-    The logarithm takes the larger part of an evaluation's time on a CPU. ``-log1p(-sigmoid(-|l|))`` is the same, to
-    rounding at every l, and quicker than by exp and log.
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log-probability of each element, in nats."""
         if self._validate_args:
             self._validate_sample(value)
-        logits, value = torch.broadcast_tensors(self.logits, value)
+        logits = self.logits
+        if logits.shape != value.shape:
+            logits, value = torch.broadcast_tensors(logits, value)
         return _LogProb.apply(logits, value)
 
     def log_prob_sum(self, value: Tensor, num_dims: int) -> Tensor:
@@ -70,8 +69,8 @@ class _LogProb(torch.autograd.Function):
 
     @staticmethod
     def forward(logits: Tensor, value: Tensor) -> Tensor:
-        minus_log = logits.abs().neg_().sigmoid_().neg_().log1p_()
-        return torch.mul(value, logits).sub_(logits.relu()).add_(minus_log)  # in this order large terms cancel first
+        log = logits.abs().neg_().exp_().log1p_()
+        return torch.mul(value, logits).sub_(logits.relu()).sub_(log)  # in this order large terms cancel first
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:

@@ -46,23 +46,30 @@ class Network(Described, nn.Module, ABC):
 
     def _folded(self, x: Tensor, event_dim: int, covariates: tuple[Tensor, ...]) -> Tensor:
         """Run the network on checked covariates and on input with so many axes per datum."""
+        if self.covariate_dim or covariates:
+            self._check_covariates(covariates, x.shape[: x.ndim - event_dim])
+
+        def joined(rows: Tensor, *others: Tensor) -> Tensor:
+            return self.run(rows, torch.cat(others, -1) if len(others) > 1 else others[0] if others else None)
+
+        try:
+            return fold(joined, (x, *covariates), (event_dim, *(1 for _ in covariates)))
+        except RuntimeError as error:  # layers refuse another dtype than theirs
+            self._check_dtype(x, error)
+            raise
+
+    def _check_dtype(self, x: Tensor, error: RuntimeError) -> None:
+        """Say it if what a layer refused is the dtype."""
         weight = next(self.parameters(), x)
         if x.dtype != weight.dtype:
             raise ValueError(
                 f"{self._input} and {self._role} have one dtype, but the {self._input} are {x.dtype} and the "
                 f"{self._role} {weight.dtype}; convert one of them, for instance the model by .to({x.dtype})"
-            )
-        self._check_covariates(covariates, x.shape[: x.ndim - event_dim], weight.dtype)
+            ) from error
 
-        def joined(rows: Tensor, *others: Tensor) -> Tensor:
-            return self.run(rows, torch.cat(others, -1) if len(others) > 1 else others[0] if others else None)
-
-        return fold(joined, (x, *covariates), (event_dim, *(1 for _ in covariates)))
-
-    def _check_covariates(self, covariates: tuple[Tensor, ...], batch: torch.Size, dtype: torch.dtype) -> None:
+    def _check_covariates(self, covariates: tuple[Tensor, ...], batch: torch.Size) -> None:
         """Refuse covariates that are missing, unexpected, of another kind, or that do not belong to the data."""
-        if not self.covariate_dim and not covariates:
-            return
+        dtype = next((weight.dtype for weight in self.parameters()), torch.get_default_dtype())
         received = ", ".join(f"{tuple(c.shape)} of {c.dtype}" for c in covariates) or "none"
         if not self.covariate_dim and covariates:
             raise ValueError(

@@ -7,15 +7,15 @@ import math
 from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import Trace_ELBO
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
-from pyrovae.kl import CLOSED_FORM, closed_form_kl, kl_by_dimension, latent_sites
+from pyrovae.kl import CLOSED_FORM, Nodes, closed_form_kl, kl_by_dimension, latent_sites
 from pyrovae.objectives.base import Objective, Terms, require_gradient, site_log_prob
 from pyrovae.objectives.schedules import Constant, Schedule
+from pyrovae.objectives.sites import sites_of
 from pyrovae.pair import Program
 from pyrovae.particles import check_num_particles
 
@@ -115,15 +115,14 @@ class ELBO(Objective):
         totals = [torch.as_tensor(total) for total in (loss, reconstruction.unscaled, kl.unscaled)]
         return Terms(*(total if self.num_particles == 1 else total / self.num_particles for total in totals))
 
-    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[poutine.Trace, poutine.Trace]:
+    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Nodes, Nodes]:
         """Run the pair; with validation on, through Pyro's checks, which also compute every log-probability."""
         if is_validation_enabled():
             return Trace_ELBO._get_trace(self, model, guide, args, kwargs)
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-        return model_trace, guide_trace
+        drawn = sites_of(guide, *args, **kwargs)
+        return sites_of(model, *args, drawn=drawn, **kwargs), drawn
 
-    def _add_kl(self, total: _Sum, floors: _Floors, model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
+    def _add_kl(self, total: _Sum, floors: _Floors, model_trace: Nodes, guide_trace: Nodes) -> None:
         """Add the KL terms of all latent sites."""
         for name, guide_site in latent_sites(guide_trace).items():
             require_gradient(name, guide_site)
@@ -177,12 +176,17 @@ class _Sum:
         scale = site["scale"]
         weighted = scale_and_mask(term, scale, site["mask"]).sum()
         if scaled:
-            self.scaled = self.scaled + weighted
+            self.scaled = _plus(self.scaled, weighted)
         if isinstance(scale, Tensor):
             unscaled = scale_and_mask(term.detach(), mask=site["mask"]).sum()
         else:
             unscaled = weighted.detach() if scale == 1 else weighted.detach() / scale
-        self.unscaled = self.unscaled + unscaled
+        self.unscaled = _plus(self.unscaled, unscaled)
+
+
+def _plus(total: float | Tensor, term: Tensor) -> Tensor:
+    """Return the sum; of the first term the term itself, without an operation that has to be gone through backwards."""
+    return total + term if isinstance(total, Tensor) else term
 
 
 class _Floors:

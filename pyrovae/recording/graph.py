@@ -13,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyrovae.recording.inductor import compile_graph
 from pyrovae.recording.noise import split_noise
-from pyrovae.sandbox import forked_random, validation, values_kept
+from pyrovae.sandbox import forked_random, interrupts_wait, validation, values_kept
 
 # relative distance between what is compiled and what is not: float32 sums differ by 1e-6 or so, and Inductor leaves out
 # roundings to bfloat16, of 4e-3 each
@@ -72,7 +72,7 @@ class Recording:
         if split is None:
             raise NotRecordableError("it draws random numbers whose distribution depends on data")
         noise, graph = split[0], copy.deepcopy(split[1])
-        with torch.no_grad(), forked_random(0), values_kept(self.leaves):
+        with torch.no_grad(), forked_random(0), values_kept(self.leaves), interrupts_wait():
             drawn = () if noise is None else noise()
             given = [*drawn, *self.leaves, *inputs]
             expected = graph(*[each.clone() for each in given])
@@ -106,17 +106,17 @@ def record(function: Function, inputs: Sequence[Tensor], *, leaves: Sequence[Ten
     inputs = [each.detach() for each in inputs]  # told apart where one tensor is given twice, or read by another name
     device = next((tensor.device for tensor in (*inputs, *leaves)), torch.device("cpu"))
     graphs = []
-    with values_kept(leaves), validation(enabled=False), _marked():
+    with values_kept(leaves), validation(enabled=False), _marked(), interrupts_wait():
         for _ in range(2):
             with forked_random(0, device):
                 try:
                     graphs.append(make_fx(lambda *_: function(*inputs))(*leaves, *inputs))
                 except Exception as error:  # programs of the user's, and the tracer, may raise anything
                     raise NotRecordableError(_why(error)) from error
+                _require_own_state(graphs[-1])
     first, second = graphs
     if not _same(first, second):
         raise NotRecordableError("it does not do the same operations, with the same numbers, each time it is run")
-    _require_own_state(second)
     found = _lift_constants(second)
     return Recording(second, [*found, *leaves], len(inputs))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -14,9 +15,12 @@ from torch.distributions import biject_to
 from torch.distributions.transforms import Transform
 
 from pyrovae.pair import Pair, run
+from pyrovae.sandbox import forked_random
 from pyrovae.scoring.blocks import draw, score, score_guide
 from pyrovae.scoring.layout import from_pyro, total_of, wide
 from pyrovae.scoring.pieces import pieces
+
+logger = logging.getLogger("pyrovae")
 
 ROUND_TRIP = 1e-3  # relative error of z brought to u and back
 
@@ -60,6 +64,17 @@ class FlatSpace:
                 )
             self._transforms[name], self._shapes[name] = transform, u.shape[2:]
         self.sizes = {name: math.prod(shape) for name, shape in self._shapes.items()}
+
+    def tell_of_cut_gradient(self) -> None:
+        """Say in one line if log p(x | z) changes with z but passes no gradient to it; draws are of a stream apart."""
+        with forked_random(0, self.rows.device), torch.enable_grad():
+            u = self.draw(2)[0].requires_grad_()
+            _, log_likelihood = self.log_joint_terms(u)
+        if not log_likelihood.requires_grad and not torch.equal(log_likelihood[0], log_likelihood[1]):
+            logger.warning(
+                "log p(x | z) passes no gradient to z (it is computed under torch.no_grad, or detached): chains find "
+                "their way by the prior alone, so that AIS is loose, and gaps have no meaning"
+            )
 
     @property
     def dim(self) -> int:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 from pyro.infer import ELBO as PyroELBO
+from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyrovae.data import Split
 from pyrovae.data.batches import Rows
-from pyrovae.objectives import ELBO
+from pyrovae.objectives import ELBO, Objective
 from pyrovae.pair import Pair, Program, find_modules, inspect_pair
 from pyrovae.sandbox import frozen_unremarked, module_mode, own_store, validation
 from pyrovae.training.engine import make_step
@@ -89,16 +91,20 @@ class CapturedStep:
         return self._loss.objective
 
     def _require(self, inputs: tuple[Any, ...]) -> None:
-        kinds = [f"{each.dtype} {tuple(each.shape)}" if isinstance(each, Tensor) else type(each) for each in inputs]
         if not inputs or not all(isinstance(each, Tensor) and each.ndim for each in inputs):
-            raise TypeError(f"a step takes a minibatch, tensors (B, ...), but received {kinds or 'nothing'}")
+            raise TypeError(f"a step takes a minibatch, tensors (B, ...), but received {_kinds(inputs) or 'nothing'}")
         if self._takes_rows and (len(inputs) > 1 or inputs[0].ndim != 1 or inputs[0].dtype not in ROW_DTYPES):
             raise TypeError(
-                f"a step made for a split takes the numbers of its rows, whole and (B,), but received {kinds}; "
+                f"a step made for a split takes the numbers of its rows, whole and (B,), but received "
+                f"{_kinds(inputs)}; "
                 "of a mask give mask.nonzero().squeeze(-1)"
             )
         if not len(inputs[0]):
             raise ValueError("a step takes one datum or more, but received an empty minibatch; leave it out")
+
+
+def _kinds(inputs: tuple[Any, ...]) -> list[object]:
+    return [f"{each.dtype} {tuple(each.shape)}" if isinstance(each, Tensor) else type(each) for each in inputs]
 
 
 class _StoredLoss(StepLoss):
@@ -107,9 +113,21 @@ class _StoredLoss(StepLoss):
     checked = True
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.checked and not self._stores:
+            with validation(enabled=False):
+                return super().__call__(*inputs)
         own = own_store(self.pair.modules, keep=self.pair.params)
         with own, validation(enabled=self.checked), frozen_unremarked():
             return super().__call__(*inputs)
+
+    @functools.cached_property
+    def _stores(self) -> bool:
+        """Whether later steps may touch Pyro's store too: by ``pyro.param``, a `PyroModule`, or Pyro's own objectives,
+        under which ``pyro.module`` registers anew.
+        """
+        parts = (part for module in self.pair.modules for part in module.modules())
+        ours = isinstance(self.objective, Objective)
+        return bool(self.pair.params) or not ours or any(isinstance(part, PyroModule) for part in parts)
 
 
 def capture(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+
+from pyrovae.sandbox import interrupts_wait
 
 MANIFEST = "manifest.json"
 CLAIM = ".claimed"
@@ -82,7 +82,7 @@ class RunFolder:
             for name, content in contents.items():
                 (self.path / name).parent.mkdir(parents=True, exist_ok=True)
                 _temporary(self.path / name).write_bytes(content)
-            with _interrupts_wait():
+            with interrupts_wait():
                 for name in contents:
                     _put_in_place(self.path / name)
         except OSError as error:
@@ -150,19 +150,3 @@ def _put_in_place(path: Path) -> None:
 
 def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.new")
-
-
-@contextmanager
-def _interrupts_wait() -> Iterator[None]:
-    """Hold back Ctrl-C until the block has ended."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    waiting: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: waiting.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if waiting:
-            raise KeyboardInterrupt

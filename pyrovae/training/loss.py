@@ -80,7 +80,8 @@ class StepLoss:
         with registered_once(self._registered):
             terms = self.objective.terms_of(self.pair, model, guide)
         loss = terms.loss / size
-        return loss, torch.stack([loss.detach(), terms.reconstruction / count, terms.kl / count])
+        shown = torch.stack([terms.loss.detach(), terms.reconstruction, terms.kl])
+        return loss, shown / count if size == count else torch.cat([shown[:1] / size, shown[1:] / count])
 
 
 @contextmanager

@@ -117,7 +117,7 @@ def interrupts_wait() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)  # None: a handler that Python did not set
         if waiting:
             raise KeyboardInterrupt
 

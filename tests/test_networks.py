@@ -225,6 +225,8 @@ def test_covariates_that_do_not_do_are_refused() -> None:
         ValueError, match=r"dtype of the encoder, .*received \(4,\) of torch.int64; .*one_hot\(labels, 3\)"
     ):
         encoder(x, torch.arange(4))
+    with pytest.raises(ValueError, match="the data are torch.float32 and the encoder torch.float64"):
+        encoder(x.float(), torch.randn(4, 3))  # which joining would turn into float64
     with pytest.raises(ValueError, match=r"batch axes of the latent variables, \(4,\).*received \(5, 3\)"):
         decoder(z, torch.randn(5, 3))
     with pytest.raises(

@@ -6,7 +6,10 @@ import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -150,19 +153,79 @@ def test_what_cannot_be_recorded_is_run_as_it_is_and_one_line_says_why(
     assert not replays
 
 
+def by_numpy(z: Tensor) -> Tensor:
+    return torch.from_numpy(np.tanh(z.numpy()))
+
+
+def by_list(z: Tensor) -> Tensor:
+    return torch.tensor(z.tolist())
+
+
+class OfNumPy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        return torch.from_numpy(np.tanh(z.numpy()))
+
+
+@pytest.mark.parametrize("through", [by_numpy, by_list, OfNumPy.apply, torch.from_dlpack])
+@pytest.mark.parametrize("of_x", [True, False])
+@pytest.mark.filterwarnings("ignore:Converting a tensor to a Python")
+def test_what_leaves_torch_on_its_way_is_not_recorded(
+    through: Callable[[Tensor], Tensor],
+    of_x: bool,  # noqa: FBT001
+    replays: list[int],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            loc = through(x[:, :1].contiguous()) * z if of_x else through(z.contiguous())
+            pyro.sample("x", dist.Normal(loc.sum(-1, keepdim=True), 1.0).to_event(1), obs=x[:, :1])
+
+    with caplog.at_level(logging.WARNING, logger="pyrovae"):
+        require_same(*both((model, pair_of(TRUTH)[1]), X, batch_size=5, chunk_size=20), within=0)
+    assert not replays
+    assert sum("is not compiled" in record.message for record in caplog.records) == 1
+
+
+def test_buffers_that_a_model_writes_are_written_by_replays(replays: list[int]) -> None:
+    class Counting(torch.nn.Module):
+        count: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("count", torch.zeros(1))
+
+        def model(self, x: Tensor) -> None:
+            pyro.module("counting", self)
+            self.count[0] += 1
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+                pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True), 1.0).to_event(1), obs=x[:, :1])
+
+    counts = []
+    for engine in ("eager", "captured"):
+        module = Counting()
+        evaluate(module.model, pair_of(TRUTH)[1], X, ks=(50,), engine=engine, chunk_size=115, shown=False)
+        counts.append(module.count.item())
+    assert replays
+    assert counts[0] == counts[1]
+
+
 def test_the_number_of_runs_decides(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    pair = SimpleNamespace(modules=(make_vae(),))
     cpu, few, many = torch.device("cpu"), recorded.COMPILED_FROM - 1, recorded.COMPILED_FROM
     monkeypatch.setattr(recorded, "has_compiler", lambda: True)
-    assert recorded_runs("auto", num_runs=few, device=cpu) is None
-    assert recorded_runs("auto", num_runs=many, device=cpu) is not None
-    assert recorded_runs("captured", num_runs=1, device=cpu) is not None
-    assert recorded_runs("eager", num_runs=many, device=cpu) is None
-    assert recorded_runs("captured", num_runs=many, device=torch.device("cuda")) is None
+    assert recorded_runs(pair, "auto", num_runs=few, device=cpu) is None
+    assert recorded_runs(pair, "auto", num_runs=many, device=cpu) is not None
+    assert recorded_runs(pair, "captured", num_runs=1, device=cpu) is not None
+    assert recorded_runs(pair, "eager", num_runs=many, device=cpu) is None
+    assert recorded_runs(pair, "captured", num_runs=many, device=torch.device("cuda")) is None
     monkeypatch.setattr(recorded, "has_compiler", lambda: False)
     with caplog.at_level(logging.WARNING, logger="pyrovae"):
-        assert recorded_runs("auto", num_runs=many, device=cpu) is None
+        assert recorded_runs(pair, "auto", num_runs=many, device=cpu) is None
         assert not caplog.records
-        assert recorded_runs("captured", num_runs=many, device=cpu) is None
+        assert recorded_runs(pair, "captured", num_runs=many, device=cpu) is None
     assert [record.message for record in caplog.records] == [
         "the scoring of particles is not compiled: no C++ compiler is found"
     ]
@@ -170,7 +233,9 @@ def test_the_number_of_runs_decides(monkeypatch: pytest.MonkeyPatch, caplog: pyt
 
 def test_evaluate_counts_the_runs_of_all_data(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(room, "recorded_runs", lambda engine, **options: asked.append((engine, options["num_runs"])))
+    monkeypatch.setattr(
+        room, "recorded_runs", lambda pair, engine, **options: asked.append((engine, options["num_runs"]))
+    )
     evaluate(*of_vae(make_vae()), BINARY, ks=(1, 50), chunk_size=64, shown=False)
     assert asked == [("auto", 23 * 50 / 64)]
     with pytest.raises(ValueError, match=re.escape("engine is one of auto, eager, captured, but received 'fast'")):

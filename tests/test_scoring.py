@@ -111,6 +111,13 @@ def test_sum_of_binary_bernoulli_where_products_underflow(monkeypatch: pytest.Mo
         assert torch.allclose(found, exact(moderate, x[:2]), rtol=0, atol=3e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int64, torch.bool, torch.float16])
+def test_sum_of_binary_bernoulli_of_values_of_any_dtype(dtype: torch.dtype) -> None:
+    logits, x = torch.randn(4, 24).abs(), torch.randint(0, 2, (4, 24))
+    found = BinaryBernoulli(logits=logits, validate_args=False).log_prob_sum(x.to(dtype), 1)
+    assert torch.allclose(found, exact(logits, x), rtol=1e-13)
+
+
 def test_sum_of_binary_bernoulli_of_what_is_not_binary() -> None:
     logits, x = torch.randn(4, 3, 20), torch.rand(3, 20)
     p_x = BinaryBernoulli(logits=logits, validate_args=False)

@@ -65,6 +65,7 @@ parser.add_argument("--threads", type=int, default=torch.get_num_threads())
 parser.add_argument("--device", default="cpu", help="cpu or cuda, for all but NumPyro, which takes what jax has")
 parser.add_argument("--smoke", action="store_true", help="less than a minute, to see that it runs")
 parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
+parser.add_argument("--kernels", action="store_true", help=argparse.SUPPRESS)
 options = parser.parse_args()
 
 STOCK, UNCHECKED = "Pyro's SVI", "Pyro's SVI, validation off"
@@ -385,6 +386,10 @@ def work(name: str) -> None:
     def answer(**values: Any) -> None:
         print(json.dumps(values), file=answers, flush=True)
 
+    if options.kernels:
+        from torch._inductor import config
+
+        config.cpp.enable_kernel_profile = True
     try:
         found = contenders[contender](make_case(cell))
     except ImportError as error:
@@ -408,27 +413,29 @@ def work(name: str) -> None:
 
 
 def profile(contender: Contender, steps: int) -> dict[str, float]:
-    """Return the milliseconds per step that matrix products, Adam's kernel and all the rest take, one by one."""
+    """Return the milliseconds per step that matrix products, Adam's kernel, compiled loops and all the rest take."""
     kinds = {"aten::mm": "matrix products", "aten::addmm": "matrix products", "aten::_fused_adam_": "Adam's kernel"}
+    loops, rest = "loops over elements", "Python and what is between"
     started = time.perf_counter()
     with torch.profiler.profile() as recorded:
         contender.turn(steps)
         total = 1000 * (time.perf_counter() - started) / steps
-    parts = dict.fromkeys((*kinds.values(), "loops over elements, and Python"), 0.0)
+    parts = dict.fromkeys((*kinds.values(), loops, rest), 0.0)
     for event in recorded.key_averages():
-        if event.key in kinds:
-            parts[kinds[event.key]] += event.self_cpu_time_total / 1000 / steps
-    parts["loops over elements, and Python"] = total - sum(parts.values())
+        kind = loops if "cpp_fused" in event.key else kinds.get(event.key)
+        if kind is not None:
+            parts[kind] += event.self_cpu_time_total / 1000 / steps
+    parts[rest] = total - sum(parts.values())
     return parts
 
 
 class Worker:
     """A contender in a process of its own, seen from outside."""
 
-    def __init__(self, cell: str, name: str) -> None:
+    def __init__(self, cell: str, name: str, *, kernels: bool = False) -> None:
         self.name = name
         command = [sys.executable, __file__, "--worker", f"{cell}/{name}", "--threads", str(options.threads)]
-        command += ["--device", options.device, *["--smoke"] * options.smoke]
+        command += ["--device", options.device, *["--smoke"] * options.smoke, *["--kernels"] * kernels]
         threads = {"OMP_NUM_THREADS": str(options.threads), "NPROC": str(options.threads)}  # NPROC is what XLA reads
         self.process = subprocess.Popen(
             command,
@@ -477,6 +484,7 @@ missing: dict[str, str] = {}
 apart: list[tuple[float, float]] = []
 taken: list[float] = []
 parts: dict[str, float] = {}
+floor_milliseconds: list[float] = []
 
 
 def seconds_of_others(workers: list[Worker]) -> float:
@@ -521,12 +529,14 @@ def measure(cell: str) -> None:
             if number:
                 found[worker.name].append(milliseconds)
     elapsed = time.perf_counter() - started
-    for worker in workers:
-        if worker.name == CAPTURED and cell == "before/784-400-20/128" and options.device == "cpu":
-            parts.update(worker.ask(profiled=50))
     taken.append((seconds_of_others(workers) - before) / elapsed / os.cpu_count())
     for worker in named:
         worker.end()
+    if cell == "before/784-400-20/128" and options.device == "cpu":
+        profiled = Worker(cell, CAPTURED, kernels=True)  # which tells its loops apart, so that it is no contender
+        profiled.answer()
+        parts.update(profiled.ask(profiled=50))
+        profiled.end()
     for name, device in devices.items():
         of = {
             other: statistics.median(a / b for a, b in zip(found[name], found[other], strict=True)) for other in found
@@ -537,6 +547,7 @@ def measure(cell: str) -> None:
             flush=True,
         )
         if cell == "before/784-400-20/128":
+            floor_milliseconds[:] = [statistics.median(found[FLOOR])]
             ratios.update({(name, other): ratio for other, ratio in of.items() if devices[other] == device})
 
 
@@ -563,3 +574,5 @@ if ratios:
 if parts:
     shown = ", ".join(f"{kind} {milliseconds:.2f}" for kind, milliseconds in parts.items())
     print(f"\n{CAPTURED}, ms per step under a profiler: {shown}")
+    needed = sum(list(parts.values())[:-1])
+    print(f"All but the last are {needed:.2f}, where the whole of the floor took {floor_milliseconds[0]:.2f}")

@@ -119,7 +119,7 @@ def _sum_into(out: Tensor, logits: Tensor, value: Tensor) -> Tensor:
         memory = torch.empty_like(logits[:size], memory_format=torch.contiguous_format)
         distinct = unexpanded(value)
         binary = bool((distinct == distinct.square()).all())
-        signs = (2 * distinct - 1).expand_as(value) if binary else None
+        signs = (2 * distinct.to(logits.dtype) - 1).expand_as(value) if binary else None  # bytes have no -1
         for start in range(0, len(out), size):
             part = slice(start, start + size)
             sign = None if signs is None else signs[part]

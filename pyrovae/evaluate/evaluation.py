@@ -214,7 +214,7 @@ def _walked(
     done = sum(part["ELBO"].shape[-1] for part in parts)
     memory.keep_freed()
     num_runs = max(ks) * len(args[0]) / (chunk_size or rows_at_once(pair))
-    recorded = recorded_runs(engine, num_runs=num_runs, device=device)
+    recorded = recorded_runs(pair, engine, num_runs=num_runs, device=device)
     waiting = itertools.islice(enumerate(_batches(pair, args, device, batch_size)), len(parts), None)
     with progress("evaluating", len(args[0]), shown=shown and processes.first, unit="data") as advance:
         advance(done)

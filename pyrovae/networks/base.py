@@ -47,6 +47,7 @@ class Network(Described, nn.Module, ABC):
     def _folded(self, x: Tensor, event_dim: int, covariates: tuple[Tensor, ...]) -> Tensor:
         """Run the network on checked covariates and on input with so many axes per datum."""
         if self.covariate_dim or covariates:
+            self._check_dtype(x)  # joining would make one dtype of two
             self._check_covariates(covariates, x.shape[: x.ndim - event_dim])
 
         def joined(rows: Tensor, *others: Tensor) -> Tensor:
@@ -54,18 +55,19 @@ class Network(Described, nn.Module, ABC):
 
         try:
             return fold(joined, (x, *covariates), (event_dim, *(1 for _ in covariates)))
-        except RuntimeError as error:  # layers refuse another dtype than theirs
-            self._check_dtype(x, error)
+        except RuntimeError as error:
+            if "type" in str(error):  # layers refuse another dtype than theirs
+                self._check_dtype(x)
             raise
 
-    def _check_dtype(self, x: Tensor, error: RuntimeError) -> None:
-        """Say it if what a layer refused is the dtype."""
+    def _check_dtype(self, x: Tensor) -> None:
+        """Refuse input of another dtype than the parameters'."""
         weight = next(self.parameters(), x)
         if x.dtype != weight.dtype:
             raise ValueError(
                 f"{self._input} and {self._role} have one dtype, but the {self._input} are {x.dtype} and the "
                 f"{self._role} {weight.dtype}; convert one of them, for instance the model by .to({x.dtype})"
-            ) from error
+            )
 
     def _check_covariates(self, covariates: tuple[Tensor, ...], batch: torch.Size) -> None:
         """Refuse covariates that are missing, unexpected, of another kind, or that do not belong to the data."""

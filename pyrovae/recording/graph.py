@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -19,15 +20,19 @@ from pyrovae.sandbox import forked_random, interrupts_wait, validation, values_k
 # roundings to bfloat16, of 4e-3 each
 AGREEMENT, HALF_AGREEMENT = 1e-3, 0.05
 
+MOVED = 2.0**-6  # relative change of leaves that shows what is made of their values outside torch
+
 Function = Callable[..., Sequence[Tensor]]
 
 
-_recordings = 0  # that are being made
+_of_thread = threading.local()
 
 
 def is_recording() -> bool:
-    """Tell whether a function is being recorded, so that it must not ask tensors for values, nor write to a result."""
-    return _recordings > 0
+    """Tell whether a function is being recorded in this thread, so that it must not ask tensors for values, nor write
+    to a result.
+    """
+    return getattr(_of_thread, "recordings", 0) > 0
 
 
 class NotRecordableError(ValueError):
@@ -90,8 +95,9 @@ class Recording:
 def record(function: Function, inputs: Sequence[Tensor], *, leaves: Sequence[Tensor]) -> Recording:
     """Run a function under torch's tracer and return its graph.
 
-    It is run twice: what differs between the two runs is decided in Python, from run to run anew, and cannot be
-    recorded. Random streams and the values of the leaves are afterwards as before.
+    It is run twice, the second time on other values: what differs between the two graphs is decided in Python, or has
+    left torch on its way, through NumPy for instance, and cannot be recorded. Random streams and the values of the
+    leaves are afterwards as before.
 
     Args:
         function: of the inputs; it returns tensors. Gradients that it computes are part of the graph.
@@ -107,10 +113,10 @@ def record(function: Function, inputs: Sequence[Tensor], *, leaves: Sequence[Ten
     device = next((tensor.device for tensor in (*inputs, *leaves)), torch.device("cpu"))
     graphs = []
     with values_kept(leaves), validation(enabled=False), _marked(), interrupts_wait():
-        for _ in range(2):
-            with forked_random(0, device):
+        for given, values in ((inputs, nullcontext()), ([_flipped(each) for each in inputs], _moved(leaves))):
+            with forked_random(0, device), values:
                 try:
-                    graphs.append(make_fx(lambda *_: function(*inputs))(*leaves, *inputs))
+                    graphs.append(make_fx(lambda *_, given=given: function(*given))(*leaves, *given))
                 except Exception as error:  # programs of the user's, and the tracer, may raise anything
                     raise NotRecordableError(_why(error)) from error
                 _require_own_state(graphs[-1])
@@ -124,12 +130,34 @@ def record(function: Function, inputs: Sequence[Tensor], *, leaves: Sequence[Ten
 @contextmanager
 def _marked() -> Iterator[None]:
     """Let `is_recording` be true inside the block."""
-    global _recordings
-    _recordings += 1
+    _of_thread.recordings = getattr(_of_thread, "recordings", 0) + 1
     try:
         yield
     finally:
-        _recordings -= 1
+        _of_thread.recordings -= 1
+
+
+def _flipped(value: Tensor) -> Tensor:
+    """Return a tensor of the same shape and strides, with the same values in another order."""
+    own = value
+    for dim, stride in enumerate(value.stride()):
+        own = own.narrow(dim, 0, 1) if stride == 0 and value.shape[dim] > 1 else own  # one of those that are repeated
+    new = torch.empty_strided(own.shape, own.stride(), dtype=own.dtype, device=own.device)
+    return new.copy_(own.flip(tuple(range(own.ndim)))).expand(value.shape)
+
+
+@contextmanager
+def _moved(leaves: Sequence[Tensor]) -> Iterator[None]:
+    """Let leaves have slightly other values inside the block."""
+    floating = [leaf for leaf in leaves if leaf.is_floating_point()]
+    before = [leaf.detach().clone() for leaf in floating]
+    try:
+        for leaf in floating:
+            leaf.detach().mul_(1 + MOVED)
+        yield
+    finally:
+        for leaf, value in zip(floating, before, strict=True):
+            leaf.detach().copy_(value)
 
 
 def _lift_constants(module: fx.GraphModule) -> list[Tensor]:
@@ -170,10 +198,18 @@ def _require_own_state(module: fx.GraphModule) -> None:
             raise NotRecordableError("it draws from a generator of its own, not from torch's default stream")
         writes = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
         target = node.args[0] if writes and node.args else None
+        while isinstance(target, fx.Node) and _is_view(target):
+            target = target.args[0]
         if isinstance(target, fx.Node) and target.op == "get_attr":
             raise NotRecordableError(
                 "it writes to a tensor that belongs to none of its modules; make it a buffer of one"
             )
+
+
+def _is_view(node: fx.Node) -> bool:
+    """Tell whether a node is a part of its first argument, in the same memory."""
+    returns: Sequence[Any] = node.target._schema.returns if isinstance(node.target, torch._ops.OpOverload) else ()
+    return bool(returns) and returns[0].alias_info is not None and bool(node.args)
 
 
 def _close(a: Tensor, b: Tensor, bound: float) -> bool:

@@ -92,7 +92,8 @@ class Collected:
             length = self.shape[0] if piece.lead else math.prod(self.shape)
             self._whole = [each.new_empty((length, *each.shape[1:])) for each in results]
         for whole, each in zip(self._whole, results, strict=True):
-            whole[piece.start : piece.start + piece.count] = each
+            part = whole[piece.start : piece.start + piece.count]
+            part.copy_(each.reshape(part.shape))  # nothing is repeated in silence
 
     def joined(self) -> list[Tensor]:
         """Return each result of all runs, ``(K, B)``."""

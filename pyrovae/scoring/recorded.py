@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from pyrovae.pair import Pair
 from pyrovae.recording import NotRecordableError, Recording, has_compiler, record
 
 logger = logging.getLogger("pyrovae")
@@ -23,9 +24,14 @@ class RecordedRuns:
     replays of it.
 
     What cannot be recorded or compiled is run as it is, and one line says why.
+
+    Args:
+        leaves: tensors that the function may read or write without being given them.
+
     """
 
-    def __init__(self) -> None:
+    def __init__(self, leaves: Sequence[Tensor] = ()) -> None:
+        self.leaves = leaves
         self._recording: Recording | None = None
         self._kind: tuple[object, ...] = ()
 
@@ -39,13 +45,13 @@ class RecordedRuns:
         """
         kind = tuple((each.shape, each.stride(), each.dtype, each.device) for each in inputs)
         if not self._kind:
-            self._kind, self._recording = kind, _compiled(function, inputs)
+            self._kind, self._recording = kind, _compiled(function, inputs, self.leaves)
         return function(*inputs) if self._recording is None or kind != self._kind else self._recording(*inputs)
 
 
-def _compiled(function: Function, inputs: Sequence[Tensor]) -> Recording | None:
+def _compiled(function: Function, inputs: Sequence[Tensor], leaves: Sequence[Tensor]) -> Recording | None:
     try:
-        recording = record(function, inputs, leaves=[])
+        recording = record(function, inputs, leaves=leaves)
         recording.compile(inputs)
     except NotRecordableError as error:
         logger.warning(REFUSAL, error)
@@ -53,10 +59,11 @@ def _compiled(function: Function, inputs: Sequence[Tensor]) -> Recording | None:
     return recording
 
 
-def recorded_runs(engine: str, *, num_runs: float, device: torch.device) -> RecordedRuns | None:
+def recorded_runs(pair: Pair, engine: str, *, num_runs: float, device: torch.device) -> RecordedRuns | None:
     """Return what records runs of the model, or None where each is run as it is.
 
     Args:
+        pair: from `inspected`.
         engine: "captured" to compile, "eager" not to, or "auto" for what pays in so many runs.
         num_runs: that are ahead, in all processes together.
         device: of the data. Only on a CPU is anything compiled, and only where there is a C++ compiler.
@@ -69,4 +76,5 @@ def recorded_runs(engine: str, *, num_runs: float, device: torch.device) -> Reco
         if engine == "captured":
             logger.warning(REFUSAL, "no C++ compiler is found")
         return None
-    return RecordedRuns()
+    tensors = (tensor for module in pair.modules for tensor in (*module.parameters(), *module.buffers()))
+    return RecordedRuns(list({id(tensor): tensor for tensor in tensors}.values()))

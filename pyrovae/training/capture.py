@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 from pyro.infer import ELBO as PyroELBO
-from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyrovae.data import Split
 from pyrovae.data.batches import Rows
-from pyrovae.objectives import ELBO, Objective
+from pyrovae.objectives import ELBO
 from pyrovae.pair import Pair, Program, find_modules, inspect_pair
 from pyrovae.sandbox import frozen_unremarked, module_mode, own_store, validation
 from pyrovae.training.engine import make_step
@@ -113,21 +111,9 @@ class _StoredLoss(StepLoss):
     checked = True
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        if not self.checked and not self._stores:
-            with validation(enabled=False):
-                return super().__call__(*inputs)
         own = own_store(self.pair.modules, keep=self.pair.params)
         with own, validation(enabled=self.checked), frozen_unremarked():
             return super().__call__(*inputs)
-
-    @functools.cached_property
-    def _stores(self) -> bool:
-        """Whether later steps may touch Pyro's store too: by ``pyro.param``, a `PyroModule`, or Pyro's own objectives,
-        under which ``pyro.module`` registers anew.
-        """
-        parts = (part for module in self.pair.modules for part in module.modules())
-        ours = isinstance(self.objective, Objective)
-        return bool(self.pair.params) or not ours or any(isinstance(part, PyroModule) for part in parts)
 
 
 def capture(

@@ -184,7 +184,7 @@ def peak_mib() -> float:
 def measured_memory(name: str) -> float:
     """Return the peak above the imports of a process of its own that runs one contender."""
     command = [sys.executable, __file__, "--memory", name, "--threads", str(options.threads)]
-    command += ["--smoke"] * options.smoke
+    command += ["--many", str(options.many), *["--smoke"] * options.smoke]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 

@@ -74,7 +74,7 @@ PAIRS: dict[str, tuple[Callable[[], Pair], Tensor]] = {
     "Bernoulli": (lambda: of_vae(make_vae()), BINARY),
     "Categorical": (lambda: of_vae(make_vae(likelihood=likelihoods.Categorical((1, 8, 8), 4))), BINARY.long() + 2),
     "Gaussian": (lambda: of_vae(make_vae(likelihood=likelihoods.Gaussian((1, 8, 8)))), BINARY + 0.1),
-    "Vamp": (lambda: with_vamp(), BINARY),
+    "Vamp": (with_vamp, BINARY),
     "Flow": (lambda: with_prior(priors.Flow(3)), BINARY),
     "linear-Gaussian": (lambda: pair_of(TRUTH, offset=0.2, widen=1.3), X),
     "pixels in a plate": (lambda: (pixel_plate()[0], wide_pixel_guide), X),

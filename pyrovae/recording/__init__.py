@@ -4,7 +4,7 @@ What a function does in Python is done while it is recorded, never again: number
 What it reads from tensors is read at every replay.
 """
 
-from pyrovae.recording.graph import NotRecordableError, Recording, is_recording, record
+from pyrovae.recording.graph import NotRecordableError, Recording, is_recording, layout_of, record
 from pyrovae.recording.inductor import has_compiler
 
-__all__ = ["NotRecordableError", "Recording", "has_compiler", "is_recording", "record"]
+__all__ = ["NotRecordableError", "Recording", "has_compiler", "is_recording", "layout_of", "record"]

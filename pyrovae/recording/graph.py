@@ -137,6 +137,11 @@ def _marked() -> Iterator[None]:
         _of_thread.recordings -= 1
 
 
+def layout_of(inputs: Sequence[Tensor]) -> tuple[object, ...]:
+    """Return what inputs of a replay must have in common with those that were recorded."""
+    return tuple((each.shape, each.stride(), each.dtype, each.device) for each in inputs)
+
+
 def _flipped(value: Tensor) -> Tensor:
     """Return a tensor of the same shape and strides, with the same values in another order."""
     own = value

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.pair import Pair
-from pyrovae.recording import NotRecordableError, Recording, has_compiler, record
+from pyrovae.recording import NotRecordableError, Recording, has_compiler, layout_of, record
 
 logger = logging.getLogger("pyrovae")
 
@@ -43,7 +43,7 @@ class RecordedRuns:
             inputs: of it.
 
         """
-        kind = tuple((each.shape, each.stride(), each.dtype, each.device) for each in inputs)
+        kind = layout_of(inputs)
         if not self._kind:
             self._kind, self._recording = kind, _compiled(function, inputs, self.leaves)
         return function(*inputs) if self._recording is None or kind != self._kind else self._recording(*inputs)

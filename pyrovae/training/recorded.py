@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrovae.recording import NotRecordableError, Recording, has_compiler, record
+from pyrovae.recording import NotRecordableError, Recording, has_compiler, layout_of, record
 from pyrovae.training.step import CapturableStep
 
 logger = logging.getLogger("pyrovae")
@@ -60,7 +60,7 @@ class RecordedStep(CapturableStep):
         """Return the graph for inputs like these, or None where they are run eagerly."""
         if self.changed():
             self._recordings = {}
-        key = (self.loss.share, *((each.shape, each.stride(), each.dtype) for each in inputs))
+        key = (self.loss.share, *layout_of(inputs))
         if key in self._recordings:
             return self._recordings[key]
         self._seen[key] = self._seen.get(key, 0) + 1

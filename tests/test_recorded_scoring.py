@@ -23,6 +23,7 @@ from pyrovae.evaluate import evaluation as room
 from pyrovae.recording import Recording, has_compiler
 from pyrovae.results import Evaluation
 from pyrovae.scoring import recorded, recorded_runs
+from pyrovae.scoring.pieces import Collected, pieces
 
 compiler = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler is found")
 BINARY = torch.bernoulli(torch.full((23, 1, 8, 8), 0.5).double(), generator=torch.Generator().manual_seed(0))
@@ -210,6 +211,16 @@ def test_buffers_that_a_model_writes_are_written_by_replays(replays: list[int]) 
         counts.append(module.count.item())
     assert replays
     assert counts[0] == counts[1]
+
+
+def test_what_runs_find_is_not_repeated_in_silence() -> None:
+    rows, found = torch.arange(4), Collected(6, 4)
+    first, second = pieces(SimpleNamespace(broadcasts=True), rows, 6, size=12)
+    found.add(first, [torch.ones(3, 4)])
+    with pytest.raises(RuntimeError, match="shape"):
+        found.add(second, [torch.ones(1, 4)])
+    found.add(second, [torch.zeros(3, 4)])
+    assert found.joined()[0].sum(1).tolist() == [4, 4, 4, 0, 0, 0]
 
 
 def test_the_number_of_runs_decides(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

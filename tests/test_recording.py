@@ -108,6 +108,7 @@ held, own = torch.zeros(3, 4), torch.Generator()
         ),
         (lambda x: [x + torch.from_numpy(noise.random((50, 3, 4))).sum(0)], "the same operations"),
         (lambda x: [x + held.add_(1.0)], "writes to a tensor that belongs to none of its modules"),
+        (lambda x: [x + held[..., :1].add_(1.0)], "writes to a tensor that belongs to none of its modules"),
         (lambda x: [x + torch.rand(3, 4, generator=own)], "a generator of its own"),
     ],
 )

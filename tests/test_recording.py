@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import signal
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyrovae.recording import NotRecordableError, has_compiler, is_recording, record
+from pyrovae.recording import NotRecordableError, decompositions, has_compiler, inductor, is_recording, record
 from pyrovae.recording import graph as recording_graph
 
 compiler = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler is found")
@@ -134,6 +135,56 @@ def test_a_compiler_that_goes_wrong_is_not_used(wrong: Any, monkeypatch: pytest.
     with pytest.raises(NotRecordableError, match="Inductor"):
         recording.compile([torch.ones(3)])
     assert torch.equal(recording(torch.full((3,), 2.0))[0], torch.full((3,), 2.0))
+
+
+def test_exponentials_of_ours() -> None:
+    x = torch.linspace(-86.9, 88.722, 400_001, dtype=torch.float32)
+    relative = decompositions.exp(x).double() / x.double().exp() - 1
+    assert relative.abs().max() <= 2e-7
+    ends = torch.tensor([0.0, 88.7228, 88.73, math.inf, -87.4, -100.0, -math.inf, math.nan]).float()
+    found = decompositions.exp(ends.repeat(decompositions.SMALLEST))[: len(ends)]
+    assert found[:7].tolist() == [1.0, pytest.approx(3.4028e38, rel=1e-4), math.inf, math.inf, 0.0, 0.0, 0.0]
+    assert found[7].isnan()
+    sigmoid = decompositions.sigmoid(torch.cat([x, ends]))
+    assert torch.allclose(sigmoid[:-1], torch.cat([x, ends])[:-1].sigmoid(), rtol=4e-7, atol=2e-38)
+    assert decompositions.tanh(torch.zeros(decompositions.SMALLEST).float()).unique().tolist() == [0.0]
+
+
+@compiler
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.float64, 1e-13)])
+def test_what_is_decomposed_keeps_its_values(dtype: torch.dtype, bound: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+
+    def noted(name: str, function: Any) -> Any:
+        def run(*args: Any, **options: Any) -> Any:
+            result = function(*args, **options)
+            used.append((name, result is not NotImplemented))
+            return result
+
+        return run
+
+    table = {op: noted(function.__name__, function) for op, function in decompositions.DECOMPOSITIONS.items()}
+    monkeypatch.setattr(inductor, "DECOMPOSITIONS", table)
+    inputs = [value.to(dtype) for value in (3 * torch.randn(200, 300), 0.05 * torch.randn(300, 100), torch.randn(100))]
+
+    def function(x: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
+        return [
+            torch.addmm(bias, x, weight),
+            torch.addmm(bias, x, weight, beta=0.5, alpha=2),
+            x.exp(),
+            bias.exp(),
+            x.clone().sigmoid_(),
+            x.tanh(),
+        ]
+
+    recording = record(function, inputs, leaves=[])
+    recording.compile(inputs)
+    for found, expected in zip(recording(*inputs), function(*[each.double() for each in inputs]), strict=True):
+        assert found.dtype == dtype
+        assert torch.allclose(found.double(), expected, rtol=bound, atol=20 * bound)
+    taken = {name for name, was in used if was}
+    assert taken == ({"addmm", "exp", "sigmoid", "tanh"} if dtype == torch.float32 else {"addmm", "tanh"})
+    assert ("exp", False) in used, "few elements are left alone"
 
 
 @compiler

@@ -35,7 +35,7 @@ def test_sum_of_binary_bernoulli(num_elements: int) -> None:
     assert torch.allclose(found, exact(logits, x), rtol=1e-13, atol=1e-13)
 
 
-@pytest.mark.parametrize("num_elements", [1, 7, 8, 9, 64, 787])
+@pytest.mark.parametrize("num_elements", [0, 1, 15, 16, 17, 64, 784, 787, 1050, 3072])
 def test_recorded_sum_of_binary_bernoulli(num_elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "is_recording", lambda: True)
     sizes = torch.logspace(-8, 1.78, 200, dtype=torch.float64).unsqueeze(-1)

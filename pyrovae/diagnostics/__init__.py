@@ -1,12 +1,12 @@
 """Is the guide any good: tails of its weights, the ladder's verdict on K, and what its latent variables carry."""
 
+from pyrovae.bounds.iwae import effective_sample_size
 from pyrovae.diagnostics.gaps import gaps
 from pyrovae.diagnostics.ladder import judge, read_ladder
 from pyrovae.diagnostics.latents import latents
 from pyrovae.diagnostics.psis import khat_threshold, pareto_khat
 from pyrovae.diagnostics.weights import (
     bias_estimate,
-    effective_sample_size,
     jackknife,
     largest_weight,
     relative_variance,

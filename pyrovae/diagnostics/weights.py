@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from pyrovae.bounds.iwae import effective_sample_size
 from pyrovae.diagnostics.ladder import judge, read_ladder
 from pyrovae.diagnostics.psis import FEWEST, khat_threshold, pareto_khat
 from pyrovae.results import Estimate, Weights
@@ -30,12 +29,13 @@ def weight_diagnostics(log_weights: Tensor) -> dict[str, Tensor]:
         all are zero, and where K is too small.
 
     """
+    shares, total = _shares(log_weights), len(log_weights)
     values = (
         pareto_khat(log_weights),
-        effective_sample_size(log_weights),
-        largest_weight(log_weights),
-        bias_estimate(log_weights),
-        jackknife(log_weights),
+        1 / shares.square().sum(0),
+        shares.amax(0),
+        _relative_variance(shares) / (2 * total),
+        _jackknife(wide(log_weights), shares),
     )
     return dict(zip(NAMES, values, strict=True))
 
@@ -57,10 +57,7 @@ def relative_variance(log_weights: Tensor) -> Tensor:
         ``(...)``, float64; NaN for a single particle.
 
     """
-    total = len(log_weights)
-    if total == 1:
-        return torch.full_like(wide(log_weights[0]), math.nan)
-    return ((total * _shares(log_weights) - 1) ** 2).sum(0) / (total - 1)
+    return _relative_variance(_shares(log_weights))
 
 
 def bias_estimate(log_weights: Tensor) -> Tensor:
@@ -104,10 +101,18 @@ def jackknife(log_weights: Tensor) -> Tensor:
         tensor(0.9597, dtype=torch.float64)
 
     """
-    log_weights, total = wide(log_weights), len(log_weights)
+    return _jackknife(wide(log_weights), _shares(log_weights))
+
+
+def _relative_variance(shares: Tensor) -> Tensor:
+    total = len(shares)
+    return ((total * shares - 1) ** 2).sum(0) / (total - 1) if total > 1 else torch.full_like(shares[0], math.nan)
+
+
+def _jackknife(log_weights: Tensor, shares: Tensor) -> Tensor:
+    total = len(log_weights)
     if total == 1:
         return torch.full_like(log_weights[0], math.nan)
-    shares = _shares(log_weights)
     largest, where = shares.max(0, keepdim=True)
     left = ((1 / total - shares) * total / (total - 1)).log1p()  # log of the mean without i over the mean of all
     others = log_weights.scatter(0, where, -math.inf).logsumexp(0, keepdim=True)

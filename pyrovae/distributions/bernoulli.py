@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import math
-import operator
 from typing import Any
 
 import pyro.distributions as dist
@@ -15,6 +13,8 @@ from pyrovae.distributions.elements import unexpanded
 from pyrovae.recording import is_recording
 
 FACTORS = 8  # probabilities that are multiplied before a logarithm is taken
+MOST_FACTORS = 64  # the same of numbers between 1 and 2, where it is compiled
+LANES = 16  # elements that a processor computes at once
 BLOCK_ELEMENTS = 2**18  # elements summed at once on a CPU: what falls out of its cache costs more than the arithmetic
 
 
@@ -89,20 +89,25 @@ class _LogProb(torch.autograd.Function):
 def _recorded_sum(logits: Tensor, value: Tensor) -> Tensor:
     """Return the sum over the last axis in a form without branches, of which a compiler makes one loop.
 
-    ``sum_i (x_i l_i - max(l_i, 0)) - log prod_i (1 + exp(-|l_i|))``, eight factors at a time, each at most 2
+    ``sum_i (x_i l_i - max(l_i, 0)) - log prod_i (1 + exp(-|l_i|))``, many factors at a time, each at most 2
     """
-    linear, factors = value * logits - logits.relu(), 1 + (-logits.abs()).exp()
-    size = logits.shape[-1] // FACTORS
-    terms = [_summed(linear[..., FACTORS * size :], factors[..., FACTORS * size :])]
-    if size:
-        parts = [slice(n * size, (n + 1) * size) for n in range(FACTORS)]
-        sums = functools.reduce(operator.add, (linear[..., part] for part in parts))
-        terms.append(_summed(sums, functools.reduce(operator.mul, (factors[..., part] for part in parts))))
-    return sum(terms[1:], terms[0])
+    shape, logits = logits.shape[:-1], logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits, value = (torch.atleast_2d(each).flatten(0, -2) for each in (logits, value))
+    lanes = logits.shape[-1] // LANES
+    factors = lanes // math.ceil(lanes / MOST_FACTORS) if lanes else 1
+    whole = logits.shape[-1] // (factors * LANES) * factors * LANES
+    linear, rest = _terms(logits[..., whole:], value[..., whole:])
+    terms = [(linear - rest.log()).sum(-1, dtype=torch.float64)]
+    if whole:
+        blocks = (each[..., :whole].unflatten(-1, (-1, factors, LANES)) for each in (logits, value))
+        linear, products = _terms(*blocks)
+        terms.append((linear.sum(-2) - products.prod(-2).log()).sum((-2, -1), dtype=torch.float64))
+    return sum(terms[1:], terms[0]).reshape(shape)
 
 
-def _summed(linear: Tensor, factors: Tensor) -> Tensor:
-    return (linear - factors.log()).sum(-1, dtype=torch.float64)
+def _terms(logits: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what is to be summed and what is to be multiplied."""
+    return value * logits - logits.relu(), 1 + (-logits.abs()).exp()
 
 
 def _sum_into(out: Tensor, logits: Tensor, value: Tensor) -> Tensor:

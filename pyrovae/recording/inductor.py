@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pyrovae.recording.rewrites import rewrite_for_cpu
+from pyrovae.recording.decompositions import DECOMPOSITIONS
 
-# patterns: one of them would undo what is rewritten here. Thresholds: what a loop may compute at once before Inductor
-# writes something in between to memory
+# patterns: one of them would undo a decomposition of ours. Contraction: a product and a sum in one instruction.
+# Thresholds: what a loop may compute at once before Inductor writes something in between to memory
 ON_CPU = {
     "pattern_matcher": False,
+    "cpp.enable_floating_point_contract_flag": "fast",
     "realize_reads_threshold": 100,
     "realize_acc_reads_threshold": 100,
     "realize_opcount_threshold": 1000,
@@ -25,20 +26,20 @@ QUIET = ("torch.utils.cpp_extension", "torch._inductor")
 
 
 def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
-    """Return a function that does what a graph of torch's operations does, compiled for inputs like these.
-
-    Patterns of operations are not looked for on a CPU: one of them would undo what is rewritten here.
-    """
-    from torch import _inductor
+    """Return a function that does what a graph of torch's operations does, compiled for inputs like these."""
+    from torch._inductor import compile_fx, decomposition
 
     on_cpu = all(each.device.type == "cpu" for each in inputs)
-    if on_cpu:
-        rewrite_for_cpu(graph.graph)
-        graph.recompile()
-    for node in graph.graph.nodes:  # what the tracer noted of values does not hold for what is rewritten
+    for node in graph.graph.nodes:  # what the tracer noted of values is found anew
         node.meta = {}
     with _unchanged():
-        return _inductor.compile(graph, list(inputs), options=ON_CPU if on_cpu else None)
+        compiled: Any = compile_fx.compile_fx(
+            graph,
+            list(inputs),
+            config_patches=ON_CPU if on_cpu else None,
+            decompositions=decomposition.select_decomp_table() | (DECOMPOSITIONS if on_cpu else {}),
+        )
+    return compiled
 
 
 def has_compiler() -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyrovae.data.batches import Rows
 from pyrovae.pair import Pair, Program, find_modules, inspect_pair
-from pyrovae.sandbox import exact_matmul, module_mode, own_store, validation
+from pyrovae.sandbox import exact_matmul, module_mode, own_store, registered_once, validation
 
 
 def require_tensor(x: object) -> None:
@@ -57,5 +57,5 @@ def inspected(
     _require_finite(modules)
     with own_store(modules), exact_matmul(), module_mode(modules, training=False):
         pair = inspect_pair(model, guide, args, modules=modules, everything=everything)
-        with validation(enabled=False):
+        with validation(enabled=False), registered_once(set()):
             yield pair

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 
-import pyro
 import torch
 from pyro.infer import ELBO as PyroELBO
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyrovae.objectives import Objective
 from pyrovae.pair import Pair, Program
 from pyrovae.processes import Share, group
+from pyrovae.sandbox import registered_once
 from pyrovae.training.half import half_networks
 from pyrovae.training.shared_noise import SharedNoise
 
@@ -82,31 +82,3 @@ class StepLoss:
         loss = terms.loss / size
         shown = torch.stack([terms.loss.detach(), terms.reconstruction, terms.kl])
         return loss, shown / count if size == count else torch.cat([shown[:1] / size, shown[1:] / count])
-
-
-@contextmanager
-def registered_once(known: set[tuple[str, int]]) -> Iterator[None]:
-    """Let ``pyro.module`` register a module the first time only, inside the block.
-
-    It walks through all parameters each time, with a statement for each, to let handlers know them and the store hold
-    them: 0.4 of the 5.4 milliseconds of a step of the default model. Our objectives read none of that; others may, such
-    as those of Pyro that are compiled. Statements of ``pyro.param`` are left alone.
-
-    Args:
-        known: names and identities of the modules that are registered, to which new ones are added.
-
-    """
-    register = pyro.module
-
-    def module(name: str, nn_module: nn.Module, update_module_params: bool = False) -> nn.Module:  # noqa: FBT001, FBT002
-        key = (name, id(nn_module))
-        if key in known and not update_module_params:
-            return nn_module
-        known.add(key)
-        return register(name, nn_module, update_module_params)
-
-    try:
-        pyro.module = module
-        yield
-    finally:
-        pyro.module = register

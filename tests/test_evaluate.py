@@ -21,6 +21,7 @@ from pyrovae import likelihoods, memory
 from pyrovae.data import Data
 from pyrovae.evaluate import evaluate
 from pyrovae.results import Evaluation, compare
+from pyrovae.scoring import sizes
 
 
 @pytest.fixture
@@ -196,6 +197,40 @@ def test_cuda_gives_the_numbers_of_the_cpu(digits: Data) -> None:
     for a, b in zip(here.estimates, there.estimates, strict=True):
         error = math.hypot(a.se_monte_carlo or 0.0, b.se_monte_carlo or 0.0)
         assert abs(a.value - b.value) < 4 * error + 1e-4
+    assert {value.device.type for value in there.per_datum.values()} == {"cpu"}
+
+
+def test_sizes_of_an_accelerator_give_the_numbers_of_the_cpu(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    vae = make_vae()
+    here = evaluate(vae.model, vae.guide, digits, ks=(1, 2000), shown=False)
+    monkeypatch.setattr(sizes, "ON_CPU", sizes.ON_ACCELERATOR)
+    there = evaluate(vae.model, vae.guide, digits, ks=(1, 2000), shown=False)
+    assert there.settings["batch_size"] > here.settings["batch_size"]
+    for a, b in zip(here.estimates, there.estimates, strict=True):
+        assert abs(a.value - b.value) < 4 * math.hypot(a.se_monte_carlo or 0.0, b.se_monte_carlo or 0.0) + 1e-9
+
+
+def test_fewer_rows_are_scored_at_once_where_memory_ends(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    vae, x = make_vae(), digits.test.fixed()[:5]
+    expected = evaluate(vae.model, vae.guide, x, ks=(1000,), shown=False)
+    seen, most, decode = [], 1500, vae.decoder.forward
+
+    def limited(z: Tensor, *args: Any) -> Tensor:
+        seen.append(z.shape[:-1].numel())
+        if seen[-1] > most:
+            raise torch.OutOfMemoryError("out of memory")
+        return decode(z, *args)
+
+    monkeypatch.setattr(vae.decoder, "forward", limited)
+    found = evaluate(vae.model, vae.guide, x, ks=(1000,), shown=False)
+    assert max(seen) > most
+    for name, value in expected.per_datum.items():
+        assert torch.allclose(found.per_datum[name], value, rtol=1e-10), name
+    with pytest.raises(torch.OutOfMemoryError):
+        evaluate(vae.model, vae.guide, x, ks=(1000,), chunk_size=2000, shown=False)
+    most = 10  # not even the fewest rows fit
+    with pytest.raises(torch.OutOfMemoryError):
+        evaluate(vae.model, vae.guide, x, ks=(1000,), shown=False)
 
 
 def test_the_measure_is_read_off_the_program_and_covariates_are_said() -> None:

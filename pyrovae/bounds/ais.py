@@ -141,7 +141,7 @@ def in_batches(
         torch.no_grad(),
         progress(title, num_data, shown=shown, unit="data") as advance,
     ):
-        walked = walk(pair, num_data, batch_size=batch_of(pair, settings, batch_size))
+        walked = walk(pair, num_data, batch_size=batch_of(pair, settings, batch_size, args[0].device))
         for number, (rows, count) in enumerate(walked):
             of_batch = run(pair, args, (rows % len(args[0])).to(args[0].device), settings, number=number)
             found.append({name: value[..., :count].cpu() for name, value in of_batch.items()})

@@ -24,7 +24,6 @@ PILOT_CHAINS = 4
 FIRST_TRANSITIONS = 8  # at the first temperature, until a step size is found
 FIRST_STEP = 1.0  # in units of the scale
 RATE = 1.0  # at which the logarithm of a step size follows the acceptance
-CHUNK_ELEMENTS = 2**20  # elements of x that are scored at once, with their gradients
 TENSORS = 16  # of the shape of the chains' positions that a transition holds at once
 
 
@@ -42,9 +41,8 @@ def frozen_kernel(
             cure="choose fewer, or a smaller batch_size",
             device=rows.device,
         )
-        return pilot(
-            Path(space, from_prior=settings.from_prior, chunk_size=rows_at_once(pair, CHUNK_ELEMENTS)), settings
-        )
+        chunk_size = rows_at_once(pair, rows.device, gradients=True)
+        return pilot(Path(space, from_prior=settings.from_prior, chunk_size=chunk_size), settings)
 
 
 def pilot(path: Path, settings: AnnealingSettings) -> Kernel:
@@ -70,8 +68,8 @@ def pilot(path: Path, settings: AnnealingSettings) -> Kernel:
     return Kernel(path, scale, torch.cat(steps).exp().to(scale), settings.num_leapfrog)
 
 
-def batch_of(pair: Pair, settings: AnnealingSettings, batch_size: int | None) -> int:
-    """Return how many data run together: as many as their chains are scored at once."""
+def batch_of(pair: Pair, settings: AnnealingSettings, batch_size: int | None, device: torch.device) -> int:
+    """Return how many data run together on a device: as many as their chains are scored at once."""
     if batch_size is not None:
         require_whole(batch_size, name="batch_size")
-    return batch_size or max(1, rows_at_once(pair, CHUNK_ELEMENTS) // settings.num_chains)
+    return batch_size or max(1, rows_at_once(pair, device, gradients=True) // settings.num_chains)

@@ -28,14 +28,12 @@ from pyrovae.progress import progress
 from pyrovae.results import Estimate, Evaluation, Observed, bits_per_dimension, mean_and_error
 from pyrovae.results.observed import DRAWN, MASKED, WHOLE
 from pyrovae.sandbox import forked_random, stream_seed
-from pyrovae.scoring import blocks, inspected, on_device, one_particle, recorded_runs, rows_at_once, walk
+from pyrovae.scoring import blocks, inspected, on_device, one_particle, recorded_runs, rows_at_once, sizes_on, walk
 from pyrovae.training.checkpoint import versions
 from pyrovae.training.options import check_engine, choose_device
 from pyrovae.training.state import snapshot
 from pyrovae.vae import require_form
 from pyrovae.whole import require_whole
-
-BATCH_PARTICLES = 2**17  # particles of one batch, whose log-weights are kept
 
 
 def evaluate(
@@ -106,11 +104,13 @@ def evaluate(
     where = _device(found, rows) if device is None else choose_device(device)
     for module in found if device is not None else ():
         module.to(where)
-    batch_size = batch_size or max(1, min(256, BATCH_PARTICLES // max(ks)))
+    sizes = sizes_on(where)
+    batch_size = batch_size or max(1, min(sizes.data, sizes.particles // max(ks)))
     memory.require(
         8.0 * 8 * max(ks) * min(batch_size, len(rows)),
         what=f"the log-weights of {min(batch_size, len(rows))} data with K = {max(ks)}",
         cure="choose a smaller K or batch_size",
+        device=where,
     )
     args = rows.fixed()
     few = tuple(argument[:3].to(where) for argument in args)
@@ -213,7 +213,7 @@ def _walked(
     parts = processes.from_first(finished.read)
     done = sum(part["ELBO"].shape[-1] for part in parts)
     memory.keep_freed()
-    num_runs = max(ks) * len(args[0]) / (chunk_size or rows_at_once(pair))
+    num_runs = max(ks) * len(args[0]) / (chunk_size or rows_at_once(pair, device))
     recorded = recorded_runs(pair, engine, num_runs=num_runs, device=device)
     waiting = itertools.islice(enumerate(_batches(pair, args, device, batch_size)), len(parts), None)
     with progress("evaluating", len(args[0]), shown=shown and processes.first, unit="data") as advance:

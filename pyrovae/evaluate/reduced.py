@@ -24,7 +24,7 @@ def reduced(found: Iterator[Block], ks: Sequence[int]) -> dict[str, Tensor]:
         for pieces, value in zip(
             collected, (block.log_prior + block.log_likelihood - block.log_guide, block.log_likelihood, kl), strict=True
         ):
-            pieces.append(value.cpu().double())
+            pieces.append((value.cpu() if value.device.type == "mps" else value).double())  # MPS has no float64
     weights, likelihood, kl = (torch.cat(pieces) for pieces in collected)  # each (K, B)
     result = {}
     for name, value in (("ELBO", likelihood - kl), ("reconstruction", likelihood), ("KL", kl)):
@@ -33,4 +33,4 @@ def reduced(found: Iterator[Block], ks: Sequence[int]) -> dict[str, Tensor]:
     for k, bound in zip(ks, iwae(weights, ks), strict=True):
         result[f"L_{k}"] = bound
         result[f"{VARIANCE}L_{k}"] = monte_carlo_variances(weights, k)
-    return result | weight_diagnostics(weights)
+    return {name: value.cpu() for name, value in (result | weight_diagnostics(weights)).items()}

@@ -20,9 +20,7 @@ from pyrovae.sandbox import validation
 from pyrovae.scoring.layout import from_pyro, log_prob, per_datum, to_pyro, total_of, wide
 from pyrovae.scoring.pieces import Collected, Piece, even_size, pieces
 from pyrovae.scoring.recorded import RecordedRuns
-
-CHUNK_ELEMENTS = 2**21  # elements of x that the model scores at once: fewer cost runs of Pyro, more cost page faults
-BLOCK_ELEMENTS = 2**20  # elements of z that the guide draws at once
+from pyrovae.scoring.sizes import FEWEST_ROWS, rows_at_once, sizes_on
 
 
 @dataclass(frozen=True)
@@ -69,12 +67,13 @@ def blocks(
 
     """
     elements = max(1, len(rows) * sum(latent.num_elements for latent in pair.latents.values()))
-    size = max(1, BLOCK_ELEMENTS // elements)
+    size = max(1, sizes_on(rows.device).drawn // elements)
     first = next(iter(pair.latents))
     checked = one_particle(pair, args, rows, checked=True)
     first_kl = {first: checked.kl[first]} if pair.kl[first] == CLOSED_FORM else {}  # the same for every particle
     if recorded is not None:
-        chunk_size = even_size(pair, rows, min(size, num_particles), size=chunk_size or rows_at_once(pair))
+        limit = chunk_size or rows_at_once(pair, rows.device)
+        chunk_size = even_size(pair, rows, min(size, num_particles), size=limit)
     for start in range(0, num_particles, size):
         z, log_guide = draw(pair, args, rows, min(size, num_particles - start))
         scores = score(pair, args, rows, z, chunk_size=chunk_size, recorded=recorded)
@@ -159,16 +158,37 @@ def score(
         args: what its programs are called with, the data first.
         rows: ``(B,)``, rows of the data.
         z: for each latent site ``(K, B, ...)``.
-        chunk_size: rows that the model scores at once, a datum with K particles counting K.
+        chunk_size: rows that the model scores at once, a datum with K particles counting K; by default what suits the
+            device, and half as many where that does not fit into its memory, until it does.
         with_kl: whether closed-form KL terms of the sites after the first are found too.
         recorded: what records runs of the model, if it is to; all arguments are tensors then.
 
     """
-    num_particles = len(next(iter(z.values())))
     later = [name for name in list(pair.latents)[1:] if with_kl and pair.kl[name] == CLOSED_FORM]
+    size = chunk_size or rows_at_once(pair, rows.device)
+    while True:
+        try:
+            return _in_pieces(pair, args, rows, z, size=size, later=later, recorded=recorded)
+        except torch.OutOfMemoryError:
+            if chunk_size is not None or size <= FEWEST_ROWS:
+                raise
+            size //= 2
+
+
+def _in_pieces(
+    pair: Pair,
+    args: tuple[Any, ...],
+    rows: Tensor,
+    z: Mapping[str, Tensor],
+    *,
+    size: int,
+    later: Sequence[str],
+    recorded: RecordedRuns | None,
+) -> Scores:
+    """Run the model on so many rows at once; the rest is said in `score`."""
+    num_particles = len(next(iter(z.values())))
     values = dict(z) if pair.broadcasts else {name: value.flatten(0, 1) for name, value in z.items()}
     found = Collected(num_particles, len(rows))
-    size = chunk_size or rows_at_once(pair)
     for piece in pieces(pair, rows, num_particles, size=size, alike=recorded is not None):
 
         def scored(*inputs: Any, piece: Piece = piece) -> list[Tensor]:
@@ -219,7 +239,7 @@ def score_guide(
     num_particles = len(next(iter(z.values())))
     log_guide: dict[str, list[Tensor]] = {name: [] for name in pair.latents}
     values = dict(z) if pair.broadcasts else {name: value.flatten(0, 1) for name, value in z.items()}
-    for piece in pieces(pair, rows, num_particles, size=chunk_size or rows_at_once(pair)):
+    for piece in pieces(pair, rows, num_particles, size=chunk_size or rows_at_once(pair, rows.device)):
         _, guide = pair.bind(args, piece.rows)
         data = {name: to_pyro(pair, name, piece.take(value), lead=piece.lead) for name, value in values.items()}
         try:
@@ -235,11 +255,6 @@ def score_guide(
             log_guide[name].append(piece.cut(per_datum(pair, log_probs[name], site, lead=piece.lead)))
     shape = (num_particles, len(rows))
     return {name: torch.cat(parts).reshape(shape) for name, parts in log_guide.items()}
-
-
-def rows_at_once(pair: Pair, elements: int = CHUNK_ELEMENTS) -> int:
-    """Return how many rows a program is run on at once, for so many elements of x."""
-    return min(4096, max(64, elements // max(1, pair.num_elements)))
 
 
 def _replaying(guide: Program, data: Mapping[str, Tensor]) -> Program:

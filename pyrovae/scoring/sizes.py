@@ -1,0 +1,60 @@
+"""How much is computed at once on each kind of device.
+
+A processor is fast with what stays in its caches. An accelerator is fast with much: each operation that is asked for
+costs as long as some millions of elements take there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from pyrovae.pair import Pair
+
+FEWEST_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is computed at once.
+
+    Attributes:
+        scored: elements of x that the model scores; no number but for rounding depends on it.
+        moved: the same with gradients, where chains are moved.
+        rows: that a program is run on, at most.
+        drawn: elements of z that the guide draws. Draws depend on it, and on the two that follow.
+        particles: of one batch, whose log-weights are kept.
+        data: of one batch, at most.
+
+    """
+
+    scored: int
+    moved: int
+    rows: int
+    drawn: int
+    particles: int
+    data: int
+
+
+ON_CPU = Sizes(scored=2**21, moved=2**20, rows=2**12, drawn=2**20, particles=2**17, data=2**8)
+ON_ACCELERATOR = Sizes(scored=2**26, moved=2**24, rows=2**17, drawn=2**24, particles=2**21, data=2**12)
+
+
+def sizes_on(device: torch.device) -> Sizes:
+    """Return how much is computed at once on a device."""
+    return ON_CPU if device.type == "cpu" else ON_ACCELERATOR
+
+
+def rows_at_once(pair: Pair, device: torch.device, *, gradients: bool = False) -> int:
+    """Return how many rows the model is run on at once.
+
+    Args:
+        pair: from `inspected`.
+        device: of the data.
+        gradients: whether they are asked for.
+
+    """
+    sizes = sizes_on(device)
+    elements = sizes.moved if gradients else sizes.scored
+    return min(sizes.rows, max(FEWEST_ROWS, elements // max(1, pair.num_elements)))

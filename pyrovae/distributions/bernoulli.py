@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.distributions.elements import unexpanded
+from pyrovae.distributions.function import Function
 from pyrovae.recording import is_recording
 
 FACTORS = 8  # probabilities that are multiplied before a logarithm is taken
@@ -62,7 +63,7 @@ class BinaryBernoulli(dist.Bernoulli):
             return _sum_into(out, logits, value)
 
 
-class _LogProb(torch.autograd.Function):
+class _LogProb(Function):
     """The log-probability, with the gradient x - sigmoid(l), which holds at l = 0 too where the formula has a kink."""
 
     generate_vmap_rule = True

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyrovae.distributions.function import Function
 from pyrovae.distributions.polynomial import polynomial
 
 # B_2k / (2k)!, the coefficients of l^(2k - 1) in E[x] - 1/2
@@ -84,7 +85,7 @@ def _mean(logits: Tensor) -> Tensor:
     return 0.5 + series + logits.sign() * (-torch.expm1(-far).reciprocal() - far.reciprocal() - _AT_NEAR)
 
 
-class _LogProb(torch.autograd.Function):
+class _LogProb(Function):
     """The log-density, with the gradient x - E[x]."""
 
     generate_vmap_rule = True
@@ -109,7 +110,7 @@ class _LogProb(torch.autograd.Function):
         )
 
 
-class _Quantile(torch.autograd.Function):
+class _Quantile(Function):
     """The quantile, whose closed-form derivative in l would cancel near 0; its implicit derivative does not."""
 
     generate_vmap_rule = True

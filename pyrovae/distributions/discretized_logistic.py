@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyrovae.distributions.function import Function
+
 _AT_ONCE = 16  # edges whose probabilities a mean holds in memory
 
 
@@ -87,7 +89,7 @@ def _standardized(value: Tensor, loc: Tensor, log_scale: Tensor, levels: int) ->
     return inverse, center, half, center - half - below, center + half + above, 2 * half + (below + above)
 
 
-class _LogProb(torch.autograd.Function):
+class _LogProb(Function):
     """``log P = min(b, 0) - max(a, 0) + log[(1 - exp(a - b)) / (1 + exp(-|a|)) / (1 + exp(-|b|))]``."""
 
     generate_vmap_rule = True

@@ -45,7 +45,9 @@ class Elements(dist.Independent):
         self.told, self.cure = told, cure
 
     def expand(self, batch_shape: torch.Size | list[int], _instance: Any = None) -> Elements:
-        """Return the distribution with a larger batch shape."""
+        """Return the distribution with a larger batch shape, itself if it has that already."""
+        if _instance is None and torch.Size(batch_shape) == self.batch_shape:
+            return self
         new = self._get_checked_instance(Elements, _instance)
         new.told, new.cure = self.told, self.cure
         return super().expand(batch_shape, _instance=new)

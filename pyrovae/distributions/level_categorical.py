@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyrovae.distributions.function import Function
+
 
 class LevelCategorical(dist.TorchDistribution):
     """Whole numbers from 0 to L - 1 with a logit each, kept as floats so that they have a mean.
@@ -82,7 +84,7 @@ class LevelCategorical(dist.TorchDistribution):
         return torch.arange(self.levels, dtype=self.logits.dtype, device=self.logits.device)
 
 
-class _LogProb(torch.autograd.Function):
+class _LogProb(Function):
     """The log-probability, with the gradient one-hot(u) - softmax(l), made in the softmax's own memory."""
 
     generate_vmap_rule = True

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyrovae.distributions.function import Function
 from pyrovae.distributions.stirling import digamma_lack, log_and_excess
 
 HUGE = 80.0  # log m above which all else is small against m, which float32 will soon not hold
@@ -78,7 +79,7 @@ def _log_ratio(log_mean: Tensor, total_count: Tensor, value: Tensor) -> Tensor:
     return ratio + (log_mean - capped)
 
 
-class _LogProb(torch.autograd.Function):
+class _LogProb(Function):
     """The saddle-point form, exact with its corrections: two deviances and what factorials exceed x log x - x by.
 
     What depends on x or r alone is computed in its shape.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyrovae.distributions.function import Function
 from pyrovae.distributions.stirling import log_and_excess, log_and_excess_of_counts
 
 
@@ -63,7 +64,7 @@ class Poisson(dist.TorchDistribution):
             return torch.poisson(self.mean.expand(self._extended_shape(torch.Size(sample_shape))))
 
 
-class _LogProb(torch.autograd.Function):
+class _LogProb(Function):
     """The log-probability, with the gradient x - exp(l); what depends on x alone is computed in its shape."""
 
     generate_vmap_rule = True

@@ -346,7 +346,7 @@ def test_switches_are_left_as_they_were(outcome: str, enabled: bool) -> None:  #
 
 
 def test_the_first_batch_is_checked_before_anything_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorded, "record", lambda *_, **__: pytest.fail("recorded unchecked data"))
+    monkeypatch.setattr(RecordedStep, "record", lambda *_, **__: pytest.fail("recorded unchecked data"))
     vae = make_vae()
     grey = from_arrays(torch.rand(40, 1, 8, 8), validation=4, test=4)
     with pytest.raises(ValueError, match="binarize them"):

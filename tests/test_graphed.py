@@ -17,6 +17,7 @@ from torch import Tensor
 import pyrovae
 from pyrovae import Training, fit
 from pyrovae.objectives import ELBO
+from pyrovae.recording import NotRecordableError, Recording
 from pyrovae.training import capture
 from pyrovae.training.capture import CapturedStep
 from pyrovae.training.graphed import GraphedStep
@@ -39,9 +40,9 @@ class StandIn:
         objective.held_weight = None
 
 
-@pytest.fixture
-def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let steps on the CPU be captured in stand-ins."""
+@pytest.fixture(params=[False, True], ids=["as it is", "recorded"])
+def _stand_in(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Let steps on the CPU be captured in stand-ins, as they are or recorded beforehand, but not compiled."""
     steps: list[Any] = []
 
     @contextlib.contextmanager
@@ -58,13 +59,14 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
     class OnCPU(GraphedStep):
         def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, **options)
+            super().__init__(*args, compiled=request.param, **options)
             steps.append(self)
 
     def without_capturable(step: GraphedStep, device: torch.device) -> bool:
         step._rates = [torch.zeros(()) for _ in step.optimizer.param_groups]
         return True
 
+    monkeypatch.setattr(Recording, "compile", lambda self, inputs: None)
     monkeypatch.setattr(GraphedStep, "give_up", lambda self, reason: pytest.fail(reason))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", StandIn)
     monkeypatch.setattr(torch.cuda, "graph", captured)
@@ -152,6 +154,23 @@ def test_a_graph_is_captured_once_and_again_where_it_must(monkeypatch: pytest.Mo
     assert len(captures) == 2
     step(x)
     assert len(captures) == 2
+
+
+@pytest.mark.usefixtures("_stand_in")
+@pytest.mark.parametrize("_stand_in", [True], indirect=True, ids=["recorded"])
+@pytest.mark.parametrize("where", ["record", "take_from"])
+def test_what_cannot_be_compiled_is_captured_as_it_is(
+    where: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> None:
+        raise NotRecordableError("it cannot be") if where == "record" else RuntimeError("no kernel image")
+
+    monkeypatch.setattr(GraphedStep, where, fail)
+    found = steps("VAE", capture)
+    expected = steps("VAE", lambda *args, **options: eager(*args, **options))
+    assert caplog.text.count("the kernels of the captured step are not compiled") == 1
+    for a, b in zip(found, expected, strict=True):
+        assert distance(a, b) < 1e-7
 
 
 # on a device

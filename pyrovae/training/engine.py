@@ -31,8 +31,8 @@ def make_step(
         leaves: tensors of the pair.
         optimizer: of those that are trained.
         clip_norm: largest norm of the gradient of the loss per datum, or None.
-        engine: "captured" for one CUDA graph, on the CPU for a graph of operations that Inductor compiles where there
-            is a C++ compiler; "eager"; or "auto" for what pays in so many steps.
+        engine: "captured" for one CUDA graph, on the CPU for a graph of operations, both of what Inductor compiles
+            where there is a compiler; "eager"; or "auto" for what pays in so many steps.
         num_steps: that are ahead.
 
     """
@@ -42,7 +42,8 @@ def make_step(
     if kind == "cuda":
         if engine == "auto" and num_steps < GRAPHED_FROM:
             return EagerStep(loss, leaves, optimizer, clip_norm=clip_norm)
-        return GraphedStep(loss, leaves, optimizer, clip_norm=clip_norm)
+        compiled = engine == "captured" or num_steps >= COMPILED_FROM
+        return GraphedStep(loss, leaves, optimizer, clip_norm=clip_norm, compiled=compiled)
     if engine == "auto" and num_steps < RECORDED_FROM:
         return EagerStep(loss, leaves, optimizer, clip_norm=clip_norm)
     compiled = engine == "captured" or num_steps >= COMPILED_FROM

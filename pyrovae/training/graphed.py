@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyrovae.processes import Share
+from pyrovae.recording import NotRecordableError, Recording
 from pyrovae.recording.graph import first_line
 from pyrovae.sandbox import forked_random, validation
 from pyrovae.training.step import CapturableStep
+
+logger = logging.getLogger("pyrovae")
 
 WARM_UPS = 3  # runs on a side stream before the capture, as torch's notes on CUDA graphs ask for
 
@@ -23,10 +27,18 @@ class GraphedStep(CapturableStep):
     numbers are those of the device's default stream, as an eager step draws them. Inputs of another shape than the
     first, such as a last minibatch that is short, are run eagerly. An optimizer that cannot be captured runs after the
     graph.
+
+    Args:
+        args: those of `Step`.
+        compiled: whether Inductor makes few kernels of loss and gradients; where it cannot, one line says so.
+        options: those of `Step`.
+
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    def __init__(self, *args: Any, compiled: bool = False, **options: Any) -> None:
         super().__init__(*args, **options)
+        self.compiled = compiled
+        self._recording: Recording | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: tuple[Tensor, ...] = ()
         self._share: Share | None = None
@@ -56,13 +68,37 @@ class GraphedStep(CapturableStep):
         if self.leaves.displaced():
             self.leaves.refresh(self.optimizer)
         if self.changed() or self._graph is None:
-            try:
-                self._capture(inputs)
-            except Exception as error:  # programs of the user's, and CUDA, may raise anything
-                self._graph = None
-                self.give_up(first_line(error))
+            self._capture_if_possible(inputs)
         same = all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(self._inputs, inputs, strict=True))
         return self._graph if same and self.loss.share == self._share else None
+
+    def _capture_if_possible(self, inputs: tuple[Tensor, ...]) -> None:
+        """Capture the step, with its kernels as they are where they cannot be captured compiled."""
+        try:
+            self._capture(inputs)
+        except Exception as error:  # programs of the user's, Inductor and CUDA may raise anything
+            self._graph = None
+            if not self.compiled:
+                self.give_up(first_line(error))
+                return
+            self._not_compiled(first_line(error))
+            self._capture_if_possible(inputs)
+
+    def _not_compiled(self, reason: str) -> None:
+        self.compiled = False
+        logger.warning("the kernels of the captured step are not compiled: %s", reason)
+
+    def _compiled(self) -> Recording | None:
+        """Return loss and gradients compiled, if they are to be and can be."""
+        if not self.compiled:
+            return None
+        try:
+            recording = self.record(self._inputs, self._weight)
+            recording.compile(self._inputs)
+        except NotRecordableError as error:
+            self._not_compiled(str(error))
+            return None
+        return recording
 
     def _capture(self, inputs: tuple[Tensor, ...]) -> None:
         """Capture the step, with all values afterwards as before."""
@@ -72,6 +108,7 @@ class GraphedStep(CapturableStep):
         self._weight = torch.ones((), device=device, dtype=self.leaves.trained[0].dtype)
         self._updates = self._make_capturable(device)
         self._set_numbers()
+        self._recording = self._compiled()
         kept = [(tensor, tensor.detach().clone()) for tensor in self.leaves.all]
         states = [
             (state, name, value.clone())
@@ -100,8 +137,11 @@ class GraphedStep(CapturableStep):
 
     def _body(self) -> Tensor:
         """Run what is captured."""
-        loss, shown = self.loss(*self._inputs)
-        shown = self.take(shown, torch.autograd.grad(loss, self.leaves.trained, allow_unused=True))
+        if self._recording is None:
+            loss, shown = self.loss(*self._inputs)
+            shown = self.take(shown, torch.autograd.grad(loss, self.leaves.trained, allow_unused=True))
+        else:
+            shown = self.take_from(self._recording, self._inputs)
         if self._updates:
             self.optimizer.step()
         return shown

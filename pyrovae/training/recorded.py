@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrovae.recording import NotRecordableError, Recording, has_compiler, layout_of, record
+from pyrovae.recording import NotRecordableError, Recording, has_compiler, layout_of
 from pyrovae.training.step import CapturableStep
 
 logger = logging.getLogger("pyrovae")
@@ -41,7 +41,6 @@ class RecordedStep(CapturableStep):
         self.weight = torch.ones(())
         self._recordings: dict[Key, Recording] = {}
         self._seen: dict[Key, int] = {}
-        self._gradients: list[bool] = []
 
     def run(self, *inputs: Tensor) -> Tensor:
         """Move the parameters."""
@@ -50,9 +49,7 @@ class RecordedStep(CapturableStep):
             return super().run(*inputs)
         self.set_weight(self.weight)
         self.drop()
-        shown, *gradients = recording(*inputs)
-        found = iter(gradients)
-        shown = self.take(shown, [next(found) if has else None for has in self._gradients])
+        shown = self.take_from(recording, inputs)
         self.optimizer.step()
         return shown
 
@@ -75,21 +72,12 @@ class RecordedStep(CapturableStep):
         return self._recordings[key]
 
     def _record(self, inputs: tuple[Tensor, ...]) -> Recording:
-        """Record loss and gradients for inputs like these."""
-        trained = self.leaves.trained
-
-        def loss_and_gradients(*inputs: Tensor) -> list[Tensor]:
-            loss, shown = self.loss(*inputs)
-            gradients = torch.autograd.grad(loss, trained, allow_unused=True)
-            self._gradients = [gradient is not None for gradient in gradients]
-            return [shown, *(gradient for gradient in gradients if gradient is not None)]
-
-        device = trained[0].device
-        self.weight = self.weight.to(device, trained[0].dtype)
+        """Record loss and gradients for inputs like these, and compile them."""
+        first = self.leaves.trained[0]
+        self.weight = self.weight.to(first.device, first.dtype)
         self.set_weight(self.weight)
-        with self.weight_held(self.weight):
-            recording = record(loss_and_gradients, inputs, leaves=[*self.leaves.all, self.weight])
-        if self.compiled and device.type == "cpu":
+        recording = self.record(inputs, self.weight)
+        if self.compiled and first.device.type == "cpu":
             try:
                 if not has_compiler():
                     raise NotRecordableError("no C++ compiler is found")

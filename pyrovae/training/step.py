@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyrovae.objectives import Objective
 from pyrovae.processes import group
+from pyrovae.recording import Recording, record
 from pyrovae.training.adam import Adam
 from pyrovae.training.leaves import Leaves
 from pyrovae.training.loss import StepLoss
@@ -150,12 +151,41 @@ class CapturableStep(EagerStep):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.failed = False
+        self._has_gradient: list[bool] = []
         self._state: tuple[object, ...] = ()
 
     def changed(self) -> bool:
         """Tell, once, whether tensors were replaced, modes switched, or options changed that a capture holds fixed."""
         before, self._state = self._state, (self.leaves.version, getattr(self.loss.objective, "fixed", None))
         return before != self._state
+
+    def record(self, inputs: Sequence[Tensor], weight: Tensor) -> Recording:
+        """Record loss and gradients for inputs like these.
+
+        Args:
+            inputs: of the loss.
+            weight: a tensor that stands for the weight of the KL.
+
+        Raises:
+            NotRecordableError: with the reason, if that is impossible.
+
+        """
+        trained = self.leaves.trained
+
+        def loss_and_gradients(*inputs: Tensor) -> list[Tensor]:
+            loss, shown = self.loss(*inputs)
+            gradients = torch.autograd.grad(loss, trained, allow_unused=True)
+            self._has_gradient = [gradient is not None for gradient in gradients]
+            return [shown, *(gradient for gradient in gradients if gradient is not None)]
+
+        with self.weight_held(weight):
+            return record(loss_and_gradients, inputs, leaves=[*self.leaves.all, weight])
+
+    def take_from(self, recording: Recording, inputs: Sequence[Tensor]) -> Tensor:
+        """Hand the gradients of a replay to the parameters, and return what is shown."""
+        shown, *gradients = recording(*inputs)
+        found = iter(gradients)
+        return self.take(shown, [next(found) if has else None for has in self._has_gradient])
 
     def give_up(self, reason: str) -> None:
         """Run eagerly from now on, and say why in one line."""

@@ -66,9 +66,9 @@ def evaluate(
             them and of what travels with them along the plate.
         ks: numbers of particles K, each dividing the next.
         checks: what is found out beside the bounds, such as AIS, and on how many data; nothing if None.
-        batch_size: data whose particles are drawn together; chosen by the largest K if None.
-        chunk_size: rows, a datum with K particles counting K, that the model scores at once; chosen by the size of a
-            datum if None.
+        batch_size: data whose particles are drawn together; chosen by the largest K and the kind of device if None.
+        chunk_size: rows, a datum with K particles counting K, that the model scores at once; if None chosen by the size
+            of a datum and the kind of device, and fewer where a device's memory ends.
         seed: of the draws.
         device: to compute on, to which the modules are moved; where they are if None.
         engine: "captured" compiles the scoring of particles once, on a CPU with a C++ compiler; "eager" runs the model

@@ -32,8 +32,8 @@ class Training:
             epoch; if None training goes on to the end and keeps the last weights.
         seed: of shuffling, binarization and the guide's draws.
         device: "auto" (CUDA if there is one, else the CPU), "cpu", "cuda", "cuda:1", "mps".
-        engine: "captured" records a step once and replays it, as a CUDA graph, on the CPU as a graph that Inductor
-            compiles where a C++ compiler is found; "eager" runs the programs anew in each step, to the same numbers but
+        engine: "captured" records a step once, compiles it by Inductor where there is a compiler and replays it, on a
+            GPU as one CUDA graph; "eager" runs the programs anew in each step, to the same numbers but
             for rounding; "auto" decides by the number of steps.
 
     Raises:

@@ -14,7 +14,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from conftest import linear_gaussian, make_vae, pair_of
-from torch import Tensor
+from pyro import poutine
+from torch import Tensor, nn
 
 import pyrovae
 from pyrovae import likelihoods, memory
@@ -200,10 +201,10 @@ def test_cuda_gives_the_numbers_of_the_cpu(digits: Data) -> None:
     assert {value.device.type for value in there.per_datum.values()} == {"cpu"}
 
 
-def test_sizes_of_an_accelerator_give_the_numbers_of_the_cpu(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sizes_of_cuda_give_the_numbers_of_the_cpu(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     vae = make_vae()
     here = evaluate(vae.model, vae.guide, digits, ks=(1, 2000), shown=False)
-    monkeypatch.setattr(sizes, "ON_CPU", sizes.ON_ACCELERATOR)
+    monkeypatch.setattr(sizes, "ON_CPU", sizes.ON_CUDA)
     there = evaluate(vae.model, vae.guide, digits, ks=(1, 2000), shown=False)
     assert there.settings["batch_size"] > here.settings["batch_size"]
     for a, b in zip(here.estimates, there.estimates, strict=True):
@@ -228,9 +229,35 @@ def test_fewer_rows_are_scored_at_once_where_memory_ends(digits: Data, monkeypat
         assert torch.allclose(found.per_datum[name], value, rtol=1e-10), name
     with pytest.raises(torch.OutOfMemoryError):
         evaluate(vae.model, vae.guide, x, ks=(1000,), chunk_size=2000, shown=False)
+    seen.clear()
     most = 10  # not even the fewest rows fit
     with pytest.raises(torch.OutOfMemoryError):
         evaluate(vae.model, vae.guide, x, ks=(1000,), shown=False)
+    large = [size for size in seen if size > most]
+    assert large == sorted(set(large), reverse=True), "nothing is tried twice"
+
+
+def test_programs_that_read_the_parameters_of_their_modules_see_them_in_every_run() -> None:
+    """Modules are registered once while particles are scored, but not inside handlers of a program's own."""
+    decoder, x = nn.Linear(2, 4), torch.randn(5, 4)
+
+    def model(x: Tensor) -> None:
+        with poutine.trace(param_only=True) as found:
+            pyro.module("decoder", decoder)
+        values = [site["value"] for site in found.trace.nodes.values() if site["type"] == "param"]
+        weight, bias = values
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ weight.T + bias, 1.0).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.1 * x[..., :2], 1.0).to_event(1))
+
+    registers = pyro.module
+    found = evaluate(model, guide, x, ks=(1, 20), modules=[decoder], shown=False)
+    assert found.elbo.value < 0
+    assert pyro.module is registers
 
 
 def test_the_measure_is_read_off_the_program_and_covariates_are_said() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import os
 import signal
+import time
 from typing import Any
 
 import numpy
@@ -14,7 +16,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyrovae.recording import NotRecordableError, decompositions, has_compiler, inductor, is_recording, record
+from pyrovae import likelihoods
+from pyrovae.recording import NotRecordableError, has_compiler, is_recording, record, rewrites
 from pyrovae.recording import graph as recording_graph
 
 compiler = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler is found")
@@ -139,42 +142,57 @@ def test_a_compiler_that_goes_wrong_is_not_used(wrong: Any, monkeypatch: pytest.
 
 def test_exponentials_of_ours() -> None:
     x = torch.linspace(-86.9, 88.722, 400_001, dtype=torch.float32)
-    relative = decompositions.exp(x).double() / x.double().exp() - 1
+    relative = rewrites.exp(x).double() / x.double().exp() - 1
     assert relative.abs().max() <= 2e-7
     ends = torch.tensor([0.0, 88.7228, 88.73, math.inf, -87.4, -100.0, -math.inf, math.nan]).float()
-    found = decompositions.exp(ends.repeat(decompositions.SMALLEST))[: len(ends)]
+    found = rewrites.exp(ends)
     assert found[:7].tolist() == [1.0, pytest.approx(3.4028e38, rel=1e-4), math.inf, math.inf, 0.0, 0.0, 0.0]
     assert found[7].isnan()
-    sigmoid = decompositions.sigmoid(torch.cat([x, ends]))
-    assert torch.allclose(sigmoid[:-1], torch.cat([x, ends])[:-1].sigmoid(), rtol=4e-7, atol=2e-38)
-    assert decompositions.tanh(torch.zeros(decompositions.SMALLEST).float()).unique().tolist() == [0.0]
+    values = torch.cat([x, ends[:7]])
+    assert torch.allclose(rewrites.sigmoid(values), values.sigmoid(), rtol=4e-7, atol=2e-38)
+    assert (rewrites.tanh(values).double() - values.double().tanh()).abs().max() <= 2e-7
+    assert rewrites.tanh(ends[:1]).item() == 0.0
+
+
+def rewritten(function: Any, *inputs: Tensor) -> list[Any]:
+    """Return what is called, in order, where a recording is compiled."""
+    graph = copy.deepcopy(record(function, list(inputs), leaves=[]).graph.graph)
+    rewrites.rewrite_for_cpu(graph)
+    return [node.target for node in graph.nodes if node.op == "call_function"]
+
+
+def test_what_is_rewritten() -> None:
+    x, weight, bias = torch.randn(200, 300).float(), torch.randn(300, 300).float(), torch.randn(300).float()
+    assert rewritten(lambda x: [x.exp().exp()], x) == [rewrites.exp, torch.ops.aten.exp.default]
+    assert rewritten(lambda x: [x.tanh().tanh()], x) == [rewrites.tanh, rewrites.plain_tanh]
+    assert rewritten(lambda x, w, b: [torch.addmm(b, x.exp(), w).exp()], x, weight, bias) == [
+        rewrites.exp,
+        rewrites.addmm,
+        rewrites.exp,
+    ]
+    assert rewrites.sigmoid_ in rewritten(lambda x: [x.clone().sigmoid_()], x)
+    assert rewritten(lambda x: [x.exp()], bias) == [torch.ops.aten.exp.default], "few elements are left alone"
+    assert rewritten(lambda x: [x.exp(), x.tanh()], x.double()) == [torch.ops.aten.exp.default, rewrites.plain_tanh]
+    half = [torch.ops.aten.exp.default, torch.ops.aten.tanh.default]
+    assert rewritten(lambda x: [x.exp(), x.tanh()], x.bfloat16()) == half
 
 
 @compiler
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.float64, 1e-13)])
-def test_what_is_decomposed_keeps_its_values(dtype: torch.dtype, bound: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    used = []
-
-    def noted(name: str, function: Any) -> Any:
-        def run(*args: Any, **options: Any) -> Any:
-            result = function(*args, **options)
-            used.append((name, result is not NotImplemented))
-            return result
-
-        return run
-
-    table = {op: noted(function.__name__, function) for op, function in decompositions.DECOMPOSITIONS.items()}
-    monkeypatch.setattr(inductor, "DECOMPOSITIONS", table)
+def test_what_is_rewritten_keeps_its_values(dtype: torch.dtype, bound: float) -> None:
     inputs = [value.to(dtype) for value in (3 * torch.randn(200, 300), 0.05 * torch.randn(300, 100), torch.randn(100))]
 
     def function(x: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
         return [
             torch.addmm(bias, x, weight),
             torch.addmm(bias, x, weight, beta=0.5, alpha=2),
+            torch.addmm(bias, x, weight).tanh().sigmoid(),
             x.exp(),
             bias.exp(),
             x.clone().sigmoid_(),
+            x.clone().exp_(),
             x.tanh(),
+            x.clone().tanh_().exp(),
         ]
 
     recording = record(function, inputs, leaves=[])
@@ -182,9 +200,26 @@ def test_what_is_decomposed_keeps_its_values(dtype: torch.dtype, bound: float, m
     for found, expected in zip(recording(*inputs), function(*[each.double() for each in inputs]), strict=True):
         assert found.dtype == dtype
         assert torch.allclose(found.double(), expected, rtol=bound, atol=20 * bound)
-    taken = {name for name, was in used if was}
-    assert taken == ({"addmm", "exp", "sigmoid", "tanh"} if dtype == torch.float32 else {"addmm", "tanh"})
-    assert ("exp", False) in used, "few elements are left alone"
+
+
+@compiler
+@pytest.mark.parametrize("part", [likelihoods.DiscretizedLogistic, likelihoods.ContinuousBernoulli])
+def test_chains_of_exponentials_are_compiled_soon(part: Any) -> None:
+    likelihood = part((16, 16)).float()
+    params = torch.randn(80, *likelihood.param_shape).float()
+    x = torch.full((80, 16, 16), 0.5 if part is likelihoods.ContinuousBernoulli else 3.0).float()
+
+    def function(params: Tensor, x: Tensor) -> list[Tensor]:
+        params = params.detach().requires_grad_()
+        log_prob = likelihood(params).log_prob(x)
+        return [log_prob.detach(), *torch.autograd.grad(log_prob.sum(), params)]
+
+    recording = record(function, [params, x], leaves=list(likelihood.parameters()))
+    started = time.process_time()
+    recording.compile([params, x])
+    assert time.process_time() - started < 120, "it takes some ten seconds"
+    for found, expected in zip(recording(params, x), function(params, x), strict=True):
+        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @compiler

@@ -41,7 +41,7 @@ class BinaryBernoulli(dist.Bernoulli):
 
         Eight factors at a time. Where eight of them underflow, and where x are not zeros and ones, it is
         ``sum_i (x_i l_i - max(l_i, 0)) + log prod_i sigmoid(|l_i|)``, whose factors are at least 1/2. The error is that
-        of float32 in each element; the sums are in float64.
+        of float32 in each element; sums of many are in float64.
 
         Args:
             value: x, zeros and ones, of a shape that broadcasts against the batch shape.

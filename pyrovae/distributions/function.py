@@ -16,4 +16,5 @@ class Function(torch.autograd.Function):
     def __init_subclass__(cls, **options: Any) -> None:
         """Note the signature where `inspect.signature` looks first."""
         super().__init_subclass__(**options)
-        cls.forward.__signature__ = inspect.signature(cls.forward)  # type: ignore[attr-defined]
+        if "forward" in vars(cls):
+            cls.forward.__signature__ = inspect.signature(cls.forward)  # type: ignore[attr-defined]

@@ -35,6 +35,8 @@ from pyrovae.training.state import snapshot
 from pyrovae.vae import require_form
 from pyrovae.whole import require_whole
 
+MOST_DATA = 256  # of one batch
+
 
 def evaluate(
     model: Program,
@@ -68,7 +70,7 @@ def evaluate(
         checks: what is found out beside the bounds, such as AIS, and on how many data; nothing if None.
         batch_size: data whose particles are drawn together; chosen by the largest K and the kind of device if None.
         chunk_size: rows, a datum with K particles counting K, that the model scores at once; if None chosen by the size
-            of a datum and the kind of device, and fewer where a device's memory ends.
+            of a datum and the kind of device, and on CUDA fewer where the memory ends.
         seed: of the draws.
         device: to compute on, to which the modules are moved; where they are if None.
         engine: "captured" compiles the scoring of particles once, on a CPU with a C++ compiler; "eager" runs the model
@@ -104,8 +106,7 @@ def evaluate(
     where = _device(found, rows) if device is None else choose_device(device)
     for module in found if device is not None else ():
         module.to(where)
-    sizes = sizes_on(where)
-    batch_size = batch_size or max(1, min(sizes.data, sizes.particles // max(ks)))
+    batch_size = batch_size or max(1, min(MOST_DATA, sizes_on(where).particles // max(ks)))
     memory.require(
         8.0 * 8 * max(ks) * min(batch_size, len(rows)),
         what=f"the log-weights of {min(batch_size, len(rows))} data with K = {max(ks)}",

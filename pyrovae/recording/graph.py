@@ -77,7 +77,12 @@ class Recording:
         if split is None:
             raise NotRecordableError("it draws random numbers whose distribution depends on data")
         noise, graph = split[0], copy.deepcopy(split[1])
-        with torch.no_grad(), forked_random(0), values_kept(self.leaves), interrupts_wait():
+        with (
+            torch.no_grad(),
+            forked_random(0, _device((*inputs, *self.leaves))),
+            values_kept(self.leaves),
+            interrupts_wait(),
+        ):
             drawn = () if noise is None else noise()
             given = [*drawn, *self.leaves, *inputs]
             expected = graph(*[each.clone() for each in given])
@@ -110,7 +115,7 @@ def record(function: Function, inputs: Sequence[Tensor], *, leaves: Sequence[Ten
 
     """
     inputs = [each.detach() for each in inputs]  # told apart where one tensor is given twice, or read by another name
-    device = next((tensor.device for tensor in (*inputs, *leaves)), torch.device("cpu"))
+    device = _device((*inputs, *leaves))
     graphs = []
     with values_kept(leaves), validation(enabled=False), _marked(), interrupts_wait():
         for given, values in ((inputs, nullcontext()), ([_flipped(each) for each in inputs], _moved(leaves))):
@@ -125,6 +130,10 @@ def record(function: Function, inputs: Sequence[Tensor], *, leaves: Sequence[Ten
         raise NotRecordableError("it does not do the same operations, with the same numbers, each time it is run")
     found = _lift_constants(second)
     return Recording(second, [*found, *leaves], len(inputs))
+
+
+def _device(tensors: Sequence[Tensor]) -> torch.device:
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
 @contextmanager

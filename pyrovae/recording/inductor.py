@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pyrovae.recording.decompositions import DECOMPOSITIONS
+from pyrovae.recording.rewrites import rewrite_for_cpu
 
-# patterns: one of them would undo a decomposition of ours. Contraction: a product and a sum in one instruction.
+# patterns: one of them would undo what is rewritten here. Contraction: a product and a sum in one instruction.
 # Thresholds: what a loop may compute at once before Inductor writes something in between to memory
 ON_CPU = {
     "pattern_matcher": False,
@@ -27,19 +27,16 @@ QUIET = ("torch.utils.cpp_extension", "torch._inductor")
 
 def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
     """Return a function that does what a graph of torch's operations does, compiled for inputs like these."""
-    from torch._inductor import compile_fx, decomposition
+    from torch import _inductor
 
     on_cpu = all(each.device.type == "cpu" for each in inputs)
-    for node in graph.graph.nodes:  # what the tracer noted of values is found anew
+    if on_cpu:
+        rewrite_for_cpu(graph.graph)
+        graph.recompile()
+    for node in graph.graph.nodes:  # what the tracer noted of values does not hold for what is rewritten
         node.meta = {}
     with _unchanged():
-        compiled: Any = compile_fx.compile_fx(
-            graph,
-            list(inputs),
-            config_patches=ON_CPU if on_cpu else None,
-            decompositions=decomposition.select_decomp_table() | (DECOMPOSITIONS if on_cpu else {}),
-        )
-    return compiled
+        return _inductor.compile(graph, list(inputs), options=ON_CPU if on_cpu else None)
 
 
 def has_compiler() -> bool:

@@ -159,18 +159,19 @@ def score(
         rows: ``(B,)``, rows of the data.
         z: for each latent site ``(K, B, ...)``.
         chunk_size: rows that the model scores at once, a datum with K particles counting K; by default what suits the
-            device, and half as many where that does not fit into its memory, until it does.
+            device, and half as many where that does not fit into its memory, down to one particle of all rows.
         with_kl: whether closed-form KL terms of the sites after the first are found too.
         recorded: what records runs of the model, if it is to; all arguments are tensors then.
 
     """
     later = [name for name in list(pair.latents)[1:] if with_kl and pair.kl[name] == CLOSED_FORM]
     size = chunk_size or rows_at_once(pair, rows.device)
+    fewest = max(FEWEST_ROWS, len(rows)) if pair.broadcasts else FEWEST_ROWS
     while True:
         try:
             return _in_pieces(pair, args, rows, z, size=size, later=later, recorded=recorded)
         except torch.OutOfMemoryError:
-            if chunk_size is not None or size <= FEWEST_ROWS:
+            if chunk_size is not None or size <= fewest:
                 raise
             size //= 2
 

@@ -1,7 +1,7 @@
 """How much is computed at once on each kind of device.
 
-A processor is fast with what stays in its caches. An accelerator is fast with much: each operation that is asked for
-costs as long as some millions of elements take there.
+A processor is fast with what stays in its caches. CUDA is fast with much: each operation that is asked for costs as
+long as some millions of elements take there.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ class Sizes:
         scored: elements of x that the model scores; no number but for rounding depends on it.
         moved: the same with gradients, where chains are moved.
         rows: that a program is run on, at most.
-        drawn: elements of z that the guide draws. Draws depend on it, and on the two that follow.
+        drawn: elements of z that the guide draws. Draws depend on it, and on the next.
         particles: of one batch, whose log-weights are kept.
-        data: of one batch, at most.
 
     """
 
@@ -34,16 +33,15 @@ class Sizes:
     rows: int
     drawn: int
     particles: int
-    data: int
 
 
-ON_CPU = Sizes(scored=2**21, moved=2**20, rows=2**12, drawn=2**20, particles=2**17, data=2**8)
-ON_ACCELERATOR = Sizes(scored=2**26, moved=2**24, rows=2**17, drawn=2**24, particles=2**21, data=2**12)
+ON_CPU = Sizes(scored=2**21, moved=2**20, rows=2**12, drawn=2**20, particles=2**17)
+ON_CUDA = Sizes(scored=2**26, moved=2**24, rows=2**17, drawn=2**24, particles=2**21)
 
 
 def sizes_on(device: torch.device) -> Sizes:
     """Return how much is computed at once on a device."""
-    return ON_CPU if device.type == "cpu" else ON_ACCELERATOR
+    return ON_CUDA if device.type == "cuda" else ON_CPU
 
 
 def rows_at_once(pair: Pair, device: torch.device, *, gradients: bool = False) -> int:

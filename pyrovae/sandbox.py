@@ -115,8 +115,8 @@ def registered_once(known: set[tuple[str, int]]) -> Iterator[None]:
 
     def module(name: str, nn_module: nn.Module, update_module_params: bool = False) -> nn.Module:  # noqa: FBT001, FBT002
         key = (name, id(nn_module))
-        read = any(isinstance(each, LiftMessenger) or getattr(each, "param_only", False) for each in _PYRO_STACK)
-        if key in known and not update_module_params and not read:
+        watched = any(isinstance(each, LiftMessenger) or getattr(each, "param_only", False) for each in _PYRO_STACK)
+        if key in known and not update_module_params and not watched:
             return nn_module
         registered = register(name, nn_module, update_module_params)
         known.add(key)

@@ -77,7 +77,16 @@ def ais(
     """
     settings = AnnealingSettings(num_chains, num_temperatures, num_leapfrog, from_prior, seed)
     per_datum = in_batches(
-        anneal, "annealing", model, guide, (x, *covariates), len(x), settings, batch_size, modules, shown=shown
+        anneal,
+        "annealing",
+        model,
+        guide,
+        (x, *covariates),
+        num_data=len(x),
+        settings=settings,
+        batch_size=batch_size,
+        modules=modules,
+        shown=shown,
     )
     lost, ess = per_datum.pop(LOST), per_datum["ESS"]
     variances = per_datum.pop(VARIANCE + "AIS")
@@ -127,11 +136,11 @@ def in_batches(
     model: Program,
     guide: Program,
     args: tuple[Any, ...],
+    *,
     num_data: int,
     settings: AnnealingSettings,
     batch_size: int | None,
     modules: Iterable[nn.Module],
-    *,
     shown: bool,
 ) -> dict[str, Tensor]:
     """Return what `anneal`, or another function with its arguments, gives for so many data: ``(N,)`` by name."""

@@ -83,7 +83,16 @@ def bdmc(
     require_tensor(x)
     total = len(x) if num_data is None else num_data
     found = in_batches(
-        enclose, "enclosing", model, guide, (x, *covariates), total, settings, batch_size, modules, shown=shown
+        enclose,
+        "enclosing",
+        model,
+        guide,
+        (x, *covariates),
+        num_data=total,
+        settings=settings,
+        batch_size=batch_size,
+        modules=modules,
+        shown=shown,
     )
     return _sandwich(found, settings)
 

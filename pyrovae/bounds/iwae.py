@@ -65,7 +65,12 @@ def effective_sample_size(log_weights: Tensor) -> Tensor:
         ``(...)``, float64.
 
     """
-    return 1 / (wide(log_weights).softmax(0) ** 2).sum(0)
+    return effective_number(wide(log_weights).softmax(0))
+
+
+def effective_number(shares: Tensor) -> Tensor:
+    """Return the effective sample size of weights over their sum, ``(K, ...)``."""
+    return 1 / shares.square().sum(0)
 
 
 def monte_carlo_variances(log_weights: Tensor, k: int) -> Tensor:

@@ -15,7 +15,7 @@ from pyrovae.kl import CLOSED_FORM, closed_form_kl, kl_by_dimension
 from pyrovae.pair import Pair, run
 from pyrovae.scoring.layout import from_pyro, log_prob, per_datum, wide
 from pyrovae.scoring.pieces import pieces
-from pyrovae.scoring.sizes import FEWEST_ROWS, sizes_on
+from pyrovae.scoring.sizes import rows_at_once
 
 RUNS = 16  # draws of the latent variables for a KL that is no closed form, or not the same for each
 
@@ -52,8 +52,7 @@ def unit_kl(pair: Pair, args: tuple[Any, ...], rows: Tensor, *, sizes: Mapping[s
     runs = 1 if exact else RUNS
     parts: dict[str, list[Tensor]] = {name: [] for name in pair.latents}
     joint: dict[str, None] = {}
-    limit = max(FEWEST_ROWS, sizes_on(rows.device).scored // max(1, pair.num_elements))
-    for piece in pieces(pair, rows, runs, size=limit):
+    for piece in pieces(pair, rows, runs, size=rows_at_once(pair, rows.device)):
         model, guide = pair.bind(args, piece.rows)
         traces = run(piece.plated(pair, model), piece.plated(pair, guide))
         for name, size in sizes.items():

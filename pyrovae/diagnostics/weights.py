@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from pyrovae.bounds.iwae import effective_number
 from pyrovae.diagnostics.ladder import judge, read_ladder
 from pyrovae.diagnostics.psis import FEWEST, khat_threshold, pareto_khat
 from pyrovae.results import Estimate, Weights
@@ -32,7 +33,7 @@ def weight_diagnostics(log_weights: Tensor) -> dict[str, Tensor]:
     shares, total = _shares(log_weights), len(log_weights)
     values = (
         pareto_khat(log_weights),
-        1 / shares.square().sum(0),
+        effective_number(shares),
         shares.amax(0),
         _relative_variance(shares) / (2 * total),
         _jackknife(wide(log_weights), shares),

@@ -39,14 +39,13 @@ def make_step(
     kind = leaves.trained[0].device.type
     if engine == "eager" or kind not in ("cpu", "cuda"):
         return EagerStep(loss, leaves, optimizer, clip_norm=clip_norm)
+    compiled = engine == "captured" or num_steps >= COMPILED_FROM
     if kind == "cuda":
         if engine == "auto" and num_steps < GRAPHED_FROM:
             return EagerStep(loss, leaves, optimizer, clip_norm=clip_norm)
-        compiled = engine == "captured" or num_steps >= COMPILED_FROM
         return GraphedStep(loss, leaves, optimizer, clip_norm=clip_norm, compiled=compiled)
     if engine == "auto" and num_steps < RECORDED_FROM:
         return EagerStep(loss, leaves, optimizer, clip_norm=clip_norm)
-    compiled = engine == "captured" or num_steps >= COMPILED_FROM
     if engine == "auto" and compiled and not has_compiler():
         compiled = False
     return RecordedStep(loss, leaves, optimizer, clip_norm=clip_norm, compiled=compiled)

@@ -78,27 +78,13 @@ class GraphedStep(CapturableStep):
             self._capture(inputs)
         except Exception as error:  # programs of the user's, Inductor and CUDA may raise anything
             self._graph = None
+            reason = str(error) if isinstance(error, NotRecordableError) else first_line(error)
             if not self.compiled:
-                self.give_up(first_line(error))
+                self.give_up(reason)
                 return
-            self._not_compiled(first_line(error))
+            self.compiled = False
+            logger.warning("the kernels of the captured step are not compiled: %s", reason)
             self._capture_if_possible(inputs)
-
-    def _not_compiled(self, reason: str) -> None:
-        self.compiled = False
-        logger.warning("the kernels of the captured step are not compiled: %s", reason)
-
-    def _compiled(self) -> Recording | None:
-        """Return loss and gradients compiled, if they are to be and can be."""
-        if not self.compiled:
-            return None
-        try:
-            recording = self.record(self._inputs, self._weight)
-            recording.compile(self._inputs)
-        except NotRecordableError as error:
-            self._not_compiled(str(error))
-            return None
-        return recording
 
     def _capture(self, inputs: tuple[Tensor, ...]) -> None:
         """Capture the step, with all values afterwards as before."""
@@ -108,7 +94,9 @@ class GraphedStep(CapturableStep):
         self._weight = torch.ones((), device=device, dtype=self.leaves.trained[0].dtype)
         self._updates = self._make_capturable(device)
         self._set_numbers()
-        self._recording = self._compiled()
+        self._recording = self.record(self._inputs, self._weight) if self.compiled else None
+        if self._recording is not None:
+            self._recording.compile(self._inputs)
         kept = [(tensor, tensor.detach().clone()) for tensor in self.leaves.all]
         states = [
             (state, name, value.clone())

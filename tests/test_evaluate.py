@@ -203,9 +203,9 @@ def test_cuda_gives_the_numbers_of_the_cpu(digits: Data) -> None:
 
 def test_sizes_of_cuda_give_the_numbers_of_the_cpu(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     vae = make_vae()
-    here = evaluate(vae.model, vae.guide, digits, ks=(1, 2000), shown=False)
+    here = evaluate(vae.model, vae.guide, digits, ks=(1, 5000), shown=False)
     monkeypatch.setattr(sizes, "ON_CPU", sizes.ON_CUDA)
-    there = evaluate(vae.model, vae.guide, digits, ks=(1, 2000), shown=False)
+    there = evaluate(vae.model, vae.guide, digits, ks=(1, 5000), shown=False)
     assert there.settings["batch_size"] > here.settings["batch_size"]
     for a, b in zip(here.estimates, there.estimates, strict=True):
         assert abs(a.value - b.value) < 4 * math.hypot(a.se_monte_carlo or 0.0, b.se_monte_carlo or 0.0) + 1e-9

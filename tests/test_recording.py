@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import itertools
 import math
 import os
@@ -150,8 +151,23 @@ def test_exponentials_of_ours() -> None:
     assert found[7].isnan()
     values = torch.cat([x, ends[:7]])
     assert torch.allclose(rewrites.sigmoid(values), values.sigmoid(), rtol=4e-7, atol=2e-38)
-    assert (rewrites.tanh(values).double() - values.double().tanh()).abs().max() <= 2e-7
-    assert rewrites.tanh(ends[:1]).item() == 0.0
+    below = torch.tensor([-87.2, -1.0, 0.0, -87.4, -100.0, -math.inf, math.nan]).float()
+    assert torch.equal(rewrites.exp_of_negative(below)[:6], rewrites.exp(below)[:6])
+    assert rewrites.exp_of_negative(below)[6].isnan()
+
+
+@compiler
+def test_tanh_of_ours() -> None:
+    small, large = torch.logspace(-30, 0.6, 200_000), torch.tensor([3.9, 9.1]).float().view(torch.int32)
+    x = torch.cat([small.float(), torch.arange(*large, dtype=torch.int32).view(torch.float32)])  # all above 3.9
+    compiled = record(lambda x: [x.tanh()], [x], leaves=[])
+    compiled.compile([x])
+    for found in (rewrites.tanh(x), compiled(x)[0], -compiled(-x)[0]):
+        assert (found.double() / x.double().tanh() - 1).abs().max() <= 6e-7
+        assert found.max() <= 1.0
+    ends = torch.tensor([0.0, 20.0, math.inf, -math.inf, math.nan]).float()
+    assert rewrites.tanh(ends)[:4].tolist() == pytest.approx([0.0, 1.0, 1.0, -1.0], abs=6e-7)
+    assert rewrites.tanh(ends)[4].isnan()
 
 
 def rewritten(function: Any, *inputs: Tensor) -> list[Any]:
@@ -170,6 +186,7 @@ def test_what_is_rewritten() -> None:
         rewrites.addmm,
         rewrites.exp,
     ]
+    assert rewritten(lambda x: [(-x.abs()).exp()], x)[2] == rewrites.exp_of_negative
     assert rewrites.sigmoid_ in rewritten(lambda x: [x.clone().sigmoid_()], x)
     assert rewritten(lambda x: [x.exp()], bias) == [torch.ops.aten.exp.default], "few elements are left alone"
     assert rewritten(lambda x: [x.exp(), x.tanh()], x.double()) == [torch.ops.aten.exp.default, rewrites.plain_tanh]
@@ -220,6 +237,19 @@ def test_chains_of_exponentials_are_compiled_soon(part: Any) -> None:
     assert time.process_time() - started < 120, "it takes some ten seconds"
     for found, expected in zip(recording(params, x), function(params, x), strict=True):
         assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@compiler
+def test_what_was_compiled_before_is_found_again() -> None:
+    def compiled() -> None:
+        x = torch.ones(3, 5)
+        record(lambda x: [x.cos() + 0.123], [x], leaves=[]).compile([x])
+
+    compiled()
+    counters = importlib.import_module("torch._dynamo.utils").counters["inductor"]
+    before = counters["fxgraph_cache_hit"]
+    compiled()
+    assert counters["fxgraph_cache_hit"] == before + 1
 
 
 @compiler

@@ -28,6 +28,9 @@ QUIET = ("torch.utils.cpp_extension", "torch._inductor")
 def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
     """Return a function that does what a graph of torch's operations does, compiled for inputs like these."""
     from torch import _inductor
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     on_cpu = all(each.device.type == "cpu" for each in inputs)
     if on_cpu:
@@ -35,8 +38,10 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[.
         graph.recompile()
     for node in graph.graph.nodes:  # what the tracer noted of values does not hold for what is rewritten
         node.meta = {}
-    with _unchanged():
-        return _inductor.compile(graph, list(inputs), options=ON_CPU if on_cpu else None)
+    known = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)  # without it Inductor keeps nothing in its cache
+    given = [known.from_tensor(each, static_shapes=True) for each in inputs]
+    with _unchanged(), tracing(TracingContext(known)):
+        return _inductor.compile(graph, given, options=ON_CPU if on_cpu else None)
 
 
 def has_compiler() -> bool:

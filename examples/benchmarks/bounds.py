@@ -201,7 +201,7 @@ contenders: dict[str, Callable[[Tensor], Tensor]] = {
 if options.memory:  # in a process of its own, of which this is the peak
     imported = peak_mib()
     large = options.memory.startswith("K ="), options.memory.startswith("N =")
-    vae, data = build((1, 28, 28)), torch.rand(10_000 if large[1] else 52, 1, 28, 28).round()
+    vae, data = build((1, 28, 28)), torch.rand(10_000 if large[1] else 208, 1, 28, 28).round()  # 208: two batches
     if any(large):
         k = 50 if large[1] else 10_000 if options.smoke else 10**6
         pyrovae.evaluate(

@@ -288,8 +288,8 @@ for name, median in medians.items():
 if PythaeVAE is None:
     print("\nPythae is not installed: pip install pythae")
 print(
-    f"\nCompiled, {num_images} images: the first call of the process took {calls[0]:.1f} s, the compiler's work included, "
-    f"the second {calls[1]:.1f} s."
+    f"\nCompiled, {num_images} images: the first call of the process took {calls[0]:.1f} s, the compiler's work "
+    f"included, the second {calls[1]:.1f} s."
 )
 print("CUDA: not measured")
 for name, peak in extremes.items():

@@ -66,8 +66,8 @@ def blocks(
         recorded: what records runs of the model, if it is to; all arguments are tensors then.
 
     """
-    elements = max(1, len(rows) * sum(latent.num_elements for latent in pair.latents.values()))
-    size = max(1, sizes_on(rows.device).drawn // elements)
+    sizes, elements = sizes_on(rows.device), sum(latent.num_elements for latent in pair.latents.values())
+    size = max(1, min(sizes.drawn // max(1, elements), sizes.drawn_rows) // max(1, len(rows)))
     first = next(iter(pair.latents))
     checked = one_particle(pair, args, rows, checked=True)
     first_kl = {first: checked.kl[first]} if pair.kl[first] == CLOSED_FORM else {}  # the same for every particle

@@ -23,7 +23,8 @@ class Sizes:
         scored: elements of x that the model scores; no number but for rounding depends on it.
         moved: the same with gradients, where chains are moved.
         rows: that a program is run on, at most.
-        drawn: elements of z that the guide draws. Draws depend on it, and on the next.
+        drawn: elements of z that the guide draws. Draws depend on it, and on the next two.
+        drawn_rows: for which it draws them, at most: a flow holds its hidden layers for each.
         particles: of one batch, whose log-weights are kept.
 
     """
@@ -32,11 +33,12 @@ class Sizes:
     moved: int
     rows: int
     drawn: int
+    drawn_rows: int
     particles: int
 
 
-ON_CPU = Sizes(scored=2**21, moved=2**20, rows=2**12, drawn=2**22, particles=2**19)
-ON_CUDA = Sizes(scored=2**26, moved=2**24, rows=2**17, drawn=2**24, particles=2**21)
+ON_CPU = Sizes(scored=2**21, moved=2**20, rows=2**12, drawn=2**22, drawn_rows=2**17, particles=2**19)
+ON_CUDA = Sizes(scored=2**26, moved=2**24, rows=2**17, drawn=2**24, drawn_rows=2**21, particles=2**21)
 
 
 def sizes_on(device: torch.device) -> Sizes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ SECONDS_BETWEEN_LINES = 10.0
 class Advance(Protocol):
     """Reports how far the work is, with what to show beside the bar."""
 
-    def __call__(self, done: int, text: str = "") -> None:
+    def __call__(self, done: float, text: str = "") -> None:
         """Say that ``done`` of the total are done."""
 
 
@@ -35,8 +36,9 @@ def progress(title: str, total: int, *, shown: bool, unit: str) -> Iterator[Adva
     console = Console(stderr=True)
     started = time.monotonic()
 
-    def rate(done: int) -> str:
-        return f"{done / max(time.monotonic() - started, 1e-9):.0f} {unit}/s"
+    def rate(done: float) -> str:
+        found = done / max(time.monotonic() - started, 1e-9)
+        return f"{found:.0f} {unit}/s" if found >= 10 else f"{found:.2g} {unit}/s"
 
     if not shown:
         yield lambda done, text="": None
@@ -53,11 +55,11 @@ def progress(title: str, total: int, *, shown: bool, unit: str) -> Iterator[Adva
     else:
         last = started
 
-        def line(done: int, text: str = "") -> None:
+        def line(done: float, text: str = "") -> None:
             nonlocal last
             if time.monotonic() - last >= SECONDS_BETWEEN_LINES or (done >= total and last > started):
                 last = time.monotonic()
-                left = (last - started) * (total - done) / max(done, 1)
-                sys.stderr.write(f"{title}: {done} of {total}  {text}  {rate(done)}  {left:.0f} s left\n")
+                left = (last - started) * (total - done) / done if done else math.inf
+                sys.stderr.write(f"{title}: {done:.0f} of {total}  {text}  {rate(done)}  {left:.0f} s left\n")
 
         yield line

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import importlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -209,6 +211,20 @@ def test_sizes_of_cuda_give_the_numbers_of_the_cpu(digits: Data, monkeypatch: py
     assert there.settings["batch_size"] > here.settings["batch_size"]
     for a, b in zip(here.estimates, there.estimates, strict=True):
         assert abs(a.value - b.value) < 4 * math.hypot(a.se_monte_carlo or 0.0, b.se_monte_carlo or 0.0) + 1e-9
+
+
+def test_progress_is_told_within_a_batch(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[float] = []
+
+    @contextlib.contextmanager
+    def progress(title: str, total: int, **options: Any) -> Iterator[Callable[[float], None]]:
+        yield told.append
+
+    monkeypatch.setattr(importlib.import_module("pyrovae.evaluate.evaluation"), "progress", progress)
+    monkeypatch.setattr(sizes, "ON_CPU", dataclasses.replace(sizes.ON_CPU, drawn_rows=1000))
+    vae = make_vae()
+    evaluate(vae.model, vae.guide, digits, ks=(1, 40), batch_size=100)
+    assert told == pytest.approx([0, 25, 50, 75, 100, 100, 125, 150, 175, 200, 200, 225, 250, 275, 300, 300])
 
 
 def test_fewer_rows_are_scored_at_once_where_memory_ends(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,6 +187,13 @@ def test_what_is_rewritten() -> None:
         rewrites.exp,
     ]
     assert rewritten(lambda x: [(-x.abs()).exp()], x)[2] == rewrites.exp_of_negative
+
+    def written_to(x: Tensor) -> list[Tensor]:
+        negative = -x.abs()
+        negative.view(-1).add_(100)
+        return [negative.exp()]
+
+    assert rewritten(written_to, x)[-1] == rewrites.exp
     assert rewrites.sigmoid_ in rewritten(lambda x: [x.clone().sigmoid_()], x)
     assert rewritten(lambda x: [x.exp()], bias) == [torch.ops.aten.exp.default], "few elements are left alone"
     assert rewritten(lambda x: [x.exp(), x.tanh()], x.double()) == [torch.ops.aten.exp.default, rewrites.plain_tanh]

@@ -24,11 +24,21 @@ from pyrovae.evaluate.observed import observe
 from pyrovae.evaluate.reduced import VARIANCE, reduced
 from pyrovae.pair import Pair, Program, find_modules
 from pyrovae.processes import group
-from pyrovae.progress import progress
+from pyrovae.progress import Advance, progress
 from pyrovae.results import Estimate, Evaluation, Observed, bits_per_dimension, mean_and_error
 from pyrovae.results.observed import DRAWN, MASKED, WHOLE
 from pyrovae.sandbox import forked_random, stream_seed
-from pyrovae.scoring import blocks, inspected, on_device, one_particle, recorded_runs, rows_at_once, sizes_on, walk
+from pyrovae.scoring import (
+    Block,
+    blocks,
+    inspected,
+    on_device,
+    one_particle,
+    recorded_runs,
+    rows_at_once,
+    sizes_on,
+    walk,
+)
 from pyrovae.training.checkpoint import versions
 from pyrovae.training.options import check_engine, choose_device
 from pyrovae.training.state import snapshot
@@ -222,10 +232,12 @@ def _walked(
         try:
             while now := list(itertools.islice(waiting, processes.size)):  # each process takes one of them
                 part: dict[str, Tensor] = {}
+                data = sum(count for _, (_, count, _) in now)
                 for number, (rows, count, of_batch) in now[processes.rank : processes.rank + 1]:
                     with forked_random(stream_seed(seed, "evaluate", number), device):
                         found = blocks(pair, of_batch, rows, max(ks), chunk_size=chunk_size, recorded=recorded)
-                        part = {name: value[..., :count] for name, value in reduced(found, ks).items()}
+                        told = _told(found, max(ks), advance, done, data)
+                        part = {name: value[..., :count] for name, value in reduced(told, ks).items()}
                 for each in processes.gather(part)[: len(now)]:
                     parts.append(each)
                     finished.add(each)
@@ -234,6 +246,15 @@ def _walked(
         finally:
             finished.write()
     return {name: torch.cat([part[name] for part in parts], -1) for name in parts[0]}
+
+
+def _told(found: Iterator[Block], num_particles: int, advance: Advance, done: int, num_data: int) -> Iterator[Block]:
+    """Yield the blocks of some data, and tell how far these are, with so many done before."""
+    drawn = 0
+    for block in found:
+        yield block
+        drawn += len(block.log_prior)
+        advance(done + num_data * drawn / num_particles)
 
 
 def _batches(

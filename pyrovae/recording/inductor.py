@@ -39,7 +39,7 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[.
     for node in graph.graph.nodes:  # what the tracer noted of values does not hold for what is rewritten
         node.meta = {}
     known = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)  # without it Inductor keeps nothing in its cache
-    given = [known.from_tensor(each, static_shapes=True) for each in inputs]
+    given: list[Any] = [known.from_tensor(each, static_shapes=True) for each in inputs]
     with _unchanged(), tracing(TracingContext(known)):
         return _inductor.compile(graph, given, options=ON_CPU if on_cpu else None)
 

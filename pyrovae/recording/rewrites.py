@@ -49,10 +49,11 @@ def rewrite_for_cpu(graph: fx.Graph) -> None:
 
 
 def _ours(node: fx.Node) -> Callable[[Tensor], Tensor]:
-    """Return the function that takes the place of a node's."""
-    source = node.args[0]
+    """Return the function that takes the place of a node's. What only this node reads, nothing writes to."""
+    source: Any = node.args[0]
     negative = source.target is aten.neg.default and source.args[0].target is aten.abs.default
-    return exp_of_negative if negative and node.target is aten.exp.default else EXPONENTIALS[node.target]
+    own = node.target is aten.exp.default and len(source.users) == 1
+    return exp_of_negative if negative and own else EXPONENTIALS[node.target]
 
 
 def addmm(bias: Tensor, left: Tensor, right: Tensor) -> Tensor:

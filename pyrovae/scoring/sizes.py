@@ -37,7 +37,7 @@ class Sizes:
     particles: int
 
 
-ON_CPU = Sizes(scored=2**21, moved=2**20, rows=2**12, drawn=2**22, drawn_rows=2**17, particles=2**19)
+ON_CPU = Sizes(scored=2**21, moved=2**20, rows=2**12, drawn=2**22, drawn_rows=2**17, particles=2**18)
 ON_CUDA = Sizes(scored=2**26, moved=2**24, rows=2**17, drawn=2**24, drawn_rows=2**21, particles=2**21)
 
 

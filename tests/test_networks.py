@@ -203,7 +203,8 @@ def test_head_holds_one_tensor_of_its_output_size() -> None:
         decoder, z = decoder_of(pair, (28, 28, 64)), torch.randn(16, 3)
         size = 16 * 28 * 28 * 64 * 4
         gradient = torch.ones(16, 28, 28, 64)
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        cpu = [torch.profiler.ProfilerActivity.CPU]
+        with torch.profiler.profile(activities=cpu, profile_memory=True, acc_events=True) as profile:
             decoder(z).backward(gradient)
         taken = [event.nbytes() for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
         assert sum(number >= size / 2 for number in taken) == 1

@@ -20,6 +20,7 @@ from pyrovae.sandbox import forked_random, interrupts_wait, validation, values_k
 # roundings to bfloat16, of 4e-3 each
 AGREEMENT, HALF_AGREEMENT = 1e-3, 0.05
 
+OWN_GENERATOR = "it draws from a generator of its own, not from torch's default stream"
 MOVED = 2.0**-6  # relative change of leaves that shows what is made of their values outside torch
 
 Function = Callable[..., Sequence[Tensor]]
@@ -209,7 +210,7 @@ def _require_own_state(module: fx.GraphModule) -> None:
         held = [getattr(module, node.target)] if node.op == "get_attr" else []
         values = [*held, *node.args, *node.kwargs.values()]
         if any(isinstance(value, torch.Generator) for value in values):
-            raise NotRecordableError("it draws from a generator of its own, not from torch's default stream")
+            raise NotRecordableError(OWN_GENERATOR)
         writes = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
         target = node.args[0] if writes and node.args else None
         while isinstance(target, fx.Node) and _is_view(target):
@@ -239,6 +240,8 @@ def _is_half(module: fx.GraphModule) -> bool:
 
 def _why(error: BaseException) -> str:
     """Return the reason of the tracer's refusal as a clause."""
+    if "torch._C.Generator" in str(error):  # what the tracer of torch 2.11 says
+        return OWN_GENERATOR
     asked = "get value out of a tracing tensor" in str(error)
     return "it asks a tensor for its value, as .item() or `if tensor` do" if asked else first_line(error)
 

@@ -9,6 +9,7 @@ import math
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy
@@ -257,6 +258,39 @@ def test_what_was_compiled_before_is_found_again() -> None:
     before = counters["fxgraph_cache_hit"]
     compiled()
     assert counters["fxgraph_cache_hit"] == before + 1
+
+
+@compiler
+def test_what_shares_memory_is_not_taken_for_what_does_not() -> None:
+    def counted(*, shared: bool) -> tuple[Tensor, Tensor]:
+        whole = torch.zeros(64, 2)
+        first, second = whole.unbind(1) if shared else (torch.zeros(128)[::2], torch.zeros(128)[::2])
+
+        def function(x: Tensor) -> list[Tensor]:
+            first.add_(x)
+            second.add_(x * 2)
+            return [x.cos()]
+
+        x = torch.ones(64)
+        recording = record(function, [x], leaves=[first, second])
+        recording.compile([x])
+        recording(x)
+        return first, second
+
+    for shared in (True, False, True):
+        first, second = counted(shared=shared)
+        assert (first == 1).all()
+        assert (second == 2).all()
+
+
+@compiler
+def test_threads_take_turns_at_the_compiler() -> None:
+    x = torch.full((7, 5), 2.0)
+    recordings = [record(lambda x, number=number: [x.cos() * number], [x], leaves=[]) for number in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda recording: recording.compile([x]), recordings))
+    for number, recording in enumerate(recordings):
+        assert torch.allclose(recording(x)[0], x.cos() * number)
 
 
 @compiler

@@ -27,6 +27,7 @@ Function = Callable[..., Sequence[Tensor]]
 
 
 _of_thread = threading.local()
+_one_compiles = threading.Lock()  # at a time: Inductor, and the switches that are set meanwhile, are of the process
 
 
 def is_recording() -> bool:
@@ -79,6 +80,7 @@ class Recording:
             raise NotRecordableError("it draws random numbers whose distribution depends on data")
         noise, graph = split[0], copy.deepcopy(split[1])
         with (
+            _one_compiles,
             torch.no_grad(),
             forked_random(0, _device((*inputs, *self.leaves))),
             values_kept(self.leaves),

@@ -26,22 +26,28 @@ QUIET = ("torch.utils.cpp_extension", "torch._inductor")
 
 
 def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
-    """Return a function that does what a graph of torch's operations does, compiled for inputs like these."""
-    from torch import _inductor
-    from torch._guards import TracingContext, tracing
-    from torch._subclasses import FakeTensorMode
-    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+    """Return a function that does what a graph of torch's operations does, compiled for inputs like these.
 
+    What was compiled before, in any process, is found in Inductor's cache. That of the stage before is not used: it
+    does not tell apart tensors that share their memory and others.
+    """
     on_cpu = all(each.device.type == "cpu" for each in inputs)
     if on_cpu:
         rewrite_for_cpu(graph.graph)
         graph.recompile()
     for node in graph.graph.nodes:  # what the tracer noted of values does not hold for what is rewritten
         node.meta = {}
-    known = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)  # without it Inductor keeps nothing in its cache
-    given: list[Any] = [known.from_tensor(each, static_shapes=True) for each in inputs]
-    with _unchanged(), tracing(TracingContext(known)):
-        return _inductor.compile(graph, given, options=ON_CPU if on_cpu else None)
+    with _unchanged():
+        from torch import _inductor
+        from torch._functorch import config
+        from torch._guards import TracingContext, tracing
+        from torch._subclasses import FakeTensorMode
+        from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+        known = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)  # without it the cache is not used
+        given: list[Any] = [known.from_tensor(each, static_shapes=True) for each in inputs]
+        with tracing(TracingContext(known)), config.patch(enable_autograd_cache=False):
+            return _inductor.compile(graph, given, options=ON_CPU if on_cpu else None)
 
 
 def has_compiler() -> bool:

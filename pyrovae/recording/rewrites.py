@@ -18,9 +18,9 @@ LN_2 = 0.693359375, -2.12194440e-4  # in two parts, of which the first has few e
 LOWEST, HIGHEST = -87.3, 89.0  # exp of what is below is 0 here, of what is above inf
 COEFFICIENTS = (0.016625051, 0.08378023, 0.33334229, 0.99998462, 2.0, 2.0)  # of 2 exp(x) for |x| <= log(2) / 2
 ROUNDING = 1.5 * 2**23 + 126  # a float32 n + this, rounded, has n + 126 in its last bits; whole for |n| < 2^22
-FLAT = 9.0  # where tanh is 1 to float32
+FLAT = 9.0  # from where on tanh is 1 up to 3e-8
 NUMERATOR = (1.33933442e-08, 2.06366894e-05, 3.49717773e-03, 0.133822858, 1.0)  # of tanh(x) / x in x^2 up to FLAT,
-DENOMINATOR = (7.79239372e-07, 3.28831782e-04, 2.58828364e-02, 0.467155963, 1.0)  # where it is large 2.5e-7 too small
+DENOMINATOR = (7.79239372e-07, 3.28831782e-04, 2.58828364e-02, 0.467155963, 1.0)  # 2.5e-7 too small where it is near 1
 FULL = torch.float32, torch.float64
 SMALLEST = 2**14  # elements for which an exponential pays: what is none to Inductor, it computes anew for each reader
 
@@ -73,7 +73,10 @@ def exp(x: Tensor) -> Tensor:
 
 
 def exp_of_negative(x: Tensor) -> Tensor:
-    """Return the exponential of what is at most 0. A bound that NaN passes takes as long as four other operations."""
+    """Return the exponential of what is at most 0; of more than 89 it is no number that means anything.
+
+    A bound that NaN passes takes as long as four other operations.
+    """
     return _exp(x.clamp_min(LOWEST))
 
 
@@ -98,14 +101,18 @@ def sigmoid(x: Tensor) -> Tensor:
 
 
 def tanh(x: Tensor) -> Tensor:
-    """Return tanh as a quotient of polynomials, which rounding does not take beyond 1. The relative error is 6e-7."""
+    """Return tanh as a quotient of polynomials.
+
+    The relative error is 6e-7 at most. Near 1 it is too small by 2.4e-7 in the mean, so that rounding does not take it
+    beyond; a gradient that is made of it, ``1 - tanh(x)^2``, is right to 1e-6.
+    """
     x = x.clamp(-FLAT, FLAT)
     square = x * x
     return x * _polynomial(square, NUMERATOR) / _polynomial(square, DENOMINATOR)
 
 
 def plain_tanh(x: Tensor) -> Tensor:
-    """Return the same with torch's sigmoid, which is several times as fast as the tanh of vectors.
+    """Return ``tanh(x) = 2 sigmoid(2 x) - 1`` with torch's sigmoid, several times as fast as the tanh of vectors.
 
     The error is 2e-7 at most in float32, 4e-16 in float64.
     """

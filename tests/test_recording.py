@@ -194,7 +194,12 @@ def test_what_is_rewritten() -> None:
         negative.view(-1).add_(100)
         return [negative.exp()]
 
-    assert rewritten(written_to, x)[-1] == rewrites.exp
+    def written_to_before(x: Tensor) -> list[Tensor]:
+        size = x.abs()
+        size.view(-1).sub_(200)
+        return [(-size).exp()]
+
+    assert rewritten(written_to, x)[-1] == rewritten(written_to_before, x)[-1] == rewrites.exp
     assert rewrites.sigmoid_ in rewritten(lambda x: [x.clone().sigmoid_()], x)
     assert rewritten(lambda x: [x.exp()], bias) == [torch.ops.aten.exp.default], "few elements are left alone"
     assert rewritten(lambda x: [x.exp(), x.tanh()], x.double()) == [torch.ops.aten.exp.default, rewrites.plain_tanh]

@@ -49,11 +49,16 @@ def rewrite_for_cpu(graph: fx.Graph) -> None:
 
 
 def _ours(node: fx.Node) -> Callable[[Tensor], Tensor]:
-    """Return the function that takes the place of a node's. What only this node reads, nothing writes to."""
+    """Return the function that takes the place of a node's."""
+    negated = _only_reads(node, aten.neg.default) if node.target is aten.exp.default else None
+    negative = negated is not None and _only_reads(negated, aten.abs.default) is not None
+    return exp_of_negative if negative else EXPONENTIALS[node.target]
+
+
+def _only_reads(node: fx.Node, target: Any) -> fx.Node | None:
+    """Return what a node reads if it is such an operation, and nothing else reads it, nor writes to it by a view."""
     source: Any = node.args[0]
-    negative = source.target is aten.neg.default and source.args[0].target is aten.abs.default
-    own = node.target is aten.exp.default and len(source.users) == 1
-    return exp_of_negative if negative and own else EXPONENTIALS[node.target]
+    return source if source.target is target and len(source.users) == 1 else None
 
 
 def addmm(bias: Tensor, left: Tensor, right: Tensor) -> Tensor:

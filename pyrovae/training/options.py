@@ -33,8 +33,8 @@ class Training:
         seed: of shuffling, binarization and the guide's draws.
         device: "auto" (CUDA if there is one, else the CPU), "cpu", "cuda", "cuda:1", "mps".
         engine: "captured" records a step once, compiles it by Inductor where there is a compiler and replays it, on a
-            GPU as one CUDA graph; "eager" runs the programs anew in each step, to the same numbers but
-            for rounding; "auto" decides by the number of steps.
+            GPU as one CUDA graph; "eager" runs the programs anew in each step, to the same numbers but for rounding;
+            "auto" decides by the number of steps.
 
     Raises:
         ValueError: if an option is out of range.

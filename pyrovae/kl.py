@@ -108,7 +108,7 @@ def _masks(fn: Any) -> list[object]:
 
 def _kind(fn: Any) -> str:
     """Return what a distribution is called in a sentence."""
-    while type(fn).__name__ in ("Independent", "Elements", "MaskedDistribution", "ExpandedDistribution"):
+    while type(fn).__name__ in ("Independent", "Event", "Elements", "MaskedDistribution", "ExpandedDistribution"):
         fn = fn.base_dist
     name = type(fn).__name__
     if name == "MixtureSameFamily":

@@ -118,7 +118,8 @@ def registered_once(known: set[tuple[str, int]]) -> Iterator[None]:
         watched = any(isinstance(each, LiftMessenger) or getattr(each, "param_only", False) for each in _PYRO_STACK)
         if key in known and not update_module_params and not watched:
             return nn_module
-        registered = register(name, nn_module, update_module_params)
+        with frozen_unremarked():
+            registered = register(name, nn_module, update_module_params)
         known.add(key)
         return registered
 

@@ -15,6 +15,7 @@ import torch
 from conftest import TwoLayers, make_vae
 from torch import Tensor, nn
 from torch.distributions import constraints
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from pyrovae import VAE, likelihoods, networks, posteriors, priors
 from pyrovae.data import from_arrays, transforms
@@ -535,6 +536,30 @@ def test_adam_counts_once_where_it_can() -> None:
     assert counts[0] == 3
 
 
+def test_adam_runs_hooks_and_tells_a_profiler() -> None:
+    parameter, calls = torch.randn(4, requires_grad=True), []
+    optimizer = Adam([parameter])
+    handles = [
+        optimizer.register_step_pre_hook(lambda *_: calls.append("before")),
+        optimizer.register_step_post_hook(lambda *_: calls.append("after")),
+        register_optimizer_step_post_hook(lambda *_: calls.append("everywhere")),
+    ]
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+    for _ in range(2):
+        parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        scheduler.step()
+        assert calls == ["before", "after", "everywhere"]
+        for handle in handles:
+            handle.remove()
+    assert optimizer.param_groups[0]["lr"] == 2.5e-4
+    assert optimizer.state[parameter]["step"] == 2
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        optimizer.step()
+    assert "Optimizer.step#Adam.step" in {event.key for event in profile.key_averages()}
+    assert optimizer.state[parameter]["step"] == 3
+
+
 # corners
 
 
@@ -609,15 +634,17 @@ def test_frozen_parts_stay_and_thaw(how: str) -> None:
     assert not any(torch.equal(a, b) for a, b in zip(before, vae.encoder.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("hooked", [True, False])
 @pytest.mark.parametrize("change", ["late", "decay", "closure", "saved"])
-def test_adam_is_torchs_adam_in_corners(change: str) -> None:
+def test_adam_is_torchs_adam_in_corners(change: str, hooked: bool) -> None:  # noqa: FBT001
     """Parameters that pause, options that are set later, closures, and a state that goes to torch's own."""
     found = []
     for make in (Adam, lambda p, lr: torch.optim.Adam(p, lr=lr, fused=True)):
         torch.manual_seed(0)
         parameters = [torch.randn(4, 3, requires_grad=True), torch.randn(5, requires_grad=True)]
         optimizer, steps = make(parameters, lr=0.1), []
-        optimizer.register_step_pre_hook(lambda *_, steps=steps: steps.append(1))
+        if hooked:
+            optimizer.register_step_pre_hook(lambda *_, steps=steps: steps.append(1))
         for number in range(8):
             for parameter in parameters:
                 parameter.grad = torch.randn(parameter.shape)
@@ -631,7 +658,7 @@ def test_adam_is_torchs_adam_in_corners(change: str) -> None:
                 optimizer.load_state_dict(state)
             result = optimizer.step((lambda: 3.0) if change == "closure" else None)
             assert result == (3.0 if change == "closure" else None)
-        assert len(steps) == (3 if change == "saved" else 8)
+        assert len(steps) == hooked * (3 if change == "saved" else 8)
         found.append(parameters)
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pyrovae import distributions
-from pyrovae.distributions import BinaryBernoulli
+from pyrovae.distributions import BinaryBernoulli, Event
 from pyrovae.distributions.stirling import digamma_lack, log_and_excess, log_and_excess_of_counts
 
 LOGITS = torch.tensor([-800.0, -40.0, -16.0, -3.0, -1e-9, 0.0, 1e-9, 0.5, 16.0, 40.0, 800.0], dtype=torch.float64)
@@ -46,6 +46,54 @@ def test_gradients_of_binary_bernoulli() -> None:
     assert torch.autograd.gradgradcheck(log_prob, (smooth, x))
     columns = torch.func.vmap(log_prob)(smooth.reshape(4, 2), x.reshape(4, 2))
     assert torch.equal(columns.flatten(), log_prob(smooth, x))
+
+
+@pytest.mark.parametrize("shape", [(7,), (4, 7), (2, 3, 2, 5)])
+def test_binary_bernoulli_of_events_is_the_sum_of_elements(shape: tuple[int, ...]) -> None:
+    """In value and gradients, the second too, where the value broadcasts and where logits lie apart in memory."""
+    logits = (20 * torch.randn(*shape[::-1])).permute(*range(len(shape))[::-1]).requires_grad_()
+    values = [torch.rand(shape).requires_grad_(), (torch.rand(shape[-1:]) < 0.5).double().requires_grad_()]
+    for value in values:
+        for num_dims in range(1, len(shape) + 1):
+            p_x = BinaryBernoulli(logits=logits, validate_args=False)
+            inputs = (logits, value)
+            found, expected = p_x.log_prob_of_events(value, num_dims), p_x.log_prob(value).flatten(-num_dims).sum(-1)
+            assert found.shape == expected.shape
+            assert torch.allclose(found, expected, rtol=1e-13)
+            weight = torch.randn(found.shape)
+            gradients = [
+                torch.autograd.grad((weight * each).sum(), inputs, create_graph=True) for each in (found, expected)
+            ]
+            second = [torch.autograd.grad(sum(g.square().sum() for g in each), inputs) for each in gradients]
+            for a, b in (*zip(*gradients, strict=True), *zip(*second, strict=True)):
+                assert torch.allclose(a, b, rtol=1e-12, atol=1e-12)
+    mapped = torch.func.vmap(
+        lambda logits, v: BinaryBernoulli(logits=logits, validate_args=False).log_prob_of_events(v, 1)
+    )
+    twice = torch.stack([logits.flatten(1) if logits.ndim > 1 else logits] * 2)
+    value = (torch.rand(twice.shape) < 0.5).double()
+    expected = BinaryBernoulli(logits=twice, validate_args=False).log_prob(value).sum(-1)
+    assert torch.allclose(mapped(twice, value), expected, rtol=1e-13)
+
+
+def test_binary_bernoulli_of_events_in_float32() -> None:
+    """Next to certain and next to impossible elements, whose terms cancel."""
+    sizes = torch.logspace(-8, 1.9, 400, dtype=torch.float32).unsqueeze(-1).expand(-1, 784)
+    for x in (0.0, 1.0):
+        for logits in (sizes, -sizes):
+            value = torch.full_like(sizes, x)
+            exact = BinaryBernoulli(logits=logits.double(), validate_args=False).log_prob(value.double()).sum(-1)
+            found = BinaryBernoulli(logits=logits, validate_args=False).log_prob_of_events(value, 1)
+            assert ((found - exact).abs() <= 1e-6 * exact.abs() + 784 * 1.4e-7).all()
+
+
+def test_an_event_is_expanded_only_where_it_grows() -> None:
+    q_z = Event(dist.Normal(torch.randn(4, 2), torch.ones(4, 2)), 1)
+    assert q_z.expand([4]) is q_z
+    wide = q_z.expand(torch.Size([3, 4]))
+    assert type(wide) is Event
+    assert (wide.batch_shape, wide.event_shape) == ((3, 4), (2,))
+    assert torch.equal(wide.base_dist.loc[1], q_z.base_dist.loc)
 
 
 def test_binary_bernoulli_broadcasts_and_expands() -> None:

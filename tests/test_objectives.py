@@ -16,6 +16,7 @@ import torch
 from conftest import Pair, TwoLayers, linear_gaussian, pair_of
 from pyro import poutine
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from pyro.poutine.subsample_messenger import SubsampleMessenger
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -737,16 +738,21 @@ def test_a_schedule_says_what_its_options_are() -> None:
         ELBO(annealing=Root(30)).describe()
 
 
-def test_sites_are_those_of_pyros_traces() -> None:
-    pair = Both("scaled")
+@pytest.mark.parametrize("kind", ["scaled", "subsampled", "handled"])
+def test_sites_are_those_of_pyros_traces(kind: str) -> None:
+    """All but the rows of a plate that takes them all, unless another handler may look at them."""
+    pair = Both(kind)
+    programs = [poutine.scale(p, scale=0.5) if kind == "handled" else p for p in (pair.model, pair.guide)]
     torch.manual_seed(0)
-    guide = poutine.trace(pair.guide).get_trace(X)
-    model = poutine.trace(poutine.replay(pair.model, trace=guide)).get_trace(X)
+    guide = poutine.trace(programs[1]).get_trace(X)
+    model = poutine.trace(poutine.replay(programs[0], trace=guide)).get_trace(X)
     torch.manual_seed(0)
-    drawn = sites_of(pair.guide, X)
-    replayed = sites_of(pair.model, X, drawn=drawn)
+    drawn = sites_of(programs[1], X)
+    replayed = sites_of(programs[0], X, drawn=drawn)
     for trace, sites in ((guide, drawn), (model, replayed)):
         expected = {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
+        if kind == "scaled":
+            del expected["data"]
         assert sites.nodes.keys() == expected.keys()
         for name, site in expected.items():
             found = sites.nodes[name]
@@ -777,7 +783,29 @@ def test_sites_of_one_name_or_of_two_kinds_are_refused() -> None:
     assert sites_of(observing, X, drawn=sites_of(latent, X)).nodes["z"]["value"].equal(X[:, 0])
 
 
+def test_a_plate_that_takes_all_rows_has_their_numbers() -> None:
+    rows: list[Tensor] = []
+
+    def program(x: Tensor) -> None:
+        with pyro.plate("outer", 2, dim=-2) as outer, pyro.plate("data", len(x), device="cpu") as inner:
+            rows.extend([outer, inner])
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+        for each in pyro.plate("one by one", 2):
+            pyro.sample(f"z_{each}", dist.Normal(0.0, 1.0))
+        with pyro.plate("some", 5, subsample_size=2) as some:
+            rows.append(some)
+
+    sites = sites_of(program, X).nodes
+    assert [len(each) for each in rows] == [2, 12, 2]
+    assert rows[1].equal(torch.arange(12))
+    assert sites["z"]["value"].shape == (2, 12)
+    assert sites["z"]["scale"] == 1
+    assert {"z_0", "z_1", "some"} <= sites.keys()
+
+
 def test_sites_of_a_program_that_fails_leave_no_handler() -> None:
+    draw = SubsampleMessenger._subsample
     with pytest.raises(ZeroDivisionError):
         sites_of(lambda: 1 / 0)
     assert not pyro.poutine.runtime._PYRO_STACK
+    assert SubsampleMessenger._subsample is draw

@@ -4,7 +4,7 @@ from pyrovae.distributions import kl as kl
 from pyrovae.distributions.bernoulli import BinaryBernoulli
 from pyrovae.distributions.continuous_bernoulli import ContinuousBernoulli
 from pyrovae.distributions.discretized_logistic import DiscretizedLogistic
-from pyrovae.distributions.elements import Elements
+from pyrovae.distributions.elements import Elements, Event
 from pyrovae.distributions.level_categorical import LevelCategorical
 from pyrovae.distributions.log_scale_normal import LogScaleNormal
 from pyrovae.distributions.low_rank_normal import LowRankNormal
@@ -20,6 +20,7 @@ __all__ = [
     "ContinuousBernoulli",
     "DiscretizedLogistic",
     "Elements",
+    "Event",
     "FlowLayer",
     "LevelCategorical",
     "LogScaleNormal",

@@ -34,6 +34,26 @@ class BinaryBernoulli(dist.Bernoulli):
             logits, value = torch.broadcast_tensors(logits, value)
         return _LogProb.apply(logits, value)
 
+    def log_prob_of_events(self, value: Tensor, num_dims: int) -> Tensor:
+        """Return the log-probability summed over the last axes, with its gradient, in fewer operations.
+
+        In float32 the error of each element is 1.3e-7 at most, where that of `log_prob` is 5e-8.
+
+        Args:
+            value: x, of a shape that broadcasts against the batch shape.
+            num_dims: n, how many axes to sum over, at least 1.
+
+        Returns:
+            The batch shape of both together without its last n axes, nats.
+
+        """
+        logits = self.logits
+        if logits.shape != value.shape:
+            logits, value = torch.broadcast_tensors(logits, value)
+        if num_dims > 1:
+            logits, value = logits.flatten(-num_dims), value.flatten(-num_dims)
+        return _LogProbSum.apply(logits, value)
+
     def log_prob_sum(self, value: Tensor, num_dims: int) -> Tensor:
         """Return the log-probability summed over the last axes, without gradients and with few logarithms.
 
@@ -81,6 +101,32 @@ class _LogProb(Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         logits, value = ctx.saved_tensors
         for_logits, for_value = ctx.needs_input_grad
+        return (
+            (value - logits.sigmoid()).mul_(gradient) if for_logits else None,
+            gradient * logits if for_value else None,
+        )
+
+
+class _LogProbSum(Function):
+    """The same summed over the last axis: fewer operations, and the gradient meets the elements once."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(logits: Tensor, value: Tensor) -> Tensor:
+        log = logits.abs().sigmoid_().log_()  # - log(1 + exp(-|l|))
+        linear = torch.addcmul(logits.clamp_min(0), logits, value, value=-1)  # max(l, 0) - x l, exactly 0 at a hit
+        return log.sub_(linear).sum(-1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        logits, value = ctx.saved_tensors
+        for_logits, for_value = ctx.needs_input_grad
+        gradient = gradient.unsqueeze(-1)
         return (
             (value - logits.sigmoid()).mul_(gradient) if for_logits else None,
             gradient * logits if for_value else None,

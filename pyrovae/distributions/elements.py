@@ -8,6 +8,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyrovae.recording import is_recording
+
 
 @runtime_checkable
 class SumsElements(Protocol):
@@ -21,7 +23,17 @@ class SumsElements(Protocol):
         ...
 
 
-class Elements(dist.Independent):
+class Event(dist.Independent):
+    """`pyro.distributions.Independent`, of which a plate of the same size makes no copy."""
+
+    def expand(self, batch_shape: torch.Size | list[int], _instance: Any = None) -> Event:
+        """Return the distribution with a larger batch shape, itself if it has that already."""
+        if _instance is None and torch.Size(batch_shape) == self.batch_shape:
+            return self
+        return super().expand(batch_shape, _instance=self._get_checked_instance(Event, _instance))
+
+
+class Elements(Event):
     """`pyro.distributions.Independent`, whose refusal of data outside the support says what to do about them.
 
     Args:
@@ -55,7 +67,10 @@ class Elements(dist.Independent):
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log-probability of each datum, in nats."""
         self.check(value)
-        return super().log_prob(value)
+        of_events = getattr(self.base_dist, "log_prob_of_events", None)
+        if of_events is None or is_recording():  # a compiler sums on its own
+            return super().log_prob(value)
+        return of_events(value, self.reinterpreted_batch_ndims)
 
     def check(self, value: Tensor) -> None:
         """Refuse values outside the support, if Pyro's checks are on.

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.subsample_messenger import SubsampleMessenger
 
 from pyrovae.pair import Program
 
@@ -51,6 +56,32 @@ def sites_of(program: Program, *args: Any, drawn: Sites | None = None, **kwargs:
         kwargs: of it.
 
     """
-    with Sites(None if drawn is None else drawn.nodes) as sites:
+    with whole_plates(), Sites(None if drawn is None else drawn.nodes) as sites:
         program(*args, **kwargs)
     return sites
+
+
+@contextmanager
+def whole_plates() -> Iterator[None]:
+    """Let a plate without subsampling take all its rows without a sample site, of which nothing is read.
+
+    Pyro makes a distribution of the rows and runs all handlers for its draw: a fortieth of a step of the default model.
+    It still does so inside of any other handler than `Sites`.
+    """
+    draw = SubsampleMessenger._subsample
+
+    def subsample(name: str, size: Any = None, *options: Any) -> Any:
+        if type(size) is not int or any(option is not None for option in options[:-1]) or not _alone():
+            return draw(name, size, *options)
+        return size, size, torch.arange(size, device=options[-1] if options else None)
+
+    try:
+        SubsampleMessenger._subsample = staticmethod(subsample)
+        yield
+    finally:
+        SubsampleMessenger._subsample = staticmethod(draw)
+
+
+def _alone() -> bool:
+    """Tell whether sites are noted and nothing else handles them."""
+    return len(_PYRO_STACK) == 1 and type(_PYRO_STACK[0]) is Sites

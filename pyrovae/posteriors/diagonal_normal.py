@@ -6,6 +6,7 @@ import pyro.distributions as dist
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
+from pyrovae.distributions import Event
 from pyrovae.posteriors.base import Posterior
 from pyrovae.posteriors.clamp import MAX_LOG_VARIANCE, MIN_LOG_VARIANCE, check_bounds, clamp
 
@@ -44,4 +45,4 @@ class DiagonalNormal(Posterior):
     def forward(self, params: Tensor) -> TorchDistribution:
         """Turn ``(*batch, latent_dim, 2)``, mean and log-variance, into a distribution over z."""
         mean, log_variance = self.split(params)
-        return dist.Normal(mean, (0.5 * clamp(log_variance, self.bounds)).exp()).to_event(1)
+        return Event(dist.Normal(mean, (0.5 * clamp(log_variance, self.bounds)).exp()), 1)

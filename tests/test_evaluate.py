@@ -214,17 +214,22 @@ def test_sizes_of_cuda_give_the_numbers_of_the_cpu(digits: Data, monkeypatch: py
 
 
 def test_progress_is_told_within_a_batch(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[float] = []
     told: list[float] = []
 
     @contextlib.contextmanager
     def progress(title: str, total: int, **options: Any) -> Iterator[Callable[[float], None]]:
-        yield told.append
+        yield shown.append
 
     monkeypatch.setattr(importlib.import_module("pyrovae.evaluate.evaluation"), "progress", progress)
     monkeypatch.setattr(sizes, "ON_CPU", dataclasses.replace(sizes.ON_CPU, drawn_rows=1000))
     vae = make_vae()
-    evaluate(vae.model, vae.guide, digits, ks=(1, 40), batch_size=100)
+    found, alone = (
+        evaluate(vae.model, vae.guide, digits, ks=(1, 40), batch_size=100, on_progress=on) for on in (told.append, None)
+    )
     assert told == pytest.approx([0, 25, 50, 75, 100, 100, 125, 150, 175, 200, 200, 225, 250, 275, 300, 300])
+    assert shown == 2 * told
+    assert found.per_datum["L_40"].equal(alone.per_datum["L_40"])
 
 
 def test_fewer_rows_are_scored_at_once_where_memory_ends(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:

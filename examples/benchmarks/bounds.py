@@ -10,9 +10,10 @@ a nat from draw to draw: the differences show that all estimate the same thing, 
 
 The model is a VAE of MNIST's test images, binarized, with tanh layers 784-200-200-50 and Bernoulli pixels in float32,
 after one epoch of training; where MNIST is not in the folder PYROVAE_DATA, of random images of 8 x 8. Contenders take
-turns, and medians over the rounds are shown. The floor is the decoder's three matrix products on as many rows, measured
-before and after each turn: a machine is faster at some times than at others. Pythae's `get_nll` is measured where it is
-installed: it draws 100 particles at a time however many it is asked for, so it is asked for a multiple of 100.
+turns, and medians over the rounds are shown. The floor is the decoder's three matrix products on as many rows. It is
+measured before and after each turn, and in turns of minutes every few seconds, for which these stop: a machine is
+faster at some times than at others. Pythae's `get_nll` is measured where it is installed: it draws 100 particles at a
+time however many it is asked for, so it is asked for a multiple of 100.
 
 Ours has two rows. Few images are scored by running the programs anew for each chunk of particles. For many, such as the
 10,000 of MNIST's test set, the scoring is recorded and compiled, which `evaluate` does by itself; its row has the time
@@ -34,6 +35,7 @@ import time
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -66,7 +68,10 @@ torch.set_num_threads(options.threads)
 num_particles, latent_dim, chunk = 500 if options.smoke else 5000, 50, 1337
 rounds, num_images = (1, 4) if options.smoke else (options.rounds, options.images)
 num_others, num_many = max(2, num_images // 4), 8 if options.smoke else options.many
+SECONDS_BETWEEN_RESTS = 2.0
 seeds = itertools.count()
+rests: list[float] = []  # milliseconds per image of the floor, measured within a turn
+rested = math.inf  # when that was last
 
 
 def build(x_shape: tuple[int, ...]) -> VAE:
@@ -86,13 +91,14 @@ def stock(network: nn.Module) -> nn.Module:
     return nn.Sequential(*(nn.Tanh() if isinstance(layer, nn.Tanh) else layer for layer in network.layers))
 
 
-def ours(x: Tensor, engine: str = "eager") -> Tensor:
-    found = pyrovae.evaluate(vae.model, vae.guide, x, ks=(num_particles,), seed=next(seeds), engine=engine, shown=False)
+def ours(x: Tensor, **options: Any) -> Tensor:
+    options = {"engine": "eager", "shown": False, **options}
+    found = pyrovae.evaluate(vae.model, vae.guide, x, ks=(num_particles,), seed=next(seeds), **options)
     return found.per_datum[f"L_{num_particles}"]
 
 
 def compiled(x: Tensor) -> Tensor:
-    return ours(x, "captured")
+    return ours(x, engine="captured", on_progress=rest)
 
 
 @torch.no_grad()
@@ -140,12 +146,28 @@ def pyros(x: Tensor) -> Tensor:
 @torch.no_grad()
 def floor(x: Tensor) -> Tensor:
     layers = [layer for layer in vae.decoder.modules() if isinstance(layer, nn.Linear)]
-    z = torch.randn(min(chunk, num_particles), latent_dim)
+    z = torch.ones(min(chunk, num_particles), latent_dim)
     for start in range(0, len(x) * num_particles, len(z)):
         value = z[: len(x) * num_particles - start]
         for layer in layers:
             value = functional.linear(value, layer.weight, layer.bias)
     return torch.full((len(x),), math.nan)
+
+
+def timed(contender: Callable[[Tensor], Tensor], x: Tensor) -> float:
+    """Return the milliseconds per image in which a contender evaluates some images."""
+    started = time.perf_counter()
+    with pyro.get_param_store().scope():
+        contender(x)
+    return 1000 * (time.perf_counter() - started) / len(x)
+
+
+def rest(done: float) -> None:
+    """Measure the floor if it is some seconds since it was measured last."""
+    global rested
+    if time.perf_counter() - rested > SECONDS_BETWEEN_RESTS and done < num_many:
+        rests.append(timed(floor, data[:num_images]))
+        rested = time.perf_counter()
 
 
 def pythaes() -> Callable[[Tensor], Tensor]:
@@ -244,29 +266,21 @@ for _ in range(2):
 milliseconds: dict[str, list[float]] = {name: [] for name in contenders}
 of_floor: dict[str, list[float]] = {name: [] for name in contenders}
 values: dict[str, Tensor] = {}
-
-
-def turn(name: str, x: Tensor) -> float:
-    """Let a contender evaluate some images; return its milliseconds per image."""
-    started = time.perf_counter()
-    with pyro.get_param_store().scope():
-        values[name] = contenders[name](x)
-    return 1000 * (time.perf_counter() - started) / len(x)
-
-
 for number in range(rounds + 1):  # the first warms up
-    before = turn(FLOOR, data[: 4 * num_images])
-    for name in contenders:
+    floors = [timed(floor, data[: 4 * num_images])]
+    for name, contender in contenders.items():
         if name == FLOOR or (name == COMPILED and number > MOST_ROUNDS):
             continue
         own = {OURS: num_images, COMPILED: num_many if number or options.smoke else num_images}
-        found = turn(name, data[: own.get(name, num_others)])
-        after = turn(FLOOR, data[: 4 * num_images])
+        x = data[: own.get(name, num_others)]
+        rests, rested = [], time.perf_counter()
+        found = timed(lambda x, name=name, contender=contender: values.update({name: contender(x)}), x)
+        found -= sum(rests) * num_images / len(x)
+        floors = [floors[-1], timed(floor, data[: 4 * num_images])]
         if number or options.smoke:
             milliseconds[name].append(found)
-            milliseconds[FLOOR].append(after)
-            of_floor[name].append(found / ((before + after) / 2))
-        before = after
+            milliseconds[FLOOR].append(statistics.mean(rests or floors))
+            of_floor[name].append(found / milliseconds[FLOOR][-1])
 of_floor[FLOOR].append(1.0)
 
 medians = {name: statistics.median(found) for name, found in milliseconds.items()}

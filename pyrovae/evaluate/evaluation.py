@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from pyrovae.evaluate.observed import observe
 from pyrovae.evaluate.reduced import VARIANCE, reduced
 from pyrovae.pair import Pair, Program, find_modules
 from pyrovae.processes import group
-from pyrovae.progress import Advance, progress
+from pyrovae.progress import progress
 from pyrovae.results import Estimate, Evaluation, Observed, bits_per_dimension, mean_and_error
 from pyrovae.results.observed import DRAWN, MASKED, WHOLE
 from pyrovae.sandbox import forked_random, stream_seed
@@ -62,6 +62,7 @@ def evaluate(
     engine: str = "auto",
     modules: Iterable[nn.Module] = (),
     journal: str | Path | None = None,
+    on_progress: Callable[[float], object] | None = None,
     shown: bool = True,
 ) -> Evaluation:
     """Estimate the ELBO and the ladder of IWAE bounds L_K on log p(x), from the same draws.
@@ -88,6 +89,8 @@ def evaluate(
         modules: those used by the programs that cannot be found from them.
         journal: file that keeps the finished batches and checks of an evaluation that is interrupted; the same call
             goes on after them, to the same numbers, and removes it at the end.
+        on_progress: told how many data are done, a part of a batch counting too, whenever there are more; in each
+            process, before checks. It must not draw from torch's default streams.
         shown: whether progress is shown.
 
     Returns:
@@ -144,6 +147,7 @@ def evaluate(
             chunk_size=chunk_size,
             engine=engine,
             seed=seed,
+            on_progress=on_progress,
             shown=shown,
         )
         methods, measure, draws_rows = dict(pair.kl), pair.base_measure, pair.draws_rows
@@ -217,6 +221,7 @@ def _walked(
     chunk_size: int | None,
     engine: str,
     seed: int,
+    on_progress: Callable[[float], object] | None,
     shown: bool,
 ) -> dict[str, Tensor]:
     """Return what `reduced` keeps of all data, ``(..., N)`` by name, batches that are finished taken as they are."""
@@ -227,7 +232,13 @@ def _walked(
     num_runs = max(ks) * len(args[0]) / (chunk_size or rows_at_once(pair, device))
     recorded = recorded_runs(pair, engine, num_runs=num_runs, device=device)
     waiting = itertools.islice(enumerate(_batches(pair, args, device, batch_size)), len(parts), None)
-    with progress("evaluating", len(args[0]), shown=shown and processes.first, unit="data") as advance:
+    with progress("evaluating", len(args[0]), shown=shown and processes.first, unit="data") as bar:
+
+        def advance(done: float) -> None:
+            bar(done)
+            if on_progress is not None:
+                on_progress(done)
+
         advance(done)
         try:
             while now := list(itertools.islice(waiting, processes.size)):  # each process takes one of them
@@ -248,7 +259,9 @@ def _walked(
     return {name: torch.cat([part[name] for part in parts], -1) for name in parts[0]}
 
 
-def _told(found: Iterator[Block], num_particles: int, advance: Advance, done: int, num_data: int) -> Iterator[Block]:
+def _told(
+    found: Iterator[Block], num_particles: int, advance: Callable[[float], None], done: int, num_data: int
+) -> Iterator[Block]:
     """Yield the blocks of some data, and tell how far these are, with so many done before."""
     drawn = 0
     for block in found:

@@ -976,3 +976,30 @@ def test_large_parameters_count_where_rows_are_scored_at_once() -> None:
     vae = make_vae(likelihood=likelihoods.Categorical((5,), 256))
     pair = inspect_pair(vae.model, vae.guide, (torch.zeros(3, 5),))
     assert pair.num_elements == 5 * 256
+
+
+def test_the_largest_output_of_the_models_modules_counts_too() -> None:
+    """Not that of the guide's, nor one of the same size for every number of data."""
+    likelihood, posterior = likelihoods.Bernoulli((8, 8)), posteriors.DiagonalNormal(3)
+    parts = {
+        "likelihood": likelihood,
+        "posterior": posterior,
+        "encoder": networks.MLPEncoder((8, 8), posterior.param_shape, hidden=(500,)),
+    }
+    for decoder, expected in (
+        (networks.MLPDecoder(3, likelihood.param_shape, hidden=(50,)), 64),
+        (networks.MLPDecoder(3, likelihood.param_shape, hidden=(100,)), 100),
+        (networks.ConvDecoder(3, likelihood.param_shape, channels=(10, 20)), 10 * 64),
+    ):
+        vae = VAE(prior=priors.StandardNormal(3), decoder=decoder, **parts)
+        pair = inspect_pair(vae.model, vae.guide, (torch.rand(5, 8, 8).round(),))
+        assert (pair.num_elements, pair.num_units) == (64, expected)
+        assert not torch.nn.modules.module._global_forward_hooks
+    mixture = nn.Linear(2, 400)
+
+    def model(x: Tensor) -> None:
+        mixture(torch.ones(30, 2))
+        vae.model(x)
+
+    pair = inspect_pair(model, vae.guide, (torch.rand(5, 8, 8).round(),), modules=(mixture,))
+    assert pair.num_units == 10 * 64

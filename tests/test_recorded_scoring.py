@@ -223,32 +223,36 @@ def test_what_runs_find_is_not_repeated_in_silence() -> None:
     assert found.joined()[0].sum(1).tolist() == [4, 4, 4, 0, 0, 0]
 
 
-def test_the_number_of_runs_decides(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    pair = SimpleNamespace(modules=(make_vae(),))
-    cpu, few, many = torch.device("cpu"), recorded.COMPILED_FROM - 1, recorded.COMPILED_FROM
+@pytest.mark.parametrize("num_elements", [4, 2**12])
+def test_the_number_of_elements_decides(
+    num_elements: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pair = SimpleNamespace(modules=(make_vae(),), num_elements=num_elements)
+    cpu, many = torch.device("cpu"), recorded.COMPILED_FROM // max(num_elements, recorded.FEWEST_ELEMENTS)
+    few = many - 1
     monkeypatch.setattr(recorded, "has_compiler", lambda: True)
-    assert recorded_runs(pair, "auto", num_runs=few, device=cpu) is None
-    assert recorded_runs(pair, "auto", num_runs=many, device=cpu) is not None
-    assert recorded_runs(pair, "captured", num_runs=1, device=cpu) is not None
-    assert recorded_runs(pair, "eager", num_runs=many, device=cpu) is None
-    assert recorded_runs(pair, "captured", num_runs=many, device=torch.device("cuda")) is None
+    assert recorded_runs(pair, "auto", num_rows=few, device=cpu) is None
+    assert recorded_runs(pair, "auto", num_rows=many, device=cpu) is not None
+    assert recorded_runs(pair, "captured", num_rows=1, device=cpu) is not None
+    assert recorded_runs(pair, "eager", num_rows=many, device=cpu) is None
+    assert recorded_runs(pair, "captured", num_rows=many, device=torch.device("cuda")) is None
     monkeypatch.setattr(recorded, "has_compiler", lambda: False)
     with caplog.at_level(logging.WARNING, logger="pyrovae"):
-        assert recorded_runs(pair, "auto", num_runs=many, device=cpu) is None
+        assert recorded_runs(pair, "auto", num_rows=many, device=cpu) is None
         assert not caplog.records
-        assert recorded_runs(pair, "captured", num_runs=many, device=cpu) is None
+        assert recorded_runs(pair, "captured", num_rows=many, device=cpu) is None
     assert [record.message for record in caplog.records] == [
         "the scoring of particles is not compiled: no C++ compiler is found"
     ]
 
 
-def test_evaluate_counts_the_runs_of_all_data(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluate_counts_the_particles_of_all_data(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(
-        room, "recorded_runs", lambda pair, engine, **options: asked.append((engine, options["num_runs"]))
+        room, "recorded_runs", lambda pair, engine, **options: asked.append((engine, options["num_rows"]))
     )
     evaluate(*of_vae(make_vae()), BINARY, ks=(1, 50), chunk_size=64, shown=False)
-    assert asked == [("auto", 23 * 50 / 64)]
+    assert asked == [("auto", 23 * 50)]
     with pytest.raises(ValueError, match=re.escape("engine is one of auto, eager, captured, but received 'fast'")):
         evaluate(*of_vae(make_vae()), BINARY, ks=(1,), engine="fast", shown=False)
 

@@ -16,7 +16,7 @@ from pyrovae.recording import is_recording
 FACTORS = 8  # probabilities that are multiplied before a logarithm is taken
 MOST_FACTORS = 64  # the same of numbers between 1 and 2, where it is compiled
 LANES = 16  # elements that a processor computes at once
-BLOCK_ELEMENTS = 2**18  # elements summed at once on a CPU: what falls out of its cache costs more than the arithmetic
+BLOCK_ELEMENTS = 2**20  # elements summed at once on a CPU: what falls out of its cache costs more than the arithmetic
 
 
 class BinaryBernoulli(dist.Bernoulli):

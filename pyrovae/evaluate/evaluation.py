@@ -35,7 +35,6 @@ from pyrovae.scoring import (
     on_device,
     one_particle,
     recorded_runs,
-    rows_at_once,
     sizes_on,
     walk,
 )
@@ -229,8 +228,7 @@ def _walked(
     parts = processes.from_first(finished.read)
     done = sum(part["ELBO"].shape[-1] for part in parts)
     memory.keep_freed()
-    num_runs = max(ks) * len(args[0]) / (chunk_size or rows_at_once(pair, device))
-    recorded = recorded_runs(pair, engine, num_runs=num_runs, device=device)
+    recorded = recorded_runs(pair, engine, num_rows=max(ks) * len(args[0]), device=device)
     waiting = itertools.islice(enumerate(_batches(pair, args, device, batch_size)), len(parts), None)
     with progress("evaluating", len(args[0]), shown=shown and processes.first, unit="data") as bar:
 

@@ -55,6 +55,7 @@ def read_pair(
                 f"the plate {frame.name!r} inside the data plate {plate.name!r} is subsampled or sequential, so that "
                 "log p(x, z) cannot be computed; write it as a vectorized plate of full size"
             )
+    num_elements = sum(_num_elements(site) for site in observed.values()) // plate.size
     return Pair(
         model=model,
         guide=guide,
@@ -75,7 +76,8 @@ def read_pair(
             for name, site in guide_sites.items()
         },
         observed=tuple(observed),
-        num_elements=sum(_num_elements(site) for site in observed.values()) // plate.size,
+        num_elements=num_elements,
+        num_units=num_elements,
         base_measure=_base_measure(observed),
         kl={name: _kl_method(name, model_trace, guide_trace) for name in guide_sites},
     )

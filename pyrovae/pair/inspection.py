@@ -16,6 +16,7 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.util import check_site_shape
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from pyrovae.pair.contract import read_pair
 from pyrovae.pair.modules import find_modules
@@ -58,12 +59,13 @@ def inspect_pair(
         pair = read_pair(model, guide, found, *traces, plates=plates, draws_rows=draws_rows)
         rows = torch.arange(pair.num_rows, device=args[0].device) % len(used[0])
         broadcasts = _broadcasts(pair, *pair.bind(used, rows))
+        num_units = max(pair.num_elements, _largest_output(pair, used, rows))
     if not broadcasts:
         logger.warning(
             "the pair does not take an axis of particles to the left of its plate; "
             "it is run with its data repeated along the plate instead, which is right but slower"
         )
-    return replace(pair, broadcasts=broadcasts)
+    return replace(pair, broadcasts=broadcasts, num_units=num_units)
 
 
 def run(model: Program, guide: Program) -> tuple[poutine.Trace, poutine.Trace]:
@@ -180,6 +182,36 @@ def _broadcasts(pair: Pair, model: Program, guide: Program) -> bool:
     except Exception:  # whatever fails under an extra axis, the answer is the same
         return False
     return True
+
+
+def _largest_output(pair: Pair, args: tuple[Any, ...], rows: Tensor) -> int:
+    """Return the elements per datum of the largest tensor that a module puts out while the model runs.
+
+    Outputs that do not grow with the number of data are not counted, where that number is free.
+    """
+    sizes = [_outputs(*pair.bind(args, rows))]
+    if pair.draws_rows or len(rows) < 2:
+        return max(sizes[0], default=0) // len(rows)
+    sizes.append(_outputs(*pair.bind(args, rows[:-1])))
+    if len(sizes[0]) != len(sizes[1]):
+        return max(sizes[0], default=0) // len(rows)
+    return max((more - fewer for more, fewer in zip(*sizes, strict=True)), default=0)
+
+
+def _outputs(model: Program, guide: Program) -> list[int]:
+    """Return the elements of each tensor that a module puts out while the model runs on the guide's draws."""
+    drawn, sizes = poutine.trace(guide).get_trace(), []
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            sizes.append(output.numel())
+
+    hook = register_module_forward_hook(note)
+    try:
+        poutine.trace(poutine.replay(model, trace=drawn)).get_trace()
+    finally:
+        hook.remove()
+    return sizes
 
 
 def _agree(many: Any, one: Any, k: int) -> bool:

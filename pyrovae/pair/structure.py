@@ -50,6 +50,7 @@ class Pair:
         latents: the latent sites by name, in the guide's order.
         observed: names of the observed sites.
         num_elements: observed elements per datum, or parameters of their distribution if those are more.
+        num_units: the same, or elements of the largest output of a module in the model, if those are more.
         base_measure: of what is observed, "counting" or "Lebesgue"; None where sites differ or do not say.
         kl: for each latent site, `CLOSED_FORM` or the reason why its KL is estimated by Monte Carlo.
         broadcasts: whether it can be run with an axis of particles to the left of its plates.
@@ -69,6 +70,7 @@ class Pair:
     latents: dict[str, Latent]
     observed: tuple[str, ...]
     num_elements: int
+    num_units: int
     base_measure: BaseMeasure | None
     kl: dict[str, str]
     broadcasts: bool = True

@@ -67,12 +67,13 @@ def blocks(
 
     """
     sizes, elements = sizes_on(rows.device), sum(latent.num_elements for latent in pair.latents.values())
-    size = max(1, min(sizes.drawn // max(1, elements), sizes.drawn_rows) // max(1, len(rows)))
+    drawn_rows = sizes.drawn_rows if pair.broadcasts else sizes.rows  # the guide's networks run on each
+    size = max(1, min(sizes.drawn // max(1, elements), drawn_rows) // max(1, len(rows)))
     first = next(iter(pair.latents))
     checked = one_particle(pair, args, rows, checked=True)
     first_kl = {first: checked.kl[first]} if pair.kl[first] == CLOSED_FORM else {}  # the same for every particle
     if recorded is not None:
-        limit = chunk_size or rows_at_once(pair, rows.device)
+        limit = chunk_size or rows_at_once(pair, rows.device, compiled=True)
         chunk_size = even_size(pair, rows, min(size, num_particles), size=limit)
     for start in range(0, num_particles, size):
         z, log_guide = draw(pair, args, rows, min(size, num_particles - start))

@@ -13,7 +13,8 @@ from pyrovae.recording import NotRecordableError, Recording, has_compiler, layou
 
 logger = logging.getLogger("pyrovae")
 
-COMPILED_FROM = 2_000  # runs of the model, each of which saves some milliseconds; compilation takes several seconds
+COMPILED_FROM = 2**32  # elements of x that are scored, which saves ten seconds; compilation takes some
+FEWEST_ELEMENTS = 2**9  # of a datum, since running the programs takes its time however few there are
 REFUSAL = "the scoring of particles is not compiled: %s"
 
 Function = Callable[..., Sequence[Tensor]]
@@ -59,17 +60,18 @@ def _compiled(function: Function, inputs: Sequence[Tensor], leaves: Sequence[Ten
     return recording
 
 
-def recorded_runs(pair: Pair, engine: str, *, num_runs: float, device: torch.device) -> RecordedRuns | None:
+def recorded_runs(pair: Pair, engine: str, *, num_rows: int, device: torch.device) -> RecordedRuns | None:
     """Return what records runs of the model, or None where each is run as it is.
 
     Args:
         pair: from `inspected`.
-        engine: "captured" to compile, "eager" not to, or "auto" for what pays in so many runs.
-        num_runs: that are ahead, in all processes together.
+        engine: "captured" to compile, "eager" not to, or "auto" for what pays with so many rows.
+        num_rows: that are scored, in all processes together, a datum with K particles counting K.
         device: of the data. Only on a CPU is anything compiled, and only where there is a C++ compiler.
 
     """
-    wanted = engine == "captured" or (engine == "auto" and num_runs >= COMPILED_FROM)
+    much = num_rows * max(FEWEST_ELEMENTS, pair.num_elements) >= COMPILED_FROM
+    wanted = engine == "captured" or (engine == "auto" and much)
     if not wanted or device.type != "cpu":
         return None
     if not has_compiler():

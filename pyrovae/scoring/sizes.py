@@ -20,7 +20,9 @@ class Sizes:
     """How much is computed at once.
 
     Attributes:
-        scored: elements of x that the model scores; no number but for rounding depends on it.
+        scored: elements of the largest tensor of the model, x or the output of a module, where it scores particles; no
+            number but for rounding depends on it.
+        compiled: the same where that is compiled, which holds more of them in memory.
         moved: the same with gradients, where chains are moved.
         rows: that a program is run on, at most.
         drawn: elements of z that the guide draws. Draws depend on it, and on the next two.
@@ -30,6 +32,7 @@ class Sizes:
     """
 
     scored: int
+    compiled: int
     moved: int
     rows: int
     drawn: int
@@ -37,8 +40,8 @@ class Sizes:
     particles: int
 
 
-ON_CPU = Sizes(scored=2**21, moved=2**20, rows=2**12, drawn=2**22, drawn_rows=2**17, particles=2**18)
-ON_CUDA = Sizes(scored=2**26, moved=2**24, rows=2**17, drawn=2**24, drawn_rows=2**21, particles=2**21)
+ON_CPU = Sizes(scored=2**22, compiled=2**21, moved=2**20, rows=2**12, drawn=2**22, drawn_rows=2**17, particles=2**18)
+ON_CUDA = Sizes(scored=2**26, compiled=2**26, moved=2**24, rows=2**17, drawn=2**24, drawn_rows=2**21, particles=2**21)
 
 
 def sizes_on(device: torch.device) -> Sizes:
@@ -46,15 +49,16 @@ def sizes_on(device: torch.device) -> Sizes:
     return ON_CUDA if device.type == "cuda" else ON_CPU
 
 
-def rows_at_once(pair: Pair, device: torch.device, *, gradients: bool = False) -> int:
+def rows_at_once(pair: Pair, device: torch.device, *, gradients: bool = False, compiled: bool = False) -> int:
     """Return how many rows the model is run on at once.
 
     Args:
         pair: from `inspected`.
         device: of the data.
         gradients: whether they are asked for.
+        compiled: whether the run is compiled.
 
     """
     sizes = sizes_on(device)
-    elements = sizes.moved if gradients else sizes.scored
-    return min(sizes.rows, max(FEWEST_ROWS, elements // max(1, pair.num_elements)))
+    elements = sizes.moved if gradients else sizes.compiled if compiled else sizes.scored
+    return min(sizes.rows, max(FEWEST_ROWS, elements // max(1, pair.num_units)))

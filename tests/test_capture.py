@@ -554,7 +554,8 @@ def test_adam_runs_hooks_and_tells_a_profiler() -> None:
             handle.remove()
     assert optimizer.param_groups[0]["lr"] == 2.5e-4
     assert optimizer.state[parameter]["step"] == 2
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, acc_events=True) as profile:
         optimizer.step()
     assert "Optimizer.step#Adam.step" in {event.key for event in profile.key_averages()}
     assert optimizer.state[parameter]["step"] == 3

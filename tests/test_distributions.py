@@ -76,6 +76,14 @@ def test_binary_bernoulli_of_events_is_the_sum_of_elements(shape: tuple[int, ...
     assert torch.allclose(mapped(twice, value), expected, rtol=1e-13)
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float32])
+def test_binary_bernoulli_of_events_takes_values_of_other_types(dtype: torch.dtype) -> None:
+    p_x = BinaryBernoulli(logits=torch.randn(3, 2, 5), validate_args=False)
+    value = (torch.rand(2, 5) < 0.5).to(dtype)
+    found = p_x.log_prob_of_events(value, 2)
+    assert torch.allclose(found, p_x.log_prob(value).sum((-1, -2)), rtol=1e-13)
+
+
 def test_binary_bernoulli_of_events_in_float32() -> None:
     """Next to certain and next to impossible elements, whose terms cancel."""
     sizes = torch.logspace(-8, 1.9, 400, dtype=torch.float32).unsqueeze(-1).expand(-1, 784)

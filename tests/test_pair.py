@@ -1003,3 +1003,17 @@ def test_the_largest_output_of_the_models_modules_counts_too() -> None:
 
     pair = inspect_pair(model, vae.guide, (torch.rand(5, 8, 8).round(),), modules=(mixture,))
     assert pair.num_units == 10 * 64
+    left = 100
+
+    def tired(x: Tensor) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise RuntimeError("it has run often enough")
+        vae.model(x)
+
+    for expected in (10 * 64, 64):
+        pair = inspect_pair(tired, vae.guide, (torch.rand(5, 8, 8).round(),), modules=(vae,))
+        assert (pair.broadcasts, pair.num_units) == (True, expected)
+        left = 100 - left - 1  # the last run fails, which asks for the largest output
+    assert not torch.nn.modules.module._global_forward_hooks

@@ -48,6 +48,8 @@ class BinaryBernoulli(dist.Bernoulli):
 
         """
         logits = self.logits
+        if logits.dtype != value.dtype:
+            return self.log_prob(value).flatten(-num_dims).sum(-1)
         if logits.shape != value.shape:
             logits, value = torch.broadcast_tensors(logits, value)
         if num_dims > 1:

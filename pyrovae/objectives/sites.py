@@ -10,6 +10,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.subsample_messenger import SubsampleMessenger
+from torch import Tensor
 
 from pyrovae.pair import Program
 
@@ -70,18 +71,21 @@ def whole_plates() -> Iterator[None]:
     """
     draw = SubsampleMessenger._subsample
 
-    def subsample(name: str, size: Any = None, *options: Any) -> Any:
-        if type(size) is not int or any(option is not None for option in options[:-1]) or not _alone():
-            return draw(name, size, *options)
-        return size, size, torch.arange(size, device=options[-1] if options else None)
+    def subsample(
+        name: str,
+        size: int | None = None,
+        subsample_size: int | None = None,
+        subsample: Tensor | None = None,
+        use_cuda: bool | None = None,  # noqa: FBT001
+        device: str | None = None,
+    ) -> Any:
+        whole = subsample_size is None and subsample is None and use_cuda is None
+        if whole and type(size) is int and len(_PYRO_STACK) == 1 and type(_PYRO_STACK[0]) is Sites:
+            return size, size, torch.arange(size, device=device)
+        return draw(name, size, subsample_size, subsample, use_cuda, device)
 
     try:
         SubsampleMessenger._subsample = staticmethod(subsample)
         yield
     finally:
         SubsampleMessenger._subsample = staticmethod(draw)
-
-
-def _alone() -> bool:
-    """Tell whether sites are noted and nothing else handles them."""
-    return len(_PYRO_STACK) == 1 and type(_PYRO_STACK[0]) is Sites

@@ -185,17 +185,18 @@ def _broadcasts(pair: Pair, model: Program, guide: Program) -> bool:
 
 
 def _largest_output(pair: Pair, args: tuple[Any, ...], rows: Tensor) -> int:
-    """Return the elements per datum of the largest tensor that a module puts out while the model runs.
+    """Return the elements per datum of the largest tensor that a module puts out while the model runs, 0 if it fails.
 
     Outputs that do not grow with the number of data are not counted, where that number is free.
     """
-    sizes = [_outputs(*pair.bind(args, rows))]
-    if pair.draws_rows or len(rows) < 2:
-        return max(sizes[0], default=0) // len(rows)
-    sizes.append(_outputs(*pair.bind(args, rows[:-1])))
-    if len(sizes[0]) != len(sizes[1]):
-        return max(sizes[0], default=0) // len(rows)
-    return max((more - fewer for more, fewer in zip(*sizes, strict=True)), default=0)
+    try:
+        sizes = _outputs(*pair.bind(args, rows))
+        fewer = [] if pair.draws_rows else _outputs(*pair.bind(args, rows[:-1]))
+    except Exception:  # it ran on these rows before, but a program may have any state
+        return 0
+    if len(sizes) != len(fewer):
+        return max(sizes, default=0) // len(rows)
+    return max((more - less for more, less in zip(sizes, fewer, strict=True)), default=0)
 
 
 def _outputs(model: Program, guide: Program) -> list[int]:

@@ -26,7 +26,8 @@ class Sizes:
         moved: the same with gradients, where chains are moved.
         rows: that a program is run on, at most.
         drawn: elements of z that the guide draws. Draws depend on it, and on the next two.
-        drawn_rows: for which it draws them, at most: a flow holds its hidden layers for each.
+        drawn_rows: for which it draws them, at most: a flow holds its hidden layers for each. Where a pair takes no
+            axis of particles, so that its encoder runs for each, it is the number of rows above.
         particles: of one batch, whose log-weights are kept.
 
     """

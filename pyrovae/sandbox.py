@@ -118,8 +118,7 @@ def registered_once(known: set[tuple[str, int]]) -> Iterator[None]:
         watched = any(isinstance(each, LiftMessenger) or getattr(each, "param_only", False) for each in _PYRO_STACK)
         if key in known and not update_module_params and not watched:
             return nn_module
-        with frozen_unremarked():
-            registered = register(name, nn_module, update_module_params)
+        registered = register(name, nn_module, update_module_params)
         known.add(key)
         return registered
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -559,6 +560,33 @@ def test_adam_runs_hooks_and_tells_a_profiler() -> None:
         optimizer.step()
     assert "Optimizer.step#Adam.step" in {event.key for event in profile.key_averages()}
     assert optimizer.state[parameter]["step"] == 3
+
+
+def test_a_subclass_of_adam_runs_hooks_once() -> None:
+    class Counting(Adam):
+        def step(self, closure: Any = None) -> Any:
+            return super().step(closure)
+
+    parameter, calls = torch.ones(4, requires_grad=True), []
+    optimizer = Counting([parameter])
+    optimizer.register_step_pre_hook(lambda *_: calls.append(1))
+    for _ in range(3):
+        parameter.grad = torch.ones(4)
+        optimizer.step()
+    assert len(calls) == 3
+
+
+def test_adam_skips_a_step_that_a_scaler_found_infinite() -> None:
+    parameter = torch.ones(4, requires_grad=True)
+    optimizer = Adam([parameter], lr=0.1)
+    for gradient in (1.0, 1.0, math.inf, 1.0):
+        before = parameter.detach().clone()
+        parameter.grad = torch.full((4,), gradient)
+        optimizer.found_inf = torch.tensor(float(math.isinf(gradient)), dtype=torch.float32)
+        optimizer.grad_scale = torch.ones((), dtype=torch.float32)
+        optimizer.step()
+        assert parameter.isfinite().all()
+        assert torch.equal(parameter, before) == math.isinf(gradient)
 
 
 # corners

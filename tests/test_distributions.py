@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyrovae import distributions
+from pyrovae import distributions, likelihoods
 from pyrovae.distributions import BinaryBernoulli, Event
 from pyrovae.distributions.stirling import digamma_lack, log_and_excess, log_and_excess_of_counts
 
@@ -82,6 +82,36 @@ def test_binary_bernoulli_of_events_takes_values_of_other_types(dtype: torch.dty
     value = (torch.rand(2, 5) < 0.5).to(dtype)
     found = p_x.log_prob_of_events(value, 2)
     assert torch.allclose(found, p_x.log_prob(value).sum((-1, -2)), rtol=1e-13)
+
+
+@pytest.mark.parametrize(("dtype", "x_dtype"), [(torch.bfloat16, torch.float32), (torch.float16, torch.float16)])
+def test_elements_of_few_digits_are_summed_as_they_were(dtype: torch.dtype, x_dtype: torch.dtype) -> None:
+    logits, x = torch.randn(4, 784).to(dtype), (torch.rand(4, 784) < 0.5).to(x_dtype)
+    p_x = likelihoods.Bernoulli((784,))(logits.unsqueeze(-1))
+    assert torch.equal(p_x.log_prob(x), p_x.base_dist.log_prob(x).sum(-1))
+
+
+def test_a_datum_of_one_element_keeps_its_axis() -> None:
+    y, logits = (torch.rand(5) < 0.5).double(), torch.randn(5, 1)
+    p_y = likelihoods.Bernoulli(())(logits)
+    assert torch.equal(p_y.log_prob(y), BinaryBernoulli(logits=logits[:, 0]).log_prob(y))
+
+
+def test_a_log_probability_of_ones_own_counts() -> None:
+    class Weighted(BinaryBernoulli):
+        def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+            return 0.5 * super().log_prob(value)
+
+    logits, x = torch.randn(4, 7), (torch.rand(4, 7) < 0.5).double()
+    plain, weighted = (kind(logits=logits, validate_args=False) for kind in (BinaryBernoulli, Weighted))
+    for method in ("log_prob_of_events", "log_prob_sum"):
+        assert torch.allclose(getattr(weighted, method)(x, 1), 0.5 * plain.log_prob(x).sum(-1))
+
+
+def test_binary_bernoulli_of_events_refuses_another_shape() -> None:
+    p_x = likelihoods.Bernoulli((784,))(torch.randn(3, 784, 1))
+    with pytest.raises(ValueError, match="broadcast"):
+        p_x.log_prob(torch.ones(3, 28, 28))
 
 
 def test_binary_bernoulli_of_events_in_float32() -> None:

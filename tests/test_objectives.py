@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyrovae import bounds
 from pyrovae.objectives import ELBO, IWAE, STL, DReG, Objective, importance, schedules
-from pyrovae.objectives.sites import sites_of
+from pyrovae.objectives.sites import sites_of, whole_plates
 
 TRUTH = linear_gaussian()
 X = TRUTH.sample(12)
@@ -740,7 +740,6 @@ def test_a_schedule_says_what_its_options_are() -> None:
 
 @pytest.mark.parametrize("kind", ["scaled", "subsampled", "handled"])
 def test_sites_are_those_of_pyros_traces(kind: str) -> None:
-    """All but the rows of a plate that takes them all, unless another handler may look at them."""
     pair = Both(kind)
     programs = [poutine.scale(p, scale=0.5) if kind == "handled" else p for p in (pair.model, pair.guide)]
     torch.manual_seed(0)
@@ -751,8 +750,6 @@ def test_sites_are_those_of_pyros_traces(kind: str) -> None:
     replayed = sites_of(programs[0], X, drawn=drawn)
     for trace, sites in ((guide, drawn), (model, replayed)):
         expected = {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
-        if kind == "scaled":
-            del expected["data"]
         assert sites.nodes.keys() == expected.keys()
         for name, site in expected.items():
             found = sites.nodes[name]
@@ -801,6 +798,50 @@ def test_a_plate_that_takes_all_rows_has_their_numbers() -> None:
     assert sites["z"]["value"].shape == (2, 12)
     assert sites["z"]["scale"] == 1
     assert {"z_0", "z_1", "some"} <= sites.keys()
+
+
+def test_rows_of_a_plate_that_were_drawn_before_are_taken() -> None:
+    x = torch.arange(6.0)
+    seen: list[Tensor] = []
+
+    def program(size: int | None, data: Tensor = x) -> Callable[[], None]:
+        def run() -> None:
+            with pyro.plate("data", len(data), subsample_size=size) as rows:
+                seen.append(rows)
+
+        return run
+
+    sites_of(program(None), drawn=sites_of(program(2)))
+    assert seen[0].equal(seen[1])
+    with pytest.raises(ValueError, match="different subsample_size in the model and guide"):
+        sites_of(program(2), drawn=sites_of(program(None)))
+    sites_of(program(None), drawn=sites_of(program(None)))
+    assert seen[-1].equal(torch.arange(6))
+
+
+def test_a_plate_of_a_name_that_is_taken_is_refused() -> None:
+    def twice() -> None:
+        for _ in range(2):
+            with pyro.plate("data", 3):
+                pass
+
+    def alike() -> None:
+        with pyro.plate("z", 3):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    for program, name in ((twice, "data"), (alike, "z")):
+        with pytest.raises(RuntimeError, match=f"several sample sites named '{name}'"):
+            sites_of(program)
+
+
+def test_programs_in_several_threads_leave_pyros_plates_as_they_were() -> None:
+    draw = SubsampleMessenger._subsample
+    first, second = whole_plates(), whole_plates()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    assert SubsampleMessenger._subsample is draw
 
 
 def test_sites_of_a_program_that_fails_leave_no_handler() -> None:

@@ -37,7 +37,7 @@ class BinaryBernoulli(dist.Bernoulli):
     def log_prob_of_events(self, value: Tensor, num_dims: int) -> Tensor:
         """Return the log-probability summed over the last axes, with its gradient, in fewer operations.
 
-        In float32 the error of each element is 1.3e-7 at most, where that of `log_prob` is 5e-8.
+        In float32 an element that is all but certain has an error of 1.3e-7 at most, where that of `log_prob` is 5e-8.
 
         Args:
             value: x, of a shape that broadcasts against the batch shape.
@@ -48,8 +48,10 @@ class BinaryBernoulli(dist.Bernoulli):
 
         """
         logits = self.logits
-        if logits.dtype != value.dtype:
+        if logits.dtype != value.dtype or logits.dtype not in (torch.float32, torch.float64) or not self._plain:
             return self.log_prob(value).flatten(-num_dims).sum(-1)
+        if self._validate_args:
+            self._validate_sample(value)
         if logits.shape != value.shape:
             logits, value = torch.broadcast_tensors(logits, value)
         if num_dims > 1:
@@ -73,6 +75,9 @@ class BinaryBernoulli(dist.Bernoulli):
             The batch shape without its last n axes, nats, in float64 where the device has it.
 
         """
+        if not self._plain:
+            log_prob = self.log_prob(value).flatten(-num_dims)
+            return log_prob.sum(-1, dtype=log_prob.dtype if log_prob.device.type == "mps" else torch.float64)
         if self._validate_args:
             self._validate_sample(value)
         with torch.no_grad():
@@ -83,6 +88,11 @@ class BinaryBernoulli(dist.Bernoulli):
                 logits.shape[:-1], dtype=torch.float32 if logits.device.type == "mps" else torch.float64
             )
             return _sum_into(out, logits, value)
+
+    @property
+    def _plain(self) -> bool:
+        """Whether no class made from this one has a log-probability of its own."""
+        return type(self).log_prob is BinaryBernoulli.log_prob
 
 
 class _LogProb(Function):

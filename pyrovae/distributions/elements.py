@@ -67,10 +67,10 @@ class Elements(Event):
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log-probability of each datum, in nats."""
         self.check(value)
-        of_events = getattr(self.base_dist, "log_prob_of_events", None)
-        if of_events is None or is_recording():  # a compiler sums on its own
+        of_events, num_dims = getattr(self.base_dist, "log_prob_of_events", None), self.reinterpreted_batch_ndims
+        if of_events is None or not num_dims or is_recording():  # a compiler sums on its own
             return super().log_prob(value)
-        return of_events(value, self.reinterpreted_batch_ndims)
+        return of_events(value, num_dims)
 
     def check(self, value: Tensor) -> None:
         """Refuse values outside the support, if Pyro's checks are on.

@@ -80,7 +80,7 @@ def evaluate(
         checks: what is found out beside the bounds, such as AIS, and on how many data; nothing if None.
         batch_size: data whose particles are drawn together; chosen by the largest K and the kind of device if None.
         chunk_size: rows, a datum with K particles counting K, that the model scores at once; if None chosen by the size
-            of a datum and the kind of device, and on CUDA fewer where the memory ends.
+            of a datum in the model and the kind of device, and on CUDA fewer where the memory ends.
         seed: of the draws.
         device: to compute on, to which the modules are moved; where they are if None.
         engine: "captured" compiles the scoring of particles once, on a CPU with a C++ compiler; "eager" runs the model
@@ -88,8 +88,8 @@ def evaluate(
         modules: those used by the programs that cannot be found from them.
         journal: file that keeps the finished batches and checks of an evaluation that is interrupted; the same call
             goes on after them, to the same numbers, and removes it at the end.
-        on_progress: told how many data are done, a part of a batch counting too, whenever there are more; in each
-            process, before checks. It must not draw from torch's default streams.
+        on_progress: told how many data are done, at the start and after each block of particles, when it is a fraction;
+            in each process, not while checks run. It must not draw from torch's default streams.
         shown: whether progress is shown.
 
     Returns:

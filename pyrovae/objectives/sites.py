@@ -9,10 +9,21 @@ from typing import Any
 import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK
-from pyro.poutine.subsample_messenger import SubsampleMessenger
+from pyro.poutine.subsample_messenger import SubsampleMessenger, _Subsample
 from torch import Tensor
 
 from pyrovae.pair import Program
+
+ALL_ROWS = _Subsample(0, None, device="cpu")  # stands for the distribution of the rows of any plate that takes them all
+ROWS = {
+    "type": "sample",
+    "fn": ALL_ROWS,
+    "is_observed": False,
+    "infer": {},
+    "scale": 1.0,
+    "mask": None,
+    "cond_indep_stack": (),
+}
 
 
 class Sites(Messenger):
@@ -42,9 +53,18 @@ class Sites(Messenger):
     def _pyro_post_sample(self, msg: Any) -> None:
         if msg["infer"].get("_do_not_trace"):
             return
-        if msg["name"] in self.nodes:
-            raise RuntimeError(f"there are several sample sites named {msg['name']!r}; give each a name of its own")
-        self.nodes[msg["name"]] = msg.copy()
+        self.note(msg.copy())
+
+    def note(self, site: Any) -> None:
+        """Note a site.
+
+        Raises:
+            RuntimeError: if there is one of that name.
+
+        """
+        if site["name"] in self.nodes:
+            raise RuntimeError(f"there are several sample sites named {site['name']!r}; give each a name of its own")
+        self.nodes[site["name"]] = site
 
 
 def sites_of(program: Program, *args: Any, drawn: Sites | None = None, **kwargs: Any) -> Sites:
@@ -64,12 +84,13 @@ def sites_of(program: Program, *args: Any, drawn: Sites | None = None, **kwargs:
 
 @contextmanager
 def whole_plates() -> Iterator[None]:
-    """Let a plate without subsampling take all its rows without a sample site, of which nothing is read.
+    """Let a plate without subsampling take all its rows without running handlers for a draw of them.
 
-    Pyro makes a distribution of the rows and runs all handlers for its draw: a fortieth of a step of the default model.
-    It still does so inside of any other handler than `Sites`.
+    That draw is a fortieth of a step of the default model. Pyro still makes it inside of any other handler than
+    `Sites`, and where the rows of the plate were drawn before.
     """
     draw = SubsampleMessenger._subsample
+    draw = getattr(draw, "of_pyro", draw)  # where another thread has not left yet
 
     def subsample(
         name: str,
@@ -80,10 +101,16 @@ def whole_plates() -> Iterator[None]:
         device: str | None = None,
     ) -> Any:
         whole = subsample_size is None and subsample is None and use_cuda is None
-        if whole and type(size) is int and len(_PYRO_STACK) == 1 and type(_PYRO_STACK[0]) is Sites:
-            return size, size, torch.arange(size, device=device)
+        sites = _PYRO_STACK[0] if len(_PYRO_STACK) == 1 else None
+        if whole and isinstance(size, int) and type(sites) is Sites:
+            drawn = sites.drawn.get(name)
+            if drawn is None or (drawn["fn"] is ALL_ROWS and len(drawn["value"]) == size):
+                rows = torch.arange(size, device=device)
+                sites.note({**ROWS, "name": name, "value": rows})
+                return size, size, rows
         return draw(name, size, subsample_size, subsample, use_cuda, device)
 
+    subsample.of_pyro = draw  # type: ignore[attr-defined]
     try:
         SubsampleMessenger._subsample = staticmethod(subsample)
         yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import traceback
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -59,7 +60,7 @@ def inspect_pair(
         pair = read_pair(model, guide, found, *traces, plates=plates, draws_rows=draws_rows)
         rows = torch.arange(pair.num_rows, device=args[0].device) % len(used[0])
         broadcasts = _broadcasts(pair, *pair.bind(used, rows))
-        num_units = max(pair.num_elements, _largest_output(pair, used, rows))
+        num_units = max(pair.num_elements, _largest_output(replace(pair, broadcasts=broadcasts), used, rows))
     if not broadcasts:
         logger.warning(
             "the pair does not take an axis of particles to the left of its plate; "
@@ -185,31 +186,45 @@ def _broadcasts(pair: Pair, model: Program, guide: Program) -> bool:
 
 
 def _largest_output(pair: Pair, args: tuple[Any, ...], rows: Tensor) -> int:
-    """Return the elements per datum of the largest tensor that a module puts out while the model runs, 0 if it fails.
+    """Return the elements per particle of the largest tensor that a module puts out while the model runs.
 
-    Outputs that do not grow with the number of data are not counted, where that number is free.
+    Where their number is free, outputs that do not grow with it are not counted, such as those of a network that sees
+    nothing but covariates. 0 if the programs fail.
     """
-    try:
-        sizes = _outputs(*pair.bind(args, rows))
-        fewer = [] if pair.draws_rows else _outputs(*pair.bind(args, rows[:-1]))
-    except Exception:  # it ran on these rows before, but a program may have any state
-        return 0
-    if len(sizes) != len(fewer):
-        return max(sizes, default=0) // len(rows)
-    return max((more - less for more, less in zip(sizes, fewer, strict=True)), default=0)
+
+    def outputs(rows: Tensor, num_particles: int | None) -> list[int]:
+        programs = pair.bind(args, rows)
+        if num_particles is not None:
+            plate = pyro.plate(PARTICLE_PLATE, num_particles, dim=-1 - pair.nesting)
+            programs = plate(programs[0]), plate(programs[1])
+        try:
+            return _outputs(*programs)
+        except Exception:  # they ran before, but perhaps not on so many, and a program may have any state
+            return []
+
+    if pair.broadcasts:
+        more, fewer, between = outputs(rows, 3), outputs(rows, 2), len(rows)
+    else:
+        more, fewer, between = outputs(rows, None), [] if pair.draws_rows else outputs(rows[:-1], None), 1
+    if len(more) == len(fewer):
+        return max((a - b for a, b in zip(more, fewer, strict=True)), default=0) // between
+    return max(more, default=0) // (len(rows) * (3 if pair.broadcasts else 1))
 
 
 def _outputs(model: Program, guide: Program) -> list[int]:
     """Return the elements of each tensor that a module puts out while the model runs on the guide's draws."""
-    drawn, sizes = poutine.trace(guide).get_trace(), []
+    drawn = poutine.trace(guide).get_trace()
+    sizes: list[int] = []
 
     def note(module: nn.Module, args: Any, output: Any) -> None:
-        if isinstance(output, Tensor):
-            sizes.append(output.numel())
+        outputs = output if isinstance(output, (tuple, list)) else (output,)
+        sizes.extend(each.numel() for each in outputs if isinstance(each, Tensor))
 
     hook = register_module_forward_hook(note)
     try:
-        poutine.trace(poutine.replay(model, trace=drawn)).get_trace()
+        with warnings.catch_warnings():  # a compiled module has a word to say about such hooks
+            warnings.filterwarnings("ignore", ".*when there are global hooks")
+            poutine.trace(poutine.replay(model, trace=drawn)).get_trace()
     finally:
         hook.remove()
     return sizes

@@ -23,7 +23,7 @@ class Sizes:
         scored: elements of the largest tensor of the model, x or the output of a module, where it scores particles; no
             number but for rounding depends on it.
         compiled: the same where that is compiled, which holds more of them in memory.
-        moved: the same with gradients, where chains are moved.
+        moved: the same with gradients, where chains are moved; batches of AIS, and so its draws, depend on it.
         rows: that a program is run on, at most.
         drawn: elements of z that the guide draws. Draws depend on it, and on the next two.
         drawn_rows: for which it draws them, at most: a flow holds its hidden layers for each. Where a pair takes no

@@ -50,12 +50,14 @@ class Adam(torch.optim.Adam):
         torch's hooks, and its word to a profiler, take as long as the rest where there are neither.
         """
         hooks = (self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks, *GLOBAL_HOOKS)
-        return (self._hooked if any(hooks) or _profiler_enabled() else self._move)(closure)
+        own = type(self).step is Adam.step  # or torch runs them around the step that calls this one
+        move = self._hooked if own and (any(hooks) or _profiler_enabled()) else self._move
+        return move() if closure is None else move(closure)
 
     step.hooked = True  # type: ignore[attr-defined]  # or torch would add its own
 
     @torch.no_grad()
-    def _move(self, closure: Any) -> Any:
+    def _move(self, closure: Any = None) -> Any:
         group = self.param_groups[0]
         moved = [parameter for parameter in group["params"] if parameter.grad is not None]
         states = [self.state.get(parameter, {}) for parameter in moved]
@@ -64,7 +66,8 @@ class Adam(torch.optim.Adam):
             return self._step_of_torch(closure, begun=False)
         together = len(moved) == len(self.state) and all(state.get("step") is count for state in states)
         plain = not (group["weight_decay"] or group["amsgrad"] or group["maximize"]) and group["fused"]
-        if closure is not None or len(self.param_groups) > 1 or not together or not plain:
+        scaled = any(getattr(self, name, None) is not None for name in ("grad_scale", "found_inf"))  # by a GradScaler
+        if closure is not None or len(self.param_groups) > 1 or not together or not plain or scaled:
             return self._step_of_torch(closure, begun=True)
         count.add_(1)
         torch._fused_adam_(

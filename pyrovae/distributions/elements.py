@@ -36,6 +36,8 @@ class Event(dist.Independent):
 class Elements(Event):
     """`pyro.distributions.Independent`, whose refusal of data outside the support says what to do about them.
 
+    Where the distribution of the elements has ``log_prob_of_events(value, num_dims)``, that sums them, with gradients.
+
     Args:
         base: distribution of the elements, ``(*batch, *x_shape)``.
         num_dims: number of axes of one datum.

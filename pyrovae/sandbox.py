@@ -43,21 +43,40 @@ def forked_random(seed: int, device: torch.device | str = "cpu") -> Iterator[Non
         device: the accelerator whose stream is forked beside the CPU's.
 
     """
-    device = torch.device(device)
-    accelerator = None if device.type == "cpu" else torch.get_device_module(device)
-    where = (device,) if device.type == "cuda" else ()
-    before = torch.get_rng_state()
-    accelerator_before = None if accelerator is None else accelerator.get_rng_state(*where)
+    before = random_state(device)
     try:
-        torch.default_generator.manual_seed(seed)
-        if accelerator is not None:
-            with torch.cuda.device(device) if where else nullcontext():
-                accelerator.manual_seed(seed)
+        _seed(seed, torch.device(device))
         yield
     finally:
-        torch.set_rng_state(before)
-        if accelerator is not None:
-            accelerator.set_rng_state(accelerator_before, *where)
+        set_random_state(before, device)
+
+
+def random_state(device: torch.device | str = "cpu") -> tuple[Tensor, ...]:
+    """Return the states of torch's default streams: the CPU's, and that of an accelerator after it."""
+    device = torch.device(device)
+    if device.type == "cpu":
+        return (torch.get_rng_state(),)
+    return torch.get_rng_state(), torch.get_device_module(device).get_rng_state(*_where(device))
+
+
+def set_random_state(states: tuple[Tensor, ...], device: torch.device | str = "cpu") -> None:
+    """Put torch's default streams into the states that `random_state` returned for a device."""
+    device = torch.device(device)
+    torch.set_rng_state(states[0])
+    for state in states[1:]:
+        torch.get_device_module(device).set_rng_state(state, *_where(device))
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        with torch.cuda.device(device) if _where(device) else nullcontext():
+            torch.get_device_module(device).manual_seed(seed)
+
+
+def _where(device: torch.device) -> tuple[torch.device, ...]:
+    """Return what the functions of an accelerator's streams are told about the device."""
+    return (device,) if device.type == "cuda" else ()
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import itertools
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -43,6 +44,8 @@ from pyrovae.training.options import check_engine, choose_device
 from pyrovae.training.state import snapshot
 from pyrovae.vae import require_form
 from pyrovae.whole import require_whole
+
+logger = logging.getLogger("pyrovae")
 
 MOST_DATA = 256  # of one batch
 
@@ -132,6 +135,8 @@ def evaluate(
     name = source.name if isinstance(source, Split) else "tensors"
     weights = weights_hash(model, guide, modules)
     with inspected(model, guide, few, modules=found, everything=lambda: _moved(args, where)) as pair, torch.no_grad():
+        if pair.nan:
+            logger.warning("%s; data whose estimates are not finite are counted, and no mean hides them", pair.nan)
         probe = _probe(pair, _moved(args, where) if pair.draws_rows else few)
         observed = observe(pair, _batches(pair, args, where, batch_size))
         key = (data_hash, weights, probe, observed, ks, seed, chunk_size, engine, settings, versions())

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import functools
 import logging
-import traceback
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pyro
@@ -19,6 +17,7 @@ from pyro.util import check_site_shape
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
+from pyrovae.pair.checked import run_checked, told_by_us
 from pyrovae.pair.contract import read_pair
 from pyrovae.pair.modules import find_modules
 from pyrovae.pair.structure import PARTICLE_PLATE, Pair, Program, take_rows
@@ -26,8 +25,6 @@ from pyrovae.recording.graph import first_line
 from pyrovae.sandbox import forked_random, validation
 
 logger = logging.getLogger("pyrovae")
-
-PACKAGE = Path(__file__).parents[1]
 
 
 def inspect_pair(
@@ -37,6 +34,7 @@ def inspect_pair(
     *,
     modules: Iterable[nn.Module] = (),
     everything: Callable[[], tuple[Any, ...]] | None = None,
+    nan_counts: bool = False,
 ) -> Pair:
     """Run a pair on a few rows, with all checks on and in a random stream of its own, and read off its structure.
 
@@ -46,6 +44,7 @@ def inspect_pair(
         args: the data ``(N, ...)`` and whatever travels with them along the plate, or a few rows of these.
         modules: those that cannot be found from the programs.
         everything: returns all data where ``args`` holds a few rows; asked if the pair draws its own rows.
+        nan_counts: whether a pair that computes NaN is taken as it is, since they will be counted.
 
     Returns:
         The pair's structure.
@@ -55,18 +54,20 @@ def inspect_pair(
 
     """
     found = tuple({id(module): module for module in (*modules, *find_modules(model, guide))}.values())
-    with forked_random(0, args[0].device), validation(enabled=True), torch.no_grad():
-        traces, used, plates, draws_rows = _first_run(model, guide, args, everything or (lambda: args))
+    nan: list[str] = []
+    on_nan = nan.append if nan_counts else None
+    with forked_random(0, args[0].device), validation(enabled=False), torch.no_grad():
+        traces, used, plates, draws_rows = _first_run(model, guide, args, everything or (lambda: args), on_nan)
         pair = read_pair(model, guide, found, *traces, plates=plates, draws_rows=draws_rows)
         rows = torch.arange(pair.num_rows, device=args[0].device) % len(used[0])
-        broadcasts = _broadcasts(pair, *pair.bind(used, rows))
+        broadcasts = _broadcasts(pair, *pair.bind(used, rows), args[0].device)
         num_units = max(pair.num_elements, _largest_output(replace(pair, broadcasts=broadcasts), used, rows))
     if not broadcasts:
         logger.warning(
             "the pair does not take an axis of particles to the left of its plate; "
             "it is run with its data repeated along the plate instead, which is right but slower"
         )
-    return replace(pair, broadcasts=broadcasts, num_units=num_units)
+    return replace(pair, broadcasts=broadcasts, num_units=num_units, nan=nan[-1] if nan else None)
 
 
 def run(model: Program, guide: Program) -> tuple[poutine.Trace, poutine.Trace]:
@@ -76,7 +77,11 @@ def run(model: Program, guide: Program) -> tuple[poutine.Trace, poutine.Trace]:
 
 
 def _first_run(
-    model: Program, guide: Program, args: tuple[Any, ...], everything: Callable[[], tuple[Any, ...]]
+    model: Program,
+    guide: Program,
+    args: tuple[Any, ...],
+    everything: Callable[[], tuple[Any, ...]],
+    on_nan: Callable[[str], object] | None,
 ) -> tuple[tuple[poutine.Trace, poutine.Trace], tuple[Any, ...], set[str], bool]:
     """Run on 2 and then on 3 rows; a pair whose plate does not follow draws its own rows and is given all of them.
 
@@ -89,7 +94,7 @@ def _first_run(
     for size in (2, 3):
         few = take_rows(args, torch.arange(size, device=args[0].device) % len(args[0]))
         try:
-            traces = _checked_run(model, guide, few)
+            traces = _checked_run(model, guide, few, on_nan)
         except Exception as error:  # a program of the user's may raise anything
             failure = error
             break
@@ -107,9 +112,9 @@ def _first_run(
         raise ValueError(f"the pair fails on a few rows ({first_line(failure)}), and {error}") from failure
     rows = _EarlyRows(len(args[0]), args[0].device)
     try:
-        traces = _checked_run(rows(model), rows(guide), args)
+        traces = _checked_run(rows(model), rows(guide), args, on_nan)
     except Exception as error:
-        raise _told(failure or error) from None
+        raise told_by_us(failure or error) or failure or error from None
     frames = _frames(traces[1])
     following = {frame.name for frame in frames if frame.size == frame.full_size == len(args[0])}
     if plates and plates & following:
@@ -123,20 +128,15 @@ def _first_run(
     return traces, args, {frame.name for frame in frames if frame.size < frame.full_size}, True
 
 
-def _told(error: Exception) -> Exception:
-    """Return what a part of ours told, without the shapes that Pyro's frames put around it; else the error itself."""
-    first: BaseException = error
-    while first.__cause__ is not None:
-        first = first.__cause__
-    frames = traceback.extract_tb(first.__traceback__)
-    ours = bool(frames) and Path(frames[-1].filename).is_relative_to(PACKAGE)
-    return first if ours and isinstance(first, Exception) else error
+def _checked_run(
+    model: Program, guide: Program, args: tuple[Any, ...], on_nan: Callable[[str], object] | None
+) -> tuple[poutine.Trace, poutine.Trace]:
+    def traces() -> tuple[poutine.Trace, poutine.Trace]:
+        found = run(functools.partial(model, *args), functools.partial(guide, *args))
+        _log_probs(*found)
+        return found
 
-
-def _checked_run(model: Program, guide: Program, args: tuple[Any, ...]) -> tuple[poutine.Trace, poutine.Trace]:
-    traces = run(functools.partial(model, *args), functools.partial(guide, *args))
-    _log_probs(*traces)
-    return traces
+    return run_checked(traces, args[0].device, on_nan=on_nan)
 
 
 def _log_probs(*traces: poutine.Trace) -> None:
@@ -166,10 +166,11 @@ def _frames(trace: poutine.Trace) -> list[Any]:
     return [frame for site in sites for frame in site["cond_indep_stack"] if frame.vectorized]
 
 
-def _broadcasts(pair: Pair, model: Program, guide: Program) -> bool:
+def _broadcasts(pair: Pair, model: Program, guide: Program, device: torch.device) -> bool:
     """Tell whether a particle axis gives, for each particle, what a run without that axis gives."""
     particles = pyro.plate(PARTICLE_PLATE, 2, dim=-1 - pair.nesting)
-    try:
+
+    def agree() -> bool:
         together = run(particles(model), particles(guide))
         _log_probs(*together)
         for k in range(2):
@@ -180,9 +181,12 @@ def _broadcasts(pair: Pair, model: Program, guide: Program) -> bool:
                 for name in (*pair.latents, *pair.observed):
                     if name in many.nodes and not _agree(many.nodes[name], one.nodes[name], k):
                         return False
+        return True
+
+    try:
+        return run_checked(agree, device, on_nan=lambda told: None)
     except Exception:  # whatever fails under an extra axis, the answer is the same
         return False
-    return True
 
 
 def _largest_output(pair: Pair, args: tuple[Any, ...], rows: Tensor) -> int:
@@ -232,7 +236,7 @@ def _outputs(model: Program, guide: Program) -> list[int]:
 
 def _agree(many: Any, one: Any, k: int) -> bool:
     a, b = many["unscaled_log_prob"], one["unscaled_log_prob"]
-    return a[k].numel() == b.numel() and torch.allclose(a[k].reshape(b.shape), b, rtol=1e-3, atol=1e-3)
+    return a[k].numel() == b.numel() and torch.allclose(a[k].reshape(b.shape), b, rtol=1e-3, atol=1e-3, equal_nan=True)
 
 
 class _EarlyRows(Messenger):

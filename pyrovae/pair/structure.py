@@ -54,6 +54,7 @@ class Pair:
         base_measure: of what is observed, "counting" or "Lebesgue"; None where sites differ or do not say.
         kl: for each latent site, `CLOSED_FORM` or the reason why its KL is estimated by Monte Carlo.
         broadcasts: whether it can be run with an axis of particles to the left of its plates.
+        nan: in words what was NaN in that run, if anything was.
 
     """
 
@@ -74,6 +75,7 @@ class Pair:
     base_measure: BaseMeasure | None
     kl: dict[str, str]
     broadcasts: bool = True
+    nan: str | None = None
 
     @property
     def max_rows(self) -> int:

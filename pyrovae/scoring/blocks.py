@@ -15,7 +15,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyrovae.kl import CLOSED_FORM, closed_form_kl
-from pyrovae.pair import Pair, Program, run
+from pyrovae.pair import Pair, Program, run, run_checked
 from pyrovae.sandbox import validation
 from pyrovae.scoring.layout import from_pyro, log_prob, per_datum, to_pyro, total_of, wide
 from pyrovae.scoring.pieces import Collected, Piece, even_size, pieces
@@ -95,17 +95,23 @@ def one_particle(pair: Pair, args: tuple[Any, ...], rows: Tensor, *, checked: bo
         pair: from `inspected`.
         args: what its programs are called with, the data first.
         rows: ``(B,)``, rows of the data.
-        checked: whether Pyro checks shapes and supports, so that data outside the support are refused.
+        checked: whether Pyro checks shapes and supports, so that data outside the support are refused; NaN pass.
 
     """
-    with validation(enabled=checked):
+
+    def terms(trace: poutine.Trace, names: Iterable[str]) -> dict[str, Tensor]:
+        sites = {name: trace.nodes[name] for name in names}
+        return {name: per_datum(pair, log_prob(site), site, lead=0).unsqueeze(0) for name, site in sites.items()}
+
+    def likelihood() -> tuple[poutine.Trace, poutine.Trace, Tensor]:
         guide_trace, model_trace = run(*pair.bind(args, rows))
+        return guide_trace, model_trace, total_of(terms(model_trace, pair.observed))
 
-        def terms(trace: poutine.Trace, names: Iterable[str]) -> dict[str, Tensor]:
-            sites = {name: trace.nodes[name] for name in names}
-            return {name: per_datum(pair, log_prob(site), site, lead=0).unsqueeze(0) for name, site in sites.items()}
-
-        likelihood = total_of(terms(model_trace, pair.observed))
+    if checked:
+        guide_trace, model_trace, log_likelihood = run_checked(likelihood, rows.device, on_nan=lambda told: None)
+    else:
+        with validation(enabled=False):
+            guide_trace, model_trace, log_likelihood = likelihood()
     log_prior, log_guide = terms(model_trace, pair.latents), terms(guide_trace, pair.latents)
     kl = {name: log_guide[name] - log_prior[name] for name in pair.latents}
     for name in pair.latents:
@@ -115,7 +121,7 @@ def one_particle(pair: Pair, args: tuple[Any, ...], rows: Tensor, *, checked: bo
     return Block(
         z={name: from_pyro(pair, name, guide_trace.nodes[name]["value"], lead=0).unsqueeze(0) for name in pair.latents},
         log_prior=total_of(log_prior),
-        log_likelihood=likelihood,
+        log_likelihood=log_likelihood,
         log_guide=total_of(log_guide),
         kl=kl,
     )

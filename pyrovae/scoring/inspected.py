@@ -56,6 +56,6 @@ def inspected(
     modules = (*modules, *find_modules(model, guide))
     _require_finite(modules)
     with own_store(modules), exact_matmul(), module_mode(modules, training=False):
-        pair = inspect_pair(model, guide, args, modules=modules, everything=everything)
+        pair = inspect_pair(model, guide, args, modules=modules, everything=everything, nan_counts=True)
         with validation(enabled=False), registered_once(set()):
             yield pair

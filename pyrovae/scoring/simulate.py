@@ -10,7 +10,7 @@ from pyro import poutine
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
-from pyrovae.pair import ChosenRows, Pair, Program, take_rows
+from pyrovae.pair import ChosenRows, Pair, Program, nan_in, take_rows
 from pyrovae.scoring.layout import from_pyro, log_prob, per_datum
 from pyrovae.scoring.observed import unmasked
 
@@ -64,6 +64,8 @@ class _Drawn(UnconditionMessenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] in self.names:
+            if nan := nan_in([msg]):  # which raises where it is drawn from, and on CUDA ends the process
+                raise ValueError(f"{nan}, so that no data can be simulated")
             super()._pyro_sample(msg)
 
 

@@ -20,6 +20,7 @@ from pyrovae.bounds import elbo
 from pyrovae.evaluate import evaluate
 from pyrovae.pair import inspect_pair, run_checked
 from pyrovae.particles import log_weights
+from pyrovae.recording import has_compiler
 from pyrovae.training import Training, fit
 
 TRUTH = linear_gaussian()
@@ -98,6 +99,18 @@ def test_nan_changes_nothing_about_the_structure(where: Any) -> None:
     assert found.broadcasts
     assert (found.kl, found.latents, found.num_elements) == (whole.kl, whole.latents, whole.num_elements)
     assert whole.nan is None
+
+
+@pytest.mark.skipif(not has_compiler(), reason="no C++ compiler is found")
+def test_compiled_scores_are_nan_where_those_of_the_programs_are(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "pyrovae"):
+        eager, captured = (
+            evaluate(*broken(of_some_data), X, ks=(1, 50), engine=engine, shown=False)
+            for engine in ("eager", "captured")
+        )
+    assert [record.getMessage()[:28] for record in caplog.records] == ["loc of Normal at the site 'x"] * 2
+    for name in ("ELBO", "L_50"):
+        torch.testing.assert_close(captured.per_datum[name], eager.per_datum[name], equal_nan=True)
 
 
 def test_a_guide_that_is_nan_for_some_data() -> None:

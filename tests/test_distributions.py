@@ -122,7 +122,7 @@ def test_binary_bernoulli_of_events_in_float32() -> None:
             value = torch.full_like(sizes, x)
             exact = BinaryBernoulli(logits=logits.double(), validate_args=False).log_prob(value.double()).sum(-1)
             found = BinaryBernoulli(logits=logits, validate_args=False).log_prob_of_events(value, 1)
-            assert ((found - exact).abs() <= 1e-6 * exact.abs() + 784 * 1.4e-7).all()
+            assert ((found - exact).abs() <= 1e-6 * exact.abs() + 784 * 5e-7).all()  # as its docstring says
 
 
 def test_an_event_is_expanded_only_where_it_grows() -> None:

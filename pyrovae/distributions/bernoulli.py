@@ -8,6 +8,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from pyrovae.distributions.elements import unexpanded
 from pyrovae.distributions.function import Function
@@ -37,7 +38,8 @@ class BinaryBernoulli(dist.Bernoulli):
     def log_prob_of_events(self, value: Tensor, num_dims: int) -> Tensor:
         """Return the log-probability summed over the last axes, with its gradient, in fewer operations.
 
-        In float32 an element that is all but certain has an error of 1.3e-7 at most, where that of `log_prob` is 5e-8.
+        It is torch's function that computes them. In float32 the error of an element that is all but certain is 5e-7 at
+        most, where that of `log_prob` is 5e-8; of others it is the same.
 
         Args:
             value: x, of a shape that broadcasts against the batch shape.
@@ -56,7 +58,7 @@ class BinaryBernoulli(dist.Bernoulli):
             logits, value = torch.broadcast_tensors(logits, value)
         if num_dims > 1:
             logits, value = logits.flatten(-num_dims), value.flatten(-num_dims)
-        return _LogProbSum.apply(logits, value)
+        return -binary_cross_entropy_with_logits(logits, value, reduction="none").sum(-1)
 
     def log_prob_sum(self, value: Tensor, num_dims: int) -> Tensor:
         """Return the log-probability summed over the last axes, without gradients and with few logarithms.
@@ -117,20 +119,6 @@ class _LogProb(Function):
             (value - logits.sigmoid()).mul_(gradient) if for_logits else None,
             gradient * logits if for_value else None,
         )
-
-
-class _LogProbSum(_LogProb):
-    """The same summed over the last axis: fewer operations, and the gradient meets the elements once."""
-
-    @staticmethod
-    def forward(logits: Tensor, value: Tensor) -> Tensor:
-        log = logits.abs().sigmoid_().log_()  # - log(1 + exp(-|l|))
-        linear = torch.addcmul(logits.clamp_min(0), logits, value, value=-1)  # max(l, 0) - x l, exactly 0 at a hit
-        return log.sub_(linear).sum(-1)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        return _LogProb.backward(ctx, gradient.unsqueeze(-1))
 
 
 def _recorded_sum(logits: Tensor, value: Tensor) -> Tensor:

@@ -105,7 +105,7 @@ def whole_plates() -> Iterator[None]:
         if whole and isinstance(size, int) and type(sites) is Sites:
             drawn = sites.drawn.get(name)
             if drawn is None or (drawn["fn"] is ALL_ROWS and len(drawn["value"]) == size):
-                rows = torch.arange(size, device=device)
+                rows = torch.arange(size, device=device) if drawn is None else drawn["value"]
                 sites.note({**ROWS, "name": name, "value": rows})
                 return size, size, rows
         return draw(name, size, subsample_size, subsample, use_cuda, device)

@@ -21,4 +21,5 @@ def check_bounds(low: float, high: float) -> tuple[float, float]:
 
 def clamp(log_variance: Tensor, bounds: tuple[float, float]) -> Tensor:
     """Cut values at the bounds and let the gradient pass, so that what ran out of bounds finds its way back."""
-    return log_variance + (log_variance.clamp(*bounds) - log_variance).detach()
+    value = log_variance.detach()
+    return log_variance + (value.clamp(*bounds) - value)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import html
 import io
 import json
+import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +150,25 @@ def test_weights_that_cannot_be_trusted_are_cautioned_against(tmp_path: Path) ->
     page = (write_report(tmp_path, found, model=vae.model, guide=vae.guide, data=x) / "index.html").read_text()
     assert f'<div class="caution" role="note"><p>{found.weights.verdict}: ' in page
     assert 'class="doubtful"' in page
+
+
+def test_a_model_that_is_nan_has_a_report_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vae = make_vae()
+    run = vae.decoder.run
+    monkeypatch.setattr(vae.decoder, "run", lambda *args: run(*args) * math.nan)
+    x = torch.bernoulli(torch.full((12, 1, 8, 8), 0.5))
+    checks = replace(FEW, num_encoded=12)
+    found = pyrovae.evaluate(vae.model, vae.guide, x, ks=(1, 5, 50), checks=checks, shown=False)
+    assert found.weights.num_nan == 12
+    page = (write_report(tmp_path, found, model=vae.model, guide=vae.guide, data=x) / "index.html").read_text()
+    cautions = re.findall('<div class="caution" role="note"><p>(.*?)</div>', page, flags=re.S)
+    assert any("so that no data can be simulated" in caution for caution in cautions)
+    left_out = [caution for caution in cautions if caution.startswith("A picture is left out")]
+    assert len(left_out) == 4  # the waterfall, samples, traversals, interpolations; no datum has a gap to order by
+    assert all(caution.count("</p>") == 1 for caution in cautions)
+    assert "ELBO, reconstruction, L_1, L_5, L_50: 12 of 12 data have a value that is not finite" in text_of(
+        page.replace("<sub>", "_").replace("</sub>", "")
+    )
 
 
 @pytest.mark.skipif(browser.chromium() is None, reason="no Chromium on this machine to look at the page")

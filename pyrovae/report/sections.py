@@ -110,13 +110,12 @@ def _bounds(shown: Shown) -> Section:
     annealing = evaluation.checked.annealing if evaluation.checked else None
     whole = annealing is not None and annealing.num_data == evaluation.num_data
     extra = [annealing.bound] if annealing is not None and whole else []
-    parts.append(
-        Picture(
-            ladder(evaluation, extra),
-            alt=f"The ELBO and the IWAE bounds up to {last} over the number of particles, with standard errors.",
-            caption="All rungs come from the same draws. Thin bars are the standard error over draws at fixed data, "
-            "broad ones that over the data; the paired gain has the standard error of differences.",
-        )
+    known = any(estimate.value is not None for estimate in (evaluation.elbo, *evaluation.iwae))
+    parts += _picture(
+        lambda: ladder(evaluation, extra) if known else None,
+        alt=f"The ELBO and the IWAE bounds up to {last} over the number of particles, with standard errors.",
+        caption="All rungs come from the same draws. Thin bars are the standard error over draws at fixed data, "
+        "broad ones that over the data; the paired gain has the standard error of differences.",
     )
     prose = (
         f"Every row but the KL is a lower bound on the mean of log {evaluation.density}, or a part of one, in nats per "
@@ -144,9 +143,8 @@ def _gaps(shown: Shown) -> Section | None:
     gaps = shown.evaluation.checked.gaps if shown.evaluation.checked else None
     if gaps is None:
         return None
-
-    picture = Picture(
-        waterfall(gaps),
+    picture = _picture(
+        lambda: waterfall(gaps),
         alt="Steps from the ELBO of the guide over a refined diagonal Gaussian to the tightest bound.",
         caption="Each step is a mean of differences datum by datum, with its standard error over the data.",
     )
@@ -154,7 +152,7 @@ def _gaps(shown: Shown) -> Section | None:
         "The amortization gap is what one encoder for all data costs against a diagonal Gaussian found for each datum "
         "by itself, the approximation gap what the diagonal Gaussian costs against the tightest bound."
     )
-    return Section("Where the gap comes from", prose, [picture, *gaps.tables()])
+    return Section("Where the gap comes from", prose, [*picture, *gaps.tables()])
 
 
 def _weights(shown: Shown) -> Section | None:
@@ -164,20 +162,20 @@ def _weights(shown: Shown) -> Section | None:
         return None
     spread, missing = weights.tables()
     parts: list[Part] = [spread]
-    histograms = weight_histograms(
-        evaluation.per_datum, threshold=weights.threshold, num_particles=weights.num_particles
-    )
     parts += _picture(
-        histograms,
+        lambda: weight_histograms(
+            evaluation.per_datum, threshold=weights.threshold, num_particles=weights.num_particles
+        ),
         alt="Histograms over the data of k-hat, of the effective sample size and of the largest weight.",
         caption=f"Of the {weights.num_particles:,} weights of each datum. A k-hat above its threshold says that their "
         "mean is decided by weights that were hardly ever drawn, so that L_K cannot be relied on for that datum.",
     )
     parts.append(missing)
     khat = evaluation.per_datum.get("khat")
-    if shown.vae is not None and khat is not None:
+    vae = shown.vae
+    if vae is not None and khat is not None:
         parts += _picture(
-            thumbnails(shown.vae, shown.x, khat, covariates=shown.covariates),
+            lambda: thumbnails(vae, shown.x, khat, covariates=shown.covariates),
             alt="The ten data with the largest k-hat.",
             caption="The data whose posterior the guide fits worst, by k-hat.",
         )
@@ -192,13 +190,14 @@ def _weights(shown: Shown) -> Section | None:
 
 def _latents(shown: Shown) -> Section | None:
     latents = shown.evaluation.checked.latents if shown.evaluation.checked else None
+    vae = shown.vae
     parts: list[Part] = []
     if latents is not None:
         kls = [unit.kl for unit in latents.units]
         split, units = latents.tables()
         parts += [split]
         parts += _picture(
-            kl_per_unit(
+            lambda: kl_per_unit(
                 [unit.name for unit in latents.units],
                 torch.tensor([kl for kl in kls if kl is not None]) if None not in kls else None,
                 torch.tensor([unit.active for unit in latents.units]),
@@ -209,9 +208,9 @@ def _latents(shown: Shown) -> Section | None:
             caption="Units that are active have a posterior mean that varies by more than 0.01 over the data.",
         )
         parts.append(units)
-    if shown.vae is not None:
+    if vae is not None:
         parts += _picture(
-            latent_space(shown.vae, shown.x, shown.labels, covariates=shown.covariates),
+            lambda: latent_space(vae, shown.x, shown.labels, covariates=shown.covariates),
             alt="Posterior means of the data in two latent dimensions, against the prior.",
             caption="Posterior means of the data in the latent dimensions that carry most, against the prior.",
         )
@@ -232,22 +231,22 @@ def _pictures(shown: Shown) -> Section | None:
     what = f"{last} \N{MINUS SIGN} ELBO (nats)"
     parts = [
         *_picture(
-            reconstructions(vae, x, covariates=given, order=gap, what=what),
+            lambda: reconstructions(vae, x, covariates=given, order=gap, what=what),
             alt="Data above their reconstructions, ordered by the gap between the bounds.",
             caption=f"Data and E[x | z] at the mean of the posterior, from the smallest to the largest {last} - ELBO.",
         ),
         *_picture(
-            samples(vae, covariates=given),
+            lambda: samples(vae, covariates=given),
             alt="A grid of samples from the model.",
             caption="E[x | z] for z from the prior.",
         ),
         *_picture(
-            traversals(vae, x, covariates=given),
+            lambda: traversals(vae, x, covariates=given),
             alt="Rows of images in which one latent dimension is moved.",
             caption="E[x | z] while one dimension of z moves through its prior.",
         ),
         *_picture(
-            interpolations(vae, x, covariates=given),
+            lambda: interpolations(vae, x, covariates=given),
             alt="Rows of images between pairs of data.",
             caption="E[x | z] on straight lines between the codes of two data, which stand at the ends.",
         ),
@@ -256,14 +255,15 @@ def _pictures(shown: Shown) -> Section | None:
 
 
 def _training(shown: Shown) -> Section | None:
-    if shown.history is None or not shown.history.epochs:
+    history = shown.history
+    if history is None or not history.epochs:
         return None
-    picture = Picture(
-        training_curves(shown.history),
+    picture = _picture(
+        lambda: training_curves(history),
         alt="The ELBO and its terms over the epochs, for training and validation data.",
-        caption=f"The weights that were evaluated are those of epoch {shown.history.best_epoch}.",
+        caption=f"The weights that were evaluated are those of epoch {history.best_epoch}.",
     )
-    return Section("Training", "", [picture])
+    return Section("Training", "", [*picture])
 
 
 def _provenance(shown: Shown) -> Section:
@@ -285,7 +285,13 @@ def _provenance(shown: Shown) -> Section:
     return Section("Configuration, versions, hashes", "", parts)
 
 
-def _picture(figure: Figure | None, *, alt: str, caption: str) -> Iterator[Part]:
+def _picture(draw: Callable[[], Figure | None], *, alt: str, caption: str) -> Iterator[Part]:
+    """Yield a picture, if there is one to be drawn, or the reason why it cannot be."""
+    try:
+        figure = draw()
+    except ValueError as error:
+        yield Caution(f"A picture is left out: {str(error).splitlines()[0].removesuffix(':')}.")
+        return
     if figure is not None:
         yield Picture(figure, alt=alt, caption=caption)
 

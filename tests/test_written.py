@@ -166,9 +166,7 @@ def test_a_model_that_is_nan_has_a_report_that_says_so(tmp_path: Path, monkeypat
     left_out = [caution for caution in cautions if caution.startswith("A picture is left out")]
     assert len(left_out) == 4  # the waterfall, samples, traversals, interpolations; no datum has a gap to order by
     assert all(caution.count("</p>") == 1 for caution in cautions)
-    assert "ELBO, reconstruction, L_1, L_5, L_50: 12 of 12 data have a value that is not finite" in text_of(
-        page.replace("<sub>", "_").replace("</sub>", "")
-    )
+    assert ": 12 of 12 data have a value that is not finite, which no mean may hide" in page
 
 
 @pytest.mark.skipif(browser.chromium() is None, reason="no Chromium on this machine to look at the page")

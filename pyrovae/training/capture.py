@@ -13,7 +13,7 @@ from pyrovae.data import Split
 from pyrovae.data.batches import Rows
 from pyrovae.objectives import ELBO
 from pyrovae.pair import Pair, Program, find_modules, inspect_pair
-from pyrovae.sandbox import module_mode, own_store, validation
+from pyrovae.sandbox import frozen_unremarked, module_mode, own_store, validation
 from pyrovae.training.engine import make_step
 from pyrovae.training.feed import Feed, Given, Resident
 from pyrovae.training.leaves import require_leaves
@@ -112,7 +112,7 @@ class _StoredLoss(StepLoss):
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         own = own_store(self.pair.modules, keep=self.pair.params)
-        with own, validation(enabled=self.checked):
+        with own, validation(enabled=self.checked), frozen_unremarked():
             return super().__call__(*inputs)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from pyrovae.objectives import Objective
 from pyrovae.pair import Pair, Program
 from pyrovae.processes import Share, group
-from pyrovae.sandbox import frozen_unremarked, registered_once
+from pyrovae.sandbox import registered_once
 from pyrovae.training.half import half_networks
 from pyrovae.training.shared_noise import SharedNoise
 
@@ -75,8 +75,7 @@ class StepLoss:
         model, guide, count = self.bind(*inputs)
         size = self.pair.plate_size if self.pair.plate_size != self.pair.num_rows else count
         if not isinstance(self.objective, Objective):
-            with frozen_unremarked():
-                loss = self.objective.differentiable_loss(model, guide) / size
+            loss = self.objective.differentiable_loss(model, guide) / size
             return loss, torch.stack([loss, torch.zeros_like(loss), torch.zeros_like(loss)]).detach()
         with registered_once(self._registered):
             terms = self.objective.terms_of(self.pair, model, guide)

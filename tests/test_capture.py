@@ -14,6 +14,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from conftest import TwoLayers, make_vae
+from pyro import module as register_module
 from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -661,6 +662,27 @@ def test_frozen_parts_stay_and_thaw(how: str) -> None:
     vae.encoder.requires_grad_()
     step(x)
     assert not any(torch.equal(a, b) for a, b in zip(before, vae.encoder.parameters(), strict=True))
+
+
+@pytest.mark.usefixtures("_uncompiled")
+@pytest.mark.parametrize("how", ["eager", "captured"])
+def test_frozen_parameters_pass_in_silence_however_they_are_registered(how: str) -> None:
+    net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    net[0].requires_grad_(requires_grad=False)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(torch.cat([z, z], -1), 1.0).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        register_module("net", net)  # a name that no step of ours can stand in for
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(net(x), 1.0).to_event(1))
+
+    step = capture(model, guide, torch.randn(6, 4), modules=[net], engine=how)
+    for _ in range(4):
+        step(torch.randn(6, 4))
 
 
 @pytest.mark.parametrize("hooked", [True, False])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from typing import Any
@@ -11,17 +12,17 @@ import pyro.distributions as dist
 import pytest
 import torch
 from conftest import Pair, TwoLayers, linear_gaussian, pair_of
-from torch import Tensor
-from torch.distributions import Distribution
+from torch import Tensor, nn
+from torch.distributions import AffineTransform, Distribution
 
 import pyrovae
-from pyrovae import VAE, bounds
+from pyrovae import VAE, bounds, likelihoods
 from pyrovae.bounds import elbo
 from pyrovae.evaluate import evaluate
 from pyrovae.pair import inspect_pair, run_checked
 from pyrovae.particles import log_weights
 from pyrovae.recording import has_compiler
-from pyrovae.training import Training, fit
+from pyrovae.training import Training, capture, fit
 
 TRUTH = linear_gaussian()
 X = TRUTH.sample(40)
@@ -92,13 +93,29 @@ def test_nan_of_some_particles_is_never_averaged_away() -> None:
 
 
 @pytest.mark.parametrize("where", [everywhere, of_some_data, of_some_particles])
-def test_nan_changes_nothing_about_the_structure(where: Any) -> None:
-    found, whole = (
-        inspect_pair(*pair, (X,), nan_counts=True) for pair in (broken(where), pair_of(TRUTH))
-    )  # particles that are NaN in one run and not in another would look like a pair that takes no particles
-    assert found.broadcasts
+def test_nan_changes_nothing_about_the_structure(where: Any, caplog: pytest.LogCaptureFixture) -> None:
+    found, whole = (inspect_pair(*pair, (X,), nan_counts=True) for pair in (broken(where), pair_of(TRUTH)))
+    assert found.broadcasts == (where is not everywhere)  # then nobody knows, and nothing is said
+    assert not caplog.records
     assert (found.kl, found.latents, found.num_elements) == (whole.kl, whole.latents, whole.num_elements)
     assert whole.nan is None
+
+
+def test_nan_do_not_prove_that_a_pair_takes_particles() -> None:
+    """The first rows, on which a pair is inspected, are NaN; the others are wrong with an axis of particles."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            loc = z @ TRUTH.weight.T + TRUTH.bias + (1.0 if z.ndim > 2 else 0.0)
+            loc = torch.where(x[..., :1] == 0, math.nan, loc)
+            pyro.sample("x", dist.Normal(loc, TRUTH.scale).to_event(1), obs=x)
+
+    x = X[:20].clone()
+    x[:3] = 0.0
+    found = evaluate(model, pair_of(TRUTH)[1], x, ks=(1, 50), shown=False).per_datum["L_50"]
+    assert found[:3].isnan().all()
+    torch.testing.assert_close(found[3:], TRUTH.log_prob(x[3:]))  # the guide is the posterior
 
 
 @pytest.mark.skipif(not has_compiler(), reason="no C++ compiler is found")
@@ -126,8 +143,12 @@ def test_a_guide_that_is_nan_for_some_data() -> None:
     assert found.per_datum["L_50"][~BAD].isfinite().all()
 
 
-def test_all_estimates_take_a_model_that_is_nan() -> None:
+@pytest.mark.parametrize("which", ["model", "guide"])
+def test_all_estimates_take_a_pair_that_is_nan(which: str) -> None:
     pair = broken(of_some_data)
+    if which == "guide":
+        model, guide = pair_of(TRUTH)
+        pair = model, lambda x: guide(torch.where(x[..., :1] > X[:, 0].median(), math.nan, x))
     assert elbo(*pair, X, num_particles=4).elbo.isnan().tolist() == BAD.tolist()
     assert log_weights(*pair, X, num_particles=4).isnan().all(0).tolist() == BAD.tolist()
     annealed = bounds.ais(*pair, X[:6], num_chains=2, num_temperatures=3, shown=False)
@@ -165,7 +186,7 @@ def test_nan_does_not_hide_data_outside_the_support() -> None:
         (
             dist.LogNormal(0.0, 1.0),
             lambda x: dist.Normal(x[:, 0] - 9, 1.0),
-            "'z': 2 of 2 lie outside the support Great",
+            "'z': 40 of 40 lie outside the support Great",
         ),
     ],
 )
@@ -184,6 +205,72 @@ def test_what_is_wrong_without_nan_is_told_in_one_line(prior: Any, draws: Any, t
         evaluate(model, guide, X, ks=(1, 2), shown=False)
     assert len(str(refused.value).splitlines()) == 1
     assert Distribution._validate_args == checks
+    assert "Trace Shapes" in str(refused.value.__cause__)  # where Pyro's traceback leads to the user's line
+
+
+def test_many_bounds_make_no_long_line() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Uniform(torch.zeros(5), torch.full((5,), 0.5) + 0 * z[..., :1]).to_event(1), obs=x)
+
+    with pytest.raises(ValueError, match=r"the value at the site 'x': .* lie outside the support Interval\(\.\.\.\)"):
+        evaluate(model, pair_of(TRUTH)[1], X, ks=(1, 2), shown=False)
+
+
+def test_nan_bounds_are_nan_and_not_wrong() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            low = torch.where(x[..., :1] > X[:, 0].median(), math.nan, -50.0 + 0 * z[..., :1])
+            pyro.sample("x", dist.Uniform(low.expand(*low.shape[:-1], 5), 50.0).to_event(1), obs=x)
+
+    found = evaluate(model, pair_of(TRUTH)[1], X, ks=(1, 2), shown=False)
+    assert found.weights is not None
+    assert found.weights.num_nan == 20
+
+
+def test_nan_do_not_hide_a_shape_that_does_not_fit() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            loc = torch.where(x[..., :1] > 0, math.nan, z @ TRUTH.weight.T)
+            pyro.sample("x", dist.MultivariateNormal(loc, torch.eye(5)), obs=x[..., :1])
+
+    with pytest.raises(ValueError, match=r"value at the site 'x' has the shape \(40, 1\), but .* of events \(5,\)"):
+        evaluate(model, pair_of(TRUTH)[1], X, ks=(1, 2), shown=False)
+
+
+def test_nan_that_no_check_sees_are_named_too(caplog: pytest.LogCaptureFixture) -> None:
+    class Unchecked(dist.Normal):
+        def log_prob(self, value: Tensor) -> Tensor:
+            return super().log_prob(value) * math.nan
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", Unchecked(z @ TRUTH.weight.T, 1.0).to_event(1), obs=x)
+
+    found = evaluate(model, pair_of(TRUTH)[1], X, ks=(1, 2), shown=False)
+    assert found.weights is not None
+    assert found.weights.num_nan == 40
+    assert caplog.records[0].getMessage().startswith("the log-probability at the site 'x': 3 of 3 are NaN; data whose")
+    with pytest.raises(ValueError, match="the log-probability at the site 'x': 40 of 40 are NaN"):
+        fit(model, pair_of(TRUTH)[1], X, training=Training(epochs=1), shown=False)
+
+
+def test_a_pair_that_draws_its_own_rows_is_refused_for_what_is_wrong() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", 40, subsample_size=20) as rows:
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ TRUTH.weight.T, -1.0).to_event(1), obs=x[rows])
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", 40, subsample_size=20):
+            pyro.sample("z", dist.Normal(torch.zeros(3), torch.ones(20, 3)).to_event(1))
+
+    with pytest.raises(ValueError, match="scale of Normal at the site 'x': 100 of 100 do not satisfy GreaterThan"):
+        evaluate(model, guide, X, ks=(1, 2), shown=False)
 
 
 def test_data_are_not_simulated_from_nan() -> None:
@@ -204,8 +291,45 @@ def test_data_are_not_simulated_from_nan() -> None:
     }
 
 
+def test_simulation_alone_says_so_in_one_line() -> None:
+    with pytest.raises(
+        ValueError, match=r"^loc of Normal at the site 'x': \d+ of \d+ are NaN, so that no data can be s"
+    ) as refused:
+        bounds.bdmc(*broken(everywhere), X[:4], num_chains=2, num_temperatures=3, shown=False)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def far(x: Tensor, z: Tensor) -> Tensor:
+    return (x[..., 0] > 1e5).expand(z.shape[:-1])
+
+
+def learned(x: Tensor, net: nn.Module) -> None:
+    pyro.module("net", net)
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(net(x), 1.0).to_event(1))
+
+
+@pytest.mark.parametrize("part", ["train", "validation"])
+@pytest.mark.parametrize("row", [0, 15])
+def test_training_names_the_nan_of_one_datum(row: int, part: str) -> None:
+    data = pyrovae.data.from_arrays(X, validation=16, test=4)
+    getattr(data, part).stored[row, 0] = 1e6
+    guide = functools.partial(learned, net=nn.Linear(5, 3))
+    with pytest.raises(ValueError, match="^loc of Normal at the site 'x': 5 of (80|100) are NaN") as refused:
+        fit(broken(far)[0], guide, data, training=Training(epochs=1, batch_size=20), shown=False)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_a_step_of_ones_own_names_the_nan_too() -> None:
+    step = capture(broken(far)[0], functools.partial(learned, net=nn.Linear(5, 3)), X, engine="eager")
+    x = X.clone()
+    x[7] = 1e6
+    with pytest.raises(ValueError, match="^loc of Normal at the site 'x': 5 of 200 are NaN$"):
+        step(x)
+
+
 def test_training_refuses_nan_in_one_line() -> None:
-    with pytest.raises(ValueError, match="loc of Normal at the site 'x': 10 of 10 are NaN") as refused:
+    with pytest.raises(ValueError, match="loc of Normal at the site 'x': 200 of 200 are NaN") as refused:
         fit(*broken(everywhere), X, training=Training(epochs=1), shown=False)
     assert len(str(refused.value).splitlines()) == 1
 
@@ -237,26 +361,38 @@ def test_what_fails_is_tried_again_with_the_same_draws() -> None:
         drawn.append(z)
         return pyro.sample("x", dist.Normal(torch.where(z > 0, math.nan, z), 1.0))
 
-    told: list[str] = []
     torch.manual_seed(3)
-    found = run_checked(attempt, CPU, on_nan=told.append)
+    found, told = run_checked(attempt, CPU, nan_counts=True)
     assert torch.equal(*drawn)
     nan = int((drawn[0] > 0).sum())
     assert found.isnan().sum() == nan > 0
-    assert told == [f"loc of Normal at the site 'x': {nan} of 3 are NaN"]
+    assert told == f"loc of Normal at the site 'x': {nan} of 3 are NaN"
     after = torch.rand(())
     torch.manual_seed(3)
     torch.randn(3), torch.randn(3)
     assert torch.rand(()) == after
+    torch.manual_seed(3)
+    with pytest.raises(ValueError, match=f"^{told}$"):
+        run_checked(attempt, CPU, nan_counts=False)
 
 
-def test_an_error_that_no_value_explains_stays_as_it_is() -> None:
+def test_what_a_program_raises_is_left_as_it_is() -> None:
+    """Though there are NaN, though it was raised because of an error of ours, and without a second run."""
+    runs = []
+
     def attempt() -> None:
-        pyro.sample("z", dist.Normal(math.nan, 1.0, validate_args=False))
-        raise ValueError("a reason of its own")
+        runs.append(pyro.sample("z", dist.Normal(math.nan, 1.0, validate_args=False)))
+        try:
+            likelihoods.Bernoulli((4,))(torch.zeros(3))
+        except ValueError as error:
+            raise ValueError(f"a reason of its own, {len(runs)}") from error
 
-    with pytest.raises(ValueError, match="^a reason of its own$"):
-        run_checked(attempt, CPU, on_nan=lambda told: None)
+    for run in (attempt, lambda: pyro.poutine.trace(attempt).get_trace()):
+        runs.clear()
+        with pytest.raises(ValueError, match="^a reason of its own, 1") as raised:
+            run_checked(run, CPU, nan_counts=True)
+        assert raised.value.__cause__ is not None
+        assert len(runs) == 1
 
 
 def test_events_are_judged_as_a_whole() -> None:
@@ -266,9 +402,20 @@ def test_events_are_judged_as_a_whole() -> None:
 
     good = torch.eye(2).expand(3, 2, 2).clone()
     good[1, 1, 0] = math.nan
-    told: list[str] = []
-    run_checked(lambda: attempt(good), CPU, on_nan=told.append)
-    assert told == ["scale_tril of MultivariateNormal at the site 'z': 1 of 12 are NaN"]
+    _, told = run_checked(lambda: attempt(good), CPU, nan_counts=True)
+    assert told == "scale_tril of MultivariateNormal at the site 'z': 1 of 12 are NaN"
     good[2, 0, 0] = -1.0
     with pytest.raises(ValueError, match=r"'z': 1 of 3 do not satisfy LowerCholesky\(\)"):
-        run_checked(lambda: attempt(good), CPU, on_nan=told.append)
+        run_checked(lambda: attempt(good), CPU, nan_counts=True)
+
+
+def test_nan_of_a_transform_are_counted() -> None:
+    def attempt() -> None:
+        loc = torch.tensor([0.0, math.nan])
+        x = dist.TransformedDistribution(dist.Normal(torch.zeros(2), 1.0), [AffineTransform(loc, 1.0)])
+        with pyro.plate("data", 2):
+            pyro.sample("x", dist.Normal(0.0, 1.0).expand([2]))
+            pyro.poutine.trace(lambda: pyro.sample("y", x, obs=torch.ones(2))).get_trace().compute_log_prob()
+
+    _, told = run_checked(attempt, CPU, nan_counts=True)
+    assert told == "the log-probability at the site 'y': 1 of 2 are NaN"

@@ -699,7 +699,7 @@ def test_a_program_that_is_wrong_from_the_start_keeps_its_own_error() -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(net(x), -1.0).to_event(1))
 
-    with pytest.raises(ValueError, match="scale of Normal at the site 'z': 6 of 6 do not satisfy Gre"):
+    with pytest.raises(ValueError, match="scale of Normal at the site 'z': 30 of 30 do not satisfy Gre"):
         fit(pair_of(TRUTH)[0], guide, TRUTH.sample(10), training=quick(), shown=False)
 
 

@@ -6,7 +6,7 @@ the whole data (``plate("data", N, subsample_size=B) as i: x[i]``), and then the
 the data plate are summed over.
 """
 
-from pyrovae.pair.checked import nan_in, run_checked
+from pyrovae.pair.checked import nan_at, run_checked, told_by_us
 from pyrovae.pair.inspection import inspect_pair, run
 from pyrovae.pair.modules import find_modules
 from pyrovae.pair.structure import PARTICLE_PLATE, ChosenRows, Latent, Pair, Program, take_rows
@@ -19,8 +19,9 @@ __all__ = [
     "Program",
     "find_modules",
     "inspect_pair",
-    "nan_in",
+    "nan_at",
     "run",
     "run_checked",
     "take_rows",
+    "told_by_us",
 ]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
+import pyro
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
@@ -17,59 +20,73 @@ from pyrovae.sandbox import random_state, set_random_state, validation
 
 T = TypeVar("T")
 
-PACKAGE = Path(__file__).parents[1]
+OURS = Path(__file__).parents[1]
+CHECKS = [Path(str(package.__file__)).parent for package in (torch.distributions, pyro.distributions)]
 VALUE = "the value"
 
 
-def run_checked(attempt: Callable[[], T], device: torch.device, *, on_nan: Callable[[str], object] | None = None) -> T:
+def run_checked(attempt: Callable[[], T], device: torch.device, *, nan_counts: bool) -> tuple[T, str | None]:
     """Run programs with Pyro's checks of shapes, parameters and supports on.
 
     Args:
-        attempt: runs them, and computes the log-probabilities; it may be called twice, with the same draws.
+        attempt: runs them, and computes the log-probabilities; where a check fails, it is called again without, with
+            the same draws, to find out why.
         device: on which they draw.
-        on_nan: is told what is NaN where nothing else is wrong, and what the programs find is returned, NaN and all; if
-            None, NaN are refused as everything else that is wrong.
+        nan_counts: whether the checks let NaN pass, because who called counts them.
 
     Returns:
-        What ``attempt`` returns.
+        What ``attempt`` returns, and in words what is NaN, or None.
 
     Raises:
-        ValueError: if parameters or values lie outside of what a distribution takes; the text names site and parameter.
+        ValueError: if parameters or values are not what a distribution takes; the text names site and parameter. What
+            the programs themselves raise is left as it is.
 
     """
     before = random_state(device)
     try:
         with validation(enabled=True):
-            return attempt()
+            return attempt(), None
     except ValueError as error:
-        failure = error
-    if own := told_by_us(failure):
-        raise own
+        failure, root = error, _root(error)
+    if _raised_in(root, OURS):
+        raise root
+    if not _raised_in(root, *CHECKS):
+        raise failure
     set_random_state(before, device)
     found: list[T] = []
-    with validation(enabled=False), _Noted() as noted:
-        try:
-            found.append(attempt())
-        except Exception as error:  # it may fail later than with checks
-            if str(error) == str(failure):  # and then no check has found this
-                raise failure from None
-    outside, nan = _outside(noted.sites), nan_in(noted.sites)
-    if outside is None and nan is None:
+    with validation(enabled=False), _Noted() as noted, suppress(Exception):  # what is wrong may stop it later, too
+        found.append(attempt())
+    wrong, nan = _wrong(noted.sites), nan_at(noted.sites) or nan_log_prob(noted.sites)
+    if wrong is None and nan is not None and nan_counts and found:
+        return found[0], nan
+    if wrong is None and nan is None:
         raise failure
-    if outside is None and nan is not None and on_nan is not None and found:
-        on_nan(nan)
-        return found[0]
-    raise ValueError(outside or nan) from failure
+    raise ValueError(wrong or nan) from failure
 
 
-def told_by_us(error: Exception) -> Exception | None:
+def told_by_us(error: BaseException) -> BaseException | None:
     """Return what a part of ours told, without the shapes that Pyro's frames put around it, if one did."""
-    first: BaseException = error
-    while first.__cause__ is not None:
-        first = first.__cause__
-    frames = traceback.extract_tb(first.__traceback__)
-    ours = bool(frames) and Path(frames[-1].filename).is_relative_to(PACKAGE)
-    return first if ours and isinstance(first, Exception) else None
+    root = _root(error)
+    return root if _raised_in(root, OURS) else None
+
+
+def nan_at(sites: Iterable[Any]) -> str | None:
+    """Return, in words, the first parameter or value at these sites that holds NaN."""
+    for site in sites:
+        for what, value, _ in _constrained(site):
+            if value.isnan().any():
+                return _in_words(f"{what} at the site", site, value.isnan(), "are NaN")
+    return None
+
+
+def nan_log_prob(sites: Iterable[Any]) -> str | None:
+    """Return, in words, the first of these sites whose log-probability holds NaN, which may come from anywhere."""
+    for site in sites:
+        with suppress(Exception):  # such as that of a distribution that has none
+            log_prob = site["log_prob"] if "log_prob" in site else site["fn"].log_prob(site["value"])
+            if log_prob.isnan().any():
+                return _in_words("the log-probability at the site", site, log_prob.isnan(), "are NaN")
+    return None
 
 
 class _Noted(Messenger):
@@ -83,28 +100,57 @@ class _Noted(Messenger):
         self.sites.append(msg.copy())
 
 
-def nan_in(sites: list[Any]) -> str | None:
-    """Return, in words, the first parameter or value at these sites that holds NaN."""
-    for site in sites:
-        for what, value, _ in _constrained(site):
-            if value.isnan().any():
-                return f"{what} at the site {site['name']!r}: {int(value.isnan().sum())} of {value.numel()} are NaN"
-    return None
+def _root(error: BaseException) -> BaseException:
+    """Return the error around which Pyro put shapes, or the name of a site, with the traceback of its own."""
+    while (cause := error.__cause__) is not None and _place(error) is not None and _place(error) is _place(cause):
+        error = cause
+    return error
 
 
-def _outside(sites: list[Any]) -> str | None:
-    """Return, in words, the first parameter or value that breaks its constraint by other numbers than NaN."""
+def _place(error: BaseException) -> FrameType | None:
+    """Return the frame in which an error was raised."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return frames[-1] if frames else None
+
+
+def _raised_in(error: BaseException, *folders: Path) -> bool:
+    place = _place(error)
+    return place is not None and any(Path(place.f_code.co_filename).is_relative_to(folder) for folder in folders)
+
+
+def _wrong(sites: Iterable[Any]) -> str | None:
+    """Return, in words, the first parameter or value that is not what its distribution takes, NaN aside."""
     for site in sites:
+        if (misfit := _misfit(site)) is not None:
+            return misfit
         for what, value, constraint in _constrained(site):
             fits, lost = constraint.check(value), value.isnan()
-            if fits.ndim < lost.ndim:
+            for bound in vars(constraint).values():
+                lost = lost | bound.isnan() if isinstance(bound, Tensor) else lost
+            if fits.ndim < lost.ndim:  # it judges events
                 lost = lost.flatten(fits.ndim).any(-1)
             bad = ~fits & ~lost
             if bad.any():
-                rule = f"lie outside the support {constraint}" if what == VALUE else f"do not satisfy {constraint}"
+                rule = "lie outside the support" if what == VALUE else "do not satisfy"
                 one = f" (the first is {value[bad][0].item():.6g})" if bad.shape == value.shape else ""
-                return f"{what} at the site {site['name']!r}: {int(bad.sum())} of {bad.numel()} {rule}{one}"
+                return _in_words(f"{what} at the site", site, bad, f"{rule} {_name(constraint)}{one}")
     return None
+
+
+def _misfit(site: Any) -> str | None:
+    """Return, in words, how the shape of a value differs from what its distribution scores."""
+    fn, value = site["fn"], site["value"]
+    if not isinstance(fn, Distribution) or not isinstance(value, Tensor):
+        return None
+    shape = fn.batch_shape + fn.event_shape
+    events = value.ndim >= len(fn.event_shape) and value.shape[value.ndim - len(fn.event_shape) :] == fn.event_shape
+    alike = all(1 in sizes or len(set(sizes)) == 1 for sizes in zip(value.shape[::-1], shape[::-1], strict=False))
+    if events and alike:
+        return None
+    return (
+        f"the value at the site {site['name']!r} has the shape {tuple(value.shape)}, but its distribution has batches "
+        f"{tuple(fn.batch_shape)} of events {tuple(fn.event_shape)}"
+    )
 
 
 def _constrained(site: Any) -> Iterator[tuple[str, Tensor, Any]]:
@@ -140,3 +186,13 @@ def _of_elements(constraint: Any) -> Any:
     while isinstance(constraint, constraints.independent):
         constraint = constraint.base_constraint
     return constraint
+
+
+def _name(constraint: Any) -> str:
+    """Return what a constraint is called, without bounds that are many."""
+    many = any(isinstance(bound, Tensor) and bound.numel() > 1 for bound in vars(constraint).values())
+    return f"{type(constraint).__name__.removeprefix('_')}(...)" if many else str(constraint)
+
+
+def _in_words(what: str, site: Any, which: Tensor, how: str) -> str:
+    return f"{what} {site['name']!r}: {int(which.sum())} of {which.numel()} {how}"

@@ -17,12 +17,12 @@ from pyro.util import check_site_shape
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from pyrovae.pair.checked import run_checked, told_by_us
+from pyrovae.pair.checked import nan_log_prob, run_checked, told_by_us
 from pyrovae.pair.contract import read_pair
 from pyrovae.pair.modules import find_modules
 from pyrovae.pair.structure import PARTICLE_PLATE, Pair, Program, take_rows
 from pyrovae.recording.graph import first_line
-from pyrovae.sandbox import forked_random, validation
+from pyrovae.sandbox import forked_random, frozen_unremarked, validation
 
 logger = logging.getLogger("pyrovae")
 
@@ -55,19 +55,21 @@ def inspect_pair(
     """
     found = tuple({id(module): module for module in (*modules, *find_modules(model, guide))}.values())
     nan: list[str] = []
-    on_nan = nan.append if nan_counts else None
-    with forked_random(0, args[0].device), validation(enabled=False), torch.no_grad():
-        traces, used, plates, draws_rows = _first_run(model, guide, args, everything or (lambda: args), on_nan)
+    with forked_random(0, args[0].device), validation(enabled=False), frozen_unremarked(), torch.no_grad():
+        traces, used, plates, draws_rows = _first_run(
+            model, guide, args, everything or (lambda: args), on_nan=nan.append if nan_counts else None
+        )
         pair = read_pair(model, guide, found, *traces, plates=plates, draws_rows=draws_rows)
         rows = torch.arange(pair.num_rows, device=args[0].device) % len(used[0])
         broadcasts = _broadcasts(pair, *pair.bind(used, rows), args[0].device)
-        num_units = max(pair.num_elements, _largest_output(replace(pair, broadcasts=broadcasts), used, rows))
-    if not broadcasts:
+        pair = replace(pair, broadcasts=bool(broadcasts), nan=nan[-1] if nan else None)
+        num_units = max(pair.num_elements, _largest_output(pair, used, rows))
+    if broadcasts is False:
         logger.warning(
             "the pair does not take an axis of particles to the left of its plate; "
             "it is run with its data repeated along the plate instead, which is right but slower"
         )
-    return replace(pair, broadcasts=broadcasts, num_units=num_units, nan=nan[-1] if nan else None)
+    return replace(pair, num_units=num_units)
 
 
 def run(model: Program, guide: Program) -> tuple[poutine.Trace, poutine.Trace]:
@@ -81,6 +83,7 @@ def _first_run(
     guide: Program,
     args: tuple[Any, ...],
     everything: Callable[[], tuple[Any, ...]],
+    *,
     on_nan: Callable[[str], object] | None,
 ) -> tuple[tuple[poutine.Trace, poutine.Trace], tuple[Any, ...], set[str], bool]:
     """Run on 2 and then on 3 rows; a pair whose plate does not follow draws its own rows and is given all of them.
@@ -94,7 +97,7 @@ def _first_run(
     for size in (2, 3):
         few = take_rows(args, torch.arange(size, device=args[0].device) % len(args[0]))
         try:
-            traces = _checked_run(model, guide, few, on_nan)
+            traces = _checked_run(model, guide, few, on_nan=on_nan)
         except Exception as error:  # a program of the user's may raise anything
             failure = error
             break
@@ -112,9 +115,11 @@ def _first_run(
         raise ValueError(f"the pair fails on a few rows ({first_line(failure)}), and {error}") from failure
     rows = _EarlyRows(len(args[0]), args[0].device)
     try:
-        traces = _checked_run(rows(model), rows(guide), args, on_nan)
+        traces = _checked_run(rows(model), rows(guide), args, on_nan=on_nan)
     except Exception as error:
-        raise told_by_us(failure or error) or failure or error from None
+        failures = [error] if failure is None else [error, failure]
+        told = next(filter(None, map(told_by_us, failures)), failures[-1])
+        raise told from told.__cause__
     frames = _frames(traces[1])
     following = {frame.name for frame in frames if frame.size == frame.full_size == len(args[0])}
     if plates and plates & following:
@@ -129,20 +134,30 @@ def _first_run(
 
 
 def _checked_run(
-    model: Program, guide: Program, args: tuple[Any, ...], on_nan: Callable[[str], object] | None
+    model: Program, guide: Program, args: tuple[Any, ...], *, on_nan: Callable[[str], object] | None
 ) -> tuple[poutine.Trace, poutine.Trace]:
-    def traces() -> tuple[poutine.Trace, poutine.Trace]:
-        found = run(functools.partial(model, *args), functools.partial(guide, *args))
-        _log_probs(*found)
-        return found
+    """Run on some data; ``on_nan`` is told what is NaN, which is refused if it is None."""
 
-    return run_checked(traces, args[0].device, on_nan=on_nan)
+    def attempt() -> tuple[poutine.Trace, poutine.Trace]:
+        traces = run(functools.partial(model, *args), functools.partial(guide, *args))
+        _log_probs(*traces)
+        return traces
+
+    traces, nan = run_checked(attempt, args[0].device, nan_counts=on_nan is not None)
+    nan = nan or nan_log_prob(site for trace in traces for site in trace.nodes.values() if site["type"] == "sample")
+    if nan is not None:
+        if on_nan is None:
+            raise ValueError(nan)
+        on_nan(nan)
+    return traces
 
 
 def _log_probs(*traces: poutine.Trace) -> None:
     """Compute all log-probabilities, which also checks shapes and supports."""
     for trace in traces:
-        trace.compute_log_prob()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Encountered NaN")  # which is told otherwise
+            trace.compute_log_prob()
         for site in trace.nodes.values():
             if site["type"] == "sample" and isinstance(site["log_prob"], Tensor) and not _draws_rows(site):
                 check_site_shape(site, max_plate_nesting=float("inf"))
@@ -166,25 +181,27 @@ def _frames(trace: poutine.Trace) -> list[Any]:
     return [frame for site in sites for frame in site["cond_indep_stack"] if frame.vectorized]
 
 
-def _broadcasts(pair: Pair, model: Program, guide: Program, device: torch.device) -> bool:
-    """Tell whether a particle axis gives, for each particle, what a run without that axis gives."""
+def _broadcasts(pair: Pair, model: Program, guide: Program, device: torch.device) -> bool | None:
+    """Tell whether a particle axis gives, for each particle, what a run without that axis gives; None where all that is
+    found is NaN, so that it cannot be told.
+    """
     particles = pyro.plate(PARTICLE_PLATE, 2, dim=-1 - pair.nesting)
 
-    def agree() -> bool:
+    def agree() -> bool | None:
         together = run(particles(model), particles(guide))
         _log_probs(*together)
+        found: list[bool | None] = []
         for k in range(2):
             values = {name: together[0].nodes[name]["value"][k] for name in pair.latents}
             alone = [poutine.trace(poutine.condition(program, data=values)).get_trace() for program in (guide, model)]
             _log_probs(*alone)
             for many, one in zip(together, alone, strict=True):
-                for name in (*pair.latents, *pair.observed):
-                    if name in many.nodes and not _agree(many.nodes[name], one.nodes[name], k):
-                        return False
-        return True
+                names = [name for name in (*pair.latents, *pair.observed) if name in many.nodes]
+                found += [_agree(many.nodes[name], one.nodes[name], k) for name in names]
+        return False if False in found else None if None in found else True
 
     try:
-        return run_checked(agree, device, on_nan=lambda told: None)
+        return run_checked(agree, device, nan_counts=True)[0]
     except Exception:  # whatever fails under an extra axis, the answer is the same
         return False
 
@@ -234,9 +251,12 @@ def _outputs(model: Program, guide: Program) -> list[int]:
     return sizes
 
 
-def _agree(many: Any, one: Any, k: int) -> bool:
+def _agree(many: Any, one: Any, k: int) -> bool | None:
+    """Tell whether a site has the same log-probabilities in both runs; None if there are none that are numbers."""
     a, b = many["unscaled_log_prob"], one["unscaled_log_prob"]
-    return a[k].numel() == b.numel() and torch.allclose(a[k].reshape(b.shape), b, rtol=1e-3, atol=1e-3, equal_nan=True)
+    if a[k].numel() != b.numel() or not torch.allclose(a[k].reshape(b.shape), b, rtol=1e-3, atol=1e-3, equal_nan=True):
+        return False
+    return None if b.isnan().all() else True
 
 
 class _EarlyRows(Messenger):

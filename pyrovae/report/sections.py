@@ -290,7 +290,8 @@ def _picture(draw: Callable[[], Figure | None], *, alt: str, caption: str) -> It
     try:
         figure = draw()
     except ValueError as error:
-        yield Caution(f"A picture is left out: {str(error).splitlines()[0].removesuffix(':')}.")
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        yield Caution(f"A picture is left out: {reason.removesuffix(':')}.")
         return
     if figure is not None:
         yield Picture(figure, alt=alt, caption=caption)

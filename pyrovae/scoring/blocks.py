@@ -88,14 +88,15 @@ def blocks(
         )
 
 
-def one_particle(pair: Pair, args: tuple[Any, ...], rows: Tensor, *, checked: bool) -> Block:
+def one_particle(pair: Pair, args: tuple[Any, ...], rows: Tensor, *, checked: bool, nan_counts: bool = True) -> Block:
     """Run the pair once on some rows, without an axis of particles: a block of K = 1.
 
     Args:
         pair: from `inspected`.
         args: what its programs are called with, the data first.
         rows: ``(B,)``, rows of the data.
-        checked: whether Pyro checks shapes and supports, so that data outside the support are refused; NaN pass.
+        checked: whether Pyro checks shapes and supports, so that data outside the support are refused.
+        nan_counts: whether these checks let NaN pass.
 
     """
 
@@ -108,10 +109,11 @@ def one_particle(pair: Pair, args: tuple[Any, ...], rows: Tensor, *, checked: bo
         return guide_trace, model_trace, total_of(terms(model_trace, pair.observed))
 
     if checked:
-        guide_trace, model_trace, log_likelihood = run_checked(likelihood, rows.device, on_nan=lambda told: None)
+        found, _ = run_checked(likelihood, rows.device, nan_counts=nan_counts)
     else:
         with validation(enabled=False):
-            guide_trace, model_trace, log_likelihood = likelihood()
+            found = likelihood()
+    guide_trace, model_trace, log_likelihood = found
     log_prior, log_guide = terms(model_trace, pair.latents), terms(guide_trace, pair.latents)
     kl = {name: log_guide[name] - log_prior[name] for name in pair.latents}
     for name in pair.latents:

@@ -10,7 +10,7 @@ from pyro import poutine
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
-from pyrovae.pair import ChosenRows, Pair, Program, nan_in, take_rows
+from pyrovae.pair import ChosenRows, Pair, Program, nan_at, take_rows, told_by_us
 from pyrovae.scoring.layout import from_pyro, log_prob, per_datum
 from pyrovae.scoring.observed import unmasked
 
@@ -64,7 +64,7 @@ class _Drawn(UnconditionMessenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] in self.names:
-            if nan := nan_in([msg]):  # which raises where it is drawn from, and on CUDA ends the process
+            if nan := nan_at([msg]):  # which raises where it is drawn from, and on CUDA ends the process
                 raise ValueError(f"{nan}, so that no data can be simulated")
             super()._pyro_sample(msg)
 
@@ -81,6 +81,9 @@ def _trace(pair: Pair, args: tuple[Any, ...], model: Program) -> poutine.Trace:
             f"one of the model's distributions cannot be drawn from ({error!r}), so that no data can be simulated; "
             "give it a method sample"
         ) from error
+    except ValueError as error:
+        told = told_by_us(error) or error
+        raise told from told.__cause__
 
 
 def _target(name: str, observed: Tensor, args: tuple[Any, ...], copies: tuple[Any, ...]) -> Tensor:

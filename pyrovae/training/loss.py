@@ -7,10 +7,11 @@ from contextlib import nullcontext
 
 import torch
 from pyro.infer import ELBO as PyroELBO
+from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
 from pyrovae.objectives import Objective
-from pyrovae.pair import Pair, Program
+from pyrovae.pair import Pair, Program, run_checked
 from pyrovae.processes import Share, group
 from pyrovae.sandbox import registered_once
 from pyrovae.training.half import half_networks
@@ -72,6 +73,12 @@ class StepLoss:
         return (loss, shown) if self.share is None else (loss * self.share.weight, shown * self.share.weight)
 
     def _terms(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return loss and what is shown; with Pyro's checks on, what they find is told in one line."""
+        if not is_validation_enabled():
+            return self._computed(*inputs)
+        return run_checked(lambda: self._computed(*inputs), inputs[0].device, nan_counts=False)[0]
+
+    def _computed(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         model, guide, count = self.bind(*inputs)
         size = self.pair.plate_size if self.pair.plate_size != self.pair.num_rows else count
         if not isinstance(self.objective, Objective):

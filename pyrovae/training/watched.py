@@ -31,7 +31,7 @@ def watched_bounds(
         num_weighted: K.
         seed: of the draws; batch i has a stream of its own.
         device: to compute on.
-        checked: whether Pyro checks shapes and supports.
+        checked: whether Pyro checks shapes and supports, and refuses NaN.
 
     """
     processes, args = group(), rows.fixed()
@@ -51,7 +51,7 @@ def _summed(
     pair: Pair, args: tuple[Tensor, ...], rows: Tensor, count: int, num_weighted: int, *, checked: bool
 ) -> Tensor:
     """Return reconstruction, KL and L_K summed over the first rows that count: ``(3,)``, nats, float64."""
-    one = one_particle(pair, args, rows, checked=checked)
+    one = one_particle(pair, args, rows, checked=checked, nan_counts=False)
     found = [one] if num_weighted == 1 else list(blocks(pair, args, rows, num_weighted))
     terms = elbo_terms(pair, found)
     log_weights = torch.cat([b.log_prior + b.log_likelihood - b.log_guide for b in found])

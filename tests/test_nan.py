@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import math
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -22,6 +24,9 @@ from pyrovae.evaluate import evaluate
 from pyrovae.pair import inspect_pair, run_checked
 from pyrovae.particles import log_weights
 from pyrovae.recording import has_compiler
+from pyrovae.report import read_report, write_report
+from pyrovae.results import Latents
+from pyrovae.results.record import from_plain, to_plain
 from pyrovae.training import Training, capture, fit
 
 TRUTH = linear_gaussian()
@@ -153,6 +158,25 @@ def test_all_estimates_take_a_pair_that_is_nan(which: str) -> None:
     assert log_weights(*pair, X, num_particles=4).isnan().all(0).tolist() == BAD.tolist()
     annealed = bounds.ais(*pair, X[:6], num_chains=2, num_temperatures=3, shown=False)
     assert annealed.num_not_finite == int(BAD[:6].sum())
+
+
+def test_units_that_are_nan_for_some_data_have_not_collapsed(tmp_path: Path) -> None:
+    model, exact = pair_of(TRUTH)
+
+    def guide(x: Tensor) -> None:
+        exact(torch.where(x[..., :1] > X[:, 0].median(), math.nan, x))
+
+    few = pyrovae.Checks(num_annealed=4, num_simulated=4, num_refined=4, num_encoded=40, refit_epochs=1)
+    found = evaluate(model, guide, X, ks=(1, 50), checks=few, shown=False)
+    assert found.checked is not None
+    latents = found.checked.latents
+    assert latents is not None
+    assert {unit.verdict for unit in latents.units} == {"cannot be told: not finite for some data"}
+    assert "0 of 3 units are active (variance of the mean above 0.01), 3 cannot be told" in str(latents)
+    assert from_plain(Latents, json.loads(json.dumps(to_plain(latents), allow_nan=False))) == latents
+    folder = write_report(tmp_path, found, model=model, guide=guide, data=X)
+    assert "3 cannot be told" in (folder / "index.html").read_text()
+    assert read_report(tmp_path) == found
 
 
 def test_nan_does_not_hide_data_outside_the_support() -> None:

@@ -27,7 +27,7 @@ def collapse_or_fit(
     """
     if below.value is None or kl.value is None:
         return "cannot be told", f"{below.why or kl.why}"
-    active, said = sum(unit.active for unit in units), f"I(x; z) is {below.value:.3f} nats"
+    active, said = sum(bool(unit.active) for unit in units), f"I(x; z) is {below.value:.3f} nats"
     few = f"{active} of {len(units)} units are active" if active else "no unit is active"
     if below.value <= NOTHING or (not active and below.value <= 2 * (below.se_data or 0.0)):
         where = "on the prior" if kl.value <= FITS[0] else f"away from the prior, with a KL of {kl.value:.3f} nats"
@@ -53,8 +53,10 @@ def collapse_or_fit(
     )
 
 
-def unit_verdict(kl: float | None, misfit: float | None, *, active: bool) -> str:
+def unit_verdict(kl: float | None, misfit: float | None, *, active: bool | None) -> str:
     """Tell in words whether a unit is used, and whether the prior is where its codes are."""
+    if active is None:
+        return "cannot be told: not finite for some data"
     far = misfit is not None and misfit > FITS[0]
     if active:
         return "active" if misfit is None else "active, away from the prior" if far else "active, prior fits"

@@ -128,7 +128,7 @@ def _prior_moments(pair: Pair, args: tuple[Any, ...]) -> tuple[Tensor, Tensor] |
     own = total_of(score(pair, args, rows, z, with_kl=False).prior)
     moved = {name: value.roll(1, 1) for name, value in z.items()}
     others = total_of(score(pair, args, rows, moved, with_kl=False).prior)
-    if not torch.allclose(own.roll(1, 1), others, rtol=1e-4, atol=1e-4):
+    if not torch.allclose(own.roll(1, 1), others, rtol=1e-4, atol=1e-4, equal_nan=True):
         return None
     u = FlatSpace(pair, args, rows).draw_prior(-(-PRIOR_DRAWS // len(rows))).flatten(0, 1).cpu().double()
     return u.mean(0), u.var(0)

@@ -49,21 +49,26 @@ def active_units(
         misfit = 0.5 * (ratio + (center - prior[0]) ** 2 / prior[1] - 1 - ratio.log())
     units = []
     for d, name in enumerate(names):
-        active = activity[d].item() > ACTIVE
+        moves, spread = _or_none(activity[d]), _or_none(variance[d])
+        active = None if moves is None or spread is None else moves > ACTIVE
         kl, away = _or_none(kls[:, d].mean()), _or_none(misfit[d])
         units.append(
             Unit(
                 name=name,
-                activity=activity[d].item(),
-                activity_error=moved[:, d].std().item() / math.sqrt(count),
+                activity=moves,
+                activity_error=_or_none(moved[:, d].std() / math.sqrt(count)),
                 active=active,
-                variance=variance[d].item(),
+                variance=spread,
                 kl=kl,
                 misfit=away,
                 verdict=unit_verdict(kl, away, active=active),
             )
         )
-    return tuple(sorted(units, key=lambda unit: (-unit.active, -(unit.activity if unit.kl is None else unit.kl))))
+    return tuple(sorted(units, key=lambda unit: (not unit.active, -_first(unit.kl, unit.activity))))
+
+
+def _first(*values: float | None) -> float:
+    return next((value for value in values if value is not None), 0.0)
 
 
 def _or_none(value: Tensor) -> float | None:

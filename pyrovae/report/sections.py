@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -79,9 +80,8 @@ def headlines(evaluation: Evaluation) -> list[Headline]:
         found.append(Headline("bits per dimension", Number(evaluation.bits_per_dimension, 4), f"at {last.label}"))
     if checked is not None and checked.latents is not None:
         units = checked.latents
-        found.append(
-            Headline("active units", f"{units.num_active} of {len(units.units)}", "by the variance of their means")
-        )
+        note = f"{units.num_unknown} cannot be told" if units.num_unknown else "by the variance of their means"
+        found.append(Headline("active units", f"{units.num_active} of {len(units.units)}", note))
     return found
 
 
@@ -200,8 +200,8 @@ def _latents(shown: Shown) -> Section | None:
             lambda: kl_per_unit(
                 [unit.name for unit in latents.units],
                 torch.tensor([kl for kl in kls if kl is not None]) if None not in kls else None,
-                torch.tensor([unit.active for unit in latents.units]),
-                variance=torch.tensor([unit.activity for unit in latents.units]),
+                torch.tensor([bool(unit.active) for unit in latents.units]),
+                variance=torch.tensor([math.nan if unit.activity is None else unit.activity for unit in latents.units]),
                 threshold=0.01,
             ),
             alt="Bars of what each latent unit carries, active ones apart from inactive ones.",

@@ -18,10 +18,10 @@ class Unit:
 
     Attributes:
         name: such as ``z[3]``.
-        activity: variance over the data of the posterior mean.
-        activity_error: its standard error over the data.
-        active: whether the activity is above 0.01.
-        variance: mean over the data of the posterior variance.
+        activity: variance over the data of the posterior mean; None where means or variances are not finite.
+        activity_error: its standard error over the data; None likewise.
+        active: whether the activity is above 0.01; None likewise.
+        variance: mean over the data of the posterior variance; None likewise.
         kl: mean KL(q(z_i | x) || p(z_i)), nats; None where the KL is no sum over units.
         misfit: KL of the Gaussians that have the mean and the variance of aggregate posterior and prior, nats; None
             where the prior is not the same for all data.
@@ -30,10 +30,10 @@ class Unit:
     """
 
     name: str
-    activity: float
-    activity_error: float
-    active: bool
-    variance: float
+    activity: float | None
+    activity_error: float | None
+    active: bool | None
+    variance: float | None
     kl: float | None
     misfit: float | None
     verdict: str
@@ -86,8 +86,13 @@ class Latents(Tabled):
 
     @property
     def num_active(self) -> int:
-        """How many units are active."""
-        return sum(unit.active for unit in self.units)
+        """How many units are known to be active."""
+        return sum(bool(unit.active) for unit in self.units)
+
+    @property
+    def num_unknown(self) -> int:
+        """How many units may be active or not, since they are not finite for some data."""
+        return sum(unit.active is None for unit in self.units)
 
     def tables(self) -> tuple[Table, ...]:
         """Return the split of the KL, and the units."""
@@ -97,12 +102,13 @@ class Latents(Tabled):
             ("    from above, each x left out of q(z)", self.information_above),
             ("  marginal KL(q(z) || p(z))", self.marginal_kl),
         )
+        unknown = f", {self.num_unknown} cannot be told" if self.num_unknown else ""
         split = Table(
             ("", "nats", "se data", "se MC"),
             tuple((name, *found.cells()) for name, found in rows),
             title=(
                 f"Latent units, {self.num_data} data: {self.num_active} of {len(self.units)} units are active "
-                "(variance of the mean above 0.01)",
+                f"(variance of the mean above 0.01){unknown}",
                 f"Collapse, or a prior that fits? {self.verdict}: {self.reason}.",
             ),
             notes=(

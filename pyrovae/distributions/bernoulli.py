@@ -38,8 +38,8 @@ class BinaryBernoulli(dist.Bernoulli):
     def log_prob_of_events(self, value: Tensor, num_dims: int) -> Tensor:
         """Return the log-probability summed over the last axes, with its gradient, in fewer operations.
 
-        It is torch's function that computes them. Where x is 0 and all but certain, its error is half a unit in the last
-        place of the logit, in float32 5e-7 at most, which is more than that of `log_prob`.
+        It is torch's function that computes them. Where x is 0 and all but certain, its error is half a unit in the
+        last place of the logit, in float32 5e-7 at most, which is more than that of `log_prob`.
 
         Args:
             value: x, of a shape that broadcasts against the batch shape.

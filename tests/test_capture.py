@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -680,9 +681,15 @@ def test_frozen_parameters_pass_in_silence_however_they_are_registered(how: str)
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(net(x), 1.0).to_event(1))
 
-    step = capture(model, guide, torch.randn(6, 4), modules=[net], engine=how)
-    for _ in range(4):
-        step(torch.randn(6, 4))
+    before = [parameter.clone() for parameter in net.parameters()]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        step = capture(model, guide, torch.randn(6, 4), modules=[net], engine=how)
+        for _ in range(4):
+            step(torch.randn(6, 4))
+    assert not [each.message for each in said]
+    same = [torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True)]
+    assert same == [True, True, False, False]
 
 
 @pytest.mark.parametrize("hooked", [True, False])

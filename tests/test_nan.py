@@ -279,7 +279,7 @@ def test_nan_that_no_check_sees_are_named_too(caplog: pytest.LogCaptureFixture) 
     assert found.weights is not None
     assert found.weights.num_nan == 40
     assert caplog.records[0].getMessage().startswith("the log-probability at the site 'x': 3 of 3 are NaN; data whose")
-    with pytest.raises(ValueError, match="the log-probability at the site 'x': 40 of 40 are NaN"):
+    with pytest.raises(ValueError, match="the log-probability at the site 'x': 3 of 3 are NaN"):
         fit(model, pair_of(TRUTH)[1], X, training=Training(epochs=1), shown=False)
 
 
@@ -386,17 +386,16 @@ def test_what_fails_is_tried_again_with_the_same_draws() -> None:
         return pyro.sample("x", dist.Normal(torch.where(z > 0, math.nan, z), 1.0))
 
     torch.manual_seed(3)
-    found, told = run_checked(attempt, CPU, nan_counts=True)
+    found = run_checked(attempt, CPU, nan_counts=True)
     assert torch.equal(*drawn)
     nan = int((drawn[0] > 0).sum())
     assert found.isnan().sum() == nan > 0
-    assert told == f"loc of Normal at the site 'x': {nan} of 3 are NaN"
     after = torch.rand(())
     torch.manual_seed(3)
     torch.randn(3), torch.randn(3)
     assert torch.rand(()) == after
     torch.manual_seed(3)
-    with pytest.raises(ValueError, match=f"^{told}$"):
+    with pytest.raises(ValueError, match=f"^loc of Normal at the site 'x': {nan} of 3 are NaN$"):
         run_checked(attempt, CPU, nan_counts=False)
 
 
@@ -426,8 +425,9 @@ def test_events_are_judged_as_a_whole() -> None:
 
     good = torch.eye(2).expand(3, 2, 2).clone()
     good[1, 1, 0] = math.nan
-    _, told = run_checked(lambda: attempt(good), CPU, nan_counts=True)
-    assert told == "scale_tril of MultivariateNormal at the site 'z': 1 of 12 are NaN"
+    run_checked(lambda: attempt(good), CPU, nan_counts=True)
+    with pytest.raises(ValueError, match="^scale_tril of MultivariateNormal at the site 'z': 1 of 12 are NaN$"):
+        run_checked(lambda: attempt(good), CPU, nan_counts=False)
     good[2, 0, 0] = -1.0
     with pytest.raises(ValueError, match=r"'z': 1 of 3 do not satisfy LowerCholesky\(\)"):
         run_checked(lambda: attempt(good), CPU, nan_counts=True)
@@ -441,5 +441,6 @@ def test_nan_of_a_transform_are_counted() -> None:
             pyro.sample("x", dist.Normal(0.0, 1.0).expand([2]))
             pyro.poutine.trace(lambda: pyro.sample("y", x, obs=torch.ones(2))).get_trace().compute_log_prob()
 
-    _, told = run_checked(attempt, CPU, nan_counts=True)
-    assert told == "the log-probability at the site 'y': 1 of 2 are NaN"
+    run_checked(attempt, CPU, nan_counts=True)
+    with pytest.raises(ValueError, match="^the log-probability at the site 'y': 1 of 2 are NaN$"):
+        run_checked(attempt, CPU, nan_counts=False)

@@ -64,11 +64,9 @@ def active_units(
                 verdict=unit_verdict(kl, away, active=active),
             )
         )
-    return tuple(sorted(units, key=lambda unit: (not unit.active, -_first(unit.kl, unit.activity))))
-
-
-def _first(*values: float | None) -> float:
-    return next((value for value in values if value is not None), 0.0)
+    return tuple(
+        sorted(units, key=lambda unit: (not unit.active, -(unit.activity or 0 if unit.kl is None else unit.kl)))
+    )
 
 
 def _or_none(value: Tensor) -> float | None:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Distribution, constraints
@@ -25,7 +26,7 @@ CHECKS = [Path(str(package.__file__)).parent for package in (torch.distributions
 VALUE = "the value"
 
 
-def run_checked(attempt: Callable[[], T], device: torch.device, *, nan_counts: bool) -> tuple[T, str | None]:
+def run_checked(attempt: Callable[[], T], device: torch.device, *, nan_counts: bool) -> T:
     """Run programs with Pyro's checks of shapes, parameters and supports on.
 
     Args:
@@ -35,7 +36,7 @@ def run_checked(attempt: Callable[[], T], device: torch.device, *, nan_counts: b
         nan_counts: whether the checks let NaN pass, because who called counts them.
 
     Returns:
-        What ``attempt`` returns, and in words what is NaN, or None.
+        What ``attempt`` returns.
 
     Raises:
         ValueError: if parameters or values are not what a distribution takes; the text names site and parameter. What
@@ -45,7 +46,7 @@ def run_checked(attempt: Callable[[], T], device: torch.device, *, nan_counts: b
     before = random_state(device)
     try:
         with validation(enabled=True):
-            return attempt(), None
+            return attempt()
     except ValueError as error:
         failure, root = error, _root(error)
     if _raised_in(root, OURS):
@@ -56,9 +57,9 @@ def run_checked(attempt: Callable[[], T], device: torch.device, *, nan_counts: b
     found: list[T] = []
     with validation(enabled=False), _Noted() as noted, suppress(Exception):  # what is wrong may stop it later, too
         found.append(attempt())
-    wrong, nan = _wrong(noted.sites), nan_at(noted.sites) or nan_log_prob(noted.sites)
+    wrong, nan = _wrong(noted.sites), nan_at(noted.sites) or _nan_log_prob(noted.sites)
     if wrong is None and nan is not None and nan_counts and found:
-        return found[0], nan
+        return found[0]
     if wrong is None and nan is None:
         raise failure
     raise ValueError(wrong or nan) from failure
@@ -79,7 +80,14 @@ def nan_at(sites: Iterable[Any]) -> str | None:
     return None
 
 
-def nan_log_prob(sites: Iterable[Any]) -> str | None:
+def nan_in(*traces: poutine.Trace) -> str | None:
+    """Return, in words, what makes a log-probability of these traces NaN, if any is."""
+    sites = [site for trace in traces for site in trace.nodes.values() if site["type"] == "sample"]
+    nan = _nan_log_prob(sites)
+    return nan and (nan_at(sites) or nan)
+
+
+def _nan_log_prob(sites: Iterable[Any]) -> str | None:
     """Return, in words, the first of these sites whose log-probability holds NaN, which may come from anywhere."""
     for site in sites:
         with suppress(Exception):  # such as that of a distribution that has none

@@ -15,11 +15,11 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.util import check_site_shape
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook
 
-from pyrovae.pair.checked import nan_log_prob, run_checked, told_by_us
+from pyrovae.pair.checked import nan_in, run_checked, told_by_us
 from pyrovae.pair.contract import read_pair
 from pyrovae.pair.modules import find_modules
+from pyrovae.pair.outputs import largest_output
 from pyrovae.pair.structure import PARTICLE_PLATE, Pair, Program, take_rows
 from pyrovae.recording.graph import first_line
 from pyrovae.sandbox import forked_random, frozen_unremarked, validation
@@ -54,16 +54,17 @@ def inspect_pair(
 
     """
     found = tuple({id(module): module for module in (*modules, *find_modules(model, guide))}.values())
-    nan: list[str] = []
     with forked_random(0, args[0].device), validation(enabled=False), frozen_unremarked(), torch.no_grad():
         traces, used, plates, draws_rows = _first_run(
-            model, guide, args, everything or (lambda: args), on_nan=nan.append if nan_counts else None
+            model, guide, args, everything or (lambda: args), nan_counts=nan_counts
         )
+        if (nan := nan_in(*traces)) is not None and not nan_counts:
+            raise ValueError(nan)
         pair = read_pair(model, guide, found, *traces, plates=plates, draws_rows=draws_rows)
         rows = torch.arange(pair.num_rows, device=args[0].device) % len(used[0])
         broadcasts = _broadcasts(pair, *pair.bind(used, rows), args[0].device)
-        pair = replace(pair, broadcasts=bool(broadcasts), nan=nan[-1] if nan else None)
-        num_units = max(pair.num_elements, _largest_output(pair, used, rows))
+        pair = replace(pair, broadcasts=bool(broadcasts), nan=nan)
+        num_units = max(pair.num_elements, largest_output(pair, used, rows))
     if broadcasts is False:
         logger.warning(
             "the pair does not take an axis of particles to the left of its plate; "
@@ -84,7 +85,7 @@ def _first_run(
     args: tuple[Any, ...],
     everything: Callable[[], tuple[Any, ...]],
     *,
-    on_nan: Callable[[str], object] | None,
+    nan_counts: bool,
 ) -> tuple[tuple[poutine.Trace, poutine.Trace], tuple[Any, ...], set[str], bool]:
     """Run on 2 and then on 3 rows; a pair whose plate does not follow draws its own rows and is given all of them.
 
@@ -97,7 +98,7 @@ def _first_run(
     for size in (2, 3):
         few = take_rows(args, torch.arange(size, device=args[0].device) % len(args[0]))
         try:
-            traces = _checked_run(model, guide, few, on_nan=on_nan)
+            traces = _checked_run(model, guide, few, nan_counts=nan_counts)
         except Exception as error:  # a program of the user's may raise anything
             failure = error
             break
@@ -115,9 +116,9 @@ def _first_run(
         raise ValueError(f"the pair fails on a few rows ({first_line(failure)}), and {error}") from failure
     rows = _EarlyRows(len(args[0]), args[0].device)
     try:
-        traces = _checked_run(rows(model), rows(guide), args, on_nan=on_nan)
+        traces = _checked_run(rows(model), rows(guide), args, nan_counts=nan_counts)
     except Exception as error:
-        failures = [error] if failure is None else [error, failure]
+        failures = [error] if failure is None else [error, failure]  # few rows may fail only because they are few
         told = next(filter(None, map(told_by_us, failures)), failures[-1])
         raise told from told.__cause__
     frames = _frames(traces[1])
@@ -134,22 +135,14 @@ def _first_run(
 
 
 def _checked_run(
-    model: Program, guide: Program, args: tuple[Any, ...], *, on_nan: Callable[[str], object] | None
+    model: Program, guide: Program, args: tuple[Any, ...], *, nan_counts: bool
 ) -> tuple[poutine.Trace, poutine.Trace]:
-    """Run on some data; ``on_nan`` is told what is NaN, which is refused if it is None."""
-
     def attempt() -> tuple[poutine.Trace, poutine.Trace]:
         traces = run(functools.partial(model, *args), functools.partial(guide, *args))
         _log_probs(*traces)
         return traces
 
-    traces, nan = run_checked(attempt, args[0].device, nan_counts=on_nan is not None)
-    nan = nan or nan_log_prob(site for trace in traces for site in trace.nodes.values() if site["type"] == "sample")
-    if nan is not None:
-        if on_nan is None:
-            raise ValueError(nan)
-        on_nan(nan)
-    return traces
+    return run_checked(attempt, args[0].device, nan_counts=nan_counts)
 
 
 def _log_probs(*traces: poutine.Trace) -> None:
@@ -201,54 +194,9 @@ def _broadcasts(pair: Pair, model: Program, guide: Program, device: torch.device
         return False if False in found else None if None in found else True
 
     try:
-        return run_checked(agree, device, nan_counts=True)[0]
+        return run_checked(agree, device, nan_counts=True)
     except Exception:  # whatever fails under an extra axis, the answer is the same
         return False
-
-
-def _largest_output(pair: Pair, args: tuple[Any, ...], rows: Tensor) -> int:
-    """Return the elements per particle of the largest tensor that a module puts out while the model runs.
-
-    Where their number is free, outputs that do not grow with it are not counted, such as those of a network that sees
-    nothing but covariates. 0 if the programs fail.
-    """
-
-    def outputs(rows: Tensor, num_particles: int | None) -> list[int]:
-        programs = pair.bind(args, rows)
-        if num_particles is not None:
-            plate = pyro.plate(PARTICLE_PLATE, num_particles, dim=-1 - pair.nesting)
-            programs = plate(programs[0]), plate(programs[1])
-        try:
-            return _outputs(*programs)
-        except Exception:  # they ran before, but perhaps not on so many, and a program may have any state
-            return []
-
-    if pair.broadcasts:
-        more, fewer, between = outputs(rows, 3), outputs(rows, 2), len(rows)
-    else:
-        more, fewer, between = outputs(rows, None), [] if pair.draws_rows else outputs(rows[:-1], None), 1
-    if len(more) == len(fewer):
-        return max((a - b for a, b in zip(more, fewer, strict=True)), default=0) // between
-    return max(more, default=0) // (len(rows) * (3 if pair.broadcasts else 1))
-
-
-def _outputs(model: Program, guide: Program) -> list[int]:
-    """Return the elements of each tensor that a module puts out while the model runs on the guide's draws."""
-    drawn = poutine.trace(guide).get_trace()
-    sizes: list[int] = []
-
-    def note(module: nn.Module, args: Any, output: Any) -> None:
-        outputs = output if isinstance(output, (tuple, list)) else (output,)
-        sizes.extend(each.numel() for each in outputs if isinstance(each, Tensor))
-
-    hook = register_module_forward_hook(note)
-    try:
-        with warnings.catch_warnings():  # a compiled module has a word to say about such hooks
-            warnings.filterwarnings("ignore", ".*when there are global hooks")
-            poutine.trace(poutine.replay(model, trace=drawn)).get_trace()
-    finally:
-        hook.remove()
-    return sizes
 
 
 def _agree(many: Any, one: Any, k: int) -> bool | None:

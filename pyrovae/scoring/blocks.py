@@ -109,7 +109,7 @@ def one_particle(pair: Pair, args: tuple[Any, ...], rows: Tensor, *, checked: bo
         return guide_trace, model_trace, total_of(terms(model_trace, pair.observed))
 
     if checked:
-        found, _ = run_checked(likelihood, rows.device, nan_counts=nan_counts)
+        found = run_checked(likelihood, rows.device, nan_counts=nan_counts)
     else:
         with validation(enabled=False):
             found = likelihood()

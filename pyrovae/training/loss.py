@@ -76,7 +76,7 @@ class StepLoss:
         """Return loss and what is shown; with Pyro's checks on, what they find is told in one line."""
         if not is_validation_enabled():
             return self._computed(*inputs)
-        return run_checked(lambda: self._computed(*inputs), inputs[0].device, nan_counts=False)[0]
+        return run_checked(lambda: self._computed(*inputs), inputs[0].device, nan_counts=False)
 
     def _computed(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         model, guide, count = self.bind(*inputs)

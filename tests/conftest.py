@@ -97,7 +97,7 @@ class TwoLayers(nn.Module):
     def model(self, x: Tensor) -> None:
         pyro.module("two_layers", self)
         with pyro.plate("data", len(x)):
-            z2 = pyro.sample("z2", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            z2 = pyro.sample("z2", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
             z1 = pyro.sample("z1", dist.Normal(self.to_z1(z2), 0.8).to_event(1))
             pyro.sample("x", dist.Bernoulli(logits=self.to_x(z1)).to_event(1), obs=x)
 

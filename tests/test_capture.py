@@ -50,14 +50,14 @@ def with_params() -> Programs:
 
     def model(x: Tensor) -> None:
         pyro.module("decoder", decoder)
-        width = pyro.param("width", torch.full((2,), 0.8), constraint=constraints.positive)
+        width = pyro.param("width", x.new_full((2,), 0.8), constraint=constraints.positive)
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), width).to_event(1))
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), width).to_event(1))
             pyro.sample("x", dist.Bernoulli(logits=decoder(z)).to_event(1), obs=x.flatten(1))
 
     def guide(x: Tensor) -> None:
-        slope = pyro.param("slope", torch.linspace(-0.1, 0.1, 128).reshape(64, 2))
-        scale = pyro.param("scale", torch.tensor(0.5), constraint=constraints.interval(0.1, 2.0))
+        slope = pyro.param("slope", torch.linspace(-0.1, 0.1, 128, device=x.device).reshape(64, 2))
+        scale = pyro.param("scale", x.new_full((), 0.5), constraint=constraints.interval(0.1, 2.0))
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(x.flatten(1) @ slope, scale).to_event(1))
 

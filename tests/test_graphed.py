@@ -18,35 +18,38 @@ import pyrovae
 from pyrovae import Training, fit
 from pyrovae.objectives import ELBO
 from pyrovae.recording import NotRecordableError, Recording
-from pyrovae.training import capture
+from pyrovae.training import capture, graphed
 from pyrovae.training.capture import CapturedStep
 from pyrovae.training.graphed import GraphedStep
+from pyrovae.training.step import CapturableStep
 
 gpu = pytest.mark.gpu
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
 class StandIn:
-    """A CUDA graph that is not one: a replay runs again what was captured, from the same tensors into the same."""
+    """A CUDA graph that is not one: a replay does again what was captured, from the same tensors into the same."""
 
     def __init__(self) -> None:
         self.step: Any = None
 
     def replay(self) -> None:
-        objective, weight = self.step.loss.objective, self.step._weight
-        objective.held_weight = weight
-        with pyro.validation_enabled(False):  # noqa: FBT003
-            self.step._shown.copy_(self.step._body())
-        objective.held_weight = None
+        held, parameters = self.step._gradients, self.step.leaves.trained
+        found = [parameter.grad for parameter in parameters]
+        self.step._shown.copy_(self.step._body())
+        for parameter, place, before in zip(parameters, held, found, strict=True):
+            if place is not None:
+                place.copy_(parameter.grad)
+            parameter.grad = before  # a graph writes to memory, and knows nothing of names
 
 
-@pytest.fixture(params=[False, True], ids=["as it is", "recorded"])
-def _stand_in(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Let steps on the CPU be captured in stand-ins, as they are or recorded beforehand, but not compiled."""
+@pytest.fixture
+def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let steps on the CPU be captured in stand-ins."""
     steps: list[Any] = []
 
     @contextlib.contextmanager
-    def captured(graph: StandIn) -> Iterator[None]:
+    def captured(graph: StandIn, **_: Any) -> Iterator[None]:
         graph.step = steps[-1]
         yield
 
@@ -58,27 +61,29 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -
             pass
 
     class OnCPU(GraphedStep):
-        def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, compiled=request.param, **options)
+        def __init__(self, *args: Any, engine: str, **options: Any) -> None:
+            super().__init__(*args, **options)
             steps.append(self)
 
-    def without_capturable(step: GraphedStep, device: torch.device) -> bool:
-        step._rates = [torch.zeros(()) for _ in step.optimizer.param_groups]
-        return True
+    whole = GraphedStep._make_capturable
 
-    monkeypatch.setattr(Recording, "compile", lambda self, inputs: None)
+    def make_capturable(step: GraphedStep, device: torch.device) -> bool:
+        flags = [group["capturable"] for group in step.optimizer.param_groups if "capturable" in group]
+        found = whole(step, device)
+        for group, flag in zip(step.optimizer.param_groups, flags, strict=False):
+            group["capturable"] = flag  # or torch's Adam would refuse to be that on a CPU
+        return found
+
     monkeypatch.setattr(GraphedStep, "give_up", lambda self, reason: pytest.fail(reason))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", StandIn)
     monkeypatch.setattr(torch.cuda, "graph", captured)
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
-    monkeypatch.setattr(GraphedStep, "_make_capturable", without_capturable)
-    monkeypatch.setattr(
-        sys.modules["pyrovae.training.capture"],  # where the function of that name is
-        "make_step",
-        lambda *args, engine, **options: OnCPU(*args, **options),
-    )
+    monkeypatch.setattr(GraphedStep, "_make_capturable", make_capturable)
+    capturing = sys.modules["pyrovae.training.capture"]  # where the function of that name is
+    monkeypatch.setattr(capturing, "make_step", lambda *args, **options: OnCPU(*args, **options))
 
 
 def steps(name: str, make: Callable[..., CapturedStep], device: str = "cpu") -> tuple[Tensor, Tensor]:
@@ -157,18 +162,75 @@ def test_a_graph_is_captured_once_and_again_where_it_must(monkeypatch: pytest.Mo
 
 
 @pytest.mark.usefixtures("_stand_in")
-@pytest.mark.parametrize("_stand_in", [True], indirect=True, ids=["recorded"])
+def test_an_optimizer_that_cannot_be_captured_runs_after_the_graph() -> None:
+    """It finds the graph's gradients, also after a short minibatch that was run eagerly, or where they were dropped."""
+    results = []
+    for make in (capture, eager):
+        torch.manual_seed(1)
+        model, guide, (vae,) = of_vae(make_vae())
+        step = make(model, guide, batches(1)[0], optimizer=lambda parameters: torch.optim.Adagrad(parameters, lr=0.01))
+        torch.manual_seed(2)
+        for x in (*batches(4), *batches(2, size=5), *batches(4)):
+            step(x)
+            step.optimizer.zero_grad()
+        results.append(torch.cat([parameter.detach().flatten() for parameter in vae.parameters()]))
+    assert distance(*results) < 1e-12
+
+
+@pytest.mark.usefixtures("_stand_in")
+@pytest.mark.parametrize("where", ["compile", "capture"])
+def test_what_cannot_be_compiled_is_captured_with_the_kernels_of_torch(
+    where: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    compiled: list[Recording] = []
+
+    def compile_in_name(recording: Recording, inputs: Any) -> None:
+        compiled.append(recording)
+        if where == "compile":
+            raise NotRecordableError("it cannot be")
+
+    whole = GraphedStep.take_from
+
+    def take_from(step: GraphedStep, recording: Recording, inputs: Any) -> Tensor:
+        if where == "capture" and recording in compiled:
+            raise RuntimeError("no kernel image")
+        return whole(step, recording, inputs)
+
+    monkeypatch.setattr(Recording, "compile", compile_in_name)
+    monkeypatch.setattr(GraphedStep, "take_from", take_from)
+    monkeypatch.setattr(graphed, "_mend_generator", lambda device: None)
+    made = GraphedStep.__init__
+    monkeypatch.setattr(
+        GraphedStep, "__init__", lambda self, *args, **options: made(self, *args, compiled=True, **options)
+    )
+    found = steps("VAE", capture)
+    expected = steps("VAE", lambda *args, **options: eager(*args, **options))
+    assert len(compiled) == 1
+    reason = {"compile": "it cannot be", "capture": "RuntimeError: no kernel image"}[where]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the kernels of the captured step are not compiled: {reason}"
+    ]
+    for a, b in zip(found, expected, strict=True):
+        assert distance(a, b) < 1e-7
+
+
+@pytest.mark.usefixtures("_stand_in")
 @pytest.mark.parametrize("where", ["record", "take_from"])
-def test_what_cannot_be_compiled_is_captured_as_it_is(
+def test_what_cannot_be_captured_runs_eagerly_and_leaves_no_trace(
     where: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: Any) -> None:
-        raise NotRecordableError("it cannot be") if where == "record" else RuntimeError("no kernel image")
+        raise NotRecordableError("it cannot be") if where == "record" else RuntimeError("out of luck")
 
     monkeypatch.setattr(GraphedStep, where, fail)
+    monkeypatch.setattr(GraphedStep, "give_up", CapturableStep.give_up)
+    mended: list[torch.device] = []
+    monkeypatch.setattr(graphed, "_mend_generator", mended.append)
     found = steps("VAE", capture)
     expected = steps("VAE", lambda *args, **options: eager(*args, **options))
-    assert caplog.text.count("the kernels of the captured step are not compiled") == 1
+    reason = {"record": "it cannot be", "take_from": "RuntimeError: out of luck"}[where]
+    assert [record.getMessage() for record in caplog.records] == [f"the step is run eagerly: {reason}"]
+    assert len(mended) == (where == "take_from")
     for a, b in zip(found, expected, strict=True):
         assert distance(a, b) < 1e-7
 
@@ -219,10 +281,3 @@ def test_steps_do_not_wait_for_the_device() -> None:
                 step(x)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-
-
-def test_an_optimizer_that_cannot_be_captured_runs_after_the_graph() -> None:
-    model, guide, _ = of_vae(make_vae())
-    step = capture(model, guide, batches(1)[0], engine="eager", optimizer=lambda p: torch.optim.Adagrad(p))
-    made = GraphedStep(step._step.loss, step._step.leaves, step.optimizer)
-    assert made._make_capturable(torch.device("cpu")) is False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import math
 from collections.abc import Callable
@@ -851,6 +852,22 @@ def test_a_run_from_before_an_option_existed_is_resumed(tmp_path: Path) -> None:
     rounded = quick(epochs=4, precision="bfloat16")
     with pytest.raises(ValueError, match="training.precision = 'float32', but received 'bfloat16'"):
         fit(again.model, again.guide, grey(), training=rounded, folder=tmp_path, resume=True, shown=False)
+
+
+def test_a_run_of_a_gpu_is_resumed_on_a_cpu(tmp_path: Path) -> None:
+    """A graph's optimizer is "capturable" and reads its learning rate from a tensor; torch refuses that on a CPU."""
+    options = {"optimizer": lambda parameters: torch.optim.Adam(parameters, foreach=True), "shown": False}
+    a, b, c = (vae().double() for _ in range(3))
+    whole = fit(a.model, a.guide, grey(), training=quick(epochs=4), **options)
+    fit(b.model, b.guide, grey(), training=quick(epochs=2), folder=tmp_path, **options)
+    folder = RunFolder(tmp_path)
+    trainer = torch.load(tmp_path / "trainer.pt", weights_only=True)
+    trainer["optimizer"]["param_groups"][0].update(capturable=True, lr=torch.tensor(1e-3))
+    written = io.BytesIO()
+    torch.save(trainer, written)
+    folder.write({"trainer.pt": written.getvalue()})
+    resumed = fit(c.model, c.guide, grey(), training=quick(epochs=4), folder=tmp_path, resume=True, **options)
+    assert numbers(resumed) == numbers(whole)
 
 
 def test_a_decaying_rate_cannot_be_resumed_with_more_epochs(tmp_path: Path) -> None:

@@ -141,8 +141,8 @@ class AutoregressiveLayer(FlowLayer):
             out = before
             for layer in middle:
                 out = layer(out.tanh())
-            pair = [index, latent_dim + index]
-            goal, gate = functional.linear(out.tanh(), masked_last[pair], bias[pair]).unbind(-1)
+            own = slice(index, None, latent_dim)  # its two outputs
+            goal, gate = functional.linear(out.tanh(), masked_last[own], bias[own]).unbind(-1)
             log_gates.append(functional.logsigmoid(gate))
             found[index] = goal + (value[..., index] - goal) * log_gates[-1].neg().exp()
             if place < latent_dim - 1:

@@ -120,7 +120,8 @@ def record(function: Function, inputs: Sequence[Tensor], *, leaves: Sequence[Ten
     inputs = [each.detach() for each in inputs]  # told apart where one tensor is given twice, or read by another name
     device = _device((*inputs, *leaves))
     graphs = []
-    with values_kept(leaves), validation(enabled=False), _marked(), interrupts_wait():
+    one_thread = torch.autograd.set_multithreading_enabled(False)  # on CUDA gradients would be those of another
+    with values_kept(leaves), validation(enabled=False), one_thread, _marked(), interrupts_wait():
         for given, values in ((inputs, nullcontext()), ([_flipped(each) for each in inputs], _moved(leaves))):
             with forked_random(0, device), values:
                 try:

@@ -120,8 +120,8 @@ class Checkpoint:
         """Write the state after an epoch."""
         trainer = {
             "epoch": len(progress.epochs),
-            "values": {name: value.cpu() for name, value in progress.values.items()},
-            "optimizer": progress.optimizer,
+            "values": _on_cpu(progress.values),
+            "optimizer": _on_cpu(progress.optimizer),
             "best_epoch": progress.best_epoch,
             "best_validation": progress.best_validation,
             "has_best": progress.best is not None,
@@ -250,6 +250,15 @@ def _described(model: Program) -> dict[str, Any] | None:
     except TypeError as error:
         logger.warning("the run can be loaded only by load_weights, into a model built by hand: %s", error)
         return None
+
+
+def _on_cpu(record: Any) -> Any:
+    """Return a record of dictionaries and lists with its tensors on the CPU, where any machine can read them."""
+    if isinstance(record, Tensor):
+        return record.cpu()
+    if isinstance(record, dict):
+        return {key: _on_cpu(value) for key, value in record.items()}
+    return [_on_cpu(value) for value in record] if isinstance(record, list) else record
 
 
 def _json(record: object) -> bytes:

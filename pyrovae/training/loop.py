@@ -102,7 +102,11 @@ class Loop:
     def restore(self, progress: Progress) -> None:
         """Take up where training stood."""
         self._restore(progress.values)
+        capturable = [group.get("capturable") for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(progress.optimizer)
+        for of_parameters, here in zip(self.optimizer.param_groups, capturable, strict=True):
+            if here is not None:
+                of_parameters["capturable"] = here  # the run may come from another device
         self.epochs, self.best = progress.epochs, progress.best
         self.best_epoch, self.best_validation = progress.best_epoch, progress.best_validation
         if self.training.patience is None:  # early stopping was switched off: the last weights are kept from here on

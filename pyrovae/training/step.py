@@ -153,6 +153,7 @@ class CapturableStep(EagerStep):
         self.failed = False
         self._has_gradient: list[bool] = []
         self._state: tuple[object, ...] = ()
+        self._weighed: tuple[Tensor | None, float] = (None, 1.0)
 
     def changed(self) -> bool:
         """Tell, once, whether tensors were replaced, modes switched, or options changed that a capture holds fixed."""
@@ -206,6 +207,9 @@ class CapturableStep(EagerStep):
             objective.held_weight = None
 
     def set_weight(self, weight: Tensor) -> None:
-        """Write the present weight of the KL into the tensor that stands for it."""
+        """Write the present weight of the KL into the tensor that stands for it, where it is another than last time."""
         if isinstance(self.loss.objective, Objective):
-            weight.fill_(self.loss.objective.kl_weight())
+            value, (place, last) = self.loss.objective.kl_weight(), self._weighed
+            if place is not weight or last != value:
+                weight.fill_(value)
+                self._weighed = weight, value

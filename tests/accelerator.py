@@ -62,12 +62,14 @@ class Accelerator(TorchDispatchMode):
 
     Attributes:
         asked: operations at which the host would have waited: a value is asked for, or tensors brought here or there.
+        met: operations in which single numbers in tensors of the host met tensors of the device.
 
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.asked: list[str] = []
+        self.met: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -76,8 +78,9 @@ class Accelerator(TorchDispatchMode):
         to = kwargs.get("device")
         if not among and (to is None or torch.device(to) != DEVICE):
             return func(*args, **kwargs)
-        if func not in CROSSING:
-            mixed = [tuple(each.shape) for each in given if among and each.ndim and not isinstance(each, There)]
+        if among and func not in CROSSING:
+            self.met += [str(func) for each in given if not isinstance(each, There)]
+            mixed = [tuple(each.shape) for each in given if each.ndim and not isinstance(each, There)]
             assert not mixed, f"{func} mixes tensors of the device with others, {mixed}"
         back = func is aten._to_copy.default and to is not None and torch.device(to) != DEVICE
         crosses = func in CROSSING and (back or any(each.ndim and not isinstance(each, There) for each in given))

@@ -134,7 +134,8 @@ class ImportanceObjective(Objective):
 
         def total(trace: poutine.Trace, names: Any) -> Tensor:
             sites = [trace.nodes[name] for name in names]
-            return sum((_rows(pair, run, site_log_prob(site), site) for site in sites), torch.zeros(()))
+            terms = [_rows(pair, run, site_log_prob(site), site) for site in sites]
+            return sum(terms[1:], terms[0])
 
         prior, likelihood = total(run.model_trace, pair.latents), total(run.model_trace, pair.observed)
         if not self.stops_score:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter, is_
+from typing import Any
 
 import pyro
 import torch
@@ -37,38 +39,49 @@ class Leaves:
         self.version += 1
         self.trained = trainable(self.modules, self.params)
         parts = list({id(part): part for module in self.modules for part in module.modules()}.values())
-        held = [(owner, name) for part in parts for owner in (part._parameters, part._buffers) for name in owner]
-        self._bound = [
-            (owner, name, tensor, tensor.requires_grad) for owner, name in held if (tensor := owner[name]) is not None
+        owners = [owner for part in parts for owner in (part._parameters, part._buffers, part._modules)]
+        self._names = [(owner, name) for owner in owners for name in owner]
+        self._bound = [owner[name] for owner, name in self._names]
+        tensors = [value for value in self._bound if isinstance(value, Tensor)]
+        self._stored = self._of_store()
+        self.all = list({id(tensor): tensor for tensor in (*tensors, *self._stored.values())}.values())
+        hooks = [found for part in parts for found in (part._forward_hooks, part._forward_pre_hooks)]
+        # functions in C, each over a list: this is looked at before every step
+        self._traits: list[tuple[Callable[[Any], object], Sequence[object]]] = [
+            (attrgetter("training"), parts),
+            (len, [*owners, *hooks]),
+            (attrgetter("requires_grad"), tensors),
         ]
-        self._parts = [(part._modules, name, inner) for part in parts for name, inner in part._modules.items()]
-        self._modes = [(part, _mode(part)) for part in parts]
-        stored = self._store()
+        self._before = self._look()
+        self.places = list(map(Tensor.data_ptr, self.all))
+
+    def _of_store(self) -> dict[str, Tensor]:
+        """Return the unconstrained values of the named ``pyro.param``."""
+        if not self.params:
+            return {}
+        stored = dict(pyro.get_param_store().named_parameters())
         for name in self.params:
             if name not in stored:
                 raise ValueError(
                     f"pyro.param({name!r}) is no longer in Pyro's store; leave it there, or make a new step"
                 )
-        self._stored = {name: stored[name] for name in self.params}
-        found = [tensor for _, _, tensor, _ in self._bound] + list(self._stored.values())
-        self.all = list({id(tensor): tensor for tensor in found}.values())
-        self.places = [tensor.data_ptr() for tensor in self.all]
+        return {name: stored[name] for name in self.params}
 
-    def _store(self) -> dict[str, Tensor]:
-        return dict(pyro.get_param_store().named_parameters())
+    def _look(self) -> list[list[object]]:
+        """Return what changes a module's course without changing its tensors: modes, parts and hooks."""
+        return [list(map(trait, owners)) for trait, owners in self._traits]
 
     def moved(self) -> bool:
         """Tell whether names are bound to others than at the last look, or modes differ."""
         return (
-            any(owner.get(name) is not t or t.requires_grad is not needs for owner, name, t, needs in self._bound)
-            or any(owner.get(name) is not part for owner, name, part in self._parts)
-            or any(_mode(part) != mode for part, mode in self._modes)
-            or (bool(self._stored) and any(self._store().get(n) is not t for n, t in self._stored.items()))
+            not all(map(is_, [owner.get(name) for owner, name in self._names], self._bound))
+            or self._look() != self._before
+            or (bool(self._stored) and not all(map(is_, self._of_store().values(), self._stored.values())))
         )
 
     def displaced(self) -> bool:
         """Tell whether a tensor lies elsewhere in memory than at the last look, which a CUDA graph has fixed."""
-        return any(tensor.data_ptr() != place for tensor, place in zip(self.all, self.places, strict=True))
+        return list(map(Tensor.data_ptr, self.all)) != self.places
 
     def refresh(self, optimizer: torch.optim.Optimizer) -> None:
         """Look again, and let the optimizer move the new tensors in place of the old, with their state if they fit.
@@ -87,8 +100,9 @@ class Leaves:
         if all(id(tensor) in held for tensor in self.trained):
             return  # some frozen or thawed
         if len(before) != len(self.trained):
+            found, self.trained, self._before = self.trained, before, []  # to look again before the next step
             raise ValueError(
-                f"training began with {len(before)} tensors, but now {len(self.trained)} have a gradient, some of them "
+                f"training began with {len(before)} tensors, but now {len(found)} have a gradient, some of them "
                 "new; make a new step, or replace parameters one for one"
             )
         new = {id(old): tensor for old, tensor in zip(before, self.trained, strict=True)}
@@ -98,11 +112,6 @@ class Leaves:
             state = optimizer.state.pop(old, None)
             if state and old.shape == tensor.shape:
                 optimizer.state[tensor] = state
-
-
-def _mode(module: nn.Module) -> tuple[bool, int, int, int]:
-    """Return what changes a module's course without changing its tensors: its mode, parts and hooks."""
-    return module.training, len(module._modules), len(module._forward_hooks), len(module._forward_pre_hooks)
 
 
 def require_leaves(modules: Sequence[nn.Module], params: Iterable[str]) -> Leaves:

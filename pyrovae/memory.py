@@ -9,8 +9,9 @@ import torch
 def available(device: torch.device | str = "cpu") -> int:
     """Return the bytes that can still be taken on a device; on MPS, which shares it, the machine's memory."""
     device = torch.device(device)
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type == "cuda":  # torch keeps what was freed, for what is asked for next
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
     return int(psutil.virtual_memory().available)
 
 

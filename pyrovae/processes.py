@@ -107,6 +107,10 @@ class Group:
         dist.barrier()
         return done if self.first else work()
 
+    def all(self, flag: bool) -> bool:  # noqa: FBT001
+        """Tell whether something holds in every process."""
+        return all(self.gather(flag))
+
     def gather(self, part: Result) -> list[Result]:
         """Return what each process has, in their order."""
         if self.size == 1:
@@ -152,7 +156,8 @@ def joined(device: str = "auto") -> Iterator[Group]:
                 f"{os.environ['LOCAL_WORLD_SIZE']} processes; start fewer, or choose the device cpu"
             )
         torch.cuda.set_device(number)
-    dist.init_process_group("nccl" if on_cuda else "gloo", timeout=PATIENCE)
+    where = torch.device("cuda", torch.cuda.current_device()) if on_cuda else None
+    dist.init_process_group("nccl" if on_cuda else "gloo", timeout=PATIENCE, device_id=where)
     try:
         yield group()
         dist.barrier()  # who ends while others still speak may take them down

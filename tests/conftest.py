@@ -18,8 +18,11 @@ Pair = tuple[Callable[..., None], Callable[..., None]]
 
 
 @pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
-    """Run every test in float64, with an empty store and a fixed stream."""
+def _fresh(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Run every test in float64, with an empty store and a fixed stream, and on the CPU unless it is for a GPU."""
+    if request.node.get_closest_marker("gpu") is None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # for processes that it starts
     torch.set_default_dtype(torch.float64)
     pyro.clear_param_store()
     torch.manual_seed(0)

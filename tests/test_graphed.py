@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from pyrovae import Training, fit
 from pyrovae.objectives import ELBO
 from pyrovae.recording import NotRecordableError, Recording
 from pyrovae.training import capture, graphed
+from pyrovae.training.adam import Adam
 from pyrovae.training.capture import CapturedStep
 from pyrovae.training.graphed import GraphedStep
 from pyrovae.training.step import CapturableStep
@@ -155,10 +157,13 @@ def test_a_graph_is_captured_once_and_again_where_it_must(monkeypatch: pytest.Mo
     assert isinstance(step.optimizer.param_groups[0]["lr"], Tensor)
     assert step.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 / 8)
     vae.encoder.layers[0].weight.data = vae.encoder.layers[0].weight.data.clone()  # lies elsewhere
-    step(x)
+    for _ in range(3):
+        step(x)  # the first of these eagerly
     assert len(captures) == 2
-    step(x)
-    assert len(captures) == 2
+    step.optimizer.load_state_dict(step.optimizer.state_dict())  # other tensors than those that the graph writes to
+    for _ in range(3):
+        step(x)
+    assert len(captures) == 3
 
 
 @pytest.mark.usefixtures("_stand_in")
@@ -175,6 +180,102 @@ def test_an_optimizer_that_cannot_be_captured_runs_after_the_graph() -> None:
             step.optimizer.zero_grad()
         results.append(torch.cat([parameter.detach().flatten() for parameter in vae.parameters()]))
     assert distance(*results) < 1e-12
+
+
+def decay(step: CapturedStep, schedule: Any) -> None:
+    schedule.step()
+
+
+def load(step: CapturedStep, schedule: Any) -> None:
+    step.optimizer.load_state_dict(step.optimizer.state_dict())
+
+
+def other_betas(step: CapturedStep, schedule: Any) -> None:
+    step.optimizer.param_groups[0]["betas"] = (0.5, 0.9)
+
+
+def hook(step: CapturedStep, schedule: Any) -> None:
+    step.optimizer.register_step_post_hook(lambda optimizer, *_: optimizer.param_groups[0]["params"][0].data.mul_(0.5))
+
+
+def thaw(step: CapturedStep, schedule: Any) -> None:
+    for parameter in step.optimizer.param_groups[0]["params"]:
+        parameter.requires_grad_()
+
+
+@pytest.mark.usefixtures("_stand_in")
+@pytest.mark.parametrize("change", [decay, load, other_betas, hook, thaw], ids=lambda change: change.__name__)
+@pytest.mark.parametrize("kind", [Adam, torch.optim.AdamW, torch.optim.NAdam])
+def test_what_changes_of_an_optimizer_is_followed(change: Callable[..., None], kind: Any) -> None:
+    results = []
+    for make in (capture, eager):
+        torch.manual_seed(1)
+        model, guide, (vae,) = of_vae(make_vae())
+        x = batches(1)[0]
+        step = make(model, guide, x, optimizer=lambda parameters: kind(parameters, lr=0.02))
+        schedule = torch.optim.lr_scheduler.ExponentialLR(step.optimizer, 0.5)
+        if change is thaw:
+            vae.encoder.requires_grad_(requires_grad=False)
+        torch.manual_seed(2)
+        for number in range(12):
+            if number in (5, 8):
+                change(step, schedule)
+            if number == 10:
+                vae.eval()  # recorded anew
+            step(x)
+        assert step.optimizer.param_groups[0]["lr"] == pytest.approx(0.005 if change is decay else 0.02)
+        results.append(torch.cat([parameter.detach().flatten() for parameter in vae.parameters()]))
+    assert distance(*results) < 1e-7
+
+
+@pytest.mark.usefixtures("_stand_in")
+def test_what_is_there_already_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[Tensor] = []
+    whole = Tensor.copy_
+    results = []
+    for make in (capture, eager):
+        torch.manual_seed(1)
+        model, guide, _ = of_vae(make_vae())
+        x = batches(1)[0]
+        step = make(model, guide, x)
+        torch.manual_seed(2)
+        for _ in range(4):
+            step(x)
+        with monkeypatch.context() as patched:
+            patched.setattr(Tensor, "copy_", lambda self, value, **_: (copied.append(value), whole(self, value))[1])
+            losses = [torch.stack(step(x)) for _ in range(3)]
+            if make is capture:
+                assert not [each for each in copied if each is x]
+            x.zero_()
+            losses += [torch.stack(step(x)) for _ in range(2)]
+            if make is capture:
+                assert len([each for each in copied if each is x]) == 1
+        results.append(torch.stack(losses))
+    assert distance(*results) < 1e-7
+
+
+@pytest.mark.usefixtures("_stand_in")
+def test_a_graph_is_let_go_of_where_training_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also by an error whose traceback is kept: NCCL waits for graphs that hold collectives of its own."""
+    alive: list[Any] = []
+    made = StandIn.__init__
+    monkeypatch.setattr(StandIn, "__init__", lambda self: (alive.append(weakref.ref(self)), made(self))[1])
+    loop = sys.modules["pyrovae.training.loop"]
+    capturing = sys.modules["pyrovae.training.capture"]
+    monkeypatch.setattr(loop, "make_step", lambda *args, num_steps, **options: capturing.make_step(*args, **options))
+    vae = make_vae()
+
+    def stop(epoch: Any) -> None:
+        if epoch.epoch == 3:
+            assert alive[-1]() is not None
+            raise KeyboardInterrupt
+
+    training = Training(epochs=4, batch_size=16, device="cpu")
+    with pytest.raises(KeyboardInterrupt) as kept:
+        fit(vae.model, vae.guide, data(), training=training, on_epoch=stop, shown=False)
+    assert kept.value.__traceback__ is not None
+    assert [graph() for graph in alive] == [None]
+    assert all(parameter.grad is None for parameter in vae.parameters())
 
 
 @pytest.mark.usefixtures("_stand_in")
@@ -246,7 +347,7 @@ def test_graphs_are_eager_steps(name: str, caplog: pytest.LogCaptureFixture) -> 
     found = steps(name, capture, "cuda")
     expected = steps(name, lambda *args, **options: capture(*args, engine="eager", **options), "cuda")
     assert "eagerly" not in caplog.text
-    assert "not compiled" not in caplog.text
+    assert ("not compiled" in caplog.text) == (name in ("BatchNorm", "VAE, dropout"))  # of both, for dropout
     for a, b in zip(found, expected, strict=True):
         assert distance(a, b) < 1e-5
 
@@ -267,17 +368,18 @@ def test_graphs_with_any_optimizer(kind: type[torch.optim.Optimizer], caplog: py
 @gpu
 @cuda
 def test_fit_replays_graphs_to_the_same_numbers(tmp_path: Any) -> None:
+    torch.set_default_dtype(torch.float32)
     found = []
     for how in ("eager", "captured", "auto"):  # the last in a graph of torch's own kernels
         torch.manual_seed(1)
         vae = make_vae().float()
-        training = Training(epochs=90, batch_size=16, device="cuda", engine=how)
+        training = Training(epochs=130, batch_size=16, device="cuda", engine=how)
         history = fit(vae.model, vae.guide, data(), training=training, folder=tmp_path / how, shown=False)
         found.append(torch.tensor([[e.elbo, e.validation["elbo"]] for e in history.epochs]))
     for other in found[1:]:
-        assert distance(other[:30], found[0][:30]) < 1e-5  # 180 steps, after which rounding has grown
-    for device in ("cuda", "cpu"):
-        resumed = Training(epochs=92, batch_size=16, device=device, engine="captured")
+        assert distance(other[:50], found[0][:50]) < 1e-5  # 200 steps, after which rounding has grown
+    for epochs, device in ((132, "cuda"), (134, "cpu")):
+        resumed = Training(epochs=epochs, batch_size=16, device=device, engine="captured")
         fit(vae.model, vae.guide, data(), training=resumed, folder=tmp_path / "captured", resume=True, shown=False)
 
 
@@ -316,6 +418,7 @@ def test_graphs_of_another_device_than_the_current_one() -> None:
 
 @gpu
 @cuda
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_steps_do_not_wait_for_the_device() -> None:
     torch.set_default_dtype(torch.float32)
     for engine in ("eager", "captured"):
@@ -324,8 +427,8 @@ def test_steps_do_not_wait_for_the_device() -> None:
         step = pyrovae.training.capture(vae.model, vae.guide, x, engine=engine)
         for _ in range(3):
             step(x)
-        torch.cuda.set_sync_debug_mode("error")
         try:
+            torch.cuda.set_sync_debug_mode("error")
             for _ in range(5):
                 step(x)
         finally:

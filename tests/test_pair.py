@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -1029,3 +1031,62 @@ def test_the_largest_output_of_the_models_modules_counts_too() -> None:
         pair = inspect_pair(tired, vae.guide, (torch.rand(5, 8, 8).round(),), modules=(vae,))
         assert (pair.broadcasts, pair.num_units) == (True, expected)
     assert not torch.nn.modules.module._global_forward_hooks
+
+
+PRECISIONS = [
+    "torch.set_float32_matmul_precision('highest')",
+    "torch.set_float32_matmul_precision('medium')",
+    "torch.backends.cuda.matmul.allow_tf32 = True",
+    "torch.backends.cudnn.allow_tf32 = False",
+    "torch.backends.fp32_precision = 'tf32'",
+    "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+    "torch.backends.cudnn.fp32_precision = 'ieee'",
+    "torch.backends.cudnn.conv.fp32_precision = 'ieee'",
+    "torch.backends.mkldnn.matmul.fp32_precision = 'bf16'",
+    "torch.backends.mkldnn.conv.fp32_precision = 'bf16'",
+]
+PRECISION_SCRIPT = """
+import os, sys
+import torch
+from pyrovae.sandbox import full_precision
+
+def told(read):
+    try:
+        return read()
+    except RuntimeError:
+        return "mixed"
+
+def switches():
+    b = torch.backends
+    parts = (b.cuda.matmul, b.cudnn.conv, b.cudnn.rnn, b.mkldnn.matmul, b.mkldnn.conv, b.mkldnn.rnn)
+    older = (torch.get_float32_matmul_precision, lambda: b.cuda.matmul.allow_tf32, lambda: b.cudnn.allow_tf32)
+    return [part.fp32_precision for part in parts], [told(read) for read in older], b.fp32_precision
+
+def check(choice):
+    exec(choice)
+    before = switches()
+    for error in (None, KeyError):
+        try:
+            with full_precision(), full_precision():
+                assert set(switches()[0]) == {"ieee"}, (choice, switches())
+                if error:
+                    raise error
+        except KeyError:
+            pass
+        assert switches() == before, (choice, before, switches())
+
+for choice in sys.argv[1:]:
+    child = os.fork()
+    if not child:
+        check(choice)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, choice
+print(len(sys.argv[1:]))
+"""
+
+
+def test_products_and_convolutions_are_exact_whatever_was_chosen() -> None:
+    """In processes of their own: torch's switches do not forget that the newer kind was used."""
+    command = [sys.executable, "-c", PRECISION_SCRIPT, *PRECISIONS]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"{len(PRECISIONS)}\n"), done.stderr

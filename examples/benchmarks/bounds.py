@@ -159,13 +159,18 @@ def floor(x: Tensor) -> Tensor:
     return torch.full((len(x),), math.nan)
 
 
+def synchronize() -> None:
+    if on_gpu:
+        torch.cuda.synchronize()
+
+
 def timed(contender: Callable[[Tensor], Tensor], x: Tensor) -> float:
     """Return the milliseconds per image in which a contender evaluates some images."""
+    synchronize()
     started = time.perf_counter()
     with pyro.get_param_store().scope():
         contender(x)
-    if on_gpu:
-        torch.cuda.synchronize()
+    synchronize()
     return 1000 * (time.perf_counter() - started) / len(x)
 
 
@@ -209,7 +214,7 @@ def pythaes() -> Callable[[Tensor], Tensor]:
 
 def peak_mib() -> float:
     if on_gpu:
-        return torch.cuda.max_memory_allocated() / 2**20
+        return torch.cuda.max_memory_allocated(options.device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 

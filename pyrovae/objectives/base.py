@@ -84,7 +84,8 @@ class Objective(Trace_ELBO, ABC):
 
     def _guess_max_plate_nesting(self, model: Program, guide: Program, args: Any, kwargs: Any) -> None:
         """Let Pyro's run for this draw from streams of its own."""
-        with forked_random(0, "cuda" if torch.cuda.is_initialized() else "cpu"):
+        where = next((each.device for each in args if isinstance(each, Tensor)), torch.device("cpu"))
+        with forked_random(0, where):
             super()._guess_max_plate_nesting(model, guide, args, kwargs)
 
 

@@ -22,7 +22,7 @@ from pyrovae.pair.modules import find_modules
 from pyrovae.pair.outputs import largest_output
 from pyrovae.pair.structure import PARTICLE_PLATE, Pair, Program, take_rows
 from pyrovae.recording.graph import first_line
-from pyrovae.sandbox import forked_random, frozen_unremarked, validation
+from pyrovae.sandbox import forked_random, frozen_unremarked, full_precision, validation
 
 logger = logging.getLogger("pyrovae")
 
@@ -54,7 +54,8 @@ def inspect_pair(
 
     """
     found = tuple({id(module): module for module in (*modules, *find_modules(model, guide))}.values())
-    with forked_random(0, args[0].device), validation(enabled=False), frozen_unremarked(), torch.no_grad():
+    fork, exact = forked_random(0, args[0].device), full_precision()
+    with fork, exact, validation(enabled=False), frozen_unremarked(), torch.no_grad():
         traces, used, plates, draws_rows = _first_run(
             model, guide, args, everything or (lambda: args), nan_counts=nan_counts
         )

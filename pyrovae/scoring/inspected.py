@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyrovae.data.batches import Rows
 from pyrovae.pair import Pair, Program, find_modules, inspect_pair
-from pyrovae.sandbox import exact_matmul, module_mode, own_store, registered_once, validation
+from pyrovae.sandbox import full_precision, module_mode, own_store, registered_once, validation
 
 
 def require_tensor(x: object) -> None:
@@ -55,7 +55,7 @@ def inspected(
     require_tensor(args[0])
     modules = (*modules, *find_modules(model, guide))
     _require_finite(modules)
-    with own_store(modules), exact_matmul(), module_mode(modules, training=False):
+    with own_store(modules), full_precision(), module_mode(modules, training=False):
         pair = inspect_pair(model, guide, args, modules=modules, everything=everything, nan_counts=True)
         with validation(enabled=False), registered_once(set()):
             yield pair

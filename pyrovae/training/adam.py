@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from typing import Any
 
 import torch
@@ -11,6 +11,11 @@ from torch.autograd import _profiler_enabled
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 GLOBAL_HOOKS = (_global_optimizer_pre_hooks, _global_optimizer_post_hooks)
+
+
+def hooks_of(optimizer: torch.optim.Optimizer) -> tuple[Sized, ...]:
+    """Return the collections of hooks that torch runs around a step of an optimizer."""
+    return optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks, *GLOBAL_HOOKS
 
 
 class Adam(torch.optim.Adam):
@@ -49,7 +54,7 @@ class Adam(torch.optim.Adam):
 
         torch's hooks, and its word to a profiler, take as long as the rest where there are neither.
         """
-        hooks = (self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks, *GLOBAL_HOOKS)
+        hooks = hooks_of(self)
         own = type(self).step is Adam.step  # or torch runs them around the step that calls this one
         move = self._hooked if own and (any(hooks) or _profiler_enabled()) else self._move
         return move() if closure is None else move(closure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrovae.processes import Share
+from pyrovae.processes import Share, group
 from pyrovae.recording import NotRecordableError, Recording
 from pyrovae.recording.graph import first_line
 from pyrovae.sandbox import forked_random
+from pyrovae.training.adam import hooks_of
 from pyrovae.training.step import CapturableStep
 
 logger = logging.getLogger("pyrovae")
@@ -24,14 +26,15 @@ WARM_UPS = 3  # runs on a side stream before the capture, as torch's notes on CU
 class GraphedStep(CapturableStep):
     """A step whose loss, gradients, clipping and update are captured once, in a CUDA graph, and replayed.
 
-    What is captured is a replay of the recorded step, not the programs: these may bring numbers to the device as they
-    go, which no capture allows, and which the recording holds there.
+    What is captured is a replay of the recorded step, not the programs: these may make tensors of numbers on the device
+    as they go, which no capture allows, and which the recording holds there.
 
-    The graph reads data, parameters, buffers, the weight of the KL and the learning rate where they lie. It is captured
-    anew where one of them comes to lie elsewhere, modules change their mode or options of the objective change. Random
-    numbers are those of the device's default stream, as an eager step draws them. Inputs of another shape than the
-    first, such as a last minibatch that is short, are run eagerly. An optimizer that cannot be captured runs after the
-    graph.
+    The graph reads data, parameters, buffers, the optimizer's state, the weight of the KL and the learning rate where
+    they lie. It is captured anew, after an eager step, where one of them is replaced or comes to lie elsewhere, modules
+    change their mode or options of the objective change. Random numbers are those of the device's default stream, as an
+    eager step draws them. Inputs of another shape than the first, such as a last minibatch that is short, are run
+    eagerly. An optimizer runs after the graph if it cannot be captured, has hooks, or has had other options changed
+    than the learning rate.
 
     Args:
         args: those of `Step`.
@@ -46,21 +49,23 @@ class GraphedStep(CapturableStep):
         self._recording: Recording | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: tuple[Tensor, ...] = ()
+        self._copied: list[tuple[Tensor, int]] = []  # what was copied to these, and its version then
         self._share: Share | None = None
         self._shown = torch.zeros(3)
         self._gradients: list[Tensor | None] = []
         self._weight = torch.ones(())
         self._rates: list[_Rate] = []
-        self._updates, self._begun = True, False
+        self._updates = True  # whether the optimizer's update is in the graph
+        self._moments: Any = None
+        self._options: list[object] = []
+        self._options_change = False
 
     def run(self, *inputs: Tensor) -> Tensor:
         """Move the parameters."""
         graph = None if self.failed else self._captured(inputs)
         if graph is None:
-            self._begun = True
             return super().run(*inputs)
-        for place, value in zip(self._inputs, inputs, strict=True):
-            place.copy_(value, non_blocking=True)
+        self._copy(inputs)
         self._set_numbers()
         graph.replay()
         for parameter, gradient in zip(self.leaves.trained, self._gradients, strict=True):
@@ -69,42 +74,92 @@ class GraphedStep(CapturableStep):
             self.optimizer.step()
         return self._shown.clone()
 
+    def release(self) -> None:
+        """Let go of the graph and the memory that belongs to it."""
+        self._graph = self._recording = None
+        self._inputs, self._copied, self._gradients = (), [], []
+        super().release()
+        gc.collect()  # what was recorded is in cycles, and with it the data set on the device
+
+    def changed(self) -> bool:
+        """Tell, once, whether anything was replaced or changed that a capture holds fixed."""
+        moments, self._moments = self._moments, self.optimizer.state
+        options, self._options = self._options, _options_of(self.optimizer)
+        if options and options != self._options:
+            self._options_change = True
+        replaced = moments is not self._moments or options != self._options
+        return super().changed() or replaced
+
     def _captured(self, inputs: tuple[Tensor, ...]) -> torch.cuda.CUDAGraph | None:
         """Return the graph for inputs like these, or None where they are run eagerly."""
-        if not self._begun and not self.optimizer.state:
-            return None  # the optimizer makes its state in an eager step first
         if self.leaves.displaced():
             self.leaves.refresh(self.optimizer)
-        if self.changed() or self._graph is None:
+        first = self._moments is None
+        if self.changed():
+            self._graph = None
+            if not (first and self.optimizer.state):
+                return None  # the optimizer makes the state that is missing in an eager step
+        if self._graph is None:
             self._capture_if_possible(inputs)
         same = all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(self._inputs, inputs, strict=True))
         return self._graph if same and self.loss.share == self._share else None
 
+    def _copy(self, inputs: tuple[Tensor, ...]) -> None:
+        """Bring inputs to where the graph reads them, but for those that are there already."""
+        for number, (place, value) in enumerate(zip(self._inputs, inputs, strict=True)):
+            last, version = self._copied[number]
+            now = -1 if value.is_inference() else value._version
+            if value is not last or now != version or now < 0:
+                place.copy_(value, non_blocking=True)
+                self._copied[number] = value, now
+
     def _capture_if_possible(self, inputs: tuple[Tensor, ...]) -> None:
         """Capture the step, with torch's own kernels where those of Inductor cannot be had or captured."""
-        self._graph = None
-        self._inputs, self._share = tuple(each.clone() for each in inputs), self.loss.share
         first = self.leaves.trained[0]
-        self._weight = torch.ones((), device=first.device, dtype=first.dtype)
-        self._updates = self._make_capturable(first.device)
-        self._set_numbers()
+        while self._graph is None and not self.failed:
+            self._inputs, self._share = tuple(each.detach().clone() for each in inputs), self.loss.share
+            self._copied = [(each, -1) for each in inputs]
+            self._weight = torch.ones((), device=first.device, dtype=first.dtype)
+            self._updates = self._make_capturable(first.device)
+            self._set_numbers()
+            reason = self._recorded()
+            if reason is None:
+                reason = self._compiled() or self._captured_on(first.device)
+                if reason is not None and self.compiled:
+                    self.compiled = False
+                    logger.warning("the kernels of the captured step are not compiled: %s", reason)
+                    continue
+            if reason is not None:
+                self.give_up(reason)
+
+    def _recorded(self) -> str | None:
+        """Record the step; return why that fails, in this process or another, where it does."""
+        reason = None
         try:
             self._recording = self.record(self._inputs, self._weight)
         except NotRecordableError as error:
-            self.give_up(str(error))
-            return
+            reason = str(error)
+        return _agreed(reason)
+
+    def _compiled(self) -> str | None:
+        """Compile what was recorded, if that is wanted; return why that fails, where it does."""
+        assert self._recording is not None
+        reason = None
         try:
             if self.compiled:
                 self._recording.compile(self._inputs)
-            self._capture(first.device)
-        except Exception as error:  # Inductor, Triton and CUDA may raise anything
-            reason = str(error) if isinstance(error, NotRecordableError) else first_line(error)
-            if not self.compiled:
-                self.give_up(reason)
-                return
-            self.compiled = False
-            logger.warning("the kernels of the captured step are not compiled: %s", reason)
-            self._capture_if_possible(inputs)
+        except NotRecordableError as error:
+            reason = str(error)
+        return _agreed(reason)
+
+    def _captured_on(self, device: torch.device) -> str | None:
+        """Capture the step; return why that fails, where it does, without the error, which would keep the graph."""
+        reason = None
+        try:
+            self._capture(device)
+        except Exception as error:  # kernels of Inductor's, and CUDA, may raise anything
+            reason = first_line(error)
+        return _agreed(reason)
 
     def _capture(self, device: torch.device) -> None:
         """Capture a replay of the recording and the update, with all values afterwards as before."""
@@ -163,25 +218,28 @@ class GraphedStep(CapturableStep):
         """Put learning rates and step counts of the optimizer on the device; tell whether it can be captured."""
         groups = self.optimizer.param_groups
         self._release_rates()
-        if not all("capturable" in group for group in groups):
+        self._rates = []
+        able = all("capturable" in each for each in groups) and not any(hooks_of(self.optimizer))
+        if not able or self._options_change:
             return False
-        for group in groups:
-            group["capturable"] = True
+        for each in groups:
+            each["capturable"] = True
         for state in self.optimizer.state.values():
-            if isinstance(state.get("step"), Tensor):
-                state["step"] = state["step"].to(device)
-        self._rates = [_Rate(group, device) for group in groups]
+            for name, value in state.items():
+                if isinstance(value, Tensor) and not value.ndim:  # counts, and running products of coefficients
+                    state[name] = value.to(device)
+        self._rates = [_Rate(each, device) for each in groups]
         return True
 
     def _set_numbers(self) -> None:
         """Bring the numbers that the caller may have changed to where the graph reads them."""
         self.set_weight(self._weight)
-        for group, held in zip(self.optimizer.param_groups, self._rates, strict=False):
-            held.update(group)
+        for each, held in zip(self.optimizer.param_groups, self._rates, strict=False):
+            held.update(each)
 
     def _release_rates(self) -> None:
-        for group, held in zip(self.optimizer.param_groups, self._rates, strict=False):
-            held.release(group)
+        for each, held in zip(self.optimizer.param_groups, self._rates, strict=False):
+            held.release(each)
 
 
 class _Rate:
@@ -190,30 +248,52 @@ class _Rate:
     Fused optimizers read it in float32, whatever the parameters are in.
     """
 
-    def __init__(self, group: dict[str, Any], device: torch.device) -> None:
-        dtype = torch.float32 if group.get("fused") else group["params"][0].dtype
-        self._number: Any = group["lr"]
-        self._tensor = torch.zeros((), dtype=dtype, device=device)
+    def __init__(self, owner: dict[str, Any], device: torch.device) -> None:
+        dtype = torch.float32 if owner.get("fused") else owner["params"][0].dtype
+        given = self._number = owner["lr"]
+        lies_there = isinstance(given, Tensor) and (given.device, given.dtype) == (device, dtype)
+        self._tensor: Tensor = given if lies_there else torch.zeros((), dtype=dtype, device=device)
 
-    def update(self, group: dict[str, Any]) -> None:
+    def update(self, owner: dict[str, Any]) -> None:
         """Take up the number that the caller has put in the group, if there is one."""
-        if group["lr"] is not self._tensor:
-            self._number = group["lr"]
+        if owner["lr"] is not self._tensor:
+            self._number = owner["lr"]
             self._tensor.fill_(self._number)
-            group["lr"] = self._tensor
+            owner["lr"] = self._tensor
 
-    def release(self, group: dict[str, Any]) -> None:
-        """Put the number back."""
-        if group["lr"] is self._tensor:
-            group["lr"] = self._number
+    def release(self, owner: dict[str, Any]) -> None:
+        """Put the number back, unless another was written into the tensor, as torch's schedulers do."""
+        if owner["lr"] is self._tensor:
+            found = self._tensor.item()
+            same = found == torch.as_tensor(self._number, dtype=self._tensor.dtype).item()
+            owner["lr"] = self._number if same else found
+
+
+def _options_of(optimizer: torch.optim.Optimizer) -> list[object]:
+    """Return what a capture of an optimizer's update holds fixed: all options but the learning rate, and its hooks."""
+    fixed = [
+        id(each[name]) if isinstance(each[name], Tensor) else each[name]
+        for each in optimizer.param_groups
+        for name in optimizer.defaults
+        if name not in ("lr", "capturable")
+    ]
+    return [*fixed, *map(len, hooks_of(optimizer))]
+
+
+def _agreed(reason: str | None) -> str | None:
+    """Return why something failed, here or in another process: all go the same way, or wait for each other for ever."""
+    if group().all(reason is None):
+        return None
+    return reason or "it fails in another process"
 
 
 def _mend_generator(device: torch.device) -> None:
     """Let the device's default stream be drawn from again after a capture has failed, in versions of torch in which it
-    goes on to wait for the end of that capture.
+    goes on to wait for the end of that capture: that of another one will do.
     """
+    place = torch.zeros(1, device=device)
     try:
-        torch.empty(1, device=device).uniform_()
+        place.uniform_()
     except RuntimeError:
-        generator = torch.cuda.default_generators[torch.cuda.current_device()]
-        generator.graphsafe_set_state(generator.clone_state())
+        with torch.cuda.graph(torch.cuda.CUDAGraph()):
+            place.fill_(0.0)

@@ -114,6 +114,12 @@ class Loop:
 
     def run(self, on_epoch: Callable[[Epoch], bool | None] | None, *, shown: bool) -> History:
         """Go through the epochs that are left."""
+        try:
+            return self._run(on_epoch, shown=shown)
+        finally:
+            self.step.release()  # also where an error keeps this alive: with a graph of theirs NCCL's groups never end
+
+    def _run(self, on_epoch: Callable[[Epoch], bool | None] | None, *, shown: bool) -> History:
         why = self._done()
         checked = not self.epochs
         total = (self.training.epochs - len(self.epochs)) * self.steps_per_epoch

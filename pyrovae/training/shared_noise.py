@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from pyrovae.processes import Share
 from pyrovae.sandbox import forked_random, stream_seed, validation
@@ -37,7 +38,8 @@ class _Listen(TorchDispatchMode):
         """Run an operation, and note it if it is random."""
         result = func(*args, **(kwargs or {}))
         if RANDOM in func.tags:
-            shape = result.shape if isinstance(result, Tensor) else torch.Size()
+            drawn = next((each for each in tree_leaves(result) if isinstance(each, Tensor)), None)
+            shape = torch.Size() if drawn is None else drawn.shape  # dropout on CUDA returns its mask beside its result
             self.draws.append((func._schema.name.removeprefix("aten::"), shape))
         return result
 

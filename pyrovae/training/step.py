@@ -94,6 +94,10 @@ class Step(ABC):
     def run(self, *inputs: Tensor) -> Tensor:
         """Move the parameters; arguments and result are those of the call."""
 
+    def release(self) -> None:
+        """Let go of the memory that steps keep for the next one."""
+        self.drop()
+
     def drop(self) -> None:
         """Give up the last gradients before new ones are made, in the memory that becomes free."""
         for parameter in self.leaves.trained:

@@ -194,6 +194,13 @@ def test_noise_that_cannot_be_shared_is_each_process_s_own(caplog: pytest.LogCap
     assert torch.cat([found[0][2], found[1][2]]).unique().numel() == 8
 
 
+def test_dropout_of_a_gpu_is_one_of_these(caplog: pytest.LogCaptureFixture) -> None:
+    """There it is one operation, which returns its mask beside its result."""
+    axes = row_axes(lambda count: torch.native_dropout(torch.ones(count, 3), 0.5, True), torch.device("cpu"))  # noqa: FBT003
+    assert axes == [OWN]
+    assert "noise of its own for native_dropout of shape (5, 3)" in caplog.text
+
+
 def test_what_only_the_first_run_draws_is_not_shared() -> None:
     """As with the number of plates, which an objective of Pyro's may find out by a run of its own."""
     begun = []

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from pyrovae import likelihoods
 from pyrovae.recording import NotRecordableError, has_compiler, is_recording, record, rewrites
 from pyrovae.recording import graph as recording_graph
+from pyrovae.recording.noise import split_noise
 
 compiler = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler is found")
 
@@ -77,6 +78,34 @@ def test_a_replay_is_a_call(compiled: bool) -> None:  # noqa: FBT001
         for parameter in function.net.parameters():
             parameter.mul_(1.1)
     agree(function, recording, function)
+
+
+class Dropped(nn.Module):
+    """A network with dropout as it is on CUDA: one operation that returns its mask beside its result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        hidden, _ = torch.native_dropout(self.first(x).tanh(), 0.3, True)  # noqa: FBT003
+        hidden, mask = torch.native_dropout(hidden + torch.randn(6, 8), 0.5, True)  # noqa: FBT003
+        loss = self.second(hidden).square().mean() + (mask * hidden).sum()
+        return [loss.detach(), *torch.autograd.grad(loss, list(self.parameters()))]
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=compiler)])
+def test_dropout_of_a_gpu_is_a_mask_that_is_drawn_and_a_product(compiled: bool) -> None:  # noqa: FBT001
+    module = Dropped()
+    recording = record(module, [torch.randn(6, 4)], leaves=list(module.parameters()))
+    noise, rest = split_noise(recording.graph)
+    assert [each.shape for each in noise()] == [(6, 8)] * 3
+    assert not [
+        node for node in rest.graph.nodes if "dropout" in str(node.target) and "backward" not in str(node.target)
+    ]
+    if compiled:
+        recording.compile([torch.randn(6, 4)])
+    agree(module, recording, module)
 
 
 def test_recording_leaves_the_random_stream_and_the_switches() -> None:

@@ -89,6 +89,7 @@ class Dropped(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         hidden, _ = torch.native_dropout(self.first(x).tanh(), 0.3, True)  # noqa: FBT003
+        hidden, _ = torch.native_dropout(hidden, 0.2, True)  # noqa: FBT003
         hidden, mask = torch.native_dropout(hidden + torch.randn(6, 8), 0.5, True)  # noqa: FBT003
         loss = self.second(hidden).square().mean() + (mask * hidden).sum()
         return [loss.detach(), *torch.autograd.grad(loss, list(self.parameters()))]
@@ -99,7 +100,7 @@ def test_dropout_of_a_gpu_is_a_mask_that_is_drawn_and_a_product(compiled: bool) 
     module = Dropped()
     recording = record(module, [torch.randn(6, 4)], leaves=list(module.parameters()))
     noise, rest = split_noise(recording.graph)
-    assert [each.shape for each in noise()] == [(6, 8)] * 3
+    assert [each.shape for each in noise()] == [(6, 8)] * 4
     assert not [
         node for node in rest.graph.nodes if "dropout" in str(node.target) and "backward" not in str(node.target)
     ]

@@ -84,6 +84,7 @@ def _with_masks_of_dropout(module: fx.GraphModule) -> fx.GraphModule:
             mask = graph.call_function(dropout_mask, (tuple(value.shape), p, value.dtype, value.device))
             kept = graph.call_function(aten.mul.Tensor, (x, mask))
             scaled = graph.call_function(aten.mul.Tensor, (kept, 1 / (1 - p) if p < 1 else 0.0))
+            scaled.meta["val"] = value
         for part in list(node.users):
             part.replace_all_uses_with((scaled, mask)[part.args[1]])
             graph.erase_node(part)

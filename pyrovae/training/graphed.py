@@ -110,7 +110,7 @@ class GraphedStep(CapturableStep):
             last, version = self._copied[number]
             now = -1 if value.is_inference() else value._version
             if value is not last or now != version or now < 0:
-                place.copy_(value, non_blocking=True)
+                place.copy_(value.detach(), non_blocking=True)
                 self._copied[number] = value, now
 
     def _capture_if_possible(self, inputs: tuple[Tensor, ...]) -> None:
@@ -122,17 +122,17 @@ class GraphedStep(CapturableStep):
             self._weight = torch.ones((), device=first.device, dtype=first.dtype)
             self._updates = self._make_capturable(first.device)
             self._set_numbers()
-            reason = self._recorded()
-            if reason is None:
-                reason = self._compiled() or self._captured_on(first.device)
-                if reason is not None and self.compiled:
-                    self.compiled = False
-                    logger.warning("the kernels of the captured step are not compiled: %s", reason)
-                    continue
-            if reason is not None:
+            if (reason := self._why_not_recorded()) is not None:
+                self.give_up(reason)
+            elif (reason := self._why_not_compiled() or self._why_not_captured(first.device)) is None:
+                return
+            elif self.compiled:
+                self.compiled = False
+                logger.warning("the kernels of the captured step are not compiled: %s", reason)
+            else:
                 self.give_up(reason)
 
-    def _recorded(self) -> str | None:
+    def _why_not_recorded(self) -> str | None:
         """Record the step; return why that fails, in this process or another, where it does."""
         reason = None
         try:
@@ -141,7 +141,7 @@ class GraphedStep(CapturableStep):
             reason = str(error)
         return _agreed(reason)
 
-    def _compiled(self) -> str | None:
+    def _why_not_compiled(self) -> str | None:
         """Compile what was recorded, if that is wanted; return why that fails, where it does."""
         assert self._recording is not None
         reason = None
@@ -152,14 +152,17 @@ class GraphedStep(CapturableStep):
             reason = str(error)
         return _agreed(reason)
 
-    def _captured_on(self, device: torch.device) -> str | None:
+    def _why_not_captured(self, device: torch.device) -> str | None:
         """Capture the step; return why that fails, where it does, without the error, which would keep the graph."""
         reason = None
         try:
             self._capture(device)
         except Exception as error:  # kernels of Inductor's, and CUDA, may raise anything
             reason = first_line(error)
-        return _agreed(reason)
+        reason = _agreed(reason)
+        if reason is not None:
+            self._graph = None
+        return reason
 
     def _capture(self, device: torch.device) -> None:
         """Capture a replay of the recording and the update, with all values afterwards as before."""

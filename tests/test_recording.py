@@ -109,6 +109,22 @@ def test_dropout_of_a_gpu_is_a_mask_that_is_drawn_and_a_product(compiled: bool) 
     agree(module, recording, module)
 
 
+def test_row_numbers_of_a_plate_are_made_where_they_index() -> None:
+    """``x[i]`` with the i of a plate: on a GPU no graph could be captured that brings i there."""
+    w = torch.randn(6, requires_grad=True)
+
+    def indexed(x: Tensor) -> list[Tensor]:
+        i, others = torch.arange(6), torch.arange(6)
+        loss = (x[i] * w[i].unsqueeze(-1)).sum() + others.sum()
+        return [loss.detach(), *torch.autograd.grad(loss, [w])]
+
+    recording = record(indexed, [torch.randn(6, 2)], leaves=[w])
+    recording_graph.bring_indices(recording.graph, torch.device("meta"))
+    ranges = [node for node in recording.graph.graph.nodes if node.target is torch.ops.aten.arange.default]
+    assert [node.kwargs["device"].type for node in ranges] == ["meta", "cpu"]
+    assert "arange.default(6, device = device(type='meta')" in recording.graph.code
+
+
 def test_recording_leaves_the_random_stream_and_the_switches() -> None:
     torch.manual_seed(3)
     expected = torch.rand(1)

@@ -20,6 +20,9 @@ from pyrovae.sandbox import forked_random, interrupts_wait, validation, values_k
 # roundings to bfloat16, of 4e-3 each
 AGREEMENT, HALF_AGREEMENT = 1e-3, 0.05
 
+aten = torch.ops.aten
+INDEXING = (aten.index.Tensor, aten.index_put.default, aten._unsafe_index.Tensor, aten._unsafe_index_put.default)
+
 OWN_GENERATOR = "it draws from a generator of its own, not from torch's default stream"
 MOVED = 2.0**-6  # relative change of leaves that shows what is made of their values outside torch
 
@@ -133,6 +136,7 @@ def record(function: Function, inputs: Sequence[Tensor], *, leaves: Sequence[Ten
     if not _same(first, second):
         raise NotRecordableError("it does not do the same operations, with the same numbers, each time it is run")
     found = _lift_constants(second)
+    bring_indices(second, device)
     return Recording(second, [*found, *leaves], len(inputs))
 
 
@@ -193,6 +197,17 @@ def _lift_constants(module: fx.GraphModule) -> list[Tensor]:
         module.graph.erase_node(node)
     module.recompile()
     return [tensor for _, tensor in found.values()]
+
+
+def bring_indices(module: fx.GraphModule, device: torch.device) -> None:
+    """Let row numbers that a plate makes on the host be made where they index, which torch does by itself otherwise: no
+    graph of a device can be captured that brings them there.
+    """
+    for node in module.graph.nodes:
+        on_host = node.kwargs.get("device") == torch.device("cpu") and not node.all_input_nodes
+        if on_host and node.users and all(user.target in INDEXING for user in node.users):
+            node.update_kwarg("device", device)
+    module.recompile()
 
 
 def _same(first: fx.GraphModule, second: fx.GraphModule) -> bool:

@@ -103,13 +103,19 @@ def module_mode(modules: Iterable[nn.Module], *, training: bool) -> Iterator[Non
             part.training = mode
 
 
+def is_expanded(tensor: Tensor) -> bool:
+    """Tell whether elements of a tensor share their memory, so that torch refuses to write to it."""
+    return any(size > 1 and not stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
 @contextmanager
 def values_kept(tensors: Iterable[Tensor]) -> Iterator[None]:
     """Put back afterwards the values of tensors that a run may write to, such as running statistics.
 
-    These are the ones without a gradient. Their versions do not tell: batch normalization writes unseen.
+    These are the ones without a gradient. Their versions do not tell: batch normalization writes unseen. What is
+    expanded cannot be written to.
     """
-    written = [(tensor, tensor.clone()) for tensor in tensors if not tensor.requires_grad]
+    written = [(tensor, tensor.clone()) for tensor in tensors if not (tensor.requires_grad or is_expanded(tensor))]
     try:
         yield
     finally:

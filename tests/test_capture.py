@@ -216,12 +216,23 @@ def add_hook(step: Any, vae: VAE, x: Tensor) -> None:
     vae.encoder.net.register_forward_hook(lambda module, args, output: output * 0.5)
 
 
+def hook_tensor(step: Any, vae: VAE, x: Tensor) -> None:
+    vae.encoder.net[1].weight.register_hook(lambda gradient: gradient * 0)
+
+
+def turn_layout(step: Any, vae: VAE, x: Tensor) -> None:
+    weight = vae.encoder.net[1].weight
+    weight.data = weight.data.t().contiguous().t()
+
+
 def append_layer(step: Any, vae: VAE, x: Tensor) -> None:
     vae.encoder.net.append(nn.Tanh())
 
 
 CHANGES = [
     add_hook,
+    hook_tensor,
+    turn_layout,
     append_layer,
     change_beta,
     change_rate,
@@ -767,3 +778,81 @@ def test_wrong_arguments_are_refused_in_words() -> None:
         before = vae.decoder.layers[0].weight.clone()
         step(x)
         assert not torch.equal(vae.decoder.layers[0].weight, before)
+
+
+class BySize(nn.Module):
+    """An encoder with a part for whole minibatches alone, as batch normalization that skips a last datum."""
+
+    x_shape = (1, 8, 8)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.rest = nn.Linear(64, 64), nn.Linear(64, 6)
+        self.register_buffer("shift", torch.zeros(1).expand(64))  # which cannot be written to
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        return self.rest(self.first(x) if len(x) > 3 else x + self.shift).unflatten(-1, (3, 2))
+
+
+def test_each_shape_has_gradients_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorded, "REPEATS", 3)
+    given = [x for pair in zip(batches(12), batches(12, size=2), strict=True) for x in pair]
+    found = []
+    for how in ("eager", "captured"):
+        torch.manual_seed(1)
+        vae = make_vae()
+        vae.encoder = BySize()
+        step = capture(vae.model, vae.guide, given[0], engine=how, optimizer=lambda p: torch.optim.Adam(p, lr=0.01))
+        torch.manual_seed(2)
+        losses = torch.stack([torch.stack(step(x)) for x in given])
+        assert how == "eager" or len(step._step._recordings) == 2
+        found.append(torch.cat([losses.flatten(), *(value.detach().flatten() for value in vae.parameters())]))
+    assert distance(*found) < 1e-10
+
+
+def test_a_parameter_of_the_store_can_be_frozen_and_thawed() -> None:
+    found = []
+    for how in ("eager", "captured"):
+        pyro.clear_param_store()
+        torch.manual_seed(1)
+        model, guide, (decoder,) = with_params()
+        (x,) = batches(1)
+        step = capture(model, guide, x, engine=how)
+        torch.manual_seed(2)
+        values = []
+        for number in range(9):
+            step(x)
+            slope = dict(pyro.get_param_store().named_parameters())["slope"]
+            values.append(slope.detach().clone())
+            slope.requires_grad_(number not in (3, 4))
+        assert torch.equal(values[4], values[3])
+        assert torch.equal(values[5], values[3])
+        assert not torch.equal(values[6], values[5])
+        found.append(torch.cat([*(value.flatten() for value in values), decoder.weight.detach().flatten()]))
+    assert distance(*found) < 1e-10
+
+
+def test_a_hook_in_place_of_another_is_noticed() -> None:
+    found = []
+    for how in ("eager", "captured"):
+        torch.manual_seed(1)
+        vae = make_vae()
+        (x,) = batches(1)
+        step = capture(vae.model, vae.guide, x, engine=how)
+        handle = vae.encoder.register_forward_hook(lambda module, args, output: output * 0.5)
+        torch.manual_seed(2)
+        losses = [step(x).loss for _ in range(4)]
+        handle.remove()
+        vae.encoder.register_forward_hook(lambda module, args, output: output * 0.9)
+        losses += [step(x).loss for _ in range(4)]
+        found.append(torch.stack(losses))
+    assert distance(*found) < 1e-10
+
+
+def test_all_splits_at_once_are_refused() -> None:
+    vae = make_vae()
+    with pytest.raises(TypeError, match=r"received all splits of a data set; give one, such as data\.train"):
+        capture(vae.model, vae.guide, data())
+    with pytest.raises(TypeError, match="received no data; give some"):
+        capture(vae.model, vae.guide)

@@ -23,7 +23,7 @@ from pyrovae.training import capture, graphed
 from pyrovae.training.adam import Adam
 from pyrovae.training.capture import CapturedStep
 from pyrovae.training.graphed import GraphedStep
-from pyrovae.training.step import CapturableStep
+from pyrovae.training.step import CapturableStep, RecordedLoss
 
 gpu = pytest.mark.gpu
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -292,10 +292,10 @@ def test_what_cannot_be_compiled_is_captured_with_the_kernels_of_torch(
 
     whole = GraphedStep.take_from
 
-    def take_from(step: GraphedStep, recording: Recording, inputs: Any) -> Tensor:
-        if where == "capture" and recording in compiled:
+    def take_from(step: GraphedStep, recorded: RecordedLoss, inputs: Any) -> Tensor:
+        if where == "capture" and recorded.recording in compiled:
             raise RuntimeError("no kernel image")
-        return whole(step, recording, inputs)
+        return whole(step, recorded, inputs)
 
     monkeypatch.setattr(Recording, "compile", compile_in_name)
     monkeypatch.setattr(GraphedStep, "take_from", take_from)

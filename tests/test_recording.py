@@ -169,6 +169,19 @@ def test_what_cannot_be_recorded_is_told(function: Any, reason: str) -> None:
         record(function, [torch.ones(3, 4)], leaves=[])
 
 
+@pytest.mark.parametrize("value", [torch.zeros(2), torch.ones(3), torch.tensor(3), torch.arange(4)], ids=str)
+def test_values_that_leave_torch_are_noticed(value: Tensor) -> None:
+    """Of what is given, statistics that do not depend on an order; and of leaves that are zero or whole numbers."""
+    given = torch.ones(3, 4)
+    for statistic in ("sum", "max"):
+        with pytest.raises(NotRecordableError, match="the same operations"):
+            record(lambda x, name=statistic: [x * float(getattr(x.numpy(), name)())], [given], leaves=[])
+    before = value.clone()
+    with pytest.raises(NotRecordableError, match="the same operations"):
+        record(lambda x: [x * float(value.numpy().reshape(-1)[0])], [given], leaves=[value])
+    assert torch.equal(value, before)
+
+
 def test_noise_whose_law_depends_on_data_is_recorded_but_not_compiled() -> None:
     recording = record(lambda x: [torch.poisson(x), torch.bernoulli(x)], [torch.full((4,), 0.5)], leaves=[])
     with pytest.raises(NotRecordableError, match="distribution depends on data"):

@@ -14,7 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyrovae.recording.inductor import compile_graph
 from pyrovae.recording.noise import split_noise
-from pyrovae.sandbox import forked_random, interrupts_wait, validation, values_kept
+from pyrovae.sandbox import forked_random, interrupts_wait, is_expanded, validation, values_kept
 
 # relative distance between what is compiled and what is not: float32 sums differ by 1e-6 or so, and Inductor leaves out
 # roundings to bfloat16, of 4e-3 each
@@ -160,25 +160,33 @@ def layout_of(inputs: Sequence[Tensor]) -> tuple[object, ...]:
 
 
 def _flipped(value: Tensor) -> Tensor:
-    """Return a tensor of the same shape and strides, with the same values in another order."""
+    """Return a tensor of the same shape and strides, with the same values in another order, and a little nearer to zero
+    where they are not whole.
+    """
     own = value
     for dim, stride in enumerate(value.stride()):
         own = own.narrow(dim, 0, 1) if stride == 0 and value.shape[dim] > 1 else own  # one of those that are repeated
     new = torch.empty_strided(own.shape, own.stride(), dtype=own.dtype, device=own.device)
-    return new.copy_(own.flip(tuple(range(own.ndim)))).expand(value.shape)
+    new.copy_(own.flip(tuple(range(own.ndim))))
+    return (new.mul_(1 - MOVED) if new.is_floating_point() else new).expand(value.shape)
 
 
 @contextmanager
 def _moved(leaves: Sequence[Tensor]) -> Iterator[None]:
-    """Let leaves have slightly other values inside the block."""
-    floating = [leaf for leaf in leaves if leaf.is_floating_point()]
-    before = [leaf.detach().clone() for leaf in floating]
+    """Let leaves have slightly other values inside the block, whole ones in another order."""
+    leaves = [leaf for leaf in leaves if not is_expanded(leaf)]
+    before = [leaf.detach().clone() for leaf in leaves]
     try:
-        for leaf in floating:
-            leaf.detach().mul_(1 + MOVED)
+        for leaf, value in zip(leaves, before, strict=True):
+            if leaf.is_floating_point():
+                leaf.detach().mul_(1 + MOVED).add_(MOVED**2)  # zeros too
+            elif leaf.ndim:
+                leaf.detach().copy_(value.flip(tuple(range(leaf.ndim))))
+            elif leaf.dtype != torch.bool:
+                leaf.detach().add_(1)
         yield
     finally:
-        for leaf, value in zip(floating, before, strict=True):
+        for leaf, value in zip(leaves, before, strict=True):
             leaf.detach().copy_(value)
 
 

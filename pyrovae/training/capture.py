@@ -9,7 +9,7 @@ import torch
 from pyro.infer import ELBO as PyroELBO
 from torch import Tensor, nn
 
-from pyrovae.data import Split
+from pyrovae.data import Data, Split
 from pyrovae.data.batches import Rows
 from pyrovae.objectives import ELBO
 from pyrovae.pair import Pair, Program, find_modules, inspect_pair
@@ -165,6 +165,9 @@ def capture(
     engine = "captured" if engine == "auto" else engine
     require_form(model, *data)
     found = tuple({id(module): module for module in (*modules, *find_modules(model, guide))}.values())
+    if not data or any(isinstance(each, Data) for each in data):
+        received = "all splits of a data set; give one, such as data.train" if data else "no data; give some"
+        raise TypeError(f"a step is made for a minibatch, or for a split, but received {received}")
     source = data[0] if len(data) == 1 and isinstance(data[0], Split) else data
     rows = Rows(source)  # type: ignore[arg-type]
     kept: list[str] = []

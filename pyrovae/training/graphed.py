@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from pyrovae.processes import Share, group
-from pyrovae.recording import NotRecordableError, Recording
+from pyrovae.recording import NotRecordableError
 from pyrovae.recording.graph import first_line
 from pyrovae.sandbox import forked_random
 from pyrovae.training.adam import hooks_of
-from pyrovae.training.step import CapturableStep
+from pyrovae.training.step import CapturableStep, RecordedLoss
 
 logger = logging.getLogger("pyrovae")
 
@@ -46,7 +46,7 @@ class GraphedStep(CapturableStep):
     def __init__(self, *args: Any, compiled: bool = False, **options: Any) -> None:
         super().__init__(*args, **options)
         self.compiled = compiled
-        self._recording: Recording | None = None
+        self._recorded: RecordedLoss | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: tuple[Tensor, ...] = ()
         self._copied: list[tuple[Tensor, int]] = []  # what was copied to these, and its version then
@@ -76,7 +76,7 @@ class GraphedStep(CapturableStep):
 
     def release(self) -> None:
         """Let go of the graph and the memory that belongs to it."""
-        self._graph = self._recording = None
+        self._graph = self._recorded = None
         self._inputs, self._copied, self._gradients = (), [], []
         super().release()
         gc.collect()  # what was recorded is in cycles, and with it the data set on the device
@@ -136,18 +136,18 @@ class GraphedStep(CapturableStep):
         """Record the step; return why that fails, in this process or another, where it does."""
         reason = None
         try:
-            self._recording = self.record(self._inputs, self._weight)
+            self._recorded = self.record(self._inputs, self._weight)
         except NotRecordableError as error:
             reason = str(error)
         return _agreed(reason)
 
     def _why_not_compiled(self) -> str | None:
         """Compile what was recorded, if that is wanted; return why that fails, where it does."""
-        assert self._recording is not None
+        assert self._recorded is not None
         reason = None
         try:
             if self.compiled:
-                self._recording.compile(self._inputs)
+                self._recorded.recording.compile(self._inputs)
         except NotRecordableError as error:
             reason = str(error)
         return _agreed(reason)
@@ -206,8 +206,8 @@ class GraphedStep(CapturableStep):
 
     def _body(self) -> Tensor:
         """Run what is captured."""
-        assert self._recording is not None
-        shown = self.take_from(self._recording, self._inputs)
+        assert self._recorded is not None
+        shown = self.take_from(self._recorded, self._inputs)
         if self._updates:
             self.optimizer.step()
         return shown

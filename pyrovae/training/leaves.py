@@ -12,13 +12,15 @@ from torch import Tensor, nn
 
 from pyrovae.training.state import trainable
 
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
 
 class Leaves:
     """Parameters and buffers of modules, and values of ``pyro.param``, as they are bound at present.
 
     Values may change in place at any time. `moved` tells when a name was bound to another tensor or module, a tensor
-    frozen or thawed, or a module put into another mode: then what was recorded no longer holds, and `refresh` takes
-    note.
+    frozen or thawed or laid out otherwise, or a module put into another mode or given another hook: then what was
+    recorded no longer holds, and `refresh` takes note.
 
     Attributes:
         trained: tensors that have a gradient, in a fixed order.
@@ -45,12 +47,15 @@ class Leaves:
         tensors = [value for value in self._bound if isinstance(value, Tensor)]
         self._stored = self._of_store()
         self.all = list({id(tensor): tensor for tensor in (*tensors, *self._stored.values())}.values())
-        hooks = [found for part in parts for found in (part._forward_hooks, part._forward_pre_hooks)]
+        hooks = [getattr(part, kind) for part in parts for kind in HOOKS]
         # functions in C, each over a list: this is looked at before every step
         self._traits: list[tuple[Callable[[Any], object], Sequence[object]]] = [
             (attrgetter("training"), parts),
-            (len, [*owners, *hooks]),
-            (attrgetter("requires_grad"), tensors),
+            (len, owners),
+            (tuple, hooks),  # their numbers
+            (Tensor.stride, self.all),
+            (attrgetter("requires_grad"), self.all),
+            (attrgetter("_backward_hooks"), self.all),
         ]
         self._before = self._look()
         self.places = list(map(Tensor.data_ptr, self.all))

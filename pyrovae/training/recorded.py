@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrovae.recording import NotRecordableError, Recording, has_compiler, layout_of
-from pyrovae.training.step import CapturableStep
+from pyrovae.recording import NotRecordableError, has_compiler, layout_of
+from pyrovae.training.step import CapturableStep, RecordedLoss
 
 logger = logging.getLogger("pyrovae")
 
@@ -39,21 +39,21 @@ class RecordedStep(CapturableStep):
         super().__init__(*args, **options)
         self.compiled = compiled
         self.weight = torch.ones(())
-        self._recordings: dict[Key, Recording] = {}
+        self._recordings: dict[Key, RecordedLoss] = {}
         self._seen: dict[Key, int] = {}
 
     def run(self, *inputs: Tensor) -> Tensor:
         """Move the parameters."""
-        recording = None if self.failed else self._recording(inputs)
-        if recording is None:
+        recorded = None if self.failed else self._recording(inputs)
+        if recorded is None:
             return super().run(*inputs)
         self.set_weight(self.weight)
         self.drop()
-        shown = self.take_from(recording, inputs)
+        shown = self.take_from(recorded, inputs)
         self.optimizer.step()
         return shown
 
-    def _recording(self, inputs: tuple[Tensor, ...]) -> Recording | None:
+    def _recording(self, inputs: tuple[Tensor, ...]) -> RecordedLoss | None:
         """Return the graph for inputs like these, or None where they are run eagerly."""
         if self.changed():
             self._recordings = {}
@@ -71,18 +71,18 @@ class RecordedStep(CapturableStep):
             return None
         return self._recordings[key]
 
-    def _record(self, inputs: tuple[Tensor, ...]) -> Recording:
+    def _record(self, inputs: tuple[Tensor, ...]) -> RecordedLoss:
         """Record loss and gradients for inputs like these, and compile them."""
         first = self.leaves.trained[0]
         self.weight = self.weight.to(first.device, first.dtype)
         self.set_weight(self.weight)
-        recording = self.record(inputs, self.weight)
+        recorded = self.record(inputs, self.weight)
         if self.compiled and first.device.type == "cpu":
             try:
                 if not has_compiler():
                     raise NotRecordableError("no C++ compiler is found")
-                recording.compile(inputs)
+                recorded.recording.compile(inputs)
             except NotRecordableError as error:
                 self.compiled = False
                 logger.warning("the recorded step is not compiled: %s", error)
-        return recording
+        return recorded

@@ -7,7 +7,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -143,6 +143,19 @@ class EagerStep(Step):
         return shown
 
 
+class RecordedLoss(NamedTuple):
+    """Loss and gradients of minibatches of one shape, recorded.
+
+    Attributes:
+        recording: returns what is shown, then the gradients.
+        has_gradient: which of the tensors that are trained have one.
+
+    """
+
+    recording: Recording
+    has_gradient: tuple[bool, ...]
+
+
 class CapturableStep(EagerStep):
     """What steps that capture their work have in common: when to do so anew, and that they run eagerly if it fails.
 
@@ -155,7 +168,6 @@ class CapturableStep(EagerStep):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.failed = False
-        self._has_gradient: list[bool] = []
         self._state: tuple[object, ...] = ()
         self._weighed: tuple[Tensor | None, float] = (None, 1.0)
 
@@ -164,7 +176,7 @@ class CapturableStep(EagerStep):
         before, self._state = self._state, (self.leaves.version, getattr(self.loss.objective, "fixed", None))
         return before != self._state
 
-    def record(self, inputs: Sequence[Tensor], weight: Tensor) -> Recording:
+    def record(self, inputs: Sequence[Tensor], weight: Tensor) -> RecordedLoss:
         """Record loss and gradients for inputs like these.
 
         Args:
@@ -176,21 +188,23 @@ class CapturableStep(EagerStep):
 
         """
         trained = self.leaves.trained
+        has_gradient: list[bool] = []
 
         def loss_and_gradients(*inputs: Tensor) -> list[Tensor]:
             loss, shown = self.loss(*inputs)
             gradients = torch.autograd.grad(loss, trained, allow_unused=True)
-            self._has_gradient = [gradient is not None for gradient in gradients]
+            has_gradient[:] = [gradient is not None for gradient in gradients]
             return [shown, *(gradient for gradient in gradients if gradient is not None)]
 
         with self.weight_held(weight):
-            return record(loss_and_gradients, inputs, leaves=[*self.leaves.all, weight])
+            recording = record(loss_and_gradients, inputs, leaves=[*self.leaves.all, weight])
+        return RecordedLoss(recording, tuple(has_gradient))
 
-    def take_from(self, recording: Recording, inputs: Sequence[Tensor]) -> Tensor:
+    def take_from(self, recorded: RecordedLoss, inputs: Sequence[Tensor]) -> Tensor:
         """Hand the gradients of a replay to the parameters, and return what is shown."""
-        shown, *gradients = recording(*inputs)
+        shown, *gradients = recorded.recording(*inputs)
         found = iter(gradients)
-        return self.take(shown, [next(found) if has else None for has in self._has_gradient])
+        return self.take(shown, [next(found) if has else None for has in recorded.has_gradient])
 
     def give_up(self, reason: str) -> None:
         """Run eagerly from now on, and say why in one line."""

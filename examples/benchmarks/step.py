@@ -80,7 +80,7 @@ contenders = dict(CONTENDERS)
 if options.smoke:  # of what differs by a switch, one; Inductor alone takes longer than all the rest
     for name in (UNCHECKED, UNFUSED, COMPILED):
         del contenders[name]
-that_gather = (STOCK, FUSED, EAGER, CAPTURED, FLOOR)
+that_gather = (STOCK, CAPTURED, FLOOR) if options.smoke else (STOCK, FUSED, EAGER, CAPTURED, FLOOR)
 
 
 def work(name: str) -> None:

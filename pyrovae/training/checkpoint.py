@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from pyrovae.describe import Described, build, describe
 from pyrovae.pair import Program
@@ -118,10 +119,11 @@ class Checkpoint:
 
     def save(self, progress: Progress) -> None:
         """Write the state after an epoch."""
+        values, optimizer = tree_map_only(Tensor, Tensor.cpu, (progress.values, progress.optimizer))
         trainer = {
             "epoch": len(progress.epochs),
-            "values": _on_cpu(progress.values),
-            "optimizer": _on_cpu(progress.optimizer),
+            "values": values,
+            "optimizer": optimizer,
             "best_epoch": progress.best_epoch,
             "best_validation": progress.best_validation,
             "has_best": progress.best is not None,
@@ -250,15 +252,6 @@ def _described(model: Program) -> dict[str, Any] | None:
     except TypeError as error:
         logger.warning("the run can be loaded only by load_weights, into a model built by hand: %s", error)
         return None
-
-
-def _on_cpu(record: Any) -> Any:
-    """Return a record of dictionaries and lists with its tensors on the CPU, where any machine can read them."""
-    if isinstance(record, Tensor):
-        return record.cpu()
-    if isinstance(record, dict):
-        return {key: _on_cpu(value) for key, value in record.items()}
-    return [_on_cpu(value) for value in record] if isinstance(record, list) else record
 
 
 def _json(record: object) -> bytes:

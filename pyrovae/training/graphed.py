@@ -14,8 +14,8 @@ from torch import Tensor
 from pyrovae.processes import Share, group
 from pyrovae.recording import NotRecordableError
 from pyrovae.recording.graph import first_line
-from pyrovae.sandbox import forked_random
-from pyrovae.training.adam import hooks_of
+from pyrovae.sandbox import forked_random, is_expanded
+from pyrovae.training.held_optimizer import HeldOptimizer
 from pyrovae.training.step import CapturableStep, RecordedLoss
 
 logger = logging.getLogger("pyrovae")
@@ -33,8 +33,7 @@ class GraphedStep(CapturableStep):
     they lie. It is captured anew, after an eager step, where one of them is replaced or comes to lie elsewhere, modules
     change their mode or options of the objective change. Random numbers are those of the device's default stream, as an
     eager step draws them. Inputs of another shape than the first, such as a last minibatch that is short, are run
-    eagerly. An optimizer runs after the graph if it cannot be captured, has hooks, or has had other options changed
-    than the learning rate.
+    eagerly. An optimizer runs after the graph where `HeldOptimizer` says so.
 
     Args:
         args: those of `Step`.
@@ -49,52 +48,45 @@ class GraphedStep(CapturableStep):
         self._recorded: RecordedLoss | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: tuple[Tensor, ...] = ()
-        self._copied: list[tuple[Tensor, int]] = []  # what was copied to these, and its version then
         self._share: Share | None = None
         self._shown = torch.zeros(3)
         self._gradients: list[Tensor | None] = []
         self._weight = torch.ones(())
-        self._rates: list[_Rate] = []
-        self._updates = True  # whether the optimizer's update is in the graph
-        self._moments: Any = None
-        self._options: list[object] = []
-        self._options_change = False
+        self._held = HeldOptimizer(self.optimizer)
 
     def run(self, *inputs: Tensor) -> Tensor:
         """Move the parameters."""
         graph = None if self.failed else self._captured(inputs)
         if graph is None:
             return super().run(*inputs)
-        self._copy(inputs)
-        self._set_numbers()
+        for place, value in zip(self._inputs, inputs, strict=True):
+            place.copy_(value.detach(), non_blocking=True)
+        self.set_weight(self._weight)
+        self._held.update()
         graph.replay()
         for parameter, gradient in zip(self.leaves.trained, self._gradients, strict=True):
             parameter.grad = gradient  # where the graph wrote it: since then an eager step may have put another there
-        if not self._updates:
+        if not self._held.inside:
             self.optimizer.step()
         return self._shown.clone()
 
     def release(self) -> None:
         """Let go of the graph and the memory that belongs to it."""
         self._graph = self._recorded = None
-        self._inputs, self._copied, self._gradients = (), [], []
+        self._inputs, self._gradients = (), []
         super().release()
         gc.collect()  # what was recorded is in cycles, and with it the data set on the device
 
     def changed(self) -> bool:
         """Tell, once, whether anything was replaced or changed that a capture holds fixed."""
-        moments, self._moments = self._moments, self.optimizer.state
-        options, self._options = self._options, _options_of(self.optimizer)
-        if options and options != self._options:
-            self._options_change = True
-        replaced = moments is not self._moments or options != self._options
-        return super().changed() or replaced
+        optimizer, rest = self._held.changed(), super().changed()
+        return optimizer or rest
 
     def _captured(self, inputs: tuple[Tensor, ...]) -> torch.cuda.CUDAGraph | None:
         """Return the graph for inputs like these, or None where they are run eagerly."""
         if self.leaves.displaced():
             self.leaves.refresh(self.optimizer)
-        first = self._moments is None
+        first = not self._held.seen
         if self.changed():
             self._graph = None
             if not (first and self.optimizer.state):
@@ -104,24 +96,15 @@ class GraphedStep(CapturableStep):
         same = all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(self._inputs, inputs, strict=True))
         return self._graph if same and self.loss.share == self._share else None
 
-    def _copy(self, inputs: tuple[Tensor, ...]) -> None:
-        """Bring inputs to where the graph reads them, but for those that are there already."""
-        for number, (place, value) in enumerate(zip(self._inputs, inputs, strict=True)):
-            last, version = self._copied[number]
-            now = -1 if value.is_inference() else value._version
-            if value is not last or now != version or now < 0:
-                place.copy_(value.detach(), non_blocking=True)
-                self._copied[number] = value, now
-
     def _capture_if_possible(self, inputs: tuple[Tensor, ...]) -> None:
         """Capture the step, with torch's own kernels where those of Inductor cannot be had or captured."""
         first = self.leaves.trained[0]
         while self._graph is None and not self.failed:
             self._inputs, self._share = tuple(each.detach().clone() for each in inputs), self.loss.share
-            self._copied = [(each, -1) for each in inputs]
             self._weight = torch.ones((), device=first.device, dtype=first.dtype)
-            self._updates = self._make_capturable(first.device)
-            self._set_numbers()
+            self._held.hold(first.device)
+            self.set_weight(self._weight)
+            self._held.update()
             if (reason := self._why_not_recorded()) is not None:
                 self.give_up(reason)
             elif (reason := self._why_not_compiled() or self._why_not_captured(first.device)) is None:
@@ -188,99 +171,29 @@ class GraphedStep(CapturableStep):
     @contextmanager
     def _put_back(self) -> Iterator[None]:
         """Put back, after the block, the values of all tensors and of the optimizer's state."""
-        kept = [(tensor, tensor.detach().clone()) for tensor in self.leaves.all]
-        states = [
-            (state, name, value.clone())
-            for state in self.optimizer.state.values()
-            for name, value in state.items()
-            if isinstance(value, Tensor)
-        ]
+        kept = [(tensor, tensor.detach().clone()) for tensor in self.leaves.all if not is_expanded(tensor)]
+        states = [(state, name, state[name].clone()) for state, name in self._held.tensors()]
         try:
             yield
         finally:
             with torch.no_grad():
                 for tensor, value in kept:
                     tensor.copy_(value)
-                for state, name, value in states:  # which a first step may have bound to another tensor
+                for state, name, value in states:
                     state[name].copy_(value)
 
     def _body(self) -> Tensor:
         """Run what is captured."""
         assert self._recorded is not None
         shown = self.take_from(self._recorded, self._inputs)
-        if self._updates:
+        if self._held.inside:
             self.optimizer.step()
         return shown
 
     def give_up(self, reason: str) -> None:
         """Run eagerly from now on, with learning rates that are numbers again, and say why in one line."""
-        self._release_rates()
+        self._held.release()
         super().give_up(reason)
-
-    def _make_capturable(self, device: torch.device) -> bool:
-        """Put learning rates and step counts of the optimizer on the device; tell whether it can be captured."""
-        groups = self.optimizer.param_groups
-        self._release_rates()
-        self._rates = []
-        able = all("capturable" in each for each in groups) and not any(hooks_of(self.optimizer))
-        if not able or self._options_change:
-            return False
-        for each in groups:
-            each["capturable"] = True
-        for state in self.optimizer.state.values():
-            for name, value in state.items():
-                if isinstance(value, Tensor) and not value.ndim:  # counts, and running products of coefficients
-                    state[name] = value.to(device)
-        self._rates = [_Rate(each, device) for each in groups]
-        return True
-
-    def _set_numbers(self) -> None:
-        """Bring the numbers that the caller may have changed to where the graph reads them."""
-        self.set_weight(self._weight)
-        for each, held in zip(self.optimizer.param_groups, self._rates, strict=False):
-            held.update(each)
-
-    def _release_rates(self) -> None:
-        for each, held in zip(self.optimizer.param_groups, self._rates, strict=False):
-            held.release(each)
-
-
-class _Rate:
-    """The learning rate of a group of parameters, in a tensor that stays where it is.
-
-    Fused optimizers read it in float32, whatever the parameters are in.
-    """
-
-    def __init__(self, owner: dict[str, Any], device: torch.device) -> None:
-        dtype = torch.float32 if owner.get("fused") else owner["params"][0].dtype
-        given = self._number = owner["lr"]
-        lies_there = isinstance(given, Tensor) and (given.device, given.dtype) == (device, dtype)
-        self._tensor: Tensor = given if lies_there else torch.zeros((), dtype=dtype, device=device)
-
-    def update(self, owner: dict[str, Any]) -> None:
-        """Take up the number that the caller has put in the group, if there is one."""
-        if owner["lr"] is not self._tensor:
-            self._number = owner["lr"]
-            self._tensor.fill_(self._number)
-            owner["lr"] = self._tensor
-
-    def release(self, owner: dict[str, Any]) -> None:
-        """Put the number back, unless another was written into the tensor, as torch's schedulers do."""
-        if owner["lr"] is self._tensor:
-            found = self._tensor.item()
-            same = found == torch.as_tensor(self._number, dtype=self._tensor.dtype).item()
-            owner["lr"] = self._number if same else found
-
-
-def _options_of(optimizer: torch.optim.Optimizer) -> list[object]:
-    """Return what a capture of an optimizer's update holds fixed: all options but the learning rate, and its hooks."""
-    fixed = [
-        id(each[name]) if isinstance(each[name], Tensor) else each[name]
-        for each in optimizer.param_groups
-        for name in optimizer.defaults
-        if name not in ("lr", "capturable")
-    ]
-    return [*fixed, *map(len, hooks_of(optimizer))]
 
 
 def _agreed(reason: str | None) -> str | None:
@@ -298,5 +211,5 @@ def _mend_generator(device: torch.device) -> None:
     try:
         place.uniform_()
     except RuntimeError:
-        with torch.cuda.graph(torch.cuda.CUDAGraph()):
+        with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=torch.cuda.Stream(device)):
             place.fill_(0.0)

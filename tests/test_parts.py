@@ -485,3 +485,30 @@ def test_parts_of_another_role_or_size_are_refused() -> None:
         VAE(**parts | {"prior": priors.StandardNormal})
     with pytest.raises(ValueError, match="the prior has 3 dimensions and the decoder 4"):
         VAE(**parts | {"decoder": networks.MLPDecoder(4, parts["likelihood"].param_shape)})
+
+
+@pytest.mark.parametrize("kind", [likelihoods.Categorical, likelihoods.DiscretizedLogistic])
+@pytest.mark.parametrize(
+    ("form", "options", "message"),
+    [
+        ("levels", {}, r"scores 256 levels, but digits/test has 17.*for_data\(data\), or with levels=17"),
+        ("binary", {"levels": 17}, r"as they are stored, but digits/test gives them by DynamicBinarization"),
+        ("levels", {"levels": 18}, r"scores 18 levels"),
+    ],
+)
+def test_levels_are_those_of_the_data(kind: type, form: str, options: dict[str, int], message: str) -> None:
+    data = pyrovae.data.digits().for_form(form)
+    vae = make_vae(likelihood=kind(data.x_shape, **options))
+    with pytest.raises(ValueError, match=message):
+        evaluate(vae.model, vae.guide, data, ks=(1,), shown=False)
+    with pytest.raises(ValueError, match=message.replace("/test", "/train")):
+        pyrovae.fit(vae.model, vae.guide, data, shown=False)
+
+
+def test_counts_are_no_grey_levels() -> None:
+    data = pyrovae.data.from_arrays(np.random.default_rng(0).poisson(3, (100, 4)))
+    assert data.train.levels is None
+    with pytest.raises(ValueError, match="levels is None; .*counts have none: score those by a likelihood of counts"):
+        data.for_form("binary")
+    vae = make_vae(likelihood=likelihoods.Poisson((4,)))
+    assert evaluate(vae.model, vae.guide, data.for_form("counts"), ks=(1,), shown=False).elbo.value < 0

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from pyrovae.data.splits import Data, Split
 
+BYTE_LEVELS = 256
+PARTS = ("train", "validation", "test")
+
 Array = Tensor | NDArray[Any]
 
 
@@ -27,8 +30,9 @@ def from_arrays(
     """Shuffle data by the seed and split them in three.
 
     Shapes stay as given: an array ``(N, H, W)`` has data of shape ``(H, W)``, and no channel axis is added. Booleans
-    are stored as bytes of 2 levels; integers from 0 to 255 as bytes, of 2 levels where there is nothing but 0 and 1,
-    else of 256; other integers as int64 without levels; floats as they are.
+    are stored as bytes of 2 levels; integers from 0 to 255 as bytes, other integers as int64, floats as they are.
+    Integers have 2 levels if all are 0 or 1, and 256 if they are bytes or one of them is above 127; smaller ones may be
+    counts, and have levels only if `levels` says so.
 
     Args:
         x: numbers, ``(N, *x_shape)``.
@@ -51,11 +55,17 @@ def from_arrays(
             f"and test={test} leave {max(0, num_train)} to train on; give more data or smaller shares"
         )
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed)).to(stored.device)
-    train, held_out, tested = (
-        (stored[rows], None if whole.labels is None else whole.labels[rows])
-        for rows in order.tensor_split([num_train, num_train + num_validation])
+    splits = (
+        Split(
+            stored[rows],
+            labels=None if whole.labels is None else whole.labels[rows],
+            name=f"{name}/{part}",
+            levels=levels,
+            seed=seed,
+        )
+        for part, rows in zip(PARTS, order.tensor_split([num_train, num_train + num_validation]), strict=True)
     )
-    return from_splits(train, held_out, tested, name=name, levels=levels, seed=seed)
+    return Data(**dict(zip(PARTS, splits, strict=True)), name=name)
 
 
 def from_splits(
@@ -72,27 +82,29 @@ def from_splits(
     They are stored as `from_arrays` stores one array, integers alike in all three. Bytes, and floats of torch's default
     dtype, stay in their file where they are mapped from it with ``np.load(path, mmap_mode="c")``.
     """
-    parts = {"train": train, "validation": validation, "test": test}
-    kept = [store(x, levels=levels) for x, _ in parts.values()]
-    counts = [count for _, count in kept if count is not None]
-    common = max(counts) if len(counts) == len(kept) else None
+    parts = (train, validation, test)
+    kept = [store(x, levels=levels) for x, _ in parts]
+    counts = [count for _, count in kept]
+    common = max(count or 0 for count in counts) if None not in counts or BYTE_LEVELS in counts else None
     wide = any(x.dtype == torch.int64 for x, _ in kept)
-    splits = {
-        part: Split(
+    common = None if wide and levels is None else common
+    splits = (
+        Split(
             x.long() if wide and x.dtype == torch.uint8 else x,
             labels=None if labels is None else to_tensor(labels),
             name=f"{name}/{part}",
             levels=common,
             seed=seed,
         )
-        for (part, (_, labels)), (x, _) in zip(parts.items(), kept, strict=True)
-    }
-    return Data(train=splits["train"], validation=splits["validation"], test=splits["test"], name=name)
+        for part, (_, labels), (x, _) in zip(PARTS, parts, kept, strict=True)
+    )
+    return Data(**dict(zip(PARTS, splits, strict=True)), name=name)
 
 
 def store(x: Array, *, levels: int | None) -> tuple[Tensor, int | None]:
     """Return numbers as they are kept, and how many values they can take where that is known."""
     stored = to_tensor(x)
+    of_bytes = stored.dtype == torch.uint8
     if stored.is_floating_point():
         if levels is not None:
             raise ValueError(
@@ -104,7 +116,7 @@ def store(x: Array, *, levels: int | None) -> tuple[Tensor, int | None]:
     low, high = (0, 1) if stored.dtype == torch.bool or not stored.numel() else [int(v) for v in stored.aminmax()]
     bytes_do = low >= 0 and high <= torch.iinfo(torch.uint8).max
     if levels is None and bytes_do:
-        levels = 2 if high <= 1 else 256
+        levels = 2 if high <= 1 else BYTE_LEVELS if of_bytes or high > BYTE_LEVELS // 2 else None
     elif levels is not None and not (low >= 0 and high < levels):
         raise ValueError(
             f"levels={levels} means integers from 0 to {levels - 1}, but received {low} to {high}; "

@@ -10,10 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pyrovae.data.arrays import from_arrays, from_splits
+from pyrovae.data.arrays import PARTS, from_arrays, from_splits
 from pyrovae.data.splits import Data
-
-PARTS = ("train", "validation", "test")
 
 
 def from_file(

@@ -7,6 +7,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from pyrovae.data import Data, Split
+from pyrovae.data.transforms import Identity
 from pyrovae.likelihoods.base import Likelihood
 
 
@@ -44,6 +45,26 @@ class LevelLikelihood(Likelihood):
                 "load integers with levels=, or choose a likelihood for another form of data"
             )
         return cls(split.x_shape, split.levels, **options)
+
+    def require_form(self, split: Split) -> None:
+        """Refuse data that are stored with another number of levels, or transformed.
+
+        Raises:
+            ValueError: with both numbers, or the transform, and what to do.
+
+        """
+        super().require_form(split)
+        name = type(self).__name__
+        if not isinstance(split.transform, Identity):
+            raise ValueError(
+                f"{name} scores levels as they are stored, but {split.name} gives them by {split.transform}; take "
+                f"data.for_form('levels') and {name}.for_data(data), or a likelihood for transformed data"
+            )
+        if split.levels is not None and split.levels != self.levels:
+            raise ValueError(
+                f"{name} scores {self.levels} levels, but {split.name} has {split.levels}, so that probability is lost "
+                f"on the others; build it by {name}.for_data(data), or with levels={split.levels}"
+            )
 
     @property
     def support(self) -> str:

@@ -275,7 +275,8 @@ def test_an_evaluation_from_before_this_was_recorded_is_read() -> None:
     x = torch.randn(5, 4)
     found = evaluated(observing(whole), x)
     plain = json.loads(found.to_json())
-    assert plain["observed"] == {"what": "x", "num_elements": 4.0, "hash": found.observed.hash}
+    assert Evaluation.from_json(json.dumps(plain), found.per_datum) == found
+    plain["observed"] = {"what": "x", "num_elements": 4.0, "hash": found.observed.hash}
     assert Evaluation.from_json(json.dumps(plain), found.per_datum) == found
     del plain["observed"]
     old = Evaluation.from_json(json.dumps(plain), found.per_datum)
@@ -283,3 +284,74 @@ def test_an_evaluation_from_before_this_was_recorded_is_read() -> None:
     assert compare({"a": old, "b": old}).blocks[0].rows
     with pytest.raises(ValueError, match=r"a: not known; b: x, .* Where it is not known, evaluate again"):
         compare({"a": old, "b": found})
+
+
+# names of numbers
+
+
+def gaussian(mean: Tensor) -> Any:
+    return dist.Normal(mean, 1.0).to_event(1)
+
+
+def joint(x: Tensor, y: Tensor) -> None:
+    pyro.sample("x", gaussian(torch.zeros(4)), obs=x)
+    pyro.sample("y", dist.Normal(torch.tensor(0.0), 1.0), obs=y)
+
+
+def given_y(x: Tensor, y: Tensor) -> None:
+    pyro.sample("x", gaussian(y.unsqueeze(-1).expand(-1, 4)), obs=x)
+
+
+def given_x(x: Tensor, y: Tensor) -> None:
+    pyro.sample("label", dist.Normal(x.sum(-1), 1.0), obs=y)
+
+
+def scaled_and_labelled(x: Tensor, y: Tensor) -> None:
+    pyro.sample("x", gaussian(torch.zeros(4)), obs=2 * x)
+    pyro.sample("y", dist.Bernoulli(torch.tensor(0.5)), obs=(y > 0).double())
+
+
+@pytest.mark.parametrize(
+    ("observe", "density", "num_given", "what"),
+    [
+        (joint, "p(x, y)", 0, "x"),
+        (given_y, "p(x | c)", 1, "x"),
+        (given_x, "p(label | x)", 4, "x"),
+        (scaled_and_labelled, "p(x, y)", 0, "a part of x, or values made of it"),
+    ],
+)
+def test_a_number_is_named_by_what_is_observed(
+    observe: Callable[..., None], density: str, num_given: int, what: str
+) -> None:
+    found = evaluated(observing(observe), (torch.randn(9, 4), torch.randn(9)), batch_size=4)
+    assert found.density == density
+    assert found.num_covariates == num_given
+    assert found.observed.what == what
+    assert f"Estimates of log {density}" in str(found)
+
+
+def test_given_arguments_are_called_by_their_names() -> None:
+    def model(x: Tensor, y: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.tensor(0.0), 1.0))
+            given_y(x, y)
+
+    _, guide = observing(given_y)
+    assert evaluated((model, guide), (torch.randn(9, 4), torch.randn(9))).density == "p(x | y)"
+
+
+def test_bits_do_not_mix_pixels_and_labels() -> None:
+    def observe(x: Tensor, y: Tensor) -> None:
+        pyro.sample("x", dist.Bernoulli(torch.full((4,), 0.5)).to_event(1), obs=x)
+        pyro.sample("y", dist.Bernoulli(torch.tensor(0.5)), obs=y)
+
+    x = torch.bernoulli(torch.full((9, 5), 0.5))
+    assert evaluated(observing(observe), (x[:, :4], x[:, 4])).bits_per_dimension is None
+
+
+def test_values_that_look_discrete_are_counted() -> None:
+    x = torch.arange(200.0).reshape(50, 4)
+    found = evaluated(observing(whole), (x % 17) / 16)
+    assert found.observed.num_values == 17
+    assert "the data take only 17 distinct values" in str(found)
+    assert evaluated(observing(whole), x).observed.num_values is None

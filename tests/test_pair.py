@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import math
@@ -23,11 +24,12 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyrovae import bounds, likelihoods, networks, posteriors, priors
-from pyrovae.evaluate import evaluate
+from pyrovae.evaluate import Checks, evaluate
 from pyrovae.objectives import ELBO
 from pyrovae.pair import find_modules, inspect_pair
 from pyrovae.particles import log_joint, log_weights, particles
-from pyrovae.training import Training, fit
+from pyrovae.results import compare
+from pyrovae.training import Training, capture, fit
 from pyrovae.vae import VAE
 
 TRUTH = linear_gaussian()
@@ -450,8 +452,8 @@ def test_a_datum_that_is_masked_everywhere_weighs_nothing(by_distribution: bool)
     assert (terms.kl - exact * kept).abs().max() < 1e-9
 
 
-def test_masks_of_model_and_guide_that_differ_are_not_intersected() -> None:
-    a, b = torch.arange(23) % 3 > 0, torch.arange(23) % 2 > 0
+def test_latent_masks_must_have_the_same_values() -> None:
+    a = torch.arange(23) % 3 > 0
 
     def model(x: Tensor, a: Tensor, b: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -461,11 +463,14 @@ def test_masks_of_model_and_guide_that_differ_are_not_intersected() -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("z", posterior(x).mask(b))
 
-    terms = bounds.elbo(model, guide, X, a, b, num_particles=20_000)
+    terms = bounds.elbo(model, guide, X, a, a.clone(), num_particles=20_000)
     assert terms.methods == {"z": "model and guide are not masked by the same tensor"}
-    q = posterior(X)
-    exact = -q.entropy() * b + a * (torch.distributions.kl_divergence(q, prior()) + q.entropy())
+    exact = torch.distributions.kl_divergence(posterior(X), prior()) * a
     assert (terms.kl - exact).abs().max() < 5 * 3 / math.sqrt(20_000)
+    late = a.clone()
+    late[-1] = ~late[-1]  # the first runs of a few rows do not show it
+    with pytest.raises(ValueError, match="'z' is masked in only one of model and guide, for 3 of 69 elements"):
+        log_weights(model, guide, X, a, late, num_particles=2)
 
 
 # covariates
@@ -692,8 +697,43 @@ def refused_pairs() -> dict[str, tuple[Pair, str]]:
             z = pyro.sample("z", prior())
         pyro.sample("x", likelihood(z).to_event(1), obs=x)
 
+    def drawn_from(fn: Callable[[Tensor], Any]) -> Callable[[Tensor], None]:
+        def program(x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", fn(x))
+
+        return program
+
+    def from_prior(fn: Any) -> Callable[[Tensor], None]:
+        def program(x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", likelihood(pyro.sample("z", fn)), obs=x)
+
+        return program
+
+    half, positive = torch.full((3,), 0.5), dist.Gamma(torch.ones(3), 1.0).to_event(1)
+    bits = dist.Bernoulli(half).to_event(1)
+    soft = dist.RelaxedBernoulli(torch.tensor(0.5), half).to_event(1)
+    rounded = dist.RelaxedBernoulliStraightThrough(torch.tensor(0.5), half).to_event(1)
+    unchecked = dist.Exponential(torch.ones(3), validate_args=False).to_event(1)
+
     return {
-        "discrete": ((discrete_model, discrete), "'z' is discrete.*sum it out.*relax it"),
+        "point in the guide": (
+            (model, drawn_from(lambda x: dist.Delta(x[:, :3], event_dim=1))),
+            r"'z' is a point \(Del",
+        ),
+        "point in the model": ((from_prior(dist.Delta(half, event_dim=1)), guide), "'z' is a point .* in the model"),
+        "relaxed for discrete": ((from_prior(bits), drawn_from(lambda x: soft)), "'z' is discrete in the model"),
+        "rounded in the guide": ((from_prior(soft), drawn_from(lambda x: rounded)), "rounds 'z'.*the same class"),
+        "beyond the prior": ((from_prior(unchecked), guide), "draws 'z' from .*Real.*same support"),
+        "simplex": ((model, drawn_from(lambda x: dist.Dirichlet(2 * half))), "draws 'z' from .*implex"),
+        "reals for a simplex": ((from_prior(dist.Dirichlet(half)), guide), "draws 'z' from .*Real"),
+        "masked prior": (
+            (from_prior(prior().mask(torch.tensor(data=False))), guide),
+            "'z' is masked in only one of model and guide",
+        ),
+        "positive for real": ((from_prior(positive), guide), "draws 'z' from .*Real.*GreaterThan"),
+        "discrete": ((discrete_model, discrete), "'z' is discrete in the guide.*sum it out.*relax it"),
         "global latent": ((global_model, global_guide), "'w' lies outside the data plate.*move it into the plate"),
         "no plate": ((no_plate_model, no_plate_guide), r"no plate of the length.*with pyro.plate\('data', len\(x\)\)"),
         "guide has more": ((model, extra_guide), "samples 'u', which is not a latent variable of the model"),
@@ -1090,3 +1130,126 @@ def test_products_and_convolutions_are_exact_whatever_was_chosen() -> None:
     command = [sys.executable, "-c", PRECISION_SCRIPT, *PRECISIONS]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, f"{len(PRECISIONS)}\n"), done.stderr
+
+
+def rounded_pair(kind: Any, weight: Tensor) -> Pair:
+    """Return a model of bits and its guide, whose z are drawn from a straight-through relaxation."""
+    event_dims = 0 if "OneHot" in kind.__name__ else 1
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", kind(torch.tensor(0.5), logits=torch.zeros(3)).to_event(event_dims))
+            pyro.sample("x", dist.Bernoulli(logits=z @ weight).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", kind(torch.tensor(0.5), logits=0.3 * x @ weight.T).to_event(event_dims))
+
+    return model, guide
+
+
+@pytest.mark.parametrize("kind", [dist.RelaxedBernoulliStraightThrough, dist.RelaxedOneHotCategoricalStraightThrough])
+def test_straight_through_draws_keep_their_density(kind: Any) -> None:
+    model, guide = rounded_pair(kind, torch.randn(3, 6))
+    x = torch.bernoulli(torch.full((4, 6), 0.5))
+    found = evaluate(model, guide, x, ks=(1, 2000), shown=False)
+    weights = []
+    for _ in range(4000):
+        drawn = poutine.trace(guide).get_trace(x)
+        scored = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(x)
+        drawn.compute_log_prob()
+        scored.compute_log_prob()
+        terms = (scored.nodes["x"], scored.nodes["z"])
+        weights.append(sum(site["log_prob"] for site in terms) - drawn.nodes["z"]["log_prob"])
+    truth = torch.stack(weights).mean(1)
+    assert abs(found.elbo.value - truth.mean()) < 4 * math.hypot(
+        found.elbo.se_monte_carlo, truth.std() / math.sqrt(4000)
+    )
+    assert found.iwae[-1].value < 0
+    record = particles(model, guide, x, num_particles=5)
+    assert torch.allclose(
+        log_joint(model, x, z=record.z["z"]), record.log_prior + record.log_likelihood
+    )  # z is the value before it was rounded
+
+
+# values outside the support
+
+
+def unchecked_pair() -> Pair:
+    """Return a model of bits that is told not to check them, and its guide."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", prior())
+            pyro.sample("x", dist.Bernoulli(logits=z @ TRUTH.weight.T, validate_args=False).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", posterior(x))
+
+    return model, guide
+
+
+@pytest.mark.parametrize("where", [0, 22])
+def test_support_is_checked_whatever_a_distribution_is_told(where: int) -> None:
+    model, guide = unchecked_pair()
+    x = torch.bernoulli(torch.full((23, 5), 0.5))
+    assert evaluate(model, guide, x, ks=(1,), shown=False).bits_per_dimension is not None
+    x[where, 2] = 0.25
+    for attempt in (
+        lambda: evaluate(model, guide, x, ks=(1,), shown=False),
+        lambda: log_weights(model, guide, x, num_particles=2),
+        lambda: fit(model, guide, x, modules=[nn.Linear(1, 1)], training=Training(epochs=1), shown=False),
+        lambda: capture(model, guide, x, modules=[nn.Linear(1, 1)], engine="eager")(x),
+    ):
+        with pytest.raises(ValueError, match=r"site 'x': 1 of \d+ lie outside .*first is 0.25.*unnormalized=True"):
+            attempt()
+
+
+def test_unnormalized_numbers_are_named_in_every_table() -> None:
+    model, guide = unchecked_pair()
+    checks = Checks(num_annealed=2, num_simulated=0, num_refined=0, num_encoded=2)
+    x = torch.rand(4, 5)
+    found = evaluate(model, guide, x, ks=(1, 2), checks=checks, unnormalized=True, shown=False)
+    assert found.bits_per_dimension is None
+    assert all(any("NOT a log-probability" in note for note in table.notes) for table in found.tables())
+    assert "a log-probability," not in str(found)
+    other = evaluate(model, guide, x.round(), ks=(1, 2), shown=False)
+    with pytest.raises(ValueError, match="normalization"):
+        compare({"grey": found, "binary": dataclasses.replace(other, data_hash=found.data_hash)})
+    with pytest.raises(RuntimeError, match="does not require grad"):  # it is scored, and has no parameters
+        capture(model, guide, x, modules=[nn.Linear(1, 1)], engine="eager", unnormalized=True)(x)
+
+
+def test_a_factor_makes_a_model_unnormalized() -> None:
+    model, guide = pair_of(TRUTH)
+
+    def with_factor(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", prior())
+            pyro.sample("x", likelihood(z), obs=x)
+            pyro.factor("bonus", torch.ones(len(x)))
+
+    found = evaluate(with_factor, guide, X, ks=(1,), shown=False)
+    assert found.base_measure == "Lebesgue"
+    assert "not normalized (pyro.factor 'bonus' in the model)" in str(found)
+    assert found.iwae[-1].value == pytest.approx(EXACT.mean().item() + 1)
+
+
+class Overconfident(dist.Bernoulli):
+    """A distribution whose log-probability is wrong."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return super().log_prob(value) + 1.0
+
+
+def test_a_log_probability_above_zero_is_an_error() -> None:
+    _, guide = pair_of(TRUTH)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", prior())
+            pyro.sample("x", Overconfident(logits=9 + z @ TRUTH.weight.T).to_event(1), obs=x)
+
+    with pytest.raises(ValueError, match=r"at most 0, but ELBO is .* nats: .*a log_prob is wrong"):
+        evaluate(model, lambda x: guide(0 * x), torch.ones(6, 5), ks=(1, 10), shown=False)

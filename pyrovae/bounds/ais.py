@@ -15,6 +15,7 @@ from pyrovae.bounds.pilot import batch_of, frozen_kernel
 from pyrovae.pair import Pair, Program
 from pyrovae.progress import progress
 from pyrovae.results import Annealing, AnnealingSettings, Estimate
+from pyrovae.results.estimate import require_possible
 from pyrovae.sandbox import forked_random, stream_seed
 from pyrovae.scoring import inspected, one_particle, walk
 
@@ -156,7 +157,10 @@ def in_batches(
             found.append({name: value[..., :count].cpu() for name, value in of_batch.items()})
             done += count
             advance(done)
-    return {name: torch.cat([of_batch[name] for of_batch in found], -1) for name in found[0]}
+    joined = {name: torch.cat([of_batch[name] for of_batch in found], -1) for name in found[0]}
+    if pair.base_measure == "counting" and pair.unnormalized is None:
+        require_possible(Estimate.over_data("AIS", settings.num_chains, joined["AIS"], joined[VARIANCE + "AIS"]))
+    return joined
 
 
 def mean_and_lowest(acceptance: Tensor) -> tuple[float | None, float | None]:

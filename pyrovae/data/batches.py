@@ -12,7 +12,17 @@ from pyrovae.data.splits import Split, count_not_finite, fingerprint
 from pyrovae.data.transform import float_dtype
 from pyrovae.data.transforms import Identity
 
+FIRST = 1000  # data whose values are counted
+MOST_LEVELS = 256  # distinct values of data that may be discrete
+REPETITIONS = 10  # of each of them, in the mean
+
 Source = Split | Tensor | tuple[Tensor, ...]
+
+
+def num_distinct(values: Tensor, num_elements: int) -> int | None:
+    """Return the number of distinct values of some elements, None where they do not look discrete."""
+    few = 0 < len(values) <= MOST_LEVELS and REPETITIONS * len(values) <= num_elements
+    return len(values) if few else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +92,13 @@ class Rows:
     def device(self) -> torch.device:
         """Where the data are."""
         return self._stored[0].device
+
+    @property
+    def num_values(self) -> int | None:
+        """Number of distinct values of the first data; None if they are many, seldom repeat, or hold noise."""
+        if isinstance(self.source, Split) and self.source.transform.random:
+            return None
+        return num_distinct(self._stored[0][:FIRST].unique(), self._stored[0][:FIRST].numel())
 
     def lies_on(self, device: torch.device | str) -> bool:
         """Tell whether the data, and what travels with them, are there."""

@@ -24,9 +24,11 @@ from pyrovae.evaluate.journal import Journal
 from pyrovae.evaluate.observed import observe
 from pyrovae.evaluate.reduced import VARIANCE, reduced
 from pyrovae.pair import Pair, Program, find_modules
+from pyrovae.pair.support import Unnormalized
 from pyrovae.processes import group
 from pyrovae.progress import progress
 from pyrovae.results import Estimate, Evaluation, Observed, bits_per_dimension, mean_and_error
+from pyrovae.results.estimate import require_possible
 from pyrovae.results.observed import DRAWN, MASKED, WHOLE
 from pyrovae.sandbox import forked_random, stream_seed
 from pyrovae.scoring import (
@@ -65,6 +67,7 @@ def evaluate(
     modules: Iterable[nn.Module] = (),
     journal: str | Path | None = None,
     on_progress: Callable[[float], object] | None = None,
+    unnormalized: bool = False,
     shown: bool = True,
 ) -> Evaluation:
     """Estimate the ELBO and the ladder of IWAE bounds L_K on log p(x), from the same draws.
@@ -93,6 +96,8 @@ def evaluate(
             goes on after them, to the same numbers, and removes it at the end.
         on_progress: told how many data are done, at the start and after each block of particles, when it is a fraction;
             in each process, not while checks run. It must not draw from torch's default streams.
+        unnormalized: whether values outside the support of a distribution with ``validate_args=False`` are scored. The
+            results are then no log-probabilities, and every table says so.
         shown: whether progress is shown.
 
     Returns:
@@ -134,6 +139,7 @@ def evaluate(
     data_hash = rows.hash()
     name = source.name if isinstance(source, Split) else "tensors"
     weights = weights_hash(model, guide, modules)
+    model = Unnormalized()(model) if unnormalized else model
     with inspected(model, guide, few, modules=found, everything=lambda: _moved(args, where)) as pair, torch.no_grad():
         if pair.nan:
             logger.warning("%s; data whose estimates are not finite are counted, and no mean hides them", pair.nan)
@@ -154,7 +160,11 @@ def evaluate(
             on_progress=on_progress,
             shown=shown,
         )
-        methods, measure, draws_rows = dict(pair.kl), pair.base_measure, pair.draws_rows
+        methods, measure, draws_rows, why = dict(pair.kl), pair.base_measure, pair.draws_rows, pair.unnormalized
+    ladder = tuple(_estimate("IWAE", k, per_datum) for k in ks)
+    elbo = _estimate("ELBO", max(ks), per_datum)
+    if measure == "counting" and why is None:
+        require_possible(elbo, *ladder)
     checked = None
     if checks is not None:
         checked = run_checks(
@@ -163,7 +173,7 @@ def evaluate(
             _moved(args, where),
             checks,
             name=name,
-            tightest=_estimate("IWAE", ks[-1], per_datum),
+            tightest=ladder[-1],
             per_datum=per_datum,
             variances=per_datum[f"{VARIANCE}L_{ks[-1]}"],
             draws_rows=draws_rows,
@@ -173,9 +183,8 @@ def evaluate(
             shown=shown,
         )
     finished.remove()
-    ladder = tuple(_estimate("IWAE", k, per_datum) for k in ks)
     return Evaluation(
-        elbo=_estimate("ELBO", max(ks), per_datum),
+        elbo=elbo,
         reconstruction=_estimate("reconstruction", max(ks), per_datum),
         kl=_estimate("KL", max(ks), per_datum),
         iwae=ladder,
@@ -187,13 +196,14 @@ def evaluate(
         data_transform=source.transform.describe() if isinstance(source, Split) else None,
         base_measure=measure,
         log_abs_det_jacobian=_log_det(rows, observed) if measure == "Lebesgue" else None,
-        bits_per_dimension=_bits(rows, measure, observed, ladder[-1].value),
+        bits_per_dimension=None if why else _bits(rows, measure, observed, ladder[-1].value),
+        unnormalized=why,
         seed=seed,
         settings={**settings, "weights": weights, "checks": None if checks is None else asdict(checks)},
         versions=versions(),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         stored_hash=fingerprint(source.stored) if isinstance(source, Split) else None,
-        num_covariates=sum(argument[0].numel() for argument in args[1:]),
+        num_covariates=sum(observed.given.values()) if observed else sum(a[0].numel() for a in args[1:]),
         weights=summarize_weights(per_datum, ks=ks),
         checked=checked,
         observed=observed,
@@ -318,5 +328,7 @@ def _bits(rows: Rows, measure: str | None, observed: Observed | None, nats: floa
     dequantized = isinstance(rows.source, Split) and isinstance(rows.source.transform, transforms.Dequantization)
     log_det = 0.0 if measure == "counting" else _log_det(rows, observed) if dequantized else None
     if nats is None or log_det is None or observed is None or observed.what == DRAWN or not observed.num_elements:
+        return None
+    if not observed.only_data:  # labels are no dimensions of x
         return None
     return bits_per_dimension(nats, num_dimensions=observed.num_elements, log_abs_det_jacobian=log_det)

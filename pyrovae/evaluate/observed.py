@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyrovae.data.batches import MOST_LEVELS, num_distinct
 from pyrovae.pair import Pair
 from pyrovae.results.observed import DRAWN, MASKED, OTHER, WHOLE, Observed
 from pyrovae.sandbox import forked_random, stream_seed
-from pyrovae.scoring import observed_values
+from pyrovae.scoring import observed_values, sources
 
 Batches = Iterator[tuple[Tensor, int, tuple[Any, ...]]]
 
@@ -33,34 +35,66 @@ def observe(pair: Pair, batches: Batches) -> Observed | None:
 
     """
     digests: list[Any] = []
+    observed = {0}
+    given: dict[str, int] = {}
+    levels = torch.zeros(0, dtype=torch.float64)
+    names = tuple(name for name in pair.observed if name not in pair.factors)
     scored = torch.zeros(0, dtype=torch.bool)
     whole = in_place = fixed = True
     num_data = num_scored = 0
     for number, (rows, count, args) in enumerate(batches):
-        values = _values(pair, args, rows, number)[:count]
+        sites = _values(pair, args, rows, number)
+        values = torch.cat(tuple(sites.values()), 1)[:count]
         if number == 0:
+            if len(args) > 1:
+                observed = sources(pair, args, rows, sites, stream_seed("observed", number)) or {0}
+            for i, argument_name in enumerate(_names(pair, len(args))):
+                if i not in observed:
+                    given[argument_name] = given.get(argument_name, 0) + args[i][0].numel()
             digests = [hashlib.sha256() for _ in range(values.shape[1])]
             scored = torch.zeros(values.shape[1], dtype=torch.bool)
-            fixed = _equal(values, _values(pair, args, rows, -1)[:count])
+            again = torch.cat(tuple(_values(pair, args, rows, -1).values()), 1)
+            fixed = _equal(values, again[:count])
         if values.shape[1] != len(digests):
-            return Observed(DRAWN, num_scored / num_data, _joined(digests))
+            return Observed(DRAWN, num_scored / num_data, _joined(digests), names, given, observed == {0})
         for digest, column in zip(digests, values.T.contiguous().numpy(), strict=True):
             digest.update(column)
-        x = args[0][rows[:count].to(args[0].device)].reshape(count, -1).cpu().double()
+        taken = (args[i][rows[:count].to(args[i].device)] for i in sorted(observed))
+        x = torch.cat([argument.reshape(count, -1).cpu().double() for argument in taken], 1)
         masked = values.isnan()
         in_place &= values.shape == x.shape and _equal(values, x.masked_fill(masked, torch.nan))
         whole &= _equal(values, x) or _equal(values.sort(1).values, x.sort(1).values)
         scored |= (~masked).any(0)
         num_scored += int((~masked).sum())
         num_data += count
+        if pair.base_measure == "Lebesgue" and len(levels) <= MOST_LEVELS:
+            levels = torch.cat([levels, values[~masked]]).unique()
     if not digests:
         return None
     what = WHOLE if whole else MASKED if in_place else OTHER
     kept = [digest for digest, counts in zip(digests, scored.tolist(), strict=True) if counts]
-    return Observed(what if fixed else DRAWN, num_scored / num_data, _joined(kept))
+    return Observed(
+        what if fixed else DRAWN,
+        num_scored / num_data,
+        _joined(kept),
+        sites=names,
+        given=given,
+        only_data=observed == {0},
+        num_values=num_distinct(levels, num_scored),
+    )
 
 
-def _values(pair: Pair, args: tuple[Any, ...], rows: Tensor, number: int) -> Tensor:
+def _names(pair: Pair, num: int) -> list[str]:
+    """Return the names of the first positional arguments of the model, ``c`` for those that it does not name."""
+    try:
+        parameters = list(inspect.signature(pair.model).parameters.values())
+    except (TypeError, ValueError):  # a program may be any callable
+        parameters = []
+    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return [*named, *["c"] * num][:num]
+
+
+def _values(pair: Pair, args: tuple[Any, ...], rows: Tensor, number: int) -> dict[str, Tensor]:
     with forked_random(stream_seed("observed", number), rows.device):
         return observed_values(pair, args, rows)
 

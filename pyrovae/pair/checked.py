@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.distributions.utils import lazy_property
 
+from pyrovae.pair.support import SupportCheck, constraint_name, element_constraint, own_attribute
 from pyrovae.sandbox import random_state, set_random_state, validation
 
 T = TypeVar("T")
@@ -45,7 +46,7 @@ def run_checked(attempt: Callable[[], T], device: torch.device, *, nan_counts: b
     """
     before = random_state(device)
     try:
-        with validation(enabled=True):
+        with validation(enabled=True), SupportCheck():
             return attempt()
     except ValueError as error:
         failure, root = error, _root(error)
@@ -141,7 +142,7 @@ def _wrong(sites: Iterable[Any]) -> str | None:
             if bad.any():
                 rule = "lie outside the support" if what == VALUE else "do not satisfy"
                 one = f" (the first is {value[bad][0].item():.6g})" if bad.shape == value.shape else ""
-                return _in_words(f"{what} at the site", site, bad, f"{rule} {_name(constraint)}{one}")
+                return _in_words(f"{what} at the site", site, bad, f"{rule} {constraint_name(constraint)}{one}")
     return None
 
 
@@ -169,37 +170,16 @@ def _constrained(site: Any) -> Iterator[tuple[str, Tensor, Any]]:
         if not isinstance(fn, Distribution):  # such as what draws the rows of a plate
             continue
         inside.extend(held for held in vars(fn).values() if isinstance(held, Distribution))
-        for name, constraint in _own(fn, "arg_constraints", {}).items():
+        for name, constraint in own_attribute(fn, "arg_constraints", {}).items():
             lazy = name not in vars(fn) and isinstance(getattr(type(fn), name, None), lazy_property)
             if lazy or constraints.is_dependent(constraint):
                 continue
             value = getattr(fn, name)
             if isinstance(value, Tensor):
-                yield f"{name} of {type(fn).__name__}", value, _of_elements(constraint)
-    support = _own(site["fn"], "support", None)
+                yield f"{name} of {type(fn).__name__}", value, element_constraint(constraint)
+    support = own_attribute(site["fn"], "support", None)
     if isinstance(site["value"], Tensor) and support is not None and not constraints.is_dependent(support):
-        yield VALUE, site["value"], _of_elements(support)
-
-
-def _own(fn: Any, name: str, default: Any) -> Any:
-    """Return what a distribution says of itself, if it says anything."""
-    try:
-        return getattr(fn, name, default)
-    except NotImplementedError:
-        return default
-
-
-def _of_elements(constraint: Any) -> Any:
-    """Return a constraint without the axes over which it asks whether all elements meet it."""
-    while isinstance(constraint, constraints.independent):
-        constraint = constraint.base_constraint
-    return constraint
-
-
-def _name(constraint: Any) -> str:
-    """Return what a constraint is called, without bounds that are many."""
-    many = any(isinstance(bound, Tensor) and bound.numel() > 1 for bound in vars(constraint).values())
-    return f"{type(constraint).__name__.removeprefix('_')}(...)" if many else str(constraint)
+        yield VALUE, site["value"], element_constraint(support)
 
 
 def _in_words(what: str, site: Any, which: Tensor, how: str) -> str:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from torch import nn
 
 from pyrovae.data.transform import BaseMeasure
 from pyrovae.kl import MASKED_DIFFERENTLY, closed_form_kl, latent_sites
-from pyrovae.pair.structure import Latent, Pair, Program
+from pyrovae.pair.structure import Latent, Pair, Program, straight_through
+from pyrovae.pair.support import UNNORMALIZED, is_discrete, require_common_masks
 
 
 def read_pair(
@@ -44,8 +46,7 @@ def read_pair(
     }
     _check_names(guide_sites, model_sites, observed)
     _check_guide(guide_trace)
-    for name, site in guide_sites.items():
-        _check_latent(name, site)
+    require_common_masks(guide_sites, model_sites)
     sites = (*guide_sites.values(), *model_sites.values(), *observed.values())
     plate = _data_plate(sites, plates)
     frames = [frame for site in sites for frame in site["cond_indep_stack"]]
@@ -72,6 +73,7 @@ def read_pair(
                 plate_dims=tuple(sorted(frame.dim for frame in site["cond_indep_stack"])),
                 event_dim=site["fn"].event_dim,
                 num_elements=site["value"].numel() // plate.size,
+                quantize=straight_through(site["fn"]),
             )
             for name, site in guide_sites.items()
         },
@@ -79,6 +81,8 @@ def read_pair(
         num_elements=num_elements,
         num_units=num_elements,
         base_measure=_base_measure(observed),
+        factors=_factors(observed),
+        unnormalized=_unnormalized(observed),
         kl={name: _kl_method(name, model_trace, guide_trace) for name in guide_sites},
     )
 
@@ -96,11 +100,24 @@ def _num_elements(site: Any) -> int:
 
 
 def _base_measure(observed: dict[str, Any]) -> BaseMeasure | None:
-    """Return the measure on which all observed sites have their density."""
-    discrete = {getattr(site["fn"].support, "is_discrete", None) for site in observed.values()}
+    """Return the measure on which all observed sites have their density; factors have none."""
+    discrete = {is_discrete(site["fn"]) for site in observed.values() if not isinstance(site["fn"], dist.Unit)}
     if discrete == {True}:
         return "counting"
     return "Lebesgue" if discrete == {False} else None
+
+
+def _factors(observed: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(name for name, site in observed.items() if isinstance(site["fn"], dist.Unit))
+
+
+def _unnormalized(observed: dict[str, Any]) -> str | None:
+    """Return the reason why a model is no probability distribution, None if it is one."""
+    factors = _factors(observed)
+    allowed = [name for name, site in observed.items() if site["infer"].get(UNNORMALIZED)]
+    reasons = [f"pyro.factor {', '.join(map(repr, factors))} in the model"] if factors else []
+    reasons += ["unnormalized=True allows values outside the support"] if allowed else []
+    return "; ".join(reasons) or None
 
 
 def _kl_method(name: str, model_trace: poutine.Trace, guide_trace: poutine.Trace) -> str:
@@ -143,14 +160,6 @@ def _check_guide(trace: poutine.Trace) -> None:
                 f"the guide's site {name!r} is observed (pyro.factor is, too), so that its draws do not have the "
                 "density that the guide states; leave it out, or move it into the model"
             )
-
-
-def _check_latent(name: str, site: Any) -> None:
-    if getattr(site["fn"], "has_enumerate_support", False) or getattr(site["fn"].support, "is_discrete", False):
-        raise ValueError(
-            f"the latent variable {name!r} is discrete, which neither a reparametrized ELBO nor these estimates "
-            "handle; sum it out in the model, or relax it (pyro.distributions.RelaxedBernoulliStraightThrough)"
-        )
 
 
 def _data_plate(sites: tuple[Any, ...], plates: set[str]) -> Any:

@@ -16,11 +16,13 @@ from pyro.poutine.messenger import Messenger
 from pyro.util import check_site_shape
 from torch import Tensor, nn
 
+from pyrovae.kl import latent_sites
 from pyrovae.pair.checked import nan_in, run_checked, told_by_us
 from pyrovae.pair.contract import read_pair
 from pyrovae.pair.modules import find_modules
 from pyrovae.pair.outputs import largest_output
-from pyrovae.pair.structure import PARTICLE_PLATE, Pair, Program, take_rows
+from pyrovae.pair.structure import PARTICLE_PLATE, Latent, Pair, Program, take_rows
+from pyrovae.pair.support import require_common_measure
 from pyrovae.recording.graph import first_line
 from pyrovae.sandbox import forked_random, frozen_unremarked, full_precision, validation
 
@@ -140,6 +142,9 @@ def _checked_run(
 ) -> tuple[poutine.Trace, poutine.Trace]:
     def attempt() -> tuple[poutine.Trace, poutine.Trace]:
         traces = run(functools.partial(model, *args), functools.partial(guide, *args))
+        for name, site in latent_sites(traces[0]).items():
+            if name in traces[1].nodes:
+                require_common_measure(site, traces[1].nodes[name])
         _log_probs(*traces)
         return traces
 
@@ -186,7 +191,7 @@ def _broadcasts(pair: Pair, model: Program, guide: Program, device: torch.device
         _log_probs(*together)
         found: list[bool | None] = []
         for k in range(2):
-            values = {name: together[0].nodes[name]["value"][k] for name in pair.latents}
+            values = {name: _particle(latent, together[0].nodes[name], k) for name, latent in pair.latents.items()}
             alone = [poutine.trace(poutine.condition(program, data=values)).get_trace() for program in (guide, model)]
             _log_probs(*alone)
             for many, one in zip(together, alone, strict=True):
@@ -198,6 +203,12 @@ def _broadcasts(pair: Pair, model: Program, guide: Program, device: torch.device
         return run_checked(agree, device, nan_counts=True)
     except Exception:  # whatever fails under an extra axis, the answer is the same
         return False
+
+
+def _particle(latent: Latent, site: Any, k: int) -> Tensor:
+    """Return the value of one particle of a site."""
+    value = getattr(site["value"], "_unquantize", site["value"])[k]
+    return value if latent.quantize is None else latent.quantize(value)
 
 
 def _agree(many: Any, one: Any, k: int) -> bool | None:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pyro.distributions import RelaxedBernoulliStraightThrough, RelaxedOneHotCategoricalStraightThrough
+from pyro.distributions.relaxed_straight_through import QuantizeBernoulli, QuantizeCategorical
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
@@ -16,15 +18,26 @@ from pyrovae.data.transform import BaseMeasure
 Program = Callable[..., Any]
 
 PARTICLE_PLATE = "pyrovae particles"
+_STRAIGHT_THROUGH = (RelaxedBernoulliStraightThrough, RelaxedOneHotCategoricalStraightThrough)
 
 
 @dataclass(frozen=True)
 class Latent:
-    """One latent site: the batch dims of the plates it lies in, its event dims, and its elements per datum."""
+    """One latent site.
+
+    Attributes:
+        plate_dims: batch dimensions of the plates that it lies in, negative.
+        event_dim: number of its event axes.
+        num_elements: its elements per datum.
+        quantize: function from z to the value that a straight-through distribution of Pyro shows to the programs; None
+            for other distributions. z itself, which has the density, is the value before it was rounded.
+
+    """
 
     plate_dims: tuple[int, ...]
     event_dim: int
     num_elements: int
+    quantize: Callable[[Tensor], Tensor] | None = None
 
     @property
     def ndim(self) -> int:
@@ -52,6 +65,8 @@ class Pair:
         num_elements: observed elements per datum, or parameters of their distribution if those are more.
         num_units: the same, or elements of the largest output of a module in the model, if those are more.
         base_measure: of what is observed, "counting" or "Lebesgue"; None where sites differ or do not say.
+        factors: names of the observed sites that are a `pyro.factor`.
+        unnormalized: the reason why the model is no probability distribution of its data, None if it is one.
         kl: for each latent site, `CLOSED_FORM` or the reason why its KL is estimated by Monte Carlo.
         broadcasts: whether it can be run with an axis of particles to the left of its plates.
         nan: in words what was NaN in that run, if anything was.
@@ -73,6 +88,8 @@ class Pair:
     num_elements: int
     num_units: int
     base_measure: BaseMeasure | None
+    factors: tuple[str, ...]
+    unnormalized: str | None
     kl: dict[str, str]
     broadcasts: bool = True
     nan: str | None = None
@@ -90,6 +107,16 @@ class Pair:
             )  # type: ignore[return-value]
         taken = take_rows(args, rows)
         return functools.partial(self.model, *taken), functools.partial(self.guide, *taken)
+
+
+def straight_through(fn: Any) -> Callable[[Tensor], Tensor] | None:
+    """Return the rounding of a straight-through distribution, None for any other."""
+    while hasattr(fn, "base_dist") and not isinstance(fn, _STRAIGHT_THROUGH):
+        fn = fn.base_dist
+    for kind, quantize in zip(_STRAIGHT_THROUGH, (QuantizeBernoulli, QuantizeCategorical), strict=True):
+        if isinstance(fn, kind):
+            return quantize.apply
+    return None
 
 
 def take_rows(args: tuple[Any, ...], rows: Tensor) -> tuple[Any, ...]:

@@ -19,7 +19,8 @@ def groups(evaluations: Evaluations) -> list[dict[str, Evaluation]]:
     """Return evaluations in groups of those that may be compared, in the order in which they were given."""
     found: dict[tuple[Any, ...], dict[str, Evaluation]] = {}
     for name, each in evaluations.items():
-        found.setdefault((each.data_hash, each.base_measure, each.num_covariates, _observed(each)), {})[name] = each
+        key = (*(aspect.key(each) for aspect in (_VALUES, _MEASURE, _COVARIATES, _NORMALIZATION)), _observed(each))
+        found.setdefault(key, {})[name] = each
     return list(found.values())
 
 
@@ -53,6 +54,7 @@ def measure_of(evaluation: Evaluation) -> str:
 def data_of(evaluation: Evaluation) -> str:
     """Return on which data, and how they were transformed, in words."""
     given = " given covariates" if evaluation.num_covariates else ""
+    given += ", NOT log-probabilities" if evaluation.unnormalized else ""
     part = evaluation.observed is not None and evaluation.observed.what != WHOLE
     observed = f" (observed: {evaluation.observed})" if part else ""
     return f"{evaluation.data}: {evaluation.num_data} data{given}{_transform_class(evaluation, ', {}')}{observed}"
@@ -155,7 +157,13 @@ _OBSERVED = _Aspect(
     "Let all models observe the same values, obs=x, under the same masks; what is drawn or transformed must be so "
     "before the call. Where it is not known, evaluate again",
 )
-_ASPECTS = (_DATA, _TRANSFORM, _MEASURE, _COVARIATES)
+_NORMALIZATION = _Aspect(
+    "normalization",
+    lambda each: each.unnormalized,
+    lambda each: f"not normalized: {each.unnormalized}" if each.unnormalized else "normalized",
+    "The score of an unnormalized model is no log-probability: remove its factors, and score values in the support",
+)
+_ASPECTS = (_DATA, _TRANSFORM, _MEASURE, _COVARIATES, _NORMALIZATION)
 _VALUES = _Aspect(
     "the values that were scored, though stored data and transform agree",
     lambda each: each.data_hash,

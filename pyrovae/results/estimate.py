@@ -9,6 +9,8 @@ from torch import Tensor
 
 from pyrovae.results.table import Number
 
+ROUNDING = 1e-3  # nats by which float32 may put a log-probability above 0
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -69,6 +71,27 @@ class Estimate:
             monte_carlo,
             "a single datum has no standard error" if error is None else None,
         )
+
+
+def require_possible(*estimates: Estimate) -> None:
+    """Refuse an estimate of a log-probability that is above zero by more than four standard errors.
+
+    Args:
+        estimates: bounds on the log-probability of discrete data. The Monte Carlo standard error counts, or that over
+            the data where a single draw has none.
+
+    Raises:
+        ValueError: with the estimate and the usual causes.
+
+    """
+    for estimate in estimates:
+        error = estimate.se_data if estimate.se_monte_carlo is None else estimate.se_monte_carlo
+        if estimate.value is not None and error is not None and estimate.value > ROUNDING + 4 * error:
+            raise ValueError(
+                f"a log-probability of discrete data is at most 0, but {estimate.label} is {estimate.value:.4g} nats: "
+                "the guide has no density on the prior's measure, or a log_prob is wrong; check the distributions of "
+                "the latent variables in model and guide, and those of your own"
+            )
 
 
 def mean_and_error(values: Tensor) -> tuple[float | None, float | None]:

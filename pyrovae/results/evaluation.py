@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -33,7 +33,7 @@ class Evaluation(Tabled):
         data: their name.
         data_hash: their SHA-256, transform included.
         stored_hash: SHA-256 of the values as they are stored, before any transform; None where that is not known.
-        num_covariates: what the data are given with: the estimates are then of log p(x | covariates).
+        num_covariates: elements per datum of the arguments that the model is given and does not observe.
         data_transform: how stored values became the values that were scored.
         base_measure: of log p(x): "counting" or "Lebesgue"; None where the model does not say.
         log_abs_det_jacobian: log |dx/du| of the map from stored values u to the values x that were scored, nats per
@@ -49,6 +49,7 @@ class Evaluation(Tabled):
         weights: how heavy the weights behind the largest K are, and whether K is enough.
         checked: what was found out beside the bounds, on some of the data; None where it was not asked for.
         observed: the values that the model scores, which need not be all of x; None where that is not known.
+        unnormalized: the reason why the estimates are of no probability or density; None if they are.
         per_datum: for "ELBO", "reconstruction", "KL" and each "L_K" the values ``(N,)``, and the diagnostics of the
             weights at the largest K; not part of the JSON.
 
@@ -76,6 +77,7 @@ class Evaluation(Tabled):
     weights: Weights | None = None
     checked: Checked | None = None
     observed: Observed | None = None
+    unnormalized: str | None = None
     per_datum: dict[str, Tensor] = field(repr=False, compare=False, default_factory=dict)
 
     @property
@@ -85,16 +87,21 @@ class Evaluation(Tabled):
 
     @property
     def density(self) -> str:
-        """What is estimated the logarithm of: ``p(x)``, or ``p(x | c)`` given covariates c."""
+        """The estimated density by its observed sites: ``p(x)``, or ``p(x | c)`` given covariates c."""
+        if self.observed is not None and self.observed.sites:
+            return self.observed.density
         return "p(x | c)" if self.num_covariates else "p(x)"
 
     def tables(self) -> tuple[Table, ...]:
-        """Return the bounds, then what else was found out."""
-        return (
-            self.bounds_table(),
-            *(self.weights.tables() if self.weights else ()),
-            *(self.checked.tables() if self.checked else ()),
-        )
+        """Return the table of the bounds, then those of the weights and the checks."""
+        others = (table for record in (self.weights, self.checked) if record for table in record.tables())
+        return (self.bounds_table(), *(replace(table, notes=(*table.notes, *self._warning())) for table in others))
+
+    def _warning(self) -> tuple[str, ...]:
+        """Return the line that stands in every table of an unnormalized model."""
+        if self.unnormalized is None:
+            return ()
+        return (f"NOT a log-probability: {self.density} is not normalized ({self.unnormalized})",)
 
     def bounds_table(self) -> Table:
         """Return the ELBO, its parts and the ladder."""
@@ -113,10 +120,13 @@ class Evaluation(Tabled):
         methods = ", ".join(f"{site}: {_method(method)}" for site, method in self.kl_methods.items())
         transform = f", {self.data_transform['class']}" if self.data_transform else ""
         measure = {"counting": ", a log-probability", "Lebesgue": ", a log-density"}.get(self.base_measure or "", "")
-        notes = [f"{self.elbo.num_particles} particles per datum; KL of {methods}"]
+        measure = "" if self.unnormalized else measure
+        notes = [*self._warning(), f"{self.elbo.num_particles} particles per datum; KL of {methods}"]
         if self.observed is not None and self.observed.what != WHOLE:
             caution = self.observed.caution(self.base_measure)
             notes.append(f"observed: {self.observed}{f'; {caution}' if caution else ''}")
+        if self.observed is not None and self.observed.discreteness:
+            notes.append(self.observed.discreteness)
         if self.bits_per_dimension is not None:
             notes.append(f"{self.bits_per_dimension:.4f} bits per dimension at {self.iwae[-1].label}")
         if self.log_abs_det_jacobian:

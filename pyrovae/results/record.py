@@ -29,8 +29,8 @@ def from_plain(kind: type[R], plain: Any, per_datum: dict[str, Tensor] | None = 
 
     Args:
         kind: a frozen dataclass; its annotations tell what its fields are.
-        plain: what `to_plain` returned, or JSON made of it. A field whose default is None, that is not known, may be
-            missing: an earlier version may have written it.
+        plain: what `to_plain` returned, or JSON made of it. A field with a default may be missing: an earlier version
+            may have written it.
         per_datum: what `tensors_of` returned.
 
     Raises:
@@ -39,7 +39,8 @@ def from_plain(kind: type[R], plain: Any, per_datum: dict[str, Tensor] | None = 
     """
     hints = _hints(kind)  # type: ignore[arg-type]
     fields = [field for field in dataclasses.fields(kind) if field.name != PER_DATUM]  # type: ignore[arg-type]
-    late = {field.name for field in fields if field.default is None}
+    required = (dataclasses.MISSING, dataclasses.MISSING)
+    late = {field.name for field in fields if (field.default, field.default_factory) != required}
     found = set(plain) if isinstance(plain, dict) else set()
     names = {field.name for field in fields} - (late - found)
     if not isinstance(plain, dict) or found != names:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pyrovae.kl import CLOSED_FORM, closed_form_kl
 from pyrovae.pair import Pair, Program, run, run_checked
+from pyrovae.pair.support import require_common_masks
 from pyrovae.sandbox import validation
 from pyrovae.scoring.layout import from_pyro, log_prob, per_datum, to_pyro, total_of, wide
 from pyrovae.scoring.pieces import Collected, Piece, even_size, pieces
@@ -95,7 +96,7 @@ def one_particle(pair: Pair, args: tuple[Any, ...], rows: Tensor, *, checked: bo
         pair: from `inspected`.
         args: what its programs are called with, the data first.
         rows: ``(B,)``, rows of the data.
-        checked: whether Pyro checks shapes and supports, so that data outside the support are refused.
+        checked: whether shapes, supports and masks are checked, so that data outside the support are refused.
         nan_counts: whether these checks let NaN pass.
 
     """
@@ -106,6 +107,10 @@ def one_particle(pair: Pair, args: tuple[Any, ...], rows: Tensor, *, checked: bo
 
     def likelihood() -> tuple[poutine.Trace, poutine.Trace, Tensor]:
         guide_trace, model_trace = run(*pair.bind(args, rows))
+        if checked:
+            require_common_masks(
+                *({name: trace.nodes[name] for name in pair.latents} for trace in (guide_trace, model_trace))
+            )
         return guide_trace, model_trace, total_of(terms(model_trace, pair.observed))
 
     if checked:

@@ -50,6 +50,7 @@ def per_datum(pair: Pair, value: Tensor, site: Mapping[str, Any], *, lead: int) 
 def from_pyro(pair: Pair, name: str, value: Tensor, *, lead: int) -> Tensor:
     """Bring z from Pyro's layout, in which a plate owns an axis, to ``(K, B, plates inside, event)``."""
     latent = pair.latents[name]
+    value = getattr(value, "_unquantize", value)  # z of a straight-through distribution, before it was rounded
     missing = lead + pair.nesting + latent.event_dim - value.ndim
     value = value.reshape((1,) * missing + tuple(value.shape))
     for dim in range(-1, -1 - pair.nesting, -1):
@@ -65,7 +66,7 @@ def to_pyro(pair: Pair, name: str, value: Tensor, *, lead: int) -> Tensor:
     for dim in range(-pair.nesting, 0):
         if dim not in latent.plate_dims:
             value = value.unsqueeze(lead + pair.nesting + dim)
-    return value
+    return value if latent.quantize is None else latent.quantize(value)
 
 
 def wide(value: Tensor | None) -> Tensor:

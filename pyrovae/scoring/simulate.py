@@ -11,8 +11,8 @@ from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
 from pyrovae.pair import ChosenRows, Pair, Program, nan_at, take_rows, told_by_us
+from pyrovae.pair.support import unmasked
 from pyrovae.scoring.layout import from_pyro, log_prob, per_datum
-from pyrovae.scoring.observed import unmasked
 
 RELATIVE, ABSOLUTE = 1e-5, 1e-3  # differences at which two log-probabilities are still the same, the second in nats
 

@@ -13,6 +13,7 @@ from pyrovae.data import Data, Split
 from pyrovae.data.batches import Rows
 from pyrovae.objectives import ELBO
 from pyrovae.pair import Pair, Program, find_modules, inspect_pair
+from pyrovae.pair.support import Unnormalized
 from pyrovae.sandbox import frozen_unremarked, module_mode, own_store, validation
 from pyrovae.training.engine import make_step
 from pyrovae.training.feed import Feed, Given, Resident
@@ -125,6 +126,7 @@ def capture(
     engine: str = "captured",
     clip_norm: float | None = None,
     modules: Iterable[nn.Module] = (),
+    unnormalized: bool = False,
 ) -> CapturedStep:
     """Make a gradient step of a Pyro model/guide pair that is recorded once and replayed: for loops of your own.
 
@@ -146,6 +148,7 @@ def capture(
             without recording.
         clip_norm: largest norm of the gradient of the loss per datum; no clipping if None.
         modules: those used by the programs that cannot be found from them.
+        unnormalized: whether values outside the support of a distribution with ``validate_args=False`` are scored.
 
     Returns:
         The step, a function of minibatches like this one, or of row numbers of the split.
@@ -173,6 +176,7 @@ def capture(
     kept: list[str] = []
     with own_store(found, keep=kept), module_mode(found, training=False):
         few = rows.draw(torch.arange(min(len(rows), 3), device=rows.device))
+        model = Unnormalized()(model) if unnormalized else model
         pair = inspect_pair(model, guide, few, modules=found, everything=rows.everything)
         kept += pair.params
     if pair.draws_rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from pyrovae.data import Data, Split, fingerprint
 from pyrovae.data.batches import Rows, Source
 from pyrovae.objectives import ELBO, Objective
 from pyrovae.pair import Program, find_modules, inspect_pair
+from pyrovae.pair.support import Unnormalized
 from pyrovae.results import Epoch, History
+from pyrovae.results.observed import DISCRETE
 from pyrovae.sandbox import MODULE_DIVIDER, forked_random, frozen_unremarked, module_mode, own_store, stream_seed
 from pyrovae.training.checkpoint import Checkpoint
 from pyrovae.training.loop import Loop
@@ -22,6 +25,8 @@ from pyrovae.training.options import Training, choose_device
 from pyrovae.training.placement import Placement
 from pyrovae.training.step import MakeOptimizer, fused_adam
 from pyrovae.vae import require_form
+
+logger = logging.getLogger("pyrovae")
 
 
 def fit(
@@ -37,6 +42,7 @@ def fit(
     optimizer: MakeOptimizer = fused_adam,
     modules: Iterable[nn.Module] = (),
     command: Mapping[str, Any] | None = None,
+    unnormalized: bool = False,
     shown: bool = True,
 ) -> History:
     """Fit a Pyro model/guide pair by gradient steps on an objective.
@@ -66,6 +72,8 @@ def fit(
         optimizer: makes the optimizer of all parameters; its learning rate is set at the start of each epoch.
         modules: those used by the programs that cannot be found from them.
         command: options that led here, to be kept with the configuration.
+        unnormalized: whether values outside the support of a distribution with ``validate_args=False`` are scored; the
+            objective is then no bound on a log-probability.
         shown: whether progress is shown.
 
     Returns:
@@ -101,8 +109,11 @@ def fit(
         frozen_unremarked(),
     ):
         with module_mode(found, training=False):
-            pair = inspect_pair(model, guide, placed.few(), modules=found, everything=placed.everything)
+            scored = Unnormalized()(model) if unnormalized else model
+            pair = inspect_pair(scored, guide, placed.few(), modules=found, everything=placed.everything)
         placed.tell()
+        if pair.base_measure == "Lebesgue" and (num_values := rows[0].num_values) is not None:
+            logger.warning(DISCRETE.format(num_values))
         kept += [name for name in pair.params if MODULE_DIVIDER not in name]
         loop = Loop(pair, placed.rows, objective or ELBO(), training, device, optimizer, prefetched=placed.prefetched)
         loop.share()

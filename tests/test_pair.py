@@ -1236,6 +1236,15 @@ def test_a_factor_makes_a_model_unnormalized() -> None:
     assert found.iwae[-1].value == pytest.approx(EXACT.mean().item() + 1)
 
 
+def test_an_improper_prior_makes_a_model_unnormalized() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.ImproperUniform(constraints.real_vector, (), (3,)))
+            pyro.sample("x", likelihood(z), obs=x)
+
+    assert "improper prior of 'z'" in evaluate(model, pair_of(TRUTH)[1], X, ks=(1,), shown=False).unnormalized
+
+
 class Overconfident(dist.Bernoulli):
     """A distribution whose log-probability is wrong."""
 

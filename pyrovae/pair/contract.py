@@ -13,7 +13,7 @@ from torch import nn
 from pyrovae.data.transform import BaseMeasure
 from pyrovae.kl import MASKED_DIFFERENTLY, closed_form_kl, latent_sites
 from pyrovae.pair.structure import Latent, Pair, Program, straight_through
-from pyrovae.pair.support import UNNORMALIZED, is_discrete, require_common_masks
+from pyrovae.pair.support import UNNORMALIZED, is_discrete, is_improper, require_common_masks
 
 
 def read_pair(
@@ -82,7 +82,7 @@ def read_pair(
         num_units=num_elements,
         base_measure=_base_measure(observed),
         factors=_factors(observed),
-        unnormalized=_unnormalized(observed),
+        unnormalized=_unnormalized(observed, model_sites),
         kl={name: _kl_method(name, model_trace, guide_trace) for name in guide_sites},
     )
 
@@ -111,11 +111,12 @@ def _factors(observed: dict[str, Any]) -> tuple[str, ...]:
     return tuple(name for name, site in observed.items() if isinstance(site["fn"], dist.Unit))
 
 
-def _unnormalized(observed: dict[str, Any]) -> str | None:
+def _unnormalized(observed: dict[str, Any], latent: dict[str, Any]) -> str | None:
     """Return the reason why a model is no probability distribution, None if it is one."""
     factors = _factors(observed)
     allowed = [name for name, site in observed.items() if site["infer"].get(UNNORMALIZED)]
     reasons = [f"pyro.factor {', '.join(map(repr, factors))} in the model"] if factors else []
+    reasons += [f"improper prior of {name!r}" for name, site in latent.items() if is_improper(site["fn"])]
     reasons += ["unnormalized=True allows values outside the support"] if allowed else []
     return "; ".join(reasons) or None
 

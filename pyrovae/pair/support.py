@@ -169,6 +169,11 @@ def is_discrete(fn: Any) -> bool | None:
     return None
 
 
+def is_improper(fn: Any) -> bool:
+    """Return whether a distribution has no normalized density."""
+    return any(isinstance(layer, dist.ImproperUniform) for layer in _layers(fn))
+
+
 def own_attribute(fn: Any, name: str, default: Any = None) -> Any:
     """Return an attribute of a distribution, or the default if it is not implemented."""
     try:

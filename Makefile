@@ -1,11 +1,12 @@
 # make demo    train on the digits, evaluate with K up to 5000, and say where the report is
-# make test    format, lint, types and the whole test suite
-# Both make .venv and install the package into it first, and are safe to repeat.
+# make test    format, lint, types and the tests that take minutes together
+# make test-all    the same with the tests marked slow
+# All make .venv and install the package into it first, and are safe to repeat.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test clean
+.PHONY: demo test test-all clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/installed
@@ -13,11 +14,12 @@ demo: .venv/installed
 	$(BIN)/pyrovae train --folder runs/demo --epochs 100
 	$(BIN)/pyrovae evaluate runs/demo
 
-test: .venv/installed
+test: TESTS = -m "not slow"
+test test-all: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(TESTS)
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || (echo "pyrovae needs Python 3.11 or later; name one: make PYTHON=python3.12" && exit 1)

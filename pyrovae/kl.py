@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import torch
 from pyro.distributions import MaskedDistribution
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
@@ -56,7 +57,7 @@ def closed_form_kl(name: str, model_trace: Nodes, guide_trace: Nodes) -> tuple[T
     if not _masked_alike(guide_site["fn"], model_site["fn"]):  # Pyro would take the intersection of the masks
         return None, MASKED_DIFFERENTLY
     try:
-        kl = kl_divergence(guide_site["fn"], model_site["fn"])
+        kl = torch.as_tensor(kl_divergence(guide_site["fn"], model_site["fn"]))  # a number where all is masked
         batch_shape = guide_site["fn"].batch_shape
         return kl if kl.shape == batch_shape else kl.expand(batch_shape), CLOSED_FORM
     except NotImplementedError:

@@ -311,6 +311,21 @@ def scaled_and_labelled(x: Tensor, y: Tensor) -> None:
     pyro.sample("y", dist.Bernoulli(torch.tensor(0.5)), obs=(y > 0).double())
 
 
+def only_y(x: Tensor, y: Tensor) -> None:
+    pyro.sample("label", dist.Normal(torch.tensor(0.0), 1.0), obs=y)
+
+
+def joined_columns(x: Tensor, y: Tensor) -> None:
+    pyro.sample("xy", gaussian(torch.zeros(5)), obs=torch.cat([x, y.unsqueeze(-1)], -1))
+
+
+@pytest.mark.parametrize("num_data", [1, 4])
+def test_rows_that_are_all_equal_do_not_hide_an_observation(num_data: int) -> None:
+    data = (torch.ones(num_data, 4), torch.ones(num_data))
+    assert evaluated(observing(joint), data).density == "p(x, y)"
+    assert evaluated(observing(given_y), data).density == "p(x | c)"
+
+
 @pytest.mark.parametrize(
     ("observe", "density", "num_given", "what"),
     [
@@ -318,6 +333,8 @@ def scaled_and_labelled(x: Tensor, y: Tensor) -> None:
         (given_y, "p(x | c)", 1, "x"),
         (given_x, "p(label | x)", 4, "x"),
         (scaled_and_labelled, "p(x, y)", 0, "a part of x, or values made of it"),
+        (only_y, "p(label)", 0, "x"),
+        (joined_columns, "p(xy)", 0, "x"),
     ],
 )
 def test_a_number_is_named_by_what_is_observed(
@@ -355,3 +372,5 @@ def test_values_that_look_discrete_are_counted() -> None:
     assert found.observed.num_values == 17
     assert "the data take only 17 distinct values" in str(found)
     assert evaluated(observing(whole), x).observed.num_values is None
+    sparse = torch.randn(50, 4) * (torch.rand(50, 4) > 0.9)  # most are 0, the others are all different
+    assert evaluated(observing(whole), sparse).observed.num_values is None

@@ -457,7 +457,7 @@ def test_latent_masks_must_have_the_same_values() -> None:
 
     def model(x: Tensor, a: Tensor, b: Tensor) -> None:
         with pyro.plate("data", len(x)):
-            pyro.sample("x", likelihood(pyro.sample("z", prior().mask(a))), obs=x)
+            pyro.sample("x", likelihood(pyro.sample("z", prior().mask(a))).mask(a), obs=x)
 
     def guide(x: Tensor, a: Tensor, b: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -488,6 +488,22 @@ def conditional() -> tuple[Callable[..., None], Callable[..., None]]:
             pyro.sample("z", posterior(x - shift))
 
     return model, guide
+
+
+def test_a_masked_latent_must_not_be_used() -> None:
+    kept = torch.arange(23) % 2 == 0
+
+    def model(x: Tensor, kept: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", prior().mask(kept))
+            pyro.sample("x", likelihood(z), obs=x)
+
+    def guide(x: Tensor, kept: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", posterior(x).mask(kept))
+
+    with pytest.raises(ValueError, match="'z' are masked, but the model depends on them for .* mask what depends"):
+        log_weights(model, guide, X, kept, num_particles=2)
 
 
 def test_covariates_travel_with_the_data() -> None:
@@ -716,6 +732,10 @@ def refused_pairs() -> dict[str, tuple[Pair, str]]:
     soft = dist.RelaxedBernoulli(torch.tensor(0.5), half).to_event(1)
     rounded = dist.RelaxedBernoulliStraightThrough(torch.tensor(0.5), half).to_event(1)
     unchecked = dist.Exponential(torch.ones(3), validate_args=False).to_event(1)
+    points = dist.MaskedMixture(torch.tensor(data=True), dist.Delta(half), dist.Delta(half)).to_event(1)
+    moved_bits = dist.TransformedDistribution(
+        dist.Bernoulli(half), [dist.transforms.AffineTransform(0.0, 0.1)]
+    ).to_event(1)
 
     return {
         "point in the guide": (
@@ -728,6 +748,8 @@ def refused_pairs() -> dict[str, tuple[Pair, str]]:
         "beyond the prior": ((from_prior(unchecked), guide), "draws 'z' from .*Real.*same support"),
         "simplex": ((model, drawn_from(lambda x: dist.Dirichlet(2 * half))), "draws 'z' from .*implex"),
         "reals for a simplex": ((from_prior(dist.Dirichlet(half)), guide), "draws 'z' from .*Real"),
+        "mixture of points": ((model, drawn_from(lambda x: points)), "'z' is a point"),
+        "discrete, transformed": ((model, drawn_from(lambda x: moved_bits)), "'z' is discrete in the guide"),
         "masked prior": (
             (from_prior(prior().mask(torch.tensor(data=False))), guide),
             "'z' is masked in only one of model and guide",
@@ -1262,3 +1284,69 @@ def test_a_log_probability_above_zero_is_an_error() -> None:
 
     with pytest.raises(ValueError, match=r"at most 0, but ELBO is .* nats: .*a log_prob is wrong"):
         evaluate(model, lambda x: guide(0 * x), torch.ones(6, 5), ks=(1, 10), shown=False)
+
+
+@pytest.mark.parametrize(
+    ("prior", "guide"),
+    [
+        (
+            dist.Uniform(-torch.ones(3), 1.0),
+            lambda m: dist.TransformedDistribution(
+                dist.Beta(1 + m.sigmoid(), 2.0), [dist.transforms.AffineTransform(-1.0, 2.0)]
+            ),
+        ),
+        (dist.Uniform(-math.pi * torch.ones(3), math.pi), lambda m: dist.VonMises(m, 2.0)),
+        (dist.Uniform(torch.zeros(3), 1.0, validate_args=False), lambda m: dist.Uniform(-0.5 + 0 * m, 1.0)),
+        (dist.Gamma(torch.ones(3), 1.0), lambda m: dist.LogNormal(0.1 * m, 0.5)),
+    ],
+)
+def test_guides_whose_draws_lie_in_the_support_are_taken(prior: Any, guide: Callable[[Tensor], Any]) -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", likelihood(pyro.sample("z", prior.to_event(1))), obs=x)
+
+    def program(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", guide(x[:, :3]).to_event(1))
+
+    values = log_weights(model, program, X, num_particles=3)
+    assert not values.isnan().any()
+
+
+def test_whole_numbers_are_checked_where_torch_looks_at_sums() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", prior())
+            pyro.sample("x", dist.Multinomial(9, logits=z @ TRUTH.weight.T), obs=x)
+
+    _, guide = pair_of(TRUTH)
+    assert log_weights(model, guide, torch.ones(4, 5), num_particles=2).isfinite().all()
+    with pytest.raises(ValueError, match="site 'x': 4 of 4 lie outside the support .* of Multinomial"):
+        log_weights(model, guide, torch.full((4, 5), 0.4), num_particles=2)
+
+
+class Grey(dist.Bernoulli):
+    """A distribution that computes cross-entropy and checks nothing."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return -nn.functional.binary_cross_entropy_with_logits(self.logits, value, reduction="none")
+
+
+def test_a_log_prob_that_checks_nothing_is_checked() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", prior())
+            pyro.sample("x", Grey(logits=z @ TRUTH.weight.T).to_event(1), obs=x)
+
+    with pytest.raises(ValueError, match="115 of 115 lie outside the support Boolean.. of Grey|lie outside"):
+        evaluate(model, pair_of(TRUTH)[1], torch.rand(23, 5), ks=(1,), shown=False)
+
+
+def test_unnormalized_scores_what_ours_refuses_too() -> None:
+    vae = make_vae()
+    x = torch.rand(5, 1, 8, 8)
+    with pytest.raises(ValueError, match="scores data that are 0 or 1"):
+        evaluate(vae.model, vae.guide, x, ks=(1,), shown=False)
+    found = evaluate(vae.model, vae.guide, x, ks=(1,), unnormalized=True, shown=False)
+    assert found.unnormalized
+    assert found.density == "p(x)"

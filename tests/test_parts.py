@@ -508,7 +508,7 @@ def test_levels_are_those_of_the_data(kind: type, form: str, options: dict[str, 
 def test_counts_are_no_grey_levels() -> None:
     data = pyrovae.data.from_arrays(np.random.default_rng(0).poisson(3, (100, 4)))
     assert data.train.levels is None
-    with pytest.raises(ValueError, match="levels is None; .*counts have none: score those by a likelihood of counts"):
+    with pytest.raises(ValueError, match="levels is None; .*--data.levels.*score counts by a likelihood of counts"):
         data.for_form("binary")
     vae = make_vae(likelihood=likelihoods.Poisson((4,)))
     assert evaluate(vae.model, vae.guide, data.for_form("counts"), ks=(1,), shown=False).elbo.value < 0

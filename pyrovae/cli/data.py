@@ -28,6 +28,12 @@ def add_data(parser: Parser, default: str | None = "digits") -> None:
         default="true" if default else None,
         help="fetch what is missing (default: true)",
     )
+    group.add_argument(
+        "--data.levels",
+        type=int,
+        metavar="N",
+        help="values that integers take (default: 2 or 256, if they show it)",
+    )
     names = ", ".join(classes(transforms))
     group.add_argument("--data.transform", metavar="CLASS", help=f"{names} (default: what the likelihood scores)")
     group.add_argument(
@@ -62,6 +68,7 @@ def load_data(options: dict[str, Any], form: transforms.Form) -> Data:
         root=options["data.root"],
         download=options["data.download"] != "false",
         seed=options["data.seed"],
+        levels=options["data.levels"],
     )
     if options["data.transform"] is None:
         return data.for_form(form)
@@ -77,7 +84,7 @@ def load_data(options: dict[str, Any], form: transforms.Form) -> Data:
 def data_of(run: Run, options: dict[str, Any]) -> Data:
     """Return the data of a run, with the options that were given in place of its own."""
     own = {} if options["data"] else command_of(run.config, run.folder.path)
-    names = ("data", "data.root", "data.download", "data.transform", "data.seed")
+    names = ("data", "data.root", "data.download", "data.transform", "data.levels", "data.seed")
     merged = {name: own.get(name) if options[name] is None else options[name] for name in names}
     data = load_data(merged | {"data.seed": merged["data.seed"] or 0}, run.vae.likelihood.form)
     trained = run.config["data"]["transform"]

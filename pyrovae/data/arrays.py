@@ -31,8 +31,8 @@ def from_arrays(
 
     Shapes stay as given: an array ``(N, H, W)`` has data of shape ``(H, W)``, and no channel axis is added. Booleans
     are stored as bytes of 2 levels; integers from 0 to 255 as bytes, other integers as int64, floats as they are.
-    Integers have 2 levels if all are 0 or 1, and 256 if they are bytes or one of them is above 127; smaller ones may be
-    counts, and have levels only if `levels` says so.
+    Integers have 2 levels if all are 0 or 1, and bytes 256 if one of them is above 127; smaller ones may be counts or
+    of fewer levels, and have levels only if `levels` says so.
 
     Args:
         x: numbers, ``(N, *x_shape)``.
@@ -104,7 +104,6 @@ def from_splits(
 def store(x: Array, *, levels: int | None) -> tuple[Tensor, int | None]:
     """Return numbers as they are kept, and how many values they can take where that is known."""
     stored = to_tensor(x)
-    of_bytes = stored.dtype == torch.uint8
     if stored.is_floating_point():
         if levels is not None:
             raise ValueError(
@@ -116,7 +115,7 @@ def store(x: Array, *, levels: int | None) -> tuple[Tensor, int | None]:
     low, high = (0, 1) if stored.dtype == torch.bool or not stored.numel() else [int(v) for v in stored.aminmax()]
     bytes_do = low >= 0 and high <= torch.iinfo(torch.uint8).max
     if levels is None and bytes_do:
-        levels = 2 if high <= 1 else BYTE_LEVELS if of_bytes or high > BYTE_LEVELS // 2 else None
+        levels = 2 if high <= 1 else BYTE_LEVELS if high >= BYTE_LEVELS // 2 else None
     elif levels is not None and not (low >= 0 and high < levels):
         raise ValueError(
             f"levels={levels} means integers from 0 to {levels - 1}, but received {low} to {high}; "

@@ -12,17 +12,18 @@ from pyrovae.data.splits import Split, count_not_finite, fingerprint
 from pyrovae.data.transform import float_dtype
 from pyrovae.data.transforms import Identity
 
-FIRST = 1000  # data whose values are counted
+FIRST = 2**16  # elements whose values are counted
 MOST_LEVELS = 256  # distinct values of data that may be discrete
-REPETITIONS = 10  # of each of them, in the mean
+REPETITIONS, FREQUENT = 5, 0.8  # how often values of discrete data repeat at least, and the share that do
 
 Source = Split | Tensor | tuple[Tensor, ...]
 
 
-def num_distinct(values: Tensor, num_elements: int) -> int | None:
-    """Return the number of distinct values of some elements, None where they do not look discrete."""
-    few = 0 < len(values) <= MOST_LEVELS and REPETITIONS * len(values) <= num_elements
-    return len(values) if few else None
+def num_distinct(x: Tensor) -> int | None:
+    """Return the number of distinct values among the first elements of x, None if they do not look discrete."""
+    _, counts = x.flatten()[:FIRST].unique(return_counts=True)
+    few = len(counts) <= MOST_LEVELS and (counts >= REPETITIONS).sum() >= FREQUENT * len(counts)
+    return len(counts) if few and len(counts) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +99,8 @@ class Rows:
         """Number of distinct values of the first data; None if they are many, seldom repeat, or hold noise."""
         if isinstance(self.source, Split) and self.source.transform.random:
             return None
-        return num_distinct(self._stored[0][:FIRST].unique(), self._stored[0][:FIRST].numel())
+        rows = max(1, FIRST // max(1, self._stored[0][0].numel()))
+        return num_distinct(self._stored[0][:rows])
 
     def lies_on(self, device: torch.device | str) -> bool:
         """Tell whether the data, and what travels with them, are there."""

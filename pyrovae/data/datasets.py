@@ -88,6 +88,7 @@ def load(
     seed: int = 0,
     validation: float = 0.1,
     test: float = 0.1,
+    levels: int | None = None,
 ) -> Data:
     """Load data from whatever holds them.
 
@@ -102,8 +103,12 @@ def load(
         seed: of the shuffle, and of the noise of `Split.fixed`.
         validation: as in `from_arrays`, for data without splits of their own.
         test: likewise.
+        levels: as in `from_arrays`, for data that do not say it.
 
     """
+    options: dict[str, Any] = {"validation": validation, "test": test, "seed": seed}
+    if levels is not None:
+        options["levels"] = levels
     if isinstance(source, Data):
         return source
     if isinstance(source, str | Path):
@@ -115,20 +120,20 @@ def load(
         if plain in named:
             return named[plain](root=root, download=download, seed=seed)
         if path.is_dir():
-            return from_folder(path, validation=validation, test=test, seed=seed)
+            return from_folder(path, **options)
         if path.is_file():
-            return from_file(path, validation=validation, test=test, seed=seed)
+            return from_file(path, **options)
         nearest = difflib.get_close_matches(str(source).lower(), NAMES, n=1)
         raise ValueError(
             f"data are named {', '.join(NAMES)}, or by the path of a file or folder, but {str(source)!r} is neither; "
             + (f"did you mean {nearest[0]}?" if nearest else "check the path")
         )
     if isinstance(source, Dataset | DataLoader):
-        return from_dataset(source, validation=validation, test=test, seed=seed)
+        return from_dataset(source, **options)
     if isinstance(source, Tensor | np.ndarray):
-        return from_arrays(source, validation=validation, test=test, seed=seed)
+        return from_arrays(source, **options)
     if isinstance(source, tuple) and len(source) == 2:
-        return from_arrays(*source, validation=validation, test=test, seed=seed)
+        return from_arrays(*source, **options)
     raise TypeError(
         f"data come from a name, a path, an array, a pair (x, labels), a torch data set or a loader, but received "
         f"{type(source).__name__}; stack them to an array (N, ...) first"

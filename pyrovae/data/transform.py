@@ -80,8 +80,9 @@ def level_count(stored: Tensor, *, levels: int | None) -> int:
     levels = 2 if levels is None and stored.dtype == torch.bool else levels
     if levels is None or levels < 2:
         raise ValueError(
-            f"integers need a number of levels, two or more, but levels is {levels}; bytes have levels=256, and counts "
-            "have none: score those by a likelihood of counts, such as Poisson"
+            f"integers need a number of levels, two or more, but levels is {levels}; bytes have levels=256. State "
+            "it when the data are loaded (levels=, on the command line --data.levels), or score counts by a likelihood "
+            "of counts, such as Poisson"
         )
     return levels
 

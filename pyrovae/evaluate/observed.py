@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pyrovae.data.batches import MOST_LEVELS, num_distinct
+from pyrovae.data.batches import FIRST, num_distinct
 from pyrovae.pair import Pair
 from pyrovae.results.observed import DRAWN, MASKED, OTHER, WHOLE, Observed
 from pyrovae.sandbox import forked_random, stream_seed
-from pyrovae.scoring import observed_values, sources
+from pyrovae.scoring import observed_values, roles
 
 Batches = Iterator[tuple[Tensor, int, tuple[Any, ...]]]
 
@@ -35,9 +36,9 @@ def observe(pair: Pair, batches: Batches) -> Observed | None:
 
     """
     digests: list[Any] = []
-    observed = {0}
+    observed, conditions = {0}, set[int]()
     given: dict[str, int] = {}
-    levels = torch.zeros(0, dtype=torch.float64)
+    elements = torch.zeros(0, dtype=torch.float64)
     names = tuple(name for name in pair.observed if name not in pair.factors)
     scored = torch.zeros(0, dtype=torch.bool)
     whole = in_place = fixed = True
@@ -47,9 +48,10 @@ def observe(pair: Pair, batches: Batches) -> Observed | None:
         values = torch.cat(tuple(sites.values()), 1)[:count]
         if number == 0:
             if len(args) > 1:
-                observed = sources(pair, args, rows, sites, stream_seed("observed", number)) or {0}
+                observed, conditions = roles(pair, args, rows, stream_seed("observed", number))
+                observed = observed or {0}
             for i, argument_name in enumerate(_names(pair, len(args))):
-                if i not in observed:
+                if i in conditions:
                     given[argument_name] = given.get(argument_name, 0) + args[i][0].numel()
             digests = [hashlib.sha256() for _ in range(values.shape[1])]
             scored = torch.zeros(values.shape[1], dtype=torch.bool)
@@ -67,8 +69,8 @@ def observe(pair: Pair, batches: Batches) -> Observed | None:
         scored |= (~masked).any(0)
         num_scored += int((~masked).sum())
         num_data += count
-        if pair.base_measure == "Lebesgue" and len(levels) <= MOST_LEVELS:
-            levels = torch.cat([levels, values[~masked]]).unique()
+        if pair.base_measure == "Lebesgue" and len(elements) < FIRST:
+            elements = torch.cat([elements, values[~masked]])
     if not digests:
         return None
     what = WHOLE if whole else MASKED if in_place else OTHER
@@ -80,14 +82,18 @@ def observe(pair: Pair, batches: Batches) -> Observed | None:
         sites=names,
         given=given,
         only_data=observed == {0},
-        num_values=num_distinct(levels, num_scored),
+        num_values=num_distinct(elements),
     )
 
 
 def _names(pair: Pair, num: int) -> list[str]:
     """Return the names of the first positional arguments of the model, ``c`` for those that it does not name."""
     try:
-        parameters = list(inspect.signature(pair.model).parameters.values())
+        model = pair.model
+        while isinstance(model, functools.partial) and model.args and callable(model.args[-1]):  # a handler of Pyro's
+            model = model.args[-1]
+        model = model.forward if isinstance(model, nn.Module) else model
+        parameters = list(inspect.signature(model).parameters.values())
     except (TypeError, ValueError):  # a program may be any callable
         parameters = []
     named = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]

@@ -6,9 +6,17 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from pyrovae.data import Data, Split
-from pyrovae.data.transforms import Identity
+from pyrovae.data import Data, Split, transforms
 from pyrovae.likelihoods.base import Likelihood
+
+CHANGING = (
+    transforms.DynamicBinarization,
+    transforms.StaticBinarization,
+    transforms.Threshold,
+    transforms.Grey,
+    transforms.Dequantization,
+    transforms.Standardization,
+)  # transforms whose values are no stored levels
 
 
 class LevelLikelihood(Likelihood):
@@ -55,15 +63,22 @@ class LevelLikelihood(Likelihood):
         """
         super().require_form(split)
         name = type(self).__name__
-        if not isinstance(split.transform, Identity):
+        if isinstance(split.transform, CHANGING):
             raise ValueError(
                 f"{name} scores levels as they are stored, but {split.name} gives them by {split.transform}; take "
                 f"data.for_form('levels') and {name}.for_data(data), or a likelihood for transformed data"
             )
         if split.levels is not None and split.levels != self.levels:
             raise ValueError(
-                f"{name} scores {self.levels} levels, but {split.name} has {split.levels}, so that probability is lost "
-                f"on the others; build it by {name}.for_data(data), or with levels={split.levels}"
+                f"{name} scores {self.levels} levels, but {split.name} has {split.levels}; build it by "
+                f"{name}.for_data(data), or with levels={split.levels}"
+            )
+        largest = int(split.stored.max()) if split.levels is None else self.levels
+        if 2 * (largest + 1) < self.levels:
+            raise ValueError(
+                f"{name} scores {self.levels} levels, but no value of {split.name} is above {largest}, so that "
+                "probability is lost on the others; state the number of levels when the data are loaded (levels=, on "
+                f"the command line --data.levels), and build it by {name}.for_data(data)"
             )
 
     @property

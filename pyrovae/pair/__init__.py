@@ -10,9 +10,11 @@ from pyrovae.pair.checked import nan_at, run_checked, told_by_us
 from pyrovae.pair.inspection import inspect_pair, run
 from pyrovae.pair.modules import find_modules
 from pyrovae.pair.structure import PARTICLE_PLATE, ChosenRows, Latent, Pair, Program, take_rows
+from pyrovae.pair.support import Unnormalized
 
 __all__ = [
     "PARTICLE_PLATE",
+    "Unnormalized",
     "ChosenRows",
     "Latent",
     "Pair",

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.distributions.utils import lazy_property
 
-from pyrovae.pair.support import SupportCheck, constraint_name, element_constraint, own_attribute
+from pyrovae.pair.support import constraint_name, element_constraint, own_attribute, require_supported
 from pyrovae.sandbox import random_state, set_random_state, validation
 
 T = TypeVar("T")
@@ -46,17 +46,25 @@ def run_checked(attempt: Callable[[], T], device: torch.device, *, nan_counts: b
     """
     before = random_state(device)
     try:
-        with validation(enabled=True), SupportCheck():
-            return attempt()
+        with validation(enabled=True), SampledSites() as sampled:
+            result = attempt()
     except ValueError as error:
         failure, root = error, _root(error)
+    else:
+        for site in sampled.sites:
+            require_supported(site)
+        return result
     if _raised_in(root, OURS):
         raise root
     if not _raised_in(root, *CHECKS):
         raise failure
     set_random_state(before, device)
     found: list[T] = []
-    with validation(enabled=False), _Noted() as noted, suppress(Exception):  # what is wrong may stop it later, too
+    with (
+        validation(enabled=False),
+        SampledSites() as noted,
+        suppress(Exception),
+    ):  # what is wrong may stop it later, too
         found.append(attempt())
     wrong, nan = _wrong(noted.sites), nan_at(noted.sites) or _nan_log_prob(noted.sites)
     if wrong is None and nan is not None and nan_counts and found:
@@ -98,8 +106,8 @@ def _nan_log_prob(sites: Iterable[Any]) -> str | None:
     return None
 
 
-class _Noted(Messenger):
-    """Notes the sample sites of all programs that run inside."""
+class SampledSites(Messenger):
+    """Collect the sample sites of all programs that run inside."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ from torch import nn
 from pyrovae.data.transform import BaseMeasure
 from pyrovae.kl import MASKED_DIFFERENTLY, closed_form_kl, latent_sites
 from pyrovae.pair.structure import Latent, Pair, Program, straight_through
-from pyrovae.pair.support import UNNORMALIZED, is_discrete, is_improper, require_common_masks
+from pyrovae.pair.support import UNNORMALIZED, is_discrete, is_improper, is_point, require_common_masks
 
 
 def read_pair(
@@ -116,6 +116,7 @@ def _unnormalized(observed: dict[str, Any], latent: dict[str, Any]) -> str | Non
     factors = _factors(observed)
     allowed = [name for name, site in observed.items() if site["infer"].get(UNNORMALIZED)]
     reasons = [f"pyro.factor {', '.join(map(repr, factors))} in the model"] if factors else []
+    reasons += [f"{name!r} observes a point (Delta)" for name, site in observed.items() if is_point(site["fn"])]
     reasons += [f"improper prior of {name!r}" for name, site in latent.items() if is_improper(site["fn"])]
     reasons += ["unnormalized=True allows values outside the support"] if allowed else []
     return "; ".join(reasons) or None

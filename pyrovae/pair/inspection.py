@@ -142,9 +142,9 @@ def _checked_run(
 ) -> tuple[poutine.Trace, poutine.Trace]:
     def attempt() -> tuple[poutine.Trace, poutine.Trace]:
         traces = run(functools.partial(model, *args), functools.partial(guide, *args))
-        for name, site in latent_sites(traces[0]).items():
-            if name in traces[1].nodes:
-                require_common_measure(site, traces[1].nodes[name])
+        drawn, scored = (latent_sites(trace) for trace in traces)
+        for name in drawn if drawn.keys() == scored.keys() else ():
+            require_common_measure(drawn[name], scored[name])
         _log_probs(*traces)
         return traces
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -18,6 +19,21 @@ from pyrovae.pair.structure import straight_through
 Site = Mapping[str, Any]
 
 UNNORMALIZED = "unnormalized"  # key of a site's `infer` that allows values outside the support
+_WRAPPERS = (torch.distributions.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
+_COMPONENTS = ("base_dist", "_component_distribution", "component0", "component1")
+_FULL = {  # distributions with a positive density everywhere on the support that they declare
+    dist.Cauchy,
+    dist.Exponential,
+    dist.Gamma,
+    dist.Gumbel,
+    dist.Laplace,
+    dist.LogNormal,
+    dist.Logistic,
+    dist.LowRankMultivariateNormal,
+    dist.MultivariateNormal,
+    dist.Normal,
+    dist.StudentT,
+}
 _LOWER_DIMENSIONAL = tuple(
     type(constraint)
     for constraint in (
@@ -33,37 +49,49 @@ _LOWER_DIMENSIONAL = tuple(
 
 
 class Unnormalized(Messenger):
-    """Allow a program to score values outside the support of a distribution that does not check them."""
+    """Let a program score values outside the support of its distributions.
+
+    The results are no log-probabilities, and are marked so: ``evaluate(..., unnormalized=True)`` is
+    ``evaluate(Unnormalized()(model), ...)``.
+    """
 
     def _pyro_sample(self, msg: Any) -> None:
         msg["infer"] = {**(msg["infer"] or {}), UNNORMALIZED: True}
+        msg["fn"] = _unchecked(msg["fn"])
 
 
-class SupportCheck(Messenger):
-    """Check the observed values of all programs that run inside against the supports of their distributions."""
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if msg["is_observed"] and not msg["infer"].get(UNNORMALIZED) and not is_validated(msg["fn"]):
-            require_supported(msg)
-
-
-def is_validated(fn: Any) -> bool:
-    """Return whether a distribution checks its values by itself, at every level."""
-    return all(getattr(layer, "_validate_args", True) for layer in _layers(fn))
+def _unchecked(fn: Any) -> Any:
+    """Return a copy of a distribution that does not check its values at any level."""
+    if not isinstance(fn, torch.distributions.Distribution):
+        return fn
+    fn = copy.copy(fn)
+    fn._validate_args = False
+    for name in _COMPONENTS:
+        if name in vars(fn):
+            setattr(fn, name, _unchecked(getattr(fn, name)))
+    return fn
 
 
 def require_supported(site: Site) -> None:
     """Refuse a value outside the support of its distribution, unless its log-probability there is -inf.
+
+    A support that is met only up to rounding, such as a simplex, is not checked.
 
     Raises:
         ValueError: with the number of such elements, the first one, and what to do.
 
     """
     fn, value = site["fn"], site["value"]
+    if not isinstance(fn, torch.distributions.Distribution) or site["infer"].get(UNNORMALIZED):
+        return
     support = element_constraint(own_attribute(fn, "support"))
-    if not isinstance(value, Tensor) or support is None or constraints.is_dependent(support):
+    unknown = support is None or constraints.is_dependent(support) or isinstance(support, _LOWER_DIMENSIONAL)
+    if unknown or not isinstance(value, Tensor):
         return
     inside = support.check(value)
+    if is_discrete(fn):  # torch looks at the sum of a multinomial only
+        whole = value == value.round()
+        inside = inside & (whole if inside.ndim == value.ndim else whole.all(-1))
     judged_as_event = inside.ndim < value.ndim
     outside = ~inside & ~(value.isnan().flatten(inside.ndim).any(-1) if judged_as_event else value.isnan())
     if not outside.any():
@@ -76,11 +104,16 @@ def require_supported(site: Site) -> None:
     if outside.any():
         values = value.expand(outside.shape) if not judged_as_event else value
         first = "" if judged_as_event else f" (the first is {values[outside][0].item():.6g})"
+        cure = (
+            "their score is no log-probability, whatever validate_args says; binarize or rescale the data, choose a "
+            "distribution for them, or pass unnormalized=True to fit, capture or evaluate for numbers that are no "
+            "log-probabilities"
+            if site["is_observed"]
+            else "give model and guide the same support"
+        )
         raise ValueError(
             f"the value at the site {site['name']!r}: {int(outside.sum())} of {outside.numel()} lie outside the "
-            f"support {constraint_name(support)} of {distribution_name(fn)}{first}, and "
-            "validate_args=False does not make their score a log-probability; binarize or rescale the data, choose a "
-            "likelihood for them, or pass unnormalized=True to compute numbers that are no log-probabilities"
+            f"support {constraint_name(support)} of {distribution_name(fn)}{first}; {cure}"
         )
 
 
@@ -93,13 +126,13 @@ def require_common_measure(guide_site: Site, model_site: Site) -> None:
     """
     name = guide_site["name"]
     for program, site in (("guide", guide_site), ("model", model_site)):
-        if any(isinstance(layer, dist.Delta) for layer in _layers(site["fn"])):
+        parts = list(_parts(site["fn"]))
+        if any(isinstance(part, dist.Delta) for part in parts):
             raise ValueError(
                 f"the latent variable {name!r} is a point (Delta) in the {program}, which has no density, so that no "
-                "bound on log p(x) exists; give it a distribution with a density, such as a Normal with a small scale, "
-                "or in both programs pyro.deterministic"
+                "bound on log p(x) exists; give it a distribution with a density, such as a Normal"
             )
-        if getattr(site["fn"], "has_enumerate_support", False) or is_discrete(site["fn"]):
+        if getattr(site["fn"], "has_enumerate_support", False) or any(map(is_discrete, parts)):
             raise ValueError(
                 f"the latent variable {name!r} is discrete in the {program}, which neither a reparametrized ELBO nor "
                 "these estimates handle; sum it out in the model, or relax it in model and guide alike "
@@ -116,10 +149,10 @@ def require_common_measure(guide_site: Site, model_site: Site) -> None:
     other_measure = type(drawn) is not type(scored) and any(
         isinstance(support, _LOWER_DIMENSIONAL) for support in (drawn, scored)
     )
-    if other_measure or _exceeds(drawn, scored):
+    if other_measure or (type(_unwrapped(guide_site["fn"])) in _FULL and _exceeds(drawn, scored)):
         raise ValueError(
-            f"the guide draws {name!r} from the support {constraint_name(drawn)}, but the prior's is "
-            f"{constraint_name(scored)}, so that no importance weight is defined; give both the same support"
+            f"the guide draws {name!r} from the support {constraint_name(drawn)}, but the prior has a density on "
+            f"{constraint_name(scored)} alone; give both the same support"
         )
 
 
@@ -169,6 +202,11 @@ def is_discrete(fn: Any) -> bool | None:
     return None
 
 
+def is_point(fn: Any) -> bool:
+    """Return whether a distribution is a point mass."""
+    return any(isinstance(layer, dist.Delta) for layer in _layers(fn))
+
+
 def is_improper(fn: Any) -> bool:
     """Return whether a distribution has no normalized density."""
     return any(isinstance(layer, dist.ImproperUniform) for layer in _layers(fn))
@@ -196,8 +234,22 @@ def constraint_name(constraint: Any) -> str:
 
 
 def distribution_name(fn: Any) -> str:
-    """Return the class name of the innermost distribution."""
-    return type(_layers(fn)[-1]).__name__
+    """Return the class name of a distribution, without the wrappers of independence and masks."""
+    return type(_unwrapped(fn)).__name__
+
+
+def _unwrapped(fn: Any) -> Any:
+    while isinstance(fn, _WRAPPERS):
+        fn = fn.base_dist
+    return fn
+
+
+def _parts(fn: Any) -> Iterator[Any]:
+    """Yield a distribution and those that its draws come from; the choice of a mixture's component is none of them."""
+    yield fn
+    for name in _COMPONENTS:
+        if isinstance(inner := getattr(fn, name, None), torch.distributions.Distribution):
+            yield from _parts(inner)
 
 
 def _layers(fn: Any) -> list[Any]:
@@ -210,8 +262,7 @@ def _layers(fn: Any) -> list[Any]:
 
 def _element_log_prob(fn: Any, value: Tensor) -> Tensor | None:
     """Return the log-probability of each element or event, unchecked; None if it cannot be computed."""
-    while isinstance(fn, (torch.distributions.Independent, dist.MaskedDistribution)):
-        fn = fn.base_dist
+    fn = _unchecked(_unwrapped(fn))
     with suppress(Exception):  # a distribution may compute anything outside its support
         log_prob: Tensor = fn.log_prob(value)
         return log_prob

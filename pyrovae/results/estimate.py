@@ -77,15 +77,15 @@ def require_possible(*estimates: Estimate) -> None:
     """Refuse an estimate of a log-probability that is above zero by more than four standard errors.
 
     Args:
-        estimates: bounds on the log-probability of discrete data. The Monte Carlo standard error counts, or that over
-            the data where a single draw has none.
+        estimates: bounds on the log-probability of discrete data. Those without a Monte Carlo standard error, of a
+            single draw, are passed over.
 
     Raises:
         ValueError: with the estimate and the usual causes.
 
     """
     for estimate in estimates:
-        error = estimate.se_data if estimate.se_monte_carlo is None else estimate.se_monte_carlo
+        error = estimate.se_monte_carlo
         if estimate.value is not None and error is not None and estimate.value > ROUNDING + 4 * error:
             raise ValueError(
                 f"a log-probability of discrete data is at most 0, but {estimate.label} is {estimate.value:.4g} nats: "

@@ -4,7 +4,7 @@ from pyrovae.scoring.blocks import Block, blocks, draw, one_particle, score, sco
 from pyrovae.scoring.flat import FlatSpace
 from pyrovae.scoring.inspected import inspected, require_tensor
 from pyrovae.scoring.layout import per_datum, total_of
-from pyrovae.scoring.observed import observed_values, sources
+from pyrovae.scoring.observed import observed_values, roles
 from pyrovae.scoring.pieces import on_device, walk
 from pyrovae.scoring.recorded import RecordedRuns, recorded_runs
 from pyrovae.scoring.simulate import simulate
@@ -23,12 +23,12 @@ __all__ = [
     "per_datum",
     "recorded_runs",
     "require_tensor",
+    "roles",
     "rows_at_once",
     "score",
     "score_guide",
     "simulate",
     "sizes_on",
-    "sources",
     "total_of",
     "walk",
 ]

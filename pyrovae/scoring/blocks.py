@@ -16,8 +16,8 @@ from torch import Tensor
 
 from pyrovae.kl import CLOSED_FORM, closed_form_kl
 from pyrovae.pair import Pair, Program, run, run_checked
-from pyrovae.pair.support import require_common_masks
-from pyrovae.sandbox import validation
+from pyrovae.pair.support import require_common_masks, unmasked
+from pyrovae.sandbox import forked_random, stream_seed, validation
 from pyrovae.scoring.layout import from_pyro, log_prob, per_datum, to_pyro, total_of, wide
 from pyrovae.scoring.pieces import Collected, Piece, even_size, pieces
 from pyrovae.scoring.recorded import RecordedRuns
@@ -108,9 +108,7 @@ def one_particle(pair: Pair, args: tuple[Any, ...], rows: Tensor, *, checked: bo
     def likelihood() -> tuple[poutine.Trace, poutine.Trace, Tensor]:
         guide_trace, model_trace = run(*pair.bind(args, rows))
         if checked:
-            require_common_masks(
-                *({name: trace.nodes[name] for name in pair.latents} for trace in (guide_trace, model_trace))
-            )
+            _require_masks(pair, args, rows, guide_trace, model_trace)
         return guide_trace, model_trace, total_of(terms(model_trace, pair.observed))
 
     if checked:
@@ -132,6 +130,41 @@ def one_particle(pair: Pair, args: tuple[Any, ...], rows: Tensor, *, checked: bo
         log_guide=total_of(log_guide),
         kl=kl,
     )
+
+
+def _require_masks(
+    pair: Pair, args: tuple[Any, ...], rows: Tensor, guide_trace: poutine.Trace, model_trace: poutine.Trace
+) -> None:
+    """Refuse latent variables that are masked in one program alone, or masked while the model depends on them.
+
+    Raises:
+        ValueError: with the number of elements or data.
+
+    """
+    drawn, scored = ({name: trace.nodes[name] for name in pair.latents} for trace in (guide_trace, model_trace))
+    require_common_masks(drawn, scored)
+    others = {}
+    with forked_random(stream_seed("masked"), rows.device):
+        for name, site in drawn.items():
+            kept = unmasked(site, site["value"].shape)
+            if not kept.all():
+                others[name] = torch.where(kept, site["value"], site["fn"].sample().expand(kept.shape))
+        if not others:
+            return
+        model, _ = pair.bind(args, rows)
+        values = {name: site["value"] for name, site in drawn.items()} | others
+        again = poutine.trace(poutine.condition(model, data=values)).get_trace()
+    names = (*pair.latents, *pair.observed)
+    before, after = (
+        total_of({name: per_datum(pair, log_prob(trace.nodes[name]), trace.nodes[name], lead=0) for name in names})
+        for trace in (model_trace, again)
+    )
+    differing = ~torch.isclose(before, after, rtol=1e-4, atol=1e-4, equal_nan=True)
+    if differing.any():
+        raise ValueError(
+            f"the latent variables {', '.join(map(repr, others))} are masked, but the model depends on them for "
+            f"{int(differing.sum())} of {len(differing)} data: they have no prior there; mask what depends on them too"
+        )
 
 
 def draw(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
+from pyro import poutine
 from torch import Tensor
 
 from pyrovae.pair import Pair, run
@@ -41,42 +41,57 @@ def observed_values(pair: Pair, args: tuple[Any, ...], rows: Tensor) -> dict[str
     return parts
 
 
-def sources(pair: Pair, args: tuple[Any, ...], rows: Tensor, observed: Mapping[str, Tensor], seed: int) -> set[int]:
-    """Return the positions of the arguments that are observed; the model is given the others.
+def roles(pair: Pair, args: tuple[Any, ...], rows: Tensor, seed: int) -> tuple[set[int], set[int]]:
+    """Return the positions of the arguments that the model observes, and of those that it is given.
 
-    An observed site has one source: the first argument that equals its value, or else the first whose rows change the
-    value when they are permuted.
+    An argument is observed if changing it changes an observed value, and given if it then changes the log-probability
+    of the same values all the same. Rows are permuted, or values moved where all rows are equal; booleans are masks,
+    which are given. What breaks a program is taken as given.
 
     Args:
         pair: from `inspected`.
         args: the arguments of its programs, the data first.
         rows: ``(B,)``, rows of the data.
-        observed: the values of each site, as `observed_values` returns them from the stream of the seed.
-        seed: of the stream of a run.
+        seed: of the stream of all runs.
 
     """
-    tensors = [i for i, a in enumerate(args) if isinstance(a, Tensor) and a.ndim and len(a) == len(args[0])]
-    taken = {i: args[i][rows.to(args[i].device)].reshape(len(rows), -1).cpu().double() for i in tensors}
-    waiting = {name: values for name, values in observed.items() if values.numel()}
-    found = set()
-    for i, argument in taken.items():
-        equal = [name for name, values in waiting.items() if _same(values, argument)]
-        found |= {i} if equal else set()
-        waiting = {name: values for name, values in waiting.items() if name not in equal}
-    for i in tensors:
-        if not waiting:
-            break
-        rolled = tuple(a.roll(1, 0) if j == i else a for j, a in enumerate(args))
-        try:
-            with forked_random(seed, rows.device):
-                again = observed_values(pair, rolled, rows)
-        except Exception:  # rows that do not belong together may break a program in any way
+    values, terms = _values_and_terms(pair, args, rows, seed, None)
+    observed, given = set(), set()
+    for i, argument in enumerate(args):
+        if not isinstance(argument, Tensor) or not argument.ndim or len(argument) != len(args[0]):
             continue
-        changed = [name for name, values in waiting.items() if not _same(again[name], values)]
-        found |= {i} if changed else set()
-        waiting = {name: values for name, values in waiting.items() if name not in changed}
-    return found
+        changed = tuple(_changed(a) if j == i else a for j, a in enumerate(args))
+        try:
+            others, other_terms = _values_and_terms(pair, changed, rows, seed, terms[0])
+        except Exception:  # rows that do not belong together may break a program in any way
+            given.add(i)
+            continue
+        if argument.dtype != torch.bool and any(not _same(values[name], others[name]) for name in values):
+            observed.add(i)
+        elif not _same(terms[1], other_terms[1]):
+            given.add(i)
+    return observed, given
+
+
+def _values_and_terms(
+    pair: Pair, args: tuple[Any, ...], rows: Tensor, seed: int, guide_trace: poutine.Trace | None
+) -> tuple[dict[str, Tensor], tuple[poutine.Trace, Tensor]]:
+    """Run the model, on given draws of the guide if there are any, and return observed values and log-probabilities."""
+    model, guide = pair.bind(args, rows)
+    with forked_random(seed, rows.device):
+        guide_trace = poutine.trace(guide).get_trace() if guide_trace is None else guide_trace
+        trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace()
+    values = {name: trace.nodes[name]["value"] for name in pair.observed if name not in pair.factors}
+    return values, (guide_trace, torch.as_tensor(trace.log_prob_sum()))
+
+
+def _changed(argument: Tensor) -> Tensor:
+    """Return an argument with its rows permuted, or with other values where all rows are equal."""
+    rolled = argument.roll(1, 0)
+    if not _same(rolled, argument):
+        return rolled
+    return ~argument if argument.dtype == torch.bool else argument * 2 + 1
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and bool(((a == b) | a.isnan() | b.isnan()).all())
+    return a.shape == b.shape and bool(((a == b) | a.isnan() & b.isnan()).all())

@@ -112,7 +112,8 @@ def fit(
             scored = Unnormalized()(model) if unnormalized else model
             pair = inspect_pair(scored, guide, placed.few(), modules=found, everything=placed.everything)
         placed.tell()
-        if pair.base_measure == "Lebesgue" and (num_values := rows[0].num_values) is not None:
+        num_values = None if isinstance(rows[0].source, tuple) else rows[0].num_values
+        if pair.base_measure == "Lebesgue" and num_values is not None:
             logger.warning(DISCRETE.format(num_values))
         kept += [name for name in pair.params if MODULE_DIVIDER not in name]
         loop = Loop(pair, placed.rows, objective or ELBO(), training, device, optimizer, prefetched=placed.prefetched)

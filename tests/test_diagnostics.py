@@ -8,6 +8,7 @@ import json
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pyro
 import pyro.distributions as dist
@@ -20,6 +21,7 @@ from pyrovae import bounds, diagnostics
 from pyrovae.data.synthetic import LinearGaussian
 from pyrovae.diagnostics import information, psis
 from pyrovae.diagnostics.collapse import collapse_or_fit
+from pyrovae.diagnostics.ladder import Ladder
 from pyrovae.diagnostics.units import active_units
 from pyrovae.particles import log_weights, particles
 from pyrovae.results import Estimate, Latents, Weights
@@ -303,6 +305,34 @@ def test_slow_gap_within_the_tolerance_is_enough() -> None:
     assert record.power + 2 * record.power_error < 0.5
     assert record.verdict == "K is enough"
     assert diagnostics.summarize_weights(per_datum, ks=KS, tolerance=1e-5).verdict == "not asymptotic"
+
+
+def test_k_is_extrapolated_by_the_measured_power() -> None:
+    """A power of 0.34 that is resolved from 1, but not from 1/2, and one that is resolved from neither."""
+    numbers = {"num_bad": 0, "num_data": 100, "bias": 0.01, "threshold": 0.6, "share_above": 0.0, "tolerance": 0.05}
+    gap = 0.2 / (10**0.34 - 1)
+    wanted = 500 * (gap / 0.05) ** (1 / 0.34)
+    clear = Ladder((5, 50, 500), 0.2, 0.02, 0.34, 0.1, gap)
+    verdict, reason = diagnostics.judge(clear, **numbers)
+    assert verdict == "K is not enough"
+    assert f"under K^-0.34, as measured, it takes K = {round(wanted, -3):,.0f}" in reason
+    assert "c / K" not in reason
+    doubtful = replace(clear, power_error=0.4, extrapolated=0.2 / 9)
+    for bias in (0.06, 0.2):
+        verdict, reason = diagnostics.judge(doubtful, **numbers | {"bias": bias})
+        assert "as measured" in reason
+        assert f"under c / K it would take K = {500 * bias / 0.05:,.0f}" in reason
+    flat = replace(clear, power=-0.1, power_error=0.6, extrapolated=0.2 / 9)
+    assert "the rungs do not show how the gap falls" in diagnostics.judge(flat, **numbers | {"bias": 0.06})[1]
+    fast = replace(clear, power=1.2, power_error=0.4, extrapolated=0.2 / 9)
+    assert "under c / K it takes K = 600" in diagnostics.judge(fast, **numbers | {"bias": 0.06})[1]
+
+
+def test_heavy_tails_of_few_data_mark_the_monte_carlo_error() -> None:
+    heavy = pareto_weights(0.9, 5000)[torch.randperm(5000), None]
+    assert "covers its mean 0.78" in " ".join(str(judged(heavy.expand(-1, 3))).split())
+    assert "covers its mean" not in str(judged(heavy.expand(-1, 30)))
+    assert "covers its mean" not in str(judged(torch.randn(5000, 3) / 2))
 
 
 # standard errors

@@ -18,7 +18,7 @@ from pyrovae import memory
 from pyrovae.bounds.iwae import check_ladder
 from pyrovae.data import Data, Split, fingerprint, transforms
 from pyrovae.data.batches import Rows, Source
-from pyrovae.diagnostics import summarize_weights
+from pyrovae.diagnostics import judge_with_checks, summarize_weights
 from pyrovae.evaluate.checks import Checks, run_checks
 from pyrovae.evaluate.journal import Journal
 from pyrovae.evaluate.observed import observe
@@ -194,7 +194,7 @@ def evaluate(
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         stored_hash=fingerprint(source.stored) if isinstance(source, Split) else None,
         num_covariates=sum(argument[0].numel() for argument in args[1:]),
-        weights=summarize_weights(per_datum, ks=ks),
+        weights=judge_with_checks(summarize_weights(per_datum, ks=ks), checked),
         checked=checked,
         observed=observed,
         per_datum={label: value for label, value in per_datum.items() if not label.startswith(VARIANCE)},

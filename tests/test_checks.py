@@ -61,9 +61,12 @@ def test_the_gap_is_split_below_the_tighter_bound() -> None:
     exact = evaluate(*pair_of(truth), x, ks=(1, 5), checks=few, shown=False)
     assert poor.checked.gaps.bound.label == "AIS"
     assert torch.equal(poor.checked.gaps.per_datum["bound"], poor.checked.annealing.per_datum["AIS"])
+    assert poor.checked.gaps.bound.se_monte_carlo == pytest.approx(poor.checked.annealing.bound.se_monte_carlo)
+    assert poor.checked.gaps.approximation.se_monte_carlo > poor.checked.gaps.bound.se_monte_carlo
     assert exact.checked.gaps.bound.label == "L_2000"  # five particles may not stand for log p(x)
     enough = evaluate(*pair_of(truth), x, ks=(1, 1000), checks=few, shown=False)
     assert torch.equal(enough.checked.gaps.per_datum["bound"], enough.per_datum["L_1000"])
+    assert enough.checked.gaps.bound.se_monte_carlo == enough.iwae[-1].se_monte_carlo
 
 
 def one_of_two_modes(scale: float = 0.05) -> Pair:

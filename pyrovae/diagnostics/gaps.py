@@ -186,9 +186,8 @@ def _notes(
     notes = []
     if num_apart:
         notes.append(
-            f"For {num_apart} of {num_data} data the best Gaussian was reached from a likely draw of the prior and lies "
-            "apart from where the guide leads: their posterior has several modes, or the way from the guide is longer "
-            "than num_steps."
+            f"For {num_apart} of {num_data} data the best Gaussian was reached from a draw of the prior, and lies "
+            "apart from the one reached from the guide: their posterior has several modes, or num_steps is too small."
         )
     if new.values:
         notes.append(
@@ -197,8 +196,8 @@ def _notes(
         )
     if new.values and _below_zero(found["overfitting"]):
         notes.append(
-            "The over-fitting is negative: the refit ended with a lower ELBO than it began with, so that it is a failure "
-            "of its optimization and says nothing of over-fitting; raise refit_epochs."
+            "The over-fitting is negative: the refit ended with a lower ELBO than it began with. Its optimization "
+            "failed, and the number says nothing of over-fitting; raise refit_epochs."
         )
     if new.values and new.num_shared:
         notes.append(f"{new.num_shared} tensors of parameters that guide and model share were held in that refit.")
@@ -251,6 +250,6 @@ def _check(x: Tensor, bound: Tensor | None, variances: Tensor | None, **numbers:
     if variances is not None and (bound is None or tuple(variances.shape[-1:]) != (len(x),)):
         raise ValueError(
             f"bound_variances are those of the bound, one for each of the {len(x)} data, but received "
-            f"{tuple(variances.shape)}{' and no bound' if bound is None else ''}; give per_datum['AIS variance'] beside "
-            "per_datum['AIS'] of an annealing of the same data"
+            f"{tuple(variances.shape)}{' and no bound' if bound is None else ''}; give per_datum['AIS'] and "
+            "per_datum['AIS variance'] of an annealing of the same data"
         )

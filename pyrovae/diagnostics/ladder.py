@@ -161,7 +161,7 @@ def judge(
 
 
 def _wanted(ladder: Ladder, bias: float | None, tolerance: float) -> str:
-    """Return the K that brings the gap to the tolerance: by the measured power, and by c / K where both fit the rungs."""
+    """Return the K that brings the gap to the tolerance: by the measured power, and by c / K where that fits too."""
 
     def at(power: float) -> str:
         gap = max(bias or 0.0, ladder.gap(power) or 0.0)

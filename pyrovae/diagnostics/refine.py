@@ -52,7 +52,7 @@ def start(space: FlatSpace) -> DiagonalGaussian:
 
 
 def further_starts(space: FlatSpace, q: DiagonalGaussian, num_starts: int) -> DiagonalGaussian:
-    """Return S starts ``(S, B, D)``: q, and Gaussians of its scale around likely draws of the prior, far from each other.
+    """Return S starts ``(S, B, D)``: q, and Gaussians of its scale around draws of the prior.
 
     Each is drawn with a probability in proportion to ``p(x | u)`` and to the squared distance from the nearest start
     before it, so that they lie on other modes of a posterior that has several, as far as 128 draws reach. A prior

@@ -23,7 +23,7 @@ from pyrovae.evaluate.checks import Checks, run_checks
 from pyrovae.evaluate.journal import Journal
 from pyrovae.evaluate.observed import observe
 from pyrovae.evaluate.reduced import VARIANCE, reduced
-from pyrovae.pair import Pair, Program, find_modules
+from pyrovae.pair import Pair, Program, find_modules, warn_of_links
 from pyrovae.processes import group
 from pyrovae.progress import progress
 from pyrovae.results import Estimate, Evaluation, Observed, bits_per_dimension, mean_and_error
@@ -33,6 +33,7 @@ from pyrovae.scoring import (
     Block,
     blocks,
     inspected,
+    low_precision,
     on_device,
     one_particle,
     recorded_runs,
@@ -135,6 +136,9 @@ def evaluate(
     name = source.name if isinstance(source, Split) else "tensors"
     weights = weights_hash(model, guide, modules)
     with inspected(model, guide, few, modules=found, everything=lambda: _moved(args, where)) as pair, torch.no_grad():
+        if coarse := low_precision(found, few):
+            logger.warning("%s; evaluate model.float(), on data in float32", coarse)
+        warn_of_links(pair, few)
         if pair.nan:
             logger.warning("%s; data whose estimates are not finite are counted, and no mean hides them", pair.nan)
         probe = _probe(pair, _moved(args, where) if pair.draws_rows else few)

@@ -13,7 +13,7 @@ from torch import nn
 from pyrovae.data import Data, Split, fingerprint
 from pyrovae.data.batches import Rows, Source
 from pyrovae.objectives import ELBO, Objective
-from pyrovae.pair import Program, find_modules, inspect_pair
+from pyrovae.pair import Program, find_modules, inspect_pair, warn_of_links
 from pyrovae.results import Epoch, History
 from pyrovae.sandbox import MODULE_DIVIDER, forked_random, frozen_unremarked, module_mode, own_store, stream_seed
 from pyrovae.training.checkpoint import Checkpoint
@@ -101,7 +101,9 @@ def fit(
         frozen_unremarked(),
     ):
         with module_mode(found, training=False):
-            pair = inspect_pair(model, guide, placed.few(), modules=found, everything=placed.everything)
+            few = placed.few()
+            pair = inspect_pair(model, guide, few, modules=found, everything=placed.everything)
+            warn_of_links(pair, few)
         placed.tell()
         kept += [name for name in pair.params if MODULE_DIVIDER not in name]
         loop = Loop(pair, placed.rows, objective or ELBO(), training, device, optimizer, prefetched=placed.prefetched)

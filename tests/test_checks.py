@@ -17,7 +17,7 @@ import pyrovae
 from pyrovae import Checks, bounds, diagnostics
 from pyrovae.diagnostics import judge_with_checks, summarize_weights
 from pyrovae.evaluate import evaluate
-from pyrovae.results import Evaluation, PairedDifference
+from pyrovae.results import Estimate, Evaluation, PairedDifference
 from pyrovae.results.record import tensors_of
 
 CHAINS = {"num_chains": 4, "num_temperatures": 5}
@@ -107,6 +107,10 @@ def test_a_mode_that_the_guide_never_visits_is_no_enough_where_bdmc_sees_it() ->
         higher = PairedDifference.over_data("AIS", ais + by, "L_500", found.per_datum["L_500"])
         checked = replace(found.checked, higher=higher)
         assert judge_with_checks(alone, checked).verdict == verdict
+    lost = replace(found.checked.sandwich, gap=Estimate("BDMC - AIS", 4, None, None, None, "inf"), num_not_finite=3)
+    amended = judge_with_checks(alone, replace(found.checked, sandwich=lost))
+    assert amended.verdict == "K may not be enough"
+    assert "BDMC has no bounds for 3 of 8 simulated data" in amended.reason
     assert judge_with_checks(alone, replace(found.checked, sandwich=None)) == alone
     assert judge_with_checks(alone, None) == alone
 

@@ -330,7 +330,7 @@ def test_k_is_extrapolated_by_the_measured_power() -> None:
 
 def test_heavy_tails_of_few_data_mark_the_monte_carlo_error() -> None:
     heavy = pareto_weights(0.9, 5000)[torch.randperm(5000), None]
-    assert "covers its mean 0.78" in " ".join(str(judged(heavy.expand(-1, 3))).split())
+    assert "covers its mean about 0.78" in " ".join(str(judged(heavy.expand(-1, 3))).split())
     assert "covers its mean" not in str(judged(heavy.expand(-1, 30)))
     assert "covers its mean" not in str(judged(torch.randn(5000, 3) / 2))
 

@@ -116,7 +116,7 @@ def test_an_unknown_precision_is_refused() -> None:
         Training(precision="float16")
 
 
-def test_a_model_in_half_precision_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_in_half_precision_gives_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     vae, x = make_vae(), torch.bernoulli(torch.full((4, 1, 8, 8), 0.5))
     checks = pyrovae.Checks(2, 2, 2, 2, refit_epochs=0)
     for dtype, count in ((torch.bfloat16, 1), (torch.float32, 0)):

@@ -1,4 +1,4 @@
-"""Networks that end in what the distribution applies anyway are told, and others are not."""
+"""Warnings about networks that return probabilities or scales where logits or logarithms belong."""
 
 from __future__ import annotations
 
@@ -30,6 +30,17 @@ class TwoHeads(nn.Module):
         if self.how == "stack":
             return torch.stack([mean, self.function(other)], -1)
         return torch.cat([mean, self.function(other)], -1).unflatten(-1, (2, 3)).mT
+
+
+class Affine(nn.Module):
+    """A linear map by constants."""
+
+    def __init__(self, slope: float, shift: float) -> None:
+        super().__init__()
+        self.slope, self.shift = slope, shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.slope * x + self.shift
 
 
 def ending_in(
@@ -69,6 +80,11 @@ LINKS: dict[str, tuple[Callable[[], VAE], str]] = {
     ),
     "softplus encoder": (lambda: ending_in(encoder=TwoHeads(nn.functional.softplus)), SCALES.format("softplus")),
     "exp encoder": (lambda: ending_in(encoder=TwoHeads(torch.exp, "cat")), SCALES.format("exp")),
+    "bounded sigmoid": (
+        lambda: ending_in(nn.Sigmoid(), Affine(0.998, 0.001)),
+        "the logits of 'x' come out of sigmoid(...)",
+    ),
+    "bounded logits": (lambda: ending_in(nn.Sigmoid(), Affine(10.0, -5.0)), ""),
     "plain": (ending_in, ""),
     "mean of pixels": (lambda: ending_in(nn.Sigmoid(), likelihood=likelihoods.Gaussian((4,), learn_scale=True)), ""),
     "plain scales": (lambda: ending_in(likelihood=likelihoods.HeteroscedasticGaussian((4,))), ""),
@@ -78,7 +94,7 @@ LINKS: dict[str, tuple[Callable[[], VAE], str]] = {
 
 
 @pytest.mark.parametrize("name", LINKS)
-def test_parameters_that_passed_their_link_twice_are_told(name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_network_that_applies_the_link_gives_one_warning(name: str, caplog: pytest.LogCaptureFixture) -> None:
     make, words = LINKS[name]
     vae, x = make(), torch.bernoulli(torch.full((3, 4), 0.5))
     warn_of_links(inspect_pair(vae.model, vae.guide, (x,)), (x,))
@@ -86,7 +102,7 @@ def test_parameters_that_passed_their_link_twice_are_told(name: str, caplog: pyt
     assert words in "".join(caplog.messages)
 
 
-def test_links_are_looked_at_once_by_fit_capture_and_evaluate(caplog: pytest.LogCaptureFixture) -> None:
+def test_fit_capture_and_evaluate_warn_once(caplog: pytest.LogCaptureFixture) -> None:
     vae, x = ending_in(nn.Sigmoid()), torch.bernoulli(torch.full((8, 4), 0.5))
     for run in (
         lambda: fit(vae.model, vae.guide, x, training=Training(epochs=1, device="cpu"), shown=False),
@@ -98,7 +114,7 @@ def test_links_are_looked_at_once_by_fit_capture_and_evaluate(caplog: pytest.Log
         assert sum("come out of sigmoid" in message for message in caplog.messages) == 1
 
 
-def test_programs_by_hand_are_looked_at_too(caplog: pytest.LogCaptureFixture) -> None:
+def test_programs_by_hand_give_warnings_too(caplog: pytest.LogCaptureFixture) -> None:
     decoder, x = nn.Linear(1, 4), torch.bernoulli(torch.full((3, 4), 0.5))
 
     def pair(logits: Callable[[Tensor], Tensor]) -> tuple[Callable[[Tensor], None], Callable[[Tensor], None]]:

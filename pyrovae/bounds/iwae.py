@@ -82,8 +82,8 @@ def monte_carlo_variances(log_weights: Tensor, k: int) -> Tensor:
     ``(1 + 1/4) V(K/4) - V(K/16) / 4`` is exact for ``V(k) = a + b / k`` and up to 1.56 times too large for powers of k
     between these two. It is noisy for one datum, and may be negative.
 
-    Intervals of 1.96 standard errors cover 0.93 to 0.99 for 30 data or more with Pareto tails up to 2; for 10 data
-    0.90 or more, for a single one 0.78 or more.
+    Measured with Pareto tails up to 2, intervals of 1.96 standard errors cover about 0.93 to 0.99 for 30 data or more,
+    0.91 or more for 10, and 0.78 or more for a single one.
 
     Args:
         log_weights: ``(K, B)``, nats.

@@ -119,4 +119,4 @@ class GapBounds:
             return ours[1] - ours[2]
         first = ours[1] - torch.logaddexp(ours[2], guide_of_ours)
         second = log_joint - torch.logaddexp(q.log_prob(wide(u)), log_guide)
-        return torch.stack([first, second], 1).flatten(0, 1) + math.log(2)  # halves of it are alike
+        return torch.stack([first, second], 1).flatten(0, 1) + math.log(2)  # blocks of it are alike

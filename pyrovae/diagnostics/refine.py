@@ -62,7 +62,8 @@ def further_starts(space: FlatSpace, q: DiagonalGaussian, num_starts: int) -> Di
     """
     means = [q.mean]
     try:
-        u = space.draw_prior(PRIOR_DRAWS)
+        u = space.draw_prior(PRIOR_DRAWS)  # (M, B, D)
+        u = torch.where(u.isfinite().all(-1, keepdim=True), u, q.mean.to(u))  # outside the support of the guide
         log_weights = space.log_joint_terms(u)[1]  # (M, B)
     except NotImplementedError:
         num_starts = 1
@@ -70,8 +71,7 @@ def further_starts(space: FlatSpace, q: DiagonalGaussian, num_starts: int) -> Di
         distance = torch.stack([(wide(u) - mean).square().sum(-1) for mean in means]).amin(0)
         noise = -torch.empty_like(log_weights).exponential_().log()  # Gumbel's
         chosen = (log_weights + distance.log() + noise).nan_to_num(-math.inf).argmax(0)  # (B,)
-        found = wide(u).gather(0, chosen[None, :, None].expand(1, -1, u.shape[-1]))[0]
-        means.append(torch.where(found.isfinite(), found, q.mean))
+        means.append(wide(u).gather(0, chosen[None, :, None].expand(1, -1, u.shape[-1]))[0])
     mean = torch.stack(means)
     return DiagonalGaussian(mean, q.scale.expand_as(mean))
 

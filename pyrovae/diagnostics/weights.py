@@ -179,7 +179,7 @@ def summarize_weights(per_datum: Mapping[str, Tensor], *, ks: Sequence[int], tol
 
 
 def judge_with_checks(weights: Weights, checked: Checked | None) -> Weights:
-    """Return the weights with a verdict that AIS and BDMC have a say in: they may reach what the guide never draws.
+    """Return the weights with the verdict amended by AIS and BDMC, which may reach what the guide never draws.
 
     Where AIS is above L_K on the same data by more than the tolerance, K is not enough. Where BDMC leaves log p(x) of
     simulated data open by more than the tolerance, K may not be enough. Both on those data, beyond two Monte Carlo
@@ -195,14 +195,15 @@ def judge_with_checks(weights: Weights, checked: Checked | None) -> Weights:
             reason = f"AIS is {higher:.3f} nats above {label} on the same {checked.higher.num_data} data"
             return replace(weights, verdict=NOT_ENOUGH, reason=f"{reason}; by the weights: {weights.reason}")
     if checked.sandwich is not None and weights.verdict == ENOUGH:
-        gap = checked.sandwich.gap
-        noise = _noise(gap.se_data, gap)
-        if gap.value is not None and gap.value - 2 * noise > weights.tolerance:
-            reason = (
-                f"BDMC leaves log p(x) of {checked.sandwich.num_data} simulated data open by {gap.value:.3f} nats, so "
-                f"that the guide may miss a part of the posterior that neither {label} nor AIS sees"
-            )
-            return replace(weights, verdict=PERHAPS, reason=f"{reason}; by the weights: {weights.reason}")
+        gap, total = checked.sandwich.gap, checked.sandwich.num_data
+        if gap.value is None:
+            found = f"BDMC has no bounds for {checked.sandwich.num_not_finite} of {total} simulated data"
+        elif gap.value - 2 * _noise(gap.se_data, gap) > weights.tolerance:
+            found = f"BDMC leaves log p(x) of {total} simulated data open by {gap.value:.3f} nats"
+        else:
+            return weights
+        reason = f"{found}, so that the guide may miss a part of the posterior that neither {label} nor AIS sees"
+        return replace(weights, verdict=PERHAPS, reason=f"{reason}; by the weights: {weights.reason}")
     return weights
 
 

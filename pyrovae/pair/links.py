@@ -1,8 +1,9 @@
-"""Parameters that look as if they had passed their link twice: probabilities as logits, scales as their logarithms."""
+"""Networks that return probabilities where logits belong, or scales where their logarithms belong."""
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,11 +36,11 @@ MANY = 100  # values of which all but probabilities leave [0, 1]
 
 
 def warn_of_links(pair: Pair, args: tuple[Any, ...]) -> None:
-    """Warn of the parameters of each site of a pair that look as if they had passed their link twice.
+    """Warn of logits and logarithms that a network returns as probabilities, rates or scales.
 
-    Such are logits that come out of a sigmoid or softmax, logarithms that come out of a softplus or exponential, and
-    standard deviations of a guide that are the exponential of something positive, so that all are above 1. It is the
-    autograd graph of one run that shows it; logits without a graph are judged by their values.
+    The autograd graph of one run shows logits that come out of a sigmoid or softmax, logarithms that come out of a
+    softplus or exponential, and standard deviations of a guide that are the exponential of a positive function, so
+    that all are above 1. Logits without a graph are judged by their values.
 
     Args:
         pair: from `inspect_pair`.
@@ -107,13 +108,11 @@ def _scale_source(scale: Tensor) -> str | None:
 
 
 def _source(value: Tensor, wanted: tuple[str, ...]) -> str | None:
-    """Return which of the wanted operations a value that is nowhere negative comes out of."""
-    operations = [name for name in _operations(value) if name not in SHAPE]
-    if not (value >= 0).all():
+    """Return which of the wanted operations a value comes out of; None if some of it lies outside their range."""
+    if not ((value >= 0) & (value <= (1.0 if wanted is PROBABILITY else math.inf))).all():
         return None
-    if FLOOR in operations:
-        return _first(operations[operations.index(FLOOR) + 1 :], wanted)
-    return operations[0].lower() if operations and operations[0] in wanted else None
+    operations = [name for name in _operations(value) if name not in SHAPE]
+    return _first(operations[operations.index(FLOOR) + 1 if FLOOR in operations else 0 :], wanted)
 
 
 def _first(operations: list[str], wanted: tuple[str, ...]) -> str | None:

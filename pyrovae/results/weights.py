@@ -122,7 +122,7 @@ class Weights(Tabled):
         if self.num_above and self.num_data < ENOUGH_DATA:
             notes.append(
                 f"k-hat is high, and of fewer than {ENOUGH_DATA} data an interval of 1.96 se MC around {label} covers "
-                "its mean 0.78 (one datum) to 0.93 of the time, not 0.95"
+                "its mean about 0.78 (one datum) to 0.93 of the time, not 0.95"
             )
         missing = Table(
             ("", "nats"),

@@ -106,8 +106,8 @@ class Checkpoint:
                         f"the run {path} was made with {group}.{name} = {before.get(name)!r}, but received "
                         f"{value!r}; resume with the same settings, or start another run"
                     )
-        described = [_described(model), _described(model, complete=False)]  # the latter is that of earlier versions
-        if MODEL in folder and json.loads(folder.read(MODEL)) not in described:
+        written = json.loads(folder.read(MODEL)) if MODEL in folder else None
+        if written is not None and written not in (_described(model), _described(model, complete=False)):
             raise ValueError(
                 f"the run {path} is one of another model: its {MODEL} describes other parts, or other options of them; "
                 "resume with the same model, or start another run"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import inspect
+import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -43,41 +45,63 @@ class Described:
         cls.__init__ = remembering  # type: ignore[method-assign, assignment]
 
 
-def describe(part: object) -> Description:
-    """Return the JSON-able description from which `build` makes the same part.
+def describe(part: object, *, complete: bool = True) -> Description:
+    """Return the JSON-able description from which `build` makes the same part, in later versions too.
+
+    Args:
+        part: of a model, or the model itself.
+        complete: whether arguments that were not given are part of it, with the defaults of this version, as far as
+            JSON holds them. Earlier versions wrote none.
 
     Raises:
         TypeError: if an argument can be neither described nor left out.
 
     """
-    return _describe(part, "", {})
+    return _describe(part, "", {}, complete=complete)
 
 
 _LEFT_OUT = object()
 
 
-def _describe(part: object, path: str, seen: dict[int, str]) -> Description:
+def _describe(part: object, path: str, seen: dict[int, str], *, complete: bool) -> Description:
     """Describe a part that lies at a path; one that was seen before at another is the same one again."""
     if id(part) in seen:
         return {"same": seen[id(part)]}
     seen[id(part)] = path
     arguments = getattr(part, "init_arguments", {})
-    kept = {name: _to_json(value, f"{path}.{name}".lstrip("."), seen) for name, value in arguments.items()}
+    kept = {
+        name: _to_json(value, f"{path}.{name}".lstrip("."), seen, complete=complete)
+        for name, value in arguments.items()
+    }
+    if complete and isinstance(part, Described):
+        kept = _defaults(type(part)) | kept
     return {
         "class": f"{type(part).__module__}.{type(part).__qualname__}",
         "arguments": {name: value for name, value in kept.items() if value is not _LEFT_OUT},
     }
 
 
-def _to_json(value: object, where: str, seen: dict[int, str]) -> object:
+def _defaults(part_class: type[Described]) -> dict[str, object]:
+    """Return the defaults of a constructor that JSON holds, by argument."""
+    found = {}
+    for name, parameter in inspect.signature(part_class.__init__).parameters.items():
+        if parameter.default is not inspect.Parameter.empty:
+            with contextlib.suppress(TypeError, ValueError):  # raised for other kinds, and for infinity
+                value = _to_json(parameter.default, name, {}, complete=True)
+                json.dumps(value, allow_nan=False)
+                found[name] = value
+    return found
+
+
+def _to_json(value: object, where: str, seen: dict[int, str], *, complete: bool) -> object:
     if isinstance(value, torch.Tensor):
         return _LEFT_OUT
     if isinstance(value, Described):
-        return _describe(value, where, seen)
+        return _describe(value, where, seen, complete=complete)
     if isinstance(value, type):
         return {"type": f"{value.__module__}.{value.__qualname__}"}
     if isinstance(value, (tuple, list, torch.Size)):
-        return [_to_json(item, f"{where}.{index}", seen) for index, item in enumerate(value)]
+        return [_to_json(item, f"{where}.{index}", seen, complete=complete) for index, item in enumerate(value)]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise TypeError(

@@ -183,7 +183,7 @@ def interrupts_wait() -> Iterator[None]:
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Compute float32 matrix products and convolutions in full precision inside the block: TF32, which cuDNN takes by
-    default, moves a log-likelihood by 0.016 nats.
+    default, moves a log-likelihood by 0.016 nats, and an autocast of the caller's by a nat.
 
     torch has an older and a newer way to say so, and refuses to read the older where the newer was used.
     """
@@ -203,6 +203,9 @@ def full_precision() -> Iterator[None]:
                 write(exact)
         for part in newer:
             part.fp32_precision = "ieee"
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                put_back.enter_context(torch.autocast(device, enabled=False))
         yield
 
 

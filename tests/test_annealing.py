@@ -779,7 +779,8 @@ def test_records_print_their_meaning() -> None:
     pair, x = pair_of(truth, widen=1.3), truth.sample(6)
     annealed = bounds.ais(*pair, x, num_temperatures=4, num_chains=8, seed=3)
     assert isinstance(annealed, Annealing)
-    assert set(annealed.per_datum) == {"AIS", "acceptance", "ESS"}
+    assert set(annealed.per_datum) == {"AIS", "AIS variance", "acceptance", "ESS"}
+    assert annealed.bound.se_monte_carlo == pytest.approx(annealed.per_datum["AIS variance"].sum().sqrt().item() / 6)
     assert annealed.acceptance == pytest.approx(annealed.per_datum["acceptance"].mean().item())
     assert annealed.lowest_acceptance == annealed.per_datum["acceptance"].min().item()
     assert 1 <= annealed.lowest_ess < annealed.ess <= 8

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import TwoLayers, linear_gaussian, make_vae, pair_of
+from conftest import Pair, TwoLayers, linear_gaussian, make_vae, pair_of
 from torch import Tensor
 
 import pyrovae
 from pyrovae import Checks, bounds, diagnostics
+from pyrovae.diagnostics import judge_with_checks, summarize_weights
 from pyrovae.evaluate import evaluate
-from pyrovae.results import Evaluation
+from pyrovae.results import Estimate, Evaluation, PairedDifference
 from pyrovae.results.record import tensors_of
 
 CHAINS = {"num_chains": 4, "num_temperatures": 5}
@@ -58,9 +61,64 @@ def test_the_gap_is_split_below_the_tighter_bound() -> None:
     exact = evaluate(*pair_of(truth), x, ks=(1, 5), checks=few, shown=False)
     assert poor.checked.gaps.bound.label == "AIS"
     assert torch.equal(poor.checked.gaps.per_datum["bound"], poor.checked.annealing.per_datum["AIS"])
+    assert poor.checked.gaps.bound.se_monte_carlo == pytest.approx(poor.checked.annealing.bound.se_monte_carlo)
+    assert poor.checked.gaps.approximation.se_monte_carlo > poor.checked.gaps.bound.se_monte_carlo
     assert exact.checked.gaps.bound.label == "L_2000"  # five particles may not stand for log p(x)
     enough = evaluate(*pair_of(truth), x, ks=(1, 1000), checks=few, shown=False)
     assert torch.equal(enough.checked.gaps.per_datum["bound"], enough.per_datum["L_1000"])
+    assert enough.checked.gaps.bound.se_monte_carlo == enough.iwae[-1].se_monte_carlo
+
+
+def one_of_two_modes(scale: float = 0.05) -> Pair:
+    """Return a pair whose posterior has two equal modes, its guide being exact on one of them.
+
+    log p(x) = log 2 + log N(x; 0, 1 + scale^2) but for what the halves overlap, and every weight is half of p(x).
+    """
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z.abs(), scale), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / (1 + scale**2), scale / (1 + scale**2) ** 0.5))
+
+    return model, guide
+
+
+def test_a_mode_that_the_guide_never_visits_is_no_enough_where_bdmc_sees_it() -> None:
+    x = torch.linspace(0.8, 2.0, 8)
+    truth = math.log(2) + dist.Normal(0.0, (1 + 0.05**2) ** 0.5).log_prob(x)
+    checks = Checks(num_annealed=8, num_simulated=8, num_refined=0, num_encoded=0, num_chains=4, num_temperatures=10)
+    found = evaluate(*one_of_two_modes(), x, ks=(1, 5, 50, 500), checks=checks, shown=False)
+    missing = truth - found.per_datum["L_500"]
+    torch.testing.assert_close(missing, torch.full_like(missing, math.log(2)))
+    assert found.weights.verdict == "K may not be enough"
+    assert found.weights.reason.startswith("BDMC leaves log p(x) of 8 simulated data open by ")
+    assert found.checked.sandwich.gap.value > 10
+    assert "K may not be enough: BDMC leaves" in str(found)
+    alone = summarize_weights(found.per_datum, ks=(1, 5, 50, 500))
+    assert alone.verdict == "K is enough"
+    assert alone.reason.startswith("as far as the guide's draws reach, about ")
+    # AIS that is above L_K beyond the noise says more
+    ais = found.checked.annealing.per_datum["AIS"]
+    for by, verdict in ((0.7, "K is not enough"), (0.04, "K may not be enough")):
+        higher = PairedDifference.over_data("AIS", ais + by, "L_500", found.per_datum["L_500"])
+        checked = replace(found.checked, higher=higher)
+        assert judge_with_checks(alone, checked).verdict == verdict
+    lost = replace(found.checked.sandwich, gap=Estimate("BDMC - AIS", 4, None, None, None, "inf"), num_not_finite=3)
+    amended = judge_with_checks(alone, replace(found.checked, sandwich=lost))
+    assert amended.verdict == "K may not be enough"
+    assert "BDMC has no bounds for 3 of 8 simulated data" in amended.reason
+    assert judge_with_checks(alone, replace(found.checked, sandwich=None)) == alone
+    assert judge_with_checks(alone, None) == alone
+
+
+def test_checks_of_an_exact_guide_leave_the_verdict() -> None:
+    truth = linear_gaussian()
+    found = evaluate(*pair_of(truth), truth.sample(12), ks=(1, 5, 50, 500), checks=FEW, shown=False)
+    assert found.weights.verdict == "K is enough"
 
 
 def test_more_data_than_there_are_means_all() -> None:

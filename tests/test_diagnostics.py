@@ -8,6 +8,7 @@ import json
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pyro
 import pyro.distributions as dist
@@ -19,7 +20,8 @@ from torch import Tensor
 from pyrovae import bounds, diagnostics
 from pyrovae.data.synthetic import LinearGaussian
 from pyrovae.diagnostics import information, psis
-from pyrovae.diagnostics.collapse import collapse_or_fit
+from pyrovae.diagnostics.collapse import judge_collapse, judge_prior
+from pyrovae.diagnostics.ladder import Ladder
 from pyrovae.diagnostics.units import active_units
 from pyrovae.particles import log_weights, particles
 from pyrovae.results import Estimate, Latents, Weights
@@ -305,6 +307,34 @@ def test_slow_gap_within_the_tolerance_is_enough() -> None:
     assert diagnostics.summarize_weights(per_datum, ks=KS, tolerance=1e-5).verdict == "not asymptotic"
 
 
+def test_k_is_extrapolated_by_the_measured_power() -> None:
+    """A power of 0.34 that is resolved from 1, but not from 1/2, and one that is resolved from neither."""
+    numbers = {"num_bad": 0, "num_data": 100, "bias": 0.01, "threshold": 0.6, "share_above": 0.0, "tolerance": 0.05}
+    gap = 0.2 / (10**0.34 - 1)
+    wanted = 500 * (gap / 0.05) ** (1 / 0.34)
+    clear = Ladder((5, 50, 500), 0.2, 0.02, 0.34, 0.1, gap)
+    verdict, reason = diagnostics.judge(clear, **numbers)
+    assert verdict == "K is not enough"
+    assert f"under K^-0.34, as measured, it takes K = {round(wanted, -3):,.0f}" in reason
+    assert "c / K" not in reason
+    doubtful = replace(clear, power_error=0.4, extrapolated=0.2 / 9)
+    for bias in (0.06, 0.2):
+        verdict, reason = diagnostics.judge(doubtful, **numbers | {"bias": bias})
+        assert "as measured" in reason
+        assert f"under c / K it would take K = {500 * bias / 0.05:,.0f}" in reason
+    flat = replace(clear, power=-0.1, power_error=0.6, extrapolated=0.2 / 9)
+    assert "the rungs do not show how the gap falls" in diagnostics.judge(flat, **numbers | {"bias": 0.06})[1]
+    fast = replace(clear, power=1.2, power_error=0.4, extrapolated=0.2 / 9)
+    assert "under c / K it takes K = 600" in diagnostics.judge(fast, **numbers | {"bias": 0.06})[1]
+
+
+def test_heavy_tails_of_few_data_mark_the_monte_carlo_error() -> None:
+    heavy = pareto_weights(0.9, 5000)[torch.randperm(5000), None]
+    assert "covers its mean about 0.78" in " ".join(str(judged(heavy.expand(-1, 3))).split())
+    assert "covers its mean" not in str(judged(heavy.expand(-1, 30)))
+    assert "covers its mean" not in str(judged(torch.randn(5000, 3) / 2))
+
+
 # standard errors
 
 
@@ -350,6 +380,9 @@ def told(pair: Pair, x: Tensor, *covariates: Tensor, **settings: int) -> Latents
     assert from_plain(Latents, json.loads(json.dumps(to_plain(record), allow_nan=False))) == record
     assert record.verdict in str(record)
     assert record.information.value <= record.ceiling
+    if record.information_above.value is not None:
+        assert 0 <= record.information.value <= record.information_above.value
+        assert record.information_above.value <= max(record.kl.value, 0.0)
     if record.marginal_kl.value is not None:
         assert record.marginal_kl.value == pytest.approx(record.kl.value - record.information.value)
     return record
@@ -392,10 +425,8 @@ def test_activity_is_the_variance_of_the_means_without_their_noise() -> None:
 def test_a_unit_that_says_next_to_nothing_is_a_collapse_too() -> None:
     unit = Unit("z[0]", 0.02, 0.001, active=True, variance=1.0, kl=3.0, misfit=2.0, verdict="active")
     kl, none, marginal = (Estimate("", 1, value, 0.001, None) for value in (3.0, 0.01, 2.99))
-    verdict, reason = collapse_or_fit([unit], kl, none, none, marginal, 7.0)
-    assert verdict == "collapse"
-    assert "KL of 3.000 nats" in reason
-    assert "1 of 1 units are active" in reason
+    assert judge_collapse([unit], kl, none) == ("collapsed", "I(x; z) is 0.010 nats and 1 of 1 units are active")
+    assert judge_prior(kl, none, marginal) == ("does not fit", "q(z) is 2.990 to 2.990 nats from it")
 
 
 def test_information_of_some_data_is_paired_with_their_own_kl() -> None:
@@ -440,7 +471,9 @@ def test_data_of_the_model_have_a_prior_that_fits() -> None:
     x = truth.sample(1000)
     record = told(pair_of(truth), x)
     exact = exact_information(truth)
-    assert record.verdict == "prior fits"
+    assert (record.verdict, record.prior_verdict) == ("not collapsed", "fits")
+    assert "Are the codes collapsed? not collapsed: I(x; z) is at least" in str(record)
+    assert "Does the prior fit? fits: q(z) is at most" in str(record)
     assert abs(record.information.value - exact) < 4 * record.information.se_data
     assert record.information.value < record.information_above.value
     assert record.information_above.value - record.information.value < 0.1
@@ -455,7 +488,7 @@ def test_data_of_the_model_have_a_prior_that_fits() -> None:
 def test_codes_away_from_the_prior() -> None:
     truth = linear_gaussian()
     record = told(pair_of(truth, offset=1.0), truth.sample(1000))
-    assert record.verdict == "prior does not fit"
+    assert (record.verdict, record.prior_verdict) == ("not collapsed", "does not fit")
     shift = 3 / 2  # KL between the codes' N(1, I) and the prior
     assert abs(record.marginal_kl.value - shift) < 0.05 + 4 * record.marginal_kl.se_data
     assert all(unit.verdict == "active, away from the prior" for unit in record.units)
@@ -471,7 +504,9 @@ def test_one_code_for_all_is_a_collapse(location: float, where: str) -> None:
             pyro.sample("z", dist.Normal(torch.full((len(x), 3), location), 1.0).to_event(1))
 
     record = told((pair_of(truth)[0], guide), truth.sample(100))
-    assert record.verdict == "collapse"
+    assert record.verdict == "collapsed"
+    assert record.reason == "I(x; z) is 0.000 nats and no unit is active"
+    assert record.prior_verdict == ("does not fit" if location else "fits")
     assert record.num_active == 0
     assert record.information.value == 0.0
     assert record.marginal_kl.value == pytest.approx(3 * location**2 / 2)
@@ -483,8 +518,10 @@ def test_codes_that_do_not_overlap_reach_the_ceiling() -> None:
     record = told(pair_of(truth), truth.sample(50))
     assert record.information.value == pytest.approx(math.log(50), abs=1e-3)
     assert record.ceiling == pytest.approx(math.log(50))
-    assert record.verdict == "cannot be told"
-    assert "at least about that" in record.reason
+    assert record.verdict == "not collapsed"
+    assert record.prior_verdict == "undecided"
+    assert record.information_above.value == record.kl.value  # each code left out of q(z) says 1,000 nats and more
+    assert record.information_above.se_data == record.kl.se_data
 
 
 def test_few_codes_stand_for_many(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from conftest import Pair, TwoLayers, linear_gaussian, make_vae, pair_of
+from numpy.polynomial.hermite_e import hermegauss
 from torch import Tensor, nn
 
 from pyrovae import networks, posteriors, priors
@@ -424,6 +425,15 @@ def test_a_single_datum_has_monte_carlo_errors_alone(bernoulli: tuple[Any, Tenso
         ({"num_particles": 0}, "num_particles is a whole number of at least 1, but received 0"),
         ({"num_steps": 0}, "num_steps is a whole number of at least 1, but received 0"),
         ({"refit_epochs": -1}, "refit_epochs is a whole number of at least 0, but received -1"),
+        ({"num_starts": 0}, "num_starts is a whole number of at least 1, but received 0"),
+        (
+            {"bound_variances": torch.zeros(3)},
+            r"bound_variances are those of the bound, .* received \(3,\) and no bound",
+        ),
+        (
+            {"bound": torch.zeros(3), "bound_variances": torch.zeros(2)},
+            r"one for each of the 3 data, but received \(2,\)",
+        ),
         ({"batch_size": True}, "batch_size is a whole number of at least 1, but received True"),
         ({"bound": torch.zeros(2)}, r"one value for each of the 3 data, shape \(3,\), but received \(2,\)"),
         ({"bound": -3.0}, "but received float; give for instance per_datum"),
@@ -458,9 +468,93 @@ def test_a_refinement_that_stops_early_says_so_and_a_long_one_does_not() -> None
     truth = crossed(0)
     x = truth.sample(20)
     pair = pair_of(truth, offset=3.0)
-    early, late = (gaps(*pair, x, num_particles=100, num_steps=steps) for steps in (40, 400))
+    early, late = (gaps(*pair, x, num_particles=100, num_steps=steps, num_starts=1) for steps in (40, 400))
     assert "The refinement was still rising" in str(early)
     assert "The refinement was still rising" not in str(late)
+
+
+def two_modes(slope: float, scale: float) -> Pair:
+    """Return a pair whose posterior has two unlike modes, its guide being on the lesser one, which is the lower."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z**2 + slope * z, scale), obs=x)
+
+    def guide(x: Tensor) -> None:
+        mode = -(slope + (slope**2 + 4 * x).sqrt()) / 2
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(mode, scale / (2 * mode + slope).abs()))
+
+    return model, guide
+
+
+def best_gaussian(x: Tensor, slope: float, scale: float) -> Tensor:
+    """Return the largest ELBO of a Gaussian over the z of `two_modes`, by quadrature on a grid of Gaussians."""
+    nodes, weights = (torch.tensor(value) for value in hermegauss(40))
+    mean, log_scale = torch.linspace(-3, 3, 301)[:, None, None], torch.linspace(-4, 0.5, 91)[:, None]
+    z = mean + log_scale.exp() * nodes  # (means, scales, nodes)
+    found = []
+    for each in x:
+        log_joint = dist.Normal(0.0, 1.0).log_prob(z) + dist.Normal(z**2 + slope * z, scale).log_prob(each)
+        elbo = (log_joint * weights).sum(-1) / weights.sum() + log_scale[:, 0] + 0.5 * math.log(2 * math.pi * math.e)
+        found.append(elbo.amax())
+    return torch.stack(found)
+
+
+def test_the_best_gaussian_is_found_on_whichever_mode_it_lies() -> None:
+    x = torch.linspace(1.0, 4.0, 12)
+    exact = best_gaussian(x, 1.0, 0.3)
+    one, several = (
+        gaps(*two_modes(1.0, 0.3), x, num_steps=200, refit_epochs=0, num_starts=starts) for starts in (1, 3)
+    )
+    assert (exact - one.per_datum["refined"]).min() > 0.9
+    assert (exact - several.per_datum["refined"]).abs().max() < 0.1
+    assert several.amortization.value == pytest.approx((exact - several.per_datum["ELBO"]).mean().item(), abs=0.02)
+    assert "For 12 of 12 data the best Gaussian was reached from a draw of the prior" in str(several)
+    assert several.settings["num_starts"] == 3
+    truth = linear_gaussian()
+    assert "several modes" not in str(gaps(*pair_of(truth, offset=0.3), truth.sample(20), **QUICK | {"num_steps": 100}))
+
+
+def test_a_prior_without_draws_leaves_the_start_at_the_guide() -> None:
+    class Silent(dist.Normal):
+        def sample(self, *_: Any) -> Tensor:
+            raise NotImplementedError("no draws")
+
+        rsample = sample
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", Silent(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.5))
+
+    x = torch.linspace(-1, 1, 5)
+    found = gaps(model, guide, x, **QUICK | {"num_steps": 150})
+    assert (found.per_datum["refined"] - dist.Normal(0.0, 2**0.5).log_prob(x)).abs().max() < 0.01
+
+
+def test_a_refit_that_makes_the_guide_worse_is_no_over_fitting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyrovae.diagnostics.refit.LEARNING_RATE", 3.0)
+    model, guide = by_hand()
+    found = gaps(model, guide, torch.linspace(-3, 3, 32), **QUICK)
+    assert found.overfitting.value < 0
+    assert "The over-fitting is negative: the refit ended with a lower ELBO" in " ".join(str(found).split())
+
+
+def test_the_error_of_a_given_bound_is_carried() -> None:
+    truth = linear_gaussian()
+    x = truth.sample(20)
+    options = {"bound": truth.log_prob(x), **QUICK}
+    for variances in (torch.full((20,), 0.04), torch.tensor([[0.01], [0.04]]).expand(2, 20)):
+        found = gaps(*pair_of(truth), x, bound_variances=variances, **options)
+        assert found.bound.se_monte_carlo == pytest.approx(0.2 / math.sqrt(20))
+        for step, other in ((found.approximation, found.refined), (found.total, found.elbo)):
+            assert step.se_monte_carlo == pytest.approx(math.hypot(found.bound.se_monte_carlo, other.se_monte_carlo))
 
 
 def test_a_bound_below_the_refined_gaussian_is_named() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import pyrovae
 from pyrovae import Training, fit, posteriors
+from pyrovae.evaluate import evaluate
 from pyrovae.objectives import ELBO
 from pyrovae.recording import has_compiler
 from pyrovae.training import recorded
@@ -113,3 +114,21 @@ def test_rounded_steps_are_compiled_too(caplog: pytest.LogCaptureFixture) -> Non
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(ValueError, match="precision is one of float32, bfloat16, but received 'float16'"):
         Training(precision="float16")
+
+
+def test_a_model_in_half_precision_gives_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    vae, x = make_vae(), torch.bernoulli(torch.full((4, 1, 8, 8), 0.5))
+    checks = pyrovae.Checks(2, 2, 2, 2, refit_epochs=0)
+    for dtype, count in ((torch.bfloat16, 1), (torch.float32, 0)):
+        caplog.clear()
+        evaluate(vae.to(dtype).model, vae.guide, x.to(dtype), ks=(1, 5), checks=checks, shown=False)
+        assert sum(str(dtype) in message and "off by a nat" in message for message in caplog.messages) == count
+
+
+def test_an_autocast_of_the_callers_does_not_reach_an_evaluation() -> None:
+    vae, x = make_vae().float(), torch.bernoulli(torch.full((4, 1, 8, 8), 0.5)).float()
+    exact = evaluate(vae.model, vae.guide, x, ks=(1, 5), shown=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        again = evaluate(vae.model, vae.guide, x, ks=(1, 5), shown=False)
+        assert torch.is_autocast_enabled("cpu")
+    assert torch.equal(again.per_datum["L_5"], exact.per_datum["L_5"])

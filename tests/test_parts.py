@@ -432,6 +432,34 @@ def test_description_rebuilds_and_imports_nothing_else() -> None:
         describe(VAE(**vae.init_arguments | {"encoder": nn.Sequential(vae.encoder)}))
 
 
+def test_defaults_are_described_as_far_as_json_holds_them() -> None:
+    class Part(posteriors.DiagonalNormal):
+        def __init__(
+            self,
+            latent_dim: int,
+            *,
+            widths: tuple[int, ...] = (3, 4),
+            activation: type[torch.nn.Module] = torch.nn.ReLU,
+            function: object = torch.tanh,
+            limit: float = math.inf,
+            table: Tensor = torch.ones(2),  # noqa: B008
+        ) -> None:
+            super().__init__(latent_dim)
+
+    kept = {"widths": [3, 4], "activation": {"type": "torch.nn.modules.activation.ReLU"}}
+    assert describe(Part(2))["arguments"] == {"latent_dim": 2} | kept
+    assert describe(Part(2), complete=False)["arguments"] == {"latent_dim": 2}
+    assert describe(Part(2, widths=(5,)))["arguments"]["widths"] == [5]
+    with pytest.raises(TypeError, match="which a run folder cannot describe"):
+        describe(Part(2, function=torch.tanh))
+
+
+def test_a_run_means_the_same_when_a_default_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    described = json.loads(json.dumps(describe(networks.MLPEncoder((4,), (2, 2)))))
+    monkeypatch.setitem(networks.MLPEncoder.__init__.__wrapped__.__kwdefaults__, "hidden", (7,))
+    assert build(described).layers[0].out_features == 200
+
+
 def test_a_subclass_without_a_constructor_is_described_too() -> None:
     class Wide(posteriors.DiagonalNormal):
         pass
@@ -440,7 +468,8 @@ def test_a_subclass_without_a_constructor_is_described_too() -> None:
         def __init__(self, latent_dim: int) -> None:
             super().__init__(latent_dim, max_log_variance=0.0)
 
-    assert describe(Wide(2, min_log_variance=-5.0))["arguments"] == {"latent_dim": 2, "min_log_variance": -5.0}
+    bounds = {"min_log_variance": -5.0, "max_log_variance": 10.0}
+    assert describe(Wide(2, min_log_variance=-5.0))["arguments"] == {"latent_dim": 2} | bounds
     assert describe(Narrow(2))["arguments"] == {"latent_dim": 2}
     assert issubclass(Narrow, Described)
 

@@ -24,7 +24,7 @@ from torch.distributions import constraints
 
 from pyrovae import likelihoods, networks, posteriors, priors
 from pyrovae.data import Data, Split, from_arrays, transforms
-from pyrovae.describe import Described
+from pyrovae.describe import Described, describe
 from pyrovae.evaluate import evaluate
 from pyrovae.objectives import ELBO, IWAE, STL, DReG, schedules
 from pyrovae.training import DivergenceError, Training, fit, load, load_weights
@@ -633,6 +633,18 @@ def test_a_loss_that_explodes_in_the_first_epoch_stops_training(tmp_path: Path, 
     assert "lower the learning rate (1e+300) or set clip_norm" in str(error.value)
     if with_folder:
         assert equal(state(load(tmp_path).vae.double()), start)
+
+
+def test_a_run_whose_description_leaves_out_defaults_is_loaded_and_resumed(tmp_path: Path) -> None:
+    first = vae()
+    fit(first.model, first.guide, grey(), training=quick(epochs=1), folder=tmp_path, shown=False)
+    folder = RunFolder(tmp_path)
+    assert json.loads(folder.read("model.json")) == describe(first)
+    assert "activation" in json.loads(folder.read("model.json"))["arguments"]["encoder"]["arguments"]
+    folder.write({"model.json": json.dumps(describe(first, complete=False)).encode()})
+    assert equal(state(load(tmp_path).vae), state(first))
+    again = vae(1)
+    fit(again.model, again.guide, grey(), training=quick(epochs=2), folder=tmp_path, resume=True, shown=False)
 
 
 def test_a_nan_after_the_first_epoch_leaves_the_last_good_one(tmp_path: Path) -> None:

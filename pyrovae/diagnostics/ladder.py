@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from pyrovae.results import mean_and_error
 from pyrovae.results.table import percent
 
-ENOUGH, NOT_ENOUGH = "K is enough", "K is not enough"
+ENOUGH, PERHAPS, NOT_ENOUGH = "K is enough", "K may not be enough", "K is not enough"
 NOT_ASYMPTOTIC, UNKNOWN = "not asymptotic", "cannot be told"
 
 SLOW = 0.5  # power of a gap that takes four times K to halve: that of weights with a Pareto tail of 2/3
 SLOWEST = 0.05  # a gap is extrapolated by no less: slower ones cannot be told from none at all
 FEW = 0.05  # share of data with a k-hat above its threshold that leaves a mean over data sound
 MANY = 0.5  # share above which the weights of the set as a whole are not to be trusted
+LARGEST = 10**12  # number of particles above which none is named
 ROUNDING = 1e-9  # rise of a rung, relative to its value, that rounding explains
 
 
@@ -46,6 +47,12 @@ class Ladder:
     power: float | None
     power_error: float | None
     extrapolated: float | None
+
+    def gap(self, power: float) -> float | None:
+        """Return the gap that is left at the last rung if it falls like K^-power, nats."""
+        if self.increment is None:
+            return None
+        return self.increment / math.expm1(power * math.log(self.ks[-1] / self.ks[-2]))
 
     @property
     def slow(self) -> bool:
@@ -77,8 +84,9 @@ def read_ladder(rungs: Mapping[int, Tensor]) -> Ladder:
     power = power_error = None
     if len(ks) > 2:
         power, power_error = _power(rungs[ks[-2]] - rungs[ks[-3]], last, math.log(ks[-2] / ks[-3]), step)
+    found = Ladder(ks, increment, error, power, power_error, None)
     used = max(SLOWEST, power) if power is not None and _below(power, power_error, 1.0) else 1.0
-    return Ladder(ks, increment, error, power, power_error, increment / math.expm1(used * step))
+    return replace(found, extrapolated=found.gap(used))
 
 
 def judge(
@@ -94,7 +102,8 @@ def judge(
     """Return the verdict on the last rung, and the reason in a sentence.
 
     K is enough only if k-hat is above its threshold for few data and the gap that remains, the larger of the delta
-    method's and the ladder's, is within the tolerance. A k-hat above its threshold does not say that L_K is low for
+    method's and the ladder's, is within the tolerance. All three see only what the guide draws: a mode that it never
+    visits is missing in L_K, and leaves no trace in them. A k-hat above its threshold does not say that L_K is low for
     that datum, but that its weights cannot tell: one lucky weight may even have raised it. Where that is so for more
     than half of the data, K is not enough; where it is for some, the weights alone do not decide.
 
@@ -127,10 +136,9 @@ def judge(
     if share_above is not None and share_above > MANY:
         return NOT_ENOUGH, f"{tails}: {label} is loose, or cannot be told from a loose bound; estimate log p(x) by AIS"
     if remaining is not None and remaining > tolerance:
-        wanted = _rounded_up(ladder.ks[-1] * remaining / tolerance)
         return NOT_ENOUGH, (
             f"about {_nats(remaining)} are missing in the mean of {label} {missing}, more than {tolerance:g}; "
-            f"under c / K it takes K = {wanted:,}{loose}"
+            f"{_wanted(ladder, bias, tolerance)}{loose}"
         )
     if heavy:
         return UNKNOWN, (
@@ -146,7 +154,27 @@ def judge(
             f"{tails} and about {_nats(remaining)} are missing {missing}, but it takes three rungs to see whether the "
             "gap falls like 1 / K; evaluate more"
         )
-    return ENOUGH, f"{tails}, and about {_nats(remaining)} are missing in {label} {missing}, less than {tolerance:g}"
+    return ENOUGH, (
+        f"as far as the guide's draws reach, about {_nats(remaining)} are missing in {label} {missing}, less than "
+        f"{tolerance:g}, and {tails}"
+    )
+
+
+def _wanted(ladder: Ladder, bias: float | None, tolerance: float) -> str:
+    """Return the K that brings the gap to the tolerance: by the measured power, and by c / K where that fits too."""
+
+    def at(power: float) -> str:
+        gap = max(bias or 0.0, ladder.gap(power) or 0.0)
+        k = _rounded_up(ladder.ks[-1] * max(1.0, gap / tolerance) ** (1 / power))
+        return f"K = {k:,}" if k < LARGEST else f"more than K = {LARGEST:,}"
+
+    power = ladder.power
+    if power is None or power >= 1:
+        return f"under c / K it takes {at(1.0)}"
+    measured = f"under K^-{power:.2f}, as measured, it takes {at(power)}" if power > SLOWEST else ""
+    if _below(power, ladder.power_error, 1.0):
+        return measured or "the gap falls so slowly that no K is named"
+    return f"{measured or 'the rungs do not show how the gap falls'}; under c / K it would take {at(1.0)}"
 
 
 def _power(first: Tensor, last: Tensor, first_step: float, last_step: float) -> tuple[float | None, float | None]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyrovae.diagnostics.collapse import collapse_or_fit
+from pyrovae.diagnostics.collapse import judge_collapse, judge_prior
 from pyrovae.diagnostics.information import Information, information
 from pyrovae.diagnostics.unit_kl import unit_kl
 from pyrovae.diagnostics.units import active_units
@@ -146,12 +146,11 @@ def _summarize(
     count, ceiling = len(codes.kl), math.log(found.num_aggregate)
     num_codes = found.below.numel()
     kl = Estimate.over_data("KL", num_draws, codes.kl, codes.kl_variance.unsqueeze(0))
-    below = _over_codes(found.below)
-    below = replace(below, value=None if below.value is None else min(below.value, ceiling))  # but for rounding
-    above = _over_codes(found.above)
+    below, above = _bounded(_over_codes(found.below), _over_codes(found.above), kl, ceiling)
     marginal = _marginal(codes.kl, found, kl, below, same_prior=prior is not None)
     units = active_units(codes.names, codes.mean, codes.variance, codes.unit_kl, prior, num_draws=num_draws)
-    verdict, reason = collapse_or_fit(units, kl, below, above, marginal, ceiling)
+    verdict, reason = judge_collapse(units, kl, below)
+    prior_verdict, prior_reason = judge_prior(kl, above, marginal)
     return Latents(
         num_data=count,
         num_draws=num_draws,
@@ -167,6 +166,8 @@ def _summarize(
         why_units=codes.why,
         verdict=verdict,
         reason=reason,
+        prior_verdict=prior_verdict,
+        prior_reason=prior_reason,
         seed=seed,
         per_datum={"KL": codes.kl, "information": found.below.mean(0)},
     )
@@ -178,6 +179,21 @@ def _over_codes(values: Tensor) -> Estimate:
     values = torch.where(values.abs() < ROUNDING, 0.0, values)
     variances = values.var(0).unsqueeze(0) / draws if draws > 1 else values[:0]
     return Estimate.over_data("I(x; z)", draws, values.mean(0), variances)
+
+
+def _bounded(below: Estimate, above: Estimate, kl: Estimate, ceiling: float) -> tuple[Estimate, Estimate]:
+    """Return both bounds of I(x; z) without what other bounds rule out: 0 and log M, and the KL, which is at least I.
+
+    An upper bound that exceeds the KL is replaced by it, errors included.
+    """
+    if below.value is None or above.value is None:
+        return below, above
+    if kl.value is not None and above.value > kl.value:
+        above = replace(kl, name=above.name)
+    assert above.value is not None
+    below = replace(below, value=max(0.0, min(below.value, ceiling, max(above.value, 0.0))))
+    assert below.value is not None
+    return below, replace(above, value=max(above.value, below.value))
 
 
 def _marginal(kl: Tensor, found: Information, total: Estimate, below: Estimate, *, same_prior: bool) -> Estimate:

@@ -15,6 +15,8 @@ START_DRAWS = 128  # of the guide, whose moments are the start
 RATES = (0.3, 0.01)  # of Adam at both ends, in standard deviations of a mean and e-folds of a standard deviation a step
 BETAS = (0.9, 0.99)
 AVERAGED = 0.4  # of the steps, the last ones, whose mean is the result
+PRIOR_DRAWS = 128  # from which further starts are chosen
+BETTER = 0.01  # nats by which a start has to be better than the guide's to be taken
 STRAIGHT = 0.02  # deviation from a straight line, relative to its rise, that counts as none in float32
 
 
@@ -23,8 +25,8 @@ class DiagonalGaussian:
     """A Gaussian with independent dimensions over the unconstrained latent vector u of each datum.
 
     Attributes:
-        mean: ``(B, D)``.
-        scale: standard deviations ``(B, D)``.
+        mean: ``(B, D)``, or ``(S, B, D)`` of S Gaussians for each datum.
+        scale: standard deviations, of the same shape.
 
     """
 
@@ -49,6 +51,53 @@ def start(space: FlatSpace) -> DiagonalGaussian:
     return DiagonalGaussian(mean, torch.maximum(u.std(0), 1e-5 * mean.abs() + 1e-8))
 
 
+def further_starts(space: FlatSpace, q: DiagonalGaussian, num_starts: int) -> DiagonalGaussian:
+    """Return S starts ``(S, B, D)``: q, and Gaussians of its scale around draws of the prior.
+
+    Each is drawn with a probability in proportion to ``p(x | u)`` and to the squared distance from the nearest start
+    before it, so that they lie on other modes of a posterior that has several, as far as 128 draws reach. A prior
+    without draws leaves q alone.
+
+    *k-means++: the advantages of careful seeding (Arthur, Vassilvitskii 2007)*, https://dl.acm.org/doi/10.5555/1283383.1283494
+    """
+    means = [q.mean]
+    try:
+        u = space.draw_prior(PRIOR_DRAWS)  # (M, B, D)
+        u = torch.where(u.isfinite().all(-1, keepdim=True), u, q.mean.to(u))  # outside the support of the guide
+        log_weights = space.log_joint_terms(u)[1]  # (M, B)
+    except NotImplementedError:
+        num_starts = 1
+    for _ in range(num_starts - 1):
+        distance = torch.stack([(wide(u) - mean).square().sum(-1) for mean in means]).amin(0)
+        noise = -torch.empty_like(log_weights).exponential_().log()  # Gumbel's
+        chosen = (log_weights + distance.log() + noise).nan_to_num(-math.inf).argmax(0)  # (B,)
+        means.append(wide(u).gather(0, chosen[None, :, None].expand(1, -1, u.shape[-1]))[0])
+    mean = torch.stack(means)
+    return DiagonalGaussian(mean, q.scale.expand_as(mean))
+
+
+def best_of(q: DiagonalGaussian, history: Tensor) -> tuple[DiagonalGaussian, Tensor, Tensor]:
+    """Return the best of S Gaussians of each datum, its history ``(num_steps, B)``, and where it lies apart ``(B,)``.
+
+    Another one than the first has to be better by 0.01 nats and three standard errors over the last steps, whose draws
+    all Gaussians share. It lies apart if its mean is more than three standard deviations from that of the first.
+
+    Args:
+        q: ``(S, B, D)``.
+        history: of `refine`, ``(num_steps, S, B)``.
+
+    """
+    last = history[-max(2, round(AVERAGED * len(history))) :]
+    gain = last - last[:, :1]
+    mean, error = gain.mean(0), gain.std(0) / math.sqrt(len(gain))
+    clear = (mean > 3 * error) & (mean > BETTER)  # never where an error is NaN
+    best = torch.where(clear, mean, 0.0).argmax(0)  # (B,), the first where none is better
+    where = best[None, :, None].expand(1, -1, q.mean.shape[-1])
+    found = DiagonalGaussian(q.mean.gather(0, where)[0], q.scale.gather(0, where)[0])
+    apart = ((found.mean - q.mean[0]).abs() > 3 * torch.maximum(found.scale, q.scale[0])).any(-1)
+    return found, history.gather(1, best.expand(len(history), 1, -1))[:, 0], apart
+
+
 def refine(
     space: FlatSpace, q: DiagonalGaussian, *, num_steps: int, num_pairs: int = 1
 ) -> tuple[DiagonalGaussian, Tensor]:
@@ -70,11 +119,12 @@ def refine(
         num_pairs: pairs of draws of a step, for each datum.
 
     Returns:
-        The Gaussian, and what each step estimated of the ELBO of each datum ``(num_steps, B)``, nats.
+        The Gaussian, and what each step estimated of the ELBO of each datum ``(num_steps, B)``, nats; several of each
+        datum where q is several, ``(num_steps, S, B)``.
 
     """
     dtype = space.draw(1)[0].dtype
-    place = torch.stack([q.mean, q.scale.log()])  # (2, B, D)
+    place = torch.stack([q.mean, q.scale.log()])  # (2, B, D) or (2, S, B, D)
     first, second = torch.zeros_like(place), torch.zeros_like(place)
     kept, values = torch.zeros_like(place), []
     num_kept = max(1, round(AVERAGED * num_steps))
@@ -94,12 +144,13 @@ def refine(
 
 
 def _gradient(space: FlatSpace, q: DiagonalGaussian, num_pairs: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return the gradient of the ELBO by m / s and log s ``(2, B, D)``, and an estimate of the ELBO ``(B,)``."""
-    noise = wide(torch.randn(num_pairs, *q.mean.shape, dtype=dtype, device=q.mean.device))
+    """Return the gradient of the ELBO by m / s and log s ``(2, ..., B, D)``, and an estimate of it ``(..., B)``."""
+    noise = wide(torch.randn(num_pairs, *q.mean.shape[-2:], dtype=dtype, device=q.mean.device))
     noise = torch.cat([noise, -noise])
-    u = (q.mean + q.scale * noise).to(dtype).requires_grad_()
+    noise = noise.reshape(len(noise), *[1] * (q.mean.ndim - 2), *q.mean.shape[-2:])  # the same for all Gaussians
+    u = (q.mean + q.scale * noise).to(dtype).requires_grad_()  # (2 P, B, D) or (2 P, S, B, D)
     with torch.enable_grad():
-        log_joint = space.log_joint(u)
+        log_joint = space.log_joint(u.reshape(-1, *u.shape[-2:])).reshape(u.shape[:-1])
         (slope,) = torch.autograd.grad(log_joint.sum(), u)
     along = q.scale * wide(slope) + noise  # the slope of log p - log q at u, in units of s
     gradient = torch.stack([along.mean(0), (noise * along).mean(0)])

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from pyrovae.bounds.iwae import effective_number
-from pyrovae.diagnostics.ladder import judge, read_ladder
+from pyrovae.diagnostics.ladder import ENOUGH, NOT_ENOUGH, PERHAPS, UNKNOWN, judge, read_ladder
 from pyrovae.diagnostics.psis import FEWEST, khat_threshold, pareto_khat
-from pyrovae.results import Estimate, Weights
+from pyrovae.results import Checked, Estimate, Weights
 from pyrovae.results.weights import Quantiles
 from pyrovae.scoring.layout import wide
 
@@ -175,6 +176,41 @@ def summarize_weights(per_datum: Mapping[str, Tensor], *, ks: Sequence[int], tol
         verdict=verdict,
         reason=reason,
     )
+
+
+def judge_with_checks(weights: Weights, checked: Checked | None) -> Weights:
+    """Return the weights with the verdict amended by AIS and BDMC, which may reach what the guide never draws.
+
+    Where AIS is above L_K on the same data by more than the tolerance, K is not enough. Where BDMC leaves log p(x) of
+    simulated data open by more than the tolerance, K may not be enough. Both on those data, beyond two Monte Carlo
+    standard errors.
+    """
+    if checked is None or weights.verdict not in (ENOUGH, UNKNOWN):
+        return weights
+    label = f"L_{weights.num_particles}"
+    if checked.higher is not None and checked.annealing is not None and checked.same_data is not None:
+        higher = checked.higher.value
+        noise = _noise(checked.higher.se, checked.annealing.bound, checked.same_data)
+        if higher is not None and higher - 2 * noise > weights.tolerance:
+            reason = f"AIS is {higher:.3f} nats above {label} on the same {checked.higher.num_data} data"
+            return replace(weights, verdict=NOT_ENOUGH, reason=f"{reason}; by the weights: {weights.reason}")
+    if checked.sandwich is not None and weights.verdict == ENOUGH:
+        gap, total = checked.sandwich.gap, checked.sandwich.num_data
+        if gap.value is None:
+            found = f"BDMC has no bounds for {checked.sandwich.num_not_finite} of {total} simulated data"
+        elif gap.value - 2 * _noise(gap.se_data, gap) > weights.tolerance:
+            found = f"BDMC leaves log p(x) of {total} simulated data open by {gap.value:.3f} nats"
+        else:
+            return weights
+        reason = f"{found}, so that the guide may miss a part of the posterior that neither {label} nor AIS sees"
+        return replace(weights, verdict=PERHAPS, reason=f"{reason}; by the weights: {weights.reason}")
+    return weights
+
+
+def _noise(over_data: float | None, *estimates: Estimate) -> float:
+    """Return the Monte Carlo error of a difference of estimates, that over the data where one is not known, nats."""
+    errors = [estimate.se_monte_carlo for estimate in estimates]
+    return (over_data or 0.0) if None in errors else math.hypot(*(error for error in errors if error is not None))
 
 
 def _shares(log_weights: Tensor) -> Tensor:

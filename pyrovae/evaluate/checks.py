@@ -136,9 +136,11 @@ def run_checks(
         use_ais = higher is not None and higher.num_data >= num and (higher.value or 0.0) > 2 * (higher.se or 0.0)
         bound: dict[str, Any] = {}
         if use_ais and annealing is not None:
+            noise = annealing.per_datum.get("AIS variance")
             bound = {"bound": annealing.per_datum["AIS"][:num], "bound_label": "AIS"}
+            bound["bound_variances"] = None if noise is None else noise[:num]
         elif tightest.num_particles >= TIGHT:
-            bound = {"bound": rung[:num], "bound_label": tightest.label}
+            bound = {"bound": rung[:num], "bound_label": tightest.label, "bound_variances": variances[:, :num]}
         options |= bound
         found = gaps(*pair_and_data, refit_epochs=checks.refit_epochs, **options)
         return replace(found, data=_first(name, num, len(rung)))

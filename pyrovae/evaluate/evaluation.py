@@ -18,13 +18,12 @@ from pyrovae import memory
 from pyrovae.bounds.iwae import check_ladder
 from pyrovae.data import Data, Split, fingerprint, transforms
 from pyrovae.data.batches import Rows, Source
-from pyrovae.diagnostics import summarize_weights
+from pyrovae.diagnostics import judge_with_checks, summarize_weights
 from pyrovae.evaluate.checks import Checks, run_checks
 from pyrovae.evaluate.journal import Journal
 from pyrovae.evaluate.observed import observe
 from pyrovae.evaluate.reduced import VARIANCE, reduced
-from pyrovae.pair import Pair, Program, find_modules
-from pyrovae.pair.support import Unnormalized
+from pyrovae.pair import Pair, Program, Unnormalized, find_modules, warn_of_links
 from pyrovae.processes import group
 from pyrovae.progress import progress
 from pyrovae.results import Estimate, Evaluation, Observed, bits_per_dimension, mean_and_error
@@ -35,6 +34,7 @@ from pyrovae.scoring import (
     Block,
     blocks,
     inspected,
+    low_precision,
     on_device,
     one_particle,
     recorded_runs,
@@ -141,6 +141,9 @@ def evaluate(
     weights = weights_hash(model, guide, modules)
     model = Unnormalized()(model) if unnormalized else model
     with inspected(model, guide, few, modules=found, everything=lambda: _moved(args, where)) as pair, torch.no_grad():
+        if coarse := low_precision(found, few):
+            logger.warning("%s; evaluate model.float(), on data in float32", coarse)
+        warn_of_links(pair, few)
         if pair.nan:
             logger.warning("%s; data whose estimates are not finite are counted, and no mean hides them", pair.nan)
         probe = _probe(pair, _moved(args, where) if pair.draws_rows else few)
@@ -204,7 +207,7 @@ def evaluate(
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         stored_hash=fingerprint(source.stored) if isinstance(source, Split) else None,
         num_covariates=sum(observed.given.values()) if observed else sum(a[0].numel() for a in args[1:]),
-        weights=summarize_weights(per_datum, ks=ks),
+        weights=judge_with_checks(summarize_weights(per_datum, ks=ks), checked),
         checked=checked,
         observed=observed,
         per_datum={label: value for label, value in per_datum.items() if not label.startswith(VARIANCE)},

@@ -8,6 +8,7 @@ the data plate are summed over.
 
 from pyrovae.pair.checked import nan_at, run_checked, told_by_us
 from pyrovae.pair.inspection import inspect_pair, run
+from pyrovae.pair.links import warn_of_links
 from pyrovae.pair.modules import find_modules
 from pyrovae.pair.structure import PARTICLE_PLATE, ChosenRows, Latent, Pair, Program, take_rows
 from pyrovae.pair.support import Unnormalized
@@ -26,4 +27,5 @@ __all__ = [
     "run_checked",
     "take_rows",
     "told_by_us",
+    "warn_of_links",
 ]

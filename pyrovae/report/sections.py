@@ -24,7 +24,7 @@ from pyrovae.results import Evaluation, History, Number
 from pyrovae.results.table import percent
 from pyrovae.vae import VAE
 
-DOUBTS = ("K is not enough", "not asymptotic")
+DOUBTS = ("K is not enough", "K may not be enough", "not asymptotic")
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,8 @@ class Annealing(Tabled):
         settings: of the chains.
         num_data: how many data there are.
         data: their name.
-        per_datum: "AIS", "acceptance" and "ESS", each ``(N,)``; not part of the JSON.
+        per_datum: "AIS", "acceptance", "ESS" and, for several chains, "AIS variance", the Monte Carlo variance of
+            "AIS", each ``(N,)``; not part of the JSON.
 
     """
 

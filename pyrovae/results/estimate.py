@@ -59,8 +59,8 @@ class Estimate:
         if bad:
             why = f"{bad} of {len(values)} data have a value that is not finite, which no mean may hide"
             return cls(name, num_particles, None, None, None, why)
-        known = variances.sum(1)
-        known = known[known.isfinite()]  # half of some weights may be zero, so that halves cannot be compared
+        known = variances.sum(1).clamp(min=0)
+        known = known[known.isfinite()]
         monte_carlo = known.sqrt().amax().item() / len(values) if len(known) else None
         mean, error = mean_and_error(values)
         return cls(

@@ -52,17 +52,20 @@ class Latents(Tabled):
         units: those that are active first, then by their KL.
         kl: E_x KL(q(z | x) || p(z)).
         information: the mutual information of datum and code under the guide, with q(z) over ``num_aggregate`` data. It
-            cannot exceed ``ceiling``, and for data that the sample stands for it is a lower bound in the mean.
-        information_above: the same with each datum left out of the q(z) that it is held against: an upper bound in the
-            mean.
+            cannot exceed ``ceiling`` or ``information_above``, and for data that the sample stands for it is a lower
+            bound in the mean.
+        information_above: the same with each datum left out of the q(z) that it is compared with, or ``kl`` where that
+            is smaller: an upper bound in the mean.
         marginal_kl: KL(q(z) || p(z)), which is ``kl - information``, and thus an upper bound in the mean.
         num_aggregate: M, data that q(z) is over.
         num_codes: draws of z that it was compared at.
         ceiling: log M.
         why_units: why units have no KL; None if they all do.
-        verdict: "collapse", "prior fits", "prior does not fit" or "cannot be told".
-        reason: of the verdict, a sentence.
+        verdict: "collapsed", "not collapsed" or "undecided".
+        reason: of the verdict, a clause.
         seed: of the draws.
+        prior_verdict: "fits", "does not fit" or "undecided"; None if the record is of an earlier version.
+        prior_reason: of that verdict, a clause.
         per_datum: "KL" and, for the data whose codes were compared, "information"; not part of the JSON.
 
     """
@@ -82,6 +85,8 @@ class Latents(Tabled):
     verdict: str
     reason: str
     seed: int
+    prior_verdict: str | None = None
+    prior_reason: str | None = None
     per_datum: dict[str, Tensor] = field(repr=False, compare=False, default_factory=dict)
 
     @property
@@ -99,7 +104,7 @@ class Latents(Tabled):
         rows = (
             ("KL(q(z | x) || p(z))", self.kl),
             ("  mutual information I(x; z)", self.information),
-            ("    from above, each x left out of q(z)", self.information_above),
+            ("    at most (each x left out of q(z), or the KL)", self.information_above),
             ("  marginal KL(q(z) || p(z))", self.marginal_kl),
         )
         unknown = f", {self.num_unknown} cannot be told" if self.num_unknown else ""
@@ -109,7 +114,8 @@ class Latents(Tabled):
             title=(
                 f"Latent units, {self.num_data} data: {self.num_active} of {len(self.units)} units are active "
                 f"(variance of the mean above 0.01){unknown}",
-                f"Collapse, or a prior that fits? {self.verdict}: {self.reason}.",
+                f"Are the codes collapsed? {self.verdict}: {self.reason}.",
+                *([f"Does the prior fit? {self.prior_verdict}: {self.prior_reason}."] if self.prior_verdict else []),
             ),
             notes=(
                 f"q(z) is over {self.num_aggregate} data, at {self.num_codes} codes: I(x; z) cannot exceed "

@@ -12,6 +12,7 @@ from pyrovae.results.estimate import Estimate
 from pyrovae.results.table import Number, Table, Tabled, percent
 
 SHARES = (0.05, 0.5, 0.95)
+ENOUGH_DATA = 30  # from which on Monte Carlo errors of heavy-tailed weights cover
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ class Weights(Tabled):
         power_error: its standard error.
         extrapolated: the gap that is left at the last rung by the ladder, nats.
         tolerance: nats that may be missing for K to be enough.
-        verdict: "K is enough", "K is not enough", "not asymptotic" or "cannot be told".
+        verdict: "K is enough", which holds as far as the guide's draws reach; "K may not be enough" where BDMC does not
+            bear that out; "K is not enough", "not asymptotic" or "cannot be told".
         reason: of the verdict, a sentence.
 
     """
@@ -116,6 +118,12 @@ class Weights(Tabled):
             title=(f"Weights behind {label}, {self.num_data} data",),
             notes=self._counts(),
         )
+        notes = [] if self.jackknife.why is None else [f"jackknife: {self.jackknife.why}"]
+        if self.num_above and self.num_data < ENOUGH_DATA:
+            notes.append(
+                f"k-hat is high, and of fewer than {ENOUGH_DATA} data an interval of 1.96 se MC around {label} covers "
+                "its mean about 0.78 (one datum) to 0.93 of the time, not 0.95"
+            )
         missing = Table(
             ("", "nats"),
             (
@@ -126,7 +134,7 @@ class Weights(Tabled):
                 ("jackknife (not a bound)", Number(self.jackknife.value, 3, error=self.jackknife.se_data)),
             ),
             title=(f"{self.verdict}: {self.reason}",),
-            notes=() if self.jackknife.why is None else (f"jackknife: {self.jackknife.why}",),
+            notes=tuple(notes),
         )
         return spread, missing
 

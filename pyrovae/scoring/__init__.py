@@ -2,7 +2,7 @@
 
 from pyrovae.scoring.blocks import Block, blocks, draw, one_particle, score, score_guide
 from pyrovae.scoring.flat import FlatSpace
-from pyrovae.scoring.inspected import inspected, require_tensor
+from pyrovae.scoring.inspected import inspected, low_precision, require_tensor
 from pyrovae.scoring.layout import per_datum, total_of
 from pyrovae.scoring.observed import observed_values, roles
 from pyrovae.scoring.pieces import on_device, walk
@@ -17,6 +17,7 @@ __all__ = [
     "blocks",
     "draw",
     "inspected",
+    "low_precision",
     "observed_values",
     "on_device",
     "one_particle",

@@ -39,6 +39,19 @@ def _require_finite(modules: Iterable[nn.Module]) -> None:
                 )
 
 
+def low_precision(modules: Iterable[nn.Module], args: Iterable[Tensor]) -> str | None:
+    """Return, in words, the first tensor of modules or arguments with fewer bits than float32, if there is one."""
+    tensors = [
+        (f"{name} of {type(module).__name__}", value)
+        for module in modules
+        for name, value in (*module.named_parameters(), *module.named_buffers())
+    ]
+    for name, value in (*tensors, *((f"argument {i} of the programs", value) for i, value in enumerate(args))):
+        if value.is_floating_point() and value.dtype.itemsize < 4:
+            return f"{name} is {value.dtype}, in which a log-probability may be off by a nat"
+    return None
+
+
 @contextlib.contextmanager
 def inspected(
     model: Program,

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from pyrovae.data import Data, Split
 from pyrovae.data.batches import Rows
 from pyrovae.objectives import ELBO
-from pyrovae.pair import Pair, Program, find_modules, inspect_pair
-from pyrovae.pair.support import Unnormalized
+from pyrovae.pair import Pair, Program, Unnormalized, find_modules, inspect_pair, warn_of_links
 from pyrovae.sandbox import frozen_unremarked, module_mode, own_store, validation
 from pyrovae.training.engine import make_step
 from pyrovae.training.feed import Feed, Given, Resident
@@ -178,6 +177,7 @@ def capture(
         few = rows.draw(torch.arange(min(len(rows), 3), device=rows.device))
         model = Unnormalized()(model) if unnormalized else model
         pair = inspect_pair(model, guide, few, modules=found, everything=rows.everything)
+        warn_of_links(pair, few)
         kept += pair.params
     if pair.draws_rows:
         raise ValueError(

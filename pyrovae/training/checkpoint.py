@@ -106,7 +106,8 @@ class Checkpoint:
                         f"the run {path} was made with {group}.{name} = {before.get(name)!r}, but received "
                         f"{value!r}; resume with the same settings, or start another run"
                     )
-        if MODEL in folder and _described(model) != json.loads(folder.read(MODEL)):
+        written = json.loads(folder.read(MODEL)) if MODEL in folder else None
+        if written is not None and written not in (_described(model), _described(model, complete=False)):
             raise ValueError(
                 f"the run {path} is one of another model: its {MODEL} describes other parts, or other options of them; "
                 "resume with the same model, or start another run"
@@ -242,13 +243,13 @@ def _own_version() -> str:
         return "not installed"
 
 
-def _described(model: Program) -> dict[str, Any] | None:
+def _described(model: Program, *, complete: bool = True) -> dict[str, Any] | None:
     """Return the description of the object whose method a model is, where it has one."""
     owner = getattr(model, "__self__", None)
     if not isinstance(owner, Described):
         return None
     try:
-        return _plain(describe(owner))
+        return _plain(describe(owner, complete=complete))
     except TypeError as error:
         logger.warning("the run can be loaded only by load_weights, into a model built by hand: %s", error)
         return None

@@ -14,8 +14,7 @@ from torch import nn
 from pyrovae.data import Data, Split, fingerprint
 from pyrovae.data.batches import Rows, Source
 from pyrovae.objectives import ELBO, Objective
-from pyrovae.pair import Program, find_modules, inspect_pair
-from pyrovae.pair.support import Unnormalized
+from pyrovae.pair import Program, Unnormalized, find_modules, inspect_pair, warn_of_links
 from pyrovae.results import Epoch, History
 from pyrovae.results.observed import DISCRETE
 from pyrovae.sandbox import MODULE_DIVIDER, forked_random, frozen_unremarked, module_mode, own_store, stream_seed
@@ -110,7 +109,9 @@ def fit(
     ):
         with module_mode(found, training=False):
             scored = Unnormalized()(model) if unnormalized else model
-            pair = inspect_pair(scored, guide, placed.few(), modules=found, everything=placed.everything)
+            few = placed.few()
+            pair = inspect_pair(scored, guide, few, modules=found, everything=placed.everything)
+            warn_of_links(pair, few)
         placed.tell()
         num_values = None if isinstance(rows[0].source, tuple) else rows[0].num_values
         if pair.base_measure == "Lebesgue" and num_values is not None:

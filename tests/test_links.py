@@ -1,0 +1,143 @@
+"""Warnings about networks that return probabilities or scales where logits or logarithms belong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pyrovae import Checks, Training, likelihoods, networks, posteriors, priors
+from pyrovae.evaluate import evaluate
+from pyrovae.likelihoods import Likelihood
+from pyrovae.pair import inspect_pair, warn_of_links
+from pyrovae.training import capture, fit
+from pyrovae.vae import VAE
+
+
+class TwoHeads(nn.Module):
+    """An encoder of four pixels that returns a mean and a function of another linear map, joined in several ways."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], how: str = "stack") -> None:
+        super().__init__()
+        self.both, self.function, self.how = nn.Linear(4, 6), function, how
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, other = self.both(x).chunk(2, -1)
+        if self.how == "stack":
+            return torch.stack([mean, self.function(other)], -1)
+        return torch.cat([mean, self.function(other)], -1).unflatten(-1, (2, 3)).mT
+
+
+class Affine(nn.Module):
+    """A linear map by constants."""
+
+    def __init__(self, slope: float, shift: float) -> None:
+        super().__init__()
+        self.slope, self.shift = slope, shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.slope * x + self.shift
+
+
+def ending_in(
+    *end: nn.Module, likelihood: Likelihood | None = None, encoder: nn.Module | None = None, frozen: bool = False
+) -> VAE:
+    """Return a VAE of four elements whose decoder has the given end."""
+    likelihood = likelihoods.Bernoulli((4,)) if likelihood is None else likelihood
+    posterior = posteriors.DiagonalNormal(3)
+    last = nn.Linear(3, 4 * likelihood.n_params)
+    vae = VAE(
+        prior=priors.StandardNormal(3),
+        decoder=nn.Sequential(last, *end, nn.Unflatten(-1, likelihood.param_shape)),
+        likelihood=likelihood,
+        encoder=encoder or networks.MLPEncoder((4,), posterior.param_shape, hidden=(5,)),
+        posterior=posterior,
+    )
+    return vae.requires_grad_(not frozen)
+
+
+SCALES = "standard deviations of the guide at 'z' are exponentials of {}(...) and all above 1"
+LINKS: dict[str, tuple[Callable[[], VAE], str]] = {
+    "sigmoid": (lambda: ending_in(nn.Sigmoid()), "the logits of 'x' come out of sigmoid(...)"),
+    "frozen": (lambda: ending_in(nn.Sigmoid(), frozen=True), "the logits of 'x' come out of sigmoid(...)"),
+    "softmax": (
+        lambda: ending_in(
+            nn.Unflatten(-1, (4, 3)), nn.Softmax(-1), nn.Flatten(-2), likelihood=likelihoods.Categorical((4,), 3)
+        ),
+        "the logits of 'x' come out of softmax(...)",
+    ),
+    "rates": (
+        lambda: ending_in(nn.Softplus(), likelihood=likelihoods.Poisson((4,))),
+        "the logarithms of rates of 'x' come out of softplus(...)",
+    ),
+    "scales": (
+        lambda: ending_in(nn.Softplus(), likelihood=likelihoods.HeteroscedasticGaussian((4,))),
+        "the logarithms of scales of 'x' come out of softplus(...)",
+    ),
+    "softplus encoder": (lambda: ending_in(encoder=TwoHeads(nn.functional.softplus)), SCALES.format("softplus")),
+    "exp encoder": (lambda: ending_in(encoder=TwoHeads(torch.exp, "cat")), SCALES.format("exp")),
+    "bounded sigmoid": (
+        lambda: ending_in(nn.Sigmoid(), Affine(0.998, 0.001)),
+        "the logits of 'x' come out of sigmoid(...)",
+    ),
+    "bounded logits": (lambda: ending_in(nn.Sigmoid(), Affine(10.0, -5.0)), ""),
+    "plain": (ending_in, ""),
+    "mean of pixels": (lambda: ending_in(nn.Sigmoid(), likelihood=likelihoods.Gaussian((4,), learn_scale=True)), ""),
+    "plain scales": (lambda: ending_in(likelihood=likelihoods.HeteroscedasticGaussian((4,))), ""),
+    "below 1": (lambda: ending_in(encoder=TwoHeads(lambda value: -nn.functional.softplus(value))), ""),
+    "log of a scale": (lambda: ending_in(encoder=TwoHeads(lambda value: nn.functional.softplus(value).log())), ""),
+}
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_a_network_that_applies_the_link_gives_one_warning(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    make, words = LINKS[name]
+    vae, x = make(), torch.bernoulli(torch.full((3, 4), 0.5))
+    warn_of_links(inspect_pair(vae.model, vae.guide, (x,)), (x,))
+    assert len(caplog.messages) == bool(words)
+    assert words in "".join(caplog.messages)
+
+
+def test_fit_capture_and_evaluate_warn_once(caplog: pytest.LogCaptureFixture) -> None:
+    vae, x = ending_in(nn.Sigmoid()), torch.bernoulli(torch.full((8, 4), 0.5))
+    for run in (
+        lambda: fit(vae.model, vae.guide, x, training=Training(epochs=1, device="cpu"), shown=False),
+        lambda: capture(vae.model, vae.guide, x),
+        lambda: evaluate(vae.model, vae.guide, x, ks=(1, 5), checks=Checks(2, 2, 2, 2, refit_epochs=0), shown=False),
+    ):
+        caplog.clear()
+        run()
+        assert sum("come out of sigmoid" in message for message in caplog.messages) == 1
+
+
+def test_programs_by_hand_give_warnings_too(caplog: pytest.LogCaptureFixture) -> None:
+    decoder, x = nn.Linear(1, 4), torch.bernoulli(torch.full((3, 4), 0.5))
+
+    def pair(logits: Callable[[Tensor], Tensor]) -> tuple[Callable[[Tensor], None], Callable[[Tensor], None]]:
+        def model(x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+                pyro.sample("x", dist.Bernoulli(logits=logits(decoder(z))).to_event(1), obs=x)
+
+        def guide(x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(x[:, :1], 1.0).to_event(1))
+
+        return model, guide
+
+    for logits, count in ((torch.sigmoid, 1), (torch.tanh, 0), (lambda value: value.sigmoid().logit(), 0)):
+        caplog.clear()
+        warn_of_links(inspect_pair(*pair(logits), (x,)), (x,))
+        assert len(caplog.messages) == count
+
+    hidden = torch.linspace(0, 1, 200)
+    many = torch.bernoulli(torch.full((3, 200), 0.5))
+    for values, count in ((hidden, 1), (hidden * 2, 0), (hidden - 0.5, 0), (0.2 + hidden / 2, 0), (0 * hidden, 0)):
+        caplog.clear()
+        opaque = pair(lambda z, values=values: (values + 0 * z[..., :1]).detach())
+        warn_of_links(inspect_pair(*opaque, (many,)), (many,))
+        assert len(caplog.messages) == count

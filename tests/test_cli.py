@@ -719,3 +719,66 @@ def test_a_broken_pipe_ends_quietly(words: list[str], buffered: bool) -> None:  
     assert process.stderr.read() == ""
     process.stderr.close()
     assert process.wait(timeout=60) == 0
+
+
+SMUGGLED = [  # options of a file, and what is said of them
+    ({"ks": ["16", "--seed", "9"]}, "--ks takes K ..., but received '16 --seed 9'"),
+    ({"ks": [1, "--seed=9"]}, "--ks takes K ..., but received '1 --seed=9'"),
+    ({"ks": [[1, 2], 4]}, "--ks takes K ..., but received [[1, 2], 4]"),
+    ({"ks": [1, None]}, "--ks takes K ..., but received [1, None]"),
+    ({"ks": []}, "--ks takes K ..., but received []"),
+    ({"seed": [1, "--overwrite"]}, "--seed takes N, but received '1 --overwrite'"),
+    ({"seed": {"--seed": 1}}, "--seed takes N, but received {'--seed': 1}"),
+    ({"seed": "-x"}, "--seed takes N, but received '-x'"),
+    ({"split": "--data"}, "--split is one of train, validation, test, but received '--data'"),
+    ({"checks": ["true", "extra"]}, "--checks is one of true, false, but received 'true extra'"),
+    ({"se": 1}, "unknown option --se"),
+    ({"seed=1": 2}, "unknown option --seed"),
+    ({"-h": True}, "unknown option ---h"),
+    ({"": 1}, "unknown option --"),
+    ({"run": "elsewhere"}, "unknown option --run"),
+    ({"help": True}, "--help is given on the command line only"),
+    ({"config": "other.json"}, "--config is given on the command line only"),
+    ({"print_config": True}, "--print_config is given on the command line only"),
+]
+
+
+@pytest.mark.parametrize(("options", "text"), SMUGGLED, ids=[json.dumps(options) for options, _ in SMUGGLED])
+def test_values_of_a_file_are_not_read_as_options(
+    options: dict[str, object], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("c.json").write_text(json.dumps(options))
+    assert f"in c.json: {text}" in fails(capsys, "evaluate", "nothing", "--config", "c.json")
+
+
+def test_a_file_cannot_resume_another_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    for name in ("encoder.hidden", "epochs"):
+        Path("c.json").write_text(json.dumps({name: ["16", "--resume", "run"]}))
+        line = fails(capsys, "train", "--config", "c.json", "--folder", "mine")
+        assert f"--{name} takes " in line
+        assert "but received '16 --resume run'" in line
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    assert not Path("mine").exists()
+
+
+def test_values_that_begin_with_dashes_are_values(capsys: pytest.CaptureFixture[str]) -> None:
+    def printed(*words: str) -> dict[str, object]:
+        with pytest.raises(SystemExit) as stop:
+            main([*words, "--print_config"])
+        assert stop.value.code == 0
+        return json.loads(capsys.readouterr().out)
+
+    given = {"data.root": "--resume", "folder": "-f", "data": "--", "data.seed": -3, "final_learning_rate": None}
+    Path("c.json").write_text(json.dumps(given))
+    assert printed("train", "--config", "c.json").items() >= given.items()
+    assert printed("train", "--config", "c.json", "--data.root=--other-root")["data.root"] == "--other-root"
+    Path("c.json").write_text(json.dumps({"ks": [1, 8], "checks": False}))
+    found = printed("evaluate", "run", "--config", "c.json")
+    assert (found["ks"], found["checks"]) == ([1, 8], "false")
+    assert printed("evaluate", "run", "--config", "c.json", "--ks", "3")["ks"] == [3]
+
+
+def test_the_next_command_names_a_folder_that_looks_like_an_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--folder=-f", *QUICK, "--epochs", "1"]) == 0
+    assert "next: pyrovae evaluate ./-f\n" in capsys.readouterr().out

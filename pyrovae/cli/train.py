@@ -151,7 +151,8 @@ def _words_to_load(parser: Parser, options: dict[str, Any], folder: Path) -> str
     """Return the words by which a command takes up the run, with what its parts need to be imported."""
     paths = [options[role] for role in parser.roles if "." in options[role]]
     packages = sorted({path.partition(".")[0] for path in paths} - {"pyrovae"})
-    return shlex.join([str(folder), *(["--allow", *packages] if packages else [])])
+    path = f"./{folder}" if str(folder).startswith("-") else str(folder)  # else it would be read as an option
+    return shlex.join([path, *(["--allow", *packages] if packages else [])])
 
 
 def _next_folder(name: str) -> Path:

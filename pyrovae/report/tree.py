@@ -105,11 +105,22 @@ def to_datatree(
 
 
 def to_netcdf(tree: xarray.DataTree) -> bytes:
-    """Return a tree as the content of a netCDF file, compressed; the same tree gives the same bytes."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "tree.nc"
-        tree.to_netcdf(path, engine="h5netcdf")
-        return path.read_bytes()
+    """Return a tree as the content of a netCDF file, compressed; the same tree gives the same bytes.
+
+    Raises:
+        ValueError: if there is no space for a temporary file.
+
+    """
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "tree.nc"
+            tree.to_netcdf(path, engine="h5netcdf")
+            return path.read_bytes()
+    except OSError as error:
+        raise ValueError(
+            f"netCDF goes through a temporary file, which cannot be written ({error.strerror or error}); free space, "
+            "or set TMPDIR to another folder"
+        ) from None
 
 
 def _kept(log_weights: Tensor, *, leave_out: bool) -> tuple[Tensor, list[int]]:

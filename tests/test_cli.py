@@ -73,7 +73,8 @@ def test_train_evaluate_generate(capsys: pytest.CaptureFixture[str]) -> None:
     expected = {"config.json", "model.json", "model.safetensors", "trainer.pt", "metrics.jsonl", MANIFEST}
     assert files == expected
 
-    assert main(["evaluate", "run", "--ks", "1", "10", *FEW]) == 0
+    evaluated = ["evaluate", "run", "--ks", "1", "10", *FEW, "--report", "report"]
+    assert main(evaluated) == 0
     out = capsys.readouterr().out
     saved = pyrovae.report.read_report("run")
     assert str(saved) in out
@@ -85,7 +86,7 @@ def test_train_evaluate_generate(capsys: pytest.CaptureFixture[str]) -> None:
         assert hashlib.sha256((run / name).read_bytes()).hexdigest() == digest
 
     before = {name: (run / "report" / name).read_text(errors="replace") for name in written}
-    assert main(["evaluate", "run", "--ks", "1", "10", *FEW]) == 0
+    assert main([*evaluated, "--overwrite"]) == 0
     again = pyrovae.report.read_report("run")
     for name, text in before.items():  # but for the date
         assert (run / "report" / name).read_text(errors="replace").replace(again.date, saved.date) == text
@@ -398,7 +399,7 @@ def test_other_data_are_seen_through_the_transform_of_training() -> None:
 @pytest.mark.usefixtures("run")
 def test_the_table_is_printed_even_if_the_report_cannot_be_written(capsys: pytest.CaptureFixture[str]) -> None:
     Path("run/report").write_text("in the way")
-    assert main(["evaluate", "--checks", "false", "run", "--ks", "1"]) == 2
+    assert main(["evaluate", "--checks", "false", "run", "--ks", "1", "--report", "report"]) == 2
     captured = capsys.readouterr()
     assert "Estimates of log p(x)" in captured.out
     assert "cannot be written" in captured.err

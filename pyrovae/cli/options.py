@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import difflib
 import json
-import sys
 import textwrap
 import typing
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
+from pyrovae.cli.output import print_text
 from pyrovae.cli.signatures import (
     argument_text,
     converter,
@@ -77,7 +77,7 @@ class Parser(argparse.ArgumentParser):
         for role in self.roles:
             self.chosen(role, options)
         if found.print_config:
-            sys.stdout.write(json.dumps(self.to_save(options), indent=2) + "\n")
+            print_text(json.dumps(self.to_save(options), indent=2) + "\n")
             self.exit(0)
         return options
 
@@ -94,7 +94,7 @@ class Parser(argparse.ArgumentParser):
     @property
     def _saved(self) -> set[str]:
         names = {action.dest for action in self._actions if action.option_strings}
-        return names - {"help", "config", "print_config", "resume", "allow"}
+        return names - {"help", "config", "print_config", "resume", "allow", "overwrite"}
 
     def _values(self, options: Mapping[str, Any], where: str) -> dict[str, Any]:
         """Return the options of a file or a run, checked and converted as argparse does with those that are typed.

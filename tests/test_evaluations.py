@@ -252,19 +252,22 @@ def test_a_kill_between_the_report_and_the_end_of_the_journal(
 
 
 @contextmanager
-def output(stream: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def output(stream: Any, monkeypatch: pytest.MonkeyPatch, name: str = "stdout") -> Iterator[None]:
     with monkeypatch.context() as patch:
-        patch.setattr(sys, "stdout", stream)
+        patch.setattr(sys, name, stream)
         yield
 
 
-@pytest.mark.parametrize("buffered", [True, False])
-def test_a_closed_output_loses_nothing(run: Path, monkeypatch: pytest.MonkeyPatch, *, buffered: bool) -> None:
+@pytest.mark.parametrize(("name", "buffered"), [("stdout", True), ("stdout", False), ("stderr", False)])
+def test_a_closed_output_loses_nothing(
+    run: Path, monkeypatch: pytest.MonkeyPatch, *, name: str, buffered: bool
+) -> None:
+    monkeypatch.setattr("pyrovae.progress.SECONDS_BETWEEN_LINES", 0.0)
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "wb", buffering=0) as raw:
-        stream = io.TextIOWrapper(io.BufferedWriter(raw), write_through=not buffered)
-        with output(stream, monkeypatch):
+        stream = io.TextIOWrapper(io.BufferedWriter(raw), line_buffering=not buffered)
+        with output(stream, monkeypatch, name):
             assert main(UNCHECKED) == 0
     assert read_report(run).num_data == 6
     assert not list(run.rglob("unfinished*"))

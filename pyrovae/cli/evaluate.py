@@ -25,7 +25,7 @@ from pyrovae.training.options import ENGINES, choose_device
 
 CHECKS = Checks.__dataclass_fields__
 LONGEST = 200  # bytes of a name, which file systems allow
-NAMED = {  # options that make another evaluation, and how its name tells them
+NAMED = {  # options that make another evaluation, by the words of its name
     "data": "{}",
     "data.transform": "{}",
     "data.seed": "data-seed-{}",
@@ -130,7 +130,7 @@ def _evaluate(options: dict[str, Any], processes: Group) -> None:
 
 
 def _show_finished(run: Run, split: Split, checks: Checks | None, options: Mapping[str, Any]) -> bool:
-    """Print the evaluation that was asked for if there is a report of it already; tell whether there is.
+    """Print the evaluation that was asked for if a report of it exists, and return whether one does.
 
     Raises:
         ValueError: if there is a report of that name, but of another evaluation.

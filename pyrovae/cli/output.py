@@ -13,9 +13,9 @@ from pyrovae.results.table import printable_lines
 
 
 def print_text(text: str) -> None:
-    """Print a result, from the first process only, without control characters.
+    """Print a result from the main process, control characters as escapes.
 
-    A closed output does not end the work: there is nobody who could read the text.
+    A closed output does not end the work.
     """
     if speaks() and sys.stdout is not None:
         with suppress(BrokenPipeError):
@@ -23,20 +23,20 @@ def print_text(text: str) -> None:
 
 
 def print_error(text: str) -> None:
-    """Print an error or a hint, likewise."""
+    """Print an error or a hint from the main process, control characters as escapes."""
     if speaks() and sys.stderr is not None:
         with suppress(OSError):
             sys.stderr.write(printable_lines(text))
 
 
 def file_name(text: str) -> str:
-    """Return the name of a file or folder made of a text of any origin, such as the name of data."""
+    """Return a name of a file for a text of any origin, such as the name of data."""
     return re.sub(r"[^\w.-]+", "-", text).lstrip(".-") or "unnamed"
 
 
 @contextmanager
 def any_encoding() -> Iterator[None]:
-    """Print characters that the encoding of the output lacks as escapes inside the block, as Python does for errors."""
+    """Escape, inside the block, printed characters that the encoding of the output lacks, as for ``sys.stderr``."""
     stream = sys.stdout
     if not isinstance(stream, TextIOWrapper):
         yield

@@ -24,8 +24,8 @@ from pyrovae.training import Run
 from pyrovae.training.options import ENGINES, choose_device
 
 CHECKS = Checks.__dataclass_fields__
-LONGEST = 200  # bytes of a name, which file systems allow
-NAMED = {  # options that make another evaluation, by the words of its name
+LONGEST = 200  # bytes of the name of a report; file systems allow 255
+NAMED = {  # word in the name of a report for each option that changes the evaluation
     "data": "{}",
     "data.transform": "{}",
     "data.seed": "data-seed-{}",
@@ -100,7 +100,7 @@ def _evaluate(options: dict[str, Any], processes: Group) -> None:
     checks = Checks(**{name: options[name] for name in CHECKS}) if options["checks"] == "true" else None
     path = _journal_path(run, options)
     if processes.from_first(lambda: _show_finished(run, split, checks, options)):
-        Journal(path).remove()  # of a process that was killed when its report was whole
+        Journal(path).remove()  # left by a process that was killed after its report was whole
         return
     evaluation = None
     try:
@@ -175,7 +175,7 @@ def _write(run: Run, evaluation: Evaluation, split: Split, options: Mapping[str,
 
 
 def _name(defaults: Mapping[str, Any], options: Mapping[str, Any]) -> str:
-    """Return the name of a report by the options that make it another evaluation than the default one."""
+    """Return the name of a report: a word for each option that is not the default."""
     checked = options["checks"] == "true"
     words = [REPORT]
     for option, text in NAMED.items():
@@ -189,7 +189,7 @@ def _name(defaults: Mapping[str, Any], options: Mapping[str, Any]) -> str:
 
 
 def _journal_path(run: Run, options: Mapping[str, Any]) -> Path:
-    """Return the file that keeps what is finished: one for each way to compute the same evaluation."""
+    """Return the progress file of an evaluation: one for each batch size, device and engine."""
     given = (name for name in ("batch_size", "device", "engine") if options[name] not in (None, "auto"))
     name = "-".join(["unfinished", *(f"{option}-{options[option]}" for option in given)])
     return run.folder.path / options["report"] / f"{file_name(name)}.safetensors"

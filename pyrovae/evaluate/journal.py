@@ -36,10 +36,10 @@ class Journal:
 
     Batches are written now and then, a check as soon as it is finished, under a temporary name that is then changed. A
     file of another evaluation, or a damaged one, is ignored and then written over. Records are JSON beside the tensors;
-    nothing is unpickled. Of several processes the first has the file.
+    nothing is unpickled. Only the main process has a file.
 
-    As a context manager it removes the file at the end of a block that raises nothing. The caller of `evaluate` who
-    opens it there can lose nothing between the last check and the end of the block:
+    As a context manager, it removes the file at the end of a block that raises nothing. A caller of `evaluate` keeps it
+    until the result is on disk:
 
         with Journal("unfinished.safetensors") as journal:
             evaluation = evaluate(model, guide, data, journal=journal)
@@ -56,7 +56,7 @@ class Journal:
         self.start(key)
 
     def start(self, key: str) -> None:
-        """Read what is finished of an evaluation."""
+        """Load the progress of an evaluation."""
         self.key = key
         self._parts: list[dict[str, Tensor]] = []
         self._checks: dict[str, dict[str, Any]] = {}

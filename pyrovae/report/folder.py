@@ -27,7 +27,7 @@ from pyrovae.training.checkpoint import versions
 from pyrovae.training.folder import RunFolder
 from pyrovae.vae import VAE
 
-REPORT = "report"  # the name that a report has where none is given
+REPORT = "report"  # default name of a report
 NUMBERS, VALUES = "evaluation.json", "per_datum.safetensors"
 NAME = re.compile(r"\w[\w.-]*")
 DATA, PARTICLES, DRAWS = 100, 1000, 200  # of evaluation.nc
@@ -126,10 +126,10 @@ def report_names(folder: str | Path) -> tuple[str, ...]:
 
 
 def check_report_name(name: str) -> None:
-    """Refuse a name that would lead out of the run folder, or that is hidden.
+    """Check that a report's name is one visible sub-folder.
 
     Raises:
-        ValueError: if it does.
+        ValueError: if it is not.
 
     """
     if not NAME.fullmatch(name):

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 WIDTH = 120  # of lines of text
 
-# Control characters, surrogates, and characters without width that change the order of the others
+# Control characters, surrogates, and characters without width, some of which reverse the text
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
-FORMULA = re.compile(r"\s*[=+@-].")  # as a spreadsheet takes it
+FORMULA = re.compile(r"\s*[=+@-].")  # start of a cell that spreadsheets evaluate
 NUMBER = re.compile(r"\s*[+-]?[\d.]+(e[+-]?\d+)?")
 
 
 def printable(text: str) -> str:
-    """Return a text on one line, with the escape of Python for each character that a reader would not see as one."""
+    """Return a text on one line, with Python's escapes for control characters and invisible ones."""
     return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
@@ -96,7 +96,7 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Clean the names of data, models and sites in it, which may be of any origin."""
+        """Escape control characters in the names of data, models and sites."""
         rows = (tuple(printable(cell) if isinstance(cell, str) else cell for cell in row) for row in self.rows)
         object.__setattr__(self, "rows", tuple(rows))
         for name in ("header", "title", "notes"):
@@ -227,12 +227,12 @@ def _csv_values(cell: Cell, count: int) -> list[object]:
 
 
 def _csv_text(text: str) -> str:
-    """Return a text that no spreadsheet takes for a formula: one that begins like a formula is quoted."""
+    """Return a text, quoted if a spreadsheet would evaluate it as a formula."""
     return f"'{text}" if FORMULA.match(text) and not NUMBER.fullmatch(text) else text
 
 
 def _markdown(cell: Cell) -> str:
-    """Return a cell in Markdown, where it opens neither another cell nor a tag."""
+    """Return a cell in Markdown, with escapes for what would start another cell or a tag."""
     return re.sub(r"[\\|<]", r"\\\g<0>", str(cell))
 
 

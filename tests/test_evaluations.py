@@ -66,6 +66,10 @@ def run(made: Path) -> Path:
     return Path("run")
 
 
+def journals(run: Path) -> list[Path]:
+    return list(run.rglob("unfinished*"))
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -210,7 +214,6 @@ def test_a_failure_after_the_last_check_loses_nothing(
     failure: str, run: Path, expected: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place, error = FAILURES[failure]
-    journal = run / "report" / "unfinished.safetensors"
     with monkeypatch.context() as patch:
         if place.endswith("os.replace"):  # once the journal is whole
             write = RunFolder.write
@@ -226,29 +229,43 @@ def test_a_failure_after_the_last_check_loses_nothing(
     assert "Estimates of log p(x)" in captured.out, "the table is printed all the same"
     assert "To go on: the same command again" in captured.err
     assert "Traceback" not in captured.err
-    assert journal.exists()
+    assert journals(run)
     with nothing_computed(monkeypatch):
         assert main(CHECKED) == 0
-    assert not journal.exists()
+    assert not journals(run)
     assert numbers("run") == expected
 
 
 def test_a_kill_between_the_report_and_the_end_of_the_journal(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    journal = run / "report" / "unfinished.safetensors"
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "remove", fail_with(Killed()))
         with pytest.raises(Killed):
             main(CHECKED)
-    assert journal.exists()
+    assert journals(run)
     before = numbers("run")
     capsys.readouterr()
     with nothing_computed(monkeypatch):
         assert main(CHECKED) == 0
     assert "--overwrite evaluates anew" in capsys.readouterr().out
-    assert not journal.exists()
+    assert not journals(run)
     assert numbers("run") == before
+
+
+def test_no_evaluation_overwrites_the_progress_of_another(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even one that is written to the same place, or computed in other batches."""
+    first = [*UNCHECKED, "--report", "mine"]
+    with monkeypatch.context() as patch:
+        patch.setattr("pyrovae.cli.evaluate.write_report", fail_with(KeyboardInterrupt()))
+        for number, words in enumerate(([], ["--seed", "1"], ["--batch_size", "2"], ["--seed", "2"])):
+            assert main([*first, *words]) == 130
+            assert len(journals(run)) == 1 + number
+    assert main([*first, "--seed", "2"]) == 0
+    assert len(journals(run)) == 3
+    with nothing_computed(monkeypatch):
+        assert main([*first, "--overwrite"]) == 0
+    assert (read_report(run).seed, len(journals(run))) == (0, 2)
 
 
 @contextmanager
@@ -270,7 +287,7 @@ def test_a_closed_output_loses_nothing(
         with output(stream, monkeypatch, name):
             assert main(UNCHECKED) == 0
     assert read_report(run).num_data == 6
-    assert not list(run.rglob("unfinished*"))
+    assert not journals(run)
 
 
 def test_no_output_at_all_loses_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

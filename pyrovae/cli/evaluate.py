@@ -184,12 +184,14 @@ def _name(defaults: Mapping[str, Any], options: Mapping[str, Any]) -> str:
             value = Path(value).stem if option == "data" else value
             words.append(text.format("-".join(map(str, value)) if isinstance(value, list) else value))
     name = file_name("-".join([*words, *([] if checked else ["no-checks"])]))
-    digest = hashlib.sha256(name.encode()).hexdigest()
-    return name if len(name.encode()) <= LONGEST else f"{name[: LONGEST // 4]}-{digest[:8]}"
+    return name if len(name.encode()) <= LONGEST else f"{name[: LONGEST // 4]}-{_digest(name)}"
 
 
 def _journal_path(run: Run, options: Mapping[str, Any]) -> Path:
-    """Return the progress file of an evaluation: one for each batch size, device and engine."""
-    given = (name for name in ("batch_size", "device", "engine") if options[name] not in (None, "auto"))
-    name = "-".join(["unfinished", *(f"{option}-{options[option]}" for option in given)])
-    return run.folder.path / options["report"] / f"{file_name(name)}.safetensors"
+    """Return the progress file: one for each set of options, so that none overwrites the progress of another."""
+    command = repr([options[name] for name in (*NAMED, "data.root", "batch_size", "device", "engine")])
+    return run.folder.path / options["report"] / f"unfinished-{_digest(command)}.safetensors"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

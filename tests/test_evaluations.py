@@ -29,6 +29,7 @@ from pyrovae.cli.evaluate import _name as report_name
 from pyrovae.evaluate import checks, evaluation
 from pyrovae.evaluate.journal import Journal
 from pyrovae.report import read_report, write_report
+from pyrovae.report.folder import report_names
 from pyrovae.report.tree import to_netcdf
 from pyrovae.results import Evaluation
 from pyrovae.training.folder import RunFolder
@@ -288,6 +289,15 @@ def test_a_closed_output_loses_nothing(
             assert main(UNCHECKED) == 0
     assert read_report(run).num_data == 6
     assert not journals(run)
+
+
+def test_a_pipe_that_breaks_in_the_work_is_an_error(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where a model prints."""
+    monkeypatch.setattr("pyrovae.cli.evaluate.evaluate", fail_with(BrokenPipeError(errno.EPIPE, "Broken pipe")))
+    assert "Broken pipe" in fails(capsys, *UNCHECKED)
+    assert not report_names(run)
 
 
 def test_no_output_at_all_loses_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

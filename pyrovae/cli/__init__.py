@@ -70,8 +70,6 @@ def _run(words: list[str]) -> int:
     except KeyboardInterrupt:
         print_error("pyrovae: interrupted; what was written stays\n")
         return 130
-    except BrokenPipeError:
-        raise
     except (ValueError, TypeError, OSError, torch.OutOfMemoryError) as error:
         return _fail(_first_cause(error))
     return 0

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-from pyrovae.cli.output import print_text
+from pyrovae.cli.output import print_error, print_text
 from pyrovae.cli.signatures import (
     argument_text,
     converter,
@@ -47,7 +47,12 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with 2."""
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        print_error(f"{self.prog}: error: {message}\n")
+        self.exit(2)
+
+    def print_help(self, file: object = None) -> None:
+        """Print the help."""
+        print_text(self.format_help())
 
     def options(self, argv: Sequence[str], saved: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the options by name; print them and exit if that was asked for.

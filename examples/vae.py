@@ -48,6 +48,6 @@ evaluation = pyrovae.evaluate(vae.model, vae.guide, data, ks=ks)
 print(evaluation)
 
 folder = pyrovae.report.write_report(
-    options.folder, evaluation, model=vae.model, guide=vae.guide, data=data.test, history=history
+    options.folder, evaluation, model=vae.model, guide=vae.guide, data=data.test, history=history, overwrite=True
 )
 print(f"\nreport: {folder / 'index.html'}")

@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 from rich.console import Console
@@ -60,6 +60,7 @@ def progress(title: str, total: int, *, shown: bool, unit: str) -> Iterator[Adva
             if time.monotonic() - last >= SECONDS_BETWEEN_LINES or (done >= total and last > started):
                 last = time.monotonic()
                 left = (last - started) * (total - done) / done if done else math.inf
-                sys.stderr.write(f"{title}: {done:.0f} of {total}  {text}  {rate(done)}  {left:.0f} s left\n")
+                with suppress(OSError, AttributeError):  # a closed output, or none, does not end the work
+                    sys.stderr.write(f"{title}: {done:.0f} of {total}  {text}  {rate(done)}  {left:.0f} s left\n")
 
         yield line

@@ -73,7 +73,8 @@ def test_train_evaluate_generate(capsys: pytest.CaptureFixture[str]) -> None:
     expected = {"config.json", "model.json", "model.safetensors", "trainer.pt", "metrics.jsonl", MANIFEST}
     assert files == expected
 
-    assert main(["evaluate", "run", "--ks", "1", "10", *FEW]) == 0
+    evaluated = ["evaluate", "run", "--ks", "1", "10", *FEW, "--report", "report"]
+    assert main(evaluated) == 0
     out = capsys.readouterr().out
     saved = pyrovae.report.read_report("run")
     assert str(saved) in out
@@ -85,7 +86,7 @@ def test_train_evaluate_generate(capsys: pytest.CaptureFixture[str]) -> None:
         assert hashlib.sha256((run / name).read_bytes()).hexdigest() == digest
 
     before = {name: (run / "report" / name).read_text(errors="replace") for name in written}
-    assert main(["evaluate", "run", "--ks", "1", "10", *FEW]) == 0
+    assert main([*evaluated, "--overwrite"]) == 0
     again = pyrovae.report.read_report("run")
     for name, text in before.items():  # but for the date
         assert (run / "report" / name).read_text(errors="replace").replace(again.date, saved.date) == text
@@ -398,7 +399,7 @@ def test_other_data_are_seen_through_the_transform_of_training() -> None:
 @pytest.mark.usefixtures("run")
 def test_the_table_is_printed_even_if_the_report_cannot_be_written(capsys: pytest.CaptureFixture[str]) -> None:
     Path("run/report").write_text("in the way")
-    assert main(["evaluate", "--checks", "false", "run", "--ks", "1"]) == 2
+    assert main(["evaluate", "--checks", "false", "run", "--ks", "1", "--report", "report"]) == 2
     captured = capsys.readouterr()
     assert "Estimates of log p(x)" in captured.out
     assert "cannot be written" in captured.err
@@ -719,3 +720,66 @@ def test_a_broken_pipe_ends_quietly(words: list[str], buffered: bool) -> None:  
     assert process.stderr.read() == ""
     process.stderr.close()
     assert process.wait(timeout=60) == 0
+
+
+SMUGGLED = [  # options of a file, and what is said of them
+    ({"ks": ["16", "--seed", "9"]}, "--ks takes K ..., but received '16 --seed 9'"),
+    ({"ks": [1, "--seed=9"]}, "--ks takes K ..., but received '1 --seed=9'"),
+    ({"ks": [[1, 2], 4]}, "--ks takes K ..., but received [[1, 2], 4]"),
+    ({"ks": [1, None]}, "--ks takes K ..., but received [1, None]"),
+    ({"ks": []}, "--ks takes K ..., but received []"),
+    ({"seed": [1, "--overwrite"]}, "--seed takes N, but received '1 --overwrite'"),
+    ({"seed": {"--seed": 1}}, "--seed takes N, but received {'--seed': 1}"),
+    ({"seed": "-x"}, "--seed takes N, but received '-x'"),
+    ({"split": "--data"}, "--split is one of train, validation, test, but received '--data'"),
+    ({"checks": ["true", "extra"]}, "--checks is one of true, false, but received 'true extra'"),
+    ({"se": 1}, "unknown option --se"),
+    ({"seed=1": 2}, "unknown option --seed"),
+    ({"-h": True}, "unknown option ---h"),
+    ({"": 1}, "unknown option --"),
+    ({"run": "elsewhere"}, "unknown option --run"),
+    ({"help": True}, "--help is given on the command line only"),
+    ({"config": "other.json"}, "--config is given on the command line only"),
+    ({"print_config": True}, "--print_config is given on the command line only"),
+]
+
+
+@pytest.mark.parametrize(("options", "text"), SMUGGLED, ids=[json.dumps(options) for options, _ in SMUGGLED])
+def test_values_of_a_file_are_not_read_as_options(
+    options: dict[str, object], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("c.json").write_text(json.dumps(options))
+    assert f"in c.json: {text}" in fails(capsys, "evaluate", "nothing", "--config", "c.json")
+
+
+def test_a_file_cannot_resume_another_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    for name in ("encoder.hidden", "epochs"):
+        Path("c.json").write_text(json.dumps({name: ["16", "--resume", "run"]}))
+        line = fails(capsys, "train", "--config", "c.json", "--folder", "mine")
+        assert f"--{name} takes " in line
+        assert "but received '16 --resume run'" in line
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    assert not Path("mine").exists()
+
+
+def test_values_that_begin_with_dashes_are_values(capsys: pytest.CaptureFixture[str]) -> None:
+    def printed(*words: str) -> dict[str, object]:
+        with pytest.raises(SystemExit) as stop:
+            main([*words, "--print_config"])
+        assert stop.value.code == 0
+        return json.loads(capsys.readouterr().out)
+
+    given = {"data.root": "--resume", "folder": "-f", "data": "--", "data.seed": -3, "final_learning_rate": None}
+    Path("c.json").write_text(json.dumps(given))
+    assert printed("train", "--config", "c.json").items() >= given.items()
+    assert printed("train", "--config", "c.json", "--data.root=--other-root")["data.root"] == "--other-root"
+    Path("c.json").write_text(json.dumps({"ks": [1, 8], "checks": False}))
+    found = printed("evaluate", "run", "--config", "c.json")
+    assert (found["ks"], found["checks"]) == ([1, 8], "false")
+    assert printed("evaluate", "run", "--config", "c.json", "--ks", "3")["ks"] == [3]
+
+
+def test_the_next_command_names_a_folder_that_looks_like_an_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--folder=-f", *QUICK, "--epochs", "1"]) == 0
+    assert "next: pyrovae evaluate ./-f\n" in capsys.readouterr().out

@@ -56,13 +56,13 @@ def evaluations() -> dict[str, Evaluation]:
     return found
 
 
-def write(folder: str, evaluation: Evaluation) -> None:
+def write(folder: str, evaluation: Evaluation, name: str = "report") -> None:
     """Write the numbers of a report into a run folder."""
     RunFolder(folder).write(
         {
             "config.json": b"{}",
-            "report/evaluation.json": evaluation.to_json().encode(),
-            "report/per_datum.safetensors": safetensors.torch.save(evaluation.per_datum),
+            f"{name}/evaluation.json": evaluation.to_json().encode(),
+            f"{name}/per_datum.safetensors": safetensors.torch.save(evaluation.per_datum),
         }
     )
 
@@ -196,7 +196,7 @@ def test_a_report_of_another_version_is_told_in_one_line(
     wrote = "another pyrovae" if version == ours else wrote
     assert fails(capsys, *runs[:2]) == (
         f"pyrovae: error: the report of runs/b was written by {wrote} and cannot be read; evaluate it again: "
-        "pyrovae evaluate runs/b"
+        "pyrovae evaluate runs/b --overwrite"
     )
 
 
@@ -222,3 +222,28 @@ def test_the_folder_may_move(runs: list[str]) -> None:
     before = str(pyrovae.report.compare(runs[:2]))
     shutil.move("runs", "moved")
     assert str(pyrovae.report.compare(["moved/a", "moved/b"])) == before
+
+
+def test_the_report_that_all_runs_have_is_compared(
+    runs: list[str], evaluations: dict[str, Evaluation], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of several reports one can be named; a run without it, or several without a name in common, are refused."""
+    a, b, other = runs[0], runs[1], "report-validation"
+    whole = str(pyrovae.report.compare([a, b]))
+    write(a, evaluations["c"], other)
+    assert str(pyrovae.report.compare([a, b])) == whole, "both have the default report"
+    line = fails(capsys, a, b, "--report", other)
+    assert f"the run runs/b has no report '{other}'; choose from report, or evaluate it first" in line
+    write(b, evaluations["c"], other)
+    assert str(pyrovae.report.compare([a, b])) == whole
+    apart = pyrovae.report.compare([a, b], name=other)
+    assert apart.blocks[0].title.startswith("digits/validation[:20]")
+    assert main(["compare", a, b, "--report", other]) == 0
+    assert capsys.readouterr().out == f"{apart}\n"
+    for folder, name in (("runs/d", other), ("runs/e", "first"), ("runs/f", "second")):
+        write(folder, evaluations["c"], name)
+    assert pyrovae.report.compare([a, "runs/d"]).blocks[0].title == apart.blocks[0].title, "what both have"
+    assert [row.name for row in pyrovae.report.compare(["runs/d", "runs/e"]).rows] == ["d", "e"], "the only ones"
+    write("runs/e", evaluations["c"], "third")
+    line = fails(capsys, "runs/d", "runs/e")
+    assert "the run runs/e has several reports, first, third; name one of them (name=, --report)" in line

@@ -256,3 +256,45 @@ def test_what_is_no_json_or_no_such_record_is_not_found(tmp_path: Path) -> None:
     assert again.found("good", Evaluation, asked={"n": 1}) is None
     assert again.found("bad", Estimate, asked={"n": 1}) is None
     assert Journal(path, "another key").found("good", Estimate, asked={"n": 1}) is None
+
+
+def test_the_journal_of_a_caller_is_removed_by_the_caller(problem: tuple[Pair, torch.Tensor], tmp_path: Path) -> None:
+    (model, guide), x = problem
+    path = tmp_path / "unfinished"
+
+    def evaluated(journal: Journal) -> Evaluation:
+        return evaluate(model, guide, x, ks=(1, 10), checks=FEW, batch_size=4, journal=journal, shown=False)
+
+    def fail(journal: Journal) -> None:
+        with journal:
+            evaluated(journal)
+            raise OSError("no space")
+
+    with pytest.raises(OSError, match="no space"):
+        fail(Journal(path))
+    assert path.exists()
+    with pytest.MonkeyPatch.context() as patch:
+        started, batches = counted(patch), Interrupted(patch, at=None)
+        with Journal(path) as journal:
+            again = evaluated(journal)
+            assert path.exists(), "until the block ends"
+    assert (started, batches.count) == ([], 0)
+    assert not path.exists()
+    require_same(again, run_with_checks(problem, None))
+
+
+def test_a_journal_that_cannot_be_written_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "folder" / "unfinished"
+    path.parent.write_text("in the way")
+    journal = Journal(path, "key")
+    for value in (1.0, 2.0):
+        journal.add({"ELBO": torch.full((2,), value)})
+        journal.write()
+    assert [record.message[:45] for record in caplog.records] == ["what is finished cannot be kept for another t"]
+    journal.remove()
+    path.parent.unlink()
+    journal.write()
+    assert [part["ELBO"].tolist() for part in Journal(path, "key").read()] == [[1.0, 1.0], [2.0, 2.0]]
+    assert [file.name for file in path.parent.iterdir()] == ["unfinished"]

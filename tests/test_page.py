@@ -193,6 +193,17 @@ def test_every_string_is_escaped(parsed: Parsed) -> None:
     assert NASTY in [attributes["aria-label"] for attributes, _ in parsed.named("svg")]
 
 
+def test_no_control_character_reaches_the_page() -> None:
+    name = "a\x1b[31m\x00\x07\u202e\udc80b"
+    table = Table(("", name), ((name, Number(1.0)),), title=(name,), notes=(name,))
+    parts = [table, Picture(curves(), name, name), Definitions({name: name}, name), Caution(name), name]
+    page = render([Section(name, name, parts)], title=name, date=DATE, summary=[Headline(name, name, name)], lead=name)
+    assert page.replace("\n", "").isprintable()
+    page.encode()
+    for tag, *_, text in Parsed(page).elements:
+        assert tag not in ("title", "h1") or "".join(text) == r"a\x1b[31m\x00\x07\u202e\udc80b"
+
+
 def test_the_document_says_what_it_is(parsed: Parsed) -> None:
     assert parsed.elements[0][:2] == ("html", {"lang": "en"})
     metas = {attributes.get("name"): attributes for attributes, _ in parsed.named("meta")}

@@ -111,14 +111,16 @@ def test_the_command_line_trains_and_evaluates_in_two_processes(tmp_path: Path) 
         assert two["elbo"] == pytest.approx(one["elbo"], rel=1e-5)
         assert two["validation"]["elbo"] == pytest.approx(one["validation"]["elbo"], rel=1e-5)
     options = ("--ks", "1", "5", "--checks", "false", "--num_data", "30", "--batch_size", "4", "--device", "cpu")
+    options = ("-m", "pyrovae", "evaluate", "one", *options, "--report", "report")
     evaluations = []
     for number in (1, 2):
-        said = torchrun(number, "-m", "pyrovae", "evaluate", "one", *options, folder=tmp_path).stdout
+        said = torchrun(number, *options, "--overwrite", folder=tmp_path).stdout
         assert said.count("nats per datum") == 1
         text = (tmp_path / "one" / "report" / "evaluation.json").read_text()
         evaluations.append(Evaluation.from_json(text))
     assert evaluations[0].iwae == evaluations[1].iwae
     assert evaluations[0].elbo == evaluations[1].elbo
+    assert torchrun(2, *options, folder=tmp_path).stdout.count("--overwrite evaluates anew") == 1
 
 
 def test_an_error_is_said_once(tmp_path: Path) -> None:

@@ -164,3 +164,37 @@ def test_a_record_shows_itself_as_all_its_tables() -> None:
     record = Inner(ESTIMATE, None)
     assert str(record) == f"{TABLE}\n\n{TABLE}"
     assert record._repr_html_().count("<table>") == 2
+
+
+HOSTILE = "=a\x1b[31m\r\n% \x00|<b>\u202e\udc80"  # a name that would leave its cell
+ESCAPED = r"=a\x1b[31m\r\n% \x00|<b>\u202e\udc80"
+
+
+def test_a_name_stays_text_in_every_format() -> None:
+    table = Table(("model", "ELBO"), ((HOSTILE, Number(-1.0)),), title=(HOSTILE,), notes=(HOSTILE,))
+    texts = (str(table), table.to_markdown(), table.to_latex(), table.to_csv(), table.to_html())
+    for text in texts:
+        assert text.replace("\n", "").isprintable()
+        text.encode()
+    assert str(table).splitlines() == [
+        ESCAPED,
+        "",
+        f"model{' ' * (len(ESCAPED) - 5)}    ELBO",
+        f"{ESCAPED}  -1.000",
+        "",
+        ESCAPED,
+    ]
+    assert table.to_markdown().splitlines()[-3] == r"| =a\\x1b[31m\\r\\n% \\x00\|\<b>\\u202e\\udc80 | -1.000 |"
+    lines = table.to_latex().splitlines()
+    assert [line for line in lines if line.startswith("%")] == [f"% {ESCAPED}"] * 2
+    assert r"=a\textbackslash{}x1b[31m\textbackslash{}r\textbackslash{}n\% " in lines[5]
+    assert list(csv.reader(io.StringIO(table.to_csv()))) == [["model", "ELBO"], ["'" + ESCAPED, "-1.0"]]
+
+
+def test_cells_of_csv_are_no_formulas() -> None:
+    names = ("=1+1", "+cmd", "-2+3", "@SUM(A1)", "-", "-1.5", "+- 3", "plain=1")
+    table = Table(("model",), tuple((name,) for name in names))
+    cells = [row[0] for row in csv.reader(io.StringIO(table.to_csv()))][1:]
+    assert cells == ["'=1+1", "'+cmd", "'-2+3", "'@SUM(A1)", "-", "-1.5", "'+- 3", "plain=1"]
+    table = Table(("=1+1", "b"), ((Number(-2.0, error=0.5), "x"),))
+    assert table.to_csv() == "'=1+1,se,b\n-2.0,0.5,x\n"

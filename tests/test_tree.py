@@ -218,3 +218,12 @@ def test_draws_of_a_vae_in_float32(tmp_path: Path) -> None:
     back = arviz.from_netcdf(tmp_path / "draws.nc")
     assert back["posterior"]["z"].shape == (1, 10, 3, 2)
     assert back["sample_stats"]["log_weights"].dtype == np.float64
+
+
+def test_names_of_sites_and_attributes_are_cleaned() -> None:
+    zeros = torch.zeros(5, 3)
+    record = Particles({"scope/z\x00": torch.randn(5, 3, 2)}, zeros, zeros, zeros)
+    found = to_datatree(record, torch.zeros(3, 2), attributes={"data": "a\x00\udc80"})
+    assert tree.to_netcdf(found)
+    assert list(found["posterior"].data_vars) == [r"scope.z\x00"]
+    assert found.attrs["data"] == r"a\x00\udc80"

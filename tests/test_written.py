@@ -14,6 +14,8 @@ from typing import Any
 import arviz
 import browser
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 import xarray
@@ -183,3 +185,31 @@ def test_a_browser_shows_all_of_it(report: tuple[Path, Evaluation, Any, Any], tm
             pixels = sight.crop(box).astype(int) @ (65536, 256, 1)
             assert len(np.unique(pixels)) > 20, "an empty picture"
         assert min(ratio for _, ratio in sight.found["contrasts"]) >= 4.5
+
+
+def test_names_of_any_origin_reach_no_file_as_they_are(tmp_path: Path) -> None:
+    """A name with control characters, a surrogate of a file name, a formula and mathematics, and a site in a scope."""
+    name, site = "=a\x1b[31m\x00\n\u202e\udc80 $x_{$", "scope/z\x1b $a_{b$"
+
+    def model(x: torch.Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample(site, dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x: torch.Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample(site, dist.Normal(x / 2, 0.8).to_event(1))
+
+    least = replace(FEW, num_annealed=0, num_simulated=0, num_refined=3, num_encoded=12, refit_epochs=0)
+    split = pyrovae.data.Split(torch.randn(12, 2), name=name)
+    found = pyrovae.evaluate(model, guide, split, ks=(1, 50), checks=least, shown=False)
+    folder = write_report(tmp_path, found, model=model, guide=guide, data=split)
+    page = (folder / "index.html").read_text()
+    assert page.replace("\n", "").isprintable()
+    assert r"=a\x1b[31m\x00\n\u202e\udc80 $x_{$" in page
+    assert "A picture is left out" not in page
+    assert str(found).replace("\n", "").isprintable()
+    assert read_report(tmp_path).data == name, "the numbers keep the name as it is"
+    tree = xarray.open_datatree(io.BytesIO((folder / "evaluation.nc").read_bytes()), engine="h5netcdf")
+    assert tree.attrs["data"].isprintable()
+    assert list(tree["posterior"].data_vars) == [r"scope.z\x1b $a_{b$"]

@@ -12,8 +12,8 @@ import torch
 from pyrovae.cli.compare import compare_runs
 from pyrovae.cli.evaluate import evaluate_run
 from pyrovae.cli.generate import generate
+from pyrovae.cli.output import any_encoding, print_error, print_text
 from pyrovae.cli.train import train
-from pyrovae.processes import speaks
 from pyrovae.training.checkpoint import versions
 
 USAGE = """usage: pyrovae COMMAND [options]
@@ -34,32 +34,43 @@ pyrovae COMMAND --help lists the options. A first round, without any network:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code: 0, 2 after an error, 130 after an interrupt."""
+    code = 0
     try:
-        try:
-            return _run(list(sys.argv[1:] if argv is None else argv))
-        finally:
-            sys.stdout.flush()
+        with any_encoding():
+            try:
+                code = _run(list(sys.argv[1:] if argv is None else argv))
+            finally:
+                if sys.stdout is not None:
+                    sys.stdout.flush()
     except BrokenPipeError:  # whoever read the output has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        _drop_output()
+    except OSError as error:
+        _drop_output()
+        return _fail(f"the output cannot be written ({error.strerror})")
+    return code
+
+
+def _drop_output() -> None:
+    """Discard the output, so that the flush at the end of Python does not fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(words: list[str]) -> int:
     commands = {"train": train, "evaluate": evaluate_run, "compare": compare_runs, "generate": generate}
     if not words or words[0] in ("-h", "--help", "help"):
-        sys.stdout.write(USAGE)
+        print_text(USAGE)
         return 0 if words else 2
     if words[0] == "--version":
-        sys.stdout.write(json.dumps(versions(), indent=2) + "\n")
+        print_text(json.dumps(versions(), indent=2) + "\n")
         return 0
     if words[0] not in commands:
         return _fail(f"there is no command {words[0]!r}; choose from {', '.join(commands)}")
     try:
         commands[words[0]](words[1:])
     except KeyboardInterrupt:
-        _tell("pyrovae: interrupted; what was written stays\n")
+        print_error("pyrovae: interrupted; what was written stays\n")
         return 130
-    except (ValueError, TypeError, torch.OutOfMemoryError) as error:
+    except (ValueError, TypeError, OSError, torch.OutOfMemoryError) as error:
         return _fail(_first_cause(error))
     return 0
 
@@ -72,10 +83,5 @@ def _first_cause(error: BaseException) -> str:
 
 
 def _fail(message: str) -> int:
-    _tell(f"pyrovae: error: {message}\n")
+    print_error(f"pyrovae: error: {message}\n")
     return 2
-
-
-def _tell(text: str) -> None:
-    if speaks():
-        sys.stderr.write(text)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pyrovae.cli.options import Parser
+from pyrovae.cli.output import print_text
 from pyrovae.report import compare
 from pyrovae.results import Comparison
 
@@ -31,6 +31,10 @@ def compare_runs(argv: Sequence[str]) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, evaluated by pyrovae evaluate")
     group = parser.add_argument_group("comparison")
     group.add_argument("--reference", metavar="NAME", help="run that the others are compared to (default: the first)")
+    group.add_argument(
+        "--report", metavar="NAME",
+        help="report of each run that is compared (default: the one that all have in common, or the only one)",
+    )  # fmt: skip
     group.add_argument("--blocks", action="store_true", help="separate tables for what may not be compared")
     group.add_argument(
         "--format", choices=tuple(FORMATS), help="of the table (default: by the ending of --output, else text)"
@@ -39,13 +43,15 @@ def compare_runs(argv: Sequence[str]) -> None:
     options = parser.options(argv)
     output = None if options["output"] is None else Path(options["output"])
     named = ENDINGS.get(output.suffix.lower(), "text") if output else "text"
-    comparison = compare(options["runs"], reference=options["reference"], blocks=options["blocks"])
+    comparison = compare(
+        options["runs"], reference=options["reference"], blocks=options["blocks"], name=options["report"]
+    )
     text = FORMATS[options["format"] or named](comparison)
     if output is None:
-        sys.stdout.write(text)
+        print_text(text)
         return
     _write(output, text)
-    sys.stdout.write(f"comparison: {output}\n")
+    print_text(f"comparison: {output}\n")
 
 
 def _write(path: Path, text: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from pyrovae.cli.data import add_run, load_run
 from pyrovae.cli.options import Parser
+from pyrovae.cli.output import print_text
 from pyrovae.report.images import is_image, samples
 from pyrovae.report.png import to_png
 
@@ -47,4 +47,4 @@ def generate(argv: Sequence[str]) -> None:
             out.write_bytes(to_png(figure))
     except OSError as error:
         raise ValueError(f"{out} cannot be written: {error.strerror}") from None
-    sys.stdout.write(f"{out}\n")
+    print_text(f"{out}\n")

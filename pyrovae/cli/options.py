@@ -6,13 +6,14 @@ import argparse
 import dataclasses
 import difflib
 import json
-import sys
 import textwrap
 import typing
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
+from pyrovae.cli.output import print_error, print_text
 from pyrovae.cli.signatures import (
     argument_text,
     converter,
@@ -46,7 +47,12 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with 2."""
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        print_error(f"{self.prog}: error: {message}\n")
+        self.exit(2)
+
+    def print_help(self, file: object = None) -> None:
+        """Print the help."""
+        print_text(self.format_help())
 
     def options(self, argv: Sequence[str], saved: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the options by name; print them and exit if that was asked for.
@@ -67,16 +73,16 @@ class Parser(argparse.ArgumentParser):
         read = {} if typed["config"] is None else self._read(typed["config"])
         before = dict(saved or {}) | read
         self._import_parts(typed, before)
-        self._check_names(read, typed["config"])
-        self._check_names(saved or {}, "the run")
-        found, unknown = self.parse_known_args([*self._words(before), *map(_underscored, argv)])
+        given = self._values(saved or {}, "the run") | self._values(read, typed["config"])
+        given = {name: value for name, value in given.items() if value is not None}  # null stands for the default
+        found, unknown = self.parse_known_args([*map(_underscored, argv)], argparse.Namespace(**given))
         if unknown:
             raise ValueError(self._unknown(unknown[0]))
         options = {name: value for name, value in vars(found).items() if name not in ("config", "print_config")}
         for role in self.roles:
             self.chosen(role, options)
         if found.print_config:
-            sys.stdout.write(json.dumps(self.to_save(options), indent=2) + "\n")
+            print_text(json.dumps(self.to_save(options), indent=2) + "\n")
             self.exit(0)
         return options
 
@@ -93,21 +99,34 @@ class Parser(argparse.ArgumentParser):
     @property
     def _saved(self) -> set[str]:
         names = {action.dest for action in self._actions if action.option_strings}
-        return names - {"help", "config", "print_config", "resume", "allow"}
+        return names - {"help", "config", "print_config", "resume", "allow", "overwrite"}
 
-    def _words(self, options: Mapping[str, Any]) -> list[str]:
-        """Return options as the words of a command line, so that they are checked as if they had been typed."""
-        words: list[str] = []
-        for name, value in options.items():
-            if self._option_string_actions[f"--{name}"].nargs == 0:  # a switch
-                if not isinstance(value, bool):
-                    raise ValueError(f"--{name} is true or false, but received {value!r}")
-                words += [f"--{name}"] if value else []
-            elif isinstance(value, list):
-                words += [f"--{name}", *map(str, value)]
-            elif value is not None:
-                words.append(f"--{name}={str(value).lower() if isinstance(value, bool) else value}")
-        return [*words, "--config=read"] if words else []  # which ends a list before what is typed begins
+    def _values(self, options: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """Return the options of a file or a run, checked and converted as argparse does with those that are typed.
+
+        They never become words of a command line: a value that looks like an option is still a value.
+        """
+        self._check_names(options, where)
+        return {name: value if value is None else self._value(name, value, where) for name, value in options.items()}
+
+    def _value(self, name: str, value: object, where: str) -> Any:
+        action = self._option_string_actions[f"--{name}"]
+        if action.nargs == 0:  # a switch
+            if not isinstance(value, bool):
+                raise ValueError(f"in {where}: --{name} is true or false, but received {value!r}")
+            return value
+        words = value if isinstance(value, list) else [value]
+        plain = all(isinstance(word, (str, int, float)) for word in words)
+        texts = [str(word).lower() if isinstance(word, bool) else str(word) for word in words]
+        several, least, convert = action.nargs in ("+", "*"), action.nargs != "*", cast(Any, action.type or str)
+        with suppress(ValueError):
+            values = [convert(text) for text in texts]
+            allowed = action.choices is None or set(values) <= set(action.choices)
+            if plain and allowed and len(values) >= least and (several or len(values) == 1):
+                return values if several else values[0]
+        takes = f"is one of {', '.join(action.choices)}" if action.choices else f"takes {action.metavar}"
+        received = repr(" ".join(texts)) if plain and texts else repr(value)
+        raise ValueError(f"in {where}: --{name} {takes}{' ...' if several else ''}, but received {received}")
 
     def _read(self, path: str) -> dict[str, Any]:
         """Return the options that a file holds."""
@@ -115,7 +134,7 @@ class Parser(argparse.ArgumentParser):
             options = json.loads(Path(path).read_text())
         except OSError as error:
             raise ValueError(f"the configuration {path} cannot be read: {error.strerror}") from None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ValueError(f"the configuration {path} is not JSON; --print_config shows how it looks") from None
         options = options.get("command", options) if isinstance(options, dict) else options  # config.json of a run
         if not isinstance(options, dict):

@@ -13,10 +13,11 @@ from typing import Any
 from pyrovae import likelihoods, networks, objectives, posteriors, priors
 from pyrovae.cli.data import add_data, command_of, load_data
 from pyrovae.cli.options import Parser
+from pyrovae.cli.output import file_name, print_error, print_text
 from pyrovae.cli.signatures import classes, make
 from pyrovae.data import Data, datasets
 from pyrovae.objectives import schedules
-from pyrovae.processes import Group, joined, speaks
+from pyrovae.processes import Group, joined
 from pyrovae.sandbox import forked_random, stream_seed
 from pyrovae.training import Training, fit
 from pyrovae.training.checkpoint import CONFIG
@@ -70,7 +71,7 @@ def _train(
     again = _words_to_load(parser, options, folder)
     weights = sum(parameter.numel() for parameter in vae.parameters())
     together = f" in each of {group.size} processes" if group.size > 1 else ""
-    _say(f"{data}\n{weights:,} parameters on {choose_device(settings.device)}{together}\n")
+    print_text(f"{data}\n{weights:,} parameters on {choose_device(settings.device)}{together}\n")
     try:
         history = fit(
             vae.model,
@@ -83,15 +84,9 @@ def _train(
             command=parser.to_save(options),
         )
     except KeyboardInterrupt:
-        if speaks():
-            sys.stderr.write(f"\nTo go on: pyrovae train --resume {again}\n")
+        print_error(f"\nTo go on: pyrovae train --resume {again}\n")
         raise
-    _say(f"\n{history}\n\nrun: {folder}\nnext: pyrovae evaluate {again}\n")
-
-
-def _say(text: str) -> None:
-    if speaks():
-        sys.stdout.write(text)
+    print_text(f"\n{history}\n\nrun: {folder}\nnext: pyrovae evaluate {again}\n")
 
 
 def _menus() -> dict[str, tuple[dict[str, type], type, str]]:
@@ -151,9 +146,11 @@ def _words_to_load(parser: Parser, options: dict[str, Any], folder: Path) -> str
     """Return the words by which a command takes up the run, with what its parts need to be imported."""
     paths = [options[role] for role in parser.roles if "." in options[role]]
     packages = sorted({path.partition(".")[0] for path in paths} - {"pyrovae"})
-    return shlex.join([str(folder), *(["--allow", *packages] if packages else [])])
+    path = f"./{folder}" if str(folder).startswith("-") else str(folder)  # else it would be read as an option
+    return shlex.join([path, *(["--allow", *packages] if packages else [])])
 
 
 def _next_folder(name: str) -> Path:
     numbers = iter(range(1, sys.maxsize))
+    name = file_name(name)
     return next(folder for number in numbers if not (folder := Path("runs") / f"{name}-{number}").exists())

@@ -137,7 +137,8 @@ class Split:
 
     @cached_property
     def _fixed(self) -> Tensor:
-        digest = hashlib.sha256(f"{self.seed}:{self._whole_name}".encode()).digest()
+        stream = f"{self.seed}:{self._whole_name}".encode(errors="surrogatepass")  # names of files need not be text
+        digest = hashlib.sha256(stream).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
         with torch.inference_mode(mode=False), torch.no_grad():
             stored = self.stored.cpu()

@@ -65,7 +65,7 @@ def evaluate(
     device: str | None = None,
     engine: str = "auto",
     modules: Iterable[nn.Module] = (),
-    journal: str | Path | None = None,
+    journal: str | Path | Journal | None = None,
     on_progress: Callable[[float], object] | None = None,
     unnormalized: bool = False,
     shown: bool = True,
@@ -93,7 +93,8 @@ def evaluate(
             anew each time, to the same numbers but for rounding; "auto" decides by their number.
         modules: those used by the programs that cannot be found from them.
         journal: file that keeps the finished batches and checks of an evaluation that is interrupted; the same call
-            goes on after them, to the same numbers, and removes it at the end.
+            goes on after them, to the same numbers, and removes it at the end. A `Journal` is removed by the caller,
+            when the result is in a safe place.
         on_progress: told how many data are done, at the start and after each block of particles, when it is a fraction;
             in each process, not while checks run. It must not draw from torch's default streams.
         unnormalized: whether values outside the support of a distribution with ``validate_args=False`` are scored. The
@@ -149,7 +150,8 @@ def evaluate(
         probe = _probe(pair, _moved(args, where) if pair.draws_rows else few)
         observed = observe(pair, _batches(pair, args, where, batch_size))
         key = (data_hash, weights, probe, observed, ks, seed, chunk_size, engine, settings, versions())
-        finished = Journal(journal if group().first else None, repr(key))
+        finished = journal if isinstance(journal, Journal) else Journal(journal)
+        finished.start(repr(key))
         per_datum = _walked(
             pair,
             args,
@@ -185,8 +187,7 @@ def evaluate(
             modules=found,
             shown=shown,
         )
-    finished.remove()
-    return Evaluation(
+    evaluation = Evaluation(
         elbo=elbo,
         reconstruction=_estimate("reconstruction", max(ks), per_datum),
         kl=_estimate("KL", max(ks), per_datum),
@@ -212,6 +213,9 @@ def evaluate(
         observed=observed,
         per_datum={label: value for label, value in per_datum.items() if not label.startswith(VARIANCE)},
     )
+    if finished is not journal:
+        finished.remove()
+    return evaluation
 
 
 def weights_hash(model: Program, guide: Program, modules: Iterable[nn.Module] = ()) -> str:

@@ -8,7 +8,9 @@ import logging
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeVar
 
 import safetensors
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.data import fingerprint
+from pyrovae.processes import group
 from pyrovae.results.record import from_plain, tensors_of, to_plain
 
 logger = logging.getLogger("pyrovae")
@@ -33,21 +36,42 @@ class Journal:
 
     Batches are written now and then, a check as soon as it is finished, under a temporary name that is then changed. A
     file of another evaluation, or a damaged one, is ignored and then written over. Records are JSON beside the tensors;
-    nothing is unpickled.
+    nothing is unpickled. Only the main process has a file.
+
+    As a context manager, it removes the file at the end of a block that raises nothing. A caller of `evaluate` keeps it
+    until the result is on disk:
+
+        with Journal("unfinished.safetensors") as journal:
+            evaluation = evaluate(model, guide, data, journal=journal)
+            write_report("runs/first", evaluation, model=model, guide=guide, data=data)
 
     Args:
         path: of the file; None keeps nothing.
-        key: what tells one evaluation from another: data, weights, ladder, seed, batches.
+        key: what tells one evaluation from another: data, weights, ladder, seed, batches; from `evaluate` if left out.
 
     """
 
-    def __init__(self, path: str | Path | None, key: str) -> None:
-        self.path, self.key = None if path is None else Path(path), key
+    def __init__(self, path: str | Path | None, key: str = "") -> None:
+        self.path = None if path is None or not group().first else Path(path)
+        self.start(key)
+
+    def start(self, key: str) -> None:
+        """Load the progress of an evaluation."""
+        self.key = key
         self._parts: list[dict[str, Tensor]] = []
         self._checks: dict[str, dict[str, Any]] = {}
         self._tensors: dict[str, Tensor] = {}  # of the checks
         self._load()
-        self._changed, self._last = False, time.monotonic()
+        self._changed, self._warned, self._last = False, False, time.monotonic()
+
+    def __enter__(self) -> Journal:
+        """Return the journal."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        """Remove the file, unless something was raised."""
+        if kind is None:
+            self.remove()
 
     def read(self) -> list[dict[str, Tensor]]:
         """Return the values per datum ``(..., B)`` of each finished batch, from the first on."""
@@ -112,15 +136,20 @@ class Journal:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_bytes(safetensors.torch.save(values, metadata=metadata))
             os.replace(temporary, self.path)
+            self._changed = False
         except OSError as error:
-            logger.warning("what is finished cannot be kept for another time: %s", error)
-            self.path = None
-        self._changed, self._last = False, time.monotonic()
+            with suppress(OSError):
+                temporary.unlink()
+            if not self._warned:
+                logger.warning("what is finished cannot be kept for another time: %s", error)
+            self._warned = True
+        self._last = time.monotonic()
 
     def remove(self) -> None:
-        """Remove the file: the evaluation is finished."""
-        if self.path is not None and self.path.parent.is_dir():
-            self.path.unlink(missing_ok=True)
+        """Remove the file, if there is one."""
+        if self.path is not None:
+            with suppress(OSError):
+                self.path.unlink()
 
     def _load(self) -> None:
         """Read the file, if it is one of this evaluation and whole."""

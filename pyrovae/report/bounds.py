@@ -12,6 +12,7 @@ from matplotlib.ticker import NullLocator
 
 from pyrovae.report.style import FIRST, INK, PALETTE, SECOND, blank, dress, legend_below, styled
 from pyrovae.results import Estimate, Evaluation
+from pyrovae.results.table import printable
 
 TICKS = 9  # labels that fit on the axis of K
 BROAD: dict[str, Any] = {"linewidth": 7, "alpha": 0.25}
@@ -49,7 +50,8 @@ def ladder(evaluation: Evaluation, extra: Sequence[Estimate] = ()) -> Figure:
     ks = [bound.num_particles for bound in iwae] or [elbo.num_particles]
     step = (max(ks) / min(ks)) ** (1 / 4) if len(set(ks)) > 1 else 4.0
     figure = blank(9.0 if paired else 4.9, 3.8)
-    figure.suptitle(f"{evaluation.data}, {evaluation.num_data:,} data", x=0.012, ha="left", parse_math=False)
+    data = f"{printable(evaluation.data)}, {evaluation.num_data:,} data"
+    figure.suptitle(data, x=0.012, ha="left", parse_math=False)
 
     title = f"Lower bounds on log {evaluation.density} (nats per datum)"
     axes = dress(figure.add_subplot(1, 1 + paired, 1), title=title, grid=True)

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pyrovae import results
-from pyrovae.report.folder import REPORT, read_report
+from pyrovae.report.folder import REPORT, read_report, report_names
 from pyrovae.results import Comparison, Evaluation
-from pyrovae.training.checkpoint import versions
 from pyrovae.training.folder import RunFolder
 
 Source = str | Path | Evaluation
 
 
 def compare(
-    runs: Mapping[str, Source] | Iterable[str | Path], *, reference: str | Path | None = None, blocks: bool = False
+    runs: Mapping[str, Source] | Iterable[str | Path],
+    *,
+    reference: str | Path | None = None,
+    blocks: bool = False,
+    name: str | None = None,
 ) -> Comparison:
     """Put evaluated runs on the same data side by side, each paired datum by datum with a reference.
 
@@ -29,13 +31,15 @@ def compare(
             its own, with as many of the folders above it as tell it from the others.
         reference: name or folder of the one that the others are compared to; the first if None.
         blocks: whether what may not be compared is put in separate tables, not refused.
+        name: of the report in each folder; if None, the one that all have in common ("report", if they have several),
+            else the only one of each.
 
     Returns:
         The comparison: printing it gives the table, and it has ``to_markdown``, ``to_latex`` and ``to_csv``.
 
     Raises:
-        ValueError: if a folder is no run, was not evaluated, was changed, or is given twice; or if these may not be
-            compared, for which see `pyrovae.compare`.
+        ValueError: if a folder is no run, was not evaluated, was changed, or is given twice; if the report is not clear
+            without a name; or if these may not be compared, for which see `pyrovae.compare`.
         TypeError: if runs are neither folders nor evaluations by name.
 
     Example:
@@ -43,7 +47,11 @@ def compare(
 
     """
     sources = dict(runs) if isinstance(runs, Mapping) else _named(runs)
-    evaluations = {name: _read(source) for name, source in sources.items()}
+    held = [report_names(source) for source in sources.values() if isinstance(source, (str, Path))]
+    common = set(held[0]).intersection(*held) if held else set()
+    if name is None and common and (REPORT in common or len(common) == 1):
+        name = REPORT if REPORT in common else next(iter(common))
+    evaluations = {model: _read(source, name) for model, source in sources.items()}
     named = None if reference is None else _name_of(reference, sources)
     return results.compare(evaluations, reference=named, blocks=blocks)
 
@@ -84,7 +92,7 @@ def _name_of(reference: str | Path, sources: Mapping[str, Source]) -> str:
     return str(reference)
 
 
-def _read(source: Source) -> Evaluation:
+def _read(source: Source, name: str | None) -> Evaluation:
     """Return an evaluation, from its run folder if it is not there yet."""
     if isinstance(source, Evaluation):
         return source
@@ -93,24 +101,11 @@ def _read(source: Source) -> Evaluation:
     run = RunFolder(source)
     if not run.path.is_dir():
         raise ValueError(f"there is no run folder {source}; train a model with pyrovae train")
-    if run.manifest() and f"{REPORT}/evaluation.json" not in run:
+    names = report_names(source)
+    if run.manifest() and not names:
         raise ValueError(f"the run {source} was never evaluated; evaluate it first: pyrovae evaluate {source}")
-    content = run.read(f"{REPORT}/evaluation.json")
-    run.read(f"{REPORT}/per_datum.safetensors")  # both are there, and are those that were written
-    try:
-        return read_report(source)
-    except ValueError as error:
-        theirs, ours = _version(content), versions()["pyrovae"]
-        wrote = f"another version of pyrovae ({theirs}, this is {ours})" if theirs != ours else "another pyrovae"
+    if name is not None and names and name not in names:
         raise ValueError(
-            f"the report of {source} was written by {wrote} and cannot be read; evaluate it again: "
-            f"pyrovae evaluate {source}"
-        ) from error
-
-
-def _version(content: bytes) -> str:
-    """Return the version of pyrovae that a report names."""
-    try:
-        return str(json.loads(content)["versions"]["pyrovae"])
-    except (ValueError, KeyError, TypeError):
-        return "not known"
+            f"the run {source} has no report {name!r}; choose from {', '.join(names)}, or evaluate it first"
+        )
+    return read_report(source, name=name)

@@ -1,8 +1,11 @@
-"""The report of an evaluation as files in a run folder."""
+"""Reports of evaluations in a run folder, each a sub-folder with a name."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +23,13 @@ from pyrovae.report.tree import to_datatree, to_netcdf
 from pyrovae.results import Evaluation, History
 from pyrovae.results.record import tensors_of
 from pyrovae.sandbox import forked_random, stream_seed
+from pyrovae.training.checkpoint import versions
 from pyrovae.training.folder import RunFolder
 from pyrovae.vae import VAE
 
-REPORT = "report"
-UNFINISHED = f"{REPORT}/unfinished.safetensors"
+REPORT = "report"  # default name of a report
+NUMBERS, VALUES = "evaluation.json", "per_datum.safetensors"
+NAME = re.compile(r"\w[\w.-]*")
 DATA, PARTICLES, DRAWS = 100, 1000, 200  # of evaluation.nc
 HARDNESS = ("khat", "ESS", "largest weight")
 
@@ -39,10 +44,13 @@ def write_report(
     history: History | None = None,
     settings: Mapping[str, Any] | None = None,
     modules: Iterable[nn.Module] = (),
+    name: str = REPORT,
+    overwrite: bool = False,
 ) -> Path:
     """Write an evaluation into a run folder as one page that needs nothing else, and its numbers beside it.
 
-    The same evaluation of the same pair gives the same files, to the byte.
+    The same evaluation of the same pair gives the same files, to the byte. If anything fails, the report that was there
+    before is whole.
 
     Args:
         folder: of the run; it need not hold one yet.
@@ -53,19 +61,25 @@ def write_report(
         history: what training showed, None where that is not known.
         settings: of the run, to be listed.
         modules: those used by the programs that cannot be found from them.
+        name: of the report, the sub-folder that it is written to.
+        overwrite: whether it replaces another evaluation of that name.
 
     Returns:
-        The folder ``report`` inside it: ``index.html``, ``evaluation.json``, ``per_datum.safetensors`` with the values
+        The sub-folder: ``index.html``, ``evaluation.json``, ``per_datum.safetensors`` with the values
         per datum, and ``evaluation.nc``, draws from p(z | x) for the first data in the groups that ArviZ reads.
 
     Raises:
-        ValueError: if the folder cannot be written to, or the data are not those that were evaluated.
+        ValueError: if the folder cannot be written to, the data are not those that were evaluated, or the name is that
+            of another evaluation, or invalid.
 
     Example:
         >>> write_report("runs/first", evaluation, model=vae.model, guide=vae.guide, data=data.test)
 
     """
-    rows = Rows(data)
+    run, rows = RunFolder(folder), Rows(data)
+    check_report_name(name)
+    if not overwrite:
+        find_report(run, name, lambda found: replace(found, date=evaluation.date) == evaluation)
     weights = weights_hash(model, guide, modules)
     if weights != evaluation.settings.get("weights", weights):
         raise ValueError(
@@ -97,26 +111,102 @@ def write_report(
     values = {name: tensor.clone() for name, tensor in tensors_of(evaluation).items()}  # two of them may be the same
     files = {
         "index.html": page.encode(),
-        "evaluation.json": evaluation.to_json().encode(),
-        "per_datum.safetensors": safetensors.torch.save(values),
+        NUMBERS: evaluation.to_json().encode(),
+        VALUES: safetensors.torch.save(values),
         "evaluation.nc": _draws(shown, model, guide, modules),
     }
-    run = RunFolder(folder)
-    run.write({f"{REPORT}/{name}": content for name, content in files.items()})
-    return run.path / REPORT
+    run.write({f"{name}/{file}": content for file, content in files.items()})
+    return run.path / name
 
 
-def read_report(folder: str | Path) -> Evaluation:
-    """Read the evaluation that `write_report` wrote into a run folder, values per datum included.
+def report_names(folder: str | Path) -> tuple[str, ...]:
+    """Return the names of the reports in a run folder."""
+    found = (Path(name) for name in RunFolder(folder).manifest())
+    return tuple(path.parent.name for path in found if path.name == NUMBERS and len(path.parts) == 2)
+
+
+def check_report_name(name: str) -> None:
+    """Check that a report's name is one visible sub-folder.
 
     Raises:
-        ValueError: if there is none, its files were changed, or another version of pyrovae wrote them.
+        ValueError: if it is not.
+
+    """
+    if not NAME.fullmatch(name):
+        raise ValueError(
+            f"the name of a report is one of a folder, of letters, digits, '.', '_' and '-', but received {name!r}; "
+            f"choose one such as {REPORT}-2"
+        )
+
+
+def find_report(run: RunFolder, name: str, is_same: Callable[[Evaluation], bool]) -> Evaluation | None:
+    """Return the evaluation that a report holds, None if there is no report of that name.
+
+    Args:
+        run: folder.
+        name: of the report.
+        is_same: whether an evaluation is the one that is to be written.
+
+    Raises:
+        ValueError: if it is another evaluation, or cannot be read.
+
+    """
+    if name not in report_names(run.path):
+        return None
+    what = "what this pyrovae cannot read, or was changed"
+    try:
+        found = read_report(run.path, name=name)
+    except ValueError:
+        pass
+    else:
+        if is_same(found):
+            return found
+        what = (
+            f"an evaluation of other weights, data or options: {found.data}, {found.num_data} data, up to "
+            f"K = {found.iwae[-1].num_particles}, of {found.date[:10]}"
+        )
+    raise ValueError(
+        f"{run.path / name} holds {what}; keep it and choose another name (name=, --report), or replace it "
+        "(overwrite=True, --overwrite)"
+    )
+
+
+def read_report(folder: str | Path, *, name: str | None = None) -> Evaluation:
+    """Read an evaluation that `write_report` wrote into a run folder, values per datum included.
+
+    Args:
+        folder: of the run.
+        name: of the report; if None, "report", or the only one there is.
+
+    Raises:
+        ValueError: if there is none, or several and none is named; if its files were changed, or another version of
+            pyrovae wrote them.
 
     """
     run = RunFolder(folder)
-    names = (f"{REPORT}/per_datum.safetensors", f"{REPORT}/evaluation.json")
-    values, text = (run.read(name, remedy=f"evaluate it again: pyrovae evaluate {run.path}") for name in names)
-    return Evaluation.from_json(text.decode(), safetensors.torch.load(values))
+    if name is None:
+        names = report_names(folder)
+        name = REPORT if REPORT in names or not names else names[0]
+        if len(names) > 1 and name != REPORT:
+            raise ValueError(
+                f"the run {folder} has several reports, {', '.join(names)}; name one of them (name=, --report)"
+            )
+    remedy = f"evaluate it again: pyrovae evaluate {run.path} --overwrite"
+    text, values = (run.read(f"{name}/{file}", remedy=remedy) for file in (NUMBERS, VALUES))
+    try:
+        return Evaluation.from_json(text.decode(), safetensors.torch.load(values))
+    except ValueError as error:
+        theirs, ours = _version(text), versions()["pyrovae"]
+        wrote = f"another version of pyrovae ({theirs}, this is {ours})" if theirs != ours else "another pyrovae"
+        raise ValueError(f"the report of {folder} was written by {wrote} and cannot be read; {remedy}") from error
+
+
+def _version(text: bytes) -> str:
+    """Return the version of pyrovae that a report names."""
+    try:
+        return str(json.loads(text)["versions"]["pyrovae"])
+    except (ValueError, KeyError, TypeError):
+        return "not known"
 
 
 def _draws(shown: Shown, model: Program, guide: Program, modules: Iterable[nn.Module]) -> bytes:

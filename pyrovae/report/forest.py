@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 
 from pyrovae.report.style import FAINT, FIRST, INK, PAPER, blank, dress, styled
 from pyrovae.results import Block
+from pyrovae.results.table import printable
 
 
 @styled
@@ -43,8 +44,8 @@ def forest(block: Block) -> Figure | None:
         )
         text = text.replace("-", "\N{MINUS SIGN}")
         axes.text(1.02, place, text, transform=beside, color=INK, va="center", fontsize=9)
-    axes.set_yticks(range(len(rows)), [name for name, _ in rows], parse_math=False)
+    axes.set_yticks(range(len(rows)), [printable(name) for name, _ in rows], parse_math=False)
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlabel(f"Difference to {block.reference}", parse_math=False)
+    axes.set_xlabel(f"Difference to {printable(block.reference)}", parse_math=False)
     axes.margins(x=0.08)
     return figure

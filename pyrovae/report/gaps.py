@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from pyrovae.report.style import FAINT, FIRST, INK, PALETTE, PAPER, blank, dress, legend_below, styled
 from pyrovae.results import Estimate, Gaps
+from pyrovae.results.table import printable
 
 BAR, LINE = 0.62, 0.40  # width of a step's bar, half the width of a bound's line
 OVERFITTING = "Over-fitting of the guide"
@@ -37,7 +38,7 @@ def waterfall(gaps: Gaps) -> Figure:
     total, error = gaps.total.value or 0.0, _error(gaps.total)[0] or 0.0
     digits = _digits(max(abs(total), error))
     figure = blank(7.2, 4.2)
-    figure.suptitle(f"{gaps.data}, {gaps.num_data:,} data", x=0.012, ha="left", parse_math=False)
+    figure.suptitle(f"{printable(gaps.data)}, {gaps.num_data:,} data", x=0.012, ha="left", parse_math=False)
     axes = dress(figure.add_subplot(), title="Where the gap comes from (nats per datum)", grid=True)
     axes.ticklabel_format(axis="y", useOffset=False)
     for place, level, until in ((0, elbo, 5), (2, refined, 3), (4, bound, 5)):

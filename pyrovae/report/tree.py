@@ -13,6 +13,7 @@ import xarray
 from torch import Tensor
 
 from pyrovae.results import Particles
+from pyrovae.results.table import printable
 
 PACKED = {"zlib": True, "complevel": 4, "shuffle": True}
 DATA_AXES = {2: ("column",), 3: ("height", "width"), 4: ("channel", "height", "width")}
@@ -73,7 +74,10 @@ def to_datatree(
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.multinomial(log_weights.softmax(0).T, num_draws or size, replacement=True, generator=generator).T
     column = torch.arange(len(kept))
-    z = {name: value.detach().cpu()[:, kept][chosen, column].float() for name, value in record.z.items()}
+    z = {  # a slash would be read as a path of groups
+        printable(name).replace("/", "."): value.detach().cpu()[:, kept][chosen, column].float()
+        for name, value in record.z.items()
+    }
     likelihood = record.log_likelihood.detach().cpu()[:, kept][chosen, column]  # (S, B)
     drawn = ("chain", "draw", "datum")
     constant = {"covariates" if len(covariates) == 1 else f"covariates_{i}": c for i, c in enumerate(covariates)}
@@ -101,11 +105,22 @@ def to_datatree(
 
 
 def to_netcdf(tree: xarray.DataTree) -> bytes:
-    """Return a tree as the content of a netCDF file, compressed; the same tree gives the same bytes."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "tree.nc"
-        tree.to_netcdf(path, engine="h5netcdf")
-        return path.read_bytes()
+    """Return a tree as the content of a netCDF file, compressed; the same tree gives the same bytes.
+
+    Raises:
+        ValueError: if there is no space for a temporary file.
+
+    """
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "tree.nc"
+            tree.to_netcdf(path, engine="h5netcdf")
+            return path.read_bytes()
+    except OSError as error:
+        raise ValueError(
+            f"netCDF goes through a temporary file, which cannot be written ({error.strerror or error}); free space, "
+            "or set TMPDIR to another folder"
+        ) from None
 
 
 def _kept(log_weights: Tensor, *, leave_out: bool) -> tuple[Tensor, list[int]]:
@@ -151,5 +166,7 @@ def _attributes(given: Mapping[str, str | float | None]) -> dict[str, str | floa
                 f"give str(...) or several attributes"
             )
     return {
-        name: int(value) if isinstance(value, bool) else value for name, value in given.items() if value is not None
+        name: int(value) if isinstance(value, bool) else printable(value) if isinstance(value, str) else value
+        for name, value in given.items()
+        if value is not None
     }

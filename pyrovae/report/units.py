@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from pyrovae.report.style import FIRST, INK, PALETTE, blank, dress, legend_below, styled
+from pyrovae.results.table import printable
 
 NAMED = 24  # units whose names fit below their bars
 LONG = 5  # letters of a name from which on names stand upright, where there are many
@@ -62,7 +63,7 @@ def kl_per_unit(
     _bars(axes, values[order], active[order], floor=0.0 if kl is not None else _decade_below(values[order]))
     if kl is None and threshold is not None:
         axes.axhline(threshold, color=INK, linewidth=1.1, linestyle=(0, (1, 2)), label=f"Threshold {threshold:g}")
-    _axis_of_units(axes, [names[unit] for unit in order.tolist()])
+    _axis_of_units(axes, [printable(names[unit]) for unit in order.tolist()])
     legend_below(figure, axes.get_legend_handles_labels()[1])
     return figure
 
@@ -101,4 +102,4 @@ def _axis_of_units(axes: Axes, names: Sequence[str]) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
         return
     upright = len(names) > 12 or (len(names) > 6 and max(map(len, names)) > LONG)
-    axes.set_xticks(range(1, len(names) + 1), names, rotation=90 if upright else 0)
+    axes.set_xticks(range(1, len(names) + 1), names, rotation=90 if upright else 0, parse_math=False)

@@ -5,11 +5,27 @@ from __future__ import annotations
 import csv
 import html
 import io
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 WIDTH = 120  # of lines of text
+
+# Control characters, surrogates, and characters without width, some of which reverse the text
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
+FORMULA = re.compile(r"\s*[=+@-].")  # start of a cell that spreadsheets evaluate
+NUMBER = re.compile(r"\s*[+-]?[\d.]+(e[+-]?\d+)?")
+
+
+def printable(text: str) -> str:
+    """Return a text on one line, with Python's escapes for control characters and invisible ones."""
+    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def printable_lines(text: str) -> str:
+    """Return a text of several lines, each made `printable`."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 @dataclass(frozen=True)
@@ -64,7 +80,7 @@ Cell = str | Number | Interval
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text and numbers under one header.
+    """Rows of text and numbers under one header; every text in it is made `printable`.
 
     Attributes:
         header: of each column; the first column holds the names of the rows.
@@ -79,6 +95,13 @@ class Table:
     title: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Escape control characters in the names of data, models and sites."""
+        rows = (tuple(printable(cell) if isinstance(cell, str) else cell for cell in row) for row in self.rows)
+        object.__setattr__(self, "rows", tuple(rows))
+        for name in ("header", "title", "notes"):
+            object.__setattr__(self, name, tuple(map(printable, getattr(self, name))))
+
     def __str__(self) -> str:
         """Return it as text, sentences being wrapped."""
         lines = [*_wrapped(self.title), ""] if self.title else []
@@ -88,9 +111,9 @@ class Table:
     def to_markdown(self) -> str:
         """Return it in Markdown, title and notes as paragraphs."""
         rows = [self.header, ("---", *("---:" for _ in self.header[1:])), *self.rows]
-        lines = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
-        above = [*(line + "  " for line in self.title), ""] if self.title else []
-        below = ["", *(line + "  " for line in self.notes)] if self.notes else []
+        lines = ["| " + " | ".join(_markdown(cell) for cell in row) + " |" for row in rows]
+        above = [*(_markdown(line) + "  " for line in self.title), ""] if self.title else []
+        below = ["", *(_markdown(line) + "  " for line in self.notes)] if self.notes else []
         return "\n".join([*above, *lines, *below]) + "\n"
 
     def to_latex(self) -> str:
@@ -119,7 +142,7 @@ class Table:
             else [name, "se" if sum(errors) == 1 else f"se of {name}"][: 1 + error]
             for name, column, error in zip(self.header, columns, errors, strict=True)
         ]
-        writer.writerow([name for several in names for name in several])
+        writer.writerow([_csv_text(name) for several in names for name in several])
         for row in self.rows:
             cells = [_csv_values(cell, len(several)) for cell, several in zip(row, names, strict=True)]
             writer.writerow([value for values in cells for value in values])
@@ -199,8 +222,18 @@ def _csv_values(cell: Cell, count: int) -> list[object]:
     """Return a cell as the values of its one or two columns."""
     if isinstance(cell, Interval):
         return [cell.low, cell.high]
-    pair: list[object] = [cell.value, cell.error] if isinstance(cell, Number) else [cell, None]
+    pair: list[object] = [cell.value, cell.error] if isinstance(cell, Number) else [_csv_text(cell), None]
     return pair[:count]
+
+
+def _csv_text(text: str) -> str:
+    """Return a text, quoted if a spreadsheet would evaluate it as a formula."""
+    return f"'{text}" if FORMULA.match(text) and not NUMBER.fullmatch(text) else text
+
+
+def _markdown(cell: Cell) -> str:
+    """Return a cell in Markdown, with escapes for what would start another cell or a tag."""
+    return re.sub(r"[\\|<]", r"\\\g<0>", str(cell))
 
 
 _LATEX = {

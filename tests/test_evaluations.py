@@ -1,0 +1,425 @@
+"""Evaluations in a run folder: each has a name, none replaces another, and what was computed is not lost."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray
+from conftest import make_vae
+from test_cli import FEW, HIDDEN, fails
+
+import pyrovae
+from pyrovae.cli import main
+from pyrovae.cli.evaluate import NAMED
+from pyrovae.cli.evaluate import _name as report_name
+from pyrovae.evaluate import checks, evaluation
+from pyrovae.evaluate.journal import Journal
+from pyrovae.report import read_report, write_report
+from pyrovae.report.folder import report_names
+from pyrovae.report.tree import to_netcdf
+from pyrovae.results import Evaluation
+from pyrovae.training.folder import RunFolder
+
+SMALL = ["evaluate", "run", "--num_data", "6", "--ks", "1", "4"]
+UNCHECKED = [*SMALL, "--checks", "false"]
+NAME = "report-first-6-K-1-4-no-checks"
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in an empty folder, and leave out the pictures of reports, which other tests look at."""
+    torch.set_default_dtype(torch.float32)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pyrovae.report.folder.sections", lambda _: [])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run that is made once, on the digits."""
+    folder = tmp_path_factory.mktemp("made") / "run"
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    assert (
+        main(["train", "--folder", str(folder), "--epochs", "1", "--latent_dim", "2", "--device", "cpu", *HIDDEN]) == 0
+    )
+    torch.set_default_dtype(default)
+    return folder
+
+
+@pytest.fixture
+def run(made: Path) -> Path:
+    """Return a copy of it in the working directory."""
+    shutil.copytree(made, "run")
+    return Path("run")
+
+
+def journals(run: Path) -> list[Path]:
+    return list(run.rglob("unfinished*"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+SMALL = ["evaluate", "run", "--num_data", "6", "--ks", "1", "4"]
+
+
+def test_another_evaluation_has_a_folder_of_its_own(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    others = {
+        NAME: ["--checks", "false"],
+        "report-validation-first-6-K-1-4-no-checks": ["--split", "validation", "--checks", "false"],
+        "report-first-6-K-1-4-seed-3-no-checks": ["--seed", "3", "--checks", "false"],
+        "report-first-3-K-1-4-no-checks": ["--num_data", "3", "--checks", "false"],
+        "mine": ["--report", "mine", "--checks", "false"],
+    }
+    written: dict[str, dict[str, bytes]] = {}
+    for name, words in others.items():
+        assert main([*SMALL, *words]) == 0
+        assert f"report: {run / name / 'index.html'}\n" in capsys.readouterr().out
+        assert all(contents(run / other) == before for other, before in written.items())
+        written[name] = contents(run / name)
+    assert read_report(run, name="mine").num_data == 6
+    assert read_report(run, name="report-first-3-K-1-4-no-checks").num_data == 3
+    with pytest.raises(ValueError, match=r"run has several reports, mine, report-first-3-.*; name one of them"):
+        read_report(run)
+
+
+@pytest.mark.usefixtures("run")
+def test_a_finished_evaluation_is_shown_again(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = UNCHECKED
+    assert main(words) == 0
+    first, before = capsys.readouterr().out, contents(Path("run"))
+    with monkeypatch.context() as patch:
+        patch.setattr("pyrovae.cli.evaluate.evaluate", lambda *_, **__: pytest.fail("computed anew"))
+        assert main(words) == 0
+    again = capsys.readouterr().out
+    assert again.startswith(first.lstrip("\n"))
+    assert "; --overwrite evaluates anew\n" in again
+    assert contents(Path("run")) == before
+    for other in (["--seed", "1"], ["--num_data", "5"], ["--ks", "1", "8"], ["--checks", "true", *FEW]):
+        line = fails(capsys, *words, *other, "--report", NAME)
+        assert f"run/{NAME} holds an evaluation of other weights, data or options: " in line
+        assert "digits/test[:6], 6 data, up to K = 4, of 20" in line
+        assert "choose another name (name=, --report), or replace it (overwrite=True, --overwrite)" in line
+    assert contents(Path("run")) == before
+    assert main([*words, "--overwrite", "--seed", "1", "--report", NAME]) == 0
+    assert read_report("run").seed == 1
+
+
+@pytest.mark.usefixtures("run")
+def test_a_report_of_other_weights_or_one_that_cannot_be_read_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*UNCHECKED, "--report", "report"]
+    assert main(words) == 0
+    assert main(["train", "--resume", "run", "--epochs", "3"]) == 0
+    capsys.readouterr()
+    assert "run/report holds an evaluation of other weights" in fails(capsys, *words)
+    Path("run/report/evaluation.json").write_text("changed")
+    assert "run/report holds what this pyrovae cannot read, or was changed; keep it" in fails(capsys, *words)
+    assert main([*words, "--overwrite"]) == 0
+    assert read_report("run").num_data == 6
+
+
+@pytest.mark.usefixtures("run")
+def test_names_of_reports_stay_in_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("../other", "a/b", "/tmp/x", "..", ".hidden", " ", "a\nb"):
+        for more in ([], ["--overwrite"]):
+            assert "the name of a report is one of a folder" in fails(capsys, *SMALL, "--report", name, *more)
+    assert not Path("other").exists()
+    Path("c.json").write_text(json.dumps({"overwrite": True}))
+    assert "--overwrite is given on the command line only" in fails(capsys, *SMALL, "--config", "c.json")
+
+
+def test_names_say_what_is_not_the_default() -> None:
+    defaults = {"ks": [1, 5], "checks": "true", **dict.fromkeys(NAMED)} | {"ks": [1, 5], "num_annealed": 100}
+
+    def name(**options: object) -> str:
+        return report_name(defaults, defaults | options)
+
+    assert name() == "report"
+    assert name(split="validation", num_data=50, ks=[1, 10]) == "report-validation-first-50-K-1-10"
+    assert name(num_annealed=1000, refit_epochs=3) == "report-annealed-1000-refit_epochs-3"
+    assert name(num_annealed=1000, checks="false") == "report-no-checks"
+    assert name(data="some/where/../my data\x1b[31m.npz") == "report-my-data-31m"
+    long = [name(ks=list(range(1, number))) for number in (200, 201)]
+    assert long[0] != long[1]
+    assert all(len(text) < 100 for text in long)
+    assert len(name(data="\u6570" * 200).encode()) <= 200
+
+
+class Killed(BaseException):
+    """Stands for the death of the process."""
+
+
+def fail_with(error: BaseException) -> Callable[..., None]:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    return fail
+
+
+FAILURES: dict[str, tuple[str, BaseException]] = {
+    "full disk, temporary file": ("pyrovae.report.folder.to_netcdf", OSError(errno.ENOSPC, "No space left on device")),
+    "full disk, run folder": ("pyrovae.training.folder.os.replace", OSError(errno.ENOSPC, "No space left on device")),
+    "refused": ("pyrovae.report.folder.render", ValueError("something")),
+    "a program's error": ("pyrovae.report.folder.sections", RuntimeError("something")),
+    "interrupted": ("pyrovae.report.folder.render", KeyboardInterrupt()),
+    "killed before": ("pyrovae.cli.evaluate.write_report", Killed()),
+}
+CHECKED = [*SMALL, *FEW, "--report", "report"]
+
+
+@contextmanager
+def nothing_computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Refuse to draw particles or to run a check inside the block."""
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "blocks", lambda *_, **__: pytest.fail("particles are drawn anew"))
+        for name in ("ais", "bdmc", "gaps", "latents"):
+            patch.setattr(checks, name, lambda *_, **__: pytest.fail("a check runs anew"))
+        yield
+
+
+def numbers(folder: str) -> str:
+    found = read_report(folder, name="report")
+    return found.to_json().replace(found.date, "")
+
+
+@pytest.fixture(scope="module")
+def expected(made: Path) -> str:
+    """Return the numbers of an evaluation that nothing interrupts."""
+    folder = str(shutil.copytree(made, made.parent / "whole"))
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    assert main([word if word != "run" else folder for word in CHECKED]) == 0
+    torch.set_default_dtype(default)
+    return numbers(folder)
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_failure_after_the_last_check_loses_nothing(
+    failure: str, run: Path, expected: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, error = FAILURES[failure]
+    with monkeypatch.context() as patch:
+        if place.endswith("os.replace"):  # once the journal is whole
+            write = RunFolder.write
+            patch.setattr(RunFolder, "write", lambda *args: (patch.setattr(place, fail_with(error)), write(*args)))
+        else:
+            patch.setattr(place, fail_with(error))
+        if isinstance(error, (RuntimeError, Killed)):
+            with pytest.raises(type(error)):
+                main(CHECKED)
+        else:
+            assert main(CHECKED) == (130 if isinstance(error, KeyboardInterrupt) else 2)
+    captured = capsys.readouterr()
+    assert "Estimates of log p(x)" in captured.out, "the table is printed all the same"
+    assert "To go on: the same command again" in captured.err
+    assert "Traceback" not in captured.err
+    assert journals(run)
+    with nothing_computed(monkeypatch):
+        assert main(CHECKED) == 0
+    assert not journals(run)
+    assert numbers("run") == expected
+
+
+def test_a_kill_between_the_report_and_the_end_of_the_journal(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "remove", fail_with(Killed()))
+        with pytest.raises(Killed):
+            main(CHECKED)
+    assert journals(run)
+    before = numbers("run")
+    capsys.readouterr()
+    with nothing_computed(monkeypatch):
+        assert main(CHECKED) == 0
+    assert "--overwrite evaluates anew" in capsys.readouterr().out
+    assert not journals(run)
+    assert numbers("run") == before
+
+
+def test_no_evaluation_overwrites_the_progress_of_another(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even one that is written to the same place, or computed in other batches."""
+    first = [*UNCHECKED, "--report", "mine"]
+    with monkeypatch.context() as patch:
+        patch.setattr("pyrovae.cli.evaluate.write_report", fail_with(KeyboardInterrupt()))
+        for number, words in enumerate(([], ["--seed", "1"], ["--batch_size", "2"], ["--seed", "2"])):
+            assert main([*first, *words]) == 130
+            assert len(journals(run)) == 1 + number
+    assert main([*first, "--seed", "2"]) == 0
+    assert len(journals(run)) == 3
+    with nothing_computed(monkeypatch):
+        assert main([*first, "--overwrite"]) == 0
+    assert (read_report(run).seed, len(journals(run))) == (0, 2)
+
+
+@contextmanager
+def output(stream: Any, monkeypatch: pytest.MonkeyPatch, name: str = "stdout") -> Iterator[None]:
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, name, stream)
+        yield
+
+
+@pytest.mark.parametrize(("name", "buffered"), [("stdout", True), ("stdout", False), ("stderr", False)])
+def test_a_closed_output_loses_nothing(
+    run: Path, monkeypatch: pytest.MonkeyPatch, *, name: str, buffered: bool
+) -> None:
+    monkeypatch.setattr("pyrovae.progress.SECONDS_BETWEEN_LINES", 0.0)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb", buffering=0) as raw:
+        stream = io.TextIOWrapper(io.BufferedWriter(raw), line_buffering=not buffered)
+        with output(stream, monkeypatch, name):
+            assert main(UNCHECKED) == 0
+    assert read_report(run).num_data == 6
+    assert not journals(run)
+
+
+def test_a_pipe_that_breaks_in_the_work_is_an_error(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where a model prints."""
+    monkeypatch.setattr("pyrovae.cli.evaluate.evaluate", fail_with(BrokenPipeError(errno.EPIPE, "Broken pipe")))
+    assert "Broken pipe" in fails(capsys, *UNCHECKED)
+    assert not report_names(run)
+
+
+def test_no_output_at_all_loses_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with output(None, monkeypatch):
+        assert main(UNCHECKED) == 0
+    assert read_report(run).num_data == 6
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_full_output_is_told_after_the_report_is_written(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Path("/dev/full").open("w") as stream, output(stream, monkeypatch):
+        assert main(UNCHECKED) == 2
+    assert "the output cannot be written (No space left on device)" in capsys.readouterr().err
+    assert read_report(run).num_data == 6
+
+
+def test_names_and_outputs_of_any_encoding(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Data whose name is not ASCII, has an escape sequence, and is no text at all, on an output that is ASCII."""
+    name = os.fsdecode(b"gr\xc3\xb6\xc3\x9fe \x1b[31m\xff $x_{$.npz")
+    np.savez(name, x=np.random.default_rng(0).normal(size=(50, 3)))
+    train = ["train", "--data", name, "--likelihood", "Gaussian", "--epochs", "1", "--device", "cpu", *HIDDEN]
+    content = io.BytesIO()
+    stream = io.TextIOWrapper(content, encoding="ascii", write_through=True)
+    with output(stream, monkeypatch):
+        assert main(train) == 0
+        (folder,) = Path("runs").iterdir()
+        assert main(["evaluate", str(folder), "--ks", "1", "4", "--checks", "false"]) == 0
+        assert main(["compare", str(folder), str(folder)]) == 2
+    assert folder.name == "größe-31m-x_--1"
+    printed = content.getvalue().decode("ascii")
+    assert printed.replace("\n", "").isprintable()
+    assert r"gr\xf6\xdfe \x1b[31m\udcff $x_{$/test" in printed
+    assert read_report(folder).data == f"{name.removesuffix('.npz')}/test"
+    error = capsys.readouterr().err
+    assert "\x1b" not in error.splitlines()[-1]
+
+
+WRITES = {"open", "os.rename", "os.remove", "os.mkdir", "os.link", "os.truncate"}
+_fail_at: list[int] = []  # how many changes of files are still let pass; empty where all are
+
+
+def _hook(event: str, args: tuple[Any, ...]) -> None:
+    if not _fail_at or event not in WRITES:
+        return
+    if event == "open" and (isinstance(args[0], int) or args[2] & os.O_ACCMODE == os.O_RDONLY):
+        return
+    _fail_at[0] -= 1
+    if _fail_at[0] < 0:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+sys.addaudithook(_hook)  # for good, as Python has no way to remove it
+
+
+@contextmanager
+def operations_fail(*, after: int) -> Iterator[None]:
+    """Let so many file operations pass inside the block, and no other."""
+    _fail_at.append(after)
+    try:
+        yield
+    finally:
+        _fail_at.clear()
+
+
+@pytest.mark.parametrize("held", [True, False], ids=["a report before", "none before"])
+def test_a_report_is_written_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, held: bool
+) -> None:
+    """Every file operation fails in turn, with all that follow it."""
+    draws = xarray.DataTree.from_dict({"posterior": xarray.Dataset()})
+    monkeypatch.setattr("pyrovae.report.folder._draws", lambda *_: to_netcdf(draws))
+    vae, data = make_vae(), torch.bernoulli(torch.full((6, 1, 8, 8), 0.5))
+    found = pyrovae.evaluate(vae.model, vae.guide, data, ks=(1, 4), device="cpu", shown=False)
+    old, new = replace(found, date="2026-01-01"), replace(found, date="2026-02-02", num_data=7)
+
+    def write(folder: Path, evaluation: Evaluation) -> None:
+        write_report(folder, evaluation, model=vae.model, guide=vae.guide, data=data, overwrite=True)
+
+    def dates(folder: Path) -> set[str]:
+        """Return the dates that the page and the numbers of a report have."""
+        page = RunFolder(folder).read("report/index.html").decode()
+        return {read_report(folder).date, *re.findall("2026-0.-0.", page)}
+
+    number, failed = 0, True
+    while failed:
+        folder = tmp_path / f"{number}"
+        RunFolder(folder).write({"config.json": b"{}"})
+        if held:
+            write(folder, old)
+        with operations_fail(after=number), suppress(ValueError, OSError):
+            write(folder, new)
+            failed = False
+        if held or "report/evaluation.json" in RunFolder(folder):
+            assert dates(folder) in ({"2026-01-01"}, {"2026-02-02"}), f"mixed after {number} operations"
+        write(folder, new)
+        assert dates(folder) == {"2026-02-02"}
+        number += 1
+    assert number > 10
+
+
+def test_another_evaluation_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyrovae.report.folder._draws", lambda *_: b"draws")
+    vae, part = make_vae(), torch.bernoulli(torch.full((7, 1, 8, 8), 0.5))
+    found, other = (pyrovae.evaluate(vae.model, vae.guide, part, ks=ks, shown=False) for ks in ((1, 4), (1, 5)))
+    options: Any = {"model": vae.model, "guide": vae.guide, "data": part}
+    folder = write_report(tmp_path, found, **options)
+    write_report(tmp_path, replace(found, date="2026-01-01"), **options)  # the same but for its date
+    assert read_report(tmp_path).date == "2026-01-01"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(
+        ValueError, match=r"report holds an evaluation of other weights, data or options: .* 7 data, up to K = 4"
+    ):
+        write_report(tmp_path, other, **options)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    named = write_report(tmp_path, other, name="second", **options)
+    assert named == tmp_path / "second"
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert read_report(tmp_path, name="second") == other
+    assert read_report(tmp_path) == replace(found, date="2026-01-01"), "the default name, where there are several"
+    write_report(tmp_path, other, overwrite=True, **options)
+    assert read_report(tmp_path) == other
+    with pytest.raises(ValueError, match=r"the name of a report is one of a folder.*'\.\./up'; choose one such as"):
+        write_report(tmp_path, other, name="../up", overwrite=True, **options)

@@ -15,7 +15,7 @@ from torch import nn
 from pyrovae.data import Split
 from pyrovae.data.batches import Rows, Source
 from pyrovae.evaluate.evaluation import weights_hash
-from pyrovae.pair import Program
+from pyrovae.pair import Program, Unnormalized
 from pyrovae.particles import particles
 from pyrovae.report.page import render
 from pyrovae.report.sections import Shown, headlines, sections
@@ -214,6 +214,7 @@ def _draws(shown: Shown, model: Program, guide: Program, modules: Iterable[nn.Mo
     evaluation = shown.evaluation
     first = slice(0, DATA)
     args = tuple(tensor[first] for tensor in (shown.x, *shown.covariates))
+    model = Unnormalized()(model) if evaluation.unnormalized else model
     with forked_random(stream_seed(evaluation.seed, "draws"), args[0].device):
         record = particles(
             model, guide, *args, num_particles=min(PARTICLES, evaluation.iwae[-1].num_particles), modules=modules

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -97,7 +97,9 @@ def sections(shown: Shown) -> list[Section]:
         _training,
         _provenance,
     )
-    return [section for section in (write(shown) for write in writers) if section is not None]
+    found = [section for section in (write(shown) for write in writers) if section is not None]
+    warnings = [Caution(warning) for warning in shown.evaluation.warnings]
+    return [replace(section, parts=(*warnings, *section.parts)) for section in found]
 
 
 def _bounds(shown: Shown) -> Section:

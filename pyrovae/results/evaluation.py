@@ -95,10 +95,11 @@ class Evaluation(Tabled):
     def tables(self) -> tuple[Table, ...]:
         """Return the table of the bounds, then those of the weights and the checks."""
         others = (table for record in (self.weights, self.checked) if record for table in record.tables())
-        return (self.bounds_table(), *(replace(table, notes=(*table.notes, *self._warning())) for table in others))
+        return (self.bounds_table(), *(replace(table, notes=(*table.notes, *self.warnings)) for table in others))
 
-    def _warning(self) -> tuple[str, ...]:
-        """Return the line that stands in every table of an unnormalized model."""
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The line that stands in every table of an unnormalized model; nothing for other models."""
         if self.unnormalized is None:
             return ()
         return (f"NOT a log-probability: {self.density} is not normalized ({self.unnormalized})",)
@@ -121,7 +122,7 @@ class Evaluation(Tabled):
         transform = f", {self.data_transform['class']}" if self.data_transform else ""
         measure = {"counting": ", a log-probability", "Lebesgue": ", a log-density"}.get(self.base_measure or "", "")
         measure = "" if self.unnormalized else measure
-        notes = [*self._warning(), f"{self.elbo.num_particles} particles per datum; KL of {methods}"]
+        notes = [*self.warnings, f"{self.elbo.num_particles} particles per datum; KL of {methods}"]
         if self.observed is not None and self.observed.what != WHOLE:
             caution = self.observed.caution(self.base_measure)
             notes.append(f"observed: {self.observed}{f'; {caution}' if caution else ''}")

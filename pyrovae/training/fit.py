@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -107,16 +108,23 @@ def fit(
         module_mode(found, training=True),
         forked_random(stream_seed(training.seed, "fit"), device),
         frozen_unremarked(),
+        ExitStack() as modes,
     ):
         with module_mode(found, training=False):
             scored = Unnormalized()(model) if unnormalized else model
-            pair = inspect_pair(scored, guide, placed.few(), modules=found, everything=placed.everything)
+            pair = inspect_pair(scored, guide, placed.few(), modules=found, everything=placed.everything, device=device)
+        modes.enter_context(module_mode(pair.all_modules, training=True))
         placed.tell()
         if pair.base_measure == "Lebesgue" and (num_values := rows[0].num_values) is not None:
             logger.warning(DISCRETE.format(num_values))
         kept += [name for name in pair.params if MODULE_DIVIDER not in name]
         loop = Loop(pair, placed.rows, objective or ELBO(), training, device, optimizer, prefetched=placed.prefetched)
         loop.share()
+        logger.log(
+            logging.WARNING if shown and loop.group.first else logging.INFO,
+            "training %s parameters",
+            f"{sum(parameter.numel() for parameter in loop.leaves.trained):,}",
+        )
         if folder is not None:
             settings = {
                 "training": dataclasses.asdict(training),

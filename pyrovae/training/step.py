@@ -138,6 +138,7 @@ class EagerStep(Step):
         """Move the parameters."""
         self.drop()
         loss, shown = self.loss(*inputs)
+        self.leaves.report_untrained(loss)
         shown = self.take(shown, torch.autograd.grad(loss, self.leaves.trained, allow_unused=True))
         self.optimizer.step()
         return shown

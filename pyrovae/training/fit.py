@@ -24,6 +24,7 @@ from pyrovae.training.checkpoint import Checkpoint
 from pyrovae.training.loop import Loop
 from pyrovae.training.options import Training, choose_device
 from pyrovae.training.placement import Placement
+from pyrovae.training.start import start_at_data
 from pyrovae.training.step import MakeOptimizer, fused_adam
 from pyrovae.vae import require_form
 
@@ -118,12 +119,14 @@ def fit(
         if pair.base_measure == "Lebesgue" and (num_values := rows[0].num_values) is not None:
             logger.warning(DISCRETE.format(num_values))
         kept += [name for name in pair.params if MODULE_DIVIDER not in name]
+        start = start_at_data(model, placed.rows[0]) if training.start_at_data and not resume else ""
         loop = Loop(pair, placed.rows, objective or ELBO(), training, device, optimizer, prefetched=placed.prefetched)
         loop.share()
         logger.log(
             logging.WARNING if shown and loop.group.first else logging.INFO,
-            "training %s parameters",
+            "training %s parameters%s",
             f"{sum(parameter.numel() for parameter in loop.leaves.trained):,}",
+            f"; it starts with {start}" if start else "",
         )
         if folder is not None:
             settings = {
@@ -132,7 +135,7 @@ def fit(
                 "optimizer": {"class": type(loop.optimizer).__name__},
                 "data": _describe_data(placed.rows[0]),
                 "command": dict(command or {}),
-            }
+            } | ({} if resume else {"start": start or None})
             take = Checkpoint.take_up if resume else Checkpoint.create
             checkpoint = loop.group.from_first(lambda: take(folder, settings, model))
             if resume:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 import math
 import warnings
@@ -22,7 +23,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from pyrovae import VAE, likelihoods, networks, posteriors, priors
 from pyrovae.data import from_arrays, transforms
-from pyrovae.objectives import ELBO, IWAE, STL, DReG, Objective, schedules
+from pyrovae.objectives import ELBO, IWAE, STL, DReG, Objective, Terms, schedules
 from pyrovae.recording import has_compiler
 from pyrovae.training import Training, capture, engine, fit, recorded
 from pyrovae.training.adam import Adam
@@ -265,6 +266,44 @@ def test_what_changes_is_followed(change: Callable[..., None]) -> None:
         results[how] = torch.cat([*shown, *(parameter.detach().flatten() for parameter in vae.parameters())])
     assert distance(results["captured"], results["eager"]) < 1e-12
     assert distance(results["unchanged"], results["eager"]) > 1e-4
+
+
+class Stepped(ELBO):
+    """An objective of the user's, whose loss has a factor that changes from step to step."""
+
+    def __init__(self, factor: Callable[[Any], Any]) -> None:
+        super().__init__(annealing=schedules.Linear(6))
+        self.factor = factor
+
+    def terms(self, *args: Any, **kwargs: Any) -> Terms:
+        terms = super().terms(*args, **kwargs)
+        return dataclasses.replace(terms, loss=self.factor(self) * terms.loss)
+
+
+FACTORS = {
+    "arithmetic": (lambda objective: 1 + 0.1 * objective.step, False),
+    "weight of the KL": (lambda objective: 1 + objective.kl_weight(), False),
+    "a branch": (lambda objective: 2.0 if objective.step > 4 else 1.0, True),
+    "a number": (lambda objective: math.exp(-0.1 * objective.step), True),
+    "another schedule": (lambda objective: objective.annealing(objective.step), True),
+}
+
+
+@pytest.mark.usefixtures("_uncompiled")
+@pytest.mark.parametrize("name", FACTORS)
+def test_an_objective_that_reads_the_step_is_followed(name: str) -> None:
+    factor, eagerly = FACTORS[name]
+    losses = []
+    for how in ("eager", "captured"):
+        torch.manual_seed(1)
+        vae = make_vae()
+        step = capture(vae.model, vae.guide, batches(1)[0], engine=how, objective=Stepped(factor))
+        torch.manual_seed(2)
+        losses.append(torch.stack([step(x).loss for x in batches(9)]))
+        assert step.objective.step == 9
+        assert "kl_weight" not in vars(step.objective)
+    assert distance(losses[1], losses[0]) < 1e-12
+    assert step._step.failed == eagerly
 
 
 def data(num_data: int = 83) -> Any:

@@ -68,6 +68,11 @@ class Recording:
             noise = () if self._noise is None else self._noise()
             return self._run(*noise, *self.leaves, *inputs)
 
+    def reads(self, leaf: Tensor) -> bool:
+        """Return whether the graph uses a leaf."""
+        places = [node for node in self.graph.graph.nodes if node.op == "placeholder"]
+        return any(each is leaf and node.users for node, each in zip(places, self.leaves, strict=False))
+
     def compile(self, inputs: Sequence[Tensor]) -> None:
         """Let Inductor compile the graph; its random numbers are still drawn by torch, before it runs.
 

@@ -45,10 +45,19 @@ class Leaves:
         self.version += 1
         self.trained = trainable(self.modules, self.params)
         parts = list({id(part): part for module in self.modules for part in module.modules()}.values())
-        owners = [owner for part in parts for owner in (part._parameters, part._buffers, part._modules)]
+        scripted = [
+            part for part in parts if isinstance(part, torch.jit.ScriptModule)
+        ]  # whose parts stay what they are
+        owners = [
+            owner
+            for part in parts
+            if part not in scripted
+            for owner in (part._parameters, part._buffers, part._modules)
+        ]
         self._names = [(owner, name) for owner in owners for name in owner]
         self._bound = [owner[name] for owner, name in self._names]
         tensors = [value for value in self._bound if isinstance(value, Tensor)]
+        tensors += [value for part in scripted for value in (*part.parameters(), *part.buffers())]
         self._stored = self._of_store()
         self.all = list({id(tensor): tensor for tensor in (*tensors, *self._stored.values())}.values())
         hooks = [getattr(part, kind) for part in parts for kind in HOOKS]

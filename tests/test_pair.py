@@ -619,6 +619,14 @@ def test_a_global_that_is_only_the_name_of_an_attribute_is_not_a_module_of_the_p
     assert find_modules(namespace["guide"]) == (net,)
 
 
+@pytest.mark.slow
+def test_a_compiled_network_is_evaluated_where_nobody_looks() -> None:
+    net = torch.compile(nn.Sequential(nn.Linear(5, 3), nn.Dropout(0.5)), backend="eager", fullgraph=True)
+    a, b = (evaluate(*way(net), X, ks=(1,), shown=False).per_datum["KL"] for way in (as_hidden, as_closure))
+    assert torch.equal(a, b)
+    assert all(part.training for part in net.modules())
+
+
 def test_modules_that_a_program_makes_anew_are_those_of_the_store() -> None:
     def guide(x: Tensor) -> None:
         net = pyro.module("net", nn.Sequential(nn.Linear(5, 3), nn.Dropout(0.5)))

@@ -604,7 +604,7 @@ def test_gradients_are_clipped_as_a_whole() -> None:
     def sgd(parameters: list[Tensor]) -> torch.optim.Optimizer:
         return torch.optim.SGD(parameters, lr=1.0)
 
-    training = quick(epochs=1, batch_size=60, learning_rate=0.5, clip_norm=1e-3)
+    training = quick(epochs=1, batch_size=60, learning_rate=0.5, clip_norm=1e-3, start_at_data=False)
     fit(v.model, v.guide, binary(), training=training, optimizer=sgd, shown=False)
     moved = torch.cat([(value - before[name]).flatten() for name, value in state(v).items()]).norm()
     assert moved.item() == pytest.approx(0.5 * 1e-3, rel=1e-3)
@@ -783,8 +783,9 @@ def test_a_loss_that_explodes_in_the_first_epoch_stops_training(tmp_path: Path, 
     start = state(v)
     folder = tmp_path if with_folder else None
     kept = f"{tmp_path} holds the weights of epoch 0" if with_folder else "give fit a folder to keep"
+    training = quick(learning_rate=1e300, start_at_data=False)
     with pytest.raises(DivergenceError, match="stopped in epoch 1 at its step [234]: .* is not finite") as error:
-        fit(v.model, v.guide, grey(), training=quick(learning_rate=1e300), folder=folder, shown=False)
+        fit(v.model, v.guide, grey(), training=training, folder=folder, shown=False)
     assert kept in str(error.value)
     assert "lower the learning rate (1e+300) or set clip_norm" in str(error.value)
     if with_folder:
@@ -841,7 +842,7 @@ def test_a_last_step_to_nan_is_not_kept(tmp_path: Path) -> None:
             v.model,
             v.guide,
             binary(),
-            training=quick(batch_size=60),
+            training=quick(batch_size=60, start_at_data=False),
             optimizer=lambda parameters: Broken(parameters, lr=1.0),
             folder=tmp_path,
             shown=False,

@@ -62,13 +62,14 @@ class RunModules:
         return _outermost([module for module in alive if id(module) not in known])
 
     def _note(self, module: nn.Module, args: Any) -> None:
-        if module in self._modes:
+        if torch.compiler.is_compiling() or module in self._modes:  # a compiled module was noted as a whole
             return
         if self.device is not None:
             module.to(self.device)
         self._ran.append(weakref.ref(module))
-        for part in module.modules():
-            self._modes.setdefault(part, part.training)
+        modes = {part: part.training for part in module.modules() if part not in self._modes}
+        self._modes.update(modes)
+        for part in modes:
             part.training = False
 
 

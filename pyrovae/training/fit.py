@@ -119,15 +119,8 @@ def fit(
         if pair.base_measure == "Lebesgue" and (num_values := rows[0].num_values) is not None:
             logger.warning(DISCRETE.format(num_values))
         kept += [name for name in pair.params if MODULE_DIVIDER not in name]
-        start = start_at_data(model, placed.rows[0]) if training.start_at_data and not resume else ""
         loop = Loop(pair, placed.rows, objective or ELBO(), training, device, optimizer, prefetched=placed.prefetched)
         loop.share()
-        logger.log(
-            logging.WARNING if shown and loop.group.first else logging.INFO,
-            "training %s parameters%s",
-            f"{sum(parameter.numel() for parameter in loop.leaves.trained):,}",
-            f"; it starts with {start}" if start else "",
-        )
         if folder is not None:
             settings = {
                 "training": dataclasses.asdict(training),
@@ -135,14 +128,26 @@ def fit(
                 "optimizer": {"class": type(loop.optimizer).__name__},
                 "data": _describe_data(placed.rows[0]),
                 "command": dict(command or {}),
-            } | ({} if resume else {"start": start or None})
+            }
             take = Checkpoint.take_up if resume else Checkpoint.create
             checkpoint = loop.group.from_first(lambda: take(folder, settings, model))
             if resume:
                 loop.restore(loop.group.from_first(checkpoint.read))
             loop.checkpoint = checkpoint if loop.group.first else None
-            if loop.checkpoint is not None:
-                loop.checkpoint.keep_settings(settings) if resume else loop.checkpoint.save(loop.progress())
+        start = ""
+        if training.start_at_data and not resume:
+            start = start_at_data(model, placed.rows[0])
+            loop.group.copy_from_first(loop.leaves.trained)
+        if loop.checkpoint is not None:
+            loop.checkpoint.keep_settings(settings if resume else {"start": start or None})
+            if not resume:
+                loop.checkpoint.save(loop.progress())
+        logger.log(
+            logging.WARNING if shown and loop.group.first else logging.INFO,
+            "training %s parameters%s",
+            f"{sum(parameter.numel() for parameter in loop.leaves.trained):,}",
+            f"; it starts with {start}" if start else "",
+        )
         return loop.run(on_epoch, shown=shown)
 
 

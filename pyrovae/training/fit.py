@@ -49,8 +49,12 @@ def fit(
 ) -> History:
     """Fit a Pyro model/guide pair by gradient steps on an objective.
 
-    Modules are trained in place, whether they are registered by `pyro.module` or only referred to, and stay on the
-    device of training. Values of `pyro.param` are trained in a store of this call's own and left in the caller's.
+    Modules are trained in place, whether they are registered by `pyro.module`, referred to, or run, and stay on the
+    device of training. Values of `pyro.param` are trained in a store of this call's own and left in the caller's. One
+    line on the logger gives the number of trained parameters, another any tensors that the loss depends on and training
+    does not move. The output and learned scales of a fresh `VAE` start at the mean and spread of the training data,
+    unless ``Training(start_at_data=False)``.
+
     Random streams, validation switches and module modes are as before afterwards. Pyro's checks are on during the first
     epoch, or its first 500 steps where steps are recorded afterwards.
 
@@ -72,7 +76,7 @@ def fit(
         on_epoch: called after each epoch, in the first process where several train together; training stops where it
             returns True.
         optimizer: makes the optimizer of all parameters; its learning rate is set at the start of each epoch.
-        modules: those used by the programs that cannot be found from them.
+        modules: those used by the programs that neither run nor can be found from them.
         command: options that led here, to be kept with the configuration.
         unnormalized: whether values outside the support of a distribution with ``validate_args=False`` are scored; the
             objective is then no bound on a log-probability.

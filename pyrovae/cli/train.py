@@ -68,9 +68,8 @@ def _train(
     given = options["resume"] or options["folder"]
     folder = Path(given or group.from_first(lambda: _next_folder(data.name)))
     again = _words_to_load(parser, options, folder)
-    weights = sum(parameter.numel() for parameter in vae.parameters())
     together = f" in each of {group.size} processes" if group.size > 1 else ""
-    _say(f"{data}\n{weights:,} parameters on {choose_device(settings.device)}{together}\n")
+    _say(f"{data}\non {choose_device(settings.device)}{together}\n")
     try:
         history = fit(
             vae.model,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dis
 import functools
 import inspect
+import threading
 import types
 import warnings
 import weakref
@@ -43,6 +44,7 @@ class RunModules:
         self._modes: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 
     def __enter__(self) -> Self:
+        self._thread = threading.get_ident()
         self._warnings = warnings.catch_warnings()
         self._warnings.__enter__()
         warnings.filterwarnings("ignore", ".*when there are global hooks")  # of a compiled module
@@ -62,8 +64,8 @@ class RunModules:
         return _outermost([module for module in alive if id(module) not in known])
 
     def _note(self, module: nn.Module, args: Any) -> None:
-        if torch.compiler.is_compiling() or module in self._modes:  # a compiled module was noted as a whole
-            return
+        if torch.compiler.is_compiling() or module in self._modes or threading.get_ident() != self._thread:
+            return  # a module that is compiled was noted as a whole
         if self.device is not None:
             module.to(self.device)
         self._ran.append(weakref.ref(module))

@@ -45,15 +45,9 @@ class Leaves:
         self.version += 1
         self.trained = trainable(self.modules, self.params)
         parts = list({id(part): part for module in self.modules for part in module.modules()}.values())
-        scripted = [
-            part for part in parts if isinstance(part, torch.jit.ScriptModule)
-        ]  # whose parts stay what they are
-        owners = [
-            owner
-            for part in parts
-            if part not in scripted
-            for owner in (part._parameters, part._buffers, part._modules)
-        ]
+        scripted = [part for part in parts if isinstance(part, torch.jit.ScriptModule)]  # nothing in them is replaced
+        plain = [part for part in parts if not isinstance(part, torch.jit.ScriptModule)]
+        owners = [owner for part in plain for owner in (part._parameters, part._buffers, part._modules)]
         self._names = [(owner, name) for owner in owners for name in owner]
         self._bound = [owner[name] for owner, name in self._names]
         tensors = [value for value in self._bound if isinstance(value, Tensor)]

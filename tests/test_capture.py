@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 import math
+import os
+import signal
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -16,14 +19,19 @@ import pytest
 import torch
 from conftest import TwoLayers, make_vae
 from pyro import module as register_module
+from pyro.infer import JitTrace_ELBO
+from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.subsample_messenger import SubsampleMessenger
 from torch import Tensor, nn
+from torch._C import _len_torch_function_stack
 from torch.distributions import constraints
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from pyrovae import VAE, likelihoods, networks, posteriors, priors
 from pyrovae.data import from_arrays, transforms
-from pyrovae.objectives import ELBO, IWAE, STL, DReG, Objective, schedules
-from pyrovae.recording import has_compiler
+from pyrovae.objectives import ELBO, IWAE, STL, DReG, Objective, Terms, schedules
+from pyrovae.recording import NotRecordableError, has_compiler, is_recording
 from pyrovae.training import Training, capture, engine, fit, recorded
 from pyrovae.training.adam import Adam
 from pyrovae.training.recorded import RecordedStep
@@ -104,6 +112,21 @@ def normalized(between: nn.Module | None = None) -> Programs:
     )
 
 
+def scripted() -> Programs:
+    vae = make_vae()
+    with warnings.catch_warnings(action="ignore"):  # torch would rather have its compiler used
+        encoder = torch.jit.script(Normalized(nn.BatchNorm1d(8)))
+    return of_vae(
+        VAE(
+            prior=vae.prior,
+            decoder=vae.decoder,
+            likelihood=vae.likelihood,
+            encoder=encoder,
+            posterior=vae.posterior,
+        )
+    )
+
+
 PAIRS: dict[str, tuple[Callable[[], Programs], Callable[[], Objective]]] = {
     "VAE": (lambda: of_vae(make_vae()), ELBO),
     "VAE, annealed": (lambda: of_vae(make_vae()), lambda: ELBO(annealing=schedules.Linear(100), free_bits=0.05)),
@@ -115,6 +138,7 @@ PAIRS: dict[str, tuple[Callable[[], Programs], Callable[[], Objective]]] = {
     "Vamp": (vamp, ELBO),
     "BatchNorm": (normalized, ELBO),
     "VAE, dropout": (lambda: normalized(nn.Identity()), ELBO),
+    "scripted": (scripted, ELBO),
 }
 
 
@@ -265,6 +289,44 @@ def test_what_changes_is_followed(change: Callable[..., None]) -> None:
         results[how] = torch.cat([*shown, *(parameter.detach().flatten() for parameter in vae.parameters())])
     assert distance(results["captured"], results["eager"]) < 1e-12
     assert distance(results["unchanged"], results["eager"]) > 1e-4
+
+
+class Stepped(ELBO):
+    """An objective of the user's, whose loss has a factor that changes from step to step."""
+
+    def __init__(self, factor: Callable[[Any], Any]) -> None:
+        super().__init__(annealing=schedules.Linear(6))
+        self.factor = factor
+
+    def terms(self, *args: Any, **kwargs: Any) -> Terms:
+        terms = super().terms(*args, **kwargs)
+        return dataclasses.replace(terms, loss=self.factor(self) * terms.loss)
+
+
+FACTORS = {
+    "arithmetic": (lambda objective: 1 + 0.1 * objective.step, False),
+    "weight of the KL": (lambda objective: 1 + objective.kl_weight(), False),
+    "a branch": (lambda objective: 2.0 if objective.step > 4 else 1.0, True),
+    "a number": (lambda objective: math.exp(-0.1 * objective.step), True),
+    "another schedule": (lambda objective: objective.annealing(objective.step), True),
+}
+
+
+@pytest.mark.usefixtures("_uncompiled")
+@pytest.mark.parametrize("name", FACTORS)
+def test_an_objective_that_reads_the_step_is_followed(name: str) -> None:
+    factor, eagerly = FACTORS[name]
+    losses = []
+    for how in ("eager", "captured"):
+        torch.manual_seed(1)
+        vae = make_vae()
+        step = capture(vae.model, vae.guide, batches(1)[0], engine=how, objective=Stepped(factor))
+        torch.manual_seed(2)
+        losses.append(torch.stack([step(x).loss for x in batches(9)]))
+        assert step.objective.step == 9
+        assert "kl_weight" not in vars(step.objective)
+    assert distance(losses[1], losses[0]) < 1e-12
+    assert step._step.failed == eagerly
 
 
 def data(num_data: int = 83) -> Any:
@@ -424,6 +486,119 @@ def test_what_cannot_be_recorded_runs_eagerly_and_one_line_says_why(
     ]
     if kind != "counts":
         assert torch.equal(losses[0], losses[1])
+
+
+class Failing(nn.Module):
+    """A pair whose model fails in a way of its own, once it is told to."""
+
+    def __init__(self, way: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.way, self.net, self.fails = way, nn.Sequential(nn.Linear(2, 4), nn.Dropout(0.5)), False
+        self.net[1].eval()
+
+    def model(self, x: Tensor) -> None:
+        pyro.module("failing", self)
+        offset = pyro.param("offset", torch.zeros(4))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            logits = self.net(z) + offset
+            logits = self.way(self, logits) if self.fails else logits
+            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), torch.ones(2)).to_event(1))
+
+
+class BackwardFails(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradient: Tensor) -> Tensor:
+        raise RuntimeError("no gradient")
+
+
+def raises(pair: Any, logits: Tensor) -> Tensor:
+    raise ZeroDivisionError
+
+
+def nested_trace(pair: Any, logits: Tensor) -> Tensor:
+    return torch.jit.trace(lambda a: a.reshape(a.shape[0] * 2, 2).sin(), (logits.detach(),), check_trace=False)(
+        logits
+    ).reshape_as(logits)
+
+
+def no_compiler(graph: Any, inputs: Any) -> Any:
+    raise OSError("no compiler today")
+
+
+def interrupted(pair: Any, logits: Tensor) -> Tensor:
+    os.kill(os.getpid(), signal.SIGINT)
+    return logits
+
+
+GENERATOR, HELD = torch.Generator(), torch.zeros(4, dtype=torch.float64)
+FAILURES: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
+    "an exception": (raises, "ZeroDivisionError"),
+    "an exception in backward": (lambda pair, logits: BackwardFails.apply(logits), "no gradient"),
+    "a branch": (lambda pair, logits: logits if logits.sum() > 0 else -logits, "asks a tensor for its value"),
+    "a number": (lambda pair, logits: logits * logits.sum().item(), "asks a tensor for its value"),
+    "NumPy": (lambda pair, logits: logits + logits.detach().numpy().sum(), "the same operations"),
+    "chance": (lambda pair, logits: logits * np.random.default_rng().random(), "the same operations"),
+    "a seed": (lambda pair, logits: logits * torch.manual_seed(3).initial_seed() @ logits, "RuntimeError"),
+    "its own generator": (lambda pair, logits: logits + torch.rand(4, generator=GENERATOR), "generator of its own"),
+    "a write": (lambda pair, logits: logits + HELD.add_(1), "belongs to none of its modules"),
+    "torch.jit.trace": (nested_trace, "traced by torch.jit"),
+    "JitTrace_ELBO": (lambda pair, logits: logits, "traced by torch.jit"),
+    "no such operation": (lambda pair, logits: logits @ logits, "RuntimeError"),
+    "Ctrl-C": (interrupted, ""),
+    "the compiler": (lambda pair, logits: logits, "no compiler today"),
+}
+
+
+def state_of(pair: Failing) -> list[object]:
+    """Return what a capture may touch of modules, torch, Pyro and the process."""
+    everywhere = torch.nn.modules.module
+    return [
+        [part.training for part in pair.modules()],
+        [value.tolist() for value in pair.state_dict().values()],
+        (pyro.infer.util.is_validation_enabled(), torch.distributions.Distribution._validate_args),
+        (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_rng_state().tolist()),
+        {name: value.tolist() for name, value in pyro.get_param_store().items()},
+        (len(everywhere._global_forward_hooks), len(everywhere._global_forward_pre_hooks), list(_PYRO_STACK)),
+        (pyro.module, SubsampleMessenger._subsample, signal.getsignal(signal.SIGINT)),
+        (torch.jit.is_tracing(), is_recording(), _get_current_dispatch_mode(), _len_torch_function_stack()),
+    ]
+
+
+@pytest.mark.parametrize("name", FAILURES)
+@pytest.mark.filterwarnings("ignore")  # what tracers say as they fail
+def test_a_failed_capture_leaves_no_trace(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    way, reason = FAILURES[name]
+    pair, x = Failing(way), (torch.rand(6, 4) < 0.5).double()
+    objective = JitTrace_ELBO() if name == "JitTrace_ELBO" else None
+    step: Any = capture(pair.model, pair.guide, x, objective=objective)
+    step(x)
+    before, pair.fails = state_of(pair), True
+    monkeypatch.setattr("pyrovae.recording.graph.compile_graph", no_compiler)
+    with pytest.raises(KeyboardInterrupt if name == "Ctrl-C" else NotRecordableError, match=reason):
+        step._step.record((x,), torch.ones(())).recording.compile((x,))
+    assert state_of(pair) == before
+    assert torch.jit.trace(lambda a: a.reshape(a.shape[0] * 2, 2), (x,))(x).shape == (12, 2)
+
+    monkeypatch.setattr(recorded, "has_compiler", lambda: False)
+    losses = []
+    for how in ("eager", "captured"):
+        pyro.clear_param_store()
+        good = Failing(way)
+        again: Any = capture(good.model, good.guide, x, engine=how)
+        torch.manual_seed(2)
+        losses.append(torch.stack([again(x).loss for _ in range(3)]))
+    assert again._step._recordings
+    assert distance(losses[1], losses[0]) < 1e-12
 
 
 def test_noise_that_depends_on_data_is_recorded_and_one_line_says_why_not_compiled(

@@ -21,6 +21,7 @@ import torch
 import pyrovae
 from pyrovae.cli import main
 from pyrovae.cli.train import _menus
+from pyrovae.sandbox import forked_random, stream_seed
 from pyrovae.training.folder import MANIFEST, RunFolder
 
 HIDDEN = ["--encoder.hidden", "16", "--decoder.hidden", "16"]
@@ -97,6 +98,20 @@ def test_train_evaluate_generate(capsys: pytest.CaptureFixture[str]) -> None:
     x = np.load("x.npy")
     assert x.shape == (5, 1, 8, 8)
     assert set(np.unique(x)) <= {0.0, 1.0}
+
+
+@pytest.mark.usefixtures("run")
+def test_the_library_reaches_the_numbers_of_the_command() -> None:
+    run = pyrovae.load("run")
+    data = pyrovae.data.digits().for_form("binary")
+    with forked_random(stream_seed(0, "initialize")):
+        likelihood, posterior = pyrovae.likelihoods.Bernoulli(data.x_shape), pyrovae.posteriors.DiagonalNormal(3)
+        encoder = pyrovae.networks.MLPEncoder(data.x_shape, posterior.param_shape, hidden=(16,))
+        prior = pyrovae.priors.StandardNormal(3)
+        decoder = pyrovae.networks.MLPDecoder(3, likelihood.param_shape, hidden=(16,))
+        vae = pyrovae.VAE(prior=prior, decoder=decoder, likelihood=likelihood, encoder=encoder, posterior=posterior)
+    history = pyrovae.fit(vae.model, vae.guide, data, training=pyrovae.Training(epochs=len(run.history.epochs)))
+    assert [epoch.elbo for epoch in history.epochs] == [epoch.elbo for epoch in run.history.epochs]
 
 
 def test_default_folder_takes_the_next_number(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import numpy as np
@@ -712,6 +713,52 @@ def test_torch_data_sets_that_do_not_do_are_refused(elements: list[object], matc
         data.from_dataset(Stream(elements))
     with pytest.raises(ValueError, match="Endless has no length; give it __len__"):
         data.from_dataset(Endless())
+
+
+ROWS, ANSWERS = torch.rand(103, 4).double(), torch.arange(103)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        (ROWS, ANSWERS),
+        (ROWS.numpy(), ANSWERS.numpy()),
+        TensorDataset(ROWS, ANSWERS),
+        DataLoader(TensorDataset(ROWS, ANSWERS), batch_size=10),
+        DataLoader(TensorDataset(ROWS, ANSWERS), batch_size=None),
+    ],
+    ids=["tensors", "arrays", "data set", "loader", "loader without batches"],
+)
+def test_a_split_of_all_that_there_is(source: Any) -> None:
+    """None of them is kept for training or validation, and their order stays."""
+    split = data.load_split(source, name="mine")
+    assert torch.equal(split.stored, ROWS)
+    assert split.labels is not None
+    assert torch.equal(split.labels, ANSWERS)
+    assert split.name == "mine"
+    alone = data.load_split(source[0]) if isinstance(source, tuple) else data.load_split(source)
+    assert len(alone) == 103
+    with pytest.raises(TypeError, match=r"pyrovae.data.load_split makes one split of all"):
+        Rows([source])  # type: ignore[arg-type]
+
+
+def test_a_split_has_the_levels_of_its_integers() -> None:
+    split = data.load_split(BYTES, levels=256)
+    assert (split.levels, split.stored.dtype, split.name) == (256, torch.uint8, "arrays")
+    assert data.load_split(BYTES // 128).levels == 2
+
+
+def test_a_loader_that_drops_data_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    assert len(data.load_split(DataLoader(TensorDataset(ROWS), batch_size=10, drop_last=True))) == 100
+    assert "3 data are left out" in caplog.text
+    stream = DataLoader(Stream(list(ROWS)), batch_size=10, drop_last=True)
+    assert len(data.load_split(stream)) == 100
+
+
+@pytest.mark.parametrize("source", ["digits", 3, None, [ROWS]])
+def test_what_makes_no_split_is_refused(source: Any) -> None:
+    with pytest.raises(TypeError, match="a split is made of an array"):
+        data.load_split(source)
 
 
 def test_load_takes_names_arrays_pairs_and_data() -> None:

@@ -96,6 +96,23 @@ def test_gradients_reach_every_parameter_and_dtype_follows(pair: str, n_params: 
             assert (parameter.grad != 0).any(), name
 
 
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("n_params", [2, 10])
+def test_the_output_is_set_once_as_it_is_at_the_start(pair: str, n_params: int) -> None:
+    shape = (1, 7, 5, n_params)
+    params, other = torch.randn(2, *shape)
+    torch.manual_seed(1)
+    given = decoder_of(pair, shape, params=params)
+    torch.manual_seed(1)
+    later, frozen = decoder_of(pair, shape), decoder_of(pair, shape)
+    assert later.start(params)
+    assert not later.start(other)  # neither what was set
+    frozen.requires_grad_(requires_grad=False)
+    assert not frozen.start(params)  # nor what is frozen
+    for name, value in given.state_dict().items():
+        assert torch.equal(later.state_dict()[name], value), name
+
+
 class Counting:
     """Counts the rows that a network is run on."""
 

@@ -29,6 +29,7 @@ from pyrovae.objectives import ELBO
 from pyrovae.pair import find_modules, inspect_pair
 from pyrovae.particles import log_joint, log_weights, particles
 from pyrovae.results import compare
+from pyrovae.sandbox import module_mode
 from pyrovae.training import Training, capture, fit
 from pyrovae.vae import VAE
 
@@ -589,7 +590,13 @@ def as_partial_of_scaled(net: nn.Module) -> Pair:
     return functools.partial(poutine.scale(model, scale=2.0)), functools.partial(poutine.scale(guide, scale=2.0))
 
 
-WAYS = [as_closure, as_default, as_attribute, as_callable, as_method_of_an_object, as_partial_of_scaled]
+def as_hidden(net: nn.Module) -> Pair:
+    """Return a pair whose module lies deeper than anybody looks."""
+    holder = SimpleNamespace(parts=SimpleNamespace(nets={"encoders": [[SimpleNamespace(encode=lambda x: net(x))]]}))
+    return as_closure(lambda x: holder.parts.nets["encoders"][0][0].encode(x))  # type: ignore[arg-type]
+
+
+WAYS = [as_closure, as_default, as_attribute, as_callable, as_method_of_an_object, as_partial_of_scaled, as_hidden]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -599,7 +606,9 @@ def test_modules_are_found_evaluated_and_restored(way: Callable[[nn.Module], Pai
     modes = [part.training for part in net.modules()]
     before = {name: value.clone() for name, value in net.state_dict().items()}
     model, guide = way(net)
-    assert find_modules(model, guide) == (net,)
+    assert find_modules(model, guide) == (() if way is as_hidden else (net,))
+    with module_mode([net], training=False):
+        assert inspect_pair(model, guide, (X,)).modules == (net,)
     first = log_weights(model, guide, X, num_particles=1)
     torch.manual_seed(0)
     a = evaluate(model, guide, X, ks=(1, 4), shown=False)
@@ -624,6 +633,44 @@ def test_a_global_that_is_only_the_name_of_an_attribute_is_not_a_module_of_the_p
         namespace,
     )
     assert find_modules(namespace["guide"]) == (net,)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_is_evaluated_where_nobody_looks() -> None:
+    net = torch.compile(nn.Sequential(nn.Linear(5, 3), nn.Dropout(0.5)), backend="eager", fullgraph=True)
+    a, b = (evaluate(*way(net), X, ks=(1,), shown=False).per_datum["KL"] for way in (as_hidden, as_closure))
+    assert torch.equal(a, b)
+    assert all(part.training for part in net.modules())
+
+
+def test_modules_that_a_program_makes_anew_are_those_of_the_store() -> None:
+    def guide(x: Tensor) -> None:
+        net = pyro.module("net", nn.Sequential(nn.Linear(5, 3), nn.Dropout(0.5)))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(net(x), 1.0).to_event(1))
+
+    pair = inspect_pair(pair_of(TRUTH)[0], guide, (X,))
+    assert pair.modules == pair.all_modules == ()
+    assert pair.params == ("net$$$0.weight", "net$$$0.bias")
+
+
+def test_networks_of_the_store_and_layers_without_tensors_are_evaluated_but_keep_their_names() -> None:
+    """What a run folder calls a parameter does not change with where its module is found."""
+    net, noise = nn.Linear(5, 3), nn.Dropout(0.5)
+    hidden = [[[[[[net, noise]]]]]]
+
+    def guide(x: Tensor) -> None:
+        encode, drop = hidden[0][0][0][0][0]
+        pyro.module("net", encode)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(drop(encode(x)), 1.0).to_event(1))
+
+    pair = inspect_pair(pair_of(TRUTH)[0], guide, (X,))
+    assert pair.modules == ()
+    assert set(pair.all_modules) == {net, noise}
+    assert noise.training
+    elbo = evaluate(pair.model, pair.guide, X, ks=(1,), shown=False).per_datum["KL"]
+    assert torch.allclose(elbo, 0.5 * (net(X) ** 2).sum(-1))
 
 
 # refusals

@@ -165,6 +165,43 @@ def test_likelihood_starts_at_the_mean(part: type, x_shape: tuple[int, ...]) -> 
     assert likelihood.initial_params(mean.float()).dtype == torch.float32
 
 
+SCALED = [part for part in menu(likelihoods) if "learn_scale" in inspect.signature(part).parameters]
+
+
+@pytest.mark.parametrize("part", SCALED)
+def test_learned_scales_start_at_the_spread_of_data(part: type) -> None:
+    truth, mean = part((2,), scale=0.3), torch.tensor([1.0, -2.0])
+    x = truth(truth.initial_params(mean)).sample((20_000,))
+    learned = part((2,), learn_scale=True)
+    assert torch.equal(learned.start(x, mean), learned.initial_params(mean))
+    assert learned.scale.item() == pytest.approx(0.3, rel=0.03)
+    for given in (part((2,), scale=0.5, learn_scale=True), part((2,))):
+        before = given.scale.item()
+        given.start(x, mean)
+        assert given.scale.item() == before
+    learned = part((2,), learn_scale=True)
+    learned.start(mean.expand(3, 2), mean)  # data without spread leave it where it is
+    assert learned.scale.item() == 1.0
+
+
+def test_scales_that_the_decoder_emits_start_at_the_spread_of_data() -> None:
+    mean, spread = torch.tensor([1.0, -2.0]), torch.tensor([0.1, 0.3])
+    x = mean + spread * torch.randn(20_000, 2)
+    p_x = likelihoods.HeteroscedasticGaussian((2,)).start(x, mean)
+    scale = likelihoods.HeteroscedasticGaussian((2,))(p_x).stddev
+    assert scale.tolist() == pytest.approx([(spread**2).mean().sqrt().item()] * 2, rel=0.03)
+
+
+def test_learned_counts_start_at_the_variance_of_data() -> None:
+    truth, mean = likelihoods.NegativeBinomial((2,), total_count=3.0), torch.tensor([5.0, 9.0])
+    learned = likelihoods.NegativeBinomial((2,))
+    learned.start(truth(truth.initial_params(mean)).sample((20_000,)), mean)
+    assert learned.log_total_count.exp().tolist() == pytest.approx([3.0, 3.0], rel=0.1)
+    less = likelihoods.NegativeBinomial((2,))
+    less.start(mean.expand(9, 2), mean)  # of less variance than a Poisson
+    assert less.log_total_count.exp().tolist() == pytest.approx([100.0, 100.0])
+
+
 @pytest.mark.parametrize("part", [part for part in menu(likelihoods) if part.form != "continuous"])
 def test_likelihood_starts_off_the_ends_of_its_support(part: type) -> None:
     likelihood = likelihood_of(part, (2,))

@@ -331,6 +331,162 @@ def test_registered_modules_that_are_not_found_are_trained_kept_and_resumed(tmp_
     assert not pyro.get_param_store().keys()
 
 
+def hidden_networks() -> tuple[Pair, list[nn.Module]]:
+    """Return a pair that registers nothing, and whose networks lie deeper than anybody looks."""
+    (model, guide), networks_ = pair_with_everything()
+    decoder, encoder = networks_
+    nets: Any = [[[[[{"encoder": encoder, "decoder": decoder}]]]]]
+
+    def deep_model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            logits = nets[0][0][0][0][0]["decoder"](z)
+            pyro.sample("x", dist.Bernoulli(logits=logits + pyro.param("bias", torch.zeros(4))).to_event(1), obs=x)
+
+    def deep_guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            mean, log_scale = nets[0][0][0][0][0]["encoder"](x).chunk(2, -1)
+            pyro.sample("z", dist.Normal(mean, log_scale.exp()).to_event(1))
+
+    return (deep_model, deep_guide), networks_
+
+
+def test_networks_that_run_are_trained_as_those_that_are_found(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With their running statistics; and kept, resumed and put back in their modes."""
+    training, histories = quick(epochs=4, patience=3), []
+    for make, folder, options in (
+        (pair_with_everything, "found", {}),
+        (hidden_networks, "whole", {"shown": True}),
+        (hidden_networks, "cut", {"on_epoch": stop_after(2)}),
+        (hidden_networks, "cut", {"resume": True}),
+    ):
+        pair, nets = make()
+        pyro.clear_param_store()
+        nets[1][2].eval()
+        history = fit(*pair, grey(), training=training, folder=tmp_path / folder, **({"shown": False} | options))
+        histories.append((numbers(history), [state(net) for net in nets]))
+        assert [part.training for part in nets[1].modules()] == [True, True, True, False, True]
+    (found, values), (whole, values_whole), _, (resumed, values_resumed) = histories
+    assert found == whole == resumed
+    for a, b, c in zip(values, values_whole, values_resumed, strict=True):
+        assert equal(a, b)
+        assert equal(a, c)
+    assert [record.message for record in caplog.records][1:3] == [
+        "training 86 parameters",
+        "the running statistics of batch normalization are of 3 minibatches, in which its input changed; validation "
+        "and evaluation use them, and their bounds may be far too low; train for 50 steps or more",
+    ]
+
+
+def test_what_the_loss_depends_on_and_nobody_trains_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    net, loose, frozen = nn.Linear(4, 4), torch.zeros(4, requires_grad=True), nn.Linear(4, 4)
+    frozen.requires_grad_(requires_grad=False)
+    scale = torch.ones(2, 1, requires_grad=True)
+    held = [[[[[[net]]]]]]
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=torch.cat([z, -z], -1) + loose).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            mean, log_scale = held[0][0][0][0][0][0](frozen(x)).chunk(2, -1)
+            pyro.sample("z", dist.Normal(mean * scale[:, 0], log_scale.exp()).to_event(1))
+
+    before = state(frozen), state(net)
+    fit(model, guide, binary(), training=quick(epochs=1), shown=False)
+    assert equal(state(frozen), before[0])
+    assert not equal(state(net), before[1])
+    assert not loose.any()
+    assert (scale == 1).all()
+    told = [record.message for record in caplog.records if "depends on" in record.message]
+    assert told == [
+        "the loss depends on 2 tensors that training does not move, of shape (4,), (2, 1); register each with "
+        "pyro.param, or its module with pyro.module, in the model or guide"
+    ]
+
+
+# where training starts
+
+
+def real_vae(**options: Any) -> VAE:
+    torch.manual_seed(4)
+    likelihood, posterior = likelihoods.Gaussian((4,), **options), posteriors.DiagonalNormal(2)
+    return VAE(
+        prior=priors.StandardNormal(2),
+        decoder=networks.MLPDecoder(2, likelihood.param_shape, hidden=(6,)),
+        likelihood=likelihood,
+        encoder=networks.MLPEncoder((4,), posterior.param_shape, hidden=(6,)),
+        posterior=posterior,
+    )
+
+
+START = "the output at the mean of the training data"
+
+
+def test_training_starts_at_the_data_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = grey(transform=transforms.Identity())
+    x = data.train.fixed()
+    by_hand, started, plain = (real_vae(learn_scale=True) for _ in range(3))
+    with torch.no_grad():
+        by_hand.decoder.layers[-1].bias.copy_(x.mean(0))
+        by_hand.likelihood.log_scale.copy_((x - x.mean(0)).square().mean().sqrt().log())
+    histories = [
+        numbers(fit(v.model, v.guide, given, training=quick(epochs=2, start_at_data=start), folder=folder))
+        for v, given, start, folder in (
+            (by_hand, data, False, None),
+            (started, data, True, tmp_path / "run"),
+            (plain, data, False, tmp_path / "plain"),
+        )
+    ]
+    for a, b in zip(histories[0], histories[1], strict=True):
+        assert a["elbo"] == pytest.approx(b["elbo"], abs=1e-6)  # the mean of a split is float32
+    assert histories[2][0]["elbo"] < histories[1][0]["elbo"] - 0.1
+    said = [record.message for record in caplog.records]
+    assert said[1] == f"training 105 parameters; it starts with {START} and learned scales at their spread"
+    assert said[0] == said[2] == "training 105 parameters"
+    kept = [json.loads((tmp_path / name / "config.json").read_text())["start"] for name in ("run", "plain")]
+    assert kept == [f"{START} and learned scales at their spread", None]
+
+
+def test_what_was_trained_or_set_is_where_training_starts(caplog: pytest.LogCaptureFixture) -> None:
+    v = real_vae(learn_scale=True)
+    x = grey(transform=transforms.Identity()).train.fixed()
+    fit(v.model, v.guide, x, training=quick(epochs=1))
+    before = state(v)
+    fit(v.model, v.guide, x + 3, training=quick(epochs=0))
+    assert equal(state(v), before)
+    given = real_vae(scale=0.5, learn_scale=True)
+    fit(given.model, given.guide, x, training=quick(epochs=0))
+    assert given.likelihood.scale.item() == 0.5
+    assert torch.allclose(given.decoder.layers[-1].bias, x.mean(0))
+    assert [START in record.message for record in caplog.records] == [True, False, True]
+
+
+def test_resuming_starts_where_the_run_was(tmp_path: Path) -> None:
+    data, training = grey(transform=transforms.Identity()), quick(epochs=3)
+    whole, cut, again = (real_vae(learn_scale=True) for _ in range(3))
+    fit(whole.model, whole.guide, data, training=training, shown=False)
+    fit(cut.model, cut.guide, data, training=training, folder=tmp_path, on_epoch=stop_after(1), shown=False)
+    fit(again.model, again.guide, data, training=training, folder=tmp_path, resume=True, shown=False)
+    assert equal(state(again), state(whole))
+    assert START in json.loads((tmp_path / "config.json").read_text())["start"]
+
+
+def test_a_likelihood_without_a_start_is_trained_from_where_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    class Own(likelihoods.Gaussian):
+        def initial_params(self, mean: Tensor) -> Tensor:
+            raise NotImplementedError
+
+    v = real_vae()
+    v.likelihood = Own((4,))
+    fit(v.model, v.guide, torch.randn(40, 4), training=quick(epochs=1), shown=False)
+    assert "does not start at the mean of the training data: NotImplementedError" in caplog.text
+
+
 # the same numbers
 
 
@@ -448,7 +604,7 @@ def test_gradients_are_clipped_as_a_whole() -> None:
     def sgd(parameters: list[Tensor]) -> torch.optim.Optimizer:
         return torch.optim.SGD(parameters, lr=1.0)
 
-    training = quick(epochs=1, batch_size=60, learning_rate=0.5, clip_norm=1e-3)
+    training = quick(epochs=1, batch_size=60, learning_rate=0.5, clip_norm=1e-3, start_at_data=False)
     fit(v.model, v.guide, binary(), training=training, optimizer=sgd, shown=False)
     moved = torch.cat([(value - before[name]).flatten() for name, value in state(v).items()]).norm()
     assert moved.item() == pytest.approx(0.5 * 1e-3, rel=1e-3)
@@ -627,8 +783,9 @@ def test_a_loss_that_explodes_in_the_first_epoch_stops_training(tmp_path: Path, 
     start = state(v)
     folder = tmp_path if with_folder else None
     kept = f"{tmp_path} holds the weights of epoch 0" if with_folder else "give fit a folder to keep"
+    training = quick(learning_rate=1e300, start_at_data=False)
     with pytest.raises(DivergenceError, match="stopped in epoch 1 at its step [234]: .* is not finite") as error:
-        fit(v.model, v.guide, grey(), training=quick(learning_rate=1e300), folder=folder, shown=False)
+        fit(v.model, v.guide, grey(), training=training, folder=folder, shown=False)
     assert kept in str(error.value)
     assert "lower the learning rate (1e+300) or set clip_norm" in str(error.value)
     if with_folder:
@@ -697,7 +854,7 @@ def test_a_last_step_to_nan_is_not_kept(tmp_path: Path) -> None:
             v.model,
             v.guide,
             binary(),
-            training=quick(batch_size=60),
+            training=quick(batch_size=60, start_at_data=False),
             optimizer=lambda parameters: Broken(parameters, lr=1.0),
             folder=tmp_path,
             shown=False,

@@ -69,9 +69,8 @@ def _train(
     given = options["resume"] or options["folder"]
     folder = Path(given or group.from_first(lambda: _next_folder(data.name)))
     again = _words_to_load(parser, options, folder)
-    weights = sum(parameter.numel() for parameter in vae.parameters())
     together = f" in each of {group.size} processes" if group.size > 1 else ""
-    print_text(f"{data}\n{weights:,} parameters on {choose_device(settings.device)}{together}\n")
+    print_text(f"{data}\non {choose_device(settings.device)}{together}\n")
     try:
         history = fit(
             vae.model,
@@ -124,10 +123,11 @@ def _build(parser: Parser, options: dict[str, Any], data: Data) -> VAE:
     if "data" in inspect.signature(make_prior).parameters:
         context["data"] = likelihood.encoder_input(data.train.first(PSEUDO_INPUTS).fixed())
     prior = make(make_prior, arguments, context)
-    start = {"initial_params": likelihood.initial_params(data.train.mean())}
-    decoder = make(
-        *parser.chosen("decoder", options), {"latent_dim": latent_dim, "out_shape": likelihood.param_shape, **start}
-    )
+    make_decoder, arguments = parser.chosen("decoder", options)
+    context = {"latent_dim": latent_dim, "out_shape": likelihood.param_shape}
+    if options["start_at_data"] and make_decoder.output_layer is networks.Decoder.output_layer:  # fit cannot set it
+        context["initial_params"] = likelihood.initial_params(data.train.mean())
+    decoder = make(make_decoder, arguments, context)
     return VAE(prior=prior, decoder=decoder, likelihood=likelihood, encoder=encoder, posterior=posterior)
 
 

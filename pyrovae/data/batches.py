@@ -46,9 +46,12 @@ class Rows:
         if isinstance(self.source, Split):
             return
         if not isinstance(self.source, (Tensor, tuple)) or not all(isinstance(t, Tensor) for t in self._tensors):
+            parts = self.source if isinstance(self.source, tuple) else (self.source,)
+            kind = next(type(part).__name__ for part in parts if not isinstance(part, Tensor))
             raise TypeError(
-                f"data are a tensor, a tuple of tensors or a split of a data set, but received "
-                f"{type(self.source).__name__}; pyrovae.data.load turns arrays, files and loaders into splits"
+                f"data are a tensor, a tuple of tensors or a split of a data set, but received {kind}; "
+                "pyrovae.data.load_split makes one split of all that an array, a torch data set or a loader holds, and "
+                "pyrovae.data.load divides it into train, validation and test"
             )
         if not len(self._tensors) or any(t.ndim == 0 or len(t) != len(self._tensors[0]) for t in self._tensors):
             lengths = [tuple(t.shape) for t in self._tensors]

@@ -13,11 +13,11 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pyrovae.data.arrays import Array, from_arrays, from_splits
+from pyrovae.data.arrays import Array, from_arrays, from_splits, store, to_tensor
 from pyrovae.data.files import from_file
 from pyrovae.data.images import from_folder
-from pyrovae.data.splits import Data
-from pyrovae.data.torch_datasets import from_dataset
+from pyrovae.data.splits import Data, Split
+from pyrovae.data.torch_datasets import from_dataset, read_dataset
 
 NAMES = ("digits", "mnist", "fashion_mnist", "kmnist")
 Source = str | Path | Array | tuple[Array, Array] | Dataset[Any] | DataLoader[Any] | Data
@@ -138,6 +138,51 @@ def load(
         f"data come from a name, a path, an array, a pair (x, labels), a torch data set or a loader, but received "
         f"{type(source).__name__}; stack them to an array (N, ...) first"
     )
+
+
+def load_split(
+    source: Array | tuple[Array, Array] | Dataset[Any] | DataLoader[Any],
+    *,
+    name: str | None = None,
+    levels: int | None = None,
+    seed: int = 0,
+) -> Split:
+    """Load data as one split, all of them and in their order, such as a test set that is a loader.
+
+    Args:
+        source: an array ``(N, *x_shape)``, a pair (x, labels), or a torch data set or loader, as in `from_dataset`.
+        name: of the split; "arrays", or the class of the data set, where None.
+        levels: as in `from_arrays`.
+        seed: of the reading, and of the noise of `Split.fixed`.
+
+    Returns:
+        The data as they are; ``.with_transform(data.train.transform)`` lets them be seen as others are.
+
+    Raises:
+        TypeError: if the source is of another kind.
+
+    Example:
+        >>> test = pyrovae.data.load_split(test_loader).with_transform(data.train.transform)
+        >>> print(pyrovae.evaluate(vae.model, vae.guide, test))
+
+    """
+    x: Array
+    labels: Array | None = None
+    kind = "arrays"
+    if isinstance(source, Dataset | DataLoader):
+        x, labels, kind = read_dataset(source, seed=seed)
+    elif isinstance(source, tuple) and len(source) == 2:
+        x, labels = source
+    elif isinstance(source, Tensor | np.ndarray):
+        x = source
+    else:
+        raise TypeError(
+            f"a split is made of an array, a pair (x, labels), a torch data set or a loader, but received "
+            f"{type(source).__name__}; of Data take a part, such as data.test, and of files what load(path) returns"
+        )
+    stored, levels = store(x, levels=levels)
+    labels = None if labels is None else to_tensor(labels)
+    return Split(stored, labels=labels, name=name or kind, levels=levels, seed=seed)
 
 
 def _idx(kind: str, name: str, *, root: str | Path | None, download: bool, num_validation: int, seed: int) -> Data:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from pyrovae.data.arrays import from_arrays, to_tensor
 from pyrovae.data.images import pixels
 from pyrovae.data.splits import Data
+
+logger = logging.getLogger("pyrovae")
 
 
 def from_dataset(
@@ -36,6 +39,17 @@ def from_dataset(
         seed: of the reading, of the shuffle, and of the noise of `Split.fixed`.
 
     """
+    x, labels, source = read_dataset(dataset, seed=seed)
+    return from_arrays(x, labels, name=name or source, validation=validation, test=test, levels=levels, seed=seed)
+
+
+def read_dataset(dataset: Dataset[Any] | DataLoader[Any], *, seed: int = 0) -> tuple[Tensor, Tensor | None, str]:
+    """Read a data set or loader to its end.
+
+    Returns:
+        x, ``(N, *x_shape)``; labels ``(N,)``, or None where not every datum has one; the class of the data set.
+
+    """
     batched = isinstance(dataset, DataLoader) and dataset.batch_sampler is not None
     xs: list[Tensor] = []
     ys: list[Tensor] = []
@@ -54,16 +68,12 @@ def from_dataset(
     if not xs:
         raise ValueError("a data set holds one datum or more, but this one gave none; check its files")
     source = dataset.dataset if isinstance(dataset, DataLoader) else dataset
-    labels = torch.cat(ys) if len(ys) == len(xs) else None
-    return from_arrays(
-        torch.cat(xs),
-        labels,
-        name=name or type(source).__name__,
-        validation=validation,
-        test=test,
-        levels=levels,
-        seed=seed,
-    )
+    x, labels = torch.cat(xs), torch.cat(ys) if len(ys) == len(xs) else None
+    drops = isinstance(dataset, DataLoader) and dataset.drop_last and not isinstance(source, IterableDataset)
+    left_out = len(dataset.sampler) - len(x) if drops else 0  # type: ignore[union-attr,arg-type]
+    if left_out:
+        logger.warning("%d data are left out, a last minibatch that is short: the loader has drop_last=True", left_out)
+    return x, labels, type(source).__name__
 
 
 def _elements(dataset: Dataset[Any] | DataLoader[Any]) -> Iterator[Any]:

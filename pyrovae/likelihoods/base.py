@@ -74,6 +74,20 @@ class Likelihood(ConditionalPart):
         A decoder that starts there need not spend its first epochs on learning the average datum.
         """
 
+    def start(self, x: Tensor, mean: Tensor) -> Tensor:
+        """Set learned scales that are at their default to the spread of data, and return the parameters to start at.
+
+        Args:
+            x: data, ``(N, *x_shape)``.
+            mean: of all of them, ``(*x_shape)``.
+
+        Returns:
+            ``(*x_shape, n_params)``, the parameters of a decoder that ignores z: `initial_params`, if there is no scale
+            among them.
+
+        """
+        return self.initial_params(mean)
+
     def require_form(self, split: Split) -> None:
         """Refuse a density of values that are discrete: it has no upper bound, and bounds no probability.
 

@@ -57,6 +57,17 @@ class HeteroscedasticGaussian(Likelihood):
 
     def initial_params(self, mean: Tensor) -> Tensor:
         """Return the mean, with a scale of 1 or, if the bound is larger, of 3 times the bound."""
-        start = torch.maximum(torch.zeros_like(self.min_log_scale), self.min_log_scale + math.log(3))
-        log_scale = unfloored(start, self.min_log_scale)
+        return self._params_at(mean, torch.ones(()))
+
+    def start(self, x: Tensor, mean: Tensor) -> Tensor:
+        """Return the mean, with the standard deviation of all elements of data ``(N, *x_shape)`` around it as scale.
+
+        An element that hardly varies gets it too: a smaller one would have to wait for an exact mean.
+        """
+        return self._params_at(mean, (x - mean).square().mean().sqrt())
+
+    def _params_at(self, mean: Tensor, scale: Tensor) -> Tensor:
+        """Return the parameters of a mean and a scale, 0-dim, of 3 times the bound at least."""
+        floor = self.min_log_scale
+        log_scale = unfloored(torch.maximum(scale.to(floor).log(), floor + math.log(3)), floor)
         return torch.stack([mean, log_scale.to(mean).expand_as(mean)], -1)

@@ -28,3 +28,7 @@ class Laplace(LocationLikelihood):
         """Turn locations ``(*batch, *x_shape, 1)`` into a distribution over x."""
         (location,) = self.split(params)
         return self.independent(dist.Laplace(location, self.scale))
+
+    def scale_of(self, residuals: Tensor) -> Tensor:
+        """Return their mean absolute value."""
+        return residuals.abs().mean()

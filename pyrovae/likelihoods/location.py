@@ -47,3 +47,15 @@ class LocationLikelihood(Likelihood):
     def initial_params(self, mean: Tensor) -> Tensor:
         """Return the mean itself."""
         return mean.unsqueeze(-1)
+
+    def start(self, x: Tensor, mean: Tensor) -> Tensor:
+        """Set a learned scale of 1 to that of data ``(N, *x_shape)`` around their mean, and return the mean."""
+        scale = self.scale_of(x - mean)
+        if self.log_scale.requires_grad and not self.log_scale.any() and scale > 0:
+            with torch.no_grad():
+                self.log_scale.copy_(scale.log())
+        return self.initial_params(mean)
+
+    def scale_of(self, residuals: Tensor) -> Tensor:
+        """Return the scale of residuals of any shape, 0-dim: here their root mean square."""
+        return residuals.square().mean().sqrt()

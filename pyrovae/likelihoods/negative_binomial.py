@@ -56,3 +56,11 @@ class NegativeBinomial(Likelihood):
     def initial_params(self, mean: Tensor) -> Tensor:
         """Return the logarithm of the mean, at least 0.001."""
         return mean.clamp(min=0.001).log().unsqueeze(-1)
+
+    def start(self, x: Tensor, mean: Tensor) -> Tensor:
+        """Set learned r of 1 to those at which the variance is that of data ``(N, *x_shape)``, between 0.1 and 100."""
+        excess = (x - mean).square().mean(0) - mean
+        if self.log_total_count.requires_grad and not self.log_total_count.any():
+            with torch.no_grad():
+                self.log_total_count.copy_((mean.square() / excess.clamp(min=1e-9)).clamp(0.1, 100).log())
+        return self.initial_params(mean)

@@ -46,3 +46,9 @@ class StudentT(LocationLikelihood):
         """Turn locations ``(*batch, *x_shape, 1)`` into a distribution over x."""
         (location,) = self.split(params)
         return self.independent(distributions.StudentT(self.df, location, self.scale))
+
+    def scale_of(self, residuals: Tensor) -> Tensor:
+        """Return the scale at which their mean absolute value is that of the distribution."""
+        v = self.df
+        log_beta = math.lgamma(v / 2) + math.lgamma(0.5) - math.lgamma((v + 1) / 2)
+        return residuals.abs().mean() * (v - 1) * math.exp(log_beta) / (2 * math.sqrt(v))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pyrovae.describe import Described
 from pyrovae.networks.fold import fold
+from pyrovae.networks.head import output_bias, set_output
 
 
 class Network(Described, nn.Module, ABC):
@@ -148,7 +149,8 @@ class Encoder(Network):
 class Decoder(Network):
     """A network from a latent variable to the parameters of the likelihood.
 
-    To write your own, copy `MLPDecoder` (the shortest); see `Encoder`.
+    To write your own, copy `MLPDecoder` (the shortest); see `Encoder`. Name its last layer by `output_layer`, and `fit`
+    starts the output at the average datum.
 
     Args:
         latent_dim: D, the number of latent dimensions.
@@ -181,6 +183,22 @@ class Decoder(Network):
                 f"{tuple(initial_params.shape)}; make it with likelihood.initial_params(mean of x)"
             )
         self.latent_dim = latent_dim
+
+    def output_layer(self) -> nn.Module | None:
+        """Return the last layer, whose bias has a value for each element of ``out_shape``; None if there is none."""
+        return None
+
+    def start(self, params: Tensor) -> bool:
+        """Set the bias of the last layer to ``out_shape`` parameters if it `is_untouched`; return whether it was."""
+        layer, untouched = self.output_layer(), self.is_untouched()
+        if layer is not None and untouched:
+            set_output(layer, params)
+        return untouched
+
+    def is_untouched(self) -> bool:
+        """Return whether the bias of the last layer was neither trained nor set: it is all zeros, and not frozen."""
+        layer = self.output_layer()
+        return layer is not None and output_bias(layer).requires_grad and not output_bias(layer).any()
 
     def forward(self, z: Tensor, *covariates: Tensor) -> Tensor:
         """Map ``(*batch, latent_dim)`` and covariates, whose last axes sum to C, to ``(*batch, *out_shape)``."""

@@ -92,6 +92,10 @@ class GatedMLPDecoder(Decoder):
         )
         self.layers = nn.Sequential(*layers, head)
 
+    def output_layer(self) -> nn.Module:
+        """Return the last layer."""
+        return self.layers[-1]
+
     def run(self, z: Tensor, covariates: Tensor | None) -> Tensor:
         """Map ``(N, latent_dim)`` to ``(N, *out_shape)``."""
         return self.layers(joined(z, covariates)).reshape(-1, *self.out_shape)

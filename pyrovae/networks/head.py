@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,20 +24,14 @@ class SharedMap(nn.Module):
         elements: E, their number.
         num_params: P, for each element.
         initialize: fills the map.
-        bias: ``(E, P)``, where the output starts; zero if None.
 
     """
 
-    def __init__(
-        self, features: int, elements: int, num_params: int, *, initialize: Initialize, bias: Tensor | None = None
-    ) -> None:
+    def __init__(self, features: int, elements: int, num_params: int, *, initialize: Initialize) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_params, features))
         self.bias = nn.Parameter(torch.zeros(elements, num_params))
         initialize(self.weight)
-        if bias is not None:
-            with torch.no_grad():
-                self.bias.copy_(bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, E, F)`` to ``(N, E, P)``."""
@@ -84,16 +79,14 @@ def dense_head(
         initial_params: ``out_shape``, the bias at the start; zero if None.
 
     """
-    layer = linear(width, head_width(out_shape, features), initialize)
+    head: nn.Module = linear(width, head_width(out_shape, features), initialize)
     if is_shared(out_shape):
         elements = math.prod(out_shape[:-1])
-        bias = None if initial_params is None else initial_params.reshape(elements, -1)
-        shared = SharedMap(features, elements, out_shape[-1], initialize=initialize, bias=bias)
-        return nn.Sequential(layer, activation(), nn.Unflatten(1, (elements, features)), shared)
+        shared = SharedMap(features, elements, out_shape[-1], initialize=initialize)
+        head = nn.Sequential(head, activation(), nn.Unflatten(1, (elements, features)), shared)
     if initial_params is not None:
-        with torch.no_grad():
-            layer.bias.copy_(initial_params.flatten())
-    return layer
+        set_output(head, initial_params)
+    return head
 
 
 class ImageHead(nn.Module):
@@ -115,12 +108,26 @@ class ImageHead(nn.Module):
         super().__init__()
         self.image, self.num_params = image, num_params
         channels, height, width = image
-        bias = None
+        self.map = SharedMap(features, height * width, channels * num_params, initialize=glorot)
         if initial_params is not None:
-            bias = initial_params.reshape(*image, num_params).movedim(0, 2).flatten(2).flatten(0, 1)  # (H * W, C * P)
-        self.map = SharedMap(features, height * width, channels * num_params, initialize=glorot, bias=bias)
+            set_output(self, initial_params)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, F, H, W)`` to ``(N, C, H, W, P)``."""
         out = self.map(x.flatten(2).mT)  # (N, H * W, C * P)
         return out.unflatten(2, (-1, self.num_params)).unflatten(1, self.image[1:]).movedim(3, 1)
+
+
+def output_bias(layer: nn.Module) -> nn.Parameter:
+    """Return the bias of the end of a decoder, of any shape."""
+    last: Any = layer.map if isinstance(layer, ImageHead) else layer[-1] if isinstance(layer, nn.Sequential) else layer
+    return last.bias
+
+
+@torch.no_grad()
+def set_output(layer: nn.Module, params: Tensor) -> None:
+    """Set the bias of the end of a decoder to parameters ``(*x_shape, n_params)``, its output where features are 0."""
+    if isinstance(layer, ImageHead):
+        params = params.reshape(*layer.image, layer.num_params).movedim(0, 2)  # (H, W, C, P)
+    bias = output_bias(layer)
+    bias.copy_(params.reshape(bias.shape))

@@ -141,6 +141,10 @@ class ResNetDecoder(Decoder):
             self.stages.extend([Enlarge(size), ResidualBlock(before, after, activation)])
         self.head = ImageHead(channels[0], image, out_shape[-1], initial_params=initial_params)
 
+    def output_layer(self) -> nn.Module:
+        """Return the last layer."""
+        return self.head
+
     def run(self, z: Tensor, covariates: Tensor | None) -> Tensor:
         """Map ``(N, latent_dim)`` to ``(N, *out_shape)``."""
         maps = quick_layout(self.dense(joined(z, covariates)))

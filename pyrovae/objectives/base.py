@@ -33,16 +33,17 @@ class Terms:
 class Objective(Trace_ELBO, ABC):
     """Base of the objectives: a `pyro.infer.ELBO` whose loss does not wait for the device.
 
+    While a step is recorded, 0-dim tensors stand for `step` and `kl_weight`, so that formulas of them follow their
+    values; a formula that makes numbers of them, or branches, is run eagerly.
+
     Attributes:
         step: gradient steps so far, which schedules read; `loss_and_grads` and `pyrovae.fit` count them.
         num_weighted: K, particles inside the logarithm of the bound that is maximized; 1 for an ELBO.
-        held_weight: a 0-dim tensor that stands for `kl_weight` while a step is recorded, so that it can change later.
 
     """
 
     step: int = 0
     num_weighted: int = 1
-    held_weight: Tensor | None = None
 
     def kl_weight(self) -> float:
         """Return the factor of the KL at the present step."""

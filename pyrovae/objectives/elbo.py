@@ -110,8 +110,9 @@ class ELBO(Objective):
                     reconstruction.add(site_log_prob(site), site)
             self._add_kl(kl, floors, model_trace, guide_trace)
         weighted = kl.scaled + floors.total() if self.free_bits else kl.scaled
-        factor = self.kl_weight() if self.held_weight is None else self.held_weight
-        loss = (weighted if self.held_weight is None and factor == 1 else factor * weighted) - reconstruction.scaled
+        factor = self.kl_weight()
+        alone = not isinstance(factor, Tensor) and factor == 1
+        loss = (weighted if alone else factor * weighted) - reconstruction.scaled
         totals = [torch.as_tensor(total) for total in (loss, reconstruction.unscaled, kl.unscaled)]
         return Terms(*(total if self.num_particles == 1 else total / self.num_particles for total in totals))
 

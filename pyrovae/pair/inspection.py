@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pyrovae.kl import latent_sites
 from pyrovae.pair.checked import nan_in, run_checked, told_by_us
 from pyrovae.pair.contract import read_pair
-from pyrovae.pair.modules import find_modules
+from pyrovae.pair.modules import RunModules, find_modules
 from pyrovae.pair.outputs import largest_output
 from pyrovae.pair.structure import PARTICLE_PLATE, Latent, Pair, Program, take_rows
 from pyrovae.pair.support import require_common_measure
@@ -36,16 +36,20 @@ def inspect_pair(
     *,
     modules: Iterable[nn.Module] = (),
     everything: Callable[[], tuple[Any, ...]] | None = None,
+    device: torch.device | None = None,
     nan_counts: bool = False,
 ) -> Pair:
     """Run a pair on a few rows, with all checks on and in a random stream of its own, and read off its structure.
+
+    Modules that run are in evaluation mode meanwhile.
 
     Args:
         model: a Pyro program called with ``args``.
         guide: another, with the same arguments.
         args: the data ``(N, ...)`` and whatever travels with them along the plate, or a few rows of these.
-        modules: those that cannot be found from the programs.
+        modules: those that neither run as modules nor can be found from the programs.
         everything: returns all data where ``args`` holds a few rows; asked if the pair draws its own rows.
+        device: to which modules are moved as they run; where they are if None.
         nan_counts: whether a pair that computes NaN is taken as it is, since they will be counted.
 
     Returns:
@@ -57,23 +61,31 @@ def inspect_pair(
     """
     found = tuple({id(module): module for module in (*modules, *find_modules(model, guide))}.values())
     fork, exact = forked_random(0, args[0].device), full_precision()
-    with fork, exact, validation(enabled=False), frozen_unremarked(), torch.no_grad():
+    with fork, exact, validation(enabled=False), frozen_unremarked(), torch.no_grad(), RunModules(device) as ran:
         traces, used, plates, draws_rows = _first_run(
             model, guide, args, everything or (lambda: args), nan_counts=nan_counts
         )
         if (nan := nan_in(*traces)) is not None and not nan_counts:
             raise ValueError(nan)
+        found = (*found, *(module for module in ran.beside(found) if not _is_stored(module)))
         pair = read_pair(model, guide, found, *traces, plates=plates, draws_rows=draws_rows)
         rows = torch.arange(pair.num_rows, device=args[0].device) % len(used[0])
         broadcasts = _broadcasts(pair, *pair.bind(used, rows), args[0].device)
         pair = replace(pair, broadcasts=bool(broadcasts), nan=nan)
         num_units = max(pair.num_elements, largest_output(pair, used, rows))
+        pair = replace(pair, num_units=num_units, all_modules=(*found, *ran.beside(found)))
     if broadcasts is False:
         logger.warning(
             "the pair does not take an axis of particles to the left of its plate; "
             "it is run with its data repeated along the plate instead, which is right but slower"
         )
-    return replace(pair, num_units=num_units)
+    return pair
+
+
+def _is_stored(module: nn.Module) -> bool:
+    """Tell whether all tensors of a module are in Pyro's store, where its programs put them by ``pyro.module``."""
+    stored = {id(value) for _, value in pyro.get_param_store().named_parameters()}
+    return all(id(tensor) in stored for tensor in (*module.parameters(), *module.buffers()))
 
 
 def run(model: Program, guide: Program) -> tuple[poutine.Trace, poutine.Trace]:

@@ -5,10 +5,16 @@ from __future__ import annotations
 import dis
 import functools
 import inspect
+import threading
 import types
-from collections.abc import Iterator
+import warnings
+import weakref
+from collections.abc import Iterable, Iterator
+from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyrovae.pair.structure import Program
 
@@ -19,9 +25,61 @@ def find_modules(*programs: Program) -> tuple[nn.Module, ...]:
     Modules inside others are not listed again.
     """
     seen: set[int] = set()
-    found = [module for program in programs for module in _referred(program, depth=5, seen=seen)]
-    inner = {id(part) for module in found for part in module.modules() if part is not module}
-    return tuple(module for module in found if id(module) not in inner)
+    return _outermost([module for program in programs for module in _referred(program, depth=5, seen=seen)])
+
+
+class RunModules:
+    """The modules that run inside the block, in evaluation mode until its end.
+
+    Modules that a program makes anew in each run are not kept alive, and not among them.
+
+    Args:
+        device: to which modules are moved as they run; where they are if None.
+
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.device = device
+        self._ran: list[weakref.ref[nn.Module]] = []
+        self._modes: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+
+    def __enter__(self) -> Self:
+        self._thread = threading.get_ident()
+        self._warnings = warnings.catch_warnings()
+        self._warnings.__enter__()
+        warnings.filterwarnings("ignore", ".*when there are global hooks")  # of a compiled module
+        self._hook = register_module_forward_pre_hook(self._note)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._hook.remove()
+        self._warnings.__exit__(*error)
+        for part, mode in self._modes.items():
+            part.training = mode
+
+    def beside(self, modules: Iterable[nn.Module]) -> tuple[nn.Module, ...]:
+        """Return the modules that ran and are not inside the given ones, nor inside each other."""
+        known = {id(part) for module in modules for part in module.modules()}
+        alive = [module for ref in self._ran if (module := ref()) is not None]
+        return _outermost([module for module in alive if id(module) not in known])
+
+    def _note(self, module: nn.Module, args: Any) -> None:
+        if torch.compiler.is_compiling() or module in self._modes or threading.get_ident() != self._thread:
+            return  # a module that is compiled was noted as a whole
+        if self.device is not None:
+            module.to(self.device)
+        self._ran.append(weakref.ref(module))
+        modes = {part: part.training for part in module.modules() if part not in self._modes}
+        self._modes.update(modes)
+        for part in modes:
+            part.training = False
+
+
+def _outermost(modules: Iterable[nn.Module]) -> tuple[nn.Module, ...]:
+    """Return modules that are not inside others of them, each once."""
+    modules = list({id(module): module for module in modules}.values())
+    inner = {id(part) for module in modules for part in module.modules() if part is not module}
+    return tuple(module for module in modules if id(module) not in inner)
 
 
 def _referred(thing: object, *, depth: int, seen: set[int]) -> Iterator[nn.Module]:

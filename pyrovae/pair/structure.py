@@ -52,7 +52,9 @@ class Pair:
     Attributes:
         model: the generative program.
         guide: the inference program.
-        modules: the modules found in the two programs.
+        modules: the modules found in the two programs, then others that ran and hold tensors which Pyro's store does
+            not have.
+        all_modules: these, and the others that ran.
         params: names of the ``pyro.param`` values that they use and that belong to none of these modules.
         plate: name of the data plate.
         dim: its dimension among the batch axes, counted from the right, negative.
@@ -91,6 +93,7 @@ class Pair:
     factors: tuple[str, ...]
     unnormalized: str | None
     kl: dict[str, str]
+    all_modules: tuple[nn.Module, ...] = ()
     broadcasts: bool = True
     nan: str | None = None
 

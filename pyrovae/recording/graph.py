@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 
 from pyrovae.recording.inductor import compile_graph
 from pyrovae.recording.noise import split_noise
@@ -67,6 +68,11 @@ class Recording:
         with torch.no_grad():
             noise = () if self._noise is None else self._noise()
             return self._run(*noise, *self.leaves, *inputs)
+
+    def reads(self, leaf: Tensor) -> bool:
+        """Return whether the graph uses a leaf."""
+        places = [node for node in self.graph.graph.nodes if node.op == "placeholder"]
+        return any(each is leaf and node.users for node, each in zip(places, self.leaves, strict=False))
 
     def compile(self, inputs: Sequence[Tensor]) -> None:
         """Let Inductor compile the graph; its random numbers are still drawn by torch, before it runs.
@@ -128,7 +134,8 @@ def record(function: Function, inputs: Sequence[Tensor], *, leaves: Sequence[Ten
         for given, values in ((inputs, nullcontext()), ([_flipped(each) for each in inputs], _moved(leaves))):
             with forked_random(0, device), values:
                 try:
-                    graphs.append(make_fx(lambda *_, given=given: function(*given))(*leaves, *given))
+                    with_guard = make_fx(lambda *_, given=given: _guarded(function, given))
+                    graphs.append(with_guard(*leaves, *given))
                 except Exception as error:  # programs of the user's, and the tracer, may raise anything
                     raise NotRecordableError(_why(error)) from error
                 _require_own_state(graphs[-1])
@@ -138,6 +145,20 @@ def record(function: Function, inputs: Sequence[Tensor], *, leaves: Sequence[Ten
     found = _lift_constants(second)
     bring_indices(second, device)
     return Recording(second, [*found, *leaves], len(inputs))
+
+
+class _NoTracer(TorchFunctionMode):
+    """Refuses calls inside `torch.jit.trace`, before they reach its tracer, which does not get over a failure there."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.jit.is_tracing():
+            raise NotRecordableError("it is traced by torch.jit, which cannot run inside a recording")
+        return func(*args, **(kwargs or {}))
+
+
+def _guarded(function: Function, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+    with _NoTracer():
+        return function(*inputs)
 
 
 def _device(tensors: Sequence[Tensor]) -> torch.device:
@@ -270,7 +291,9 @@ def _is_half(module: fx.GraphModule) -> bool:
 
 
 def _why(error: BaseException) -> str:
-    """Return the reason of the tracer's refusal as a clause."""
+    """Return the reason of the tracer's refusal, or of ours, as a clause."""
+    if isinstance(error, NotRecordableError):
+        return str(error)
     if "torch._C.Generator" in str(error):  # what the tracer of torch 2.11 says
         return OWN_GENERATOR
     asked = "get value out of a tracing tensor" in str(error)

@@ -70,5 +70,6 @@ def inspected(
     _require_finite(modules)
     with own_store(modules), full_precision(), module_mode(modules, training=False):
         pair = inspect_pair(model, guide, args, modules=modules, everything=everything, nan_counts=True)
-        with validation(enabled=False), registered_once(set()):
+        _require_finite(pair.modules)
+        with validation(enabled=False), registered_once(set()), module_mode(pair.all_modules, training=False):
             yield pair

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from pyrovae.training.checkpoint import Checkpoint
 from pyrovae.training.loop import Loop
 from pyrovae.training.options import Training, choose_device
 from pyrovae.training.placement import Placement
+from pyrovae.training.start import start_at_data
 from pyrovae.training.step import MakeOptimizer, fused_adam
 from pyrovae.vae import require_form
 
@@ -46,8 +48,12 @@ def fit(
 ) -> History:
     """Fit a Pyro model/guide pair by gradient steps on an objective.
 
-    Modules are trained in place, whether they are registered by `pyro.module` or only referred to, and stay on the
-    device of training. Values of `pyro.param` are trained in a store of this call's own and left in the caller's.
+    Modules are trained in place, whether they are registered by `pyro.module`, referred to, or run, and stay on the
+    device of training. Values of `pyro.param` are trained in a store of this call's own and left in the caller's. One
+    line on the logger gives the number of trained parameters, another any tensors that the loss depends on and training
+    does not move. The output and learned scales of a fresh `VAE` start at the mean and spread of the training data,
+    unless ``Training(start_at_data=False)``.
+
     Random streams, validation switches and module modes are as before afterwards. Pyro's checks are on during the first
     epoch, or its first 500 steps where steps are recorded afterwards.
 
@@ -69,7 +75,7 @@ def fit(
         on_epoch: called after each epoch, in the first process where several train together; training stops where it
             returns True.
         optimizer: makes the optimizer of all parameters; its learning rate is set at the start of each epoch.
-        modules: those used by the programs that cannot be found from them.
+        modules: those used by the programs that neither run nor can be found from them.
         command: options that led here, to be kept with the configuration.
         unnormalized: whether values outside the support of a distribution with ``validate_args=False`` are scored; the
             objective is then no bound on a log-probability.
@@ -106,12 +112,14 @@ def fit(
         module_mode(found, training=True),
         forked_random(stream_seed(training.seed, "fit"), device),
         frozen_unremarked(),
+        ExitStack() as modes,
     ):
         with module_mode(found, training=False):
             scored = Unnormalized()(model) if unnormalized else model
             few = placed.few()
-            pair = inspect_pair(scored, guide, few, modules=found, everything=placed.everything)
+            pair = inspect_pair(scored, guide, few, modules=found, everything=placed.everything, device=device)
             warn_of_links(pair, few)
+        modes.enter_context(module_mode(pair.all_modules, training=True))
         placed.tell()
         num_values = None if isinstance(rows[0].source, tuple) else rows[0].num_values
         if pair.base_measure == "Lebesgue" and num_values is not None:
@@ -132,8 +140,20 @@ def fit(
             if resume:
                 loop.restore(loop.group.from_first(checkpoint.read))
             loop.checkpoint = checkpoint if loop.group.first else None
-            if loop.checkpoint is not None:
-                loop.checkpoint.keep_settings(settings) if resume else loop.checkpoint.save(loop.progress())
+        start = ""
+        if training.start_at_data and not resume:
+            start = start_at_data(model, placed.rows[0])
+            loop.group.copy_from_first(loop.leaves.trained)
+        if loop.checkpoint is not None:
+            loop.checkpoint.keep_settings(settings if resume else {"start": start or None})
+            if not resume:
+                loop.checkpoint.save(loop.progress())
+        logger.log(
+            logging.WARNING if shown and loop.group.first else logging.INFO,
+            "training %s parameters%s",
+            f"{sum(parameter.numel() for parameter in loop.leaves.trained):,}",
+            f"; it starts with {start}" if start else "",
+        )
         return loop.run(on_epoch, shown=shown)
 
 

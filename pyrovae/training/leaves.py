@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter, is_
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.training.state import trainable
+
+logger = logging.getLogger("pyrovae")
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -35,16 +38,20 @@ class Leaves:
 
     def __init__(self, modules: Sequence[nn.Module], params: Iterable[str]) -> None:
         self.modules, self.params, self.version = tuple(modules), tuple(params), 0
+        self._reported = False
         self._read()
 
     def _read(self) -> None:
         self.version += 1
         self.trained = trainable(self.modules, self.params)
         parts = list({id(part): part for module in self.modules for part in module.modules()}.values())
-        owners = [owner for part in parts for owner in (part._parameters, part._buffers, part._modules)]
+        scripted = [part for part in parts if isinstance(part, torch.jit.ScriptModule)]  # nothing in them is replaced
+        plain = [part for part in parts if not isinstance(part, torch.jit.ScriptModule)]
+        owners = [owner for part in plain for owner in (part._parameters, part._buffers, part._modules)]
         self._names = [(owner, name) for owner in owners for name in owner]
         self._bound = [owner[name] for owner, name in self._names]
         tensors = [value for value in self._bound if isinstance(value, Tensor)]
+        tensors += [value for part in scripted for value in (*part.parameters(), *part.buffers())]
         self._stored = self._of_store()
         self.all = list({id(tensor): tensor for tensor in (*tensors, *self._stored.values())}.values())
         hooks = [getattr(part, kind) for part in parts for kind in HOOKS]
@@ -84,6 +91,19 @@ class Leaves:
             or (bool(self._stored) and not all(map(is_, self._of_store().values(), self._stored.values())))
         )
 
+    def report_untrained(self, loss: Tensor) -> None:
+        """Name, once and in one line on the logger, tensors that a loss depends on and training does not move."""
+        if self._reported:
+            return
+        self._reported, trained = True, {id(tensor) for tensor in self.trained}
+        shapes = [str(tuple(leaf.shape)) for leaf in _leaves_of(loss) if id(leaf) not in trained]
+        if shapes:
+            logger.warning(
+                "the loss depends on %d tensor%s that training does not move, of shape %s; register each with "
+                "pyro.param, or its module with pyro.module, in the model or guide",
+                len(shapes), "s" if len(shapes) > 1 else "", ", ".join(shapes),
+            )  # fmt: skip
+
     def displaced(self) -> bool:
         """Tell whether a tensor lies elsewhere in memory than at the last look, which a CUDA graph has fixed."""
         return list(map(Tensor.data_ptr, self.all)) != self.places
@@ -117,6 +137,21 @@ class Leaves:
             state = optimizer.state.pop(old, None)
             if state and old.shape == tensor.shape:
                 optimizer.state[tensor] = state
+
+
+def _leaves_of(loss: Tensor) -> list[Tensor]:
+    """Return the leaf tensors that have a gradient of a loss, in the order in which backward finds them."""
+    found: list[Tensor] = []
+    nodes: dict[Any, None] = {loss.grad_fn: None}
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(leaf := getattr(node, "variable", None), Tensor):  # of an AccumulateGrad
+            found.append(leaf)
+        new = [each for each, _ in getattr(node, "next_functions", ()) if each is not None and each not in nodes]
+        nodes.update(dict.fromkeys(new))
+        waiting += dict.fromkeys(new)
+    return found
 
 
 def require_leaves(modules: Sequence[nn.Module], params: Iterable[str]) -> Leaves:

@@ -30,7 +30,7 @@ from pyrovae.training.prefetched import Prefetched
 from pyrovae.training.shared_noise import row_axes
 from pyrovae.training.state import restore, snapshot
 from pyrovae.training.step import EagerStep, MakeOptimizer, Step, make_optimizer_of
-from pyrovae.training.watched import watched_bounds
+from pyrovae.training.watched import report_early_statistics, watched_bounds
 
 logger = logging.getLogger("pyrovae")
 
@@ -200,6 +200,8 @@ class Loop:
                     words = f"{self.bound_name} {bound:.2f}  reconstruction {reconstruction:.2f}  KL {kl:.2f}"
                     advance(done + index + 1, words)
         self._check_end(number)
+        if checked:
+            report_early_statistics(self.pair.modules)
         loss, reconstruction, kl = (sums / seen).tolist()
         return Epoch(
             epoch=number,

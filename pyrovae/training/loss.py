@@ -68,7 +68,7 @@ class StepLoss:
         if self.share is None and not self.half:
             return self._terms(*inputs)
         noise = nullcontext() if self.share is None else SharedNoise(self.row_axes, self.share, group().rank)
-        with noise, half_networks(self.pair.modules) if self.half else nullcontext():
+        with noise, half_networks(self.pair.all_modules) if self.half else nullcontext():
             loss, shown = self._terms(*inputs)
         return (loss, shown) if self.share is None else (loss * self.share.weight, shown * self.share.weight)
 

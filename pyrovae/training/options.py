@@ -35,6 +35,8 @@ class Training:
         engine: "captured" records a step once, compiles it by Inductor where there is a compiler and replays it, on a
             GPU as one CUDA graph; "eager" runs the programs anew in each step, to the same numbers but for rounding;
             "auto" decides by the number of steps.
+        start_at_data: whether the output of a VAE starts at the mean of the training data, and a learned scale at their
+            spread around it, where these were neither trained nor set before.
 
     Raises:
         ValueError: if an option is out of range.
@@ -51,6 +53,9 @@ class Training:
     device: str = _option("auto", "auto, cpu, cuda, cuda:1 or mps; auto takes CUDA if there is one")
     precision: str = _option("float32", "float32, or bfloat16 for what networks compute in training")
     engine: str = _option("auto", "captured (steps are recorded once and replayed), eager, or auto: by their number")
+    start_at_data: bool = _option(
+        default=True, text="start the output at the mean of the training data, learned scales at their spread"
+    )
 
     def __post_init__(self) -> None:
         """Check the ranges."""

@@ -138,6 +138,7 @@ class EagerStep(Step):
         """Move the parameters."""
         self.drop()
         loss, shown = self.loss(*inputs)
+        self.leaves.report_untrained(loss)
         shown = self.take(shown, torch.autograd.grad(loss, self.leaves.trained, allow_unused=True))
         self.optimizer.step()
         return shown
@@ -169,7 +170,8 @@ class CapturableStep(EagerStep):
         super().__init__(*args, **options)
         self.failed = False
         self._state: tuple[object, ...] = ()
-        self._weighed: tuple[Tensor | None, float] = (None, 1.0)
+        self._weighed: tuple[Tensor | None, float | Tensor] = (None, 1.0)
+        self._count, self._counts = torch.zeros((), dtype=torch.int64), False
 
     def changed(self) -> bool:
         """Tell, once, whether tensors were replaced, modes switched, or options changed that a capture holds fixed."""
@@ -196,8 +198,10 @@ class CapturableStep(EagerStep):
             has_gradient[:] = [gradient is not None for gradient in gradients]
             return [shown, *(gradient for gradient in gradients if gradient is not None)]
 
-        with self.weight_held(weight):
-            recording = record(loss_and_gradients, inputs, leaves=[*self.leaves.all, weight])
+        self._count = self._count.to(weight.device)
+        with self._numbers_held(weight):
+            recording = record(loss_and_gradients, inputs, leaves=[*self.leaves.all, weight, self._count])
+        self._counts = self._counts or recording.reads(self._count)
         return RecordedLoss(recording, tuple(has_gradient))
 
     def take_from(self, recorded: RecordedLoss, inputs: Sequence[Tensor]) -> Tensor:
@@ -212,22 +216,27 @@ class CapturableStep(EagerStep):
         logger.warning("the step is run eagerly: %s", reason)
 
     @contextmanager
-    def weight_held(self, weight: Tensor) -> Iterator[None]:
-        """Let a tensor stand for the weight of the KL inside the block."""
-        objective = self.loss.objective
-        if not isinstance(objective, Objective):
+    def _numbers_held(self, weight: Tensor) -> Iterator[None]:
+        """Let tensors stand for the weight of the KL and the number of steps inside the block."""
+        if not isinstance(self.loss.objective, Objective):
             yield
             return
-        objective.held_weight = weight
+        objective: Any = self.loss.objective
+        number, objective.step, objective.kl_weight = objective.step, self._count, lambda: weight
         try:
             yield
         finally:
-            objective.held_weight = None
+            objective.step = number
+            del objective.kl_weight
 
     def set_weight(self, weight: Tensor) -> None:
-        """Write the present weight of the KL into the tensor that stands for it, where it is another than last time."""
+        """Write the present weight of the KL, and the number of steps, into the tensors that stand for them, where they
+        are others than last time.
+        """
         if isinstance(self.loss.objective, Objective):
             value, (place, last) = self.loss.objective.kl_weight(), self._weighed
             if place is not weight or last != value:
                 weight.fill_(value)
                 self._weighed = weight, value
+            if self._counts:
+                self._count.fill_(self.loss.objective.step)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyrovae.bounds.elbo import elbo_terms
 from pyrovae.bounds.iwae import iwae
@@ -13,6 +17,9 @@ from pyrovae.processes import group
 from pyrovae.sandbox import forked_random, module_mode, stream_seed, validation
 from pyrovae.scoring import blocks, on_device, one_particle, walk
 
+logger = logging.getLogger("pyrovae")
+
+SETTLED = 50  # minibatches, after which the start of running statistics weighs less than 1 %, with torch's momentum
 VALIDATION_ROWS = 1024  # scored at once, fewer if they are large
 VALIDATION_ELEMENTS = 2**24
 
@@ -37,7 +44,7 @@ def watched_bounds(
     processes, args = group(), rows.fixed()
     sums = torch.zeros(3, dtype=torch.float64)
     most = min(VALIDATION_ROWS, max(1, VALIDATION_ELEMENTS // max(1, pair.num_elements)))
-    with module_mode(pair.modules, training=False), validation(enabled=False):
+    with module_mode(pair.all_modules, training=False), validation(enabled=False):
         for number, (some, count) in enumerate(walk(pair, len(rows), batch_size=most)):
             if number % processes.size == processes.rank:
                 with forked_random(stream_seed(seed, "validation", number), device):
@@ -45,6 +52,19 @@ def watched_bounds(
     (sums,) = processes.sum([sums])
     reconstruction, kl, bound = (sums / len(rows)).tolist()
     return reconstruction, kl, bound
+
+
+def report_early_statistics(modules: Iterable[nn.Module]) -> None:
+    """Say in one line on the logger if running statistics of batch normalization are of few minibatches."""
+    layers = [part for module in modules for part in module.modules() if isinstance(part, _BatchNorm)]
+    seen = [int(layer.num_batches_tracked) for layer in layers if layer.num_batches_tracked is not None]
+    if 0 < min(seen, default=0) < SETTLED:
+        logger.warning(
+            "the running statistics of batch normalization are of %d minibatches, in which its input changed; "
+            "validation and evaluation use them, and their bounds may be far too low; train for %d steps or more",
+            min(seen),
+            SETTLED,
+        )
 
 
 def _summed(

@@ -1,0 +1,59 @@
+"""The start of training: output and learned scales of a VAE at the mean and the spread of its training data."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import torch
+
+from pyrovae.data import Split
+from pyrovae.data.batches import Rows
+from pyrovae.networks import Decoder
+from pyrovae.pair import Program
+from pyrovae.recording.graph import first_line
+from pyrovae.sandbox import forked_random, stream_seed
+from pyrovae.vae import VAE
+
+logger = logging.getLogger("pyrovae")
+
+MOST_ROWS, MOST_ELEMENTS = 10_000, 2**23  # of the data whose spread is measured
+
+
+@torch.no_grad()
+def start_at_data(model: Program, rows: Rows) -> str:
+    """Set the output bias of a VAE's decoder and the learned scales of its likelihood to the mean and spread of data.
+
+    What was trained or set before stays: a bias that is not all zeros, a scale that is not the default of its class.
+
+    Args:
+        model: of a `VAE`; nothing is set for any other.
+        rows: the training data.
+
+    Returns:
+        In words, what was set; empty if nothing was.
+
+    """
+    vae = getattr(model, "__self__", None)
+    if not isinstance(vae, VAE):
+        return ""
+    decoder = vae.decoder if isinstance(vae.decoder, Decoder) and vae.decoder.is_untouched() else None
+    learned = list(vae.likelihood.parameters())
+    if decoder is None and not learned:
+        return ""
+    before = [parameter.clone() for parameter in learned]
+    size = min(len(rows), MOST_ROWS, max(1, MOST_ELEMENTS // math.prod(vae.likelihood.x_shape)))
+    with forked_random(stream_seed("start"), rows.device):
+        x = rows.draw(torch.linspace(0, len(rows) - 1, size, device=rows.device).long())[0]
+    source = rows.source[0] if isinstance(rows.source, tuple) else rows.source
+    mean = source.mean() if isinstance(source, Split) else source.mean(0, dtype=torch.get_default_dtype())
+    device = next((parameter.device for parameter in vae.parameters()), mean.device)
+    try:
+        params = vae.likelihood.start(x.to(device), mean.to(device))
+        at_mean = decoder is not None and bool(params.isfinite().all()) and decoder.start(params)
+    except Exception as error:  # a likelihood of the user's may raise anything
+        logger.warning("the output does not start at the mean of the training data: %s", first_line(error))
+        return ""
+    at_spread = any(not now.equal(then) for now, then in zip(learned, before, strict=True))
+    words = {"the output at the mean of the training data": at_mean, "learned scales at their spread": at_spread}
+    return " and ".join(text for text, is_so in words.items() if is_so)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from pyrovae.cli.data import add_data, add_run, data_of, load_run
@@ -54,13 +55,14 @@ def evaluate_run(argv: Sequence[str]) -> None:
     parser.add_record("checks, on the first of the data", Checks)
     add_run(parser)
     options = parser.options(argv)
-    with joined(options["device"]) as processes:
-        _evaluate(options, processes)
+    with joined(options["device"]) as processes, ExitStack() as locks:
+        _evaluate(options, processes, locks)
 
 
-def _evaluate(options: dict[str, Any], processes: Group) -> None:
+def _evaluate(options: dict[str, Any], processes: Group, locks: ExitStack) -> None:
     """Evaluate in this process, or in one of several, of which the first goes on to the checks and the report."""
     run = load_run(options)
+    processes.from_first(lambda: locks.enter_context(run.folder.lock("evaluated")))
     vae = run.vae.to(choose_device(options["device"]))
     data = processes.first_alone(lambda: data_of(run, options))
     if processes.first and fingerprint(data.train.stored) != run.config["data"]["hash"]:
@@ -79,7 +81,7 @@ def _evaluate(options: dict[str, Any], processes: Group) -> None:
             seed=options["seed"],
             device=options["device"],
             engine=options["engine"],
-            journal=run.folder.path / UNFINISHED,
+            journal=run.folder.path_of(UNFINISHED),
         )
     except KeyboardInterrupt:
         if processes.first:

@@ -115,7 +115,8 @@ def read_report(folder: str | Path) -> Evaluation:
     """
     run = RunFolder(folder)
     names = (f"{REPORT}/per_datum.safetensors", f"{REPORT}/evaluation.json")
-    values, text = (run.read(name, remedy=f"evaluate it again: pyrovae evaluate {run.path}") for name in names)
+    contents = run.read_files(names, remedy=f"evaluate it again: pyrovae evaluate {run.path}")
+    values, text = (contents[name] for name in names)
     return Evaluation.from_json(text.decode(), safetensors.torch.load(values))
 
 

@@ -1,5 +1,6 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and locks between processes."""
 
 from pyrovae.storage.atomic import open_regular, replacing, write_new
+from pyrovae.storage.lock import locked
 
-__all__ = ["open_regular", "replacing", "write_new"]
+__all__ = ["locked", "open_regular", "replacing", "write_new"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from pyrovae.objectives import ELBO, Objective
 from pyrovae.pair import Program, find_modules, inspect_pair
 from pyrovae.results import Epoch, History
 from pyrovae.sandbox import MODULE_DIVIDER, forked_random, frozen_unremarked, module_mode, own_store, stream_seed
-from pyrovae.training.checkpoint import Checkpoint
+from pyrovae.training.checkpoint import Checkpoint, Progress
+from pyrovae.training.folder import RunFolder
 from pyrovae.training.loop import Loop
 from pyrovae.training.options import Training, choose_device
 from pyrovae.training.placement import Placement
@@ -73,7 +75,7 @@ def fit(
 
     Raises:
         ValueError: if the pair breaks its contract, there is nothing to train, the pair draws rows of data that do not
-            fit, or the folder holds another run or cannot be written.
+            fit, or the folder holds another run, is being trained by another process, or cannot be written.
         DivergenceError: if the loss is not finite; the last complete epoch stays in the folder.
 
     Example:
@@ -99,6 +101,7 @@ def fit(
         module_mode(found, training=True),
         forked_random(stream_seed(training.seed, "fit"), device),
         frozen_unremarked(),
+        ExitStack() as locks,
     ):
         with module_mode(found, training=False):
             pair = inspect_pair(model, guide, placed.few(), modules=found, everything=placed.everything)
@@ -114,10 +117,20 @@ def fit(
                 "data": _describe_data(placed.rows[0]),
                 "command": dict(command or {}),
             }
-            take = Checkpoint.take_up if resume else Checkpoint.create
-            checkpoint = loop.group.from_first(lambda: take(folder, settings, model))
-            if resume:
-                loop.restore(loop.group.from_first(checkpoint.read))
+            checkpoint = Checkpoint(RunFolder(folder))
+
+            def start() -> Progress | None:
+                if not resume:
+                    checkpoint.folder.create()
+                locks.enter_context(checkpoint.folder.lock("trained"))
+                if resume:
+                    return checkpoint.take_up(settings, model)
+                checkpoint.create(settings, model)
+                return None
+
+            progress = loop.group.from_first(start)
+            if progress is not None:
+                loop.restore(progress)
             loop.checkpoint = checkpoint if loop.group.first else None
             if loop.checkpoint is not None:
                 loop.checkpoint.keep_settings(settings) if resume else loop.checkpoint.save(loop.progress())

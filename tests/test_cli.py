@@ -443,8 +443,16 @@ def test_configuration_of_every_kind_of_option(capsys: pytest.CaptureFixture[str
 
 def test_two_runs_do_not_share_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
     Path("run").mkdir()
-    Path("run/.claimed").touch()  # as another process leaves it until its first checkpoint
-    assert "taken by another run" in fails(capsys, "train", "--folder", "run", *QUICK)
+    with RunFolder("run").lock("trained"):
+        assert "is being trained by the process" in fails(capsys, "train", "--folder", "run", *QUICK)
+
+
+@pytest.mark.usefixtures("run")
+def test_a_run_is_not_evaluated_twice_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(Path("run").iterdir())
+    with RunFolder("run").lock("evaluated"):
+        assert "the run run is being evaluated by the process" in fails(capsys, "evaluate", "run")
+    assert sorted(Path("run").iterdir()) == before
 
 
 SMALL = {

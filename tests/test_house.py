@@ -17,7 +17,7 @@ import pyrovae
 
 PACKAGE = Path(pyrovae.__file__).parent
 ROOMS = (
-    ("sandbox", "memory", "describe", "progress", "whole", "processes"),
+    ("sandbox", "memory", "describe", "progress", "whole", "processes", "storage"),
     ("recording",),
     ("data",),
     ("results",),

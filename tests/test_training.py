@@ -1039,6 +1039,41 @@ def test_a_run_of_a_gpu_is_resumed_on_a_cpu(tmp_path: Path) -> None:
     assert numbers(resumed) == numbers(whole)
 
 
+def test_a_state_of_other_parameters_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    """The fused kernel would write outside of memory."""
+    run_in(tmp_path)
+    trainer = torch.load(tmp_path / "trainer.pt", weights_only=True)
+    trainer["optimizer"]["state"][0]["exp_avg"] = torch.zeros(1)
+    written = io.BytesIO()
+    torch.save(trainer, written)
+    RunFolder(tmp_path).write({"trainer.pt": written.getvalue()})
+    v = vae(1)
+    before = state(v)
+    with pytest.raises(ValueError, match=r"trainer.pt does not fit .*: state\[0\]\['exp_avg'\] must be \(6, 2\)"):
+        fit(v.model, v.guide, grey(), training=quick(), folder=tmp_path, resume=True, shown=False)
+    assert equal(state(v), before)
+
+
+def test_other_contents_than_a_state_of_training_are_refused(tmp_path: Path) -> None:
+    run_in(tmp_path)
+    whole = torch.load(tmp_path / "trainer.pt", weights_only=True)
+    for content, text in (
+        (b"x", "trainer.pt is no state of training \\(UnpicklingError"),
+        ([], "'epoch' must be a int"),
+        ({name: value for name, value in whole.items() if name != "values"}, "'values' must be a dict"),
+        (whole | {"best_validation": "1"}, "'best_validation' must be a float"),
+        (whole | {"epoch": 1}, "trainer.pt and metrics.jsonl must be of the same epoch, but are of 1 and 2"),
+    ):
+        written = io.BytesIO()
+        torch.save(content, written)
+        RunFolder(tmp_path).write({"trainer.pt": content if isinstance(content, bytes) else written.getvalue()})
+        with pytest.raises(ValueError, match=text):
+            load(tmp_path)
+    RunFolder(tmp_path).write({"model.safetensors": b"x"})
+    with pytest.raises(ValueError, match="weights must be in the safetensors format"):
+        load_weights(tmp_path, [vae()])
+
+
 def test_a_decaying_rate_cannot_be_resumed_with_more_epochs(tmp_path: Path) -> None:
     v = run_in(tmp_path, final_learning_rate=1e-4)
     with pytest.raises(ValueError, match=r"training.epochs = 2, but received 4"):

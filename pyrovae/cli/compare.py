@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from pyrovae.cli.options import Parser
 from pyrovae.cli.output import print_text
 from pyrovae.report import compare
 from pyrovae.results import Comparison
+from pyrovae.storage import replacing
 
 FORMATS: dict[str, Callable[[Comparison], str]] = {
     "text": lambda comparison: f"{comparison}\n",
@@ -56,10 +56,8 @@ def compare_runs(argv: Sequence[str]) -> None:
 
 def _write(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.new")
     try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
+        with replacing(path) as file:
+            file.write(text.encode())
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise ValueError(f"{path} cannot be written ({error.strerror}); choose another --output") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -84,13 +85,14 @@ def evaluate_run(argv: Sequence[str]) -> None:
     options = parser.options(argv)
     options["report"] = options["report"] or _name({name: parser.get_default(name) for name in NAMED}, options)
     check_report_name(options["report"])
-    with joined(options["device"]) as processes:
-        _evaluate(options, processes)
+    with joined(options["device"]) as processes, ExitStack() as locks:
+        _evaluate(options, processes, locks)
 
 
-def _evaluate(options: dict[str, Any], processes: Group) -> None:
+def _evaluate(options: dict[str, Any], processes: Group, locks: ExitStack) -> None:
     """Evaluate in this process, or in one of several, of which the first goes on to the checks and the report."""
     run = load_run(options)
+    processes.from_first(lambda: locks.enter_context(run.folder.lock("evaluated")))
     vae = run.vae.to(choose_device(options["device"]))
     data = processes.first_alone(lambda: data_of(run, options))
     if processes.first and fingerprint(data.train.stored) != run.config["data"]["hash"]:
@@ -190,7 +192,7 @@ def _name(defaults: Mapping[str, Any], options: Mapping[str, Any]) -> str:
 def _journal_path(run: Run, options: Mapping[str, Any]) -> Path:
     """Return the progress file: one for each set of options, so that none overwrites the progress of another."""
     command = repr([options[name] for name in (*NAMED, "data.root", "batch_size", "device", "engine")])
-    return run.folder.path / options["report"] / f"unfinished-{_digest(command)}.safetensors"
+    return run.folder.path_of(f"{options['report']}/unfinished-{_digest(command)}.safetensors")
 
 
 def _digest(text: str) -> str:

@@ -12,6 +12,7 @@ from pyrovae.cli.options import Parser
 from pyrovae.cli.output import print_text
 from pyrovae.report.images import is_image, samples
 from pyrovae.report.png import to_png
+from pyrovae.storage import replacing
 
 
 def generate(argv: Sequence[str]) -> None:
@@ -41,10 +42,11 @@ def generate(argv: Sequence[str]) -> None:
         raise ValueError(f"data of shape {run.vae.likelihood.x_shape} are not images; write them to a .npy file")
     how = {"seed": options["seed"], "mean": not options["draws"]}
     try:
-        if out.suffix == ".npy":
-            np.save(out, run.vae.generate(options["num"], **how).numpy())
-        elif (figure := samples(run.vae, num=options["num"], **how)) is not None:
-            out.write_bytes(to_png(figure))
+        with replacing(out) as file:
+            if out.suffix == ".npy":
+                np.save(file, run.vae.generate(options["num"], **how).numpy())
+            elif (figure := samples(run.vae, num=options["num"], **how)) is not None:
+                file.write(to_png(figure))
     except OSError as error:
-        raise ValueError(f"{out} cannot be written: {error.strerror}") from None
+        raise ValueError(f"{out} cannot be written ({error.strerror}); choose another --out") from None
     print_text(f"{out}\n")

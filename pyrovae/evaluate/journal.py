@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -21,6 +20,7 @@ from torch import Tensor
 from pyrovae.data import fingerprint
 from pyrovae.processes import group
 from pyrovae.results.record import from_plain, tensors_of, to_plain
+from pyrovae.storage import replacing
 
 logger = logging.getLogger("pyrovae")
 
@@ -131,15 +131,12 @@ class Journal:
             {"names": list(values), "checks": self._checks}, allow_nan=False
         )  # tensors lose their order
         metadata = {KEY: self.key, RECORDS: records, DIGEST: _digest(values, records)}
-        temporary = self.path.with_name(f".{self.path.name}.new")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(safetensors.torch.save(values, metadata=metadata))
-            os.replace(temporary, self.path)
+            with replacing(self.path) as file:
+                file.write(safetensors.torch.save(values, metadata=metadata))
             self._changed = False
         except OSError as error:
-            with suppress(OSError):
-                temporary.unlink()
             if not self._warned:
                 logger.warning("what is finished cannot be kept for another time: %s", error)
             self._warned = True

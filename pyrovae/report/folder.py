@@ -192,7 +192,8 @@ def read_report(folder: str | Path, *, name: str | None = None) -> Evaluation:
                 f"the run {folder} has several reports, {', '.join(names)}; name one of them (name=, --report)"
             )
     remedy = f"evaluate it again: pyrovae evaluate {run.path} --overwrite"
-    text, values = (run.read(f"{name}/{file}", remedy=remedy) for file in (NUMBERS, VALUES))
+    contents = run.read_files([f"{name}/{file}" for file in (NUMBERS, VALUES)], remedy=remedy)
+    text, values = contents.values()
     try:
         return Evaluation.from_json(text.decode(), safetensors.torch.load(values))
     except ValueError as error:

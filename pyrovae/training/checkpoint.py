@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map_only
 
 from pyrovae.describe import Described, build, describe
 from pyrovae.pair import Program
+from pyrovae.recording.graph import first_line
 from pyrovae.results import Epoch, History
 from pyrovae.training.folder import RunFolder
 from pyrovae.training.options import Training
@@ -52,6 +53,9 @@ class Progress:
     best_validation: float
 
 
+STATE = {"epoch": int, "values": dict, "optimizer": dict, "best_epoch": int, "best_validation": float, "has_best": bool}
+
+
 class Checkpoint:
     """The run that `fit` writes after each epoch.
 
@@ -62,29 +66,26 @@ class Checkpoint:
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
+        self._unsaved: dict[str, bytes] = {}  # of a new run, until its first state is saved with them
 
-    @classmethod
-    def create(cls, path: str | Path, settings: Mapping[str, Any], model: Program) -> Checkpoint:
-        """Start a run in a folder.
+    def create(self, settings: Mapping[str, Any], model: Program) -> None:
+        """Start a run, whose settings are written with its first state.
 
         Raises:
-            ValueError: if the folder holds a run already, or cannot be written.
+            ValueError: if the folder holds a run already.
 
         """
-        folder = RunFolder(path)
-        if TRAINER in folder:
-            raise ValueError(f"{path} holds a run already; go on with it by resume, or choose another folder")
-        folder.claim()
-        files = {CONFIG: _json({**settings, "versions": versions()})}
+        if TRAINER in self.folder:
+            raise ValueError(
+                f"{self.folder.path} holds a run already; go on with it by resume, or choose another folder"
+            )
+        self._unsaved = {CONFIG: _json({**settings, "versions": versions()})}
         description = _described(model)
         if description is not None:
-            files[MODEL] = _json(description)
-        folder.write(files)
-        return cls(folder)
+            self._unsaved[MODEL] = _json(description)
 
-    @classmethod
-    def take_up(cls, path: str | Path, settings: Mapping[str, Any], model: Program) -> Checkpoint:
-        """Open a run to go on with it.
+    def take_up(self, settings: Mapping[str, Any], model: Program) -> Progress:
+        """Open a run to go on with it, and return its state after the last complete epoch.
 
         Raises:
             ValueError: if there is no complete run, or one with other settings: all but ``epochs``, ``patience``,
@@ -92,8 +93,8 @@ class Checkpoint:
                 Where the learning rate decays, ``epochs`` must be the same too.
 
         """
-        folder = RunFolder(path)
-        config = json.loads(folder.read(CONFIG))
+        contents, path = _read(self.folder), self.folder.path
+        config = json.loads(contents[CONFIG])
         free = {"epochs", "patience", "device", "engine"}
         if settings["training"]["final_learning_rate"] is not None:
             free.remove("epochs")
@@ -106,17 +107,22 @@ class Checkpoint:
                         f"the run {path} was made with {group}.{name} = {before.get(name)!r}, but received "
                         f"{value!r}; resume with the same settings, or start another run"
                     )
-        written = json.loads(folder.read(MODEL)) if MODEL in folder else None
+        written = json.loads(contents[MODEL]) if MODEL in contents else None
         if written is not None and written not in (_described(model), _described(model, complete=False)):
             raise ValueError(
                 f"the run {path} is one of another model: its {MODEL} describes other parts, or other options of them; "
                 "resume with the same model, or start another run"
             )
-        return cls(folder)
+        return _progress(contents)
 
     def keep_settings(self, settings: Mapping[str, Any]) -> None:
-        """Write the settings with which the run goes on."""
-        self.folder.write({CONFIG: _json({**json.loads(self.folder.read(CONFIG)), **settings})})
+        """Write settings of the run, those of a new one with its first state."""
+        before = self._unsaved[CONFIG] if self._unsaved else self.folder.read(CONFIG)
+        content = _json({**json.loads(before), **settings})
+        if self._unsaved:
+            self._unsaved[CONFIG] = content
+        else:
+            self.folder.write({CONFIG: content})
 
     def save(self, progress: Progress) -> None:
         """Write the state after an epoch."""
@@ -133,24 +139,54 @@ class Checkpoint:
         torch.save(trainer, buffer)
         self.folder.write(
             {
+                **self._unsaved,
                 WEIGHTS: to_bytes(progress.values if progress.best is None else progress.best),
                 TRAINER: buffer.getvalue(),
                 METRICS: History(progress.epochs, 0, "").to_json_lines().encode(),
             }
         )
+        self._unsaved = {}
 
     def read(self) -> Progress:
         """Read the state after the last complete epoch."""
-        trainer = torch.load(io.BytesIO(self.folder.read(TRAINER)), weights_only=True, map_location="cpu")
-        weights = from_bytes(self.folder.read(WEIGHTS))
-        return Progress(
-            epochs=History.epochs_from_json_lines(self.folder.read(METRICS).decode()),
-            values=trainer["values"],
-            optimizer=trainer["optimizer"],
-            best=weights if trainer["has_best"] else None,
-            best_epoch=trainer["best_epoch"],
-            best_validation=trainer["best_validation"],
+        return _progress(_read(self.folder))
+
+
+def _read(folder: RunFolder) -> dict[str, bytes]:
+    """Return the files of a run, all of the same epoch."""
+    manifest = folder.manifest()
+    if manifest and TRAINER not in manifest:
+        raise ValueError(
+            f"the run {folder.path} has no {TRAINER}: it ended before its first checkpoint; train anew, in the same "
+            "folder or another"
         )
+    return folder.read_files((CONFIG, TRAINER, WEIGHTS, METRICS), optional=(MODEL,))
+
+
+def _progress(contents: Mapping[str, bytes]) -> Progress:
+    """Return the state that the files of a run hold."""
+    try:
+        trainer = torch.load(io.BytesIO(contents[TRAINER]), weights_only=True, map_location="cpu")
+    except Exception as error:  # torch raises several kinds
+        raise ValueError(f"{TRAINER} is no state of training ({first_line(error)}); train again") from None
+    for name, kind in STATE.items():
+        if not isinstance(trainer, dict) or not isinstance(trainer.get(name), kind):
+            raise ValueError(f"{TRAINER} is no state of training: {name!r} must be a {kind.__name__}; train again")
+    weights = from_bytes(contents[WEIGHTS])
+    epochs = History.epochs_from_json_lines(contents[METRICS].decode())
+    if trainer["epoch"] != len(epochs):
+        raise ValueError(
+            f"{TRAINER} and {METRICS} must be of the same epoch, but are of {trainer['epoch']} and {len(epochs)}; "
+            "train again"
+        )
+    return Progress(
+        epochs=epochs,
+        values=trainer["values"],
+        optimizer=trainer["optimizer"],
+        best=weights if trainer["has_best"] else None,
+        best_epoch=trainer["best_epoch"],
+        best_validation=trainer["best_validation"],
+    )
 
 
 @dataclass(frozen=True)
@@ -187,9 +223,10 @@ def load(path: str | Path, *, allow: Collection[str] = ()) -> Run:
 
     """
     folder = RunFolder(path)
-    config = json.loads(folder.read(CONFIG))
+    contents = _read(folder)
+    config = json.loads(contents[CONFIG])
     try:
-        return _load(folder, config, allow)
+        return _load(folder, contents, config, allow)
     except (KeyError, TypeError, ValueError) as error:
         written = config.get("versions", {}).get("pyrovae", "of an unknown version")
         if written == _own_version():
@@ -200,13 +237,14 @@ def load(path: str | Path, *, allow: Collection[str] = ()) -> Run:
         ) from error
 
 
-def _load(folder: RunFolder, config: dict[str, Any], allow: Collection[str]) -> Run:
-    path = folder.path
-    if MODEL not in folder:
-        raise ValueError(f"the run {path} does not say how to build its model; build it and use training.load_weights")
-    vae = build(json.loads(folder.read(MODEL)), allow=allow)
-    progress = Checkpoint(folder).read()
-    weights = from_bytes(folder.read(WEIGHTS))
+def _load(folder: RunFolder, contents: Mapping[str, bytes], config: dict[str, Any], allow: Collection[str]) -> Run:
+    if MODEL not in contents:
+        raise ValueError(
+            f"the run {folder.path} does not say how to build its model; build it and use training.load_weights"
+        )
+    vae = build(json.loads(contents[MODEL]), allow=allow)
+    progress = _progress(contents)
+    weights = from_bytes(contents[WEIGHTS])
     dtypes = {value.dtype for value in weights.values() if value.is_floating_point()}
     if len(dtypes) == 1:  # that of training, whatever the default is now
         vae.to(*dtypes)

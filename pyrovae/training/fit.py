@@ -19,7 +19,8 @@ from pyrovae.pair import Program, Unnormalized, find_modules, inspect_pair, warn
 from pyrovae.results import Epoch, History
 from pyrovae.results.observed import DISCRETE
 from pyrovae.sandbox import MODULE_DIVIDER, forked_random, frozen_unremarked, module_mode, own_store, stream_seed
-from pyrovae.training.checkpoint import Checkpoint
+from pyrovae.training.checkpoint import Checkpoint, Progress
+from pyrovae.training.folder import RunFolder
 from pyrovae.training.loop import Loop
 from pyrovae.training.options import Training, choose_device
 from pyrovae.training.placement import Placement
@@ -86,7 +87,7 @@ def fit(
 
     Raises:
         ValueError: if the pair breaks its contract, there is nothing to train, the pair draws rows of data that do not
-            fit, or the folder holds another run or cannot be written.
+            fit, or the folder holds another run, is being trained by another process, or cannot be written.
         DivergenceError: if the loss is not finite; the last complete epoch stays in the folder.
 
     Example:
@@ -112,14 +113,14 @@ def fit(
         module_mode(found, training=True),
         forked_random(stream_seed(training.seed, "fit"), device),
         frozen_unremarked(),
-        ExitStack() as modes,
+        ExitStack() as stack,
     ):
         with module_mode(found, training=False):
             scored = Unnormalized()(model) if unnormalized else model
             few = placed.few()
             pair = inspect_pair(scored, guide, few, modules=found, everything=placed.everything, device=device)
             warn_of_links(pair, few)
-        modes.enter_context(module_mode(pair.all_modules, training=True))
+        stack.enter_context(module_mode(pair.all_modules, training=True))
         placed.tell()
         num_values = None if isinstance(rows[0].source, tuple) else rows[0].num_values
         if pair.base_measure == "Lebesgue" and num_values is not None:
@@ -135,10 +136,10 @@ def fit(
                 "data": _describe_data(placed.rows[0]),
                 "command": dict(command or {}),
             }
-            take = Checkpoint.take_up if resume else Checkpoint.create
-            checkpoint = loop.group.from_first(lambda: take(folder, settings, model))
-            if resume:
-                loop.restore(loop.group.from_first(checkpoint.read))
+            checkpoint = Checkpoint(RunFolder(folder))
+            progress = loop.group.from_first(lambda: _open(checkpoint, settings, model, stack, resume=resume))
+            if progress is not None:
+                loop.restore(progress)
             loop.checkpoint = checkpoint if loop.group.first else None
         start = ""
         if training.start_at_data and not resume:
@@ -155,6 +156,19 @@ def fit(
             f"; it starts with {start}" if start else "",
         )
         return loop.run(on_epoch, shown=shown)
+
+
+def _open(
+    checkpoint: Checkpoint, settings: Mapping[str, Any], model: Program, stack: ExitStack, *, resume: bool
+) -> Progress | None:
+    """Lock the folder of a run until the stack ends, and return its state if it is resumed."""
+    if not resume:
+        checkpoint.folder.create()
+    stack.enter_context(checkpoint.folder.lock("trained"))
+    if resume:
+        return checkpoint.take_up(settings, model)
+    checkpoint.create(settings, model)
+    return None
 
 
 def _describe_objective(objective: PyroELBO) -> dict[str, Any]:

@@ -25,10 +25,11 @@ from pyrovae.training.engine import make_step
 from pyrovae.training.feed import OwnRows, Resident
 from pyrovae.training.leaves import require_leaves
 from pyrovae.training.loss import StepLoss
+from pyrovae.training.optimizer_state import check_state
 from pyrovae.training.options import Training
 from pyrovae.training.prefetched import Prefetched
 from pyrovae.training.shared_noise import row_axes
-from pyrovae.training.state import restore, snapshot
+from pyrovae.training.state import require_same, restore, snapshot
 from pyrovae.training.step import EagerStep, MakeOptimizer, Step, make_optimizer_of
 from pyrovae.training.watched import report_early_statistics, watched_bounds
 
@@ -101,12 +102,12 @@ class Loop:
 
     def restore(self, progress: Progress) -> None:
         """Take up where training stood."""
+        state = check_state(self.optimizer, progress.optimizer)
+        for values in (progress.values, progress.best):
+            if values is not None:
+                require_same(self.pair.modules, self.pair.params, values)
         self._restore(progress.values)
-        capturable = [group.get("capturable") for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(progress.optimizer)
-        for of_parameters, here in zip(self.optimizer.param_groups, capturable, strict=True):
-            if here is not None:
-                of_parameters["capturable"] = here  # the run may come from another device
+        self.optimizer.load_state_dict(state)
         self.epochs, self.best = progress.epochs, progress.best
         self.best_epoch, self.best_validation = progress.best_epoch, progress.best_validation
         if self.training.patience is None:  # early stopping was switched off: the last weights are kept from here on

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import pyro
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,20 @@ def restore(modules: Sequence[nn.Module], params: Iterable[str], values: Mapping
     """Put the values of a `snapshot` back in place.
 
     Raises:
-        ValueError: if they belong to other modules: names, shapes or dtypes differ.
+        ValueError: if they belong to other modules, as `require_same` says.
+
+    """
+    require_same(modules, params, values)
+    named = _named(modules, params)
+    for name, value in values.items():
+        named[name].copy_(value)
+
+
+def require_same(modules: Sequence[nn.Module], params: Iterable[str], values: Mapping[str, Tensor]) -> None:
+    """Require values to be those of these modules.
+
+    Raises:
+        ValueError: if names, shapes, dtypes or layouts differ.
 
     """
     named = _named(modules, params)
@@ -37,13 +51,19 @@ def restore(modules: Sequence[nn.Module], params: Iterable[str], values: Mapping
         where = "the run" if name in values else "the model"
         raise ValueError(f"the run belongs to another model: only {where} has {name!r}")
     for name, value in values.items():
-        kinds = [f"{tuple(tensor.shape)} of {tensor.dtype}" for tensor in (value, named[name])]
+        kinds = [kind_of(tensor) for tensor in (value, named[name])]
         if kinds[0] != kinds[1]:
             raise ValueError(
                 f"the run belongs to another model: {name!r} is {kinds[0]} in the run and {kinds[1]} in the model"
             )
-    for name, value in values.items():
-        named[name].copy_(value)
+
+
+def kind_of(value: object) -> str:
+    """Return the shape and dtype of a tensor in words, and a layout or device that prevents copies of its values."""
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    unusual = f", {value.layout}" if value.layout != torch.strided else ", without values" if value.is_meta else ""
+    return f"{tuple(value.shape)} of {value.dtype}{unusual}"
 
 
 def params_of(values: Mapping[str, Tensor]) -> list[str]:
@@ -89,5 +109,13 @@ def to_bytes(values: Mapping[str, Tensor]) -> bytes:
 
 
 def from_bytes(content: bytes) -> dict[str, Tensor]:
-    """Read what `to_bytes` wrote."""
-    return safetensors.torch.load(content)
+    """Read what `to_bytes` wrote.
+
+    Raises:
+        ValueError: if it is something else.
+
+    """
+    try:
+        return safetensors.torch.load(content)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"weights must be in the safetensors format ({error}); train again") from None

@@ -98,7 +98,7 @@ def evaluate(
         on_progress: told how many data are done, at the start and after each block of particles, when it is a fraction;
             in each process, not while checks run. It must not draw from torch's default streams.
         unnormalized: whether values outside the support of a distribution with ``validate_args=False`` are scored. The
-            results are then no log-probabilities, and every table says so.
+            results are then not log-probabilities, and every table says so.
         shown: whether progress is shown.
 
     Returns:
@@ -336,6 +336,6 @@ def _bits(rows: Rows, measure: str | None, observed: Observed | None, nats: floa
     log_det = 0.0 if measure == "counting" else _log_det(rows, observed) if dequantized else None
     if nats is None or log_det is None or observed is None or observed.what == DRAWN or not observed.num_elements:
         return None
-    if not observed.only_data:  # labels are no dimensions of x
+    if not observed.only_data:  # labels are not dimensions of x
         return None
     return bits_per_dimension(nats, num_dimensions=observed.num_elements, log_abs_det_jacobian=log_det)

@@ -16,7 +16,7 @@ CHANGING = (
     transforms.Grey,
     transforms.Dequantization,
     transforms.Standardization,
-)  # transforms whose values are no stored levels
+)  # transforms that change stored levels
 
 
 class LevelLikelihood(Likelihood):

@@ -112,7 +112,7 @@ def _factors(observed: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _unnormalized(observed: dict[str, Any], latent: dict[str, Any]) -> str | None:
-    """Return the reason why a model is no probability distribution, None if it is one."""
+    """Return the reason why a model is not a normalized distribution, None if it is."""
     factors = _factors(observed)
     allowed = [name for name, site in observed.items() if site["infer"].get(UNNORMALIZED)]
     reasons = [f"pyro.factor {', '.join(map(repr, factors))} in the model"] if factors else []

@@ -68,7 +68,7 @@ class Pair:
         num_units: the same, or elements of the largest output of a module in the model, if those are more.
         base_measure: of what is observed, "counting" or "Lebesgue"; None where sites differ or do not say.
         factors: names of the observed sites that are a `pyro.factor`.
-        unnormalized: the reason why the model is no probability distribution of its data, None if it is one.
+        unnormalized: the reason why the model is not a normalized distribution of its data, None if it is.
         kl: for each latent site, `CLOSED_FORM` or the reason why its KL is estimated by Monte Carlo.
         broadcasts: whether it can be run with an axis of particles to the left of its plates.
         nan: in words what was NaN in that run, if anything was.

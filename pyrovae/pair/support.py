@@ -1,4 +1,4 @@
-"""Supports, measures and masks of sample sites, checked whatever their distributions were told to check."""
+"""Supports, measures and masks of sample sites, checked independently of ``validate_args``."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _LOWER_DIMENSIONAL = tuple(
 class Unnormalized(Messenger):
     """Let a program score values outside the support of its distributions.
 
-    The results are no log-probabilities, and are marked so: ``evaluate(..., unnormalized=True)`` is
+    The results are not log-probabilities, and are marked as such: ``evaluate(..., unnormalized=True)`` is
     ``evaluate(Unnormalized()(model), ...)``.
     """
 
@@ -105,8 +105,8 @@ def require_supported(site: Site) -> None:
         values = value.expand(outside.shape) if not judged_as_event else value
         first = "" if judged_as_event else f" (the first is {values[outside][0].item():.6g})"
         cure = (
-            "their score is no log-probability, whatever validate_args says; binarize or rescale the data, choose a "
-            "distribution for them, or pass unnormalized=True to fit, capture or evaluate for numbers that are no "
+            "their score is not a log-probability, whatever validate_args says; binarize or rescale the data, choose "
+            "a distribution for them, or pass unnormalized=True to fit, capture or evaluate for numbers that are not "
             "log-probabilities"
             if site["is_observed"]
             else "give model and guide the same support"
@@ -157,7 +157,7 @@ def require_common_measure(guide_site: Site, model_site: Site) -> None:
 
 
 def require_common_masks(guide_sites: Mapping[str, Site], model_sites: Mapping[str, Site]) -> None:
-    """Refuse a latent variable that counts in only one of the programs: its weights would be those of no density.
+    """Refuse a latent variable that is masked in only one of the programs.
 
     Raises:
         ValueError: with the number of elements that are masked in one program alone.
@@ -177,7 +177,7 @@ def require_common_masks(guide_sites: Mapping[str, Site], model_sites: Mapping[s
         if differing.any():
             raise ValueError(
                 f"the latent variable {name!r} is masked in only one of model and guide, for {int(differing.sum())} of "
-                f"{differing.numel()} elements, so that its weights are not those of a density; use one mask in both"
+                f"{differing.numel()} elements, so that prior or guide has no density there; use one mask in both"
             )
 
 
@@ -245,7 +245,7 @@ def _unwrapped(fn: Any) -> Any:
 
 
 def _parts(fn: Any) -> Iterator[Any]:
-    """Yield a distribution and those that its draws come from; the choice of a mixture's component is none of them."""
+    """Yield a distribution and the distributions of its draws, without the choice of a mixture component."""
     yield fn
     for name in _COMPONENTS:
         if isinstance(inner := getattr(fn, name, None), torch.distributions.Distribution):

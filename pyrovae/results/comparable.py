@@ -161,7 +161,7 @@ _NORMALIZATION = _Aspect(
     "normalization",
     lambda each: each.unnormalized,
     lambda each: f"not normalized: {each.unnormalized}" if each.unnormalized else "normalized",
-    "The score of an unnormalized model is no log-probability: remove its factors, and score values in the support",
+    "The score of an unnormalized model is not a log-probability: remove its factors, and score values in the support",
 )
 _ASPECTS = (_DATA, _TRANSFORM, _MEASURE, _COVARIATES, _NORMALIZATION)
 _VALUES = _Aspect(

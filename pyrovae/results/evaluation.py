@@ -49,7 +49,7 @@ class Evaluation(Tabled):
         weights: how heavy the weights behind the largest K are, and whether K is enough.
         checked: what was found out beside the bounds, on some of the data; None where it was not asked for.
         observed: the values that the model scores, which need not be all of x; None where that is not known.
-        unnormalized: the reason why the estimates are of no probability or density; None if they are.
+        unnormalized: the reason why the model is not a normalized distribution; None if it is.
         per_datum: for "ELBO", "reconstruction", "KL" and each "L_K" the values ``(N,)``, and the diagnostics of the
             weights at the largest K; not part of the JSON.
 

@@ -288,7 +288,8 @@ def test_the_measure_is_read_off_the_program_and_covariates_are_said() -> None:
         def model(x: Tensor, *given: Tensor) -> None:
             with pyro.plate("data", len(x)):
                 z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
-                pyro.sample("x", p_x(z).to_event(1), obs=x)
+                shift = sum(each.sum(-1, keepdim=True) for each in given)
+                pyro.sample("x", p_x(z + shift).to_event(1), obs=x)
 
         def guide(x: Tensor, *given: Tensor) -> None:
             with pyro.plate("data", len(x)):

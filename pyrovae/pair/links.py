@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyrovae.pair.structure import Pair
-from pyrovae.sandbox import forked_random, frozen_unremarked, validation
+from pyrovae.sandbox import forked_random, frozen_unremarked, module_mode, validation
 
 logger = logging.getLogger("pyrovae")
 
@@ -50,7 +50,13 @@ def warn_of_links(pair: Pair, args: tuple[Any, ...]) -> None:
     if pair.draws_rows:
         return  # which takes all data, and many rows
     rows = torch.arange(min(pair.num_rows, len(args[0])), device=args[0].device)
-    with forked_random(0, args[0].device), validation(enabled=False), frozen_unremarked(), torch.enable_grad():
+    with (
+        forked_random(0, args[0].device),
+        module_mode(pair.all_modules, training=False),
+        validation(enabled=False),
+        frozen_unremarked(),
+        torch.enable_grad(),
+    ):
         try:
             found = list(_doubts(pair, args, rows))
         except Exception:  # a program that ran without gradients need not run with them

@@ -49,11 +49,11 @@ POSTERIORS: dict[str, Callable[[], Posterior]] = {
 DEFAULT = ("StandardNormal", "DiagonalNormal")
 EVERY_PAIR = itertools.product(("Bernoulli", "Gaussian"), PRIORS, POSTERIORS)
 EVERY_TRIPLE = sorted(itertools.product(LIKELIHOODS, PRIORS, POSTERIORS))
-COMBINATIONS = sorted(
-    {(likelihood, *DEFAULT) for likelihood in LIKELIHOODS}
-    | set(EVERY_PAIR)
-    | set(random.Random(0).sample(EVERY_TRIPLE, 10))
-)
+CORE = {(likelihood, *DEFAULT) for likelihood in LIKELIHOODS} | set(random.Random(0).sample(EVERY_TRIPLE, 10))
+COMBINATIONS = [
+    pytest.param(names, id="-".join(names), marks=() if names in CORE else pytest.mark.slow)
+    for names in sorted(CORE | set(EVERY_PAIR))
+]
 
 
 def made(likelihood: str, prior: str, posterior: str) -> VAE:
@@ -73,7 +73,7 @@ def test_the_lattice_has_every_part() -> None:
         assert set(menu) == set(room.__all__) - set(base.split())
 
 
-@pytest.mark.parametrize("names", COMBINATIONS, ids=lambda names: "-".join(names))
+@pytest.mark.parametrize("names", COMBINATIONS)
 def test_lattice(names: tuple[str, str, str], tmp_path: Path) -> None:
     vae = made(*names)
     x = vae.generate(6, seed=1)

@@ -362,15 +362,19 @@ def test_bits_do_not_mix_pixels_and_labels() -> None:
         pyro.sample("x", dist.Bernoulli(torch.full((4,), 0.5)).to_event(1), obs=x)
         pyro.sample("y", dist.Bernoulli(torch.tensor(0.5)), obs=y)
 
+    def derived(x: Tensor) -> None:
+        observe(x, x[:, 0] * x[:, 1])
+
     x = torch.bernoulli(torch.full((9, 5), 0.5))
     assert evaluated(observing(observe), (x[:, :4], x[:, 4])).bits_per_dimension is None
+    assert evaluated(observing(derived), x[:, :4]).bits_per_dimension is None
 
 
 def test_values_that_look_discrete_are_counted() -> None:
     x = torch.arange(200.0).reshape(50, 4)
     found = evaluated(observing(whole), (x % 17) / 16)
     assert found.observed.num_values == 17
-    assert "the data take only 17 distinct values" in str(found)
+    assert "the data look discrete (distinct values: 17)" in str(found)
     assert evaluated(observing(whole), x).observed.num_values is None
     sparse = torch.randn(50, 4) * (torch.rand(50, 4) > 0.9)  # most are 0, the others are all different
     assert evaluated(observing(whole), sparse).observed.num_values is None

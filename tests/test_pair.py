@@ -792,6 +792,7 @@ def refused_pairs() -> dict[str, tuple[Pair, str]]:
         "point in the model": ((from_prior(dist.Delta(half, event_dim=1)), guide), "'z' is a point .* in the model"),
         "relaxed for discrete": ((from_prior(bits), drawn_from(lambda x: soft)), "'z' is discrete in the model"),
         "rounded in the guide": ((from_prior(soft), drawn_from(lambda x: rounded)), "rounds 'z'.*the same class"),
+        "rounded in the model": ((from_prior(rounded), drawn_from(lambda x: soft)), "rounds 'z'.*the same class"),
         "beyond the prior": ((from_prior(unchecked), guide), "draws 'z' from .*Real.*same support"),
         "simplex": ((model, drawn_from(lambda x: dist.Dirichlet(2 * half))), "draws 'z' from .*implex"),
         "reals for a simplex": ((from_prior(dist.Dirichlet(half)), guide), "draws 'z' from .*Real"),
@@ -1397,3 +1398,24 @@ def test_unnormalized_scores_what_ours_refuses_too() -> None:
     found = evaluate(vae.model, vae.guide, x, ks=(1,), unnormalized=True, shown=False)
     assert found.unnormalized
     assert found.density == "p(x)"
+
+
+@pytest.mark.parametrize("below", [True, False])
+def test_a_mask_that_is_a_number_is_understood(below: bool) -> None:  # noqa: FBT001
+    """Also where it lies below the event; masked everywhere, a datum weighs nothing."""
+
+    def maybe(fn: Any, m: bool) -> Any:  # noqa: FBT001
+        return fn.mask(m).to_event(1) if below else fn.to_event(1).mask(m)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", maybe(dist.Normal(torch.zeros(3), 1.0), kept))
+            pyro.sample("x", maybe(dist.Normal(z @ TRUTH.weight.T + TRUTH.bias, TRUTH.scale), kept), obs=x)
+
+    def guide(x: Tensor) -> None:
+        exact = TRUTH.posterior(x)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", maybe(dist.Normal(exact.mean, exact.variance.sqrt()), kept))
+
+    for kept in (True, False):
+        assert (log_weights(model, guide, X, num_particles=2) - EXACT * kept).abs().max() < 1e-9

@@ -83,7 +83,8 @@ def evaluate_run(argv: Sequence[str]) -> None:
     parser.add_record("checks, on the first of the data", Checks)
     add_run(parser)
     options = parser.options(argv)
-    options["report"] = options["report"] or _name({name: parser.get_default(name) for name in NAMED}, options)
+    if options["report"] is None:
+        options["report"] = _name({name: parser.get_default(name) for name in NAMED}, options)
     check_report_name(options["report"])
     with joined(options["device"]) as processes, ExitStack() as locks:
         _evaluate(options, processes, locks)

@@ -192,7 +192,7 @@ def _notes(
     if new.values:
         notes.append(
             f"Over-fitting: {sum(value.numel() for value in new.values)} parameters of the guide were fitted to these "
-            "data; it is that of the old guide only as far as the same refit gains less on its training data."
+            "data. Subtract what the same refit gains on training data: the rest is over-fitting."
         )
     if new.values and _below_zero(found["overfitting"]):
         notes.append(

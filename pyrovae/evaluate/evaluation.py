@@ -336,6 +336,7 @@ def _bits(rows: Rows, measure: str | None, observed: Observed | None, nats: floa
     log_det = 0.0 if measure == "counting" else _log_det(rows, observed) if dequantized else None
     if nats is None or log_det is None or observed is None or observed.what == DRAWN or not observed.num_elements:
         return None
-    if not observed.only_data:  # labels are not dimensions of x
+    several = len(observed.sites) > 1 and observed.what not in (WHOLE, MASKED)
+    if not observed.only_data or several:  # labels are not dimensions of x
         return None
     return bits_per_dimension(nats, num_dimensions=observed.num_elements, log_abs_det_jacobian=log_det)

@@ -220,7 +220,7 @@ def _broadcasts(pair: Pair, model: Program, guide: Program, device: torch.device
 def _particle(latent: Latent, site: Any, k: int) -> Tensor:
     """Return the value of one particle of a site."""
     value = getattr(site["value"], "_unquantize", site["value"])[k]
-    return value if latent.quantize is None else latent.quantize(value)
+    return value if latent.quantize is None else latent.quantize.apply(value)
 
 
 def _agree(many: Any, one: Any, k: int) -> bool | None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from pyro.distributions import RelaxedBernoulliStraightThrough, RelaxedOneHotCategoricalStraightThrough
 from pyro.distributions.relaxed_straight_through import QuantizeBernoulli, QuantizeCategorical
 from pyro.poutine.messenger import Messenger
@@ -29,15 +30,15 @@ class Latent:
         plate_dims: batch dimensions of the plates that it lies in, negative.
         event_dim: number of its event axes.
         num_elements: its elements per datum.
-        quantize: function from z to the value that a straight-through distribution of Pyro shows to the programs; None
-            for other distributions. z itself, which has the density, is the value before it was rounded.
+        quantize: rounding of z by a straight-through distribution of Pyro: the programs see the result, and z itself,
+            which has the density, is the value before. None for other distributions.
 
     """
 
     plate_dims: tuple[int, ...]
     event_dim: int
     num_elements: int
-    quantize: Callable[[Tensor], Tensor] | None = None
+    quantize: type[torch.autograd.Function] | None = None
 
     @property
     def ndim(self) -> int:
@@ -112,13 +113,13 @@ class Pair:
         return functools.partial(self.model, *taken), functools.partial(self.guide, *taken)
 
 
-def straight_through(fn: Any) -> Callable[[Tensor], Tensor] | None:
+def straight_through(fn: Any) -> type[torch.autograd.Function] | None:
     """Return the rounding of a straight-through distribution, None for any other."""
     while hasattr(fn, "base_dist") and not isinstance(fn, _STRAIGHT_THROUGH):
         fn = fn.base_dist
     for kind, quantize in zip(_STRAIGHT_THROUGH, (QuantizeBernoulli, QuantizeCategorical), strict=True):
         if isinstance(fn, kind):
-            return quantize.apply
+            return quantize
     return None
 
 

@@ -138,10 +138,10 @@ def require_common_measure(guide_site: Site, model_site: Site) -> None:
                 "these estimates handle; sum it out in the model, or relax it in model and guide alike "
                 "(pyro.distributions.RelaxedBernoulli)"
             )
-    if straight_through(guide_site["fn"]) and not straight_through(model_site["fn"]):
+    if straight_through(guide_site["fn"]) is not straight_through(model_site["fn"]):
         raise ValueError(
-            f"the guide rounds {name!r} (straight-through), but the model's prior scores values that are not rounded; "
-            "use the same class of distribution in both programs"
+            f"only one of model and guide rounds {name!r} (straight-through), so that they have other values; use the "
+            "same class of distribution in both programs"
         )
     drawn, scored = (element_constraint(own_attribute(site["fn"], "support")) for site in (guide_site, model_site))
     if drawn is None or scored is None or any(constraints.is_dependent(support) for support in (drawn, scored)):
@@ -191,7 +191,7 @@ def unmasked(site: Site, shape: Sequence[int]) -> Tensor:
     kept = torch.ones(torch.Size(shape), dtype=torch.bool, device=value.device)
     for mask, event_dim in masks:
         mask = torch.as_tensor(mask, device=value.device).bool()
-        kept = kept & mask.reshape(*mask.shape, *[1] * event_dim).expand(kept.shape)
+        kept = kept & mask.reshape((*mask.shape, *[1] * event_dim)).expand(kept.shape)
     return kept
 
 

@@ -119,7 +119,7 @@ class Latents(Tabled):
             ),
             notes=(
                 f"q(z) is over {self.num_aggregate} data, at {self.num_codes} codes: I(x; z) cannot exceed "
-                f"log {self.num_aggregate} = {self.ceiling:.3f}, and near it means at least about this",
+                f"log {self.num_aggregate} = {self.ceiling:.3f}, and an estimate close to that is only a lower bound",
                 *(f"{name.strip()}: {found.why}" for name, found in rows if found.why),
             ),
         )

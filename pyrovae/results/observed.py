@@ -9,8 +9,8 @@ MASKED = "x where it is not masked"
 OTHER = "a part of x, or values made of it"
 MANY_SITES = 5  # names of observed sites that are abbreviated
 DISCRETE = (
-    "the data take only {} distinct values: a density of discrete values can be made as large as one likes; dequantize "
-    "them (data.transforms.Dequantization) or choose a likelihood of levels"
+    "the data look discrete (distinct values: {}): a density of discrete values can be made as large as one likes; "
+    "dequantize them (data.transforms.Dequantization) or choose a likelihood of levels"
 )
 DRAWN = "values that the model draws itself"
 

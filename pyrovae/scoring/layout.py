@@ -66,7 +66,7 @@ def to_pyro(pair: Pair, name: str, value: Tensor, *, lead: int) -> Tensor:
     for dim in range(-pair.nesting, 0):
         if dim not in latent.plate_dims:
             value = value.unsqueeze(lead + pair.nesting + dim)
-    return value if latent.quantize is None else latent.quantize(value)
+    return value if latent.quantize is None else latent.quantize.apply(value)
 
 
 def wide(value: Tensor | None) -> Tensor:

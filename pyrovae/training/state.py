@@ -62,7 +62,8 @@ def kind_of(value: object) -> str:
     """Return the shape and dtype of a tensor in words, and a layout or device that prevents copies of its values."""
     if not isinstance(value, Tensor):
         return f"a {type(value).__name__}"
-    unusual = f", {value.layout}" if value.layout != torch.strided else ", without values" if value.is_meta else ""
+    empty = value.is_meta and type(value) is Tensor  # a subclass may hold its values elsewhere
+    unusual = f", {value.layout}" if value.layout != torch.strided else ", without values" if empty else ""
     return f"{tuple(value.shape)} of {value.dtype}{unusual}"
 
 

@@ -177,7 +177,16 @@ def test_recorded_steps_are_eager_steps(name: str) -> None:
 
 
 @compiler
-@pytest.mark.parametrize("name", ["VAE, annealed", "pyro.param", "two layers", "IWAE", "Vamp", "BatchNorm"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "VAE, annealed",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("pyro.param", "two layers", "IWAE", "Vamp", "BatchNorm")
+        ),
+    ],
+)
 def test_compiled_steps_are_eager_steps(name: str, caplog: pytest.LogCaptureFixture) -> None:
     torch.set_default_dtype(torch.float32)
     losses, values, _ = trained(name, "eager", batches())
@@ -189,6 +198,7 @@ def test_compiled_steps_are_eager_steps(name: str, caplog: pytest.LogCaptureFixt
 
 
 @compiler
+@pytest.mark.slow
 def test_compiled_steps_are_eager_steps_in_float64(caplog: pytest.LogCaptureFixture) -> None:
     losses, values, _ = trained("VAE", "eager", batches())
     found, reached, _ = trained("VAE", "captured", batches())
@@ -377,6 +387,7 @@ def test_resuming_a_captured_run_gives_the_same_numbers(tmp_path: Any) -> None:
 
 
 @compiler
+@pytest.mark.slow
 def test_resuming_a_compiled_run_gives_the_same_numbers(tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
     shown, values = fitted("captured")
     fitted("captured", folder=tmp_path, on_epoch=lambda epoch: epoch.epoch == 3)

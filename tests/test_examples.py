@@ -48,6 +48,7 @@ def test_example(path: Path, tmp_path: Path) -> None:
     assert first_line[:2] == ["python", f"examples/{path.name}"], "an example opens with its command"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.name)
 def test_benchmark(path: Path, tmp_path: Path) -> None:
     done = subprocess.run(

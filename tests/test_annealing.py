@@ -195,6 +195,7 @@ def test_linear_gaussian_lies_between(
         assert -(1.0 if from_prior else 0.1) - slack < low < slack
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_wide_guide_of_ten_dimensions_is_tight_with_the_defaults(seed: int) -> None:
     truth = linear_gaussian(latent_dim=10, x_dim=20, seed=seed)
@@ -222,6 +223,7 @@ def narrow_pair(seed: int) -> tuple[LinearGaussian, Tensor, Pair]:
     return truth, torch.cat([x, offset], 1), (model, guide)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_narrow_likelihood_where_importance_sampling_fails(seed: int) -> None:
     truth, both, pair = narrow_pair(seed)

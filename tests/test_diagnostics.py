@@ -355,6 +355,7 @@ def test_intervals_of_bounds_cover() -> None:
     assert ((hits >= 180) & (hits <= 198)).all(), hits
 
 
+@pytest.mark.slow
 def test_interval_of_the_mutual_information_covers() -> None:
     truth = LinearGaussian(torch.tensor([[1.0]]), torch.zeros(1), 1.0)
     exact = 0.5 * math.log(2)

@@ -104,6 +104,7 @@ def test_the_bound_hardly_moves(monkeypatch: pytest.MonkeyPatch) -> None:
     assert trained.elbo == pytest.approx(full.epochs[-1].elbo, abs=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not has_compiler(), reason="no C++ compiler is found")
 def test_rounded_steps_are_compiled_too(caplog: pytest.LogCaptureFixture) -> None:
     (_, found), (_, expected) = (fitted("bfloat16", how) for how in ("captured", "eager"))

@@ -95,6 +95,7 @@ def run_of(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]
     return from_bytes(run.read("model.safetensors")), [{**epoch, "seconds": 0.0} for epoch in epochs]
 
 
+@pytest.mark.slow
 def test_the_command_line_trains_and_evaluates_in_two_processes(tmp_path: Path) -> None:
     """One run folder, one voice, the numbers of one process, and the run is taken up in another number of processes."""
     words = ("-m", "pyrovae", "train", "--device", "cpu", "--latent_dim", "2", "--encoder.hidden", "8")

@@ -5,7 +5,7 @@
 
 First the ELBO, the ladder of IWAE bounds, annealed importance sampling (AIS) and the upper bound of bidirectional Monte
 Carlo (BDMC), each called by itself on the same few data; then `evaluate`, which finds out all of it and says how far
-the numbers can be trusted. All of it works for any model and guide that keep the contract of `pyrovae.pair`.
+the numbers can be trusted. All of it works for any model and guide that keep the contract of `pyrovae.programs`.
 """
 
 import argparse

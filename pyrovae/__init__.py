@@ -1,27 +1,27 @@
 """Variational autoencoders as Pyro programs, judged by bounds on log p(x) that can be trusted.
 
-The rooms, in the order in which data walk through them; each uses only those above it.
+Each package below imports only from packages above it.
 
-data           x comes in: digits, mnist, fashion_mnist, kmnist, your own; binarize, dequantize, standardize
-results        what is reported: frozen records that print as tables and go to JSON and back; compare
-distributions  what pyro.distributions lacks, or is slow at
+runtime        random streams, precision, memory, ranks, progress bars, atomic files; parts to JSON and back
+compile        tracing of a function of tensors, and its compilation with Inductor
+data           digits, mnist, fashion_mnist, kmnist, your own arrays; splits, binarize, dequantize, standardize, loading
+results        frozen records that print as tables and convert to JSON and back; compare
+distributions  distributions and KL divergences that pyro.distributions lacks or computes slowly
 priors         p(z):     StandardNormal, DiagonalNormal, MixtureOfGaussians, StudentT, Flow, Vamp
 likelihoods    p(x | z): Bernoulli, Categorical, ContinuousBernoulli, DiscretizedLogistic, DiscretizedLogisticMixture,
                Gaussian, HeteroscedasticGaussian, Laplace, NegativeBinomial, Poisson, StudentT
 posteriors     q(z | x): DiagonalNormal, LowRankNormal, FullNormal, IAF
 networks       MLPEncoder MLPDecoder GatedMLPEncoder GatedMLPDecoder ConvEncoder ConvDecoder ResNetEncoder ResNetDecoder
-VAE            the five parts as one Pyro model and guide; generate, reconstruct, interpolate, traverse; from_torch
-pair           the contract with a model and guide that you wrote yourself
-scoring        how particles are drawn and scored, in any layout of plates
-particles      draws of the guide with log p(z), log p(x | z), log q(z | x); log_weights and log_joint beside it
-bounds         the ELBO with its terms apart, the ladder of IWAE bounds, AIS, and BDMC from above
-objectives     what is minimized: ELBO, IWAE, STL, DReG, which also work in a bare pyro.infer.SVI; schedules of beta
-recording      a function of tensors as a graph, replayed without Python's part in it
-training       fit, Training, load, and the run folder; capture: a recorded step for loops of your own
-diagnostics    is the guide any good: k-hat, is K enough, active units, mutual information, gaps
-evaluate       the ELBO beside the IWAE bounds of any pair, with standard errors; Checks of how far they can be trusted
-testing        check: the laws that a part of your own should obey
-report         one HTML page of an evaluation, its pictures, comparisons of runs, and draws for ArviZ
+VAE            five parts as one Pyro model and guide; generate, reconstruct, interpolate, traverse; from_torch
+programs       contract, inspection and analytic KL of any Pyro model and guide
+importance     particles with log p(z), log p(x | z), log q(z | x); log_weights, log_joint; simulation of the model
+bounds         ELBO with analytic KL terms, IWAE bounds, AIS, and BDMC from above
+objectives     training losses: ELBO, IWAE, STL, DReG, also for a bare pyro.infer.SVI; schedules of beta
+training       fit, Training, load, run folders; capture: a traced step for your own training loop
+diagnostics    k-hat, adequacy of K, active units, mutual information, inference gaps
+evaluation     ELBO and IWAE bounds of any model and guide with standard errors; Checks: AIS, BDMC, gaps, latent units
+testing        check: conformance tests for your own parts
+report         HTML page of an evaluation, its figures, comparison of runs, ArviZ tree
 cli            pyrovae train | evaluate | compare | generate
 
 A swap is one line:
@@ -47,10 +47,10 @@ import importlib
 from types import ModuleType
 
 from pyrovae import bounds, data, diagnostics, likelihoods, networks, objectives, posteriors, priors, results, training
-from pyrovae.describe import Described
-from pyrovae.evaluate import Checks, evaluate
-from pyrovae.particles import log_joint, log_weights, particles
+from pyrovae.evaluation import Checks, evaluate
+from pyrovae.importance.sampling import log_joint, log_weights, particles
 from pyrovae.results import compare
+from pyrovae.runtime.serialization import Described
 from pyrovae.training import Training, fit, load
 from pyrovae.vae import VAE
 

@@ -12,14 +12,14 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from pyrovae import memory
 from pyrovae.data import Split
-from pyrovae.describe import Described
 from pyrovae.likelihoods import Bernoulli, ContinuousBernoulli, Likelihood
 from pyrovae.networks.from_torch import TorchDecoder, TorchEncoder
 from pyrovae.posteriors import DiagonalNormal, Posterior
 from pyrovae.priors import Prior, StandardNormal
-from pyrovae.sandbox import forked_random, module_mode, stream_seed
+from pyrovae.runtime import memory
+from pyrovae.runtime.context import forked_random, module_mode, stream_seed
+from pyrovae.runtime.serialization import Described
 
 
 class VAE(Described, nn.Module):
@@ -216,7 +216,7 @@ class VAE(Described, nn.Module):
                 )
         rows = num_samples * float(torch.Size(self.likelihood.param_shape).numel() + self.prior.latent_dim)
         memory.require(
-            4 * 4 * rows, what=f"drawing {num_samples} samples", cure="draw fewer at a time", device=self._device
+            4 * 4 * rows, what=f"drawing {num_samples} samples", hint="draw fewer at a time", device=self._device
         )
         with module_mode([self], training=False), forked_random(stream_seed(seed, "generate"), self._device):
             z = self.prior(*covariates).sample() if self.prior.conditional else self.prior().sample((num_samples,))

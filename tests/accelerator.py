@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from pyrovae import sandbox
+from pyrovae.runtime import context
 
 DEVICE = torch.device("meta")
 aten = torch.ops.aten
@@ -136,6 +136,6 @@ def accelerator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Accelerator]:
 
     with monkeypatch.context() as patched, Accelerator() as mode:
         patched.setattr(torch, "get_device_module", lambda device: own if device.type == "meta" else module_of(device))
-        patched.setattr(sandbox, "_where", lambda device: ())
+        patched.setattr(context, "_where", lambda device: ())
         patched.setattr(torch, "tensor", tensor)
         yield mode

@@ -14,7 +14,7 @@ from pyrovae import VAE, likelihoods, networks, posteriors, priors
 from pyrovae.data.synthetic import LinearGaussian
 from pyrovae.likelihoods import Likelihood
 
-Pair = tuple[Callable[..., None], Callable[..., None]]
+ModelGuide = tuple[Callable[..., None], Callable[..., None]]
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def linear_gaussian(*, latent_dim: int = 3, x_dim: int = 5, scale: float = 0.7, 
     return LinearGaussian(q * lengths, bias, scale)
 
 
-def pair_of(truth: LinearGaussian, *, offset: float = 0.0, widen: float = 1.0) -> Pair:
+def pair_of(truth: LinearGaussian, *, offset: float = 0.0, widen: float = 1.0) -> ModelGuide:
     """Return the model as a Pyro pair whose guide is the exact posterior, shifted and widened."""
 
     def model(x: Tensor) -> None:
@@ -56,7 +56,7 @@ def pair_of(truth: LinearGaussian, *, offset: float = 0.0, widen: float = 1.0) -
     return model, guide
 
 
-def scalar_pair(q_mean: float, q_variance: float, *, pixels: bool = False) -> Pair:
+def scalar_pair(q_mean: float, q_variance: float, *, pixels: bool = False) -> ModelGuide:
     """Return the one-dimensional pairs of the reference table: a Gaussian one, and one with three Bernoulli pixels."""
 
     def model(x: Tensor) -> None:

@@ -14,19 +14,19 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import Pair, TwoLayers, linear_gaussian, make_vae, pair_of
+from conftest import ModelGuide, TwoLayers, linear_gaussian, make_vae, pair_of
 from numpy.polynomial.hermite_e import hermegauss
 from torch import Tensor
 
 import pyrovae
 from pyrovae import bounds, diagnostics, likelihoods, posteriors, priors
-from pyrovae.bounds import annealing
-from pyrovae.bounds.annealing import Kernel, Path, transition
+from pyrovae.bounds import hmc as annealing
+from pyrovae.bounds.hmc import Kernel, Path, transition
 from pyrovae.data.synthetic import LinearGaussian
-from pyrovae.particles import log_weights
+from pyrovae.importance import UnconstrainedLatents, scoring_context, simulate
+from pyrovae.importance.sampling import log_weights
 from pyrovae.results import Annealing, AnnealingSettings, PairedDifference, Sandwich
-from pyrovae.sandbox import stream_seed
-from pyrovae.scoring import FlatSpace, inspected, simulate
+from pyrovae.runtime.context import stream_seed
 from pyrovae.testing import log_evidence, small_vae
 
 ais_file, bdmc_file, pilot_file = (importlib.import_module(f"pyrovae.bounds.{n}") for n in ("ais", "bdmc", "pilot"))
@@ -64,11 +64,11 @@ def check_sandwich(sandwich: Sandwich, exact: Tensor, *, width: float, each: flo
 
 
 def kernel_of(
-    pair: Pair, x: Tensor, *, steps: list[float], from_prior: bool = False, num_leapfrog: int = 2
-) -> tuple[FlatSpace, Kernel]:
+    pair: ModelGuide, x: Tensor, *, steps: list[float], from_prior: bool = False, num_leapfrog: int = 2
+) -> tuple[UnconstrainedLatents, Kernel]:
     """Return transitions with given step sizes, in units of 1."""
-    with inspected(*pair, (x,), modules=()) as found:
-        space = FlatSpace(found, (x,), torch.arange(len(x)))
+    with scoring_context(*pair, (x,), modules=()) as found:
+        space = UnconstrainedLatents(found, (x,), torch.arange(len(x)))
     path = Path(space, from_prior=from_prior, chunk_size=2**20)
     sizes = torch.tensor(steps).reshape(-1, 1, 1).expand(-1, len(x), 1)
     return space, Kernel(path, torch.ones(len(x), space.dim), sizes, num_leapfrog)
@@ -206,7 +206,7 @@ def test_wide_guide_of_ten_dimensions_is_tight_with_the_defaults(seed: int) -> N
     assert 0.8 < sandwich.acceptance < 0.97
 
 
-def narrow_pair(seed: int) -> tuple[LinearGaussian, Tensor, Pair]:
+def narrow_pair(seed: int) -> tuple[LinearGaussian, Tensor, ModelGuide]:
     """Return a narrow likelihood of 20 pixels, data, and a guide that misses its posterior a little."""
     generator = torch.Generator().manual_seed(seed)
     truth = LinearGaussian(torch.randn(20, 10, generator=generator), torch.zeros(20), 0.1)
@@ -312,7 +312,7 @@ def test_two_layers_lie_between(
     assert -0.1 - slack < low < slack
 
 
-def log_normal() -> tuple[Pair, Callable[[Tensor], Tensor], Tensor]:
+def log_normal() -> tuple[ModelGuide, Callable[[Tensor], Tensor], Tensor]:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.LogNormal(torch.tensor(0.0), 1.0))
@@ -325,7 +325,7 @@ def log_normal() -> tuple[Pair, Callable[[Tensor], Tensor], Tensor]:
     return (model, guide), dist.Normal(0.0, math.sqrt(1.25)).log_prob, torch.zeros(40)
 
 
-def gamma() -> tuple[Pair, Callable[[Tensor], Tensor], Tensor]:
+def gamma() -> tuple[ModelGuide, Callable[[Tensor], Tensor], Tensor]:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Gamma(torch.tensor(2.0), 0.5))
@@ -338,7 +338,7 @@ def gamma() -> tuple[Pair, Callable[[Tensor], Tensor], Tensor]:
     return (model, guide), dist.GammaPoisson(torch.tensor(2.0), 0.5).log_prob, torch.ones(40)
 
 
-def dirichlet() -> tuple[Pair, Callable[[Tensor], Tensor], Tensor]:
+def dirichlet() -> tuple[ModelGuide, Callable[[Tensor], Tensor], Tensor]:
     prior = torch.tensor([1.0, 2.0, 1.5])
 
     def model(x: Tensor) -> None:
@@ -357,7 +357,7 @@ def dirichlet() -> tuple[Pair, Callable[[Tensor], Tensor], Tensor]:
 @pytest.mark.parametrize("from_prior", [False, True])
 @pytest.mark.parametrize("make", [log_normal, gamma, dirichlet])
 def test_constrained_latents_lie_between(
-    make: Callable[[], tuple[Pair, Callable[[Tensor], Tensor], Tensor]],
+    make: Callable[[], tuple[ModelGuide, Callable[[Tensor], Tensor], Tensor]],
     from_prior: bool,  # noqa: FBT001
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -433,7 +433,7 @@ def test_pilot_has_draws_of_its_own_and_finds_each_datum_its_steps() -> None:
 
     widen = torch.tensor([1.0, 5.0]).repeat(15).unsqueeze(1)
     args, settings = (x, widen), AnnealingSettings(num_temperatures=20)
-    with inspected(lambda x, _: pair_of(truth)[0](x), guide, args, modules=()) as pair, torch.no_grad():
+    with scoring_context(lambda x, _: pair_of(truth)[0](x), guide, args, modules=()) as pair, torch.no_grad():
         kernel, again, other = (
             pilot_file.frozen_kernel(pair, args, torch.arange(30), settings, number=number) for number in (0, 0, 1)
         )
@@ -510,7 +510,7 @@ def test_default_batches_cover_all_data() -> None:
 # ---- pairs of other shapes
 
 
-def shaped_pair(kind: str, truth: LinearGaussian) -> Pair:
+def shaped_pair(kind: str, truth: LinearGaussian) -> ModelGuide:
     """Return a linear-Gaussian pair, with a shift of x as covariate, that is written in another way."""
 
     def plate(x: Tensor) -> Any:
@@ -580,7 +580,7 @@ def simulated(model: Callable[..., None], *args: Tensor) -> tuple[tuple[Any, ...
         with pyro.plate("data", len(args[0])):
             pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
 
-    with inspected(model, guide, args, modules=()) as pair:
+    with scoring_context(model, guide, args, modules=()) as pair:
         return simulate(pair, args, torch.arange(len(args[0])))
 
 
@@ -670,7 +670,7 @@ def test_a_distribution_without_draws_is_refused() -> None:
 # ---- numbers that are not finite, and records
 
 
-def patchy_pair() -> Pair:
+def patchy_pair() -> ModelGuide:
     """Return a pair whose likelihood is -inf left of 0, NaN right of 3, and of no z at all for x > 50."""
 
     class Patchy(dist.Normal):
@@ -885,7 +885,7 @@ def test_a_guide_without_a_density_of_given_z_is_told() -> None:
         bounds.ais(model, guide, x, modules=[planar])
     assert bounds.ais(model, guide, x, from_prior=True, modules=[planar]).bound.value is not None
     checks = pyrovae.Checks(num_annealed=4, num_simulated=4, num_refined=4, num_encoded=4)
-    found = pyrovae.evaluate(model, guide, x, ks=(1, 10), checks=checks, modules=[planar], shown=False)
+    found = pyrovae.evaluate(model, guide, x, ks=(1, 10), checks=checks, modules=[planar], show_progress=False)
     assert {"AIS", "BDMC"} <= set(found.checked.left_out)
 
 

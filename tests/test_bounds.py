@@ -10,9 +10,9 @@ from conftest import TwoLayers, linear_gaussian, pair_of, scalar_pair
 from pyro.infer import RenyiELBO
 
 from pyrovae import bounds
-from pyrovae.bounds.iwae import nearest_ladder
-from pyrovae.evaluate import evaluate
-from pyrovae.particles import log_joint, log_weights, particles
+from pyrovae.bounds.multi_sample import nearest_ladder
+from pyrovae.evaluation import evaluate
+from pyrovae.importance.sampling import log_joint, log_weights, particles
 from pyrovae.results import Estimate, bits_per_dimension
 
 ONE_AND_A_HALF = torch.tensor([1.5])
@@ -55,7 +55,7 @@ def test_exact_guide_makes_every_weight_exact(x_dim: int) -> None:
     model, guide = pair_of(truth)
     weights = log_weights(model, guide, x, num_particles=200)
     assert (weights - exact).abs().max() < 1e-9
-    evaluation = evaluate(model, guide, x, ks=(1, 10, 200), shown=False)
+    evaluation = evaluate(model, guide, x, ks=(1, 10, 200), show_progress=False)
     for k in (1, 10, 200):
         assert (evaluation.per_datum[f"L_{k}"] - exact).abs().max() < 1e-9
     difference = evaluation.per_datum["ELBO"].mean() - exact.mean()
@@ -68,7 +68,7 @@ def test_spoiled_guide_orders_the_bounds_below_the_truth(seed: int) -> None:
     truth = linear_gaussian(seed=seed)
     x = truth.sample(50, seed=seed)
     exact = truth.log_prob(x)
-    evaluation = evaluate(*pair_of(truth, offset=0.3, widen=1.5), x, ks=(1, 50, 5000), seed=seed, shown=False)
+    evaluation = evaluate(*pair_of(truth, offset=0.3, widen=1.5), x, ks=(1, 50, 5000), seed=seed, show_progress=False)
     elbo, _, _, l_1, l_50, l_5000 = evaluation.estimates
     assert l_50.value - elbo.value > 4 * math.hypot(elbo.se_monte_carlo, l_50.se_monte_carlo)
     rise, error = mean_and_error(evaluation.per_datum["L_5000"] - evaluation.per_datum["L_50"])  # of the same draws
@@ -131,7 +131,9 @@ def test_weight_variance_of_the_reference_table() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_ladder_is_monotone_for_every_datum(seed: int) -> None:
     truth = linear_gaussian()
-    evaluation = evaluate(*pair_of(truth, widen=0.4), truth.sample(40), ks=(1, 2, 6, 60, 600), seed=seed, shown=False)
+    evaluation = evaluate(
+        *pair_of(truth, widen=0.4), truth.sample(40), ks=(1, 2, 6, 60, 600), seed=seed, show_progress=False
+    )
     ladder = torch.stack([evaluation.per_datum[f"L_{k}"] for k in (1, 2, 6, 60, 600)])
     assert (ladder.diff(dim=0) >= -1e-12).all()
 
@@ -143,7 +145,7 @@ def test_ladder_is_monotone_for_every_datum(seed: int) -> None:
 def test_rungs_that_do_not_divide_are_refused_with_the_nearest(ks: tuple[int, ...], nearest: str) -> None:
     truth = linear_gaussian()
     with pytest.raises(ValueError, match=r"each K must divide the next") as error:
-        evaluate(*pair_of(truth), truth.sample(2), ks=ks, shown=False)
+        evaluate(*pair_of(truth), truth.sample(2), ks=ks, show_progress=False)
     assert str(error.value).endswith(f"the nearest that do are {nearest}")
 
 
@@ -163,7 +165,7 @@ def test_weights_are_not_a_multiple_of_the_last_rung() -> None:
 def test_two_layers_elbo_is_the_mean_log_weight(bottom_up: bool) -> None:  # noqa: FBT001
     pair = TwoLayers(bottom_up=bottom_up)
     x = torch.bernoulli(torch.full((6, 4), 0.5))
-    evaluation = evaluate(pair.model, pair.guide, x, ks=(1, 20_000), shown=False)
+    evaluation = evaluate(pair.model, pair.guide, x, ks=(1, 20_000), show_progress=False)
     record = particles(pair.model, pair.guide, x, num_particles=20_000)
     per_particle = record.log_weights.mean(1)
     mean, error = mean_and_error(per_particle)
@@ -179,7 +181,7 @@ def test_renyi_agrees_where_it_is_right() -> None:
     renyi = RenyiELBO(alpha=0, num_particles=50, vectorize_particles=True, max_plate_nesting=1)
     repeats = torch.tensor([-renyi.loss(model, guide, x) / 4 for _ in range(400)])
     mean, error = mean_and_error(repeats)
-    evaluation = evaluate(model, guide, x, ks=(50, 5000), shown=False)
+    evaluation = evaluate(model, guide, x, ks=(50, 5000), show_progress=False)
     assert abs(mean - evaluation.iwae[0].value) < 4 * math.hypot(error, evaluation.iwae[0].se_monte_carlo)
 
 

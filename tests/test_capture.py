@@ -29,9 +29,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from pyrovae import VAE, likelihoods, networks, posteriors, priors
+from pyrovae.compile import NotRecordableError, has_compiler, is_recording
 from pyrovae.data import from_arrays, transforms
 from pyrovae.objectives import ELBO, IWAE, STL, DReG, Objective, Terms, schedules
-from pyrovae.recording import NotRecordableError, has_compiler, is_recording
 from pyrovae.training import Training, capture, engine, fit, recorded
 from pyrovae.training.adam import Adam
 from pyrovae.training.recorded import RecordedStep
@@ -295,8 +295,8 @@ def test_what_changes_is_followed(change: Callable[..., None]) -> None:
             step(x)
         if how != "unchanged":
             change(step, vae, x)
-        shown = [torch.stack(step(x)) for _ in range(5)]
-        results[how] = torch.cat([*shown, *(parameter.detach().flatten() for parameter in vae.parameters())])
+        show_progress = [torch.stack(step(x)) for _ in range(5)]
+        results[how] = torch.cat([*show_progress, *(parameter.detach().flatten() for parameter in vae.parameters())])
     assert distance(results["captured"], results["eager"]) < 1e-12
     assert distance(results["unchanged"], results["eager"]) > 1e-4
 
@@ -350,19 +350,19 @@ def fitted(how: str, **options: Any) -> tuple[Any, Tensor]:
     vae = make_vae()
     extra = {name: options.pop(name) for name in ("folder", "resume", "on_epoch") if name in options}
     training = Training(**({"epochs": 6, "batch_size": 16, "device": "cpu", "engine": how} | options))
-    history = fit(vae.model, vae.guide, data(), training=training, shown=False, **extra)
-    shown = [(e.elbo, e.reconstruction, e.kl, e.objective, *e.validation.values()) for e in history.epochs]
+    history = fit(vae.model, vae.guide, data(), training=training, show_progress=False, **extra)
+    show_progress = [(e.elbo, e.reconstruction, e.kl, e.objective, *e.validation.values()) for e in history.epochs]
     values = torch.cat([parameter.detach().flatten() for parameter in vae.parameters()])
-    return torch.tensor(shown), values
+    return torch.tensor(show_progress), values
 
 
 @pytest.mark.usefixtures("_uncompiled")
 @pytest.mark.parametrize("batch_size", [16, 17, 50])
 def test_fit_gives_the_same_numbers(batch_size: int) -> None:
     """51 data: three full minibatches of 17; three and a short one; one full, one of a single datum."""
-    shown, values = fitted("captured", batch_size=batch_size, final_learning_rate=1e-4, clip_norm=3.0)
+    show_progress, values = fitted("captured", batch_size=batch_size, final_learning_rate=1e-4, clip_norm=3.0)
     expected, reached = fitted("eager", batch_size=batch_size, final_learning_rate=1e-4, clip_norm=3.0)
-    assert distance(shown, expected) < 1e-12
+    assert distance(show_progress, expected) < 1e-12
     assert distance(values, reached) < 1e-12
 
 
@@ -379,21 +379,21 @@ def test_short_batches_that_come_often_are_recorded_too(monkeypatch: pytest.Monk
 
 @pytest.mark.usefixtures("_uncompiled")
 def test_resuming_a_captured_run_gives_the_same_numbers(tmp_path: Any) -> None:
-    shown, values = fitted("captured")
+    show_progress, values = fitted("captured")
     fitted("captured", folder=tmp_path, on_epoch=lambda epoch: epoch.epoch == 3)
     again, reached = fitted("captured", folder=tmp_path, resume=True)
-    assert torch.equal(again, shown)
+    assert torch.equal(again, show_progress)
     assert torch.equal(reached, values)
 
 
 @compiler
 @pytest.mark.slow
 def test_resuming_a_compiled_run_gives_the_same_numbers(tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
-    shown, values = fitted("captured")
+    show_progress, values = fitted("captured")
     fitted("captured", folder=tmp_path, on_epoch=lambda epoch: epoch.epoch == 3)
     again, reached = fitted("captured", folder=tmp_path, resume=True)
     assert "not compiled" not in caplog.text
-    assert torch.equal(again, shown)
+    assert torch.equal(again, show_progress)
     assert torch.equal(reached, values)
 
 
@@ -438,7 +438,13 @@ def test_the_first_batch_is_checked_before_anything_is_recorded(monkeypatch: pyt
     vae = make_vae()
     grey = from_arrays(torch.rand(40, 1, 8, 8), validation=4, test=4)
     with pytest.raises(ValueError, match="binarize them"):
-        fit(vae.model, vae.guide, grey, training=Training(epochs=2, device="cpu", engine="captured"), shown=False)
+        fit(
+            vae.model,
+            vae.guide,
+            grey,
+            training=Training(epochs=2, device="cpu", engine="captured"),
+            show_progress=False,
+        )
     step = capture(vae.model, vae.guide, torch.ones(3, 1, 8, 8))
     with pytest.raises(ValueError, match="binarize them"):
         step(torch.full((3, 1, 8, 8), 0.5))
@@ -594,7 +600,7 @@ def test_a_failed_capture_leaves_no_trace(name: str, monkeypatch: pytest.MonkeyP
     step: Any = capture(pair.model, pair.guide, x, objective=objective)
     step(x)
     before, pair.fails = state_of(pair), True
-    monkeypatch.setattr("pyrovae.recording.graph.compile_graph", no_compiler)
+    monkeypatch.setattr("pyrovae.compile.trace.compile_graph", no_compiler)
     with pytest.raises(KeyboardInterrupt if name == "Ctrl-C" else NotRecordableError, match=reason):
         step._step.record((x,), torch.ones(())).recording.compile((x,))
     assert state_of(pair) == before
@@ -688,7 +694,13 @@ def test_a_pair_that_draws_its_own_rows_is_refused() -> None:
 
     with pytest.raises(ValueError, match="draws rows of the data by itself"):
         capture(model, guide, batches(1, size=30)[0])
-    fit(model, guide, batches(1, size=30)[0], training=Training(epochs=3, engine="captured", device="cpu"), shown=False)
+    fit(
+        model,
+        guide,
+        batches(1, size=30)[0],
+        training=Training(epochs=3, engine="captured", device="cpu"),
+        show_progress=False,
+    )
 
 
 def test_more_tensors_to_train_than_before_are_refused() -> None:

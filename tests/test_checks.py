@@ -10,13 +10,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import Pair, TwoLayers, linear_gaussian, make_vae, pair_of
+from conftest import ModelGuide, TwoLayers, linear_gaussian, make_vae, pair_of
 from torch import Tensor
 
 import pyrovae
 from pyrovae import Checks, bounds, diagnostics
-from pyrovae.diagnostics import judge_with_checks, summarize_weights
-from pyrovae.evaluate import evaluate
+from pyrovae.diagnostics import assess_with_checks, summarize_weights
+from pyrovae.evaluation import evaluate
 from pyrovae.results import Estimate, Evaluation, PairedDifference
 from pyrovae.results.record import tensors_of
 
@@ -28,7 +28,7 @@ def test_checks_are_those_of_the_functions_on_the_first_data() -> None:
     truth = linear_gaussian()
     x = truth.sample(12)
     model, guide = pair_of(truth, widen=1.3)
-    found = evaluate(model, guide, x, ks=(1, 50), checks=FEW, seed=3, shown=False)
+    found = evaluate(model, guide, x, ks=(1, 50), checks=FEW, seed=3, show_progress=False)
     checked = found.checked
     assert checked is not None
     assert not checked.left_out
@@ -57,19 +57,19 @@ def test_the_gap_is_split_below_the_tighter_bound() -> None:
     truth = linear_gaussian(latent_dim=5, x_dim=8, scale=0.2)
     x = truth.sample(10)
     few = Checks(num_annealed=10, num_simulated=0, num_refined=10, num_encoded=0, refit_epochs=0)
-    poor = evaluate(*pair_of(truth, offset=0.4, widen=0.5), x, ks=(1, 5), checks=few, shown=False)
-    exact = evaluate(*pair_of(truth), x, ks=(1, 5), checks=few, shown=False)
+    poor = evaluate(*pair_of(truth, offset=0.4, widen=0.5), x, ks=(1, 5), checks=few, show_progress=False)
+    exact = evaluate(*pair_of(truth), x, ks=(1, 5), checks=few, show_progress=False)
     assert poor.checked.gaps.bound.label == "AIS"
     assert torch.equal(poor.checked.gaps.per_datum["bound"], poor.checked.annealing.per_datum["AIS"])
     assert poor.checked.gaps.bound.se_monte_carlo == pytest.approx(poor.checked.annealing.bound.se_monte_carlo)
     assert poor.checked.gaps.approximation.se_monte_carlo > poor.checked.gaps.bound.se_monte_carlo
     assert exact.checked.gaps.bound.label == "L_2000"  # five particles may not stand for log p(x)
-    enough = evaluate(*pair_of(truth), x, ks=(1, 1000), checks=few, shown=False)
+    enough = evaluate(*pair_of(truth), x, ks=(1, 1000), checks=few, show_progress=False)
     assert torch.equal(enough.checked.gaps.per_datum["bound"], enough.per_datum["L_1000"])
     assert enough.checked.gaps.bound.se_monte_carlo == enough.iwae[-1].se_monte_carlo
 
 
-def one_of_two_modes(scale: float = 0.05) -> Pair:
+def one_of_two_modes(scale: float = 0.05) -> ModelGuide:
     """Return a pair whose posterior has two equal modes, its guide being exact on one of them.
 
     log p(x) = log 2 + log N(x; 0, 1 + scale^2) but for what the halves overlap, and every weight is half of p(x).
@@ -91,7 +91,7 @@ def test_a_mode_that_the_guide_never_visits_is_no_enough_where_bdmc_sees_it() ->
     x = torch.linspace(0.8, 2.0, 8)
     truth = math.log(2) + dist.Normal(0.0, (1 + 0.05**2) ** 0.5).log_prob(x)
     checks = Checks(num_annealed=8, num_simulated=8, num_refined=0, num_encoded=0, num_chains=4, num_temperatures=10)
-    found = evaluate(*one_of_two_modes(), x, ks=(1, 5, 50, 500), checks=checks, shown=False)
+    found = evaluate(*one_of_two_modes(), x, ks=(1, 5, 50, 500), checks=checks, show_progress=False)
     missing = truth - found.per_datum["L_500"]
     torch.testing.assert_close(missing, torch.full_like(missing, math.log(2)))
     assert found.weights.verdict == "K may not be enough"
@@ -106,25 +106,25 @@ def test_a_mode_that_the_guide_never_visits_is_no_enough_where_bdmc_sees_it() ->
     for by, verdict in ((0.7, "K is not enough"), (0.04, "K may not be enough")):
         higher = PairedDifference.over_data("AIS", ais + by, "L_500", found.per_datum["L_500"])
         checked = replace(found.checked, higher=higher)
-        assert judge_with_checks(alone, checked).verdict == verdict
+        assert assess_with_checks(alone, checked).verdict == verdict
     lost = replace(found.checked.sandwich, gap=Estimate("BDMC - AIS", 4, None, None, None, "inf"), num_not_finite=3)
-    amended = judge_with_checks(alone, replace(found.checked, sandwich=lost))
+    amended = assess_with_checks(alone, replace(found.checked, sandwich=lost))
     assert amended.verdict == "K may not be enough"
     assert "BDMC has no bounds for 3 of 8 simulated data" in amended.reason
-    assert judge_with_checks(alone, replace(found.checked, sandwich=None)) == alone
-    assert judge_with_checks(alone, None) == alone
+    assert assess_with_checks(alone, replace(found.checked, sandwich=None)) == alone
+    assert assess_with_checks(alone, None) == alone
 
 
 def test_checks_of_an_exact_guide_leave_the_verdict() -> None:
     truth = linear_gaussian()
-    found = evaluate(*pair_of(truth), truth.sample(12), ks=(1, 5, 50, 500), checks=FEW, shown=False)
+    found = evaluate(*pair_of(truth), truth.sample(12), ks=(1, 5, 50, 500), checks=FEW, show_progress=False)
     assert found.weights.verdict == "K is enough"
 
 
 def test_more_data_than_there_are_means_all() -> None:
     truth = linear_gaussian()
     checks = Checks(num_annealed=100, num_simulated=0, num_refined=0, num_encoded=0)
-    found = evaluate(*pair_of(truth), truth.sample(3), ks=(1, 5), checks=checks, shown=False)
+    found = evaluate(*pair_of(truth), truth.sample(3), ks=(1, 5), checks=checks, show_progress=False)
     assert found.checked.annealing.num_data == 3
     assert found.checked.annealing.data == "tensors"
     assert (found.checked.sandwich, found.checked.gaps, found.checked.latents) == (None, None, None)
@@ -142,7 +142,7 @@ def test_a_check_that_cannot_be_had_is_left_out_with_its_reason() -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(x.exp() / 2, 0.8))
 
-    found = evaluate(model, guide, torch.randn(6), ks=(1, 5), checks=FEW, shown=False)
+    found = evaluate(model, guide, torch.randn(6), ks=(1, 5), checks=FEW, show_progress=False)
     assert found.checked.sandwich is None
     assert found.checked.annealing is not None
     assert set(found.checked.left_out) == {"BDMC"}
@@ -152,7 +152,7 @@ def test_a_check_that_cannot_be_had_is_left_out_with_its_reason() -> None:
 def test_an_evaluation_with_checks_comes_back_from_json() -> None:
     pair = TwoLayers(bottom_up=True)
     x = torch.bernoulli(torch.full((8, 4), 0.5))
-    found = evaluate(pair.model, pair.guide, x, ks=(1, 5, 50), checks=FEW, shown=False)
+    found = evaluate(pair.model, pair.guide, x, ks=(1, 5, 50), checks=FEW, show_progress=False)
     text = found.to_json()
     json.loads(text, parse_constant=pytest.fail)
     tensors = tensors_of(found)
@@ -171,7 +171,7 @@ def test_the_callers_state_is_as_before() -> None:
     before = {name: value.clone() for name, value in vae.state_dict().items()}
     state = torch.get_rng_state()
     vae.train()
-    evaluate(vae.model, vae.guide, x, ks=(1, 5), checks=FEW, shown=False)
+    evaluate(vae.model, vae.guide, x, ks=(1, 5), checks=FEW, show_progress=False)
     assert torch.equal(torch.get_rng_state(), state)
     assert vae.training
     assert all(torch.equal(value, before[name]) for name, value in vae.state_dict().items())
@@ -189,5 +189,5 @@ def test_numbers_out_of_range_are_told(wrong: dict[str, float]) -> None:
 def test_the_same_seed_gives_the_same_evaluation() -> None:
     vae = make_vae()
     data = pyrovae.data.digits().for_form("binary").test.first(8)
-    one, two = (evaluate(vae.model, vae.guide, data, ks=(1, 5), checks=FEW, shown=False) for _ in range(2))
+    one, two = (evaluate(vae.model, vae.guide, data, ks=(1, 5), checks=FEW, show_progress=False) for _ in range(2))
     assert one.to_json().replace(one.date, "") == two.to_json().replace(two.date, "")

@@ -21,7 +21,7 @@ import torch
 import pyrovae
 from pyrovae.cli import main
 from pyrovae.cli.train import _menus
-from pyrovae.sandbox import forked_random, stream_seed
+from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.training.folder import MANIFEST, RunFolder
 
 HIDDEN = ["--encoder.hidden", "16", "--decoder.hidden", "16"]
@@ -719,9 +719,9 @@ def test_a_vamp_run_is_trained_resumed_and_evaluated(capsys: pytest.CaptureFixtu
 def test_likelihoods_of_the_wrong_data_name_the_cure(capsys: pytest.CaptureFixture[str]) -> None:
     generator = np.random.default_rng(0)
     np.save("floats.npy", generator.normal(size=(60, 3)))
-    for name, cure in (("Categorical", "such as Gaussian"), ("Poisson", "such as Gaussian")):
+    for name, hint in (("Categorical", "such as Gaussian"), ("Poisson", "such as Gaussian")):
         line = fails(capsys, "train", "--data", "floats.npy", "--likelihood", name)
-        assert cure in line or "choose a likelihood for another form of data" in line
+        assert hint in line or "choose a likelihood for another form of data" in line
     np.save("counts.npy", generator.poisson(300.0, size=(60, 3)))
     assert main(["train", "--data", "counts.npy", "--likelihood", "Poisson", "--folder", "run", *QUICK]) == 0
     assert main(["evaluate", "--checks", "false", "run", "--ks", "1"]) == 0

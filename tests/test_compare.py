@@ -51,7 +51,9 @@ def evaluations() -> dict[str, Evaluation]:
     for seed, (name, split) in enumerate({"a": data.test, "b": data.test, "c": data.validation}.items()):
         torch.manual_seed(seed)
         vae = make_vae()
-        found[name] = pyrovae.evaluate(vae.model, vae.guide, split.first(20), ks=(1, 4), device="cpu", shown=False)
+        found[name] = pyrovae.evaluate(
+            vae.model, vae.guide, split.first(20), ks=(1, 4), device="cpu", show_progress=False
+        )
     torch.set_default_dtype(default)
     return found
 
@@ -204,7 +206,7 @@ def test_binarization_with_another_seed_is_refused(evaluations: dict[str, Evalua
     data = pyrovae.data.digits().for_form("binary")
     split = dataclasses.replace(data.test.first(20), seed=5)
     vae = make_vae()
-    other = pyrovae.evaluate(vae.model, vae.guide, split, ks=(1, 4), device="cpu", shown=False)
+    other = pyrovae.evaluate(vae.model, vae.guide, split, ks=(1, 4), device="cpu", show_progress=False)
     with pytest.raises(ValueError, match=r"the values that were scored.*Draw binarization and noise with one seed"):
         pyrovae.compare({"a": evaluations["a"], "b": other})
 

@@ -23,11 +23,11 @@ from torch import Tensor
 import pyrovae
 from pyrovae import VAE, bounds, diagnostics, likelihoods, networks, posteriors, priors
 from pyrovae.data import Data, Split, transforms
+from pyrovae.importance import chunk_sizes as sizes
 from pyrovae.objectives import ELBO, IWAE, STL, DReG
 from pyrovae.posteriors import Posterior
 from pyrovae.priors import Prior
 from pyrovae.results import Epoch
-from pyrovae.scoring import sizes
 from pyrovae.training import Training, capture, fit
 
 BINARY = torch.bernoulli(torch.full((7, 1, 8, 8), 0.3).double(), generator=torch.Generator().manual_seed(0))
@@ -74,7 +74,7 @@ VAES: dict[str, Callable[[], VAE]] = {
 
 
 def evaluated(vae: VAE, x: Tensor) -> dict[str, Tensor]:
-    return pyrovae.evaluate(vae.model, vae.guide, x, ks=(1, 30), shown=False).per_datum
+    return pyrovae.evaluate(vae.model, vae.guide, x, ks=(1, 30), show_progress=False).per_datum
 
 
 def annealed(vae: VAE, x: Tensor) -> dict[str, Tensor]:
@@ -197,11 +197,11 @@ def test_steps_ask_for_nothing(monkeypatch: pytest.MonkeyPatch, name: str) -> No
                 model, guide, data[0], objective=objective(), engine="eager", clip_norm=1.0, optimizer=torch.optim.SGD
             )
             torch.manual_seed(2)
-            shown = [torch.stack(step(x)) for x in data[:1]]
+            show_progress = [torch.stack(step(x)) for x in data[:1]]
             device.asked.clear()
             device.met.clear()
-            shown += [torch.stack(step(x)) for x in data[1:]]
+            show_progress += [torch.stack(step(x)) for x in data[1:]]
             assert set(device.asked) <= ({"torch.tensor"} if "two layers" in name else set())  # of a pair's own numbers
             assert not device.met
-            losses.append(torch.stack(shown).cpu())
+            losses.append(torch.stack(show_progress).cpu())
     assert distance(*losses) < 1e-10

@@ -14,16 +14,16 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import Pair, TwoLayers, linear_gaussian, make_vae, pair_of, scalar_pair
+from conftest import ModelGuide, TwoLayers, linear_gaussian, make_vae, pair_of, scalar_pair
 from torch import Tensor
 
 from pyrovae import bounds, diagnostics
 from pyrovae.data.synthetic import LinearGaussian
 from pyrovae.diagnostics import information, psis
-from pyrovae.diagnostics.collapse import judge_collapse, judge_prior
+from pyrovae.diagnostics.collapse import assess_collapse, assess_prior
 from pyrovae.diagnostics.ladder import Ladder
 from pyrovae.diagnostics.units import active_units
-from pyrovae.particles import log_weights, particles
+from pyrovae.importance.sampling import log_weights, particles
 from pyrovae.results import Estimate, Latents, Weights
 from pyrovae.results.latents import Unit
 from pyrovae.results.record import from_plain, to_plain
@@ -207,7 +207,7 @@ def test_moderate_guide_is_enough_and_its_gap_is_known() -> None:
     assert "K = 69,000" in strict.reason or "K = 70,000" in strict.reason or "K = 68,000" in strict.reason
 
 
-def narrow_gaussian(num_data: int) -> tuple[LinearGaussian, Pair, Tensor, Tensor]:
+def narrow_gaussian(num_data: int) -> tuple[LinearGaussian, ModelGuide, Tensor, Tensor]:
     """Return a narrow likelihood with a guide that misses the posterior by more than its width."""
     generator = torch.Generator().manual_seed(0)
     truth = LinearGaussian(torch.randn(20, 10, generator=generator), torch.zeros(20), 0.1)
@@ -313,19 +313,19 @@ def test_k_is_extrapolated_by_the_measured_power() -> None:
     gap = 0.2 / (10**0.34 - 1)
     wanted = 500 * (gap / 0.05) ** (1 / 0.34)
     clear = Ladder((5, 50, 500), 0.2, 0.02, 0.34, 0.1, gap)
-    verdict, reason = diagnostics.judge(clear, **numbers)
+    verdict, reason = diagnostics.assess(clear, **numbers)
     assert verdict == "K is not enough"
     assert f"under K^-0.34, as measured, it takes K = {round(wanted, -3):,.0f}" in reason
     assert "c / K" not in reason
     doubtful = replace(clear, power_error=0.4, extrapolated=0.2 / 9)
     for bias in (0.06, 0.2):
-        verdict, reason = diagnostics.judge(doubtful, **numbers | {"bias": bias})
+        verdict, reason = diagnostics.assess(doubtful, **numbers | {"bias": bias})
         assert "as measured" in reason
         assert f"under c / K it would take K = {500 * bias / 0.05:,.0f}" in reason
     flat = replace(clear, power=-0.1, power_error=0.6, extrapolated=0.2 / 9)
-    assert "the rungs do not show how the gap falls" in diagnostics.judge(flat, **numbers | {"bias": 0.06})[1]
+    assert "the rungs do not show how the gap falls" in diagnostics.assess(flat, **numbers | {"bias": 0.06})[1]
     fast = replace(clear, power=1.2, power_error=0.4, extrapolated=0.2 / 9)
-    assert "under c / K it takes K = 600" in diagnostics.judge(fast, **numbers | {"bias": 0.06})[1]
+    assert "under c / K it takes K = 600" in diagnostics.assess(fast, **numbers | {"bias": 0.06})[1]
 
 
 def test_heavy_tails_of_few_data_mark_the_monte_carlo_error() -> None:
@@ -375,7 +375,7 @@ def exact_information(truth: LinearGaussian) -> float:
     return 0.5 * ratio.log1p().sum().item()
 
 
-def told(pair: Pair, x: Tensor, *covariates: Tensor, **settings: int) -> Latents:
+def told(pair: ModelGuide, x: Tensor, *covariates: Tensor, **settings: int) -> Latents:
     """Return the record, after a trip through JSON."""
     record = diagnostics.latents(*pair, x, *covariates, **settings)
     assert from_plain(Latents, json.loads(json.dumps(to_plain(record), allow_nan=False))) == record
@@ -426,8 +426,8 @@ def test_activity_is_the_variance_of_the_means_without_their_noise() -> None:
 def test_a_unit_that_says_next_to_nothing_is_a_collapse_too() -> None:
     unit = Unit("z[0]", 0.02, 0.001, active=True, variance=1.0, kl=3.0, misfit=2.0, verdict="active")
     kl, none, marginal = (Estimate("", 1, value, 0.001, None) for value in (3.0, 0.01, 2.99))
-    assert judge_collapse([unit], kl, none) == ("collapsed", "I(x; z) is 0.010 nats and 1 of 1 units are active")
-    assert judge_prior(kl, none, marginal) == ("does not fit", "q(z) is 2.990 to 2.990 nats from it")
+    assert assess_collapse([unit], kl, none) == ("collapsed", "I(x; z) is 0.010 nats and 1 of 1 units are active")
+    assert assess_prior(kl, none, marginal) == ("does not fit", "q(z) is 2.990 to 2.990 nats from it")
 
 
 def test_information_of_some_data_is_paired_with_their_own_kl() -> None:
@@ -551,7 +551,7 @@ def test_two_layers(bottom_up: bool) -> None:  # noqa: FBT001
     assert sum(unit.kl for unit in record.units) == pytest.approx(record.kl.value)
 
 
-def concatenating(truth: LinearGaussian) -> Pair:
+def concatenating(truth: LinearGaussian) -> ModelGuide:
     """Return a pair that refuses an axis of particles."""
     model, guide = pair_of(truth)
 

@@ -265,7 +265,7 @@ def test_derivatives_broadcasting_and_vmap(log_prob: Callable[..., Tensor], a: T
 
 def distributions_unchecked() -> object:
     """Switch validation off, which vmap cannot see through."""
-    from pyrovae.sandbox import validation
+    from pyrovae.runtime.context import validation
 
     return validation(enabled=False)
 

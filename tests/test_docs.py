@@ -46,7 +46,7 @@ def test_library_use_of_the_readme_is_15_lines_and_runs(
     exec(compile(own, "README.md", "exec"), names)
     assert "Logistic obeys all laws" in capsys.readouterr().out
     exec(compile(prior, "README.md", "exec"), names)
-    assert names["testing"].check(names["LaplacePrior"](2), shown=False)  # type: ignore[attr-defined,operator]
+    assert names["testing"].check(names["LaplacePrior"](2), show_progress=False)  # type: ignore[attr-defined,operator]
     exec(compile(hand, "README.md", "exec"), names)
     names["decoder"] = nn.Linear(8, 4)
     pyro.poutine.trace(names["model"]).get_trace(torch.zeros(3, 4))

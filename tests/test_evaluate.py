@@ -20,11 +20,12 @@ from pyro import poutine
 from torch import Tensor, nn
 
 import pyrovae
-from pyrovae import likelihoods, memory
+from pyrovae import likelihoods
 from pyrovae.data import Data
-from pyrovae.evaluate import evaluate
+from pyrovae.evaluation import evaluate
+from pyrovae.importance import chunk_sizes as sizes
 from pyrovae.results import Evaluation, compare
-from pyrovae.scoring import sizes
+from pyrovae.runtime import memory
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def digits() -> Data:
 
 def test_values_per_datum_give_the_table(digits: Data) -> None:
     vae = make_vae()
-    found = evaluate(vae.model, vae.guide, digits, ks=(1, 4, 8), shown=False)
+    found = evaluate(vae.model, vae.guide, digits, ks=(1, 4, 8), show_progress=False)
     assert found.num_data == 300
     assert found.data == "digits/test"
     assert found.data_hash == digits.test.hash()
@@ -54,7 +55,8 @@ def test_values_per_datum_give_the_table(digits: Data) -> None:
 def test_same_seed_same_numbers_and_another_seed_others(digits: Data) -> None:
     vae = make_vae()
     first, again, other = (
-        evaluate(vae.model, vae.guide, digits.test.first(40), ks=(1, 10), seed=seed, shown=False) for seed in (3, 3, 4)
+        evaluate(vae.model, vae.guide, digits.test.first(40), ks=(1, 10), seed=seed, show_progress=False)
+        for seed in (3, 3, 4)
     )
     assert first.estimates == again.estimates
     assert first.iwae[0].value != other.iwae[0].value
@@ -67,7 +69,7 @@ def test_monte_carlo_error_is_the_spread_over_seeds() -> None:
     truth = linear_gaussian()
     x = truth.sample(20)
     model, guide = pair_of(truth, widen=1.3)
-    found = [evaluate(model, guide, x, ks=(1, 10, 100), seed=seed, shown=False) for seed in range(150)]
+    found = [evaluate(model, guide, x, ks=(1, 10, 100), seed=seed, show_progress=False) for seed in range(150)]
     for index in range(6):
         values = torch.tensor([e.estimates[index].value for e in found])
         errors = torch.tensor([e.estimates[index].se_monte_carlo for e in found])
@@ -80,7 +82,7 @@ def test_monte_carlo_error_is_the_spread_over_seeds() -> None:
 
 def test_json_is_strict_and_comes_back(digits: Data) -> None:
     vae = make_vae()
-    found = evaluate(vae.model, vae.guide, digits.test.first(1), ks=(1, 2), shown=False)
+    found = evaluate(vae.model, vae.guide, digits.test.first(1), ks=(1, 2), show_progress=False)
     assert found.elbo.se_data is None
     assert "single datum" in found.elbo.why
     text = found.to_json()
@@ -100,7 +102,7 @@ def test_weights_that_are_not_finite_are_named_and_counted() -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(torch.where(x > 50, 0.0, x), 0.01))
 
-    found = evaluate(model, guide, torch.tensor([0.0, 0.1, 100.0]), ks=(1, 10), shown=False)
+    found = evaluate(model, guide, torch.tensor([0.0, 0.1, 100.0]), ks=(1, 10), show_progress=False)
     assert found.iwae[-1].value is None
     assert "1 of 3 data" in found.iwae[-1].why
     assert found.iwae[-1].why in str(found)
@@ -111,25 +113,27 @@ def test_weights_that_are_not_finite_are_named_and_counted() -> None:
 @pytest.mark.parametrize("ks", [(), (0,), (1, -5), (1.0, 2.0), (True,), 5, "15"])
 def test_k_is_a_positive_whole_number(ks: tuple[int, ...]) -> None:
     truth = linear_gaussian()
-    assert evaluate(*pair_of(truth), truth.sample(2), ks=np.array([1, 5]), shown=False).iwae[-1].num_particles == 5
+    assert (
+        evaluate(*pair_of(truth), truth.sample(2), ks=np.array([1, 5]), show_progress=False).iwae[-1].num_particles == 5
+    )
     with pytest.raises(ValueError, match="whole numbers of at least 1"):
-        evaluate(*pair_of(truth), truth.sample(2), ks=ks, shown=False)
+        evaluate(*pair_of(truth), truth.sample(2), ks=ks, show_progress=False)
 
 
 @pytest.mark.parametrize("name", ["batch_size", "chunk_size"])
 def test_sizes_are_positive(name: str) -> None:
     truth = linear_gaussian()
     with pytest.raises(ValueError, match=f"{name} is a whole number of at least 1"):
-        evaluate(*pair_of(truth), truth.sample(2), shown=False, **{name: 0})
+        evaluate(*pair_of(truth), truth.sample(2), show_progress=False, **{name: 0})
 
 
 def test_what_cannot_fit_is_refused_before_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     truth = linear_gaussian()
     with pytest.raises(ValueError, match=r"K = 1000000000000 needs about .* are free; choose a smaller K"):
-        evaluate(*pair_of(truth), truth.sample(2), ks=(10**12,), shown=False)
+        evaluate(*pair_of(truth), truth.sample(2), ks=(10**12,), show_progress=False)
     monkeypatch.setattr(memory, "available", lambda device="cpu": 1000)
     with pytest.raises(ValueError, match=r"needs about .* 1e\+03 B are free"):
-        evaluate(*pair_of(truth), truth.sample(2), ks=(100,), shown=False)
+        evaluate(*pair_of(truth), truth.sample(2), ks=(100,), show_progress=False)
 
 
 def test_memory_does_not_grow_with_particles(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +148,7 @@ def test_memory_does_not_grow_with_particles(monkeypatch: pytest.MonkeyPatch) ->
             rows.append(z[..., 0].numel())
             pyro.sample("x", dist.Normal(z @ truth.weight.T + truth.bias, truth.scale).to_event(1), obs=x)
 
-    evaluate(watched, guide, truth.sample(10), ks=(1, 20_000), shown=False)
+    evaluate(watched, guide, truth.sample(10), ks=(1, 20_000), show_progress=False)
     assert max(rows) <= 4096
     assert sum(rows) > 200_000
 
@@ -153,31 +157,31 @@ def test_grey_pixels_under_bernoulli_name_the_cure(digits: Data) -> None:
     vae = make_vae()
     grey = digits.with_transform(pyrovae.data.transforms.Grey())
     with pytest.raises(ValueError, match=r"binarize them, for instance with data.transforms.DynamicBinarization"):
-        evaluate(vae.model, vae.guide, grey, ks=(1,), shown=False)
+        evaluate(vae.model, vae.guide, grey, ks=(1,), show_progress=False)
     late = torch.cat([torch.zeros(299, *digits.x_shape), torch.full((1, *digits.x_shape), 0.5)])
     with pytest.raises(ValueError, match="64 of .* values are not"):
-        evaluate(vae.model, vae.guide, late, ks=(1,), shown=False)
+        evaluate(vae.model, vae.guide, late, ks=(1,), show_progress=False)
 
 
 def test_wrong_shape_and_bytes_are_told_in_words(digits: Data) -> None:
     vae = make_vae()
     with pytest.raises(ValueError, match=r"this VAE are \(N, 1, 8, 8\), but received \(5, 64\); give"):
-        evaluate(vae.model, vae.guide, torch.zeros(5, 64), ks=(1,), shown=False)
+        evaluate(vae.model, vae.guide, torch.zeros(5, 64), ks=(1,), show_progress=False)
     with pytest.raises(ValueError, match=r"received \(300,\); these look like labels"):
-        evaluate(vae.model, vae.guide, digits.test.labels, ks=(1,), shown=False)
+        evaluate(vae.model, vae.guide, digits.test.labels, ks=(1,), show_progress=False)
     with pytest.raises(ValueError, match=r"takes floating-point data, but received torch.uint8"):
-        evaluate(vae.model, vae.guide, torch.zeros(5, 1, 8, 8, dtype=torch.uint8), ks=(1,), shown=False)
+        evaluate(vae.model, vae.guide, torch.zeros(5, 1, 8, 8, dtype=torch.uint8), ks=(1,), show_progress=False)
 
 
 def test_bits_of_dequantized_bytes_and_none_for_other_densities(digits: Data) -> None:
     likelihood = likelihoods.Gaussian(digits.x_shape, learn_scale=True)
     vae = make_vae(likelihood=likelihood)
     dequantized = digits.for_form("continuous").test.first(20)
-    found = evaluate(vae.model, vae.guide, dequantized, ks=(1, 5), shown=False)
+    found = evaluate(vae.model, vae.guide, dequantized, ks=(1, 5), show_progress=False)
     assert found.base_measure == "Lebesgue"
     expected = -(found.iwae[-1].value - 64 * math.log(17)) / (64 * math.log(2))
     assert found.bits_per_dimension == pytest.approx(expected)
-    raw = evaluate(vae.model, vae.guide, dequantized.fixed(), ks=(1, 5), shown=False)
+    raw = evaluate(vae.model, vae.guide, dequantized.fixed(), ks=(1, 5), show_progress=False)
     assert raw.bits_per_dimension is None
     assert raw.estimates == found.estimates
     assert raw.data_hash == found.data_hash
@@ -185,7 +189,7 @@ def test_bits_of_dequantized_bytes_and_none_for_other_densities(digits: Data) ->
 
 def test_a_record_cannot_be_changed(digits: Data) -> None:
     vae = make_vae()
-    found = evaluate(vae.model, vae.guide, digits.test.first(3), ks=(1,), shown=False)
+    found = evaluate(vae.model, vae.guide, digits.test.first(3), ks=(1,), show_progress=False)
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.elbo.value = 0.0  # type: ignore[misc]
 
@@ -195,8 +199,8 @@ def test_a_record_cannot_be_changed(digits: Data) -> None:
 def test_cuda_gives_the_numbers_of_the_cpu(digits: Data) -> None:
     torch.set_default_dtype(torch.float32)
     vae = make_vae()
-    there = evaluate(vae.model, vae.guide, digits, ks=(1, 100), device="cuda", shown=False)
-    here = evaluate(vae.model, vae.guide, digits, ks=(1, 100), device="cpu", shown=False)
+    there = evaluate(vae.model, vae.guide, digits, ks=(1, 100), device="cuda", show_progress=False)
+    here = evaluate(vae.model, vae.guide, digits, ks=(1, 100), device="cpu", show_progress=False)
     for a, b in zip(here.estimates, there.estimates, strict=True):
         error = math.hypot(a.se_monte_carlo or 0.0, b.se_monte_carlo or 0.0)
         assert abs(a.value - b.value) < 4 * error + 1e-4
@@ -205,36 +209,36 @@ def test_cuda_gives_the_numbers_of_the_cpu(digits: Data) -> None:
 
 def test_sizes_of_cuda_give_the_numbers_of_the_cpu(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     vae = make_vae()
-    here = evaluate(vae.model, vae.guide, digits, ks=(1, 5000), shown=False)
+    here = evaluate(vae.model, vae.guide, digits, ks=(1, 5000), show_progress=False)
     monkeypatch.setattr(sizes, "ON_CPU", sizes.ON_CUDA)
-    there = evaluate(vae.model, vae.guide, digits, ks=(1, 5000), shown=False)
+    there = evaluate(vae.model, vae.guide, digits, ks=(1, 5000), show_progress=False)
     assert there.settings["batch_size"] > here.settings["batch_size"]
     for a, b in zip(here.estimates, there.estimates, strict=True):
         assert abs(a.value - b.value) < 4 * math.hypot(a.se_monte_carlo or 0.0, b.se_monte_carlo or 0.0) + 1e-9
 
 
 def test_progress_is_told_within_a_batch(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    shown: list[float] = []
+    show_progress: list[float] = []
     told: list[float] = []
 
     @contextlib.contextmanager
     def progress(title: str, total: int, **options: Any) -> Iterator[Callable[[float], None]]:
-        yield shown.append
+        yield show_progress.append
 
-    monkeypatch.setattr(importlib.import_module("pyrovae.evaluate.evaluation"), "progress", progress)
+    monkeypatch.setattr(importlib.import_module("pyrovae.evaluation.evaluator"), "progress", progress)
     monkeypatch.setattr(sizes, "ON_CPU", dataclasses.replace(sizes.ON_CPU, drawn_rows=1000))
     vae = make_vae()
     found, alone = (
         evaluate(vae.model, vae.guide, digits, ks=(1, 40), batch_size=100, on_progress=on) for on in (told.append, None)
     )
     assert told == pytest.approx([0, 25, 50, 75, 100, 100, 125, 150, 175, 200, 200, 225, 250, 275, 300, 300])
-    assert shown == 2 * told
+    assert show_progress == 2 * told
     assert found.per_datum["L_40"].equal(alone.per_datum["L_40"])
 
 
 def test_fewer_rows_are_scored_at_once_where_memory_ends(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     vae, x = make_vae(), digits.test.fixed()[:5]
-    expected = evaluate(vae.model, vae.guide, x, ks=(1000,), shown=False)
+    expected = evaluate(vae.model, vae.guide, x, ks=(1000,), show_progress=False)
     seen, most, decode = [], 1500, vae.decoder.forward
 
     def limited(z: Tensor, *args: Any) -> Tensor:
@@ -244,16 +248,16 @@ def test_fewer_rows_are_scored_at_once_where_memory_ends(digits: Data, monkeypat
         return decode(z, *args)
 
     monkeypatch.setattr(vae.decoder, "forward", limited)
-    found = evaluate(vae.model, vae.guide, x, ks=(1000,), shown=False)
+    found = evaluate(vae.model, vae.guide, x, ks=(1000,), show_progress=False)
     assert max(seen) > most
     for name, value in expected.per_datum.items():
         assert torch.allclose(found.per_datum[name], value, rtol=1e-10), name
     with pytest.raises(torch.OutOfMemoryError):
-        evaluate(vae.model, vae.guide, x, ks=(1000,), chunk_size=2000, shown=False)
+        evaluate(vae.model, vae.guide, x, ks=(1000,), chunk_size=2000, show_progress=False)
     seen.clear()
     most = 10  # not even the fewest rows fit
     with pytest.raises(torch.OutOfMemoryError):
-        evaluate(vae.model, vae.guide, x, ks=(1000,), shown=False)
+        evaluate(vae.model, vae.guide, x, ks=(1000,), show_progress=False)
     large = [size for size in seen if size > most]
     assert large == sorted(set(large), reverse=True), "nothing is tried twice"
 
@@ -276,7 +280,7 @@ def test_programs_that_read_the_parameters_of_their_modules_see_them_in_every_ru
             pyro.sample("z", dist.Normal(0.1 * x[..., :2], 1.0).to_event(1))
 
     registers = pyro.module
-    found = evaluate(model, guide, x, ks=(1, 20), modules=[decoder], shown=False)
+    found = evaluate(model, guide, x, ks=(1, 20), modules=[decoder], show_progress=False)
     assert found.elbo.value < 0
     assert pyro.module is registers
 
@@ -297,14 +301,16 @@ def test_the_measure_is_read_off_the_program_and_covariates_are_said() -> None:
 
         return model, guide
 
-    counts = evaluate(*pair_observing(lambda z: dist.Poisson(z.exp())), x, ks=(1, 5), shown=False)
-    density = evaluate(*pair_observing(lambda z: dist.Normal(z, 1.0)), x, ks=(1, 5), shown=False)
+    counts = evaluate(*pair_observing(lambda z: dist.Poisson(z.exp())), x, ks=(1, 5), show_progress=False)
+    density = evaluate(*pair_observing(lambda z: dist.Normal(z, 1.0)), x, ks=(1, 5), show_progress=False)
     assert (counts.base_measure, density.base_measure) == ("counting", "Lebesgue")
     assert counts.bits_per_dimension == pytest.approx(-counts.iwae[-1].value / (3 * math.log(2)))
     assert density.bits_per_dimension is None
     assert len(compare({"Poisson": counts, "normal": density}, blocks=True).blocks) == 2
     assert "Estimates of log p(x), a log-probability" in str(counts)
-    given = evaluate(*pair_observing(lambda z: dist.Poisson(z.exp())), (x, torch.zeros(20, 2)), ks=(1, 5), shown=False)
+    given = evaluate(
+        *pair_observing(lambda z: dist.Poisson(z.exp())), (x, torch.zeros(20, 2)), ks=(1, 5), show_progress=False
+    )
     assert given.num_covariates == 2
     assert "Estimates of log p(x | c), a log-probability" in str(given)
     assert "20 data given covariates" in str(compare({"given": given}))
@@ -320,7 +326,7 @@ def test_bits_of_stored_values_are_compared_on_the_same_data_only() -> None:
     ]:
         vae = make_vae(likelihood=part.for_data(digits))
         split = source.with_transform(digits.for_form(part.form).test.transform)
-        evaluations[name] = evaluate(vae.model, vae.guide, split, ks=(1, 5), shown=False)
+        evaluations[name] = evaluate(vae.model, vae.guide, split, ks=(1, 5), show_progress=False)
     two = {name: evaluations[name] for name in ("levels", "density")}
     assert "code lengths of the same stored values" in str(compare(two, blocks=True))
     others = {name: evaluations[name] for name in ("levels", "others")}

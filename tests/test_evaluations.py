@@ -26,8 +26,9 @@ import pyrovae
 from pyrovae.cli import main
 from pyrovae.cli.evaluate import NAMED
 from pyrovae.cli.evaluate import _name as report_name
-from pyrovae.evaluate import checks, evaluation
-from pyrovae.evaluate.journal import Journal
+from pyrovae.evaluation import checks
+from pyrovae.evaluation import evaluator as evaluation
+from pyrovae.evaluation.resume import Journal
 from pyrovae.report import read_report, write_report
 from pyrovae.report.folder import report_names
 from pyrovae.report.tree import to_netcdf
@@ -280,7 +281,7 @@ def output(stream: Any, monkeypatch: pytest.MonkeyPatch, name: str = "stdout") -
 def test_a_closed_output_loses_nothing(
     run: Path, monkeypatch: pytest.MonkeyPatch, *, name: str, buffered: bool
 ) -> None:
-    monkeypatch.setattr("pyrovae.progress.SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("pyrovae.runtime.progress_bar.SECONDS_BETWEEN_LINES", 0.0)
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "wb", buffering=0) as raw:
@@ -372,7 +373,7 @@ def test_a_report_is_written_whole_or_not_at_all(
     draws = xarray.DataTree.from_dict({"posterior": xarray.Dataset()})
     monkeypatch.setattr("pyrovae.report.folder._draws", lambda *_: to_netcdf(draws))
     vae, data = make_vae(), torch.bernoulli(torch.full((6, 1, 8, 8), 0.5))
-    found = pyrovae.evaluate(vae.model, vae.guide, data, ks=(1, 4), device="cpu", shown=False)
+    found = pyrovae.evaluate(vae.model, vae.guide, data, ks=(1, 4), device="cpu", show_progress=False)
     old, new = replace(found, date="2026-01-01"), replace(found, date="2026-02-02", num_data=7)
 
     def write(folder: Path, evaluation: Evaluation) -> None:
@@ -403,7 +404,7 @@ def test_a_report_is_written_whole_or_not_at_all(
 def test_another_evaluation_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyrovae.report.folder._draws", lambda *_: b"draws")
     vae, part = make_vae(), torch.bernoulli(torch.full((7, 1, 8, 8), 0.5))
-    found, other = (pyrovae.evaluate(vae.model, vae.guide, part, ks=ks, shown=False) for ks in ((1, 4), (1, 5)))
+    found, other = (pyrovae.evaluate(vae.model, vae.guide, part, ks=ks, show_progress=False) for ks in ((1, 4), (1, 5)))
     options: Any = {"model": vae.model, "guide": vae.guide, "data": part}
     folder = write_report(tmp_path, found, **options)
     write_report(tmp_path, replace(found, date="2026-01-01"), **options)  # the same but for its date

@@ -25,11 +25,11 @@ import pyrovae
 from pyrovae import Training, likelihoods
 from pyrovae.cli import main
 from pyrovae.data import Data, fingerprint, from_arrays, transforms
-from pyrovae.evaluate import evaluate
+from pyrovae.evaluation import evaluate
 from pyrovae.report import folder as report_folder
 from pyrovae.report import read_report, write_report
 from pyrovae.results import Epoch
-from pyrovae.storage import locked
+from pyrovae.runtime import locked
 from pyrovae.training.checkpoint import Checkpoint, Progress
 from pyrovae.training.folder import MANIFEST, RunFolder
 
@@ -106,7 +106,9 @@ def train(folder: Path, epochs: int, *, resume: bool = False, seed: int = 0) -> 
     torch.manual_seed(seed)
     vae = make_vae(2, likelihoods.Bernoulli((4,)))
     training = Training(epochs=epochs, batch_size=16, device="cpu")
-    history = pyrovae.fit(vae.model, vae.guide, small(), training=training, folder=folder, resume=resume, shown=False)
+    history = pyrovae.fit(
+        vae.model, vae.guide, small(), training=training, folder=folder, resume=resume, show_progress=False
+    )
     return [epoch.elbo for epoch in history.epochs]
 
 
@@ -173,7 +175,7 @@ def evaluated(folder: Path, seed: int) -> None:
     run = pyrovae.load(folder)
     programs = {"model": run.vae.model, "guide": run.vae.guide, "data": small().test}
     journal = run.folder.path_of("report/unfinished.safetensors")
-    evaluation = evaluate(**programs, ks=(1, 2), batch_size=4, seed=seed, journal=journal, shown=False)
+    evaluation = evaluate(**programs, ks=(1, 2), batch_size=4, seed=seed, journal=journal, show_progress=False)
     write_report(folder, evaluation, history=run.history, overwrite=True, **programs)
 
 
@@ -191,7 +193,7 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Sta
     path = tmp_path_factory.mktemp("evaluated") / "run"
     train(path, 1)
     with pytest.MonkeyPatch.context() as patch:  # of what takes seconds to make
-        patch.setattr(report_folder, "sections", lambda shown: [])
+        patch.setattr(report_folder, "sections", lambda show_progress: [])
         patch.setattr(report_folder, "render", lambda *args, **options: "page of " + options["date"] * 9)
         patch.setattr(report_folder, "_draws", lambda *args: b"draws")
         found = states(path, lambda: evaluated(path, 0)) + states(path, lambda: evaluated(path, 1))

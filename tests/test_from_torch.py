@@ -111,7 +111,7 @@ def test_an_evaluation_is_that_of_the_same_weights_in_a_vae_of_the_package() -> 
         encode, lambda z: decoder(z).flatten(1), latent_dim=LATENT, x_shape=SHAPE, modules=[encoder, decoder]
     )
     x = binary()
-    a, b = (pyrovae.evaluate(vae.model, vae.guide, x, ks=(1, 10), shown=False) for vae in (ours, theirs))
+    a, b = (pyrovae.evaluate(vae.model, vae.guide, x, ks=(1, 10), show_progress=False) for vae in (ours, theirs))
     for one, other in zip(a.estimates, b.estimates, strict=True):
         assert other.value == pytest.approx(one.value, abs=1e-6)
     assert b.kl_methods == {"z": "closed form"}
@@ -316,11 +316,11 @@ def test_modules_are_evaluated_in_eval_mode_and_left_as_they_were(*, named: bool
     net, x = Plain(dropout=0.9).train(), binary()
     functions = (lambda x: net.encode(x), lambda z: net.decode(z)) if named else (net.encode, net.decode)
     vae = VAE.from_torch(*functions, latent_dim=LATENT, x_shape=SHAPE, flat=True, modules=[net] if named else None)
-    found = pyrovae.evaluate(vae.model, vae.guide, x, ks=(1, 4), shown=False)
+    found = pyrovae.evaluate(vae.model, vae.guide, x, ks=(1, 4), show_progress=False)
     assert net.training
     assert all(part.training for part in net.modules())
     plain = copy.deepcopy(net).eval()
-    without = pyrovae.evaluate(wrapped(plain).model, wrapped(plain).guide, x, ks=(1, 4), shown=False)
+    without = pyrovae.evaluate(wrapped(plain).model, wrapped(plain).guide, x, ks=(1, 4), show_progress=False)
     assert found.estimates == without.estimates, "no dropout"
     assert next(vae.to(torch.float32).parameters()) is next(net.parameters()), "they are used, not copied"
     assert next(net.parameters()).dtype == torch.float32
@@ -360,14 +360,14 @@ def test_it_is_a_vae_like_any_other(tmp_path: Path) -> None:
     assert vae.generate(5).shape == (5, 1, 8, 8)
     assert vae.reconstruct(x).shape == x.shape
     assert vae.interpolate(x[:2], x[2:4], num_steps=3).shape == (2, 3, 1, 8, 8)
-    before = pyrovae.evaluate(vae.model, vae.guide, data.test.first(30), ks=(1, 4), shown=False)
+    before = pyrovae.evaluate(vae.model, vae.guide, data.test.first(30), ks=(1, 4), show_progress=False)
     start = encoder[1].weight.detach().clone()
     history = pyrovae.fit(
         vae.model, vae.guide, data, training=pyrovae.Training(epochs=2, device="cpu"), folder=tmp_path / "run"
     )
     assert len(history.epochs) == 2
     assert not torch.equal(encoder[1].weight, start)
-    after = pyrovae.evaluate(vae.model, vae.guide, data.test.first(30), ks=(1, 4), shown=False)
+    after = pyrovae.evaluate(vae.model, vae.guide, data.test.first(30), ks=(1, 4), show_progress=False)
     assert after.elbo.value > before.elbo.value + 1
     split = data.test.first(30)
     folder = pyrovae.report.write_report(tmp_path / "run", after, model=vae.model, guide=vae.guide, data=split)

@@ -10,7 +10,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import Pair, TwoLayers, linear_gaussian, make_vae, pair_of
+from conftest import ModelGuide, TwoLayers, linear_gaussian, make_vae, pair_of
 from numpy.polynomial.hermite_e import hermegauss
 from torch import Tensor, nn
 
@@ -19,10 +19,10 @@ from pyrovae.data.synthetic import LinearGaussian
 from pyrovae.diagnostics import gaps
 from pyrovae.diagnostics.refine import refine, start
 from pyrovae.diagnostics.refit import own_parameters, restored
+from pyrovae.importance import UnconstrainedLatents, scoring_context
 from pyrovae.report.gaps import waterfall
 from pyrovae.results import Estimate, Gaps
 from pyrovae.results.record import from_plain, to_plain
-from pyrovae.scoring import FlatSpace, inspected
 from pyrovae.testing import fit_guide, log_evidence, small_vae
 
 QUICK: dict[str, Any] = {"num_particles": 50, "num_steps": 30, "refit_epochs": 2}
@@ -224,7 +224,7 @@ def test_everything_is_as_before_also_after_an_exception(after: int, error: type
     assert set(pyro.get_param_store()) == names
 
 
-def by_hand() -> Pair:
+def by_hand() -> ModelGuide:
     """Return a pair whose guide is made of parameters of the store, one of them positive."""
 
     def model(x: Tensor) -> None:
@@ -267,7 +267,7 @@ def test_parameters_of_the_guide_alone_are_found() -> None:
     x = torch.bernoulli(torch.full((4, 1, 8, 8), 0.5))
 
     def own() -> tuple[set[int], int, str | None]:
-        with inspected(vae.model, vae.guide, (x,), modules=()) as pair:
+        with scoring_context(vae.model, vae.guide, (x,), modules=()) as pair:
             found, shared, why = own_parameters(pair, (x,))
         return {id(parameter) for parameter in found}, shared, why
 
@@ -315,11 +315,11 @@ def test_two_layers(bottom_up: bool) -> None:  # noqa: FBT001
     bounds = (found.elbo, found.refined, found.bound)
     assert found.bound.value > max(bound.value for bound in bounds[:2])
     own = {id(p) for layer in (pair.q1, pair.q2) for p in layer.parameters()}
-    with inspected(pair.model, pair.guide, (x,), modules=()) as structure:
+    with scoring_context(pair.model, pair.guide, (x,), modules=()) as structure:
         assert {id(p) for p in own_parameters(structure, (x,))[0]} == own
 
 
-def log_normal(*, positive: bool) -> Pair:
+def log_normal(*, positive: bool) -> ModelGuide:
     """Return a pair over z > 0, or the same one over u = log z."""
 
     def model(x: Tensor) -> None:
@@ -473,7 +473,7 @@ def test_a_refinement_that_stops_early_says_so_and_a_long_one_does_not() -> None
     assert "The refinement was still rising" not in str(late)
 
 
-def two_modes(slope: float, scale: float) -> Pair:
+def two_modes(slope: float, scale: float) -> ModelGuide:
     """Return a pair whose posterior has two unlike modes, its guide being on the lesser one, which is the lower."""
 
     def model(x: Tensor) -> None:
@@ -577,8 +577,8 @@ def test_refinement_leaves_out_what_is_not_finite() -> None:
             pyro.sample("z", dist.Normal(x / 2, 0.5))
 
     x = torch.tensor([-1.0, 1.0])
-    with inspected(model, guide, (x,), modules=()) as pair, torch.no_grad():
-        space = FlatSpace(pair, (x,), torch.arange(2))
+    with scoring_context(model, guide, (x,), modules=()) as pair, torch.no_grad():
+        space = UnconstrainedLatents(pair, (x,), torch.arange(2))
         q, history = refine(space, start(space), num_steps=150)
     assert q.mean.isfinite().all()
     assert q.mean[0].item() == pytest.approx(-0.5, abs=1e-3)

@@ -17,8 +17,8 @@ from torch import Tensor
 
 import pyrovae
 from pyrovae import Training, fit
+from pyrovae.compile import NotRecordableError, Recording
 from pyrovae.objectives import ELBO
-from pyrovae.recording import NotRecordableError, Recording
 from pyrovae.training import capture, graphed
 from pyrovae.training.adam import Adam
 from pyrovae.training.capture import CapturedStep
@@ -137,8 +137,8 @@ def test_what_changes_is_followed_by_the_graph(change: Callable[..., None]) -> N
         for _ in range(5):
             step(x)
         change(step, vae, x)
-        shown = [torch.stack(step(x)) for _ in range(5)]
-        results.append(torch.cat([*shown, *(parameter.detach().flatten() for parameter in vae.parameters())]))
+        show_progress = [torch.stack(step(x)) for _ in range(5)]
+        results.append(torch.cat([*show_progress, *(parameter.detach().flatten() for parameter in vae.parameters())]))
     assert distance(*results) < 1e-7
 
 
@@ -272,7 +272,7 @@ def test_a_graph_is_let_go_of_where_training_ends(monkeypatch: pytest.MonkeyPatc
 
     training = Training(epochs=4, batch_size=16, device="cpu")
     with pytest.raises(KeyboardInterrupt) as kept:
-        fit(vae.model, vae.guide, data(), training=training, on_epoch=stop, shown=False)
+        fit(vae.model, vae.guide, data(), training=training, on_epoch=stop, show_progress=False)
     assert kept.value.__traceback__ is not None
     assert [graph() for graph in alive] == [None]
     assert all(parameter.grad is None for parameter in vae.parameters())
@@ -374,13 +374,21 @@ def test_fit_replays_graphs_to_the_same_numbers(tmp_path: Any) -> None:
         torch.manual_seed(1)
         vae = make_vae().float()
         training = Training(epochs=130, batch_size=16, device="cuda", engine=how)
-        history = fit(vae.model, vae.guide, data(), training=training, folder=tmp_path / how, shown=False)
+        history = fit(vae.model, vae.guide, data(), training=training, folder=tmp_path / how, show_progress=False)
         found.append(torch.tensor([[e.elbo, e.validation["elbo"]] for e in history.epochs]))
     for other in found[1:]:
         assert distance(other[:50], found[0][:50]) < 1e-5  # 200 steps, after which rounding has grown
     for epochs, device in ((132, "cuda"), (134, "cpu")):
         resumed = Training(epochs=epochs, batch_size=16, device=device, engine="captured")
-        fit(vae.model, vae.guide, data(), training=resumed, folder=tmp_path / "captured", resume=True, shown=False)
+        fit(
+            vae.model,
+            vae.guide,
+            data(),
+            training=resumed,
+            folder=tmp_path / "captured",
+            resume=True,
+            show_progress=False,
+        )
 
 
 @gpu

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import pyrovae
 from pyrovae import Training, fit, posteriors
-from pyrovae.evaluate import evaluate
+from pyrovae.compile import has_compiler
+from pyrovae.evaluation import evaluate
 from pyrovae.objectives import ELBO
-from pyrovae.recording import has_compiler
 from pyrovae.training import recorded
 from pyrovae.training.half import half_networks
 
@@ -85,8 +85,8 @@ def fitted(precision: str, engine: str) -> tuple[Any, torch.Tensor]:
     data = pyrovae.data.digits().for_form("binary")
     vae = make_vae(8)
     training = Training(epochs=12, learning_rate=3e-3, precision=precision, device="cpu", engine=engine)
-    history = fit(vae.model, vae.guide, data, training=training, objective=ELBO(), shown=False)
-    found = pyrovae.evaluate(vae.model, vae.guide, data, ks=(1, 10), shown=False)
+    history = fit(vae.model, vae.guide, data, training=training, objective=ELBO(), show_progress=False)
+    found = pyrovae.evaluate(vae.model, vae.guide, data, ks=(1, 10), show_progress=False)
     return history, torch.tensor([found.elbo.value, found.iwae[-1].value])
 
 
@@ -122,14 +122,14 @@ def test_a_model_in_half_precision_gives_one_warning(caplog: pytest.LogCaptureFi
     checks = pyrovae.Checks(2, 2, 2, 2, refit_epochs=0)
     for dtype, count in ((torch.bfloat16, 1), (torch.float32, 0)):
         caplog.clear()
-        evaluate(vae.to(dtype).model, vae.guide, x.to(dtype), ks=(1, 5), checks=checks, shown=False)
+        evaluate(vae.to(dtype).model, vae.guide, x.to(dtype), ks=(1, 5), checks=checks, show_progress=False)
         assert sum(str(dtype) in message and "off by a nat" in message for message in caplog.messages) == count
 
 
 def test_an_autocast_of_the_callers_does_not_reach_an_evaluation() -> None:
     vae, x = make_vae().float(), torch.bernoulli(torch.full((4, 1, 8, 8), 0.5)).float()
-    exact = evaluate(vae.model, vae.guide, x, ks=(1, 5), shown=False)
+    exact = evaluate(vae.model, vae.guide, x, ks=(1, 5), show_progress=False)
     with torch.autocast("cpu", torch.bfloat16):
-        again = evaluate(vae.model, vae.guide, x, ks=(1, 5), shown=False)
+        again = evaluate(vae.model, vae.guide, x, ks=(1, 5), show_progress=False)
         assert torch.is_autocast_enabled("cpu")
     assert torch.equal(again.per_datum["L_5"], exact.per_datum["L_5"])

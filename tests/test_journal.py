@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import safetensors
 import torch
-from conftest import Pair, linear_gaussian, make_vae, pair_of
+from conftest import ModelGuide, linear_gaussian, make_vae, pair_of
 from torch import nn
 
 from pyrovae import Checks
-from pyrovae.evaluate import checks, evaluate, evaluation
-from pyrovae.evaluate.journal import Journal
+from pyrovae.evaluation import checks, evaluate
+from pyrovae.evaluation import evaluator as evaluation
+from pyrovae.evaluation.resume import Journal
 from pyrovae.results import Estimate, Evaluation
 from pyrovae.results.record import tensors_of
 
@@ -44,18 +45,18 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, call: Callable[[], Any], *, at: i
 
 
 @pytest.fixture
-def problem() -> tuple[Pair, torch.Tensor]:
+def problem() -> tuple[ModelGuide, torch.Tensor]:
     truth = linear_gaussian()
     return pair_of(truth, widen=1.3), truth.sample(22)
 
 
-def run(problem: tuple[Pair, torch.Tensor], journal: Path | None, *, seed: int = 0) -> Any:
+def run(problem: tuple[ModelGuide, torch.Tensor], journal: Path | None, *, seed: int = 0) -> Any:
     (model, guide), x = problem
-    return evaluate(model, guide, x, ks=(1, 10), batch_size=4, seed=seed, journal=journal, shown=False)
+    return evaluate(model, guide, x, ks=(1, 10), batch_size=4, seed=seed, journal=journal, show_progress=False)
 
 
 def test_an_interrupted_evaluation_goes_on_to_the_same_numbers(
-    problem: tuple[Pair, torch.Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    problem: tuple[ModelGuide, torch.Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     journal = tmp_path / "folder" / "unfinished"
     whole = run(problem, None)
@@ -72,7 +73,7 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_numbers(
 
 
 def test_batches_of_another_evaluation_do_not_count(
-    problem: tuple[Pair, torch.Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    problem: tuple[ModelGuide, torch.Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     journal = tmp_path / "unfinished"
     interrupt(monkeypatch, lambda: run(problem, journal), at=4)
@@ -94,7 +95,7 @@ def test_weights_are_part_of_what_an_evaluation_is(tmp_path: Path, monkeypatch: 
     journal = tmp_path / "unfinished"
 
     def evaluated() -> Any:
-        return evaluate(vae.model, vae.guide, x, ks=(1, 5), batch_size=2, journal=journal, shown=False)
+        return evaluate(vae.model, vae.guide, x, ks=(1, 5), batch_size=2, journal=journal, show_progress=False)
 
     interrupt(monkeypatch, evaluated, at=3)
     with torch.no_grad():
@@ -147,12 +148,12 @@ def counted(patch: pytest.MonkeyPatch, *, at: str | None = None) -> list[str]:
     return started
 
 
-def run_with_checks(problem: tuple[Pair, torch.Tensor], journal: Path | None, asked: Checks = FEW) -> Evaluation:
+def run_with_checks(problem: tuple[ModelGuide, torch.Tensor], journal: Path | None, asked: Checks = FEW) -> Evaluation:
     (model, guide), x = problem
-    return evaluate(model, guide, x, ks=(1, 10), checks=asked, batch_size=4, journal=journal, shown=False)
+    return evaluate(model, guide, x, ks=(1, 10), checks=asked, batch_size=4, journal=journal, show_progress=False)
 
 
-def stop(problem: tuple[Pair, torch.Tensor], journal: Path, patch: pytest.MonkeyPatch, *, at: str) -> None:
+def stop(problem: tuple[ModelGuide, torch.Tensor], journal: Path, patch: pytest.MonkeyPatch, *, at: str) -> None:
     """Run, and interrupt a check at its start."""
     with patch.context() as inside:
         counted(inside, at=at)
@@ -171,7 +172,7 @@ def require_same(one: Evaluation, other: Evaluation) -> None:
 
 
 def test_finished_checks_are_not_run_again(
-    problem: tuple[Pair, torch.Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    problem: tuple[ModelGuide, torch.Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Each check in turn is interrupted at its start, once in one evaluation and once in an evaluation of its own."""
     journal = tmp_path / "unfinished"
@@ -195,7 +196,7 @@ def test_finished_checks_are_not_run_again(
 
 
 def test_a_journal_is_strict_json_and_tensors(
-    problem: tuple[Pair, torch.Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    problem: tuple[ModelGuide, torch.Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     journal = tmp_path / "unfinished"
     stop(problem, journal, monkeypatch, at="gaps")
@@ -207,7 +208,7 @@ def test_a_journal_is_strict_json_and_tensors(
 
 
 def test_checks_of_other_options_or_a_damaged_file_do_not_count(
-    problem: tuple[Pair, torch.Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    problem: tuple[ModelGuide, torch.Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     journal = tmp_path / "unfinished"
     stop(problem, journal, monkeypatch, at="latents")
@@ -228,7 +229,7 @@ def test_checks_of_other_options_or_a_damaged_file_do_not_count(
 
 
 def test_a_refusal_is_not_kept_and_comes_again(
-    problem: tuple[Pair, torch.Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    problem: tuple[ModelGuide, torch.Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """One for lack of memory need not come again."""
     journal = tmp_path / "unfinished"
@@ -258,12 +259,14 @@ def test_what_is_no_json_or_no_such_record_is_not_found(tmp_path: Path) -> None:
     assert Journal(path, "another key").found("good", Estimate, asked={"n": 1}) is None
 
 
-def test_the_journal_of_a_caller_is_removed_by_the_caller(problem: tuple[Pair, torch.Tensor], tmp_path: Path) -> None:
+def test_the_journal_of_a_caller_is_removed_by_the_caller(
+    problem: tuple[ModelGuide, torch.Tensor], tmp_path: Path
+) -> None:
     (model, guide), x = problem
     path = tmp_path / "unfinished"
 
     def evaluated(journal: Journal) -> Evaluation:
-        return evaluate(model, guide, x, ks=(1, 10), checks=FEW, batch_size=4, journal=journal, shown=False)
+        return evaluate(model, guide, x, ks=(1, 10), checks=FEW, batch_size=4, journal=journal, show_progress=False)
 
     def fail(journal: Journal) -> None:
         with journal:

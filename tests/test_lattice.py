@@ -77,7 +77,7 @@ def test_the_lattice_has_every_part() -> None:
 def test_lattice(names: tuple[str, str, str], tmp_path: Path) -> None:
     vae = made(*names)
     x = vae.generate(6, seed=1)
-    before = evaluate(vae.model, vae.guide, x, ks=(1, 5, 500), shown=False)
+    before = evaluate(vae.model, vae.guide, x, ks=(1, 5, 500), show_progress=False)
     truth = log_evidence(vae, x).mean().item()
     ordered_below(before, truth)
 
@@ -91,14 +91,16 @@ def test_lattice(names: tuple[str, str, str], tmp_path: Path) -> None:
 
     fit_guide(vae, x)
     truth = log_evidence(vae, x).mean().item()  # anew: a prior that shares the encoder has moved
-    after = evaluate(vae.model, vae.guide, x, ks=(1, 5, 500, 20_000), shown=False)
+    after = evaluate(vae.model, vae.guide, x, ks=(1, 5, 500, 20_000), show_progress=False)
     ordered_below(after, truth)
     assert after.iwae[-1].value == pytest.approx(truth, abs=0.02)
 
-    fit(vae.model, vae.guide, x, training=Training(epochs=1, device="cpu"), folder=tmp_path / "run", shown=False)
-    trained = evaluate(vae.model, vae.guide, x, ks=(1, 5), shown=False)
+    fit(
+        vae.model, vae.guide, x, training=Training(epochs=1, device="cpu"), folder=tmp_path / "run", show_progress=False
+    )
+    trained = evaluate(vae.model, vae.guide, x, ks=(1, 5), show_progress=False)
     loaded = load(tmp_path / "run").vae
-    again = evaluate(loaded.model, loaded.guide, x, ks=(1, 5), shown=False)
+    again = evaluate(loaded.model, loaded.guide, x, ks=(1, 5), show_progress=False)
     assert [e.value for e in again.estimates] == [e.value for e in trained.estimates]
     assert again.kl_methods == trained.kl_methods
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae import Checks, Training, likelihoods, networks, posteriors, priors
-from pyrovae.evaluate import evaluate
+from pyrovae.evaluation import evaluate
 from pyrovae.likelihoods import Likelihood
-from pyrovae.pair import inspect_pair, warn_of_links
+from pyrovae.programs import inspect_programs, warn_of_links
 from pyrovae.training import capture, fit
 from pyrovae.vae import VAE
 
@@ -97,7 +97,7 @@ LINKS: dict[str, tuple[Callable[[], VAE], str]] = {
 def test_a_network_that_applies_the_link_gives_one_warning(name: str, caplog: pytest.LogCaptureFixture) -> None:
     make, words = LINKS[name]
     vae, x = make(), torch.bernoulli(torch.full((3, 4), 0.5))
-    warn_of_links(inspect_pair(vae.model, vae.guide, (x,)), (x,))
+    warn_of_links(inspect_programs(vae.model, vae.guide, (x,)), (x,))
     assert len(caplog.messages) == bool(words)
     assert words in "".join(caplog.messages)
 
@@ -105,9 +105,11 @@ def test_a_network_that_applies_the_link_gives_one_warning(name: str, caplog: py
 def test_fit_capture_and_evaluate_warn_once(caplog: pytest.LogCaptureFixture) -> None:
     vae, x = ending_in(nn.Sigmoid()), torch.bernoulli(torch.full((8, 4), 0.5))
     for run in (
-        lambda: fit(vae.model, vae.guide, x, training=Training(epochs=1, device="cpu"), shown=False),
+        lambda: fit(vae.model, vae.guide, x, training=Training(epochs=1, device="cpu"), show_progress=False),
         lambda: capture(vae.model, vae.guide, x),
-        lambda: evaluate(vae.model, vae.guide, x, ks=(1, 5), checks=Checks(2, 2, 2, 2, refit_epochs=0), shown=False),
+        lambda: evaluate(
+            vae.model, vae.guide, x, ks=(1, 5), checks=Checks(2, 2, 2, 2, refit_epochs=0), show_progress=False
+        ),
     ):
         caplog.clear()
         run()
@@ -131,7 +133,7 @@ def test_programs_by_hand_give_warnings_too(caplog: pytest.LogCaptureFixture) ->
 
     for logits, count in ((torch.sigmoid, 1), (torch.tanh, 0), (lambda value: value.sigmoid().logit(), 0)):
         caplog.clear()
-        warn_of_links(inspect_pair(*pair(logits), (x,)), (x,))
+        warn_of_links(inspect_programs(*pair(logits), (x,)), (x,))
         assert len(caplog.messages) == count
 
     hidden = torch.linspace(0, 1, 200)
@@ -139,5 +141,5 @@ def test_programs_by_hand_give_warnings_too(caplog: pytest.LogCaptureFixture) ->
     for values, count in ((hidden, 1), (hidden * 2, 0), (hidden - 0.5, 0), (0.2 + hidden / 2, 0), (0 * hidden, 0)):
         caplog.clear()
         opaque = pair(lambda z, values=values: (values + 0 * z[..., :1]).detach())
-        warn_of_links(inspect_pair(*opaque, (many,)), (many,))
+        warn_of_links(inspect_programs(*opaque, (many,)), (many,))
         assert len(caplog.messages) == count

@@ -29,10 +29,10 @@ def test_mnist() -> None:
         encoder=networks.MLPEncoder(data.x_shape, posterior.param_shape),
         posterior=posterior,
     )
-    pyrovae.fit(vae.model, vae.guide, data.train, training=Training(epochs=20), shown=False)
-    test = pyrovae.evaluate(vae.model, vae.guide, data.test, ks=(1,), shown=False)
+    pyrovae.fit(vae.model, vae.guide, data.train, training=Training(epochs=20), show_progress=False)
+    test = pyrovae.evaluate(vae.model, vae.guide, data.test, ks=(1,), show_progress=False)
     assert test.elbo.value > -102
-    few = pyrovae.evaluate(vae.model, vae.guide, data.test.first(200), shown=False)
+    few = pyrovae.evaluate(vae.model, vae.guide, data.test.first(200), show_progress=False)
     l_5000 = few.iwae[-1]
     assert l_5000.num_particles == 5000
     assert l_5000.value - few.elbo.value >= 4

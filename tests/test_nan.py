@@ -13,17 +13,17 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import Pair, TwoLayers, linear_gaussian, pair_of
+from conftest import ModelGuide, TwoLayers, linear_gaussian, pair_of
 from torch import Tensor, nn
 from torch.distributions import AffineTransform, Distribution
 
 import pyrovae
 from pyrovae import VAE, bounds, likelihoods
 from pyrovae.bounds import elbo
-from pyrovae.evaluate import evaluate
-from pyrovae.pair import inspect_pair, run_checked
-from pyrovae.particles import log_weights
-from pyrovae.recording import has_compiler
+from pyrovae.compile import has_compiler
+from pyrovae.evaluation import evaluate
+from pyrovae.importance.sampling import log_weights
+from pyrovae.programs import inspect_programs, run_validated
 from pyrovae.report import read_report, write_report
 from pyrovae.results import Latents
 from pyrovae.results.record import from_plain, to_plain
@@ -35,7 +35,7 @@ BAD = X[:, 0] > X[:, 0].median()
 CPU = torch.device("cpu")
 
 
-def broken(where: Any) -> Pair:
+def broken(where: Any) -> ModelGuide:
     """Return the exact pair, but for a location of x that is NaN where a function of x and z says so."""
 
     def model(x: Tensor) -> None:
@@ -62,7 +62,7 @@ def of_some_particles(x: Tensor, z: Tensor) -> Tensor:
 
 def test_a_model_that_is_nan_for_all_data_is_counted_and_named(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "pyrovae"):
-        found = evaluate(*broken(everywhere), X, ks=(1, 50), shown=False)
+        found = evaluate(*broken(everywhere), X, ks=(1, 50), show_progress=False)
     assert [record.getMessage() for record in caplog.records] == [
         f"loc of Normal at the site 'x': {3 * X.shape[1]} of {3 * X.shape[1]} are NaN; "
         "data whose estimates are not finite are counted, and no mean hides them"
@@ -72,13 +72,13 @@ def test_a_model_that_is_nan_for_all_data_is_counted_and_named(caplog: pytest.Lo
     assert found.weights is not None
     assert found.weights.num_nan == len(X)
     assert f"{len(X)} of {len(X)} data have a value that is not finite" in str(found)
-    assert found.kl.value == pytest.approx(evaluate(*pair_of(TRUTH), X, ks=(1, 50), shown=False).kl.value)
+    assert found.kl.value == pytest.approx(evaluate(*pair_of(TRUTH), X, ks=(1, 50), show_progress=False).kl.value)
 
 
 @pytest.mark.parametrize("rows", [slice(None), X[:, 0].argsort()])  # the first data NaN or not
 def test_nan_of_some_data_leaves_those_of_the_others(rows: Any, caplog: pytest.LogCaptureFixture) -> None:
-    found = evaluate(*broken(of_some_data), X[rows], ks=(1, 50), shown=False)
-    whole = evaluate(*pair_of(TRUTH), X[rows], ks=(1, 50), shown=False)
+    found = evaluate(*broken(of_some_data), X[rows], ks=(1, 50), show_progress=False)
+    whole = evaluate(*pair_of(TRUTH), X[rows], ks=(1, 50), show_progress=False)
     bad = BAD[rows]
     assert found.weights is not None
     assert found.weights.num_nan == int(bad.sum()) == 20
@@ -90,7 +90,7 @@ def test_nan_of_some_data_leaves_those_of_the_others(rows: Any, caplog: pytest.L
 
 
 def test_nan_of_some_particles_is_never_averaged_away() -> None:
-    found = evaluate(*broken(of_some_particles), X, ks=(1, 50), shown=False)
+    found = evaluate(*broken(of_some_particles), X, ks=(1, 50), show_progress=False)
     assert found.per_datum["L_50"].isnan().all()
     finite = found.per_datum["L_1"].isfinite()
     assert 0 < finite.sum() < len(X) or not finite.any()
@@ -99,7 +99,7 @@ def test_nan_of_some_particles_is_never_averaged_away() -> None:
 
 @pytest.mark.parametrize("where", [everywhere, of_some_data, of_some_particles])
 def test_nan_changes_nothing_about_the_structure(where: Any, caplog: pytest.LogCaptureFixture) -> None:
-    found, whole = (inspect_pair(*pair, (X,), nan_counts=True) for pair in (broken(where), pair_of(TRUTH)))
+    found, whole = (inspect_programs(*pair, (X,), nan_counts=True) for pair in (broken(where), pair_of(TRUTH)))
     assert found.broadcasts == (where is not everywhere)  # then nobody knows, and nothing is said
     assert not caplog.records
     assert (found.kl, found.latents, found.num_elements) == (whole.kl, whole.latents, whole.num_elements)
@@ -118,7 +118,7 @@ def test_nan_do_not_prove_that_a_pair_takes_particles() -> None:
 
     x = X[:20].clone()
     x[:3] = 0.0
-    found = evaluate(model, pair_of(TRUTH)[1], x, ks=(1, 50), shown=False).per_datum["L_50"]
+    found = evaluate(model, pair_of(TRUTH)[1], x, ks=(1, 50), show_progress=False).per_datum["L_50"]
     assert found[:3].isnan().all()
     torch.testing.assert_close(found[3:], TRUTH.log_prob(x[3:]))  # the guide is the posterior
 
@@ -127,7 +127,7 @@ def test_nan_do_not_prove_that_a_pair_takes_particles() -> None:
 def test_compiled_scores_are_nan_where_those_of_the_programs_are(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "pyrovae"):
         eager, captured = (
-            evaluate(*broken(of_some_data), X, ks=(1, 50), engine=engine, shown=False)
+            evaluate(*broken(of_some_data), X, ks=(1, 50), engine=engine, show_progress=False)
             for engine in ("eager", "captured")
         )
     assert [record.getMessage()[:28] for record in caplog.records] == ["loc of Normal at the site 'x"] * 2
@@ -141,7 +141,7 @@ def test_a_guide_that_is_nan_for_some_data() -> None:
     def spoiled(x: Tensor) -> None:
         guide(torch.where((x[..., :1] > X[:, 0].median()), math.nan, x))
 
-    found = evaluate(model, spoiled, X, ks=(1, 50), shown=False)
+    found = evaluate(model, spoiled, X, ks=(1, 50), show_progress=False)
     assert found.weights is not None
     assert found.weights.num_nan == 20
     assert found.kl.value is None
@@ -156,7 +156,7 @@ def test_all_estimates_take_a_pair_that_is_nan(which: str) -> None:
         pair = model, lambda x: guide(torch.where(x[..., :1] > X[:, 0].median(), math.nan, x))
     assert elbo(*pair, X, num_particles=4).elbo.isnan().tolist() == BAD.tolist()
     assert log_weights(*pair, X, num_particles=4).isnan().all(0).tolist() == BAD.tolist()
-    annealed = bounds.ais(*pair, X[:6], num_chains=2, num_temperatures=3, shown=False)
+    annealed = bounds.ais(*pair, X[:6], num_chains=2, num_temperatures=3, show_progress=False)
     assert annealed.num_not_finite == int(BAD[:6].sum())
 
 
@@ -167,7 +167,7 @@ def test_units_that_are_nan_for_some_data_have_not_collapsed(tmp_path: Path) -> 
         exact(torch.where(x[..., :1] > X[:, 0].median(), math.nan, x))
 
     few = pyrovae.Checks(num_annealed=4, num_simulated=4, num_refined=4, num_encoded=40, refit_epochs=1)
-    found = evaluate(model, guide, X, ks=(1, 50), checks=few, shown=False)
+    found = evaluate(model, guide, X, ks=(1, 50), checks=few, show_progress=False)
     assert found.checked is not None
     latents = found.checked.latents
     assert latents is not None
@@ -191,12 +191,12 @@ def test_nan_does_not_hide_data_outside_the_support() -> None:
             pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
 
     x = torch.ones(7, 4)
-    found = evaluate(model, guide, x, ks=(1, 2), shown=False)
+    found = evaluate(model, guide, x, ks=(1, 2), show_progress=False)
     assert found.weights is not None
     assert found.weights.num_nan == 4
     x[5, 3] = 0.5
     with pytest.raises(ValueError, match=r"value at the site 'x': 1 of 28 lie outside the support Boolean\(\) .*0\.5"):
-        evaluate(model, guide, x, ks=(1, 2), shown=False)
+        evaluate(model, guide, x, ks=(1, 2), show_progress=False)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_what_is_wrong_without_nan_is_told_in_one_line(prior: Any, draws: Any, t
 
     checks = Distribution._validate_args
     with pytest.raises(ValueError, match=told) as refused:
-        evaluate(model, guide, X, ks=(1, 2), shown=False)
+        evaluate(model, guide, X, ks=(1, 2), show_progress=False)
     assert len(str(refused.value).splitlines()) == 1
     assert Distribution._validate_args == checks
     assert "Trace Shapes" in str(refused.value.__cause__)  # where Pyro's traceback leads to the user's line
@@ -239,7 +239,7 @@ def test_many_bounds_make_no_long_line() -> None:
             pyro.sample("x", dist.Uniform(torch.zeros(5), torch.full((5,), 0.5) + 0 * z[..., :1]).to_event(1), obs=x)
 
     with pytest.raises(ValueError, match=r"the value at the site 'x': .* lie outside the support Interval\(\.\.\.\)"):
-        evaluate(model, pair_of(TRUTH)[1], X, ks=(1, 2), shown=False)
+        evaluate(model, pair_of(TRUTH)[1], X, ks=(1, 2), show_progress=False)
 
 
 def test_nan_bounds_are_nan_and_not_wrong() -> None:
@@ -249,7 +249,7 @@ def test_nan_bounds_are_nan_and_not_wrong() -> None:
             low = torch.where(x[..., :1] > X[:, 0].median(), math.nan, -50.0 + 0 * z[..., :1])
             pyro.sample("x", dist.Uniform(low.expand(*low.shape[:-1], 5), 50.0).to_event(1), obs=x)
 
-    found = evaluate(model, pair_of(TRUTH)[1], X, ks=(1, 2), shown=False)
+    found = evaluate(model, pair_of(TRUTH)[1], X, ks=(1, 2), show_progress=False)
     assert found.weights is not None
     assert found.weights.num_nan == 20
 
@@ -262,7 +262,7 @@ def test_nan_do_not_hide_a_shape_that_does_not_fit() -> None:
             pyro.sample("x", dist.MultivariateNormal(loc, torch.eye(5)), obs=x[..., :1])
 
     with pytest.raises(ValueError, match=r"value at the site 'x' has the shape \(40, 1\), but .* of events \(5,\)"):
-        evaluate(model, pair_of(TRUTH)[1], X, ks=(1, 2), shown=False)
+        evaluate(model, pair_of(TRUTH)[1], X, ks=(1, 2), show_progress=False)
 
 
 def test_nan_that_no_check_sees_are_named_too(caplog: pytest.LogCaptureFixture) -> None:
@@ -275,12 +275,12 @@ def test_nan_that_no_check_sees_are_named_too(caplog: pytest.LogCaptureFixture) 
             z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
             pyro.sample("x", Unchecked(z @ TRUTH.weight.T, 1.0).to_event(1), obs=x)
 
-    found = evaluate(model, pair_of(TRUTH)[1], X, ks=(1, 2), shown=False)
+    found = evaluate(model, pair_of(TRUTH)[1], X, ks=(1, 2), show_progress=False)
     assert found.weights is not None
     assert found.weights.num_nan == 40
     assert caplog.records[0].getMessage().startswith("the log-probability at the site 'x': 3 of 3 are NaN; data whose")
     with pytest.raises(ValueError, match="the log-probability at the site 'x': 3 of 3 are NaN"):
-        fit(model, pair_of(TRUTH)[1], X, training=Training(epochs=1), shown=False)
+        fit(model, pair_of(TRUTH)[1], X, training=Training(epochs=1), show_progress=False)
 
 
 def test_a_pair_that_draws_its_own_rows_is_refused_for_what_is_wrong() -> None:
@@ -294,7 +294,7 @@ def test_a_pair_that_draws_its_own_rows_is_refused_for_what_is_wrong() -> None:
             pyro.sample("z", dist.Normal(torch.zeros(3), torch.ones(20, 3)).to_event(1))
 
     with pytest.raises(ValueError, match="scale of Normal at the site 'x': 100 of 100 do not satisfy GreaterThan"):
-        evaluate(model, guide, X, ks=(1, 2), shown=False)
+        evaluate(model, guide, X, ks=(1, 2), show_progress=False)
 
 
 def test_data_are_not_simulated_from_nan() -> None:
@@ -308,7 +308,7 @@ def test_data_are_not_simulated_from_nan() -> None:
     )
     x = torch.ones(6, 5)
     checks = pyrovae.Checks(num_annealed=2, num_simulated=2, num_refined=0, num_encoded=2)
-    found = evaluate(vae.model, vae.guide, x, ks=(1, 2), checks=checks, shown=False)
+    found = evaluate(vae.model, vae.guide, x, ks=(1, 2), checks=checks, show_progress=False)
     assert found.checked is not None
     assert found.checked.left_out == {
         "BDMC": "logits of BinaryBernoulli at the site 'x': 10 of 10 are NaN, so that no data can be simulated"
@@ -319,7 +319,7 @@ def test_simulation_alone_says_so_in_one_line() -> None:
     with pytest.raises(
         ValueError, match=r"^loc of Normal at the site 'x': \d+ of \d+ are NaN, so that no data can be s"
     ) as refused:
-        bounds.bdmc(*broken(everywhere), X[:4], num_chains=2, num_temperatures=3, shown=False)
+        bounds.bdmc(*broken(everywhere), X[:4], num_chains=2, num_temperatures=3, show_progress=False)
     assert len(str(refused.value).splitlines()) == 1
 
 
@@ -340,7 +340,7 @@ def test_training_names_the_nan_of_one_datum(row: int, part: str) -> None:
     getattr(data, part).stored[row, 0] = 1e6
     guide = functools.partial(learned, net=nn.Linear(5, 3))
     with pytest.raises(ValueError, match="^loc of Normal at the site 'x': 5 of (80|100) are NaN") as refused:
-        fit(broken(far)[0], guide, data, training=Training(epochs=1, batch_size=20), shown=False)
+        fit(broken(far)[0], guide, data, training=Training(epochs=1, batch_size=20), show_progress=False)
     assert len(str(refused.value).splitlines()) == 1
 
 
@@ -354,7 +354,7 @@ def test_a_step_of_ones_own_names_the_nan_too() -> None:
 
 def test_training_refuses_nan_in_one_line() -> None:
     with pytest.raises(ValueError, match="loc of Normal at the site 'x': 200 of 200 are NaN") as refused:
-        fit(*broken(everywhere), X, training=Training(epochs=1), shown=False)
+        fit(*broken(everywhere), X, training=Training(epochs=1), show_progress=False)
     assert len(str(refused.value).splitlines()) == 1
 
 
@@ -367,8 +367,8 @@ def test_a_later_layer_that_is_nan_for_some_data(layers: dict[str, bool]) -> Non
     def guide(x: Tensor) -> None:
         pair.guide(torch.where((x[..., :1] > 0), math.nan, x))
 
-    whole = evaluate(pair.model, pair.guide, x, ks=(1, 30), shown=False)
-    found = evaluate(pair.model, guide, x, ks=(1, 30), shown=False)
+    whole = evaluate(pair.model, pair.guide, x, ks=(1, 30), show_progress=False)
+    found = evaluate(pair.model, guide, x, ks=(1, 30), show_progress=False)
     assert found.per_datum["L_30"][1::2].isnan().all()
     for name in ("ELBO", "L_30"):
         torch.testing.assert_close(found.per_datum[name][::2], whole.per_datum[name][::2])
@@ -386,7 +386,7 @@ def test_what_fails_is_tried_again_with_the_same_draws() -> None:
         return pyro.sample("x", dist.Normal(torch.where(z > 0, math.nan, z), 1.0))
 
     torch.manual_seed(3)
-    found = run_checked(attempt, CPU, nan_counts=True)
+    found = run_validated(attempt, CPU, nan_counts=True)
     assert torch.equal(*drawn)
     nan = int((drawn[0] > 0).sum())
     assert found.isnan().sum() == nan > 0
@@ -396,7 +396,7 @@ def test_what_fails_is_tried_again_with_the_same_draws() -> None:
     assert torch.rand(()) == after
     torch.manual_seed(3)
     with pytest.raises(ValueError, match=f"^loc of Normal at the site 'x': {nan} of 3 are NaN$"):
-        run_checked(attempt, CPU, nan_counts=False)
+        run_validated(attempt, CPU, nan_counts=False)
 
 
 def test_what_a_program_raises_is_left_as_it_is() -> None:
@@ -413,7 +413,7 @@ def test_what_a_program_raises_is_left_as_it_is() -> None:
     for run in (attempt, lambda: pyro.poutine.trace(attempt).get_trace()):
         runs.clear()
         with pytest.raises(ValueError, match="^a reason of its own, 1") as raised:
-            run_checked(run, CPU, nan_counts=True)
+            run_validated(run, CPU, nan_counts=True)
         assert raised.value.__cause__ is not None
         assert len(runs) == 1
 
@@ -425,12 +425,12 @@ def test_events_are_judged_as_a_whole() -> None:
 
     good = torch.eye(2).expand(3, 2, 2).clone()
     good[1, 1, 0] = math.nan
-    run_checked(lambda: attempt(good), CPU, nan_counts=True)
+    run_validated(lambda: attempt(good), CPU, nan_counts=True)
     with pytest.raises(ValueError, match="^scale_tril of MultivariateNormal at the site 'z': 1 of 12 are NaN$"):
-        run_checked(lambda: attempt(good), CPU, nan_counts=False)
+        run_validated(lambda: attempt(good), CPU, nan_counts=False)
     good[2, 0, 0] = -1.0
     with pytest.raises(ValueError, match=r"'z': 1 of 3 do not satisfy LowerCholesky\(\)"):
-        run_checked(lambda: attempt(good), CPU, nan_counts=True)
+        run_validated(lambda: attempt(good), CPU, nan_counts=True)
 
 
 def test_nan_of_a_transform_are_counted() -> None:
@@ -441,6 +441,6 @@ def test_nan_of_a_transform_are_counted() -> None:
             pyro.sample("x", dist.Normal(0.0, 1.0).expand([2]))
             pyro.poutine.trace(lambda: pyro.sample("y", x, obs=torch.ones(2))).get_trace().compute_log_prob()
 
-    run_checked(attempt, CPU, nan_counts=True)
+    run_validated(attempt, CPU, nan_counts=True)
     with pytest.raises(ValueError, match="^the log-probability at the site 'y': 1 of 2 are NaN$"):
-        run_checked(attempt, CPU, nan_counts=False)
+        run_validated(attempt, CPU, nan_counts=False)

@@ -15,10 +15,10 @@ from torch.nn.functional import one_hot
 
 from pyrovae import VAE, Training, evaluate, fit, likelihoods, load, networks, posteriors, priors
 from pyrovae.data import Data, digits
-from pyrovae.describe import build, describe
 from pyrovae.networks import Decoder, Encoder
 from pyrovae.networks.batch_norm import BatchNorm
 from pyrovae.networks.fold import fold
+from pyrovae.runtime.serialization import build, describe
 
 SMALL = {"MLP": {"hidden": (6, 5)}, "GatedMLP": {"hidden": (6, 5)}, "Conv": {"channels": (3, 4)}, "ResNet": {}}
 SMALL_DECODER = SMALL | {"ResNet": {"channels": (3, 4)}}
@@ -369,23 +369,23 @@ def vae_of(pair: str, data: Data, *, covariate_dim: int = 0, latent_dim: int = 3
 def test_training_evaluation_and_a_saved_run(pair: str, tmp_path: Path) -> None:
     data = labeled(few_digits())
     vae = vae_of(pair, data, covariate_dim=10)
-    before = evaluate(vae.model, vae.guide, data.train, ks=(1,), shown=False)
+    before = evaluate(vae.model, vae.guide, data.train, ks=(1,), show_progress=False)
     rate = 1e-3 if pair == "ResNet" else 0.01
     training = Training(epochs=2, batch_size=50, learning_rate=rate, device="cpu", patience=None)
-    history = fit(vae.model, vae.guide, data, training=training, folder=tmp_path / "run", shown=False)
-    after = evaluate(vae.model, vae.guide, data.train, ks=(1,), shown=False)
+    history = fit(vae.model, vae.guide, data, training=training, folder=tmp_path / "run", show_progress=False)
+    after = evaluate(vae.model, vae.guide, data.train, ks=(1,), show_progress=False)
     if pair == "ResNet":  # running statistics lag behind the weights for the first few steps
         assert history.epochs[1].elbo > history.epochs[0].elbo
         assert math.isfinite(after.elbo.value)
     else:
         assert after.elbo.value > before.elbo.value
-    evaluation = evaluate(vae.model, vae.guide, data, ks=(1, 4), shown=False)
+    evaluation = evaluate(vae.model, vae.guide, data, ks=(1, 4), show_progress=False)
     again = load(tmp_path / "run").vae
     state = vae.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in again.state_dict().items())
     if pair == "ResNet":
         assert again.encoder.resnet.bn1.num_batches_tracked.item() == 6
-    other = evaluate(again.model, again.guide, data, ks=(1, 4), shown=False)
+    other = evaluate(again.model, again.guide, data, ks=(1, 4), show_progress=False)
     assert other.elbo == evaluation.elbo
     assert other.iwae == evaluation.iwae
 
@@ -408,14 +408,14 @@ def test_a_decoder_that_ignores_z_learns_p_of_x_given_label() -> None:
     training = Training(
         epochs=60, batch_size=100, learning_rate=0.1, final_learning_rate=1e-3, patience=None, device="cpu"
     )
-    fit(vae.model, vae.guide, data, training=training, shown=False)
+    fit(vae.model, vae.guide, data, training=training, show_progress=False)
     grey = data.train.stored.float() / (data.train.levels - 1)
     for label in range(10):
         p_x = vae.decode(torch.zeros(3), one_hot(torch.tensor(label), 10).float())
         assert (p_x.mean - grey[data.train.labels == label].mean(0)).abs().mean() < 0.05
-    right = evaluate(vae.model, vae.guide, data, ks=(1,), shown=False)
+    right = evaluate(vae.model, vae.guide, data, ks=(1,), show_progress=False)
     wrong = data.with_covariates(lambda split: one_hot((split.labels + 1) % 10, 10).float())
-    mistaken = evaluate(vae.model, vae.guide, wrong, ks=(1,), shown=False)
+    mistaken = evaluate(vae.model, vae.guide, wrong, ks=(1,), show_progress=False)
     assert right.reconstruction.value > mistaken.reconstruction.value + 5
     assert right.data_hash != mistaken.data_hash
     assert right.data_hash == data.test.hash()

@@ -13,7 +13,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import Pair, TwoLayers, linear_gaussian, pair_of
+from conftest import ModelGuide, TwoLayers, linear_gaussian, pair_of
 from pyro import poutine
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from pyro.poutine.subsample_messenger import SubsampleMessenger
@@ -116,7 +116,7 @@ def test_reported_terms_are_free_of_scales(kind: str) -> None:
     assert terms.loss.item() == pytest.approx(factor * expected.loss.item(), rel=1e-12)
 
 
-def latent_weighted(a: Any, b: Any) -> Pair:
+def latent_weighted(a: Any, b: Any) -> ModelGuide:
     """Return a pair whose log q(z) is multiplied by a and whose log p(z) by b."""
 
     def model(x: Tensor) -> None:
@@ -431,8 +431,8 @@ def test_weighted_objectives_train_in_a_bare_svi(make: Any) -> None:
 
 def test_a_pair_is_inspected_once_however_it_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    inspect = importance.inspect_pair
-    monkeypatch.setattr(importance, "inspect_pair", lambda *a, **k: seen.append(a) or inspect(*a, **k))
+    inspect = importance.inspect_programs
+    monkeypatch.setattr(importance, "inspect_programs", lambda *a, **k: seen.append(a) or inspect(*a, **k))
     pair = Both()
 
     def model(data: Tensor, shift: Tensor) -> None:

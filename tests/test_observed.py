@@ -12,19 +12,19 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import Pair, make_vae
+from conftest import ModelGuide, make_vae
 from torch import Tensor
 
 import pyrovae
 from pyrovae import likelihoods
-from pyrovae.evaluate import evaluate
+from pyrovae.evaluation import evaluate
 from pyrovae.results import Evaluation, compare
 
 HALF = torch.tensor([True, False, True, False])
 OTHER_HALF = torch.tensor([False, True, True, False])
 
 
-def observing(observe: Callable[..., None], *, dim: int = -1) -> Pair:
+def observing(observe: Callable[..., None], *, dim: int = -1) -> ModelGuide:
     """Return a pair whose z says nothing of x, so that every bound is log p(x); ``observe`` has the observed sites."""
 
     def model(x: Tensor, *given: Tensor) -> None:
@@ -43,8 +43,8 @@ def normal(x: Tensor) -> Any:
     return dist.Normal(torch.zeros(x.shape[1:]), 1.0)
 
 
-def evaluated(pair: Pair, data: Any, **options: Any) -> Evaluation:
-    return evaluate(*pair, data, ks=(1, 2), shown=False, **options)
+def evaluated(pair: ModelGuide, data: Any, **options: Any) -> Evaluation:
+    return evaluate(*pair, data, ks=(1, 2), show_progress=False, **options)
 
 
 def whole(x: Tensor) -> None:
@@ -89,7 +89,7 @@ def under_a_mask_of_ones(x: Tensor) -> None:
 def test_the_same_data_are_the_same_however_they_are_laid_out(observe: Callable[..., None]) -> None:
     x = torch.rand(11, 1, 8, 8)
     vae = make_vae(likelihood=likelihoods.Gaussian((1, 8, 8)))
-    ours = evaluate(vae.model, vae.guide, x, ks=(1, 2), shown=False)
+    ours = evaluate(vae.model, vae.guide, x, ks=(1, 2), show_progress=False)
     found = evaluated(observing(observe), x, batch_size=4)
     assert ours.observed.what == "x"
     assert ours.observed.num_elements == 64.0

@@ -16,7 +16,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import Pair, TwoLayers, linear_gaussian, make_vae, pair_of
+from conftest import ModelGuide, TwoLayers, linear_gaussian, make_vae, pair_of
 from pyro import poutine
 from pyro.infer import SVI
 from pyro.nn import PyroModule, PyroParam, pyro_method
@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyrovae import bounds, likelihoods, networks, posteriors, priors
-from pyrovae.evaluate import Checks, evaluate
+from pyrovae.evaluation import Checks, evaluate
+from pyrovae.importance.sampling import log_joint, log_weights, particles
 from pyrovae.objectives import ELBO
-from pyrovae.pair import find_modules, inspect_pair
-from pyrovae.particles import log_joint, log_weights, particles
+from pyrovae.programs import find_modules, inspect_programs
 from pyrovae.results import compare
-from pyrovae.sandbox import module_mode
+from pyrovae.runtime.context import module_mode
 from pyrovae.training import Training, capture, fit
 from pyrovae.vae import VAE
 
@@ -52,7 +52,7 @@ def posterior(x: Tensor) -> dist.TorchDistribution:
     return dist.Normal(exact.mean, exact.variance.sqrt()).to_event(1)
 
 
-def full_plate(size: int) -> Pair:
+def full_plate(size: int) -> ModelGuide:
     def model(x: Tensor) -> None:
         with pyro.plate("data", size, subsample_size=len(x)):
             pyro.sample("x", likelihood(pyro.sample("z", prior())), obs=x)
@@ -64,7 +64,7 @@ def full_plate(size: int) -> Pair:
     return model, guide
 
 
-def drawing_plate(size: int, batch_size: int) -> Pair:
+def drawing_plate(size: int, batch_size: int) -> ModelGuide:
     def model(x: Tensor) -> None:
         with pyro.plate("data", size, subsample_size=batch_size) as i:
             pyro.sample("x", likelihood(pyro.sample("z", prior())), obs=x[i])
@@ -76,7 +76,7 @@ def drawing_plate(size: int, batch_size: int) -> Pair:
     return model, guide
 
 
-def drawing_at_most(batch_size: int) -> Pair:
+def drawing_at_most(batch_size: int) -> ModelGuide:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x), subsample_size=min(batch_size, len(x))) as i:
             pyro.sample("x", likelihood(pyro.sample("z", prior())), obs=x[i])
@@ -100,7 +100,7 @@ def rows_given() -> tuple[Callable[..., None], Callable[..., None]]:
     return model, guide
 
 
-def pixel_plate() -> Pair:
+def pixel_plate() -> ModelGuide:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-2):
             z = pyro.sample("z", prior())  # (..., B, 1, 3)
@@ -115,7 +115,7 @@ def pixel_plate() -> Pair:
     return model, guide
 
 
-def pixel_plate_to_the_left() -> Pair:
+def pixel_plate_to_the_left() -> ModelGuide:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-1):
             z = pyro.sample("z", prior())  # (..., 1, B, 3) with particles, else (B, 3)
@@ -131,7 +131,7 @@ def pixel_plate_to_the_left() -> Pair:
     return model, guide
 
 
-def latent_in_inner_plate(width: int = 3) -> Pair:
+def latent_in_inner_plate(width: int = 3) -> ModelGuide:
     """Return the pair with the latent variables as a plate of their own; the width is that of the 3-row probe."""
     assert width == TRUTH.weight.shape[1]
 
@@ -149,7 +149,7 @@ def latent_in_inner_plate(width: int = 3) -> Pair:
     return model, guide
 
 
-def several_latents() -> Pair:
+def several_latents() -> ModelGuide:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             first = pyro.sample("first", dist.Normal(torch.tensor(0.0), 1.0))
@@ -166,12 +166,12 @@ def several_latents() -> Pair:
     return model, guide
 
 
-def scaled(model_scale: float, guide_scale: float) -> Pair:
+def scaled(model_scale: float, guide_scale: float) -> ModelGuide:
     model, guide = pair_of(TRUTH)
     return poutine.scale(model, scale=model_scale), poutine.scale(guide, scale=guide_scale)
 
 
-def with_deterministic_and_factor() -> Pair:
+def with_deterministic_and_factor() -> ModelGuide:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", prior())
@@ -217,12 +217,12 @@ class ExactModule(PyroModule):
             pyro.sample("z", posterior(x))
 
 
-def exact_module() -> Pair:
+def exact_module() -> ModelGuide:
     module = ExactModule()
     return module.model, module.guide
 
 
-BROADCASTING: dict[str, Callable[[], Pair]] = {
+BROADCASTING: dict[str, Callable[[], ModelGuide]] = {
     "plate(len(x))": lambda: pair_of(TRUTH),
     "plate(N, subsample_size=len(x))": lambda: full_plate(1000),
     "plate as small as the data": lambda: full_plate(23),
@@ -254,7 +254,7 @@ def test_every_form_of_pair_gives_exact_weights(form: str, caplog: pytest.LogCap
     weights = log_weights(model, guide, X, num_particles=4)
     assert weights.shape == (4, 23)
     assert (weights - EXACT).abs().max() < 1e-9
-    evaluation = evaluate(model, guide, X, ks=(1, 6), batch_size=10, shown=False)
+    evaluation = evaluate(model, guide, X, ks=(1, 6), batch_size=10, show_progress=False)
     assert (evaluation.per_datum["L_1"] - EXACT).abs().max() < 1e-9
     assert (evaluation.per_datum["L_6"] - EXACT).abs().max() < 1e-9
     assert ONE_LINE not in caplog.text
@@ -275,7 +275,7 @@ def test_rows_given_as_an_argument_travel_with_the_data() -> None:
     model, guide = rows_given()
     rows = torch.randperm(1000)[:23]
     assert (log_weights(model, guide, X, rows, num_particles=2) - EXACT).abs().max() < 1e-9
-    evaluation = evaluate(model, guide, (X, rows), ks=(1, 2), batch_size=4, shown=False)
+    evaluation = evaluate(model, guide, (X, rows), ks=(1, 2), batch_size=4, show_progress=False)
     assert (evaluation.per_datum["L_2"] - EXACT).abs().max() < 1e-9
 
 
@@ -303,7 +303,7 @@ def test_two_inner_plates() -> None:
 # pairs that do not broadcast
 
 
-def concatenating(plate: Callable[[Tensor], Any], rows: Callable[[Tensor, Any], Tensor]) -> Pair:
+def concatenating(plate: Callable[[Tensor], Any], rows: Callable[[Tensor, Any], Tensor]) -> ModelGuide:
     mix = torch.cat([torch.zeros(5, 5), TRUTH.weight], 1)  # (5, 8): the mean of x reads z alone
 
     def model(x: Tensor) -> None:
@@ -320,7 +320,7 @@ def concatenating(plate: Callable[[Tensor], Any], rows: Callable[[Tensor, Any], 
     return model, guide
 
 
-def viewing() -> Pair:
+def viewing() -> ModelGuide:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", prior())
@@ -329,7 +329,7 @@ def viewing() -> Pair:
     return model, pair_of(TRUTH)[1]
 
 
-def flattening() -> Pair:
+def flattening() -> ModelGuide:
     """Return a pair whose codes are flattened to ``(-1, D)`` and cut to the data: silently the first particle's."""
 
     def model(x: Tensor) -> None:
@@ -340,7 +340,7 @@ def flattening() -> Pair:
     return model, pair_of(TRUTH)[1]
 
 
-NOT_BROADCASTING: dict[str, Callable[[], Pair]] = {
+NOT_BROADCASTING: dict[str, Callable[[], ModelGuide]] = {
     "cat": lambda: concatenating(lambda x: pyro.plate("data", len(x)), lambda x, i: x),
     "cat, full plate": lambda: concatenating(lambda x: pyro.plate("data", 1000, subsample_size=len(x)), lambda x, i: x),
     "cat, plate as long as the data": lambda: concatenating(
@@ -363,7 +363,7 @@ def test_a_pair_that_does_not_broadcast_is_right_and_one_line_says_so(
     if form != "inner plate to the left":
         assert [record.message[: len(ONE_LINE)] for record in caplog.records] == [ONE_LINE]
     assert (weights - EXACT).abs().max() < 1e-9
-    evaluation = evaluate(model, guide, X, ks=(1, 5, 40), batch_size=9, chunk_size=11, shown=False)
+    evaluation = evaluate(model, guide, X, ks=(1, 5, 40), batch_size=9, chunk_size=11, show_progress=False)
     assert (evaluation.per_datum["L_40"] - EXACT).abs().max() < 1e-9
     assert (evaluation.per_datum["L_1"] - EXACT).abs().max() < 1e-9
 
@@ -388,8 +388,8 @@ def test_later_closed_forms_without_broadcasting() -> None:
             pyro.sample("x", dist.Bernoulli(logits=pair.to_x(z1)).to_event(1), obs=x)
 
     x = torch.bernoulli(torch.full((6, 4), 0.5))
-    broadcasting = evaluate(pair.model, pair.guide, x, ks=(1, 4000), shown=False)
-    repeated = evaluate(model, pair.guide, x, ks=(1, 4000), shown=False)
+    broadcasting = evaluate(pair.model, pair.guide, x, ks=(1, 4000), show_progress=False)
+    repeated = evaluate(model, pair.guide, x, ks=(1, 4000), show_progress=False)
     assert repeated.kl_methods == {"z2": "closed form", "z1": "closed form"}
     for a, b in zip(repeated.estimates, broadcasting.estimates, strict=True):
         assert abs(a.value - b.value) < 4 * math.hypot(a.se_monte_carlo, b.se_monte_carlo)
@@ -398,7 +398,7 @@ def test_later_closed_forms_without_broadcasting() -> None:
 # masks
 
 
-def masked(mask_of: Callable[[Tensor], Tensor]) -> Pair:
+def masked(mask_of: Callable[[Tensor], Tensor]) -> ModelGuide:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-2):
             z = pyro.sample("z", dist.Normal(torch.tensor(0.0), 1.0))
@@ -511,7 +511,7 @@ def test_covariates_travel_with_the_data() -> None:
     shift = torch.randn(23, 5)
     exact = TRUTH.log_prob(X - shift)
     assert (log_weights(*conditional(), X, shift, num_particles=3) - exact).abs().max() < 1e-9
-    evaluation = evaluate(*conditional(), (X, shift), ks=(1, 3), batch_size=4, shown=False)
+    evaluation = evaluate(*conditional(), (X, shift), ks=(1, 3), batch_size=4, show_progress=False)
     assert (evaluation.per_datum["L_3"] - exact).abs().max() < 1e-9
     z = torch.randn(2, 23, 3)
     model, _ = conditional()
@@ -532,7 +532,7 @@ class Noisy(nn.Module):
         return self.layers(x)
 
 
-def as_closure(net: nn.Module) -> Pair:
+def as_closure(net: nn.Module) -> ModelGuide:
     def encode(x: Tensor) -> Tensor:
         return (lambda y: net(y))(x)
 
@@ -543,7 +543,7 @@ def as_closure(net: nn.Module) -> Pair:
     return pair_of(TRUTH)[0], guide
 
 
-def as_default(net: nn.Module) -> Pair:
+def as_default(net: nn.Module) -> ModelGuide:
     def guide(x: Tensor, *, encode: nn.Module = net) -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(encode(x), 1.0).to_event(1))
@@ -551,7 +551,7 @@ def as_default(net: nn.Module) -> Pair:
     return pair_of(TRUTH)[0], guide
 
 
-def as_attribute(net: nn.Module) -> Pair:
+def as_attribute(net: nn.Module) -> ModelGuide:
     parts = SimpleNamespace(nets={"encoder": [net]})
 
     def guide(x: Tensor) -> None:
@@ -561,7 +561,7 @@ def as_attribute(net: nn.Module) -> Pair:
     return pair_of(TRUTH)[0], guide
 
 
-def as_callable(net: nn.Module) -> Pair:
+def as_callable(net: nn.Module) -> ModelGuide:
     class Guide:
         def __init__(self) -> None:
             self.net = net
@@ -573,7 +573,7 @@ def as_callable(net: nn.Module) -> Pair:
     return pair_of(TRUTH)[0], Guide()
 
 
-def as_method_of_an_object(net: nn.Module) -> Pair:
+def as_method_of_an_object(net: nn.Module) -> ModelGuide:
     class Both:
         def __init__(self) -> None:
             self.net = net
@@ -585,12 +585,12 @@ def as_method_of_an_object(net: nn.Module) -> Pair:
     return pair_of(TRUTH)[0], Both().guide
 
 
-def as_partial_of_scaled(net: nn.Module) -> Pair:
+def as_partial_of_scaled(net: nn.Module) -> ModelGuide:
     model, guide = as_closure(net)
     return functools.partial(poutine.scale(model, scale=2.0)), functools.partial(poutine.scale(guide, scale=2.0))
 
 
-def as_hidden(net: nn.Module) -> Pair:
+def as_hidden(net: nn.Module) -> ModelGuide:
     """Return a pair whose module lies deeper than anybody looks."""
     holder = SimpleNamespace(parts=SimpleNamespace(nets={"encoders": [[SimpleNamespace(encode=lambda x: net(x))]]}))
     return as_closure(lambda x: holder.parts.nets["encoders"][0][0].encode(x))  # type: ignore[arg-type]
@@ -600,7 +600,7 @@ WAYS = [as_closure, as_default, as_attribute, as_callable, as_method_of_an_objec
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_modules_are_found_evaluated_and_restored(way: Callable[[nn.Module], Pair]) -> None:
+def test_modules_are_found_evaluated_and_restored(way: Callable[[nn.Module], ModelGuide]) -> None:
     net = Noisy()
     net.layers[0].eval()
     modes = [part.training for part in net.modules()]
@@ -608,11 +608,11 @@ def test_modules_are_found_evaluated_and_restored(way: Callable[[nn.Module], Pai
     model, guide = way(net)
     assert find_modules(model, guide) == (() if way is as_hidden else (net,))
     with module_mode([net], training=False):
-        assert inspect_pair(model, guide, (X,)).modules == (net,)
+        assert inspect_programs(model, guide, (X,)).modules == (net,)
     first = log_weights(model, guide, X, num_particles=1)
     torch.manual_seed(0)
-    a = evaluate(model, guide, X, ks=(1, 4), shown=False)
-    b = evaluate(model, guide, X, ks=(1, 4), shown=False)
+    a = evaluate(model, guide, X, ks=(1, 4), show_progress=False)
+    b = evaluate(model, guide, X, ks=(1, 4), show_progress=False)
     assert a.elbo.value == b.elbo.value
     assert first.shape == (1, 23)
     assert [part.training for part in net.modules()] == modes
@@ -638,7 +638,7 @@ def test_a_global_that_is_only_the_name_of_an_attribute_is_not_a_module_of_the_p
 @pytest.mark.slow
 def test_a_compiled_network_is_evaluated_where_nobody_looks() -> None:
     net = torch.compile(nn.Sequential(nn.Linear(5, 3), nn.Dropout(0.5)), backend="eager", fullgraph=True)
-    a, b = (evaluate(*way(net), X, ks=(1,), shown=False).per_datum["KL"] for way in (as_hidden, as_closure))
+    a, b = (evaluate(*way(net), X, ks=(1,), show_progress=False).per_datum["KL"] for way in (as_hidden, as_closure))
     assert torch.equal(a, b)
     assert all(part.training for part in net.modules())
 
@@ -649,7 +649,7 @@ def test_modules_that_a_program_makes_anew_are_those_of_the_store() -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(net(x), 1.0).to_event(1))
 
-    pair = inspect_pair(pair_of(TRUTH)[0], guide, (X,))
+    pair = inspect_programs(pair_of(TRUTH)[0], guide, (X,))
     assert pair.modules == pair.all_modules == ()
     assert pair.params == ("net$$$0.weight", "net$$$0.bias")
 
@@ -665,18 +665,18 @@ def test_networks_of_the_store_and_layers_without_tensors_are_evaluated_but_keep
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(drop(encode(x)), 1.0).to_event(1))
 
-    pair = inspect_pair(pair_of(TRUTH)[0], guide, (X,))
+    pair = inspect_programs(pair_of(TRUTH)[0], guide, (X,))
     assert pair.modules == ()
     assert set(pair.all_modules) == {net, noise}
     assert noise.training
-    elbo = evaluate(pair.model, pair.guide, X, ks=(1,), shown=False).per_datum["KL"]
+    elbo = evaluate(pair.model, pair.guide, X, ks=(1,), show_progress=False).per_datum["KL"]
     assert torch.allclose(elbo, 0.5 * (net(X) ** 2).sum(-1))
 
 
 # refusals
 
 
-def refused_pairs() -> dict[str, tuple[Pair, str]]:
+def refused_pairs() -> dict[str, tuple[ModelGuide, str]]:
     model, guide = pair_of(TRUTH)
 
     def discrete(x: Tensor) -> None:
@@ -825,9 +825,9 @@ def test_what_breaks_the_contract_is_refused_in_words(case: str) -> None:
     with pytest.raises(ValueError, match=f"(?s){text}"):
         log_weights(model, guide, X, num_particles=2)
     with pytest.raises(ValueError, match=f"(?s){text}"):
-        evaluate(model, guide, X, ks=(1,), shown=False)
+        evaluate(model, guide, X, ks=(1,), show_progress=False)
     with pytest.raises(ValueError, match=f"(?s){text}"):
-        fit(model, guide, X, modules=[nn.Linear(1, 1)], training=Training(epochs=1), shown=False)
+        fit(model, guide, X, modules=[nn.Linear(1, 1)], training=Training(epochs=1), show_progress=False)
 
 
 def test_an_error_of_the_users_own_is_passed_on() -> None:
@@ -844,7 +844,7 @@ def test_numbers_of_particles_are_positive_and_whole(k: Any) -> None:
         with pytest.raises(ValueError, match="whole number of at least 1"):
             function(*pair_of(TRUTH), X, num_particles=k)
     with pytest.raises(ValueError, match="whole numbers of at least 1"):
-        evaluate(*pair_of(TRUTH), X, ks=(k,), shown=False)
+        evaluate(*pair_of(TRUTH), X, ks=(k,), show_progress=False)
 
 
 # evaluation: chunks, batches, layouts
@@ -866,7 +866,9 @@ def test_bounds_do_not_depend_on_the_chunk(form: str) -> None:
         "two layers": lambda: (layers.model, layers.guide),
     }[form]()
     x = torch.bernoulli(torch.full((23, 4), 0.5)) if form == "two layers" else X
-    found = [evaluate(model, guide, x, ks=(1, 10, 50), chunk_size=size, shown=False) for size in (1, 7, 64, 5000)]
+    found = [
+        evaluate(model, guide, x, ks=(1, 10, 50), chunk_size=size, show_progress=False) for size in (1, 7, 64, 5000)
+    ]
     for other in found[1:]:
         for name, value in other.per_datum.items():
             assert torch.allclose(value, found[0].per_datum[name], rtol=1e-11, atol=0)
@@ -874,7 +876,7 @@ def test_bounds_do_not_depend_on_the_chunk(form: str) -> None:
 
 def test_batches_change_no_bound_beyond_monte_carlo_error() -> None:
     model, guide = pair_of(TRUTH, offset=0.2, widen=1.3)
-    a, b = (evaluate(model, guide, X, ks=(1, 20, 2000), batch_size=size, shown=False) for size in (23, 6))
+    a, b = (evaluate(model, guide, X, ks=(1, 20, 2000), batch_size=size, show_progress=False) for size in (23, 6))
     for left, right in zip(a.estimates, b.estimates, strict=True):
         assert abs(left.value - right.value) <= 4 * math.hypot(left.se_monte_carlo, right.se_monte_carlo)
     assert a.elbo.value != b.elbo.value
@@ -949,7 +951,7 @@ def test_data_outside_the_support_are_refused_wherever_they_lie(where: int) -> N
     x = torch.bernoulli(torch.full((600, 5), 0.5))
     x[where] = 0.5
     with pytest.raises(ValueError, match="binarize"):
-        evaluate(v.model, v.guide, x, ks=(1,), shown=False)
+        evaluate(v.model, v.guide, x, ks=(1,), show_progress=False)
     with pytest.raises(ValueError, match="binarize"):
         log_weights(v.model, v.guide, x, num_particles=2)
     with pytest.raises(ValueError, match="binarize"):
@@ -983,7 +985,7 @@ def test_evaluation_leaves_everything_as_it_was() -> None:
     try:
         torch.set_float32_matmul_precision("high")
         before = switches()
-        evaluate(v.model, v.guide, x, ks=(1, 2), shown=False)
+        evaluate(v.model, v.guide, x, ks=(1, 2), show_progress=False)
         log_joint(v.model, x, z=torch.zeros(30, 2))
         assert torch.equal(torch.get_rng_state(), stream)
         particles(v.model, v.guide, x, num_particles=2)
@@ -1015,13 +1017,13 @@ def test_switches_are_restored_however_they_were_set(of_torch: bool, of_pyro: bo
         pyro.enable_validation(of_pyro)
         torch.distributions.Distribution.set_default_validate_args(of_torch)
         mine = switches()
-        evaluate(model, guide, X, ks=(1,), shown=False)
+        evaluate(model, guide, X, ks=(1,), show_progress=False)
         assert switches() == mine
         with pytest.raises(RuntimeError, match="late"):
-            evaluate(failing, guide, X, ks=(1,), shown=False)
+            evaluate(failing, guide, X, ks=(1,), show_progress=False)
         with pytest.raises(RuntimeError, match="late"):
-            fit(failing, guide, X, modules=[nn.Linear(1, 1)], training=Training(epochs=1), shown=False)
-        fit(model, guide, X, modules=[nn.Linear(1, 1)], training=Training(epochs=0), shown=False)
+            fit(failing, guide, X, modules=[nn.Linear(1, 1)], training=Training(epochs=1), show_progress=False)
+        fit(model, guide, X, modules=[nn.Linear(1, 1)], training=Training(epochs=0), show_progress=False)
         assert switches() == mine
         assert mine[0] == of_torch
     finally:
@@ -1031,19 +1033,19 @@ def test_switches_are_restored_however_they_were_set(of_torch: bool, of_pyro: bo
 
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_two_vaes_of_one_name_keep_their_own_weights(wrapped: bool) -> None:  # noqa: FBT001
-    def pair(v: VAE) -> Pair:
+    def pair(v: VAE) -> ModelGuide:
         if not wrapped:
             return v.model, v.guide
         return (lambda x: v.model(x)), (lambda x: v.guide(x))
 
     x = torch.bernoulli(torch.full((30, 5), 0.5))
     first, second = vae(1), vae(2)
-    alone = [evaluate(*pair(v), x, ks=(1, 4), shown=False) for v in (first, second)]
+    alone = [evaluate(*pair(v), x, ks=(1, 4), show_progress=False) for v in (first, second)]
     assert alone[0].elbo.value != alone[1].elbo.value
     svi = SVI(first.model, first.guide, pyro.optim.Adam({"lr": 0.0}), ELBO())
     svi.step(x)  # the first one's tensors are now in the caller's store
     for v, expected in zip((first, second), alone, strict=True):
-        again = evaluate(*pair(v), x, ks=(1, 4), shown=False)
+        again = evaluate(*pair(v), x, ks=(1, 4), show_progress=False)
         for name, values in again.per_datum.items():
             torch.testing.assert_close(values, expected.per_datum[name], rtol=0, atol=0, equal_nan=True)
 
@@ -1076,17 +1078,17 @@ def test_stored_values_are_those_evaluated() -> None:
 
 def test_structure_that_is_read_off() -> None:
     model, guide = pixel_plate()
-    pair = inspect_pair(model, guide, (X,))
+    pair = inspect_programs(model, guide, (X,))
     assert (pair.plate, pair.dim, pair.nesting, pair.num_elements) == ("data", -2, 2, 5)
     assert pair.draws_rows is False
     assert pair.broadcasts is True
-    drawn = inspect_pair(*drawing_plate(1000, 7), (X,))
+    drawn = inspect_programs(*drawing_plate(1000, 7), (X,))
     assert (drawn.draws_rows, drawn.num_rows, drawn.plate_size) == (True, 7, 1000)
 
 
 def test_large_parameters_count_where_rows_are_scored_at_once() -> None:
     vae = make_vae(likelihood=likelihoods.Categorical((5,), 256))
-    pair = inspect_pair(vae.model, vae.guide, (torch.zeros(3, 5),))
+    pair = inspect_programs(vae.model, vae.guide, (torch.zeros(3, 5),))
     assert pair.num_elements == 5 * 256
 
 
@@ -1104,7 +1106,7 @@ def test_the_largest_output_of_the_models_modules_counts_too() -> None:
         (networks.ConvDecoder(3, likelihood.param_shape, channels=(10, 20)), 10 * 64),
     ):
         vae = VAE(prior=priors.StandardNormal(3), decoder=decoder, **parts)
-        pair = inspect_pair(vae.model, vae.guide, (torch.rand(5, 8, 8).round(),))
+        pair = inspect_programs(vae.model, vae.guide, (torch.rand(5, 8, 8).round(),))
         assert (pair.num_elements, pair.num_units) == (64, expected)
         assert not torch.nn.modules.module._global_forward_hooks
     mixture = nn.Linear(2, 400)
@@ -1113,7 +1115,7 @@ def test_the_largest_output_of_the_models_modules_counts_too() -> None:
         mixture(torch.ones(30, 2))
         vae.model(x)
 
-    pair = inspect_pair(model, vae.guide, (torch.rand(5, 8, 8).round(),), modules=(mixture,))
+    pair = inspect_programs(model, vae.guide, (torch.rand(5, 8, 8).round(),), modules=(mixture,))
     assert pair.num_units == 10 * 64
     condition = networks.ConvEncoder((16, 16), (3, 2), channels=(32, 4))
 
@@ -1124,7 +1126,7 @@ def test_the_largest_output_of_the_models_modules_counts_too() -> None:
             pyro.sample("x", likelihood(vae.decoder(z)), obs=x)
 
     args = torch.rand(5, 8, 8).round(), torch.rand(5, 16, 16)
-    assert inspect_pair(conditional, lambda x, y: vae.guide(x), args, modules=(condition,)).num_units == 10 * 64
+    assert inspect_programs(conditional, lambda x, y: vae.guide(x), args, modules=(condition,)).num_units == 10 * 64
     left = 100
 
     def tired(x: Tensor) -> None:
@@ -1134,11 +1136,11 @@ def test_the_largest_output_of_the_models_modules_counts_too() -> None:
             raise RuntimeError("it has run often enough")
         vae.model(x)
 
-    inspect_pair(tired, vae.guide, (torch.rand(5, 8, 8).round(),), modules=(vae,))
+    inspect_programs(tired, vae.guide, (torch.rand(5, 8, 8).round(),), modules=(vae,))
     runs = 100 - left
     for failing, expected in ((1, 10 * 64), (2, 64)):  # the last runs are those that look for the largest output
         left = runs - failing
-        pair = inspect_pair(tired, vae.guide, (torch.rand(5, 8, 8).round(),), modules=(vae,))
+        pair = inspect_programs(tired, vae.guide, (torch.rand(5, 8, 8).round(),), modules=(vae,))
         assert (pair.broadcasts, pair.num_units) == (True, expected)
     assert not torch.nn.modules.module._global_forward_hooks
 
@@ -1158,7 +1160,7 @@ PRECISIONS = [
 PRECISION_SCRIPT = """
 import os, sys
 import torch
-from pyrovae.sandbox import full_precision
+from pyrovae.runtime.context import full_precision
 
 def told(read):
     try:
@@ -1202,7 +1204,7 @@ def test_products_and_convolutions_are_exact_whatever_was_chosen() -> None:
     assert (done.returncode, done.stdout) == (0, f"{len(PRECISIONS)}\n"), done.stderr
 
 
-def rounded_pair(kind: Any, weight: Tensor) -> Pair:
+def rounded_pair(kind: Any, weight: Tensor) -> ModelGuide:
     """Return a model of bits and its guide, whose z are drawn from a straight-through relaxation."""
     event_dims = 0 if "OneHot" in kind.__name__ else 1
 
@@ -1222,7 +1224,7 @@ def rounded_pair(kind: Any, weight: Tensor) -> Pair:
 def test_straight_through_draws_keep_their_density(kind: Any) -> None:
     model, guide = rounded_pair(kind, torch.randn(3, 6))
     x = torch.bernoulli(torch.full((4, 6), 0.5))
-    found = evaluate(model, guide, x, ks=(1, 2000), shown=False)
+    found = evaluate(model, guide, x, ks=(1, 2000), show_progress=False)
     weights = []
     for _ in range(4000):
         drawn = poutine.trace(guide).get_trace(x)
@@ -1245,7 +1247,7 @@ def test_straight_through_draws_keep_their_density(kind: Any) -> None:
 # values outside the support
 
 
-def unchecked_pair() -> Pair:
+def unchecked_pair() -> ModelGuide:
     """Return a model of bits that is told not to check them, and its guide."""
 
     def model(x: Tensor) -> None:
@@ -1264,12 +1266,12 @@ def unchecked_pair() -> Pair:
 def test_support_is_checked_whatever_a_distribution_is_told(where: int) -> None:
     model, guide = unchecked_pair()
     x = torch.bernoulli(torch.full((23, 5), 0.5))
-    assert evaluate(model, guide, x, ks=(1,), shown=False).bits_per_dimension is not None
+    assert evaluate(model, guide, x, ks=(1,), show_progress=False).bits_per_dimension is not None
     x[where, 2] = 0.25
     for attempt in (
-        lambda: evaluate(model, guide, x, ks=(1,), shown=False),
+        lambda: evaluate(model, guide, x, ks=(1,), show_progress=False),
         lambda: log_weights(model, guide, x, num_particles=2),
-        lambda: fit(model, guide, x, modules=[nn.Linear(1, 1)], training=Training(epochs=1), shown=False),
+        lambda: fit(model, guide, x, modules=[nn.Linear(1, 1)], training=Training(epochs=1), show_progress=False),
         lambda: capture(model, guide, x, modules=[nn.Linear(1, 1)], engine="eager")(x),
     ):
         with pytest.raises(ValueError, match=r"site 'x': 1 of \d+ lie outside .*first is 0.25.*unnormalized=True"):
@@ -1280,11 +1282,11 @@ def test_unnormalized_numbers_are_named_in_every_table() -> None:
     model, guide = unchecked_pair()
     checks = Checks(num_annealed=2, num_simulated=0, num_refined=0, num_encoded=2)
     x = torch.rand(4, 5)
-    found = evaluate(model, guide, x, ks=(1, 2), checks=checks, unnormalized=True, shown=False)
+    found = evaluate(model, guide, x, ks=(1, 2), checks=checks, unnormalized=True, show_progress=False)
     assert found.bits_per_dimension is None
     assert all(any("NOT a log-probability" in note for note in table.notes) for table in found.tables())
     assert "a log-probability," not in str(found)
-    other = evaluate(model, guide, x.round(), ks=(1, 2), shown=False)
+    other = evaluate(model, guide, x.round(), ks=(1, 2), show_progress=False)
     with pytest.raises(ValueError, match="normalization"):
         compare({"grey": found, "binary": dataclasses.replace(other, data_hash=found.data_hash)})
     with pytest.raises(RuntimeError, match="does not require grad"):  # it is scored, and has no parameters
@@ -1300,7 +1302,7 @@ def test_a_factor_makes_a_model_unnormalized() -> None:
             pyro.sample("x", likelihood(z), obs=x)
             pyro.factor("bonus", torch.ones(len(x)))
 
-    found = evaluate(with_factor, guide, X, ks=(1,), shown=False)
+    found = evaluate(with_factor, guide, X, ks=(1,), show_progress=False)
     assert found.base_measure == "Lebesgue"
     assert "not normalized (pyro.factor 'bonus' in the model)" in str(found)
     assert found.iwae[-1].value == pytest.approx(EXACT.mean().item() + 1)
@@ -1312,7 +1314,7 @@ def test_an_improper_prior_makes_a_model_unnormalized() -> None:
             z = pyro.sample("z", dist.ImproperUniform(constraints.real_vector, (), (3,)))
             pyro.sample("x", likelihood(z), obs=x)
 
-    assert "improper prior of 'z'" in evaluate(model, pair_of(TRUTH)[1], X, ks=(1,), shown=False).unnormalized
+    assert "improper prior of 'z'" in evaluate(model, pair_of(TRUTH)[1], X, ks=(1,), show_progress=False).unnormalized
 
 
 class Overconfident(dist.Bernoulli):
@@ -1331,7 +1333,7 @@ def test_a_log_probability_above_zero_is_an_error() -> None:
             pyro.sample("x", Overconfident(logits=9 + z @ TRUTH.weight.T).to_event(1), obs=x)
 
     with pytest.raises(ValueError, match=r"at most 0, but ELBO is .* nats: .*a log_prob is wrong"):
-        evaluate(model, lambda x: guide(0 * x), torch.ones(6, 5), ks=(1, 10), shown=False)
+        evaluate(model, lambda x: guide(0 * x), torch.ones(6, 5), ks=(1, 10), show_progress=False)
 
 
 @pytest.mark.parametrize(
@@ -1387,15 +1389,15 @@ def test_a_log_prob_that_checks_nothing_is_checked() -> None:
             pyro.sample("x", Grey(logits=z @ TRUTH.weight.T).to_event(1), obs=x)
 
     with pytest.raises(ValueError, match="115 of 115 lie outside the support Boolean.. of Grey|lie outside"):
-        evaluate(model, pair_of(TRUTH)[1], torch.rand(23, 5), ks=(1,), shown=False)
+        evaluate(model, pair_of(TRUTH)[1], torch.rand(23, 5), ks=(1,), show_progress=False)
 
 
 def test_unnormalized_scores_what_ours_refuses_too() -> None:
     vae = make_vae()
     x = torch.rand(5, 1, 8, 8)
     with pytest.raises(ValueError, match="scores data that are 0 or 1"):
-        evaluate(vae.model, vae.guide, x, ks=(1,), shown=False)
-    found = evaluate(vae.model, vae.guide, x, ks=(1,), unnormalized=True, shown=False)
+        evaluate(vae.model, vae.guide, x, ks=(1,), show_progress=False)
+    found = evaluate(vae.model, vae.guide, x, ks=(1,), unnormalized=True, show_progress=False)
     assert found.unnormalized
     assert found.density == "p(x)"
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 import pyrovae
 from pyrovae import VAE, likelihoods, networks, posteriors, priors
-from pyrovae.describe import Described, build, describe
-from pyrovae.evaluate import evaluate
+from pyrovae.evaluation import evaluate
 from pyrovae.likelihoods import LevelLikelihood, Likelihood
-from pyrovae.sandbox import validation
+from pyrovae.runtime.context import validation
+from pyrovae.runtime.serialization import Described, build, describe
 
 
 def menu(room: object) -> list[type]:
@@ -248,12 +248,12 @@ def test_likelihood_refuses_what_it_does_not_score(part: type) -> None:
     likelihood = likelihood_of(part, (2,))
     p_x = likelihood(torch.randn(3, *likelihood.param_shape))
     inside = p_x.sample()
-    support, cure = SENTENCES[part.form]
+    support, hint = SENTENCES[part.form]
     for outside in OUTSIDE[part.form]:
         x = inside.clone()
         x[1, 0] = outside
         found = f"1 of 6 values are not (smallest {x.min():.3g}, largest {x.max():.3g})"
-        with pytest.raises(ValueError, match=re.escape(f"{part.__name__} scores {support}, but {found}; {cure}")):
+        with pytest.raises(ValueError, match=re.escape(f"{part.__name__} scores {support}, but {found}; {hint}")):
             p_x.log_prob(x)
 
 
@@ -523,7 +523,7 @@ def test_what_counts_do_not_take_is_told_by_the_likelihood_not_by_the_encoder() 
     assert likelihood.encoder_input(torch.tensor([-5.0, 0.0, 1.0])).isfinite().all()
     vae = make_vae(likelihood=likelihood)
     with pytest.raises(ValueError, match="Poisson scores whole numbers from 0 on") as refusal:
-        evaluate(vae.model, vae.guide, torch.randn(5, 3), ks=(1,), shown=False)
+        evaluate(vae.model, vae.guide, torch.randn(5, 3), ks=(1,), show_progress=False)
     assert str(refusal.value).startswith("Poisson scores"), "without Pyro's frame"
 
 
@@ -535,11 +535,14 @@ def test_a_density_of_discrete_data_is_refused() -> None:
             rf"a density of continuous data, but digits/t\w+ gives discrete values \({words}.*for_form\('continuous'\)"
         )
         with pytest.raises(ValueError, match=said):
-            evaluate(vae.model, vae.guide, data, ks=(1,), shown=False)
+            evaluate(vae.model, vae.guide, data, ks=(1,), show_progress=False)
         with pytest.raises(ValueError, match=said):
-            pyrovae.fit(vae.model, vae.guide, data, shown=False)
+            pyrovae.fit(vae.model, vae.guide, data, show_progress=False)
     assert (
-        evaluate(vae.model, vae.guide, digits.for_form("continuous").test.first(5), ks=(1,), shown=False).num_data == 5
+        evaluate(
+            vae.model, vae.guide, digits.for_form("continuous").test.first(5), ks=(1,), show_progress=False
+        ).num_data
+        == 5
     )
 
 
@@ -566,9 +569,9 @@ def test_levels_are_those_of_the_data(kind: type, form: str, options: dict[str, 
     data = pyrovae.data.digits().for_form(form)
     vae = make_vae(likelihood=kind(data.x_shape, **options))
     with pytest.raises(ValueError, match=message):
-        evaluate(vae.model, vae.guide, data, ks=(1,), shown=False)
+        evaluate(vae.model, vae.guide, data, ks=(1,), show_progress=False)
     with pytest.raises(ValueError, match=message.replace("/test", "/train")):
-        pyrovae.fit(vae.model, vae.guide, data, shown=False)
+        pyrovae.fit(vae.model, vae.guide, data, show_progress=False)
 
 
 def test_counts_are_no_grey_levels() -> None:
@@ -577,4 +580,4 @@ def test_counts_are_no_grey_levels() -> None:
     with pytest.raises(ValueError, match="levels is None; .*--data.levels.*score counts by a likelihood of counts"):
         data.for_form("binary")
     vae = make_vae(likelihood=likelihoods.Poisson((4,)))
-    assert evaluate(vae.model, vae.guide, data.for_form("counts"), ks=(1,), shown=False).elbo.value < 0
+    assert evaluate(vae.model, vae.guide, data.for_form("counts"), ks=(1,), show_progress=False).elbo.value < 0

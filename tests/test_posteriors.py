@@ -19,12 +19,12 @@ from torch.distributions import kl_divergence
 
 import pyrovae
 from pyrovae import VAE, Training, likelihoods, networks, posteriors, priors
-from pyrovae.describe import build, describe
 from pyrovae.distributions import LowRankNormal, NormalFlow, TriangularNormal
-from pyrovae.kl import CLOSED_FORM, closed_form_kl
 from pyrovae.posteriors import Posterior
 from pyrovae.posteriors.iaf import AutoregressiveLayer
-from pyrovae.sandbox import validation
+from pyrovae.programs.analytic_kl import CLOSED_FORM, closed_form_kl
+from pyrovae.runtime.context import validation
+from pyrovae.runtime.serialization import build, describe
 
 MENU = [part for part in (getattr(posteriors, name) for name in posteriors.__all__) if not inspect.isabstract(part)]
 BATCHES: list[tuple[int, ...]] = [(), (4,), (2, 3)]
@@ -567,11 +567,13 @@ def test_fit_and_evaluate(part: type[Posterior]) -> None:
     posterior = part(3)
     vae = small_vae(priors.StandardNormal(3), posterior)
     start = [p.detach().clone() for p in posterior.parameters()]
-    history = pyrovae.fit(vae.model, vae.guide, data, training=Training(epochs=2, learning_rate=3e-3), shown=False)
+    history = pyrovae.fit(
+        vae.model, vae.guide, data, training=Training(epochs=2, learning_rate=3e-3), show_progress=False
+    )
     assert history.epochs[1].elbo > history.epochs[0].elbo
     for before, now in zip(start, posterior.parameters(), strict=True):
         assert not torch.equal(before, now)
-    found = pyrovae.evaluate(vae.model, vae.guide, data.test.first(100), ks=(1, 5, 50), shown=False)
+    found = pyrovae.evaluate(vae.model, vae.guide, data.test.first(100), ks=(1, 5, 50), show_progress=False)
     closed = (
         "no closed form is known for KL(InverseAutoregressiveFlow || Normal)" if part is posteriors.IAF else CLOSED_FORM
     )

@@ -18,7 +18,7 @@ import torch
 from conftest import make_vae
 from torch import Tensor, nn
 
-from pyrovae import data, likelihoods, memory
+from pyrovae import data, likelihoods
 from pyrovae.data import Data, prefetch, transforms
 from pyrovae.data.arrays import from_splits
 from pyrovae.data.batches import Rows, Source
@@ -26,6 +26,7 @@ from pyrovae.data.prefetch import AHEAD, IN_USE, Prefetcher, Room
 from pyrovae.data.splits import count_not_finite
 from pyrovae.objectives import IWAE
 from pyrovae.results import History
+from pyrovae.runtime import memory
 from pyrovae.training import Training, fit, placement, recorded
 from pyrovae.training.feed import Feed, OwnRows, Resident
 from pyrovae.training.loop import Loop
@@ -116,7 +117,7 @@ def trained(
     make, given = CASES[case]
     pair = make()
     training = Training(epochs=epochs, batch_size=batch_size, learning_rate=0.01, device="cpu", engine=engine)
-    history = fit(pair.model, pair.guide, given(), training=training, shown=False, **options)
+    history = fit(pair.model, pair.guide, given(), training=training, show_progress=False, **options)
     return numbers(history), pair.state_dict()
 
 
@@ -177,10 +178,10 @@ def test_size_decides_and_one_line_says_so(
     training = Training(epochs=1, device="cpu")
     with caplog.at_level(logging.INFO, "pyrovae"):
         monkeypatch.setattr(memory, "available", lambda device: 2 * size)
-        fit(vae.model, vae.guide, given, training=training, shown=False)
+        fit(vae.model, vae.guide, given, training=training, show_progress=False)
         assert "prefetched" not in caplog.text
         monkeypatch.setattr(memory, "available", lambda device: 2 * size - 1)
-        fit(vae.model, vae.guide, given, training=training, shown=False)
+        fit(vae.model, vae.guide, given, training=training, show_progress=False)
     assert [type(feed) for feed in feeds] == [Resident, Prefetched]
     assert [record.getMessage() for record in caplog.records if "prefetched" in record.getMessage()] == [
         "the data are prefetched minibatch by minibatch: they take 14.6 KiB, and 29.1 KiB are free on cpu"
@@ -213,7 +214,7 @@ def test_a_pair_that_draws_rows_is_given_all_data_if_they_fit(
 ) -> None:
     x = torch.randn(40, 4)
     prefetch_everything(monkeypatch)
-    fit(*drawing_rows(x), x, training=Training(epochs=2, device="cpu"), shown=False)
+    fit(*drawing_rows(x), x, training=Training(epochs=2, device="cpu"), show_progress=False)
     assert [type(feed) for feed in feeds] == [OwnRows]
     assert "prefetched" not in caplog.text
 
@@ -436,7 +437,7 @@ def test_prefetched_data_give_the_numbers_of_resident_ones_on_cuda(
         if case == "covariates":
             given_data = given_data.with_covariates(lambda split: split.covariates.float())
         training = Training(epochs=3, batch_size=8, learning_rate=0.01, device="cuda", engine=engine)
-        history = fit(pair.model, pair.guide, given_data, training=training, shown=False)
+        history = fit(pair.model, pair.guide, given_data, training=training, show_progress=False)
         found.append((numbers(history), pair.state_dict()))
     assert [type(feed) for feed in feeds] == [Resident, Prefetched]
     assert "run eagerly" not in caplog.text

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 import pyrovae
 from pyrovae import VAE, Training, likelihoods, networks, posteriors, priors
-from pyrovae.describe import build, describe
 from pyrovae.distributions import NormalMixture
 from pyrovae.distributions.normal_mixture import squared_distances, squared_distances_by_element
 from pyrovae.posteriors import Posterior
 from pyrovae.priors import Prior
+from pyrovae.runtime.serialization import build, describe
 
 POSTERIORS = [
     part for part in (getattr(posteriors, name) for name in posteriors.__all__) if not inspect.isabstract(part)
@@ -315,11 +315,13 @@ def test_fit_and_evaluate(name: str) -> None:
 
     vae = small_vae(make)
     start = [p.detach().clone() for p in vae.prior.parameters()]
-    history = pyrovae.fit(vae.model, vae.guide, data, training=Training(epochs=2, learning_rate=3e-3), shown=False)
+    history = pyrovae.fit(
+        vae.model, vae.guide, data, training=Training(epochs=2, learning_rate=3e-3), show_progress=False
+    )
     assert history.epochs[1].elbo > history.epochs[0].elbo
     for before, now in zip(start, vae.prior.parameters(), strict=True):
         assert not torch.equal(before, now)
-    found = pyrovae.evaluate(vae.model, vae.guide, data.test.first(100), ks=(1, 5, 50), shown=False)
+    found = pyrovae.evaluate(vae.model, vae.guide, data.test.first(100), ks=(1, 5, 50), show_progress=False)
     assert found.kl_methods == {"z": KL_NAMES[name]}
     values = [bound.value for bound in found.iwae]
     assert values == sorted(values)
@@ -342,16 +344,22 @@ def test_vamp_is_saved_loaded_and_trained_on(part: type[Posterior], tmp_path: Pa
         )
 
     whole, halved = make(), make()
-    pyrovae.fit(whole.model, whole.guide, data, training=Training(epochs=2), folder=tmp_path / "whole", shown=False)
+    pyrovae.fit(
+        whole.model, whole.guide, data, training=Training(epochs=2), folder=tmp_path / "whole", show_progress=False
+    )
     stop = {"on_epoch": lambda epoch: epoch.epoch == 1}
     folder = tmp_path / "halved"
-    pyrovae.fit(halved.model, halved.guide, data, training=Training(epochs=2), folder=folder, shown=False, **stop)
+    pyrovae.fit(
+        halved.model, halved.guide, data, training=Training(epochs=2), folder=folder, show_progress=False, **stop
+    )
     loaded = pyrovae.load(folder).vae
     assert loaded.prior.encoder is loaded.encoder
     assert loaded.prior.posterior is loaded.posterior
     z = torch.randn(9, 3)
     assert torch.equal(loaded.prior().log_prob(z), halved.prior().log_prob(z))
-    pyrovae.fit(loaded.model, loaded.guide, data, training=Training(epochs=2), folder=folder, resume=True, shown=False)
+    pyrovae.fit(
+        loaded.model, loaded.guide, data, training=Training(epochs=2), folder=folder, resume=True, show_progress=False
+    )
     assert torch.equal(loaded.prior().log_prob(z), whole.prior().log_prob(z))
     assert (loaded.prior().log_prob(z) != halved.prior().log_prob(z)).all()
     for key, value in whole.state_dict().items():

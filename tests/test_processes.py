@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from pyrovae.processes import Group, Share, group, joined
 from pyrovae.results import Evaluation
+from pyrovae.runtime.distributed import Group, Shard, group, joined
 from pyrovae.training.folder import RunFolder
 from pyrovae.training.shared_noise import FEW, MORE, OWN, SharedNoise, row_axes
 from pyrovae.training.state import from_bytes
@@ -43,7 +43,7 @@ import logging
 logging.basicConfig(level=logging.WARNING, format="%(message)s")
 from test_capture import PAIRS, data
 from pyrovae import Training, evaluate, fit
-from pyrovae.processes import joined
+from pyrovae.runtime.distributed import joined
 from pyrovae.training import placement
 
 found = {{}}
@@ -145,7 +145,7 @@ def test_alone_nothing_is_shared() -> None:
     with joined("cpu") as found:
         assert found == Group(0, 1)
         assert found.gather("x") == ["x"]
-        assert found.from_first(lambda: 3) == found.first_alone(lambda: 3) == 3
+        assert found.from_first(lambda: 3) == found.main_process_first(lambda: 3) == 3
         assert found.sum([torch.ones(2)])[0].tolist() == [1.0, 1.0]
 
 
@@ -168,7 +168,7 @@ def test_shares_of_noise_are_rows_of_the_whole() -> None:
     assert axes == [0, 1, 0, 0, 1, None, 0]
     torch.manual_seed(3)
     whole = draws(9)
-    for share in (Share(0, 4, 9, 4 / 9), Share(4, 9, 9, 5 / 9)):
+    for share in (Shard(0, 4, 9, 4 / 9), Shard(4, 9, 9, 5 / 9)):
         torch.manual_seed(3)
         with SharedNoise(axes, share, rank=0):
             part = draws(share.count)

@@ -11,7 +11,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import Pair
+from conftest import ModelGuide
 from pyro import poutine
 from torch import Tensor
 
@@ -86,14 +86,16 @@ def _likelihood(kind: str, z: Tensor, weight: Tensor, bias: Tensor) -> Any:
     raise AssertionError(kind)
 
 
-def _models(seed: int) -> tuple[Callable[[Callable[[Tensor], Any], Any], Pair], Callable[[Any, str], Tensor], Tensor]:
+def _models(
+    seed: int,
+) -> tuple[Callable[[Callable[[Tensor], Any], Any], ModelGuide], Callable[[Any, str], Tensor], Tensor]:
     """Return a maker of model and guide, log p(x) by quadrature, and data drawn from some z."""
     kind = random.choice(["bernoulli", "ours", "normal", "poisson"])
     torch.manual_seed(seed)
     weight, bias, slope = torch.randn(NUM_PIXELS), torch.randn(NUM_PIXELS), torch.randn(NUM_PIXELS)
     x = _likelihood(kind, torch.rand(NUM_DATA), weight, bias).sample()
 
-    def make(guide_of: Callable[[Tensor], Any], prior: Any) -> Pair:
+    def make(guide_of: Callable[[Tensor], Any], prior: Any) -> ModelGuide:
         def model(x: Tensor) -> None:
             with pyro.plate("data", len(x)):
                 z = pyro.sample("z", prior)
@@ -128,7 +130,7 @@ def check_valid(seed: int) -> None:
         random.seed(seed)
         guide(x)
 
-    found = evaluate(poutine.scale(model, scale), seeded, x, ks=(1, 10, 100), seed=seed, shown=False)
+    found = evaluate(poutine.scale(model, scale), seeded, x, ks=(1, 10, 100), seed=seed, show_progress=False)
     truth = log_evidence(prior, support).mean().item()
     for estimate in (found.elbo, *found.iwae):
         assert estimate.value is not None
@@ -143,7 +145,7 @@ def check_invalid(seed: int) -> None:
     with pytest.raises(
         ValueError, match=r"'z' is (a point|discrete|masked in only one)|draws 'z' from|site 'z'.* support"
     ):
-        evaluate(*make(INVALID[fault], prior), x, ks=(1, 10), seed=seed, shown=False)
+        evaluate(*make(INVALID[fault], prior), x, ks=(1, 10), seed=seed, show_progress=False)
 
 
 @pytest.mark.parametrize("block", range(6))

@@ -14,16 +14,17 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import Pair, TwoLayers, make_vae, pair_of
+from conftest import ModelGuide, TwoLayers, make_vae, pair_of
 from test_pair import NOT_BROADCASTING, TRUTH, X, masked, pixel_plate, wide_pixel_guide
 from torch import Tensor
 
 from pyrovae import VAE, evaluate, likelihoods, priors
-from pyrovae.evaluate import evaluation as room
-from pyrovae.recording import Recording, has_compiler
+from pyrovae.compile import Recording, has_compiler
+from pyrovae.evaluation import evaluator as room
+from pyrovae.importance import recorded_runs
+from pyrovae.importance import traced_scoring as recorded
+from pyrovae.importance.chunks import ChunkBuffer, pieces
 from pyrovae.results import Evaluation
-from pyrovae.scoring import recorded, recorded_runs
-from pyrovae.scoring.pieces import Collected, pieces
 
 compiler = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler is found")
 BINARY = torch.bernoulli(torch.full((23, 1, 8, 8), 0.5).double(), generator=torch.Generator().manual_seed(0))
@@ -40,28 +41,28 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counted
 
 
-def of_vae(vae: VAE) -> Pair:
+def of_vae(vae: VAE) -> ModelGuide:
     return vae.model, vae.guide
 
 
-def with_prior(prior: priors.Prior) -> Pair:
+def with_prior(prior: priors.Prior) -> ModelGuide:
     vae = make_vae()
     vae.prior = prior
     return of_vae(vae)
 
 
-def with_vamp() -> Pair:
+def with_vamp() -> ModelGuide:
     vae = make_vae()
     vae.prior = priors.Vamp(vae.encoder, vae.posterior, num_components=4)
     return of_vae(vae)
 
 
-def two_layers(*, bottom_up: bool) -> Pair:
+def two_layers(*, bottom_up: bool) -> ModelGuide:
     layers = TwoLayers(bottom_up=bottom_up)
     return layers.model, layers.guide
 
 
-def with_params() -> Pair:
+def with_params() -> ModelGuide:
     def model(x: Tensor) -> None:
         scale = pyro.param("scale", torch.tensor(0.7), constraint=dist.constraints.positive)
         with pyro.plate("data", len(x)):
@@ -71,7 +72,7 @@ def with_params() -> Pair:
     return model, pair_of(TRUTH, offset=0.2)[1]
 
 
-PAIRS: dict[str, tuple[Callable[[], Pair], Tensor]] = {
+PAIRS: dict[str, tuple[Callable[[], ModelGuide], Tensor]] = {
     "Bernoulli": (lambda: of_vae(make_vae()), BINARY),
     "Categorical": (lambda: of_vae(make_vae(likelihood=likelihoods.Categorical((1, 8, 8), 4))), BINARY.long() + 2),
     "Gaussian": (lambda: of_vae(make_vae(likelihood=likelihoods.Gaussian((1, 8, 8)))), BINARY + 0.1),
@@ -86,10 +87,11 @@ PAIRS: dict[str, tuple[Callable[[], Pair], Tensor]] = {
 } | {name: (form, X) for name, form in NOT_BROADCASTING.items() if name != "silent"}
 
 
-def both(pair: Pair, x: Tensor, **options: object) -> tuple[Evaluation, Evaluation]:
+def both(pair: ModelGuide, x: Tensor, **options: object) -> tuple[Evaluation, Evaluation]:
     """Return an evaluation by each engine."""
     eager, captured = (
-        evaluate(*pair, x, ks=(1, 10, 50), engine=engine, shown=False, **options) for engine in ("eager", "captured")
+        evaluate(*pair, x, ks=(1, 10, 50), engine=engine, show_progress=False, **options)
+        for engine in ("eager", "captured")
     )
     return eager, captured
 
@@ -207,14 +209,14 @@ def test_buffers_that_a_model_writes_are_written_by_replays(replays: list[int]) 
     counts = []
     for engine in ("eager", "captured"):
         module = Counting()
-        evaluate(module.model, pair_of(TRUTH)[1], X, ks=(50,), engine=engine, chunk_size=115, shown=False)
+        evaluate(module.model, pair_of(TRUTH)[1], X, ks=(50,), engine=engine, chunk_size=115, show_progress=False)
         counts.append(module.count.item())
     assert replays
     assert counts[0] == counts[1]
 
 
 def test_what_runs_find_is_not_repeated_in_silence() -> None:
-    rows, found = torch.arange(4), Collected(6, 4)
+    rows, found = torch.arange(4), ChunkBuffer(6, 4)
     first, second = pieces(SimpleNamespace(broadcasts=True), rows, 6, size=12)
     found.add(first, [torch.ones(3, 4)])
     with pytest.raises(RuntimeError, match="shape"):
@@ -251,10 +253,10 @@ def test_evaluate_counts_the_particles_of_all_data(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(
         room, "recorded_runs", lambda pair, engine, **options: asked.append((engine, options["num_rows"]))
     )
-    evaluate(*of_vae(make_vae()), BINARY, ks=(1, 50), chunk_size=64, shown=False)
+    evaluate(*of_vae(make_vae()), BINARY, ks=(1, 50), chunk_size=64, show_progress=False)
     assert asked == [("auto", 23 * 50)]
     with pytest.raises(ValueError, match=re.escape("engine is one of auto, eager, captured, but received 'fast'")):
-        evaluate(*of_vae(make_vae()), BINARY, ks=(1,), engine="fast", shown=False)
+        evaluate(*of_vae(make_vae()), BINARY, ks=(1,), engine="fast", show_progress=False)
 
 
 def test_what_is_finished_is_not_mixed_with_another_engine(tmp_path: Path, replays: list[int]) -> None:

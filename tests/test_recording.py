@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae import likelihoods
-from pyrovae.recording import NotRecordableError, has_compiler, is_recording, record, rewrites
-from pyrovae.recording import graph as recording_graph
-from pyrovae.recording.noise import split_noise
+from pyrovae.compile import NotRecordableError, has_compiler, is_recording, record, rewrites
+from pyrovae.compile import trace as recording_graph
+from pyrovae.compile.noise import split_noise
 
 compiler = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler is found")
 

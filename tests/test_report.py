@@ -56,7 +56,7 @@ class Coded(nn.Module):
         return self.params.expand(len(x), *self.params.shape)
 
 
-class Shown(nn.Module):
+class ReportContext(nn.Module):
     """A decoder that shows z itself as an image of one row of pixels, ``(B, 1, 1, D, 1)``."""
 
     def forward(self, z: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ def transparent_vae(params: Tensor) -> VAE:
     dim = len(params)
     return VAE(
         prior=priors.StandardNormal(dim),
-        decoder=Shown(),
+        decoder=ReportContext(),
         likelihood=likelihoods.Gaussian((1, 1, dim), learn_scale=True),
         encoder=Coded(params),
         posterior=posteriors.DiagonalNormal(dim),
@@ -307,8 +307,8 @@ def test_color_images_keep_their_colors() -> None:
     x = torch.rand(3, 3, 4, 6)
     figure = report.reconstructions(vae, x)
     drawn(figure)
-    shown = pixel(figure, (4, 6), (0, 1), (2, 5))
-    assert np.allclose(shown, [*x[1, :, 2, 5], 1.0])
+    show_progress = pixel(figure, (4, 6), (0, 1), (2, 5))
+    assert np.allclose(show_progress, [*x[1, :, 2, 5], 1.0])
     (image,) = figure.axes[0].images
     assert image.get_array()[0, 0, 3] == 0  # the frame lets the ground through, light or dark
 
@@ -520,5 +520,5 @@ def test_pictures_look_the_same_under_the_callers_style() -> None:
 def test_curves_ignore_epochs_without_a_term() -> None:
     epochs = make_history(3).epochs
     gap = History((epochs[0], replace(epochs[1], kl=None), epochs[2]), 3, "")
-    shown = line(report.training_curves(gap).axes[2], "Training")[:, 1]
-    assert np.isnan(shown).tolist() == [False, True, False]
+    show_progress = line(report.training_curves(gap).axes[2], "Training")[:, 1]
+    assert np.isnan(show_progress).tolist() == [False, True, False]

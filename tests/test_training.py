@@ -15,7 +15,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import Pair, TwoLayers, linear_gaussian, pair_of
+from conftest import ModelGuide, TwoLayers, linear_gaussian, pair_of
 from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO
 from pyro.nn import PyroModule, PyroParam, pyro_method
@@ -24,9 +24,9 @@ from torch.distributions import constraints
 
 from pyrovae import likelihoods, networks, posteriors, priors
 from pyrovae.data import Data, Split, from_arrays, transforms
-from pyrovae.describe import Described, describe
-from pyrovae.evaluate import evaluate
+from pyrovae.evaluation import evaluate
 from pyrovae.objectives import ELBO, IWAE, STL, DReG, schedules
+from pyrovae.runtime.serialization import Described, describe
 from pyrovae.training import DivergenceError, Training, fit, load, load_weights
 from pyrovae.training.folder import RunFolder
 from pyrovae.vae import VAE
@@ -107,7 +107,9 @@ class LinearGuide(nn.Module):
         return dist.Normal(self.mean(x), self.log_scale.exp()).to_event(1)
 
 
-def hand_written(plate: Callable[[Tensor], Any], take: Callable[[Tensor, Any], Tensor]) -> tuple[Pair, LinearGuide]:
+def hand_written(
+    plate: Callable[[Tensor], Any], take: Callable[[Tensor, Any], Tensor]
+) -> tuple[ModelGuide, LinearGuide]:
     posterior = LinearGuide()
 
     def model(x: Tensor) -> None:
@@ -136,10 +138,10 @@ def test_training_reaches_the_exact_answer(form: str) -> None:
     x = TRUTH.sample(200)
     (model, guide), posterior = hand_written(*PLATES[form])
     training = quick(epochs=60, batch_size=30, learning_rate=0.05, final_learning_rate=1e-4)
-    history = fit(model, guide, x, training=training, shown=False)
+    history = fit(model, guide, x, training=training, show_progress=False)
     exact = TRUTH.posterior(x)
     assert torch.allclose(posterior.log_scale.exp() ** 2, exact.variance, rtol=0.1)
-    evaluation = evaluate(model, guide, x, ks=(1, 100), shown=False)
+    evaluation = evaluate(model, guide, x, ks=(1, 100), show_progress=False)
     truth = TRUTH.log_prob(x).mean().item()
     assert evaluation.iwae[1].value == pytest.approx(truth, abs=5e-3)
     assert evaluation.elbo.value == pytest.approx(truth, abs=0.05)
@@ -156,7 +158,7 @@ def test_reported_elbo_is_free_of_scales(form: str) -> None:
         (model, guide), _ = hand_written(*PLATES[form])
         with_scale = (poutine.scale(model, scale=factor), poutine.scale(guide, scale=factor))
         training = quick(epochs=1, batch_size=30, learning_rate=1e-12)
-        return fit(*with_scale, x, training=training, shown=False).epochs[0]
+        return fit(*with_scale, x, training=training, show_progress=False).epochs[0]
 
     plain, scaled = first_epoch(1.0), first_epoch(0.01)
     assert scaled.elbo == pytest.approx(plain.elbo, rel=1e-6)
@@ -175,14 +177,14 @@ def test_gradient_is_per_datum_whatever_the_plate(form: str) -> None:
         return torch.optim.SGD(parameters, lr=1.0)
 
     training = quick(epochs=1, batch_size=200, learning_rate=1e-4)
-    fit(model, guide, x, training=training, optimizer=sgd, shown=False)
+    fit(model, guide, x, training=training, optimizer=sgd, show_progress=False)
     moved = (posterior.mean.bias - before).norm() / 1e-4 / (7 if form == "draws rows" else 1)
     assert 0.5 < moved < 50  # a sum over 200 data would be two orders of magnitude larger
 
 
 def test_a_vae_learns_two_kinds_of_data() -> None:
     v = vae().double()
-    history = fit(v.model, v.guide, binary(200), training=quick(epochs=60), shown=False)
+    history = fit(v.model, v.guide, binary(200), training=quick(epochs=60), show_progress=False)
     entropy = math.log(2) + 4 * -(0.05 * math.log(0.05) + 0.95 * math.log(0.95))
     assert history.epochs[0].elbo < -2.5
     assert -entropy - 0.5 < history.epochs[-1].elbo < -entropy + 0.3
@@ -194,14 +196,14 @@ def test_two_vaes_of_one_name_both_learn() -> None:
     for v in (vae(1).double(), vae(2).double()):
         pyro.module("vae", v)
         before = state(v)
-        history = fit(v.model, v.guide, data, training=quick(epochs=20), shown=False)
+        history = fit(v.model, v.guide, data, training=quick(epochs=20), show_progress=False)
         assert not equal(before, state(v))
         assert history.epochs[-1].elbo > history.epochs[0].elbo + 0.3
 
 
 def test_two_layers_and_tuples_are_trained() -> None:
     pair = TwoLayers(bottom_up=True)
-    history = fit(pair.model, pair.guide, binary(), training=quick(epochs=20), shown=False)
+    history = fit(pair.model, pair.guide, binary(), training=quick(epochs=20), show_progress=False)
     assert history.epochs[-1].elbo > history.epochs[0].elbo + 0.3
     net = nn.Linear(2, 5)
 
@@ -219,14 +221,14 @@ def test_two_layers_and_tuples_are_trained() -> None:
     c = torch.randn(200, 2)
     effect = torch.randn(5, 2)
     x = TRUTH.sample(200) + c @ effect.T
-    fit(model, guide, (x, c), training=quick(epochs=40), shown=False)
+    fit(model, guide, (x, c), training=quick(epochs=40), show_progress=False)
     assert (net.weight - effect).abs().max() < 0.4
-    evaluation = evaluate(model, guide, (x, c), ks=(1, 2), shown=False)
+    evaluation = evaluate(model, guide, (x, c), ks=(1, 2), show_progress=False)
     truth = TRUTH.log_prob(x - c @ effect.T).mean().item()
     assert evaluation.iwae[1].value == pytest.approx(truth, abs=0.2)
 
 
-def pair_of_params() -> Pair:
+def pair_of_params() -> ModelGuide:
     def model(x: Tensor) -> None:
         scale = pyro.param("scale", torch.tensor(2.0), constraint=constraints.positive)
         bias = pyro.param("bias", lambda: torch.zeros(5))
@@ -242,14 +244,14 @@ def test_values_of_pyro_param_come_back_trained() -> None:
     model, guide = pair_of_params()
     pyro.param("another", torch.tensor(3.0))
     net = nn.Linear(1, 1)
-    fit(model, guide, x, training=quick(epochs=30, batch_size=50), modules=[net], shown=False)
+    fit(model, guide, x, training=quick(epochs=30, batch_size=50), modules=[net], show_progress=False)
     store = pyro.get_param_store()
     assert set(store.keys()) == {"another", "scale", "bias"}
     assert store["another"].item() == 3.0
     assert pyro.param("scale").item() == pytest.approx(TRUTH.scale, abs=0.1)
     assert (pyro.param("bias") - TRUTH.bias).abs().max() < 0.3
     assert store.get_state()["constraints"]["scale"] is constraints.positive
-    assert evaluate(model, guide, x, ks=(1,), shown=False).elbo.value == pytest.approx(
+    assert evaluate(model, guide, x, ks=(1,), show_progress=False).elbo.value == pytest.approx(
         TRUTH.log_prob(x).mean().item(), abs=0.2
     )
 
@@ -258,9 +260,9 @@ def test_existing_values_are_the_start_and_modules_do_not_leak() -> None:
     v = vae().double()
     pyro.param("scale", torch.tensor(TRUTH.scale), constraint=constraints.positive)
     model, guide = pair_of_params()
-    fit(model, guide, TRUTH.sample(20), training=quick(epochs=1, learning_rate=1e-9), shown=False)
+    fit(model, guide, TRUTH.sample(20), training=quick(epochs=1, learning_rate=1e-9), show_progress=False)
     assert pyro.param("scale").item() == pytest.approx(TRUTH.scale, abs=1e-6)
-    fit(v.model, v.guide, binary(), training=quick(epochs=1), shown=False)
+    fit(v.model, v.guide, binary(), training=quick(epochs=1), show_progress=False)
     assert set(pyro.get_param_store().keys()) == {"scale", "bias"}
 
 
@@ -281,7 +283,7 @@ def test_a_pyro_module_is_trained_in_place() -> None:
     x = TRUTH.sample(500)
     _, guide = pair_of(TRUTH)
     poutine.trace(first.model).get_trace(x)  # its tensor is now in the caller's store
-    fit(second.model, guide, x, training=quick(epochs=20, batch_size=50), shown=False)
+    fit(second.model, guide, x, training=quick(epochs=20, batch_size=50), show_progress=False)
     assert second.scale.item() == pytest.approx(TRUTH.scale, abs=0.1)
     assert first.scale.item() == pytest.approx(3.0)
     assert list(pyro.get_param_store().keys()) == ["scale"]
@@ -291,7 +293,7 @@ def test_frozen_parameters_stay() -> None:
     v = vae().double()
     v.decoder.requires_grad_(requires_grad=False)
     before = state(v)
-    fit(v.model, v.guide, binary(), training=quick(), shown=False)
+    fit(v.model, v.guide, binary(), training=quick(), show_progress=False)
     moved = {name.split(".")[0] for name, value in state(v).items() if not torch.equal(value, before[name])}
     assert moved == {"encoder"}
 
@@ -302,7 +304,7 @@ class Hidden:
     net: nn.Module
 
 
-def hidden_pair() -> Pair:
+def hidden_pair() -> ModelGuide:
     torch.manual_seed(2)
     Hidden.net = nn.Linear(4, 4)
 
@@ -322,16 +324,16 @@ def hidden_pair() -> Pair:
 
 def test_registered_modules_that_are_not_found_are_trained_kept_and_resumed(tmp_path: Path) -> None:
     training = quick(epochs=6, patience=5)
-    history = fit(*hidden_pair(), grey(), training=training, folder=tmp_path / "whole", shown=False)
+    history = fit(*hidden_pair(), grey(), training=training, folder=tmp_path / "whole", show_progress=False)
     expected = state(Hidden.net)
-    fit(*hidden_pair(), grey(), training=training, folder=tmp_path / "cut", on_epoch=stop_after(2), shown=False)
-    again = fit(*hidden_pair(), grey(), training=training, folder=tmp_path / "cut", resume=True, shown=False)
+    fit(*hidden_pair(), grey(), training=training, folder=tmp_path / "cut", on_epoch=stop_after(2), show_progress=False)
+    again = fit(*hidden_pair(), grey(), training=training, folder=tmp_path / "cut", resume=True, show_progress=False)
     assert numbers(again) == numbers(history)
     assert equal(state(Hidden.net), expected)
     assert not pyro.get_param_store().keys()
 
 
-def hidden_networks() -> tuple[Pair, list[nn.Module]]:
+def hidden_networks() -> tuple[ModelGuide, list[nn.Module]]:
     """Return a pair that registers nothing, and whose networks lie deeper than anybody looks."""
     (model, guide), networks_ = pair_with_everything()
     decoder, encoder = networks_
@@ -397,7 +399,7 @@ def test_what_the_loss_depends_on_and_nobody_trains_is_named(caplog: pytest.LogC
             pyro.sample("z", dist.Normal(mean * scale[:, 0], log_scale.exp()).to_event(1))
 
     before = state(frozen), state(net)
-    fit(model, guide, binary(), training=quick(epochs=1), shown=False)
+    fit(model, guide, binary(), training=quick(epochs=1), show_progress=False)
     assert equal(state(frozen), before[0])
     assert not equal(state(net), before[1])
     assert not loose.any()
@@ -469,9 +471,9 @@ def test_what_was_trained_or_set_is_where_training_starts(caplog: pytest.LogCapt
 def test_resuming_starts_where_the_run_was(tmp_path: Path) -> None:
     data, training = grey(transform=transforms.Identity()), quick(epochs=3)
     whole, cut, again = (real_vae(learn_scale=True) for _ in range(3))
-    fit(whole.model, whole.guide, data, training=training, shown=False)
-    fit(cut.model, cut.guide, data, training=training, folder=tmp_path, on_epoch=stop_after(1), shown=False)
-    fit(again.model, again.guide, data, training=training, folder=tmp_path, resume=True, shown=False)
+    fit(whole.model, whole.guide, data, training=training, show_progress=False)
+    fit(cut.model, cut.guide, data, training=training, folder=tmp_path, on_epoch=stop_after(1), show_progress=False)
+    fit(again.model, again.guide, data, training=training, folder=tmp_path, resume=True, show_progress=False)
     assert equal(state(again), state(whole))
     assert START in json.loads((tmp_path / "config.json").read_text())["start"]
 
@@ -483,7 +485,7 @@ def test_a_likelihood_without_a_start_is_trained_from_where_it_is(caplog: pytest
 
     v = real_vae()
     v.likelihood = Own((4,))
-    fit(v.model, v.guide, torch.randn(40, 4), training=quick(epochs=1), shown=False)
+    fit(v.model, v.guide, torch.randn(40, 4), training=quick(epochs=1), show_progress=False)
     assert "does not start at the mean of the training data: NotImplementedError" in caplog.text
 
 
@@ -495,13 +497,13 @@ def test_a_seed_fixes_the_numbers() -> None:
     for seed in (0, 0, 1):
         v = vae().double()
         torch.manual_seed(len(runs))  # the caller's stream does not matter
-        runs.append((numbers(fit(v.model, v.guide, grey(), training=quick(seed=seed), shown=False)), state(v)))
+        runs.append((numbers(fit(v.model, v.guide, grey(), training=quick(seed=seed), show_progress=False)), state(v)))
     assert runs[0][0] == runs[1][0]
     assert equal(runs[0][1], runs[1][1])
     assert runs[0][0] != runs[2][0]
 
 
-def pair_with_everything() -> tuple[Pair, list[nn.Module]]:
+def pair_with_everything() -> tuple[ModelGuide, list[nn.Module]]:
     """Return a pair of a module with dropout and running statistics, and a ``pyro.param``."""
     torch.manual_seed(3)
     encoder = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.2), nn.Linear(6, 4))
@@ -531,12 +533,12 @@ def test_resuming_gives_the_numbers_of_an_uninterrupted_run(tmp_path: Path, opti
         (model, guide), modules = pair_with_everything()
         folder = tmp_path / str(interrupted)
         if interrupted:
-            fit(model, guide, grey(), training=training, folder=folder, on_epoch=stop_after(stop), shown=False)
+            fit(model, guide, grey(), training=training, folder=folder, on_epoch=stop_after(stop), show_progress=False)
             pyro.clear_param_store()
             (model, guide), modules = pair_with_everything()
-            history = fit(model, guide, grey(), training=training, folder=folder, resume=True, shown=False)
+            history = fit(model, guide, grey(), training=training, folder=folder, resume=True, show_progress=False)
         else:
-            history = fit(model, guide, grey(), training=training, folder=folder, shown=False)
+            history = fit(model, guide, grey(), training=training, folder=folder, show_progress=False)
         values = {f"{i}.{name}": value for i, module in enumerate(modules) for name, value in state(module).items()}
         values["bias"] = pyro.param("bias").detach().clone()
         found.append((numbers(history), values, history.best_epoch, history.why_stopped))
@@ -548,11 +550,13 @@ def test_resuming_gives_the_numbers_of_an_uninterrupted_run(tmp_path: Path, opti
 def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
     v = vae().double()
     training = quick(epochs=300, learning_rate=0.3, patience=2)
-    history = fit(v.model, v.guide, grey(), training=training, folder=tmp_path, shown=False)
+    history = fit(v.model, v.guide, grey(), training=training, folder=tmp_path, show_progress=False)
     assert history.why_stopped.startswith("stopped early")
     after = state(v)
     again = vae(9).double()
-    resumed = fit(again.model, again.guide, grey(), training=training, folder=tmp_path, resume=True, shown=False)
+    resumed = fit(
+        again.model, again.guide, grey(), training=training, folder=tmp_path, resume=True, show_progress=False
+    )
     assert numbers(resumed) == numbers(history)
     assert resumed.why_stopped == history.why_stopped
     assert equal(state(again), after)
@@ -560,9 +564,9 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
 
 def test_more_epochs_go_on_where_the_run_ended(tmp_path: Path) -> None:
     a, b = vae().double(), vae().double()
-    whole = fit(a.model, a.guide, grey(), training=quick(epochs=5), shown=False)
-    fit(b.model, b.guide, grey(), training=quick(epochs=2), folder=tmp_path, shown=False)
-    rest = fit(b.model, b.guide, grey(), training=quick(epochs=5), folder=tmp_path, resume=True, shown=False)
+    whole = fit(a.model, a.guide, grey(), training=quick(epochs=5), show_progress=False)
+    fit(b.model, b.guide, grey(), training=quick(epochs=2), folder=tmp_path, show_progress=False)
+    rest = fit(b.model, b.guide, grey(), training=quick(epochs=5), folder=tmp_path, resume=True, show_progress=False)
     assert numbers(rest) == numbers(whole)
     assert equal(state(a), state(b))
     assert json.loads((tmp_path / "config.json").read_text())["training"]["epochs"] == 5
@@ -579,7 +583,7 @@ def test_early_stopping_keeps_the_best_weights(tmp_path: Path) -> None:
         states[epoch.epoch] = state(v)
 
     training = quick(epochs=300, learning_rate=0.3, patience=4)
-    history = fit(v.model, v.guide, grey(), training=training, folder=tmp_path, on_epoch=keep, shown=False)
+    history = fit(v.model, v.guide, grey(), training=training, folder=tmp_path, on_epoch=keep, show_progress=False)
     curve = [epoch.validation["elbo"] for epoch in history.epochs]
     assert history.best_epoch == curve.index(max(curve)) + 1
     assert len(curve) == history.best_epoch + 4
@@ -591,8 +595,8 @@ def test_early_stopping_keeps_the_best_weights(tmp_path: Path) -> None:
 def test_validation_is_the_elbo_of_the_fixed_validation_data() -> None:
     v = vae().double()
     data = grey()
-    history = fit(v.model, v.guide, data, training=quick(epochs=1), shown=False)
-    evaluation = evaluate(v.model, v.guide, data.validation, ks=(1, 4000), shown=False)
+    history = fit(v.model, v.guide, data, training=quick(epochs=1), show_progress=False)
+    evaluation = evaluate(v.model, v.guide, data.validation, ks=(1, 4000), show_progress=False)
     assert history.epochs[0].validation["kl"] == pytest.approx(evaluation.kl.value, rel=1e-9)
     assert history.epochs[0].validation["elbo"] == pytest.approx(evaluation.elbo.value, abs=0.5)
 
@@ -605,7 +609,7 @@ def test_gradients_are_clipped_as_a_whole() -> None:
         return torch.optim.SGD(parameters, lr=1.0)
 
     training = quick(epochs=1, batch_size=60, learning_rate=0.5, clip_norm=1e-3, start_at_data=False)
-    fit(v.model, v.guide, binary(), training=training, optimizer=sgd, shown=False)
+    fit(v.model, v.guide, binary(), training=training, optimizer=sgd, show_progress=False)
     moved = torch.cat([(value - before[name]).flatten() for name, value in state(v).items()]).norm()
     assert moved.item() == pytest.approx(0.5 * 1e-3, rel=1e-3)
 
@@ -613,14 +617,14 @@ def test_gradients_are_clipped_as_a_whole() -> None:
 def test_the_learning_rate_follows_a_cosine() -> None:
     v = vae().double()
     training = quick(epochs=5, learning_rate=1e-2, final_learning_rate=1e-4)
-    history = fit(v.model, v.guide, binary(), training=training, shown=False)
+    history = fit(v.model, v.guide, binary(), training=training, show_progress=False)
     expected = [1e-4 + (1e-2 - 1e-4) * (1 + math.cos(math.pi * i / 4)) / 2 for i in range(5)]
     assert [epoch.learning_rate for epoch in history.epochs] == pytest.approx(expected, rel=1e-12)
 
 
 def test_on_epoch_stops() -> None:
     v = vae().double()
-    history = fit(v.model, v.guide, binary(), training=quick(), on_epoch=stop_after(2), shown=False)
+    history = fit(v.model, v.guide, binary(), training=quick(), on_epoch=stop_after(2), show_progress=False)
     assert len(history.epochs) == 2
     assert history.why_stopped == "stopped by on_epoch after epoch 2"
 
@@ -630,17 +634,17 @@ def test_beta_does_not_reach_the_reported_elbo() -> None:
     for beta in (1.0, 50.0):
         v = vae().double()
         training = quick(epochs=1, learning_rate=1e-12)
-        found.append(fit(v.model, v.guide, binary(), objective=ELBO(beta=beta), training=training, shown=False))
+        found.append(fit(v.model, v.guide, binary(), objective=ELBO(beta=beta), training=training, show_progress=False))
     assert found[0].epochs[0].elbo == pytest.approx(found[1].epochs[0].elbo, rel=1e-6)
 
 
 def test_an_objective_of_pyros() -> None:
     v = vae().double()
-    history = fit(v.model, v.guide, binary(), objective=Trace_ELBO(), training=quick(epochs=20), shown=False)
+    history = fit(v.model, v.guide, binary(), objective=Trace_ELBO(), training=quick(epochs=20), show_progress=False)
     assert history.epochs[-1].elbo > history.epochs[0].elbo + 0.3
     assert history.epochs[-1].kl is None
     with pytest.raises(TypeError, match="a differentiable loss, which RenyiELBO does not have"):
-        fit(v.model, v.guide, binary(), objective=RenyiELBO(num_particles=2), training=quick(), shown=False)
+        fit(v.model, v.guide, binary(), objective=RenyiELBO(num_particles=2), training=quick(), show_progress=False)
 
 
 # other objectives
@@ -658,7 +662,9 @@ OBJECTIVES: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_learns(name: str) -> None:
     v = vae().double()
-    history = fit(v.model, v.guide, binary(200), objective=OBJECTIVES[name](), training=quick(epochs=30), shown=False)
+    history = fit(
+        v.model, v.guide, binary(200), objective=OBJECTIVES[name](), training=quick(epochs=30), show_progress=False
+    )
     assert history.epochs[-1].elbo > history.epochs[0].elbo + 0.5
     epoch = history.epochs[-1]
     assert epoch.elbo == epoch.reconstruction - epoch.kl
@@ -671,7 +677,7 @@ def test_every_objective_learns(name: str) -> None:
 def test_every_objective_is_taken_up_again_to_the_last_bit(tmp_path: Path, name: str) -> None:
     training = quick(epochs=6, learning_rate=0.05, patience=5)
     a, b, c = (vae().double() for _ in range(3))
-    whole = fit(a.model, a.guide, grey(), objective=OBJECTIVES[name](), training=training, shown=False)
+    whole = fit(a.model, a.guide, grey(), objective=OBJECTIVES[name](), training=training, show_progress=False)
     fit(
         b.model,
         b.guide,
@@ -680,7 +686,7 @@ def test_every_objective_is_taken_up_again_to_the_last_bit(tmp_path: Path, name:
         training=training,
         folder=tmp_path,
         on_epoch=stop_after(2),
-        shown=False,
+        show_progress=False,
     )
     resumed = fit(
         c.model,
@@ -690,13 +696,13 @@ def test_every_objective_is_taken_up_again_to_the_last_bit(tmp_path: Path, name:
         training=training,
         folder=tmp_path,
         resume=True,
-        shown=False,
+        show_progress=False,
     )
     assert numbers(resumed) == numbers(whole)
     assert equal(state(c), state(a))
     assert json.loads((tmp_path / "config.json").read_text())["objective"] == OBJECTIVES[name]().describe()
     with pytest.raises(ValueError, match="objective"):
-        fit(c.model, c.guide, grey(), training=training, folder=tmp_path, resume=True, shown=False)
+        fit(c.model, c.guide, grey(), training=training, folder=tmp_path, resume=True, show_progress=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -714,7 +720,7 @@ def test_steps_are_counted_by_training_alone_and_go_on_after_an_interruption(tmp
     v, asked = vae().double(), []
     objective = ELBO(annealing=Logged(100, asked=(asked,)))
     objective.step = 77  # of an earlier use
-    fit(v.model, v.guide, grey(), objective=objective, training=quick(epochs=2), folder=tmp_path, shown=False)
+    fit(v.model, v.guide, grey(), objective=objective, training=quick(epochs=2), folder=tmp_path, show_progress=False)
     assert asked == list(range(6))  # 48 data in batches of 16; validation does not ask
     assert objective.step == 6
     asked.clear()
@@ -732,7 +738,7 @@ def test_steps_are_counted_by_training_alone_and_go_on_after_an_interruption(tmp
         training=quick(epochs=3),
         folder=tmp_path,
         resume=True,
-        shown=False,
+        show_progress=False,
     )
     assert steps[known:] == [6, 7, 8]
 
@@ -748,7 +754,14 @@ def test_early_stopping_watches_the_bound_that_is_maximized(tmp_path: Path, make
     training = quick(epochs=300, learning_rate=0.3, patience=4)
     objective = make(num_particles=5)
     history = fit(
-        v.model, v.guide, grey(), objective=objective, training=training, folder=tmp_path, on_epoch=keep, shown=False
+        v.model,
+        v.guide,
+        grey(),
+        objective=objective,
+        training=training,
+        folder=tmp_path,
+        on_epoch=keep,
+        show_progress=False,
     )
     curve = [epoch.validation["L_5"] for epoch in history.epochs]
     assert history.best_epoch == curve.index(max(curve)) + 1
@@ -762,8 +775,10 @@ def test_early_stopping_watches_the_bound_that_is_maximized(tmp_path: Path, make
 
 def test_the_watched_bound_is_that_of_the_validation_data() -> None:
     v, data = vae().double(), grey()
-    history = fit(v.model, v.guide, data, objective=IWAE(num_particles=500), training=quick(epochs=1), shown=False)
-    evaluation = evaluate(v.model, v.guide, data.validation, ks=(1, 500, 5000), shown=False)
+    history = fit(
+        v.model, v.guide, data, objective=IWAE(num_particles=500), training=quick(epochs=1), show_progress=False
+    )
+    evaluation = evaluate(v.model, v.guide, data.validation, ks=(1, 500, 5000), show_progress=False)
     assert evaluation.iwae[1].value > evaluation.iwae[0].value + 0.05
     assert history.epochs[0].validation["L_500"] == pytest.approx(evaluation.iwae[1].value, abs=0.02)
 
@@ -774,7 +789,7 @@ def test_the_watched_bound_is_that_of_the_validation_data() -> None:
 def test_an_importance_weighted_loss_that_explodes_stops_training_in_words() -> None:
     v = vae().double()
     with pytest.raises(DivergenceError, match="stopped in epoch 1 at its step [234]: .* is not finite"):
-        fit(v.model, v.guide, grey(), objective=IWAE(), training=quick(learning_rate=1e300), shown=False)
+        fit(v.model, v.guide, grey(), objective=IWAE(), training=quick(learning_rate=1e300), show_progress=False)
 
 
 @pytest.mark.parametrize("with_folder", [True, False])
@@ -785,7 +800,7 @@ def test_a_loss_that_explodes_in_the_first_epoch_stops_training(tmp_path: Path, 
     kept = f"{tmp_path} holds the weights of epoch 0" if with_folder else "give fit a folder to keep"
     training = quick(learning_rate=1e300, start_at_data=False)
     with pytest.raises(DivergenceError, match="stopped in epoch 1 at its step [234]: .* is not finite") as error:
-        fit(v.model, v.guide, grey(), training=training, folder=folder, shown=False)
+        fit(v.model, v.guide, grey(), training=training, folder=folder, show_progress=False)
     assert kept in str(error.value)
     assert "lower the learning rate (1e+300) or set clip_norm" in str(error.value)
     if with_folder:
@@ -794,14 +809,14 @@ def test_a_loss_that_explodes_in_the_first_epoch_stops_training(tmp_path: Path, 
 
 def test_a_run_whose_description_leaves_out_defaults_is_loaded_and_resumed(tmp_path: Path) -> None:
     first = vae()
-    fit(first.model, first.guide, grey(), training=quick(epochs=1), folder=tmp_path, shown=False)
+    fit(first.model, first.guide, grey(), training=quick(epochs=1), folder=tmp_path, show_progress=False)
     folder = RunFolder(tmp_path)
     assert json.loads(folder.read("model.json")) == describe(first)
     assert "activation" in json.loads(folder.read("model.json"))["arguments"]["encoder"]["arguments"]
     folder.write({"model.json": json.dumps(describe(first, complete=False)).encode()})
     assert equal(state(load(tmp_path).vae), state(first))
     again = vae(1)
-    fit(again.model, again.guide, grey(), training=quick(epochs=2), folder=tmp_path, resume=True, shown=False)
+    fit(again.model, again.guide, grey(), training=quick(epochs=2), folder=tmp_path, resume=True, show_progress=False)
 
 
 def test_a_nan_after_the_first_epoch_leaves_the_last_good_one(tmp_path: Path) -> None:
@@ -814,12 +829,12 @@ def test_a_nan_after_the_first_epoch_leaves_the_last_good_one(tmp_path: Path) ->
             v.encoder.layers[0].weight.data[0, 0] = math.nan
 
     with pytest.raises(DivergenceError, match=r"stopped in epoch 3 at its step 1: (KL|the loss|loss) is not finite"):
-        fit(v.model, v.guide, grey(), training=quick(), folder=tmp_path, on_epoch=poison, shown=False)
+        fit(v.model, v.guide, grey(), training=quick(), folder=tmp_path, on_epoch=poison, show_progress=False)
     run = load(tmp_path)
     assert equal(state(run.vae), states[1])
     assert [epoch.epoch for epoch in run.history.epochs] == [1, 2]
     again = vae().double()
-    history = fit(again.model, again.guide, grey(), training=quick(), folder=tmp_path, resume=True, shown=False)
+    history = fit(again.model, again.guide, grey(), training=quick(), folder=tmp_path, resume=True, show_progress=False)
     assert len(history.epochs) == 4
 
 
@@ -836,7 +851,7 @@ def test_the_term_that_is_not_finite_is_named() -> None:
             pyro.factor("late", late.expand(len(x)))
 
     with pytest.raises(DivergenceError, match="reconstruction is not finite"):
-        fit(model, v.guide, binary(), training=quick(epochs=10), shown=False)
+        fit(model, v.guide, binary(), training=quick(epochs=10), show_progress=False)
 
 
 def test_a_last_step_to_nan_is_not_kept(tmp_path: Path) -> None:
@@ -857,7 +872,7 @@ def test_a_last_step_to_nan_is_not_kept(tmp_path: Path) -> None:
             training=quick(batch_size=60, start_at_data=False),
             optimizer=lambda parameters: Broken(parameters, lr=1.0),
             folder=tmp_path,
-            shown=False,
+            show_progress=False,
         )
     assert equal(state(load(tmp_path).vae), start)
 
@@ -870,7 +885,7 @@ def test_a_program_that_is_wrong_from_the_start_keeps_its_own_error() -> None:
             pyro.sample("z", dist.Normal(net(x), -1.0).to_event(1))
 
     with pytest.raises(ValueError, match="scale of Normal at the site 'z': 30 of 30 do not satisfy Gre"):
-        fit(pair_of(TRUTH)[0], guide, TRUTH.sample(10), training=quick(), shown=False)
+        fit(pair_of(TRUTH)[0], guide, TRUTH.sample(10), training=quick(), show_progress=False)
 
 
 # the run folder
@@ -878,7 +893,7 @@ def test_a_program_that_is_wrong_from_the_start_keeps_its_own_error() -> None:
 
 def run_in(folder: Path, *, seed: int = 0, **options: Any) -> VAE:
     v = vae(seed)
-    fit(v.model, v.guide, grey(), training=quick(epochs=2, **options), folder=folder, shown=False)
+    fit(v.model, v.guide, grey(), training=quick(epochs=2, **options), folder=folder, show_progress=False)
     return v
 
 
@@ -914,7 +929,7 @@ def test_a_loaded_run_gives_the_same_numbers(tmp_path: Path) -> None:
     assert equal(state(run.vae), state(v))
     assert not run.vae.training
     test = grey().test
-    a, b = (evaluate(m.model, m.guide, test, ks=(1, 10), shown=False) for m in (v, run.vae))
+    a, b = (evaluate(m.model, m.guide, test, ks=(1, 10), show_progress=False) for m in (v, run.vae))
     for name, value in a.per_datum.items():
         torch.testing.assert_close(value, b.per_datum[name], rtol=0, atol=0, equal_nan=True)
     assert [epoch.epoch for epoch in run.history.epochs] == [1, 2]
@@ -957,9 +972,9 @@ def test_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a run folder: it has no manifest.json"):
         load(tmp_path / "nothing")
     with pytest.raises(ValueError, match="is not a run folder"):
-        fit(v.model, v.guide, grey(), training=quick(), folder=tmp_path / "nothing", resume=True, shown=False)
+        fit(v.model, v.guide, grey(), training=quick(), folder=tmp_path / "nothing", resume=True, show_progress=False)
     with pytest.raises(ValueError, match="pass folder="):
-        fit(v.model, v.guide, grey(), training=quick(), resume=True, shown=False)
+        fit(v.model, v.guide, grey(), training=quick(), resume=True, show_progress=False)
 
 
 @pytest.mark.parametrize("inside", [True, False])
@@ -969,7 +984,7 @@ def test_a_file_in_the_way_is_refused(tmp_path: Path, inside: bool) -> None:  # 
     before = state(v)
     folder = tmp_path / "file" / "run" if inside else tmp_path / "file"
     with pytest.raises(ValueError, match="the run folder .*file.* cannot be written"):
-        fit(v.model, v.guide, grey(), training=quick(), folder=folder, shown=False)
+        fit(v.model, v.guide, grey(), training=quick(), folder=folder, show_progress=False)
     assert equal(state(v), before)
 
 
@@ -978,7 +993,7 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     v = vae(1)
     with pytest.raises(ValueError, match="holds a run already; go on with it by resume, or choose another folder"):
-        fit(v.model, v.guide, grey(), training=quick(), folder=tmp_path, shown=False)
+        fit(v.model, v.guide, grey(), training=quick(), folder=tmp_path, show_progress=False)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -1004,23 +1019,25 @@ def test_resuming_with_other_settings_is_refused(tmp_path: Path, changed: dict[s
     options = {"data": grey, "training": quick()} | changed
     options["data"] = options["data"]()  # made here, in the dtype of the test
     with pytest.raises(ValueError, match="resume with the same settings") as error:
-        fit(v.model, v.guide, options.pop("data"), **options, folder=tmp_path, resume=True, shown=False)
+        fit(v.model, v.guide, options.pop("data"), **options, folder=tmp_path, resume=True, show_progress=False)
     assert text in str(error.value)
 
 
 def test_a_run_from_before_an_option_existed_is_resumed(tmp_path: Path) -> None:
     v = vae().double()
-    fit(v.model, v.guide, grey(), training=quick(epochs=2), folder=tmp_path, shown=False)
+    fit(v.model, v.guide, grey(), training=quick(epochs=2), folder=tmp_path, show_progress=False)
     folder = RunFolder(tmp_path)
     config = json.loads(folder.read("config.json"))
     del config["training"]["engine"], config["training"]["precision"]
     folder.write({"config.json": json.dumps(config).encode()})
     again = vae().double()
-    history = fit(again.model, again.guide, grey(), training=quick(epochs=3), folder=tmp_path, resume=True, shown=False)
+    history = fit(
+        again.model, again.guide, grey(), training=quick(epochs=3), folder=tmp_path, resume=True, show_progress=False
+    )
     assert len(history.epochs) == 3
     rounded = quick(epochs=4, precision="bfloat16")
     with pytest.raises(ValueError, match="training.precision = 'float32', but received 'bfloat16'"):
-        fit(again.model, again.guide, grey(), training=rounded, folder=tmp_path, resume=True, shown=False)
+        fit(again.model, again.guide, grey(), training=rounded, folder=tmp_path, resume=True, show_progress=False)
 
 
 def test_a_run_of_a_gpu_is_resumed_on_a_cpu(tmp_path: Path) -> None:
@@ -1050,7 +1067,7 @@ def test_a_state_of_other_parameters_is_refused_before_anything_is_loaded(tmp_pa
     v = vae(1)
     before = state(v)
     with pytest.raises(ValueError, match=r"trainer.pt does not fit .*: state\[0\]\['exp_avg'\] must be \(6, 2\)"):
-        fit(v.model, v.guide, grey(), training=quick(), folder=tmp_path, resume=True, shown=False)
+        fit(v.model, v.guide, grey(), training=quick(), folder=tmp_path, resume=True, show_progress=False)
     assert equal(state(v), before)
 
 
@@ -1084,13 +1101,13 @@ def test_a_decaying_rate_cannot_be_resumed_with_more_epochs(tmp_path: Path) -> N
             training=quick(final_learning_rate=1e-4),
             folder=tmp_path,
             resume=True,
-            shown=False,
+            show_progress=False,
         )
 
 
 def test_a_network_from_outside_is_imported_only_where_allowed(tmp_path: Path) -> None:
     v = vae(encoder=Encoder(2))
-    fit(v.model, v.guide, grey(), training=quick(epochs=1), folder=tmp_path, shown=False)
+    fit(v.model, v.guide, grey(), training=quick(epochs=1), folder=tmp_path, show_progress=False)
     package = __name__.partition(".")[0]
     with pytest.raises(
         ValueError, match=rf"allow the package '{package}': allow=\['{package}'\], or --allow {package}"
@@ -1103,7 +1120,7 @@ def test_a_network_from_outside_is_imported_only_where_allowed(tmp_path: Path) -
 
 def test_a_model_that_cannot_be_described_is_loaded_by_its_weights(tmp_path: Path) -> None:
     v = vae(encoder=nn.Sequential(nn.Linear(4, 4), nn.Unflatten(-1, (2, 2))))
-    fit(v.model, v.guide, grey(), training=quick(epochs=1), folder=tmp_path, shown=False)
+    fit(v.model, v.guide, grey(), training=quick(epochs=1), folder=tmp_path, show_progress=False)
     with pytest.raises(ValueError, match="use training.load_weights"):
         load(tmp_path)
     other = vae(1, encoder=nn.Sequential(nn.Linear(4, 4), nn.Unflatten(-1, (2, 2))))
@@ -1115,7 +1132,7 @@ def test_a_model_that_cannot_be_described_is_loaded_by_its_weights(tmp_path: Pat
 
 def test_weights_of_a_hand_written_pair(tmp_path: Path) -> None:
     (model, guide), modules = pair_with_everything()
-    fit(model, guide, grey(), training=quick(epochs=1), modules=modules, folder=tmp_path, shown=False)
+    fit(model, guide, grey(), training=quick(epochs=1), modules=modules, folder=tmp_path, show_progress=False)
     trained, bias = [state(module) for module in modules], pyro.param("bias").detach().clone()
     pyro.clear_param_store()
     (model, guide), fresh = pair_with_everything()
@@ -1150,7 +1167,7 @@ def test_an_interrupt_leaves_the_last_epoch_and_nothing_switched(tmp_path: Path,
 
     before = left_behind(v)
     with pytest.raises(KeyboardInterrupt):
-        fit(model, v.guide, grey(), training=quick(), folder=tmp_path, on_epoch=on_epoch, shown=False)
+        fit(model, v.guide, grey(), training=quick(), folder=tmp_path, on_epoch=on_epoch, show_progress=False)
     assert left_behind(v) == before
     assert len(states) == 2
     restored = vae(4)
@@ -1178,7 +1195,7 @@ def test_training_leaves_nothing_behind(of_torch: bool) -> None:  # noqa: FBT001
     try:
         torch.distributions.Distribution.set_default_validate_args(of_torch)
         before = left_behind(v)
-        fit(v.model, v.guide, grey(), training=quick(patience=2), shown=False)
+        fit(v.model, v.guide, grey(), training=quick(patience=2), show_progress=False)
         assert left_behind(v) == before
     finally:
         pyro.enable_validation(True)  # noqa: FBT003 (Pyro's)
@@ -1189,13 +1206,13 @@ def test_training_leaves_nothing_behind(of_torch: bool) -> None:  # noqa: FBT001
 
 def test_nothing_to_train_is_refused() -> None:
     with pytest.raises(ValueError, match=r"there is nothing to train.*modules=\[...\]"):
-        fit(*pair_of(TRUTH), TRUTH.sample(10), training=quick(), shown=False)
+        fit(*pair_of(TRUTH), TRUTH.sample(10), training=quick(), show_progress=False)
 
 
 def test_early_stopping_needs_validation_data() -> None:
     v = vae().double()
     with pytest.raises(ValueError, match="early stopping watches validation data, but there are none"):
-        fit(v.model, v.guide, binary(), training=quick(patience=1), shown=False)
+        fit(v.model, v.guide, binary(), training=quick(patience=1), show_progress=False)
 
 
 @pytest.mark.parametrize(
@@ -1211,9 +1228,9 @@ def test_early_stopping_needs_validation_data() -> None:
 def test_data_that_cannot_be_fitted_are_refused(data: Any, error: type[Exception], text: str) -> None:
     v = vae().double()
     with pytest.raises(error, match=text):
-        fit(v.model, v.guide, data, training=quick(), shown=False)
+        fit(v.model, v.guide, data, training=quick(), show_progress=False)
     with pytest.raises(error, match=text):
-        evaluate(v.model, v.guide, data, ks=(1,), shown=False)
+        evaluate(v.model, v.guide, data, ks=(1,), show_progress=False)
 
 
 def test_labels_in_place_of_data_are_refused() -> None:
@@ -1227,7 +1244,7 @@ def test_grey_values_under_bernoulli_are_refused_with_the_cure(row: int) -> None
     x = binary(200)
     x[row] = 0.5
     with pytest.raises(ValueError, match="scores data that are 0 or 1, but .* binarize them") as error:
-        fit(v.model, v.guide, x, training=quick(), shown=False)
+        fit(v.model, v.guide, x, training=quick(), show_progress=False)
     assert not isinstance(error.value, DivergenceError)
 
 
@@ -1242,7 +1259,7 @@ def test_grey_validation_data_are_refused_too() -> None:
         name="d",
     )
     with pytest.raises(ValueError, match="binarize them"):
-        fit(v.model, v.guide, data, training=quick(), shown=False)
+        fit(v.model, v.guide, data, training=quick(), show_progress=False)
 
 
 @pytest.mark.parametrize(
@@ -1267,4 +1284,4 @@ def test_options_out_of_range_are_refused(options: dict[str, Any], text: str) ->
 def test_a_device_that_is_not_there_is_refused() -> None:
     v = vae().double()
     with pytest.raises(ValueError, match="the device 'nonsense' cannot be used here"):
-        fit(v.model, v.guide, binary(), training=quick(device="nonsense"), shown=False)
+        fit(v.model, v.guide, binary(), training=quick(device="nonsense"), show_progress=False)

@@ -15,7 +15,7 @@ from conftest import linear_gaussian, make_vae, pair_of
 from matplotlib import pyplot
 from torch import Tensor
 
-from pyrovae.particles import particles
+from pyrovae.importance.sampling import particles
 from pyrovae.report import to_datatree, tree
 from pyrovae.results import Particles
 

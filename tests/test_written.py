@@ -45,9 +45,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Evaluation, 
     torch.set_default_dtype(torch.float32)
     torch.manual_seed(0)
     vae, data = make_vae(), pyrovae.data.digits().for_form("binary")
-    history = pyrovae.fit(vae.model, vae.guide, data, training=Training(epochs=3, device="cpu"), shown=False)
+    history = pyrovae.fit(vae.model, vae.guide, data, training=Training(epochs=3, device="cpu"), show_progress=False)
     part = data.test.first(40)
-    found = pyrovae.evaluate(vae.model, vae.guide, part, ks=(1, 5, 50), checks=FEW, shown=False)
+    found = pyrovae.evaluate(vae.model, vae.guide, part, ks=(1, 5, 50), checks=FEW, show_progress=False)
     folder = write_report(
         tmp_path_factory.mktemp("written"),
         found,
@@ -93,7 +93,7 @@ def test_numbers_are_those_of_terminal_and_json(report: tuple[Path, Evaluation, 
 
 def test_the_same_evaluation_gives_the_same_files(report: tuple[Path, Evaluation, Any, Any], tmp_path: Path) -> None:
     folder, found, vae, part = report
-    again = pyrovae.evaluate(vae.model, vae.guide, part, ks=(1, 5, 50), checks=FEW, shown=False)
+    again = pyrovae.evaluate(vae.model, vae.guide, part, ks=(1, 5, 50), checks=FEW, show_progress=False)
     history = pyrovae.results.History((), 1, "")
     one, two = (
         write_report(
@@ -133,7 +133,7 @@ def test_a_pair_written_by_hand_has_a_report(tmp_path: Path) -> None:
     torch.manual_seed(0)
     pair = TwoLayers(bottom_up=True)
     x = torch.bernoulli(torch.full((12, 4), 0.5))
-    found = pyrovae.evaluate(pair.model, pair.guide, x, ks=(1, 5, 50), checks=FEW, shown=False)
+    found = pyrovae.evaluate(pair.model, pair.guide, x, ks=(1, 5, 50), checks=FEW, show_progress=False)
     folder = write_report(tmp_path, found, model=pair.model, guide=pair.guide, data=x)
     page = (folder / "index.html").read_text()
     titles = re.findall(r"<h2 id=[^>]*>(.*?)</h2>", page)
@@ -147,7 +147,7 @@ def test_weights_that_cannot_be_trusted_are_cautioned_against(tmp_path: Path) ->
     with torch.no_grad():
         vae.decoder.layers[-1].weight.mul_(40)  # a posterior that no encoder knows of
     x = torch.bernoulli(torch.full((12, 1, 8, 8), 0.5))
-    found = pyrovae.evaluate(vae.model, vae.guide, x, ks=(1, 5, 50), shown=False)
+    found = pyrovae.evaluate(vae.model, vae.guide, x, ks=(1, 5, 50), show_progress=False)
     assert found.weights.verdict != "K is enough"
     page = (write_report(tmp_path, found, model=vae.model, guide=vae.guide, data=x) / "index.html").read_text()
     assert f'<div class="caution" role="note"><p>{found.weights.verdict}: ' in page
@@ -160,7 +160,7 @@ def test_a_model_that_is_nan_has_a_report_that_says_so(tmp_path: Path, monkeypat
     monkeypatch.setattr(vae.decoder, "run", lambda *args: run(*args) * math.nan)
     x = torch.bernoulli(torch.full((12, 1, 8, 8), 0.5))
     checks = replace(FEW, num_encoded=12)
-    found = pyrovae.evaluate(vae.model, vae.guide, x, ks=(1, 5, 50), checks=checks, shown=False)
+    found = pyrovae.evaluate(vae.model, vae.guide, x, ks=(1, 5, 50), checks=checks, show_progress=False)
     assert found.weights.num_nan == 12
     page = (write_report(tmp_path, found, model=vae.model, guide=vae.guide, data=x) / "index.html").read_text()
     cautions = re.findall('<div class="caution" role="note"><p>(.*?)</div>', page, flags=re.S)
@@ -202,7 +202,7 @@ def test_names_of_any_origin_reach_no_file_as_they_are(tmp_path: Path) -> None:
 
     least = replace(FEW, num_annealed=0, num_simulated=0, num_refined=3, num_encoded=12, refit_epochs=0)
     split = pyrovae.data.Split(torch.randn(12, 2), name=name)
-    found = pyrovae.evaluate(model, guide, split, ks=(1, 50), checks=least, shown=False)
+    found = pyrovae.evaluate(model, guide, split, ks=(1, 50), checks=least, show_progress=False)
     folder = write_report(tmp_path, found, model=model, guide=guide, data=split)
     page = (folder / "index.html").read_text()
     assert page.replace("\n", "").isprintable()

@@ -33,7 +33,7 @@ from torch.nn import functional
 
 import pyrovae
 from pyrovae import VAE, likelihoods, networks, posteriors, priors
-from pyrovae.sandbox import own_store, validation
+from pyrovae.runtime.context import own_store, validation
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--rounds", type=int, default=25, help="of five steps of ours and five plain ones")

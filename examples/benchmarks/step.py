@@ -298,7 +298,7 @@ if recipe_milliseconds:
     print(f"\nThe {RECIPE_STEPS:,} steps of {RECIPE} would take {CAPTURED} {minutes:.0f} minutes on this {on}")
     print(f"GPU: {f'{minutes:.0f}' if on == 'GPU' else 'not measured'}, goal at most 15 minutes")
 if parts:
-    shown = ", ".join(f"{kind} {milliseconds:.2f}" for kind, milliseconds in parts.items())
-    print(f"\n{CAPTURED}, ms per step under a profiler: {shown}")
+    show_progress = ", ".join(f"{kind} {milliseconds:.2f}" for kind, milliseconds in parts.items())
+    print(f"\n{CAPTURED}, ms per step under a profiler: {show_progress}")
     needed = sum(list(parts.values())[:-1])
     print(f"All but the last are {needed:.2f}, where the whole of the floor took {floor_milliseconds[0]:.2f}")

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrovae import memory
-from pyrovae.bounds.annealing import Kernel, Path, transition
-from pyrovae.pair import Pair
+from pyrovae.bounds.hmc import Kernel, Path, transition
+from pyrovae.importance import UnconstrainedLatents, rows_at_once
+from pyrovae.importance.layout import wide
+from pyrovae.programs import ModelGuide
 from pyrovae.results import AnnealingSettings
-from pyrovae.sandbox import forked_random, stream_seed
-from pyrovae.scoring import FlatSpace, rows_at_once
-from pyrovae.scoring.layout import wide
-from pyrovae.whole import require_whole
+from pyrovae.runtime import memory
+from pyrovae.runtime.arguments import require_integer
+from pyrovae.runtime.context import forked_random, stream_seed
 
 ACCEPTANCE = 0.9  # that step sizes are tuned to; more than a long chain wants: here each transition has to move
 SCALE_DRAWS = 100  # of the start, from which positions get their scale
@@ -28,20 +28,20 @@ TENSORS = 16  # of the shape of the chains' positions that a transition holds at
 
 
 def frozen_kernel(
-    pair: Pair, args: tuple[Any, ...], rows: Tensor, settings: AnnealingSettings, *, number: int
+    programs: ModelGuide, args: tuple[Any, ...], rows: Tensor, settings: AnnealingSettings, *, number: int
 ) -> Kernel:
     """Return transitions for some rows ``(B,)``, found by a pilot in the stream (seed, "annealing pilot", number)."""
     with forked_random(stream_seed(settings.seed, "annealing pilot", number), rows.device):
-        space = FlatSpace(pair, args, rows)
+        space = UnconstrainedLatents(programs, args, rows)
         if number == 0:
             space.tell_of_cut_gradient()
         memory.require(
             8.0 * TENSORS * settings.num_chains * len(rows) * space.dim,
             what=f"moving {settings.num_chains} chains of {len(rows)} data",
-            cure="choose fewer, or a smaller batch_size",
+            hint="choose fewer, or a smaller batch_size",
             device=rows.device,
         )
-        chunk_size = rows_at_once(pair, rows.device, gradients=True)
+        chunk_size = rows_at_once(programs, rows.device, gradients=True)
         return pilot(Path(space, from_prior=settings.from_prior, chunk_size=chunk_size), settings)
 
 
@@ -68,8 +68,8 @@ def pilot(path: Path, settings: AnnealingSettings) -> Kernel:
     return Kernel(path, scale, torch.cat(steps).exp().to(scale), settings.num_leapfrog)
 
 
-def batch_of(pair: Pair, settings: AnnealingSettings, batch_size: int | None, device: torch.device) -> int:
+def batch_of(programs: ModelGuide, settings: AnnealingSettings, batch_size: int | None, device: torch.device) -> int:
     """Return how many data run together on a device: as many as their chains are scored at once."""
     if batch_size is not None:
-        require_whole(batch_size, name="batch_size")
-    return batch_size or max(1, rows_at_once(pair, device, gradients=True) // settings.num_chains)
+        require_integer(batch_size, name="batch_size")
+    return batch_size or max(1, rows_at_once(programs, device, gradients=True) // settings.num_chains)

@@ -9,7 +9,7 @@ from pyrovae.cli.options import Parser
 from pyrovae.cli.output import print_text
 from pyrovae.report import compare
 from pyrovae.results import Comparison
-from pyrovae.storage import replacing
+from pyrovae.runtime import replacing
 
 FORMATS: dict[str, Callable[[Comparison], str]] = {
     "text": lambda comparison: f"{comparison}\n",

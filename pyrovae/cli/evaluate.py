@@ -14,13 +14,13 @@ from pyrovae.cli.options import Parser
 from pyrovae.cli.output import file_name, print_error, print_text
 from pyrovae.data import Split, fingerprint
 from pyrovae.data.batches import Rows
-from pyrovae.evaluate import Checks, evaluate
-from pyrovae.evaluate.evaluation import weights_hash
-from pyrovae.evaluate.journal import Journal
-from pyrovae.processes import Group, joined
+from pyrovae.evaluation import Checks, evaluate
+from pyrovae.evaluation.evaluator import weights_hash
+from pyrovae.evaluation.resume import Journal
 from pyrovae.report import write_report
 from pyrovae.report.folder import REPORT, check_report_name, find_report
 from pyrovae.results import Evaluation
+from pyrovae.runtime.distributed import Group, joined
 from pyrovae.training import Run
 from pyrovae.training.options import ENGINES, choose_device
 
@@ -95,7 +95,7 @@ def _evaluate(options: dict[str, Any], processes: Group, locks: ExitStack) -> No
     run = load_run(options)
     processes.from_first(lambda: locks.enter_context(run.folder.lock("evaluated")))
     vae = run.vae.to(choose_device(options["device"]))
-    data = processes.first_alone(lambda: data_of(run, options))
+    data = processes.main_process_first(lambda: data_of(run, options))
     if processes.first and fingerprint(data.train.stored) != run.config["data"]["hash"]:
         print_text("note: these are not the data that the run was trained on\n")
     split = getattr(data, options["split"])

@@ -12,7 +12,7 @@ from pyrovae.cli.options import Parser
 from pyrovae.cli.output import print_text
 from pyrovae.report.images import is_image, samples
 from pyrovae.report.png import to_png
-from pyrovae.storage import replacing
+from pyrovae.runtime import replacing
 
 
 def generate(argv: Sequence[str]) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 
-from pyrovae.processes import speaks
 from pyrovae.results.table import printable_lines
+from pyrovae.runtime.distributed import is_main_process
 
 
 def print_text(text: str) -> None:
@@ -17,14 +17,14 @@ def print_text(text: str) -> None:
 
     A closed output does not end the work.
     """
-    if speaks() and sys.stdout is not None:
+    if is_main_process() and sys.stdout is not None:
         with suppress(BrokenPipeError):
             sys.stdout.write(printable_lines(text))
 
 
 def print_error(text: str) -> None:
     """Print an error or a hint from the main process, control characters as escapes."""
-    if speaks() and sys.stderr is not None:
+    if is_main_process() and sys.stderr is not None:
         with suppress(OSError):
             sys.stderr.write(printable_lines(text))
 

@@ -17,8 +17,8 @@ from pyrovae.cli.output import file_name, print_error, print_text
 from pyrovae.cli.signatures import classes, make
 from pyrovae.data import Data, datasets
 from pyrovae.objectives import schedules
-from pyrovae.processes import Group, joined
-from pyrovae.sandbox import forked_random, stream_seed
+from pyrovae.runtime.context import forked_random, stream_seed
+from pyrovae.runtime.distributed import Group, joined
 from pyrovae.training import Training, fit
 from pyrovae.training.checkpoint import CONFIG
 from pyrovae.training.folder import RunFolder
@@ -63,7 +63,7 @@ def _train(
     """Fit a VAE in this process, or in one of several that do so together."""
     choose_device(settings.device)
     likelihood, _ = parser.chosen("likelihood", options)
-    data = group.first_alone(lambda: load_data(options, likelihood.form))
+    data = group.main_process_first(lambda: load_data(options, likelihood.form))
     with forked_random(stream_seed(settings.seed, "initialize")):
         vae = _build(parser, options, data)
     given = options["resume"] or options["folder"]

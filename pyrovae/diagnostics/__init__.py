@@ -1,14 +1,14 @@
 """Is the guide any good: tails of its weights, the ladder's verdict on K, and what its latent variables carry."""
 
-from pyrovae.bounds.iwae import effective_sample_size
+from pyrovae.bounds.multi_sample import effective_sample_size
 from pyrovae.diagnostics.gaps import gaps
-from pyrovae.diagnostics.ladder import judge, read_ladder
+from pyrovae.diagnostics.ladder import assess, read_ladder
 from pyrovae.diagnostics.latents import latents
 from pyrovae.diagnostics.psis import khat_threshold, pareto_khat
 from pyrovae.diagnostics.weights import (
+    assess_with_checks,
     bias_estimate,
     jackknife,
-    judge_with_checks,
     largest_weight,
     relative_variance,
     summarize_weights,
@@ -20,8 +20,8 @@ __all__ = [
     "effective_sample_size",
     "gaps",
     "jackknife",
-    "judge",
-    "judge_with_checks",
+    "assess",
+    "assess_with_checks",
     "khat_threshold",
     "largest_weight",
     "latents",

@@ -14,7 +14,7 @@ NOTHING = 0.05  # nats of information that count as none
 FITS = 0.1, 0.05  # marginal KL of a prior that fits, at most: in nats, or as a share of the KL
 
 
-def judge_collapse(units: Sequence[Unit], kl: Estimate, below: Estimate) -> tuple[str, str]:
+def assess_collapse(units: Sequence[Unit], kl: Estimate, below: Estimate) -> tuple[str, str]:
     """Return whether different x get the same code, and the reason in one clause.
 
     Args:
@@ -32,7 +32,7 @@ def judge_collapse(units: Sequence[Unit], kl: Estimate, below: Estimate) -> tupl
     return NOT_COLLAPSED, f"I(x; z) is at least {below.value:.3f} nats and {few}"
 
 
-def judge_prior(kl: Estimate, above: Estimate, marginal: Estimate) -> tuple[str, str]:
+def assess_prior(kl: Estimate, above: Estimate, marginal: Estimate) -> tuple[str, str]:
     """Return whether the prior fits the aggregate posterior q(z), and the reason in one clause.
 
     Args:

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrovae.bounds.iwae import iwae, monte_carlo_variances
+from pyrovae.bounds.multi_sample import iwae, monte_carlo_variances
 from pyrovae.diagnostics.refine import DiagonalGaussian, best_of, further_starts, refine, start
 from pyrovae.diagnostics.refit import Refit
-from pyrovae.pair import Pair
-from pyrovae.sandbox import forked_random, stream_seed
-from pyrovae.scoring import FlatSpace, blocks
-from pyrovae.scoring.layout import wide
+from pyrovae.importance import UnconstrainedLatents, blocks
+from pyrovae.importance.layout import wide
+from pyrovae.programs import ModelGuide
+from pyrovae.runtime.context import forked_random, stream_seed
 
 VARIANCE = "variance of "
 
@@ -24,18 +24,18 @@ class GapBounds:
     """The ELBO of the guide, that of a refined Gaussian, and a tighter bound, of some rows of the data.
 
     Args:
-        pair: from `inspected`.
+        programs: from `scoring_context`.
         args: what its programs are called with, the data first.
         rows: ``(B,)``, rows of the data.
         stream: a seed and the number of the batch; each bound draws from a stream of its own.
 
     """
 
-    def __init__(self, pair: Pair, args: tuple[Any, ...], rows: Tensor, stream: tuple[int, int]) -> None:
-        self.pair, self.args, self.rows, self.stream = pair, args, rows, stream
+    def __init__(self, programs: ModelGuide, args: tuple[Any, ...], rows: Tensor, stream: tuple[int, int]) -> None:
+        self.programs, self.args, self.rows, self.stream = programs, args, rows, stream
         self.num_weights = 0  # in the bound that is estimated where none is given
         with self.random("space"):
-            self.space = FlatSpace(pair, args, rows)
+            self.space = UnconstrainedLatents(programs, args, rows)
 
     def random(self, word: str) -> AbstractContextManager[None]:
         """Return the context in which draws come from a stream of this batch."""
@@ -84,7 +84,7 @@ class GapBounds:
     def guide(self, num_particles: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Draw from the guide: what the ELBO is the mean of, u ``(K, B, D)``, log p(x, u) and log q(u | x)."""
         with self.random("guide"):
-            found = list(blocks(self.pair, self.args, self.rows, num_particles))
+            found = list(blocks(self.programs, self.args, self.rows, num_particles))
         u = torch.cat([self.space.flatten(block.z) for block in found])
         log_det = self.space.log_det(u)
         return (

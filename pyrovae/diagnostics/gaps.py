@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyrovae import memory
 from pyrovae.diagnostics.gap_bounds import VARIANCE, GapBounds
 from pyrovae.diagnostics.refine import is_diagonal_gaussian
 from pyrovae.diagnostics.refit import Refit, refit
-from pyrovae.pair import Program
-from pyrovae.particles import check_num_particles
-from pyrovae.progress import progress
+from pyrovae.importance import iter_batches, require_tensor, scoring_context
+from pyrovae.importance.sampling import check_num_particles
+from pyrovae.programs import Program
 from pyrovae.results import Estimate
 from pyrovae.results.gaps import Gaps
-from pyrovae.sandbox import forked_random, stream_seed
-from pyrovae.scoring import inspected, require_tensor, walk
-from pyrovae.whole import require_whole
+from pyrovae.runtime import memory
+from pyrovae.runtime.arguments import require_integer
+from pyrovae.runtime.context import forked_random, stream_seed
+from pyrovae.runtime.progress_bar import progress
 
 
 def gaps(
@@ -38,7 +38,7 @@ def gaps(
     seed: int = 0,
     batch_size: int = 200,
     modules: Iterable[nn.Module] = (),
-    shown: bool = False,
+    show_progress: bool = False,
 ) -> Gaps:
     """Split the gap between the ELBO and the tightest bound on log p(x) into the steps that it is made of.
 
@@ -57,7 +57,7 @@ def gaps(
     *Inference suboptimality in variational autoencoders (Cremer, Li, Duvenaud 2018)*, https://arxiv.org/abs/1801.03558
 
     Args:
-        model: a Pyro program called with ``(x, *covariates)``; see `pyrovae.pair` for the contract.
+        model: a Pyro program called with ``(x, *covariates)``; see `pyrovae.programs` for the contract.
         guide: another.
         x: ``(B, ...)``, the data.
         covariates: what travels with x along the data plate.
@@ -72,7 +72,7 @@ def gaps(
         seed: of all random streams.
         batch_size: data refined together.
         modules: those used by the programs that cannot be found from them.
-        shown: whether progress is shown.
+        show_progress: whether progress is shown.
 
     Returns:
         The bounds and the steps between them, paired datum by datum.
@@ -90,18 +90,18 @@ def gaps(
     numbers = {"num_steps": num_steps, "num_starts": num_starts, "refit_epochs": refit_epochs, "batch_size": batch_size}
     _check(x, bound, bound_variances, **numbers)
     args, parts, done = (x, *covariates), [], 0
-    with inspected(model, guide, args, modules=modules) as pair, torch.no_grad():
-        per_particle = 16 + 4 * sum(latent.num_elements for latent in pair.latents.values())
+    with scoring_context(model, guide, args, modules=modules) as programs, torch.no_grad():
+        per_particle = 16 + 4 * sum(latent.num_elements for latent in programs.latents.values())
         memory.require(
             8.0 * per_particle * num_particles * min(batch_size, len(x)),
             what=f"{num_particles} particles of {min(batch_size, len(x))} data",
-            cure="choose fewer, or a smaller batch_size",
+            hint="choose fewer, or a smaller batch_size",
             device=x.device,
         )
-        new = refit(pair, args, num_epochs=refit_epochs, seed=seed, shown=shown)
-        with progress("refining", len(x), shown=shown, unit="data") as advance:
-            for number, (rows, count) in enumerate(walk(pair, len(x), batch_size=batch_size)):
-                batch = GapBounds(pair, args, rows.to(x.device), (seed, number))
+        new = refit(programs, args, num_epochs=refit_epochs, seed=seed, show_progress=show_progress)
+        with progress("refining", len(x), show_progress=show_progress, unit="data") as advance:
+            for number, (rows, count) in enumerate(iter_batches(programs, len(x), batch_size=batch_size)):
+                batch = GapBounds(programs, args, rows.to(x.device), (seed, number))
                 if number == 0:
                     batch.space.tell_of_cut_gradient()
                 found = batch.values(
@@ -240,7 +240,7 @@ def _rise(history: Tensor) -> tuple[float, float]:
 
 def _check(x: Tensor, bound: Tensor | None, variances: Tensor | None, **numbers: int) -> None:
     for name, value in numbers.items():
-        require_whole(value, name=name, least=0 if name == "refit_epochs" else 1)
+        require_integer(value, name=name, least=0 if name == "refit_epochs" else 1)
     if bound is not None and (not isinstance(bound, Tensor) or tuple(bound.shape) != (len(x),)):
         received = tuple(bound.shape) if isinstance(bound, Tensor) else type(bound).__name__
         raise ValueError(

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrovae.pair import Pair
-from pyrovae.scoring import draw, score_guide, total_of, walk
+from pyrovae.importance import draw, iter_batches, score_guide, sum_over_sites
+from pyrovae.programs import ModelGuide
 
 AGGREGATE = 10_000  # data that q(z) is over, at most
 DRAWS = 10  # codes of a datum, at most
@@ -38,7 +38,12 @@ class Information:
 
 
 def information(
-    pair: Pair, args: tuple[Any, ...], num_data: int, *, most: int = AGGREGATE, advance: Callable[[int], object]
+    programs: ModelGuide,
+    args: tuple[Any, ...],
+    num_data: int,
+    *,
+    most: int = AGGREGATE,
+    advance: Callable[[int], object],
 ) -> Information:
     """Compare codes with the aggregate posterior; random numbers come from torch's default stream.
 
@@ -50,7 +55,7 @@ def information(
     https://arxiv.org/abs/1905.06922
 
     Args:
-        pair: from `inspected`.
+        programs: from `inspected`.
         args: what its programs are called with, the data first.
         num_data: N, at least 2.
         most: data that q(z) is over at most; then, and those whose codes are taken, are drawn at random.
@@ -59,18 +64,18 @@ def information(
     """
     size = min(num_data, most)
     members = torch.randperm(num_data)[:size].sort().values if size < num_data else torch.arange(num_data)
-    budget = max(2, PAIRS[0 if pair.broadcasts else 1] // size)
+    budget = max(2, PAIRS[0 if programs.broadcasts else 1] // size)
     speakers = members if budget >= size else members[torch.randperm(size)[:budget].sort().values]
     num_draws = max(1, min(DRAWS, budget // len(speakers)))
-    elements = sum(latent.num_elements for latent in pair.latents.values())
+    elements = sum(latent.num_elements for latent in programs.latents.values())
     batch = max(1, math.isqrt(RUN // max(1, elements)))
     below, above, done = [], [], 0
-    for positions, count in walk(pair, len(speakers), batch_size=max(1, batch // num_draws)):
+    for positions, count in iter_batches(programs, len(speakers), batch_size=max(1, batch // num_draws)):
         owners = speakers[positions]
-        z, log_guide = draw(pair, args, owners.to(args[0].device), num_draws)
+        z, log_guide = draw(programs, args, owners.to(args[0].device), num_draws)
         z = {name: value[:, :count].flatten(0, 1) for name, value in z.items()}  # (R * T', ...)
-        own = total_of(log_guide)[:, :count].flatten()
-        others = _others(pair, args, members, owners[:count].repeat(num_draws), z, batch)
+        own = sum_over_sites(log_guide)[:, :count].flatten()
+        others = _others(programs, args, members, owners[:count].repeat(num_draws), z, batch)
         below.append((own - others.logaddexp(own) + math.log(size)).unflatten(0, (num_draws, count)))
         above.append((own - others + math.log(size - 1)).unflatten(0, (num_draws, count)))
         done += count
@@ -79,16 +84,16 @@ def information(
 
 
 def _others(
-    pair: Pair, args: tuple[Any, ...], members: Tensor, owners: Tensor, z: dict[str, Tensor], batch: int
+    programs: ModelGuide, args: tuple[Any, ...], members: Tensor, owners: Tensor, z: dict[str, Tensor], batch: int
 ) -> Tensor:
     """Return log sum_m q(z_t | x_m) over all m but the owner of z_t: ``(T,)`` for z of each site ``(T, ...)``."""
     device = args[0].device
     total = torch.full((len(owners),), -math.inf, dtype=torch.float64, device=device)
-    for positions, count in walk(pair, len(members), batch_size=batch):
+    for positions, count in iter_batches(programs, len(members), batch_size=batch):
         rows = members[positions]
         many = {name: value.unsqueeze(1).expand(-1, len(rows), *value.shape[1:]) for name, value in z.items()}
-        whole = len(owners) * len(rows) if pair.broadcasts else None
-        log_guide = total_of(score_guide(pair, args, rows.to(device), many, chunk_size=whole))[:, :count]
+        whole = len(owners) * len(rows) if programs.broadcasts else None
+        log_guide = sum_over_sites(score_guide(programs, args, rows.to(device), many, chunk_size=whole))[:, :count]
         same = (owners.unsqueeze(1) == rows[:count]).to(device)
         total = total.logaddexp(log_guide.masked_fill(same, -math.inf).logsumexp(1).to(total))
     return total

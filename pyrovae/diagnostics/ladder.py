@@ -89,7 +89,7 @@ def read_ladder(rungs: Mapping[int, Tensor]) -> Ladder:
     return replace(found, extrapolated=found.gap(used))
 
 
-def judge(
+def assess(
     ladder: Ladder,
     *,
     num_bad: int,

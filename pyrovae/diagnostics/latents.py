@@ -10,16 +10,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyrovae.diagnostics.collapse import judge_collapse, judge_prior
+from pyrovae.diagnostics.collapse import assess_collapse, assess_prior
 from pyrovae.diagnostics.information import Information, information
 from pyrovae.diagnostics.unit_kl import unit_kl
 from pyrovae.diagnostics.units import active_units
-from pyrovae.pair import Pair, Program
-from pyrovae.progress import progress
+from pyrovae.importance import (
+    UnconstrainedLatents,
+    draw,
+    iter_batches,
+    require_tensor,
+    score,
+    scoring_context,
+    sum_over_sites,
+)
+from pyrovae.programs import ModelGuide, Program
 from pyrovae.results import Estimate
 from pyrovae.results.latents import Latents
-from pyrovae.sandbox import forked_random, stream_seed
-from pyrovae.scoring import FlatSpace, draw, inspected, require_tensor, score, total_of, walk
+from pyrovae.runtime.context import forked_random, stream_seed
+from pyrovae.runtime.progress_bar import progress
 
 ROUNDING = 1e-10  # nats
 BATCH = 2**20  # elements of u that are drawn at once
@@ -34,7 +42,7 @@ def latents(
     num_draws: int = 100,
     seed: int = 0,
     modules: Iterable[nn.Module] = (),
-    shown: bool = False,
+    show_progress: bool = False,
 ) -> Latents:
     """Tell which latent units are used, how much they say of x, and whether the prior is where the codes are.
 
@@ -57,13 +65,13 @@ def latents(
         num_draws: of each posterior, for its means and variances, at least 2.
         seed: of the draws.
         modules: those used by the programs that cannot be found from them.
-        shown: whether progress is shown.
+        show_progress: whether progress is shown.
 
     Returns:
         The split of the KL in nats per datum with standard errors, the units, and a verdict in words.
 
     Raises:
-        ValueError: if there are fewer than 2 data or draws, or the pair breaks the contract (see `pyrovae.pair`).
+        ValueError: if there are fewer than 2 data or draws, or the pair breaks the contract (see `pyrovae.programs`).
 
     Example:
         >>> print(latents(vae.model, vae.guide, data.test.fixed()))
@@ -75,16 +83,16 @@ def latents(
             raise ValueError(f"a variance takes at least 2 {name}, but received {number}; give more")
     args = (x, *covariates)
     with (
-        inspected(model, guide, args, modules=modules) as pair,
+        scoring_context(model, guide, args, modules=modules) as programs,
         torch.no_grad(),
-        progress("latent variables", 2 * len(x), shown=shown, unit="data") as advance,
+        progress("latent variables", 2 * len(x), show_progress=show_progress, unit="data") as advance,
     ):
         with forked_random(stream_seed(seed, "latents", 0), x.device):
-            codes = _codes(pair, args, num_draws, advance)
+            codes = _codes(programs, args, num_draws, advance)
         with forked_random(stream_seed(seed, "latents", 1), x.device):
-            found = information(pair, args, len(x), advance=lambda done: advance(len(x) + done))
+            found = information(programs, args, len(x), advance=lambda done: advance(len(x) + done))
         with forked_random(stream_seed(seed, "latents", 2), x.device):
-            prior = _prior_moments(pair, args)
+            prior = _prior_moments(programs, args)
     return _summarize(codes, found, prior, num_draws=num_draws, num_covariates=len(covariates), seed=seed)
 
 
@@ -103,15 +111,15 @@ class _Codes:
     why: str | None
 
 
-def _codes(pair: Pair, args: tuple[Any, ...], num_draws: int, advance: Any) -> _Codes:
+def _codes(programs: ModelGuide, args: tuple[Any, ...], num_draws: int, advance: Any) -> _Codes:
     parts: list[tuple[Tensor, ...]] = []
-    elements = num_draws * sum(latent.num_elements for latent in pair.latents.values())
+    elements = num_draws * sum(latent.num_elements for latent in programs.latents.values())
     done = 0
-    for rows, count in walk(pair, len(args[0]), batch_size=max(1, BATCH // max(1, elements))):
+    for rows, count in iter_batches(programs, len(args[0]), batch_size=max(1, BATCH // max(1, elements))):
         rows = rows.to(args[0].device)
-        space = FlatSpace(pair, args, rows)
+        space = UnconstrainedLatents(programs, args, rows)
         u, _ = space.draw(num_draws)
-        kl = unit_kl(pair, args, rows, sizes=space.sizes)
+        kl = unit_kl(programs, args, rows, sizes=space.sizes)
         part = (u.mean(0), u.var(0), kl.units, kl.total, kl.total_variance)
         parts.append(tuple(value[:count].cpu().double() for value in part))
         done += count
@@ -120,17 +128,17 @@ def _codes(pair: Pair, args: tuple[Any, ...], num_draws: int, advance: Any) -> _
     return _Codes(space.names, mean, variance, units, total, noise, kl.why)
 
 
-def _prior_moments(pair: Pair, args: tuple[Any, ...]) -> tuple[Tensor, Tensor] | None:
+def _prior_moments(programs: ModelGuide, args: tuple[Any, ...]) -> tuple[Tensor, Tensor] | None:
     """Return mean and variance of each unit under the prior ``(D,)``, or None if the prior differs between data."""
-    rows, _ = next(iter(walk(pair, len(args[0]), batch_size=min(len(args[0]), 64))))
+    rows, _ = next(iter(iter_batches(programs, len(args[0]), batch_size=min(len(args[0]), 64))))
     rows = rows.to(args[0].device)
-    z, _ = draw(pair, args, rows, 1)
-    own = total_of(score(pair, args, rows, z, with_kl=False).prior)
+    z, _ = draw(programs, args, rows, 1)
+    own = sum_over_sites(score(programs, args, rows, z, with_kl=False).prior)
     moved = {name: value.roll(1, 1) for name, value in z.items()}
-    others = total_of(score(pair, args, rows, moved, with_kl=False).prior)
+    others = sum_over_sites(score(programs, args, rows, moved, with_kl=False).prior)
     if not torch.allclose(own.roll(1, 1), others, rtol=1e-4, atol=1e-4, equal_nan=True):
         return None
-    u = FlatSpace(pair, args, rows).draw_prior(-(-PRIOR_DRAWS // len(rows))).flatten(0, 1).cpu().double()
+    u = UnconstrainedLatents(programs, args, rows).draw_prior(-(-PRIOR_DRAWS // len(rows))).flatten(0, 1).cpu().double()
     return u.mean(0), u.var(0)
 
 
@@ -149,8 +157,8 @@ def _summarize(
     below, above = _bounded(_over_codes(found.below), _over_codes(found.above), kl, ceiling)
     marginal = _marginal(codes.kl, found, kl, below, same_prior=prior is not None)
     units = active_units(codes.names, codes.mean, codes.variance, codes.unit_kl, prior, num_draws=num_draws)
-    verdict, reason = judge_collapse(units, kl, below)
-    prior_verdict, prior_reason = judge_prior(kl, above, marginal)
+    verdict, reason = assess_collapse(units, kl, below)
+    prior_verdict, prior_reason = assess_prior(kl, above, marginal)
     return Latents(
         num_data=count,
         num_draws=num_draws,

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from pyrovae.scoring.layout import wide
+from pyrovae.importance.layout import wide
 
 FEWEST = 25  # particles: a fifth of them is the tail, and a fit takes five values
 TAIL = 5

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyrovae.scoring import FlatSpace
-from pyrovae.scoring.layout import wide
+from pyrovae.importance import UnconstrainedLatents
+from pyrovae.importance.layout import wide
 
 START_DRAWS = 128  # of the guide, whose moments are the start
 RATES = (0.3, 0.01)  # of Adam at both ends, in standard deviations of a mean and e-folds of a standard deviation a step
@@ -44,14 +44,14 @@ class DiagonalGaussian:
         return (-0.5 * standard**2 - self.scale.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
 
 
-def start(space: FlatSpace) -> DiagonalGaussian:
+def start(space: UnconstrainedLatents) -> DiagonalGaussian:
     """Return the diagonal Gaussian with the moments of the guide's draws."""
     u = wide(space.draw(START_DRAWS)[0])
     mean = u.mean(0)
     return DiagonalGaussian(mean, torch.maximum(u.std(0), 1e-5 * mean.abs() + 1e-8))
 
 
-def further_starts(space: FlatSpace, q: DiagonalGaussian, num_starts: int) -> DiagonalGaussian:
+def further_starts(space: UnconstrainedLatents, q: DiagonalGaussian, num_starts: int) -> DiagonalGaussian:
     """Return S starts ``(S, B, D)``: q, and Gaussians of its scale around draws of the prior.
 
     Each is drawn with a probability in proportion to ``p(x | u)`` and to the squared distance from the nearest start
@@ -99,7 +99,7 @@ def best_of(q: DiagonalGaussian, history: Tensor) -> tuple[DiagonalGaussian, Ten
 
 
 def refine(
-    space: FlatSpace, q: DiagonalGaussian, *, num_steps: int, num_pairs: int = 1
+    space: UnconstrainedLatents, q: DiagonalGaussian, *, num_steps: int, num_pairs: int = 1
 ) -> tuple[DiagonalGaussian, Tensor]:
     """Maximize the ELBO of a diagonal Gaussian of each datum, all data together and each by itself.
 
@@ -143,7 +143,9 @@ def refine(
     return DiagonalGaussian(mean, log_scale.exp()), torch.stack(values)
 
 
-def _gradient(space: FlatSpace, q: DiagonalGaussian, num_pairs: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _gradient(
+    space: UnconstrainedLatents, q: DiagonalGaussian, num_pairs: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """Return the gradient of the ELBO by m / s and log s ``(2, ..., B, D)``, and an estimate of it ``(..., B)``."""
     noise = wide(torch.randn(num_pairs, *q.mean.shape[-2:], dtype=dtype, device=q.mean.device))
     noise = torch.cat([noise, -noise])
@@ -158,7 +160,7 @@ def _gradient(space: FlatSpace, q: DiagonalGaussian, num_pairs: int, dtype: torc
     return torch.where(finite, gradient, 0.0), (log_joint.detach() - q.log_prob(wide(u.detach()))).mean(0)
 
 
-def is_diagonal_gaussian(space: FlatSpace) -> bool | None:
+def is_diagonal_gaussian(space: UnconstrainedLatents) -> bool | None:
     """Tell whether the guide is a diagonal Gaussian over u: each slope of log q is then a straight line in its own u_d.
 
     None where log q(u | x) or its slope cannot be computed for u that were not drawn this moment.

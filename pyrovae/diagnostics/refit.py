@@ -12,10 +12,10 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyrovae.pair import Pair, run
-from pyrovae.progress import progress
-from pyrovae.sandbox import forked_random, stream_seed
-from pyrovae.scoring import draw, one_particle, score, total_of
+from pyrovae.importance import draw, one_particle, score, sum_over_sites
+from pyrovae.programs import ModelGuide, run
+from pyrovae.runtime.context import forked_random, stream_seed
+from pyrovae.runtime.progress_bar import progress
 
 LEARNING_RATE = 1e-3  # of Adam at the start; it decays to zero
 BATCH = 64  # data in a step
@@ -46,7 +46,9 @@ class Refit:
             yield
 
 
-def refit(pair: Pair, args: tuple[Any, ...], *, num_epochs: int, seed: int = 0, shown: bool = False) -> Refit:
+def refit(
+    programs: ModelGuide, args: tuple[Any, ...], *, num_epochs: int, seed: int = 0, show_progress: bool = False
+) -> Refit:
     """Maximize the ELBO of given data over the parameters that the guide alone uses, in evaluation mode.
 
     Minibatches of one draw a datum, Adam with a small rate that decays to zero, and the last parameters are the result.
@@ -56,11 +58,11 @@ def refit(pair: Pair, args: tuple[Any, ...], *, num_epochs: int, seed: int = 0, 
     *Amortized inference regularization (Shu et al. 2018)*, https://arxiv.org/abs/1805.08913
 
     Args:
-        pair: from `inspected`.
+        programs: from `inspected`.
         args: what its programs are called with, the data first.
         num_epochs: over the data.
         seed: of the minibatches and draws.
-        shown: whether progress is shown.
+        show_progress: whether progress is shown.
 
     Returns:
         The new values; the parameters themselves are as before, also after an exception.
@@ -68,27 +70,27 @@ def refit(pair: Pair, args: tuple[Any, ...], *, num_epochs: int, seed: int = 0, 
     """
     if num_epochs == 0:
         return Refit((), (), why="no refit of the guide was asked for; set refit_epochs")
-    own, num_shared, why = own_parameters(pair, args)
+    own, num_shared, why = own_parameters(programs, args)
     if why is not None:
         return Refit((), (), num_shared, why)
     device = args[0].device
-    size = pair.num_rows if pair.draws_rows else min(BATCH, pair.max_rows, len(args[0]))
+    size = programs.num_rows if programs.draws_rows else min(BATCH, programs.max_rows, len(args[0]))
     total = num_epochs * math.ceil(len(args[0]) / size)
     done = 0
     with (
         restored(own),
         torch.enable_grad(),
-        progress("refitting the guide", total, shown=shown, unit="steps") as advance,
+        progress("refitting the guide", total, show_progress=show_progress, unit="steps") as advance,
     ):
         for parameter in own:
             parameter.requires_grad_()
         optimizer = torch.optim.Adam(own, lr=LEARNING_RATE)
         for epoch in range(num_epochs):
             with forked_random(stream_seed(seed, "gaps refit", epoch), device):
-                for rows, count in _minibatches(len(args[0]), size, fixed=pair.draws_rows):
+                for rows, count in _minibatches(len(args[0]), size, fixed=programs.draws_rows):
                     for group in optimizer.param_groups:
                         group["lr"] = LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * done / total))
-                    loss = _loss(pair, args, rows.to(device), count)
+                    loss = _loss(programs, args, rows.to(device), count)
                     if not loss.isfinite():
                         return Refit(
                             (), (), num_shared, f"the refit met an ELBO that is not finite in epoch {epoch + 1}"
@@ -102,7 +104,7 @@ def refit(pair: Pair, args: tuple[Any, ...], *, num_epochs: int, seed: int = 0, 
     return Refit(tuple(own), values, num_shared)
 
 
-def own_parameters(pair: Pair, args: tuple[Any, ...]) -> tuple[list[Tensor], int, str | None]:
+def own_parameters(programs: ModelGuide, args: tuple[Any, ...]) -> tuple[list[Tensor], int, str | None]:
     """Return the parameters that reach the guide's draws or their density but not log p(x, z) of a given z.
 
     Those that require gradients, or all where none does, as of a model that was frozen for evaluation.
@@ -111,22 +113,22 @@ def own_parameters(pair: Pair, args: tuple[Any, ...]) -> tuple[list[Tensor], int
         The parameters; how many the guide shares with the model; why there are none.
 
     """
-    everything = _parameters(pair)
-    rows = torch.arange(pair.num_rows if pair.draws_rows else min(3, len(args[0])), device=args[0].device)
+    everything = _parameters(programs)
+    rows = torch.arange(programs.num_rows if programs.draws_rows else min(3, len(args[0])), device=args[0].device)
     with restored(everything), torch.enable_grad(), forked_random(0, args[0].device):
         trained = {id(parameter) for parameter in everything if parameter.requires_grad}
         for parameter in everything:
             parameter.requires_grad_()
-        guide_trace, _ = run(*pair.bind(args, rows))
-        for name in pair.latents:
+        guide_trace, _ = run(*programs.bind(args, rows))
+        for name in programs.latents:
             fn = guide_trace.nodes[name]["fn"]
             if not getattr(fn, "has_rsample", False):
                 return [], 0, f"the guide's draw of {name!r} has no gradient: {type(fn).__name__} has no rsample"
-        z, log_guide = draw(pair, args, rows, 1)
-        of_guide = _reached([total_of(log_guide), *z.values()], everything)
+        z, log_guide = draw(programs, args, rows, 1)
+        of_guide = _reached([sum_over_sites(log_guide), *z.values()], everything)
         given = {name: value.detach() for name, value in z.items()}
-        scores = score(pair, args, rows, given, with_kl=False)
-        of_model = _reached([total_of(scores.prior), scores.likelihood], everything)
+        scores = score(programs, args, rows, given, with_kl=False)
+        of_model = _reached([sum_over_sites(scores.prior), scores.likelihood], everything)
     own = [parameter for parameter in everything if id(parameter) in of_guide - of_model]
     own = [parameter for parameter in own if id(parameter) in trained] or own
     if own:
@@ -155,10 +157,10 @@ def _put(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
         tensor.copy_(value)
 
 
-def _parameters(pair: Pair) -> list[Tensor]:
+def _parameters(programs: ModelGuide) -> list[Tensor]:
     """Return the parameters of modules and the unconstrained ones of Pyro's store, each once."""
     stored = dict(pyro.get_param_store().named_parameters())
-    found = [p for module in pair.modules for p in module.parameters()] + [stored[name] for name in pair.params]
+    found = [p for module in programs.modules for p in module.parameters()] + [stored[name] for name in programs.params]
     return list({id(p): p for p in found if p.is_floating_point()}.values())
 
 
@@ -179,8 +181,8 @@ def _minibatches(num_data: int, size: int, *, fixed: bool) -> Iterator[tuple[Ten
         yield order[torch.arange(begin, begin + (size if fixed else count)) % num_data], count
 
 
-def _loss(pair: Pair, args: tuple[Any, ...], rows: Tensor, count: int) -> Tensor:
+def _loss(programs: ModelGuide, args: tuple[Any, ...], rows: Tensor, count: int) -> Tensor:
     """Return minus the mean ELBO of some rows, free of plate and scale factors, with closed-form KL where right."""
-    block = one_particle(pair, args, rows, checked=False)
+    block = one_particle(programs, args, rows, checked=False)
     elbo = block.log_likelihood - torch.stack([kl.expand_as(block.log_likelihood) for kl in block.kl.values()]).sum(0)
     return -elbo[0, :count].mean()

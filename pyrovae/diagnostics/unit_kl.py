@@ -11,11 +11,11 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrovae.kl import CLOSED_FORM, closed_form_kl, kl_by_dimension
-from pyrovae.pair import Pair, run
-from pyrovae.scoring.layout import from_pyro, log_prob, per_datum, wide
-from pyrovae.scoring.pieces import pieces
-from pyrovae.scoring.sizes import rows_at_once
+from pyrovae.importance.chunk_sizes import rows_at_once
+from pyrovae.importance.chunks import pieces
+from pyrovae.importance.layout import from_pyro, log_prob, per_datum, wide
+from pyrovae.programs import ModelGuide, run
+from pyrovae.programs.analytic_kl import CLOSED_FORM, closed_form_kl, kl_by_dimension
 
 RUNS = 16  # draws of the latent variables for a KL that is no closed form, or not the same for each
 
@@ -38,28 +38,28 @@ class UnitKL:
     why: str | None
 
 
-def unit_kl(pair: Pair, args: tuple[Any, ...], rows: Tensor, *, sizes: Mapping[str, int]) -> UnitKL:
+def unit_kl(programs: ModelGuide, args: tuple[Any, ...], rows: Tensor, *, sizes: Mapping[str, int]) -> UnitKL:
     """Return the KL of some rows ``(B,)``, closed forms being used where they are right.
 
     Args:
-        pair: from `inspected`.
+        programs: from `inspected`.
         args: what its programs are called with, the data first.
         rows: ``(B,)``, rows of the data.
         sizes: units of each site.
 
     """
-    exact = len(pair.latents) == 1 and pair.kl[next(iter(pair.latents))] == CLOSED_FORM
+    exact = len(programs.latents) == 1 and programs.kl[next(iter(programs.latents))] == CLOSED_FORM
     runs = 1 if exact else RUNS
-    parts: dict[str, list[Tensor]] = {name: [] for name in pair.latents}
+    parts: dict[str, list[Tensor]] = {name: [] for name in programs.latents}
     joint: dict[str, None] = {}
-    for piece in pieces(pair, rows, runs, size=rows_at_once(pair, rows.device)):
-        model, guide = pair.bind(args, piece.rows)
-        traces = run(piece.plated(pair, model), piece.plated(pair, guide))
+    for piece in pieces(programs, rows, runs, size=rows_at_once(programs, rows.device)):
+        model, guide = programs.bind(args, piece.rows)
+        traces = run(piece.plated(programs, model), piece.plated(programs, guide))
         for name, size in sizes.items():
-            values = _by_unit(pair, name, *traces, lead=piece.lead)
+            values = _by_unit(programs, name, *traces, lead=piece.lead)
             if values is None or values[0, 0].numel() != size:
                 joint[name] = None
-                values = _of_site(pair, name, *traces, lead=piece.lead)
+                values = _of_site(programs, name, *traces, lead=piece.lead)
             parts[name].append(piece.cut(values))
     found = {name: torch.cat(values).reshape(runs, len(rows), -1) for name, values in parts.items()}  # (R, B, D or 1)
     total = torch.cat(list(found.values()), 2).sum(2)  # (R, B)
@@ -76,11 +76,11 @@ def unit_kl(pair: Pair, args: tuple[Any, ...], rows: Tensor, *, sizes: Mapping[s
 
 
 def _by_unit(
-    pair: Pair, name: str, guide_trace: poutine.Trace, model_trace: poutine.Trace, *, lead: int
+    programs: ModelGuide, name: str, guide_trace: poutine.Trace, model_trace: poutine.Trace, *, lead: int
 ) -> Tensor | None:
     """Return the KL of each unit of a site, ``(K, B, ...)`` or without lead ``(B, ...)``; None where it is no sum."""
     site = guide_trace.nodes[name]
-    values = kl_by_dimension(site, model_trace.nodes[name], closed_form=pair.kl[name] == CLOSED_FORM)
+    values = kl_by_dimension(site, model_trace.nodes[name], closed_form=programs.kl[name] == CLOSED_FORM)
     if values is None:
         return None
     values = wide(values).expand(site["value"].shape)
@@ -88,18 +88,20 @@ def _by_unit(
         mask = torch.as_tensor(site["mask"], device=values.device)
         mask = mask.reshape(*mask.shape, *(1,) * site["fn"].event_dim)
         values = torch.where(mask, values, torch.zeros_like(values))
-    return from_pyro(pair, name, values, lead=lead)
+    return from_pyro(programs, name, values, lead=lead)
 
 
-def _of_site(pair: Pair, name: str, guide_trace: poutine.Trace, model_trace: poutine.Trace, *, lead: int) -> Tensor:
+def _of_site(
+    programs: ModelGuide, name: str, guide_trace: poutine.Trace, model_trace: poutine.Trace, *, lead: int
+) -> Tensor:
     """Return the KL of a site, or log q - log p of its draw: ``(K, B)`` or without lead ``(B,)``."""
     site = guide_trace.nodes[name]
-    values, _ = closed_form_kl(name, model_trace, guide_trace) if pair.kl[name] == CLOSED_FORM else (None, "")
+    values, _ = closed_form_kl(name, model_trace, guide_trace) if programs.kl[name] == CLOSED_FORM else (None, "")
     if values is None:
         terms = [
-            per_datum(pair, log_prob(trace.nodes[name]), trace.nodes[name], lead=lead)
+            per_datum(programs, log_prob(trace.nodes[name]), trace.nodes[name], lead=lead)
             for trace in (guide_trace, model_trace)
         ]
         return terms[0] - terms[1]
     batch = site["value"].shape[: site["value"].ndim - site["fn"].event_dim]
-    return per_datum(pair, wide(values).expand(batch), site, lead=lead)
+    return per_datum(programs, wide(values).expand(batch), site, lead=lead)

@@ -9,12 +9,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pyrovae.bounds.iwae import effective_number
-from pyrovae.diagnostics.ladder import ENOUGH, NOT_ENOUGH, PERHAPS, UNKNOWN, judge, read_ladder
+from pyrovae.bounds.multi_sample import effective_number
+from pyrovae.diagnostics.ladder import ENOUGH, NOT_ENOUGH, PERHAPS, UNKNOWN, assess, read_ladder
 from pyrovae.diagnostics.psis import FEWEST, khat_threshold, pareto_khat
+from pyrovae.importance.layout import wide
 from pyrovae.results import Checked, Estimate, Weights
 from pyrovae.results.weights import Quantiles
-from pyrovae.scoring.layout import wide
 
 NAMES = ("khat", "ESS", "largest weight", "bias", "jackknife")
 
@@ -142,7 +142,7 @@ def summarize_weights(per_datum: Mapping[str, Tensor], *, ks: Sequence[int], tol
     bias = per_datum["bias"]
     ladder = read_ladder({k: per_datum[f"L_{k}"] for k in ks})
     mean_bias = bias.mean().item() if bias.isfinite().all() else None
-    verdict, reason = judge(
+    verdict, reason = assess(
         ladder,
         num_bad=nan + zero,
         num_data=len(bound),
@@ -178,7 +178,7 @@ def summarize_weights(per_datum: Mapping[str, Tensor], *, ks: Sequence[int], tol
     )
 
 
-def judge_with_checks(weights: Weights, checked: Checked | None) -> Weights:
+def assess_with_checks(weights: Weights, checked: Checked | None) -> Weights:
     """Return the weights with the verdict amended by AIS and BDMC, which may reach what the guide never draws.
 
     Where AIS is above L_K on the same data by more than the tolerance, K is not enough. Where BDMC leaves log p(x) of

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from pyrovae.compile import is_recording
 from pyrovae.distributions.elements import unexpanded
 from pyrovae.distributions.function import Function
-from pyrovae.recording import is_recording
 
 FACTORS = 8  # probabilities that are multiplied before a logarithm is taken
 MOST_FACTORS = 64  # the same of numbers between 1 and 2, where it is compiled

@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyrovae.recording import is_recording
+from pyrovae.compile import is_recording
 
 
 @runtime_checkable
@@ -42,7 +42,7 @@ class Elements(Event):
         base: distribution of the elements, ``(*batch, *x_shape)``.
         num_dims: number of axes of one datum.
         told: what is scored, the beginning of the sentence that refuses.
-        cure: what to do, its end.
+        hint: what to do, its end.
 
     """
 
@@ -52,18 +52,18 @@ class Elements(Event):
         num_dims: int,
         *,
         told: str,
-        cure: str,
+        hint: str,
         validate_args: bool | None = None,
     ) -> None:
         super().__init__(base, num_dims, validate_args=validate_args)
-        self.told, self.cure = told, cure
+        self.told, self.hint = told, hint
 
     def expand(self, batch_shape: torch.Size | list[int], _instance: Any = None) -> Elements:
         """Return the distribution with a larger batch shape, itself if it has that already."""
         if _instance is None and torch.Size(batch_shape) == self.batch_shape:
             return self
         new = self._get_checked_instance(Elements, _instance)
-        new.told, new.cure = self.told, self.cure
+        new.told, new.hint = self.told, self.hint
         return super().expand(batch_shape, _instance=new)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class Elements(Event):
         if not inside.all():
             raise ValueError(
                 f"{self.told}, but {int((~inside).sum())} of {inside.numel()} values are not "
-                f"(smallest {value.min():.3g}, largest {value.max():.3g}); {self.cure}"
+                f"(smallest {value.min():.3g}, largest {value.max():.3g}); {self.hint}"
             )
 
 

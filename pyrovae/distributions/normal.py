@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from pyrovae.compile import is_recording
 from pyrovae.distributions.elements import unexpanded
-from pyrovae.recording import is_recording
 
 BLOCK_ELEMENTS = 2**17  # elements summed at once on a CPU, in a block of memory that stays in its cache
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.utils import lazy_property
 
-from pyrovae.sandbox import forked_random
+from pyrovae.runtime.context import forked_random
 
 MOMENT_PAIRS, MOMENT_ROUNDS = 16, 16  # mean and variance are those of 2 * 16 * 16 draws
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from pyrovae.data import Data, Split
 from pyrovae.data.transforms import Form
 from pyrovae.distributions import Elements
-from pyrovae.part import ConditionalPart
+from pyrovae.distributions.conditional import ConditionalPart
 
 
 class Likelihood(ConditionalPart):
@@ -109,7 +109,7 @@ class Likelihood(ConditionalPart):
         It is ``elements.to_event(len(x_shape))``, but data outside the support are refused with the cure.
         """
         told = f"{type(self).__name__} scores {self.support}"
-        return Elements(elements, len(self.x_shape), told=told, cure=_CURES[self.form])
+        return Elements(elements, len(self.x_shape), told=told, hint=_CURES[self.form])
 
 
 _SUPPORTS: dict[Form, str] = {

@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from pyrovae.describe import Described
 from pyrovae.networks.fold import fold
 from pyrovae.networks.head import output_bias, set_output
+from pyrovae.runtime.serialization import Described
 
 
 class Network(Described, nn.Module, ABC):

@@ -46,7 +46,7 @@ def require_channels(channels: Sequence[int], *, inputs: int, per_map: int) -> N
     if not channels or min(channels) < 1:
         raise ValueError(f"there is one stage or more, each of one channel or more, but received {tuple(channels)}")
     weights = per_map * sum(a * b for a, b in zip((inputs, *channels), channels, strict=False))
-    require_training(weights, what=f"convolutions of {tuple(channels)} channels", cure="choose fewer channels")
+    require_training(weights, what=f"convolutions of {tuple(channels)} channels", hint="choose fewer channels")
 
 
 def quick_layout(x: Tensor) -> Tensor:

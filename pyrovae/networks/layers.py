@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from pyrovae import memory
+from pyrovae.runtime import memory
 
 Initialize = Callable[[Tensor], object]
 
@@ -82,14 +82,14 @@ def hidden_layers(
     factor = 2 if gated else 1
     pairs = list(zip(widths, widths[1:], strict=False))
     weights = factor * sum(a * b for a, b in pairs) + widths[-1] * (then or 0)
-    require_training(weights, what=f"a network with layers of {everything} units", cure="choose smaller layers")
+    require_training(weights, what=f"a network with layers of {everything} units", hint="choose smaller layers")
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairs:
         layers += [linear(fan_in, factor * fan_out, initialize), nonlinearity(activation)]
     return layers
 
 
-def require_training(weights: float, *, what: str, cure: str) -> None:
+def require_training(weights: float, *, what: str, hint: str) -> None:
     """Refuse a network whose training does not fit: its weights, their gradients and the two moments of Adam."""
     size = 4 * torch.get_default_dtype().itemsize * float(weights)
-    memory.require(size, what=f"training {what}", cure=cure)
+    memory.require(size, what=f"training {what}", hint=hint)

@@ -55,7 +55,7 @@ class ResNetEncoder(Encoder):
         super().__init__(x_shape, out_shape, covariate_dim=covariate_dim)
         self.image = image_shape(x_shape, self)
         weights = RESNET18_WEIGHTS + RESNET18_FEATURES * math.prod(out_shape)
-        require_training(weights, what="a ResNet-18", cure="choose networks.ConvEncoder")
+        require_training(weights, what="a ResNet-18", hint="choose networks.ConvEncoder")
         from torchvision.models import resnet18
 
         self.resnet = resnet18(norm_layer=BatchNorm)

@@ -10,8 +10,8 @@ import torch
 from pyro.infer import Trace_ELBO
 from torch import Tensor
 
-from pyrovae.pair import Pair, Program
-from pyrovae.sandbox import forked_random
+from pyrovae.programs import ModelGuide, Program
+from pyrovae.runtime.context import forked_random
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Objective(Trace_ELBO, ABC):
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
         """Run the pair on ``args`` and return the loss with its terms."""
 
-    def terms_of(self, pair: Pair, model: Program, guide: Program) -> Terms:
+    def terms_of(self, programs: ModelGuide, model: Program, guide: Program) -> Terms:
         """Return the terms of programs without arguments, whose structure is known."""
         return self.terms(model, guide)
 

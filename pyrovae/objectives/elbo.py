@@ -12,12 +12,12 @@ from pyro.infer import Trace_ELBO
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
-from pyrovae.kl import CLOSED_FORM, Nodes, closed_form_kl, kl_by_dimension, latent_sites
+from pyrovae.importance.sampling import check_num_particles
 from pyrovae.objectives.base import Objective, Terms, require_gradient, site_log_prob
 from pyrovae.objectives.schedules import Constant, Schedule
 from pyrovae.objectives.sites import sites_of
-from pyrovae.pair import Program
-from pyrovae.particles import check_num_particles
+from pyrovae.programs import Program
+from pyrovae.programs.analytic_kl import CLOSED_FORM, Nodes, closed_form_kl, kl_by_dimension, latent_sites
 
 logger = logging.getLogger("pyrovae")
 

@@ -14,11 +14,11 @@ from pyro import poutine
 from torch import Tensor
 
 from pyrovae.bounds import log_mean_exp
+from pyrovae.importance import per_datum
+from pyrovae.importance.sampling import check_num_particles
 from pyrovae.objectives.base import Objective, Terms, require_gradient, site_log_prob
-from pyrovae.pair import PARTICLE_PLATE, ChosenRows, Pair, Program, find_modules, inspect_pair
-from pyrovae.particles import check_num_particles
-from pyrovae.sandbox import module_mode, own_store
-from pyrovae.scoring import per_datum
+from pyrovae.programs import PARTICLE_PLATE, ChosenRows, ModelGuide, Program, find_modules, inspect_programs
+from pyrovae.runtime.context import module_mode, own_store
 
 
 class ImportanceObjective(Objective):
@@ -27,7 +27,7 @@ class ImportanceObjective(Objective):
     ``loss = -sum_b log (1/K) sum_k p(x_b, z_bk) / q(z_bk | x_b)``, ``z_bk ~ q(z | x_b)``
 
     Weights are those of single data: no plate size or subsampling factor gets into the logarithm. Subclasses differ
-    in the estimate of its gradient. They take pairs that keep the contract of `pyrovae.pair`, several latent sites
+    in the estimate of its gradient. They take pairs that keep the contract of `pyrovae.programs`, several latent sites
     included, run the particles as one more batch axis where the pair allows it (the encoder then sees each datum once),
     and one after the other where it does not.
 
@@ -49,7 +49,7 @@ class ImportanceObjective(Objective):
         check_num_particles(num_particles)
         super().__init__(num_particles=num_particles)
         self.num_weighted = num_particles
-        self._inspected: tuple[tuple[Program, Program, tuple[str, ...]], Pair] | None = None
+        self._inspected: tuple[tuple[Program, Program, tuple[str, ...]], ModelGuide] | None = None
 
     def describe(self) -> dict[str, object]:
         """Return class and options, as a run folder keeps them."""
@@ -57,25 +57,25 @@ class ImportanceObjective(Objective):
 
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
         """Run the pair on ``args`` and return the loss with its terms."""
-        pair = self._inspect(model, guide, args, kwargs)
-        return self.terms_of(pair, partial(model, *args, **kwargs), partial(guide, *args, **kwargs))
+        programs = self._inspect(model, guide, args, kwargs)
+        return self.terms_of(programs, partial(model, *args, **kwargs), partial(guide, *args, **kwargs))
 
-    def terms_of(self, pair: Pair, model: Program, guide: Program) -> Terms:
+    def terms_of(self, programs: ModelGuide, model: Program, guide: Program) -> Terms:
         """Return the terms of programs without arguments, whose structure is known."""
-        runs = list(self._runs(pair, model, guide))
+        runs = list(self._runs(programs, model, guide))
         log_prior, log_likelihood, log_guide = (
-            torch.cat(parts) for parts in zip(*(self._score(pair, run) for run in runs), strict=True)
+            torch.cat(parts) for parts in zip(*(self._score(programs, run) for run in runs), strict=True)
         )  # each (K, B)
         log_weights = log_prior + log_likelihood - log_guide
         if self.reweights_path:
             weights = log_weights.detach().softmax(0)
             for run, part in zip(runs, weights.split([run.count for run in runs]), strict=True):
                 run.weights.append(part)
-        loss = -(_scale(pair, runs[0]) * log_mean_exp(log_weights)).sum()
+        loss = -(_scale(programs, runs[0]) * log_mean_exp(log_weights)).sum()
         reconstruction = log_likelihood.detach().mean(0).sum()
         return Terms(loss, reconstruction, (log_guide - log_prior).detach().mean(0).sum())
 
-    def _inspect(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pair:
+    def _inspect(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ModelGuide:
         """Return the structure of a pair, read off its first run."""
         args, names = (*args, *kwargs.values()), tuple(kwargs)
         if not args or not isinstance(args[0], Tensor) or not args[0].ndim:
@@ -90,58 +90,58 @@ class ImportanceObjective(Objective):
                 model, guide = partial(_call, model, names), partial(_call, guide, names)
             modules = find_modules(model, guide)
             with own_store(modules), module_mode(modules, training=False):
-                self._inspected = (key, inspect_pair(model, guide, args, modules=modules))
+                self._inspected = (key, inspect_programs(model, guide, args, modules=modules))
         return self._inspected[1]
 
-    def _runs(self, pair: Pair, model: Program, guide: Program) -> Iterator[_Run]:
+    def _runs(self, programs: ModelGuide, model: Program, guide: Program) -> Iterator[_Run]:
         """Run the pair on all particles at once, or on one after the other."""
-        if pair.broadcasts:
-            particles = pyro.plate(PARTICLE_PLATE, self.num_particles, dim=-1 - pair.nesting)
-            yield self._run(pair, particles(model), particles(guide), self.num_particles, lead=1)
+        if programs.broadcasts:
+            particles = pyro.plate(PARTICLE_PLATE, self.num_particles, dim=-1 - programs.nesting)
+            yield self._run(programs, particles(model), particles(guide), self.num_particles, lead=1)
             return
-        first = self._run(pair, model, guide, 1, lead=0)
+        first = self._run(programs, model, guide, 1, lead=0)
         yield first
-        if pair.draws_rows:  # all particles are of the same rows
-            rows = ChosenRows(pair.plate, first.guide_trace.nodes[pair.plate]["value"])
+        if programs.draws_rows:  # all particles are of the same rows
+            rows = ChosenRows(programs.plate, first.guide_trace.nodes[programs.plate]["value"])
             model, guide = rows(model), rows(guide)
         for _ in range(1, self.num_particles):
-            yield self._run(pair, model, guide, 1, lead=0)
+            yield self._run(programs, model, guide, 1, lead=0)
 
-    def _run(self, pair: Pair, model: Program, guide: Program, count: int, *, lead: int) -> _Run:
+    def _run(self, programs: ModelGuide, model: Program, guide: Program, count: int, *, lead: int) -> _Run:
         """Draw from the guide and run the model on the draws."""
         guide_trace = poutine.trace(guide).get_trace()
-        for name in pair.latents:
+        for name in programs.latents:
             require_gradient(name, guide_trace.nodes[name])
         run = _Run(guide, guide_trace, count, lead)
-        values = {name: guide_trace.nodes[name]["value"] for name in pair.latents}
-        run.values = {name: self._leave(pair, run, name, z) for name, z in values.items()}
+        values = {name: guide_trace.nodes[name]["value"] for name in programs.latents}
+        run.values = {name: self._leave(programs, run, name, z) for name, z in values.items()}
         run.model_trace = poutine.trace(_replay(model, guide_trace, run.values)).get_trace()
         return run
 
-    def _leave(self, pair: Pair, run: _Run, name: str, z: Tensor) -> Tensor:
+    def _leave(self, programs: ModelGuide, run: _Run, name: str, z: Tensor) -> Tensor:
         """Return a draw as it is scored; what flows back to the guide is multiplied by its weight where that is due."""
         if not (self.reweights_path and z.requires_grad):
             return z
-        event_dim = pair.latents[name].event_dim
-        row_axis, particle_axis = pair.dim - event_dim, -1 - pair.nesting - event_dim if run.lead else None
+        event_dim = programs.latents[name].event_dim
+        row_axis, particle_axis = programs.dim - event_dim, -1 - programs.nesting - event_dim if run.lead else None
         scored = z.view_as(z)
         # what a hook holds lives as long as the graph of the draw: not the run, whose values hold that graph
         scored.register_hook(partial(_multiply, run.weights, row_axis, particle_axis))
         return scored
 
-    def _score(self, pair: Pair, run: _Run) -> tuple[Tensor, Tensor, Tensor]:
+    def _score(self, programs: ModelGuide, run: _Run) -> tuple[Tensor, Tensor, Tensor]:
         """Return log p(z), log p(x | z) and log q(z | x), ``(K, B)`` of the run's particles."""
 
         def total(trace: poutine.Trace, names: Any) -> Tensor:
             sites = [trace.nodes[name] for name in names]
-            terms = [_rows(pair, run, site_log_prob(site), site) for site in sites]
+            terms = [_rows(programs, run, site_log_prob(site), site) for site in sites]
             return sum(terms[1:], terms[0])
 
-        prior, likelihood = total(run.model_trace, pair.latents), total(run.model_trace, pair.observed)
+        prior, likelihood = total(run.model_trace, programs.latents), total(run.model_trace, programs.observed)
         if not self.stops_score:
-            return prior, likelihood, total(run.guide_trace, pair.latents)
-        fixed = {name: run.guide_trace.nodes[name]["value"].detach() for name in pair.latents}
-        at_scored, at_fixed = (_log_guide_at(pair, run, values) for values in (run.values, fixed))
+            return prior, likelihood, total(run.guide_trace, programs.latents)
+        fixed = {name: run.guide_trace.nodes[name]["value"].detach() for name in programs.latents}
+        at_scored, at_fixed = (_log_guide_at(programs, run, values) for values in (run.values, fixed))
         return prior, likelihood, at_scored - (at_fixed - at_fixed.detach())
 
 
@@ -158,7 +158,7 @@ class _Run:
     weights: list[Tensor] = field(default_factory=list)
 
 
-def _log_guide_at(pair: Pair, run: _Run, values: dict[str, Tensor]) -> Tensor:
+def _log_guide_at(programs: ModelGuide, run: _Run, values: dict[str, Tensor]) -> Tensor:
     """Return log q(z | x) at given values, ``(K, B)``.
 
     With a single site its distribution is at hand. With several, that of one may depend on the value of another, so
@@ -168,7 +168,7 @@ def _log_guide_at(pair: Pair, run: _Run, values: dict[str, Tensor]) -> Tensor:
     if len(values) > 1 and any(values[name] is not trace.nodes[name]["value"] for name in values):
         trace = poutine.trace(_replay(run.guide, trace, values)).get_trace()
     sites = {name: trace.nodes[name] for name in values}
-    terms = [_rows(pair, run, site["fn"].log_prob(values[name]), site) for name, site in sites.items()]
+    terms = [_rows(programs, run, site["fn"].log_prob(values[name]), site) for name, site in sites.items()]
     return sum(terms[1:], terms[0])
 
 
@@ -180,9 +180,9 @@ def _replay(program: Program, trace: poutine.Trace, values: dict[str, Tensor]) -
     return poutine.replay(program, trace=changed)
 
 
-def _rows(pair: Pair, run: _Run, log_prob: Tensor, site: Any) -> Tensor:
+def _rows(programs: ModelGuide, run: _Run, log_prob: Tensor, site: Any) -> Tensor:
     """Return a log-probability over particles and data, ``(K, B)``."""
-    value = per_datum(pair, log_prob, site, lead=run.lead)
+    value = per_datum(programs, log_prob, site, lead=run.lead)
     return value if run.lead else value.unsqueeze(0)
 
 
@@ -202,10 +202,10 @@ def _call(program: Program, names: tuple[str, ...], *args: Any) -> Any:
     return program(*args[:split], **dict(zip(names, args[split:], strict=True)))
 
 
-def _scale(pair: Pair, run: _Run) -> float:
+def _scale(programs: ModelGuide, run: _Run) -> float:
     """Return the factor by which Pyro multiplies all log-probabilities of the pair: full size over rows drawn."""
-    sites = [run.guide_trace.nodes[name] for name in pair.latents]
-    sites += [run.model_trace.nodes[name] for name in (*pair.latents, *pair.observed)]
+    sites = [run.guide_trace.nodes[name] for name in programs.latents]
+    sites += [run.model_trace.nodes[name] for name in (*programs.latents, *programs.observed)]
     scales = [site["scale"] for site in sites]
     if any(isinstance(scale, Tensor) or not math.isclose(scale, scales[0]) for scale in scales):
         raise ValueError(

@@ -12,7 +12,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.subsample_messenger import SubsampleMessenger, _Subsample
 from torch import Tensor
 
-from pyrovae.pair import Program
+from pyrovae.programs import Program
 
 ALL_ROWS = _Subsample(0, None, device="cpu")  # stands for the distribution of the rows of any plate that takes them all
 ROWS = {

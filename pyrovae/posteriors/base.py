@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyrovae.part import ConditionalPart
+from pyrovae.distributions.conditional import ConditionalPart
 
 
 class Posterior(ConditionalPart):

@@ -10,10 +10,10 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyrovae import memory
 from pyrovae.distributions import FlowLayer, NormalFlow
 from pyrovae.posteriors.base import Posterior
 from pyrovae.posteriors.clamp import MAX_LOG_VARIANCE, MIN_LOG_VARIANCE, check_bounds, clamp
+from pyrovae.runtime import memory
 
 OPEN_GATE = 2.0  # the gate's logit at the start: s = 0.88, so that a layer starts near the identity
 
@@ -104,7 +104,7 @@ class AutoregressiveLayer(FlowLayer):
         widths = (latent_dim + context_size, *hidden, 2 * latent_dim)
         weights = sum(a * b for a, b in zip(widths, widths[1:], strict=False))
         memory.require(
-            4 * 4.0 * weights, what=f"training an autoregressive layer of {widths} units", cure="choose smaller layers"
+            4 * 4.0 * weights, what=f"training an autoregressive layer of {widths} units", hint="choose smaller layers"
         )
         layers = []
         for width in hidden:

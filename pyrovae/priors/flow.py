@@ -8,9 +8,9 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from pyrovae import memory
 from pyrovae.distributions import FlowLayer, NormalFlow
 from pyrovae.priors.base import Prior
+from pyrovae.runtime import memory
 
 MAX_LOG_SCALE = 3.0  # of one layer; approached smoothly, so that no draw can overflow
 
@@ -86,7 +86,7 @@ class CouplingLayer(FlowLayer):
         widths = (given, *hidden, 2 * moved)
         weights = sum(a * b for a, b in zip(widths, widths[1:], strict=False))
         memory.require(
-            4 * 4.0 * weights, what=f"training a coupling layer of {widths} units", cure="choose smaller layers"
+            4 * 4.0 * weights, what=f"training a coupling layer of {widths} units", hint="choose smaller layers"
         )
         layers: list[nn.Module] = []
         for fan_in, fan_out in zip(widths, widths[1:], strict=False):

@@ -6,9 +6,9 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import nn
 
-from pyrovae import memory
 from pyrovae.distributions import NormalMixture
 from pyrovae.priors.base import Prior
+from pyrovae.runtime import memory
 
 
 class MixtureOfGaussians(Prior):
@@ -36,7 +36,7 @@ class MixtureOfGaussians(Prior):
         memory.require(
             4 * 8.0 * num_components * latent_dim,
             what=f"training a mixture of {num_components} components",
-            cure="choose fewer",
+            hint="choose fewer",
         )
         self.logits = nn.Parameter(torch.zeros(num_components))
         self.locs = nn.Parameter(torch.randn(num_components, latent_dim))

@@ -9,9 +9,9 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from pyrovae import memory
 from pyrovae.distributions import NormalMixture
 from pyrovae.priors.base import Prior
+from pyrovae.runtime import memory
 
 
 class Vamp(Prior):
@@ -67,7 +67,7 @@ class Vamp(Prior):
         memory.require(
             4 * 4.0 * num_components * math.prod(x_shape),
             what=f"training {num_components} pseudo-inputs of shape {tuple(x_shape)}",
-            cure="choose fewer",
+            hint="choose fewer",
         )
         self.encoder = encoder
         self.posterior = posterior

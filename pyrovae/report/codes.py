@@ -8,7 +8,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from pyrovae.sandbox import module_mode
+from pyrovae.runtime.context import module_mode
 from pyrovae.vae import VAE
 
 ROWS = 4096  # data encoded at once

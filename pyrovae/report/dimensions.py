@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.report.codes import device_of, first_rows
-from pyrovae.sandbox import forked_random, module_mode, stream_seed
+from pyrovae.runtime.context import forked_random, module_mode, stream_seed
 from pyrovae.vae import VAE
 
 DRAWS = 20_000  # from a prior that is no diagonal normal

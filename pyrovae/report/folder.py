@@ -14,15 +14,15 @@ from torch import nn
 
 from pyrovae.data import Split
 from pyrovae.data.batches import Rows, Source
-from pyrovae.evaluate.evaluation import weights_hash
-from pyrovae.pair import Program, Unnormalized
-from pyrovae.particles import particles
+from pyrovae.evaluation.evaluator import weights_hash
+from pyrovae.importance.sampling import particles
+from pyrovae.programs import Program, Unnormalized
 from pyrovae.report.page import render
-from pyrovae.report.sections import Shown, headlines, sections
+from pyrovae.report.sections import ReportContext, headlines, sections
 from pyrovae.report.tree import to_datatree, to_netcdf
 from pyrovae.results import Evaluation, History
 from pyrovae.results.record import tensors_of
-from pyrovae.sandbox import forked_random, stream_seed
+from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.training.checkpoint import versions
 from pyrovae.training.folder import RunFolder
 from pyrovae.vae import VAE
@@ -93,7 +93,7 @@ def write_report(
         )
     x, *covariates = rows.fixed()
     owner = getattr(model, "__self__", None)
-    shown = Shown(
+    shown = ReportContext(
         evaluation,
         vae=owner if isinstance(owner, VAE) else None,
         x=x,
@@ -210,7 +210,7 @@ def _version(text: bytes) -> str:
         return "not known"
 
 
-def _draws(shown: Shown, model: Program, guide: Program, modules: Iterable[nn.Module]) -> bytes:
+def _draws(shown: ReportContext, model: Program, guide: Program, modules: Iterable[nn.Module]) -> bytes:
     """Return the content of ``evaluation.nc``."""
     evaluation = shown.evaluation
     first = slice(0, DATA)

@@ -28,7 +28,7 @@ DOUBTS = ("K is not enough", "K may not be enough", "not asymptotic")
 
 
 @dataclass(frozen=True)
-class Shown:
+class ReportContext:
     """What a report is about.
 
     Attributes:
@@ -85,9 +85,9 @@ def headlines(evaluation: Evaluation) -> list[Headline]:
     return found
 
 
-def sections(shown: Shown) -> list[Section]:
+def sections(shown: ReportContext) -> list[Section]:
     """Return the sections of a report, those that apply."""
-    writers: tuple[Callable[[Shown], Section | None], ...] = (
+    writers: tuple[Callable[[ReportContext], Section | None], ...] = (
         _bounds,
         _sandwich,
         _gaps,
@@ -102,7 +102,7 @@ def sections(shown: Shown) -> list[Section]:
     return [replace(section, parts=(*warnings, *section.parts)) for section in found]
 
 
-def _bounds(shown: Shown) -> Section:
+def _bounds(shown: ReportContext) -> Section:
     evaluation = shown.evaluation
     last, weights = evaluation.iwae[-1].label, evaluation.weights
     parts: list[Part] = [evaluation.bounds_table()]
@@ -126,7 +126,7 @@ def _bounds(shown: Shown) -> Section:
     return Section("Bounds", prose, parts)
 
 
-def _sandwich(shown: Shown) -> Section | None:
+def _sandwich(shown: ReportContext) -> Section | None:
     checked = shown.evaluation.checked
     if checked is None or (checked.annealing is None and checked.sandwich is None and not checked.left_out):
         return None
@@ -141,7 +141,7 @@ def _sandwich(shown: Shown) -> Section | None:
     return Section("Sandwich", prose, parts)
 
 
-def _gaps(shown: Shown) -> Section | None:
+def _gaps(shown: ReportContext) -> Section | None:
     gaps = shown.evaluation.checked.gaps if shown.evaluation.checked else None
     if gaps is None:
         return None
@@ -157,7 +157,7 @@ def _gaps(shown: Shown) -> Section | None:
     return Section("Where the gap comes from", prose, [*picture, *gaps.tables()])
 
 
-def _weights(shown: Shown) -> Section | None:
+def _weights(shown: ReportContext) -> Section | None:
     evaluation = shown.evaluation
     weights = evaluation.weights
     if weights is None:
@@ -190,7 +190,7 @@ def _weights(shown: Shown) -> Section | None:
     return Section("Is the guide any good?", prose, parts)
 
 
-def _latents(shown: Shown) -> Section | None:
+def _latents(shown: ReportContext) -> Section | None:
     latents = shown.evaluation.checked.latents if shown.evaluation.checked else None
     vae = shown.vae
     parts: list[Part] = []
@@ -224,7 +224,7 @@ def _latents(shown: Shown) -> Section | None:
     return Section("Latent units", prose, parts) if parts else None
 
 
-def _pictures(shown: Shown) -> Section | None:
+def _pictures(shown: ReportContext) -> Section | None:
     vae, x, given = shown.vae, shown.x, shown.covariates
     if vae is None:
         return None
@@ -256,7 +256,7 @@ def _pictures(shown: Shown) -> Section | None:
     return Section("Data and the model", "", parts) if parts else None
 
 
-def _training(shown: Shown) -> Section | None:
+def _training(shown: ReportContext) -> Section | None:
     history = shown.history
     if history is None or not history.epochs:
         return None
@@ -268,7 +268,7 @@ def _training(shown: Shown) -> Section | None:
     return Section("Training", "", [*picture])
 
 
-def _provenance(shown: Shown) -> Section:
+def _provenance(shown: ReportContext) -> Section:
     evaluation = shown.evaluation
     numbers = {
         "data": evaluation.data,

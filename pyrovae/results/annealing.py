@@ -9,7 +9,7 @@ from torch import Tensor
 from pyrovae.results.difference import Difference
 from pyrovae.results.estimate import Estimate
 from pyrovae.results.table import Number, Table, Tabled
-from pyrovae.whole import require_whole
+from pyrovae.runtime.arguments import require_integer
 
 SIMULATED = "simulated from the model"
 
@@ -38,7 +38,7 @@ class AnnealingSettings:
 
     def __post_init__(self) -> None:
         for name in ("num_chains", "num_temperatures", "num_leapfrog"):
-            require_whole(getattr(self, name), name=name)
+            require_integer(getattr(self, name), name=name)
 
     def __str__(self) -> str:
         """Return them as a sentence."""

@@ -108,7 +108,7 @@ class Block:
             "interval excludes 0"
         )
         return Table(
-            header=tuple(name for name, shown in columns.items() if shown),
+            header=tuple(name for name, show_progress in columns.items() if show_progress),
             rows=tuple(tuple(itertools.compress(_cells(row), columns.values())) for row in self.rows),
             title=(self.title, paired) if several else (self.title,),
             notes=(*(self._caveats() if several else ()), *self._reasons()),

@@ -222,8 +222,8 @@ def _csv_values(cell: Cell, count: int) -> list[object]:
     """Return a cell as the values of its one or two columns."""
     if isinstance(cell, Interval):
         return [cell.low, cell.high]
-    pair: list[object] = [cell.value, cell.error] if isinstance(cell, Number) else [_csv_text(cell), None]
-    return pair[:count]
+    programs: list[object] = [cell.value, cell.error] if isinstance(cell, Number) else [_csv_text(cell), None]
+    return programs[:count]
 
 
 def _csv_text(text: str) -> str:

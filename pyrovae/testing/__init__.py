@@ -5,7 +5,7 @@
 """
 
 from pyrovae.testing.check import check
-from pyrovae.testing.laws import Law, Laws
+from pyrovae.testing.laws import Check, Laws
 from pyrovae.testing.truth import fit_guide, log_evidence, small_vae
 
-__all__ = ["Law", "Laws", "check", "fit_guide", "log_evidence", "small_vae"]
+__all__ = ["Check", "Laws", "check", "fit_guide", "log_evidence", "small_vae"]

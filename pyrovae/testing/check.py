@@ -12,14 +12,14 @@ from torch import nn
 from pyrovae.likelihoods import Likelihood
 from pyrovae.posteriors import Posterior
 from pyrovae.priors import Prior
-from pyrovae.sandbox import forked_random, validation
+from pyrovae.runtime.context import forked_random, validation
 from pyrovae.testing.laws import Laws, Stages, go_through
 from pyrovae.testing.likelihood import likelihood_laws
 from pyrovae.testing.posterior import posterior_laws
 from pyrovae.testing.prior import prior_laws
 
 
-def check(part: Likelihood | Prior | Posterior, *, seed: int = 0, shown: bool = True) -> Laws:
+def check(part: Likelihood | Prior | Posterior, *, seed: int = 0, show_progress: bool = True) -> Laws:
     """Check a likelihood, a prior or a posterior against the laws of its role, in float64, on the CPU.
 
     Normalized densities, shapes under any batch axes, draws that agree with the density, gradients to every parameter,
@@ -31,7 +31,7 @@ def check(part: Likelihood | Prior | Posterior, *, seed: int = 0, shown: bool = 
         part: small enough for quadrature: a likelihood of one or two elements (of few levels), a prior or posterior of
             two latent dimensions.
         seed: of all draws. A law that compares averages allows five standard errors.
-        shown: whether the findings are printed.
+        show_progress: whether the findings are printed.
 
     Returns:
         One line for each law; true if all hold, so that ``assert check(part)`` is a test.
@@ -52,7 +52,7 @@ def check(part: Likelihood | Prior | Posterior, *, seed: int = 0, shown: bool = 
             found = go_through(type(part).__name__, laws(copy.deepcopy(part).cpu().double().eval()))
     finally:
         torch.set_default_dtype(before)
-    if shown:
+    if show_progress:
         sys.stdout.write(f"{found}\n")
     return found
 

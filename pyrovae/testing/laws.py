@@ -9,7 +9,7 @@ Stages = Sequence[Mapping[str, Callable[[], str]]]
 
 
 @dataclass(frozen=True)
-class Law:
+class Check:
     """One law and whether a part obeys it.
 
     Attributes:
@@ -35,7 +35,7 @@ class Laws:
     """
 
     part: str
-    laws: tuple[Law, ...]
+    laws: tuple[Check, ...]
 
     def __bool__(self) -> bool:
         return all(law.passed for law in self.laws)
@@ -50,7 +50,7 @@ class Laws:
         return "\n".join([*(line.rstrip() for line in lines), verdict])
 
 
-class Broken(Exception):
+class CheckFailed(Exception):
     """A law does not hold; the text says what was found."""
 
 
@@ -62,7 +62,7 @@ def require(holds: object, found: str) -> str:
 
     """
     if not holds:
-        raise Broken(found)
+        raise CheckFailed(found)
     return found
 
 
@@ -71,19 +71,19 @@ def go_through(part: str, stages: Stages) -> Laws:
 
     Whatever a part of the user's raises breaks the law at hand.
     """
-    results: list[Law] = []
+    results: list[Check] = []
     for stage in stages:
         broken = [law.name for law in results if law.passed is False]
         for name, law in stage.items():
-            results.append(Law(name, None, f"builds on: {broken[0]}") if broken else _checked(name, law))
+            results.append(Check(name, None, f"builds on: {broken[0]}") if broken else _checked(name, law))
     return Laws(part, tuple(results))
 
 
-def _checked(name: str, law: Callable[[], str]) -> Law:
+def _checked(name: str, law: Callable[[], str]) -> Check:
     try:
-        return Law(name, passed=True, detail=law())
-    except Broken as broken:
-        return Law(name, passed=False, detail=str(broken))
+        return Check(name, passed=True, detail=law())
+    except CheckFailed as broken:
+        return Check(name, passed=False, detail=str(broken))
     except Exception as error:
         said = " ".join(str(error).split())[:200]
-        return Law(name, passed=False, detail=f"{type(error).__name__}: {said}")
+        return Check(name, passed=False, detail=f"{type(error).__name__}: {said}")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyrovae.data.transforms import Form
 from pyrovae.likelihoods import Likelihood
-from pyrovae.testing.laws import Broken, Stages, require
+from pyrovae.testing.laws import CheckFailed, Stages, require
 from pyrovae.testing.shared import (
     BATCHES,
     NUM_DRAWS,
@@ -72,7 +72,7 @@ def _far(likelihood: Likelihood) -> float:
 def _num_levels(likelihood: Likelihood) -> int:
     levels = getattr(likelihood, "levels", None)
     if not isinstance(levels, int):
-        raise Broken("a likelihood of levels says how many there are; derive it from LevelLikelihood")
+        raise CheckFailed("a likelihood of levels says how many there are; derive it from LevelLikelihood")
     return levels
 
 
@@ -175,7 +175,7 @@ def _refusal(p_x: TorchDistribution, value: float) -> str:
         p_x.log_prob(x)
     except ValueError as error:
         return " ".join(str(error).split())
-    raise Broken(f"the value {value} is scored without a word; give the distribution its support")
+    raise CheckFailed(f"the value {value} is scored without a word; give the distribution its support")
 
 
 @torch.no_grad()

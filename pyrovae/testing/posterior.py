@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyrovae.posteriors import Posterior
 from pyrovae.priors import StandardNormal
-from pyrovae.sandbox import forked_random
+from pyrovae.runtime.context import forked_random
 from pyrovae.testing.laws import Stages, require
 from pyrovae.testing.shared import (
     BATCHES,

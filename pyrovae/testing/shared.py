@@ -11,8 +11,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from pyrovae.bounds import iwae, monte_carlo_variances
-from pyrovae.describe import build, describe
-from pyrovae.particles import particles
+from pyrovae.importance.sampling import particles
+from pyrovae.runtime.serialization import build, describe
 from pyrovae.testing.laws import require
 from pyrovae.testing.truth import fit_guide, log_evidence
 from pyrovae.vae import VAE
@@ -193,7 +193,7 @@ def check_bounds(vae: VAE) -> str:
     values = [iwae(log_weights, (k,))[0].mean().item() for k in (1, 5, 500, NUM_PARTICLES)]
     errors = [monte_carlo_variances(log_weights, k).sum(-1).amax().sqrt().item() / len(x) for k in (1, 5, 500)]
     errors.append(errors[-1])
-    shown = ", ".join(f"{v:.4f}" for v in values) + f" <= {truth:.4f}"
+    show_progress = ", ".join(f"{v:.4f}" for v in values) + f" <= {truth:.4f}"
     pairs = zip(values, [*values[1:], truth], errors, strict=True)
-    require(all(low <= high + 4 * error + 1e-9 for low, high, error in pairs), f"out of order: {shown}")
-    return require(truth - values[-1] < REACHES, f"{shown}; {truth - values[-1]:.4f} below the truth")
+    require(all(low <= high + 4 * error + 1e-9 for low, high, error in pairs), f"out of order: {show_progress}")
+    return require(truth - values[-1] < REACHES, f"{show_progress}; {truth - values[-1]:.4f} below the truth")

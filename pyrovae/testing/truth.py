@@ -10,7 +10,7 @@ from pyrovae.likelihoods import Bernoulli, Likelihood
 from pyrovae.objectives import IWAE
 from pyrovae.posteriors import DiagonalNormal, Posterior
 from pyrovae.priors import Prior, StandardNormal
-from pyrovae.sandbox import forked_random, stream_seed
+from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.training import Training, fit
 from pyrovae.vae import VAE
 
@@ -123,7 +123,7 @@ def fit_guide(vae: VAE, x: Tensor, *, steps: int = 300, learning_rate: float = 0
         x,
         objective=IWAE(num_particles=8),
         training=training,
-        shown=False,
+        show_progress=False,
     )
     for parameter in held:
         parameter.requires_grad = True

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from pyrovae.data import Data, Split
 from pyrovae.data.batches import Rows
 from pyrovae.objectives import ELBO
-from pyrovae.pair import Pair, Program, Unnormalized, find_modules, inspect_pair, warn_of_links
-from pyrovae.sandbox import frozen_unremarked, module_mode, own_store, validation
+from pyrovae.programs import ModelGuide, Program, Unnormalized, find_modules, inspect_programs, warn_of_links
+from pyrovae.runtime.context import frozen_unremarked, module_mode, own_store, validation
 from pyrovae.training.engine import make_step
 from pyrovae.training.feed import Feed, Given, Resident
 from pyrovae.training.leaves import require_leaves
@@ -49,11 +49,11 @@ class CapturedStep:
     """
 
     def __init__(
-        self, pair: Pair, feed: Feed, objective: PyroELBO, make_optimizer: MakeOptimizer, **engine: Any
+        self, programs: ModelGuide, feed: Feed, objective: PyroELBO, make_optimizer: MakeOptimizer, **engine: Any
     ) -> None:
-        with own_store(pair.modules, keep=pair.params):
-            leaves = require_leaves(pair.modules, pair.params)
-        self._loss = _StoredLoss(pair, objective, feed.bind)
+        with own_store(programs.modules, keep=programs.params):
+            leaves = require_leaves(programs.modules, programs.params)
+        self._loss = _StoredLoss(programs, objective, feed.bind)
         self._takes_rows = isinstance(feed, Resident)
         self.optimizer = make_optimizer_of(make_optimizer, leaves.trained)
         self._eager = EagerStep(self._loss, leaves, self.optimizer, clip_norm=engine["clip_norm"])
@@ -111,7 +111,7 @@ class _StoredLoss(StepLoss):
     checked = True
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        own = own_store(self.pair.modules, keep=self.pair.params)
+        own = own_store(self.programs.modules, keep=self.programs.params)
         with own, validation(enabled=self.checked), frozen_unremarked():
             return super().__call__(*inputs)
 
@@ -137,7 +137,7 @@ def capture(
     on the device on which they are.
 
     Args:
-        model: a Pyro program called with a minibatch; see `pyrovae.pair` for the contract.
+        model: a Pyro program called with a minibatch; see `pyrovae.programs` for the contract.
         guide: another.
         data: a minibatch x ``(B, ...)``, and what travels with it along the plate; or a split, whose rows are gathered,
             and binarized or dequantized, inside the step.
@@ -176,13 +176,15 @@ def capture(
     with own_store(found, keep=kept), module_mode(found, training=False):
         few = rows.draw(torch.arange(min(len(rows), 3), device=rows.device))
         model = Unnormalized()(model) if unnormalized else model
-        pair = inspect_pair(model, guide, few, modules=found, everything=rows.everything)
-        warn_of_links(pair, few)
-        kept += pair.params
-    if pair.draws_rows:
+        programs = inspect_programs(model, guide, few, modules=found, all_data=rows.everything)
+        warn_of_links(programs, few)
+        kept += programs.params
+    if programs.draws_rows:
         raise ValueError(
-            f"the plate {pair.plate!r} draws rows of the data by itself, but a step is given its rows; write it as "
-            f"pyro.plate({pair.plate!r}, len(x)), or train with pyrovae.fit"
+            f"the plate {programs.plate!r} draws rows of the data by itself, but a step is given its rows; write it as "
+            f"pyro.plate({programs.plate!r}, len(x)), or train with pyrovae.fit"
         )
-    feed = Resident(pair, rows, len(rows), rows.device) if isinstance(source, Split) else Given(pair)
-    return CapturedStep(pair, feed, objective or ELBO(), optimizer or fused_adam, engine=engine, clip_norm=clip_norm)
+    feed = Resident(programs, rows, len(rows), rows.device) if isinstance(source, Split) else Given(programs)
+    return CapturedStep(
+        programs, feed, objective or ELBO(), optimizer or fused_adam, engine=engine, clip_norm=clip_norm
+    )

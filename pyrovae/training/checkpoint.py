@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from pyrovae.describe import Described, build, describe
-from pyrovae.pair import Program
-from pyrovae.recording.graph import first_line
+from pyrovae.compile.trace import first_line
+from pyrovae.programs import Program
 from pyrovae.results import Epoch, History
+from pyrovae.runtime.serialization import Described, build, describe
 from pyrovae.training.folder import RunFolder
 from pyrovae.training.options import Training
 from pyrovae.training.state import from_bytes, params_of, restore, to_bytes

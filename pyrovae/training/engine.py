@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pyrovae.recording import has_compiler
+from pyrovae.compile import has_compiler
 from pyrovae.training.graphed import GraphedStep
 from pyrovae.training.leaves import Leaves
 from pyrovae.training.loss import StepLoss

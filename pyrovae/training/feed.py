@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.data.batches import Rows
-from pyrovae.pair import Pair, Program
+from pyrovae.programs import ModelGuide, Program
 
 
 class Feed(ABC):
@@ -50,8 +50,8 @@ class Feed(ABC):
 class Given(Feed):
     """Minibatches that the caller brings: the inputs of a step are the arguments of the programs."""
 
-    def __init__(self, pair: Pair) -> None:
-        self.pair = pair
+    def __init__(self, programs: ModelGuide) -> None:
+        self.programs = programs
 
     def few(self, count: int) -> tuple[Tensor, ...]:
         """Refuse: it has no data of its own."""
@@ -63,14 +63,18 @@ class Given(Feed):
 
     def bind(self, *inputs: Tensor) -> tuple[Program, Program, int]:
         """Return the programs called with the inputs."""
-        return functools.partial(self.pair.model, *inputs), functools.partial(self.pair.guide, *inputs), len(inputs[0])
+        return (
+            functools.partial(self.programs.model, *inputs),
+            functools.partial(self.programs.guide, *inputs),
+            len(inputs[0]),
+        )
 
 
 class Resident(Feed):
     """Data that lie on the device as they were stored; the inputs of a step are row numbers ``(B,)``."""
 
-    def __init__(self, pair: Pair, rows: Rows, batch_size: int, device: torch.device) -> None:
-        self.pair, self.rows, self.device = pair, rows, device
+    def __init__(self, programs: ModelGuide, rows: Rows, batch_size: int, device: torch.device) -> None:
+        self.programs, self.rows, self.device = programs, rows, device
         self.batch_size = min(batch_size, len(rows))
 
     def few(self, count: int) -> tuple[Tensor, ...]:
@@ -84,14 +88,18 @@ class Resident(Feed):
     def bind(self, *inputs: Tensor) -> tuple[Program, Program, int]:
         """Gather and transform the rows."""
         args = self.rows.draw(inputs[0])
-        return functools.partial(self.pair.model, *args), functools.partial(self.pair.guide, *args), len(inputs[0])
+        return (
+            functools.partial(self.programs.model, *args),
+            functools.partial(self.programs.guide, *args),
+            len(inputs[0]),
+        )
 
 
 class OwnRows(Feed):
     """All data, of which the pair draws rows by itself; the inputs are the rows it is made to draw, and the data."""
 
-    def __init__(self, pair: Pair, rows: Rows, device: torch.device) -> None:
-        self.pair, self.rows, self.device, self.batch_size = pair, rows, device, pair.num_rows
+    def __init__(self, programs: ModelGuide, rows: Rows, device: torch.device) -> None:
+        self.programs, self.rows, self.device, self.batch_size = programs, rows, device, programs.num_rows
 
     def batches(self) -> Generator[tuple[Tensor, ...], None, None]:
         """Yield row numbers, all batches of the same size, with the data, whose noise is that of the epoch."""
@@ -103,7 +111,7 @@ class OwnRows(Feed):
 
     def bind(self, *inputs: Tensor) -> tuple[Program, Program, int]:
         """Make the pair draw the given rows."""
-        return *self.pair.bind(inputs[1:], inputs[0]), self.batch_size
+        return *self.programs.bind(inputs[1:], inputs[0]), self.batch_size
 
     def count(self, *inputs: Tensor) -> int:
         """Return the number of rows that the pair draws."""
@@ -112,6 +120,6 @@ class OwnRows(Feed):
     def few(self, count: int) -> tuple[Tensor, ...]:
         """Refuse: the number of rows is the pair's."""
         raise ValueError(
-            f"processes share the rows of a minibatch, but the plate {self.pair.plate!r} draws {self.batch_size} by "
-            f"itself; write it as pyro.plate({self.pair.plate!r}, len(x)), or train in one process"
+            f"processes share the rows of a minibatch, but the plate {self.programs.plate!r} draws {self.batch_size} "
+            f"by itself; write it as pyro.plate({self.programs.plate!r}, len(x)), or train in one process"
         )

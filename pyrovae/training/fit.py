@@ -15,10 +15,17 @@ from torch import nn
 from pyrovae.data import Data, Split, fingerprint
 from pyrovae.data.batches import Rows, Source
 from pyrovae.objectives import ELBO, Objective
-from pyrovae.pair import Program, Unnormalized, find_modules, inspect_pair, warn_of_links
+from pyrovae.programs import Program, Unnormalized, find_modules, inspect_programs, warn_of_links
 from pyrovae.results import Epoch, History
 from pyrovae.results.observed import DISCRETE
-from pyrovae.sandbox import MODULE_DIVIDER, forked_random, frozen_unremarked, module_mode, own_store, stream_seed
+from pyrovae.runtime.context import (
+    MODULE_DIVIDER,
+    forked_random,
+    frozen_unremarked,
+    module_mode,
+    own_store,
+    stream_seed,
+)
 from pyrovae.training.checkpoint import Checkpoint, Progress
 from pyrovae.training.folder import RunFolder
 from pyrovae.training.loop import Loop
@@ -45,7 +52,7 @@ def fit(
     modules: Iterable[nn.Module] = (),
     command: Mapping[str, Any] | None = None,
     unnormalized: bool = False,
-    shown: bool = True,
+    show_progress: bool = True,
 ) -> History:
     """Fit a Pyro model/guide pair by gradient steps on an objective.
 
@@ -65,7 +72,7 @@ def fit(
     prefetched, to the same numbers; one line on the logger says so.
 
     Args:
-        model: a Pyro program called with one minibatch; see `pyrovae.pair` for the contract.
+        model: a Pyro program called with one minibatch; see `pyrovae.programs` for the contract.
         guide: another.
         data: a data set, whose training part is fitted and whose validation part is watched; or one split, the data
             ``(N, ...)`` themselves, or a tuple of them and of what travels with them along the plate.
@@ -80,7 +87,7 @@ def fit(
         command: options that led here, to be kept with the configuration.
         unnormalized: whether values outside the support of a distribution with ``validate_args=False`` are scored; the
             objective is then no bound on a log-probability.
-        shown: whether progress is shown.
+        show_progress: whether progress is shown.
 
     Returns:
         What each epoch showed, in nats per datum; larger is better.
@@ -118,15 +125,17 @@ def fit(
         with module_mode(found, training=False):
             scored = Unnormalized()(model) if unnormalized else model
             few = placed.few()
-            pair = inspect_pair(scored, guide, few, modules=found, everything=placed.everything, device=device)
-            warn_of_links(pair, few)
-        stack.enter_context(module_mode(pair.all_modules, training=True))
+            programs = inspect_programs(scored, guide, few, modules=found, all_data=placed.everything, device=device)
+            warn_of_links(programs, few)
+        stack.enter_context(module_mode(programs.all_modules, training=True))
         placed.tell()
         num_values = None if isinstance(rows[0].source, tuple) else rows[0].num_values
-        if pair.base_measure == "Lebesgue" and num_values is not None:
+        if programs.base_measure == "Lebesgue" and num_values is not None:
             logger.warning(DISCRETE.format(num_values))
-        kept += [name for name in pair.params if MODULE_DIVIDER not in name]
-        loop = Loop(pair, placed.rows, objective or ELBO(), training, device, optimizer, prefetched=placed.prefetched)
+        kept += [name for name in programs.params if MODULE_DIVIDER not in name]
+        loop = Loop(
+            programs, placed.rows, objective or ELBO(), training, device, optimizer, prefetched=placed.prefetched
+        )
         loop.share()
         if folder is not None:
             settings = {
@@ -150,12 +159,12 @@ def fit(
             if not resume:
                 loop.checkpoint.save(loop.progress())
         logger.log(
-            logging.WARNING if shown and loop.group.first else logging.INFO,
+            logging.WARNING if show_progress and loop.group.first else logging.INFO,
             "training %s parameters%s",
             f"{sum(parameter.numel() for parameter in loop.leaves.trained):,}",
             f"; it starts with {start}" if start else "",
         )
-        return loop.run(on_epoch, shown=shown)
+        return loop.run(on_epoch, show_progress=show_progress)
 
 
 def _open(

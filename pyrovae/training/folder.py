@@ -12,8 +12,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from pyrovae.sandbox import interrupts_wait
-from pyrovae.storage import locked, open_regular, write_new
+from pyrovae.runtime import locked, open_regular, write_new
+from pyrovae.runtime.context import interrupts_wait
 
 MANIFEST = "manifest.json"
 NAME = re.compile(r"[^./\\\0][^/\\\0]*(/[^./\\\0][^/\\\0]*)*")  # of a file, in sub-folders or not

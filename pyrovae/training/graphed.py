@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrovae.processes import Share, group
-from pyrovae.recording import NotRecordableError
-from pyrovae.recording.graph import first_line
-from pyrovae.sandbox import forked_random, is_expanded
+from pyrovae.compile import NotRecordableError
+from pyrovae.compile.trace import first_line
+from pyrovae.runtime.context import forked_random, is_expanded
+from pyrovae.runtime.distributed import Shard, group
 from pyrovae.training.held_optimizer import HeldOptimizer
 from pyrovae.training.step import CapturableStep, RecordedLoss
 
@@ -48,7 +48,7 @@ class GraphedStep(CapturableStep):
         self._recorded: RecordedLoss | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: tuple[Tensor, ...] = ()
-        self._share: Share | None = None
+        self._share: Shard | None = None
         self._shown = torch.zeros(3)
         self._gradients: list[Tensor | None] = []
         self._weight = torch.ones(())

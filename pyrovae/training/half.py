@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyrovae.part import ConditionalPart
+from pyrovae.distributions.conditional import ConditionalPart
 from pyrovae.priors import Prior
 
 

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from pyrovae.data.batches import Rows
 from pyrovae.objectives import Objective
-from pyrovae.pair import Pair
-from pyrovae.processes import group
-from pyrovae.progress import Advance, progress
+from pyrovae.programs import ModelGuide
 from pyrovae.results import Epoch, History
-from pyrovae.sandbox import forked_random, stream_seed, validation, values_kept
+from pyrovae.runtime.context import forked_random, stream_seed, validation, values_kept
+from pyrovae.runtime.distributed import group
+from pyrovae.runtime.progress_bar import Advance, progress
 from pyrovae.training.checkpoint import Checkpoint, Progress
 from pyrovae.training.engine import make_step
 from pyrovae.training.feed import OwnRows, Resident
@@ -48,7 +48,7 @@ class Loop:
 
     def __init__(
         self,
-        pair: Pair,
+        programs: ModelGuide,
         rows: list[Rows],
         objective: PyroELBO,
         training: Training,
@@ -57,8 +57,8 @@ class Loop:
         *,
         prefetched: bool = False,
     ) -> None:
-        leaves = require_leaves(pair.modules, pair.params)
-        self.pair, self.objective, self.training, self.device = pair, objective, training, device
+        leaves = require_leaves(programs.modules, programs.params)
+        self.programs, self.objective, self.training, self.device = programs, objective, training, device
         self.leaves = leaves
         self.train = rows[0]
         self.watched = rows[1] if len(rows) > 1 else None
@@ -72,13 +72,13 @@ class Loop:
         self.watched_bound = "elbo" if self.num_weighted == 1 else f"L_{self.num_weighted}"
         self.bound_name = self.watched_bound.replace("elbo", "ELBO")
         self.feed = (
-            OwnRows(pair, self.train, device)
-            if pair.draws_rows
-            else (Prefetched if prefetched else Resident)(pair, self.train, training.batch_size, device)
+            OwnRows(programs, self.train, device)
+            if programs.draws_rows
+            else (Prefetched if prefetched else Resident)(programs, self.train, training.batch_size, device)
         )
         self.steps_per_epoch = math.ceil(len(self.train) / self.feed.batch_size)
         self.group = group()
-        loss = StepLoss(pair, objective, self.feed.bind, half=training.precision == "bfloat16")
+        loss = StepLoss(programs, objective, self.feed.bind, half=training.precision == "bfloat16")
         self.eager = EagerStep(loss, leaves, self.optimizer, clip_norm=training.clip_norm)
         self.step: Step = make_step(
             loss,
@@ -105,7 +105,7 @@ class Loop:
         state = check_state(self.optimizer, progress.optimizer)
         for values in (progress.values, progress.best):
             if values is not None:
-                require_same(self.pair.modules, self.pair.params, values)
+                require_same(self.programs.modules, self.programs.params, values)
         self._restore(progress.values)
         self.optimizer.load_state_dict(state)
         self.epochs, self.best = progress.epochs, progress.best
@@ -113,19 +113,19 @@ class Loop:
         if self.training.patience is None:  # early stopping was switched off: the last weights are kept from here on
             self.best, self.best_epoch = None, len(self.epochs)
 
-    def run(self, on_epoch: Callable[[Epoch], bool | None] | None, *, shown: bool) -> History:
+    def run(self, on_epoch: Callable[[Epoch], bool | None] | None, *, show_progress: bool) -> History:
         """Go through the epochs that are left."""
         try:
-            return self._run(on_epoch, shown=shown)
+            return self._run(on_epoch, show_progress=show_progress)
         finally:
             self.step.release()  # also where an error keeps this alive: with a graph of theirs NCCL's groups never end
 
-    def _run(self, on_epoch: Callable[[Epoch], bool | None] | None, *, shown: bool) -> History:
+    def _run(self, on_epoch: Callable[[Epoch], bool | None] | None, *, show_progress: bool) -> History:
         why = self._done()
         checked = not self.epochs
         total = (self.training.epochs - len(self.epochs)) * self.steps_per_epoch
         done = 0
-        with progress("training", total, shown=shown and self.group.first, unit="steps") as advance:
+        with progress("training", total, show_progress=show_progress and self.group.first, unit="steps") as advance:
             while why is None:
                 epoch = self._epoch(len(self.epochs) + 1, advance, done, checked=checked)
                 checked = False
@@ -149,10 +149,10 @@ class Loop:
         return f"all {self.training.epochs} epochs done" if len(self.epochs) >= self.training.epochs else None
 
     def _snapshot(self) -> dict[str, Tensor]:
-        return snapshot(self.pair.modules, self.pair.params)
+        return snapshot(self.programs.modules, self.programs.params)
 
     def _restore(self, values: dict[str, Tensor]) -> None:
-        restore(self.pair.modules, self.pair.params, values)
+        restore(self.programs.modules, self.programs.params, values)
 
     def _watch(self, epoch: Epoch) -> None:
         """Note whether an epoch is the one whose weights are kept."""
@@ -186,7 +186,7 @@ class Loop:
                     step = self.step
                 count = self.feed.count(*inputs)
                 try:
-                    unread.append((step(*self._mine(inputs, count)), count))
+                    unread.append((step(*self._local_shard(inputs, count)), count))
                 except ValueError as error:  # of Pyro's checks, which may meet a NaN before the loss has been read
                     if unread:
                         self._read(unread, number, index - len(unread) + 1)
@@ -202,7 +202,7 @@ class Loop:
                     advance(done + index + 1, words)
         self._check_end(number)
         if checked:
-            report_early_statistics(self.pair.modules)
+            report_early_statistics(self.programs.modules)
         loss, reconstruction, kl = (sums / seen).tolist()
         return Epoch(
             epoch=number,
@@ -216,7 +216,7 @@ class Loop:
             seconds=time.perf_counter() - started,
         )
 
-    def _mine(self, inputs: tuple[Tensor, ...], count: int) -> tuple[Tensor, ...]:
+    def _local_shard(self, inputs: tuple[Tensor, ...], count: int) -> tuple[Tensor, ...]:
         """Return the part of a minibatch that this process has: all of it, unless several share it."""
         if self.group.size == 1:
             return inputs
@@ -236,7 +236,7 @@ class Loop:
         with values_kept(self.leaves.all):
             self.step.loss.row_axes = row_axes(lambda count: self.step.loss(*self.feed.few(count)), self.device)
         batch_norm = torch.nn.modules.batchnorm._BatchNorm
-        if any(isinstance(part, batch_norm) for module in self.pair.modules for part in module.modules()):
+        if any(isinstance(part, batch_norm) for module in self.programs.modules for part in module.modules()):
             logger.warning("batch normalization sees the part of a minibatch that its process has")
         if getattr(self.objective, "free_bits", 0):
             logger.warning("free bits hold for the average over the part of a minibatch that a process has")
@@ -268,7 +268,7 @@ class Loop:
     def _check_again(self, inputs: tuple[Tensor, ...], epoch: int, step: int, error: ValueError) -> None:
         """Raise that training diverged if that is why Pyro's checks failed: without them the loss is not finite."""
         with validation(enabled=False):
-            loss, _ = self.step.loss(*self._mine(inputs, self.feed.count(*inputs)))
+            loss, _ = self.step.loss(*self._local_shard(inputs, self.feed.count(*inputs)))
         if not loss.isfinite():
             raise self._diverged(epoch, step, "the loss") from error
 
@@ -280,7 +280,7 @@ class Loop:
     def _validate(self, watched: Rows, epoch: int, *, checked: bool) -> dict[str, float]:
         """Return the ELBO, its terms and the bound that training maximizes on the validation data."""
         reconstruction, kl, bound = watched_bounds(
-            self.pair,
+            self.programs,
             watched,
             num_weighted=self.num_weighted,
             seed=self.training.seed,
@@ -289,5 +289,5 @@ class Loop:
         )
         if not math.isfinite(reconstruction - kl):
             raise self._diverged(epoch, self.steps_per_epoch, "the validation ELBO")
-        shown = {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
-        return shown if self.num_weighted == 1 else shown | {self.watched_bound: bound}
+        show_progress = {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
+        return show_progress if self.num_weighted == 1 else show_progress | {self.watched_bound: bound}

@@ -11,9 +11,9 @@ from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
 from pyrovae.objectives import Objective
-from pyrovae.pair import Pair, Program, run_checked
-from pyrovae.processes import Share, group
-from pyrovae.sandbox import registered_once
+from pyrovae.programs import ModelGuide, Program, run_validated
+from pyrovae.runtime.context import registered_once
+from pyrovae.runtime.distributed import Shard, group
 from pyrovae.training.half import half_networks
 from pyrovae.training.shared_noise import SharedNoise
 
@@ -28,7 +28,7 @@ class StepLoss:
         row_axes: of the draws of noise, where processes share them.
 
     Args:
-        pair: the structure of the programs.
+        programs: the structure of the programs.
         objective: with a differentiable loss.
         bind: from the inputs of a step to model and guide without arguments, and their number of data.
         half: whether networks compute in bfloat16; see `half_networks`.
@@ -38,7 +38,7 @@ class StepLoss:
 
     """
 
-    def __init__(self, pair: Pair, objective: PyroELBO, bind: Bind, *, half: bool = False) -> None:
+    def __init__(self, programs: ModelGuide, objective: PyroELBO, bind: Bind, *, half: bool = False) -> None:
         if isinstance(objective, type):
             raise TypeError(
                 f"an objective is an object, but received the class {objective.__name__}; give {objective.__name__}()"
@@ -48,8 +48,8 @@ class StepLoss:
                 "training needs an objective with a differentiable loss, which "
                 f"{type(objective).__name__} does not have; use pyrovae.objectives, or train with pyro.infer.SVI"
             )
-        self.pair, self.objective, self.bind, self.half = pair, objective, bind, half
-        self.share: Share | None = None
+        self.programs, self.objective, self.bind, self.half = programs, objective, bind, half
+        self.share: Shard | None = None
         self.row_axes: list[int | None] = []
         self._registered: set[tuple[str, int]] = set()
 
@@ -68,7 +68,7 @@ class StepLoss:
         if self.share is None and not self.half:
             return self._terms(*inputs)
         noise = nullcontext() if self.share is None else SharedNoise(self.row_axes, self.share, group().rank)
-        with noise, half_networks(self.pair.all_modules) if self.half else nullcontext():
+        with noise, half_networks(self.programs.all_modules) if self.half else nullcontext():
             loss, shown = self._terms(*inputs)
         return (loss, shown) if self.share is None else (loss * self.share.weight, shown * self.share.weight)
 
@@ -76,16 +76,16 @@ class StepLoss:
         """Return loss and what is shown; with Pyro's checks on, what they find is told in one line."""
         if not is_validation_enabled():
             return self._computed(*inputs)
-        return run_checked(lambda: self._computed(*inputs), inputs[0].device, nan_counts=False)
+        return run_validated(lambda: self._computed(*inputs), inputs[0].device, nan_counts=False)
 
     def _computed(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         model, guide, count = self.bind(*inputs)
-        size = self.pair.plate_size if self.pair.plate_size != self.pair.num_rows else count
+        size = self.programs.plate_size if self.programs.plate_size != self.programs.num_rows else count
         if not isinstance(self.objective, Objective):
             loss = self.objective.differentiable_loss(model, guide) / size
             return loss, torch.stack([loss, torch.zeros_like(loss), torch.zeros_like(loss)]).detach()
         with registered_once(self._registered):
-            terms = self.objective.terms_of(self.pair, model, guide)
+            terms = self.objective.terms_of(self.programs, model, guide)
         loss = terms.loss / size
         shown = torch.stack([terms.loss.detach(), terms.reconstruction, terms.kl])
         return loss, shown / count if size == count else torch.cat([shown[:1] / size, shown[1:] / count])

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrovae.recording.graph import first_line
+from pyrovae.compile.trace import first_line
 from pyrovae.training.state import kind_of
 
 IMPLEMENTATION = ("capturable", "differentiable", "foreach", "fused")  # options that choose a kernel, not the numbers
@@ -36,7 +36,7 @@ def check_state(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> d
         raise _refusal("param_groups", f"must be a list of {len(own)}")
     if not isinstance(states, dict):
         raise _refusal("state", "must be a dictionary")
-    options = [_options(number, *pair) for number, pair in enumerate(zip(groups, own, strict=True))]
+    options = [_options(number, *programs) for number, programs in enumerate(zip(groups, own, strict=True))]
     expected = _state_after_a_step(optimizer, options)
     if expected is None:  # a custom optimizer that cannot be copied; its operations check shapes themselves
         return {"state": states, "param_groups": options}
@@ -100,7 +100,7 @@ def _number_like(entry: str, saved: Any, own: Any) -> Any:
     if isinstance(own, (list, tuple)):
         if not isinstance(saved, (list, tuple)) or len(saved) != len(own):
             raise _refusal(entry, f"must be {len(own)} values", saved)
-        return type(own)(_number_like(entry, *pair) for pair in zip(saved, own, strict=True))
+        return type(own)(_number_like(entry, *programs) for programs in zip(saved, own, strict=True))
     if isinstance(saved, Tensor) and saved.numel() == 1:
         saved = saved.item()
     number = isinstance(saved, (int, float)) and math.isfinite(saved)

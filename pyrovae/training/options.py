@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pyrovae.whole import require_whole
+from pyrovae.runtime.arguments import require_integer
 
 ENGINES = ("auto", "eager", "captured")
 PRECISIONS = ("float32", "bfloat16")
@@ -62,7 +62,7 @@ class Training:
         for name, least in (("epochs", 0), ("batch_size", 1), ("patience", 1)):
             value = getattr(self, name)
             if value is not None:
-                require_whole(value, name=name, least=least)
+                require_integer(value, name=name, least=least)
         check_engine(self.engine)
         check_precision(self.precision)
         for name in ("learning_rate", "final_learning_rate", "clip_norm"):

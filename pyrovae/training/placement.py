@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyrovae import memory
 from pyrovae.data.batches import Rows
+from pyrovae.runtime import memory
 
 logger = logging.getLogger("pyrovae")
 
@@ -42,10 +42,10 @@ class Placement:
         self.prefetched = all(part.lies_on("cpu") for part in self.rows) and self._size > RESIDENT_SHARE * self._free
         if self.prefetched:
             memory.require(
-                float(fixed), what="what is made of the data once for all epochs", cure="train on a part of it"
+                float(fixed), what="what is made of the data once for all epochs", hint="train on a part of it"
             )
         else:
-            self._bring(cure="train on a part of it")
+            self._bring(hint="train on a part of it")
 
     def few(self) -> tuple[Tensor, ...]:
         """Return three rows of the training data, or all if there are fewer, as arguments on the device."""
@@ -60,7 +60,7 @@ class Placement:
 
         """
         if self.prefetched:
-            self._bring(cure='write the plate as pyro.plate("data", len(x)), which is given minibatches')
+            self._bring(hint='write the plate as pyro.plate("data", len(x)), which is given minibatches')
         return self.rows[0].everything()
 
     def tell(self) -> None:
@@ -73,9 +73,9 @@ class Placement:
                 self.device,
             )
 
-    def _bring(self, *, cure: str) -> None:
+    def _bring(self, *, hint: str) -> None:
         size = self._fixed() + sum(part.num_bytes for part in self.rows if not part.lies_on(self.device))
-        memory.require(float(size), what="the data set", cure=cure, device=self.device)
+        memory.require(float(size), what="the data set", hint=hint, device=self.device)
         self.rows, self.prefetched = [part.to(self.device) for part in self.rows], False
 
     def _fixed(self) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyrovae.data.batches import Rows
 from pyrovae.data.prefetch import Prefetcher
-from pyrovae.pair import Pair, Program
+from pyrovae.programs import ModelGuide, Program
 from pyrovae.training.feed import Feed
 
 
@@ -21,8 +21,8 @@ class Prefetched(Feed):
     draws them, so that training gives the same numbers.
     """
 
-    def __init__(self, pair: Pair, rows: Rows, batch_size: int, device: torch.device) -> None:
-        self.pair, self.rows, self.device = pair, rows, device
+    def __init__(self, programs: ModelGuide, rows: Rows, batch_size: int, device: torch.device) -> None:
+        self.programs, self.rows, self.device = programs, rows, device
         self.batch_size = min(batch_size, len(rows))
         self._prefetcher = Prefetcher(rows.held(), self.batch_size, device)
 
@@ -39,4 +39,8 @@ class Prefetched(Feed):
     def bind(self, *inputs: Tensor) -> tuple[Program, Program, int]:
         """Transform the rows."""
         args = self.rows.arguments(*inputs)
-        return functools.partial(self.pair.model, *args), functools.partial(self.pair.guide, *args), len(inputs[0])
+        return (
+            functools.partial(self.programs.model, *args),
+            functools.partial(self.programs.guide, *args),
+            len(inputs[0]),
+        )

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrovae.recording import NotRecordableError, has_compiler, layout_of
+from pyrovae.compile import NotRecordableError, has_compiler, layout_of
 from pyrovae.training.step import CapturableStep, RecordedLoss
 
 logger = logging.getLogger("pyrovae")

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pyrovae.processes import Share
-from pyrovae.sandbox import forked_random, stream_seed, validation
+from pyrovae.runtime.context import forked_random, stream_seed, validation
+from pyrovae.runtime.distributed import Shard
 
 logger = logging.getLogger("pyrovae")
 
@@ -99,7 +99,7 @@ class SharedNoise(TorchDispatchMode):
 
     """
 
-    def __init__(self, axes: Sequence[int | None], share: Share, rank: int) -> None:
+    def __init__(self, axes: Sequence[int | None], share: Shard, rank: int) -> None:
         super().__init__()
         self.axes, self.share, self.rank, self.number = axes, share, rank, 0
 
@@ -115,11 +115,11 @@ class SharedNoise(TorchDispatchMode):
         if axis == OWN:
             return self._own(func, args, kwargs, number)
         if func._schema.name.removeprefix("aten::") in FILLS:
-            return args[0].copy_(self._mine(func(self._whole(args[0], axis), *args[1:], **kwargs), axis))
+            return args[0].copy_(self._local_shard(func(self._whole(args[0], axis), *args[1:], **kwargs), axis))
         if isinstance(args[0], Tensor):  # of the shape of another
-            return self._mine(func(self._whole(args[0], axis), **kwargs), axis)
+            return self._local_shard(func(self._whole(args[0], axis), **kwargs), axis)
         shape = [*args[0][:axis], self.share.total, *args[0][axis + 1 :]]
-        return self._mine(func(shape, **kwargs), axis)
+        return self._local_shard(func(shape, **kwargs), axis)
 
     def _whole(self, part: Tensor, axis: int) -> Tensor:
         """Return a tensor for all rows whose axes lie in memory in the order of those of a part, which is filled so."""
@@ -131,7 +131,7 @@ class SharedNoise(TorchDispatchMode):
             strides[place], step = step, step * shape[place]
         return part.new_empty_strided(shape, strides)
 
-    def _mine(self, whole: Tensor, axis: int) -> Tensor:
+    def _local_shard(self, whole: Tensor, axis: int) -> Tensor:
         return whole.narrow(axis, self.share.start, self.share.count)
 
     def _own(self, func: Any, args: Any, kwargs: Any, number: int) -> Any:

@@ -7,12 +7,12 @@ import math
 
 import torch
 
+from pyrovae.compile.trace import first_line
 from pyrovae.data import Split
 from pyrovae.data.batches import Rows
 from pyrovae.networks import Decoder
-from pyrovae.pair import Program
-from pyrovae.recording.graph import first_line
-from pyrovae.sandbox import forked_random, stream_seed
+from pyrovae.programs import Program
+from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.vae import VAE
 
 logger = logging.getLogger("pyrovae")

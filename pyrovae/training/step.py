@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pyrovae.compile import Recording, record
 from pyrovae.objectives import Objective
-from pyrovae.processes import group
-from pyrovae.recording import Recording, record
+from pyrovae.runtime.distributed import group
 from pyrovae.training.adam import Adam
 from pyrovae.training.leaves import Leaves
 from pyrovae.training.loss import StepLoss

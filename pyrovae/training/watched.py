@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pyrovae.bounds.elbo import elbo_terms
-from pyrovae.bounds.iwae import iwae
+from pyrovae.bounds.evidence import elbo_terms
+from pyrovae.bounds.multi_sample import iwae
 from pyrovae.data.batches import Rows
-from pyrovae.pair import Pair
-from pyrovae.processes import group
-from pyrovae.sandbox import forked_random, module_mode, stream_seed, validation
-from pyrovae.scoring import blocks, on_device, one_particle, walk
+from pyrovae.importance import blocks, iter_batches, on_device, one_particle
+from pyrovae.programs import ModelGuide
+from pyrovae.runtime.context import forked_random, module_mode, stream_seed, validation
+from pyrovae.runtime.distributed import group
 
 logger = logging.getLogger("pyrovae")
 
@@ -26,14 +26,14 @@ VALIDATION_ELEMENTS = 2**24
 
 @torch.no_grad()
 def watched_bounds(
-    pair: Pair, rows: Rows, *, num_weighted: int, seed: int, device: torch.device, checked: bool
+    programs: ModelGuide, rows: Rows, *, num_weighted: int, seed: int, device: torch.device, checked: bool
 ) -> tuple[float, float, float]:
     """Return reconstruction, KL and L_K of validation data, nats per datum, always with the same draws.
 
     Processes take turns at the batches.
 
     Args:
-        pair: in training mode or not.
+        programs: in training mode or not.
         rows: the data.
         num_weighted: K.
         seed: of the draws; batch i has a stream of its own.
@@ -43,12 +43,14 @@ def watched_bounds(
     """
     processes, args = group(), rows.fixed()
     sums = torch.zeros(3, dtype=torch.float64)
-    most = min(VALIDATION_ROWS, max(1, VALIDATION_ELEMENTS // max(1, pair.num_elements)))
-    with module_mode(pair.all_modules, training=False), validation(enabled=False):
-        for number, (some, count) in enumerate(walk(pair, len(rows), batch_size=most)):
+    most = min(VALIDATION_ROWS, max(1, VALIDATION_ELEMENTS // max(1, programs.num_elements)))
+    with module_mode(programs.all_modules, training=False), validation(enabled=False):
+        for number, (some, count) in enumerate(iter_batches(programs, len(rows), batch_size=most)):
             if number % processes.size == processes.rank:
                 with forked_random(stream_seed(seed, "validation", number), device):
-                    sums += _summed(pair, *on_device(pair, args, some, device), count, num_weighted, checked=checked)
+                    sums += _summed(
+                        programs, *on_device(programs, args, some, device), count, num_weighted, checked=checked
+                    )
     (sums,) = processes.sum([sums])
     reconstruction, kl, bound = (sums / len(rows)).tolist()
     return reconstruction, kl, bound
@@ -68,12 +70,12 @@ def report_early_statistics(modules: Iterable[nn.Module]) -> None:
 
 
 def _summed(
-    pair: Pair, args: tuple[Tensor, ...], rows: Tensor, count: int, num_weighted: int, *, checked: bool
+    programs: ModelGuide, args: tuple[Tensor, ...], rows: Tensor, count: int, num_weighted: int, *, checked: bool
 ) -> Tensor:
     """Return reconstruction, KL and L_K summed over the first rows that count: ``(3,)``, nats, float64."""
-    one = one_particle(pair, args, rows, checked=checked, nan_counts=False)
-    found = [one] if num_weighted == 1 else list(blocks(pair, args, rows, num_weighted))
-    terms = elbo_terms(pair, found)
+    one = one_particle(programs, args, rows, checked=checked, nan_counts=False)
+    found = [one] if num_weighted == 1 else list(blocks(programs, args, rows, num_weighted))
+    terms = elbo_terms(programs, found)
     log_weights = torch.cat([b.log_prior + b.log_likelihood - b.log_guide for b in found])
     values = (terms.reconstruction, terms.kl, iwae(log_weights)[0])
     return torch.stack([value[:count].sum() for value in values]).cpu().double()

@@ -1,0 +1,192 @@
+"""Chains that walk from the guide, or from the prior, to the posterior: what AIS and BDMC share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyrovae.importance import UnconstrainedLatents
+from pyrovae.importance.layout import wide
+
+JITTER = 0.5  # of a step size, relative: equal numbers of equal steps may bring a chain back to where it was
+
+
+@dataclass(frozen=True)
+class State:
+    """Where chains are: positions and slopes ``(K, B, D)``, log-densities of start and end ``(K, B)``, nats."""
+
+    u: Tensor
+    log_start: Tensor
+    log_end: Tensor
+    start_slope: Tensor
+    end_slope: Tensor
+
+    @property
+    def tilt(self) -> Tensor:
+        """By how much log f rises from beta = 0 to 1, ``(K, B)``."""
+        return self.log_end - self.log_start
+
+    def log_density(self, beta: float) -> Tensor:
+        """Return log f_beta ``(K, B)``."""
+        return (1 - beta) * self.log_start + beta * self.log_end
+
+    def slope(self, beta: float) -> Tensor:
+        """Return the gradient of log f_beta by u, ``(K, B, D)``."""
+        return torch.lerp(self.start_slope, self.end_slope, beta)
+
+    def moved(self, accepted: Tensor, to: State) -> State:
+        """Return this state with another one's chains where ``(K, B)`` is true."""
+        return State(
+            *(
+                torch.where(accepted if here.ndim == 2 else accepted.unsqueeze(-1), there, here)
+                for here, there in zip(self.tensors, to.tensors, strict=True)
+            )
+        )
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The fields."""
+        return self.u, self.log_start, self.log_end, self.start_slope, self.end_slope
+
+
+class Path:
+    """The densities between a start that can be drawn from and p(x, u).
+
+    ``log f_beta(u) = (1 - beta) log q(u | x) + beta log p(x, u)``, or from the prior ``log p(u) + beta log p(x | u)``
+
+    Args:
+        space: the latent variables of some rows.
+        from_prior: whether the start is the prior, not the guide.
+        chunk_size: rows that are scored at once, a datum with K chains counting K.
+
+    """
+
+    def __init__(self, space: UnconstrainedLatents, *, from_prior: bool, chunk_size: int) -> None:
+        self.space, self.from_prior = space, from_prior
+        self.chains_at_once = max(1, chunk_size // len(space.rows))
+
+    def draw(self, num_chains: int) -> Tensor:
+        """Draw u ``(K, B, D)`` from the start."""
+        return self.space.draw_prior(num_chains) if self.from_prior else self.space.draw(num_chains)[0]
+
+    def at(self, u: Tensor) -> State:
+        """Return the state of chains at u ``(K, B, D)``, whose graph is gone."""
+        parts = [self._at(part) for part in u.split(self.chains_at_once)]
+        return State(*(torch.cat(pieces) for pieces in zip(*(part.tensors for part in parts), strict=True)))
+
+    def _at(self, u: Tensor) -> State:
+        u = u.detach().requires_grad_()
+        with torch.enable_grad():
+            if self.from_prior:
+                log_start, rest = self.space.log_joint_terms(u)
+                start_slope = _slope(log_start, u)
+                log_end, end_slope = log_start + rest, start_slope + _slope(rest, u)
+            else:
+                log_start, log_end = self.space.log_guide_and_joint(u)
+                start_slope, end_slope = _slope(log_start, u), _slope(log_end, u)
+        return State(u.detach(), log_start.detach(), log_end.detach(), start_slope, end_slope)
+
+
+def _slope(log_density: Tensor, u: Tensor) -> Tensor:
+    """Return the gradient of log-densities ``(K, B)`` by u, zero where they do not depend on it."""
+    if not log_density.requires_grad:
+        return torch.zeros_like(u)
+    (found,) = torch.autograd.grad(log_density.sum(), u, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(u) if found is None else found
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Transitions at beta = 1/T, ..., (T - 1)/T that leave f_beta as it is, their step sizes frozen.
+
+    Attributes:
+        path: from the start to the end.
+        scale: of positions, ``(B, D)``.
+        steps: step size at each beta in units of the scale, ``(T - 1, B, 1)``.
+        num_leapfrog: leapfrog steps of a transition.
+
+    """
+
+    path: Path
+    scale: Tensor
+    steps: Tensor
+    num_leapfrog: int
+
+    def forward(self, num_chains: int) -> tuple[Tensor, Tensor]:
+        """Run chains from draws of the start.
+
+        ``log w = sum_{t=1}^T (log f_{t/T}(u_{t-1}) - log f_{(t-1)/T}(u_{t-1}))``, so that ``E w = p(x)``
+
+        Returns:
+            log w ``(K, B)`` in nats, and acceptance ``(B,)``, NaN where T = 1.
+
+        """
+        return self._run(self.path.draw(num_chains), range(1, len(self.steps) + 1))
+
+    def backward(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the same transitions in the opposite order from draws u ``(K, B, D)`` of the posterior.
+
+        Each is reversible, so that this is the time reversal of `forward`: ``E 1 / w = 1 / p(x)``.
+
+        Returns:
+            log w ``(K, B)`` in nats, and acceptance ``(B,)``, NaN where T = 1.
+
+        """
+        return self._run(u, range(len(self.steps), 0, -1))
+
+    def _run(self, u: Tensor, order: Sequence[int]) -> tuple[Tensor, Tensor]:
+        total = len(self.steps) + 1
+        state = self.path.at(u)
+        log_weights = state.tilt / total
+        acceptance = [log_weights.new_full((log_weights.shape[1],), math.nan)] if total == 1 else []
+        for t in order:
+            stride = self.steps[t - 1] * self.scale
+            state, accepted = transition(self.path, state, t / total, stride, self.num_leapfrog)
+            log_weights = log_weights + state.tilt / total
+            acceptance.append(accepted.mean(0))
+        return log_weights, torch.stack(acceptance).mean(0)
+
+
+def transition(path: Path, state: State, beta: float, stride: Tensor, num_leapfrog: int) -> tuple[State, Tensor]:
+    """Move chains by Hamiltonian dynamics and accept or reject, which leaves f_beta invariant and is reversible.
+
+    A proposal whose densities are not finite is rejected.
+
+    *MCMC using Hamiltonian dynamics (Neal 2011)*, https://arxiv.org/abs/1206.1901
+
+    Args:
+        path: with the density.
+        state: of the chains.
+        beta: inverse temperature.
+        stride: step sizes in units of u, ``(B, D)``; each chain's are jittered, whatever its state.
+        num_leapfrog: steps.
+
+    Returns:
+        The new state, and the probabilities ``(K, B)`` with which the proposals were accepted.
+
+    """
+    u = state.u
+    jitter = torch.rand(*u.shape[:2], 1, dtype=u.dtype, device=u.device)
+    stride = stride * (1 - JITTER + 2 * JITTER * jitter)
+    momentum = torch.randn_like(u)
+    before = state.log_density(beta) - _kinetic(momentum)
+    inside = torch.ones_like(before, dtype=torch.bool)
+    moving = state
+    for step in range(num_leapfrog):
+        momentum = momentum + (0.5 if step == 0 else 1.0) * stride * moving.slope(beta)
+        u = moving.u + stride * momentum
+        inside = inside & u.isfinite().all(-1)
+        moving = path.at(torch.where(inside.unsqueeze(-1), u, state.u))
+    momentum = momentum + 0.5 * stride * moving.slope(beta)
+    log_ratio = moving.log_density(beta) - _kinetic(momentum) - before
+    inside = inside & moving.log_start.isfinite() & moving.log_end.isfinite() & ~log_ratio.isnan()
+    acceptance = torch.where(inside, log_ratio.clamp(max=0.0).exp(), 0.0)
+    return state.moved(torch.rand_like(acceptance) < acceptance, moving), acceptance
+
+
+def _kinetic(momentum: Tensor) -> Tensor:
+    return 0.5 * wide(momentum).square().sum(-1)

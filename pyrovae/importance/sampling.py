@@ -1,0 +1,139 @@
+"""The waist of evaluation: draws from the guide, and their log-probabilities under model and guide.
+
+Every bound and every diagnostic is a function of these numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from pyrovae.importance import blocks, iter_batches, one_particle, score, scoring_context, sum_over_sites
+from pyrovae.programs import ModelGuide, Program, find_modules
+from pyrovae.results import Particles
+from pyrovae.runtime import memory
+from pyrovae.runtime.arguments import require_integer
+from pyrovae.runtime.context import forked_random
+
+
+def particles(
+    model: Program, guide: Program, x: Tensor, *covariates: Any, num_particles: int, modules: Iterable[nn.Module] = ()
+) -> Particles:
+    """Draw particles from the guide and score them, each by itself and free of plate and scale factors.
+
+    Modules are in evaluation mode meanwhile, and no gradients are kept. Draws come from torch's default stream.
+
+    Args:
+        model: a Pyro program called with ``(x, *covariates)``.
+        guide: another.
+        x: ``(B, ...)``, the data.
+        covariates: what travels with x along the data plate.
+        num_particles: K, draws per datum.
+        modules: those used by the programs that cannot be found from them.
+
+    Returns:
+        z of every latent site and log p(z), log p(x | z), log q(z | x), each ``(K, B)`` in nats and float64.
+
+    Raises:
+        ValueError: if K is not positive, the pair breaks the contract (see `pyrovae.programs`), or the particles do not
+            fit into memory.
+
+    Example:
+        >>> record = particles(vae.model, vae.guide, x, num_particles=5000)
+        >>> record.log_weights.logsumexp(0) - math.log(5000)  # the IWAE bound of each datum
+
+    """
+    check_num_particles(num_particles)
+    args = (x, *covariates)
+    with scoring_context(model, guide, args, modules=modules) as programs, torch.no_grad():
+        per_particle = 24 + 8 * sum(latent.num_elements for latent in programs.latents.values())
+        memory.require(
+            float(per_particle) * num_particles * len(x),
+            what=f"keeping {num_particles} particles of {len(x)} data",
+            hint="ask for fewer, or use evaluate, which keeps none",
+            device=x.device,
+        )
+        parts = []
+        for rows, count in iter_batches(programs, len(x), batch_size=len(x)):
+            found = list(blocks(programs, args, rows, num_particles))
+            parts.append(
+                Particles(
+                    z={name: torch.cat([block.z[name] for block in found])[:, :count] for name in programs.latents},
+                    log_prior=torch.cat([block.log_prior for block in found])[:, :count],
+                    log_likelihood=torch.cat([block.log_likelihood for block in found])[:, :count],
+                    log_guide=torch.cat([block.log_guide for block in found])[:, :count],
+                )
+            )
+        return Particles.concatenate(parts)
+
+
+def log_weights(
+    model: Program, guide: Program, x: Tensor, *covariates: Any, num_particles: int, modules: Iterable[nn.Module] = ()
+) -> Tensor:
+    """Return log p(x, z_k) - log q(z_k | x) for draws z_k of the guide: ``(K, B)``, nats, float64.
+
+    The arguments are those of `particles`. The mean over K is the Monte Carlo ELBO, the log-mean-exp the IWAE bound.
+    """
+    return particles(model, guide, x, *covariates, num_particles=num_particles, modules=modules).log_weights
+
+
+def log_joint(
+    model: Program, x: Tensor, *covariates: Any, z: Tensor | Mapping[str, Tensor], modules: Iterable[nn.Module] = ()
+) -> Tensor:
+    """Return log p(x, z) for given z, differentiable in z and in the parameters.
+
+    Args:
+        model: a Pyro program called with ``(x, *covariates)``, whose plate has the length of x.
+        x: ``(B, ...)``, the data.
+        covariates: what travels with x along the data plate.
+        z: ``(B, ...)`` or ``(K, B, ...)`` for the model's only latent site, or a mapping from site to such tensors.
+        modules: those used by the program that cannot be found from it.
+
+    Returns:
+        ``(B,)`` or ``(K, B)``, nats.
+
+    Raises:
+        ValueError: if sites are missing, or the model breaks the contract (see `pyrovae.programs`).
+
+    """
+    args = (x, *covariates)
+    prior = poutine.block(model, hide_fn=lambda site: site["type"] == "sample" and site["is_observed"])
+    with scoring_context(model, prior, args, modules=(*modules, *find_modules(model))) as programs:
+        if programs.draws_rows:
+            raise ValueError("the model draws rows of the data by itself; write its plate as plate('data', len(x))")
+        values = dict(z) if isinstance(z, Mapping) else dict.fromkeys(programs.latents, z)
+        if set(values) != set(programs.latents) or (len(values) > 1 and not isinstance(z, Mapping)):
+            raise ValueError(f"z must give a value for each of the latent sites {sorted(programs.latents)}, by name")
+        with_particles = _have_particles(programs, values, len(x))
+        z = values if with_particles else {name: value.unsqueeze(0) for name, value in values.items()}
+        rows = torch.arange(len(x), device=x.device)
+        with torch.no_grad(), forked_random(0, x.device):
+            one_particle(programs, args, rows, checked=True)  # refuses data outside the support
+        scores = score(programs, args, rows, z)
+        total = sum_over_sites(scores.prior) + scores.likelihood
+        return total if with_particles else total[0]
+
+
+def _have_particles(programs: ModelGuide, z: Mapping[str, Tensor], num_data: int) -> bool:
+    """Tell whether z are ``(K, B, ...)``, not ``(B, ...)``; refuse shapes that are neither, or differ in K."""
+    shapes = {name: tuple(value.shape) for name, value in z.items()}
+    lead = {len(shape) - programs.latents[name].ndim for name, shape in shapes.items()}
+    if lead == {0}:
+        right = all(shape[0] == num_data for shape in shapes.values())
+    else:
+        right = lead == {1} and all(shape[1] == num_data for shape in shapes.values())
+        right = right and len({shape[0] for shape in shapes.values()}) == 1
+    if not right:
+        raise ValueError(
+            f"z is (B, ...) or (K, B, ...) for B = {num_data} data, alike for all latent sites, but received {shapes}"
+        )
+    return lead == {1}
+
+
+def check_num_particles(num_particles: int) -> None:
+    """Refuse a K that is not a positive whole number."""
+    require_integer(num_particles, name="num_particles")

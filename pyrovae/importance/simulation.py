@@ -1,0 +1,138 @@
+"""Data drawn from a model together with the latent variables that they came from."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
+from torch import Tensor
+
+from pyrovae.importance.layout import from_pyro, log_prob, per_datum
+from pyrovae.programs import ChosenRows, ModelGuide, Program, nan_at, take_rows, unwrap_own_error
+from pyrovae.programs.support import unmasked
+
+RELATIVE, ABSOLUTE = 1e-5, 1e-3  # differences at which two log-probabilities are still the same, the second in nats
+
+
+def simulate(programs: ModelGuide, args: tuple[Any, ...], rows: Tensor) -> tuple[tuple[Any, ...], dict[str, Tensor]]:
+    """Draw z from the prior and x from the likelihood, in one run of the model, and put x in place of the data.
+
+    An argument that the model observes, whole or in part, is replaced by a copy that holds the draws; covariates stay.
+    The model is then run on the new arguments, and must observe what was drawn, with the probabilities it had.
+
+    Args:
+        programs: from `scoring_context`.
+        args: what its programs are called with, the data first; a template.
+        rows: ``(B,)``, rows of these, with whose covariates the data are simulated; a row may come more than once.
+
+    Returns:
+        Arguments that hold B data, and z ``(1, B, ...)`` of each latent site.
+
+    Raises:
+        ValueError: if what the model observes is no argument, cannot be drawn, or enters the model in another way than
+            by being observed.
+
+    """
+    args = take_rows(args, rows)
+    drawn = _trace(programs, args, _Drawn(programs.observed)(programs.model))
+    simulated = tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in args)
+    for name in programs.observed:
+        site = drawn.nodes[name]
+        target = _target(name, site["infer"]["obs"], args, simulated)
+        if target.shape != site["value"].shape:
+            raise ValueError(
+                f"{name!r} observes values of shape {tuple(target.shape)} but draws {tuple(site['value'].shape)}; "
+                "give its distribution the shape of what it observes"
+            )
+        target.copy_(
+            torch.where(unmasked(site, target.shape), site["value"], target)
+        )  # a guide may read what is masked
+    z = {name: drawn.nodes[name]["value"] for name in programs.latents}
+    _check(programs, drawn, _trace(programs, simulated, poutine.condition(programs.model, data=z)))
+    return simulated, {name: from_pyro(programs, name, value, lead=0).unsqueeze(0) for name, value in z.items()}
+
+
+class _Drawn(UnconditionMessenger):
+    """Makes the named sites draw what they observe."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.names = names
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.names:
+            if nan := nan_at([msg]):  # which raises where it is drawn from, and on CUDA ends the process
+                raise ValueError(f"{nan}, so that no data can be simulated")
+            super()._pyro_sample(msg)
+
+
+def _trace(programs: ModelGuide, args: tuple[Any, ...], model: Program) -> poutine.Trace:
+    """Run a model on all rows of its arguments."""
+    if programs.draws_rows:
+        model = ChosenRows(programs.plate, torch.arange(len(args[0]), device=args[0].device))(model)
+    try:
+        with torch.no_grad():
+            return poutine.trace(functools.partial(model, *args)).get_trace()
+    except NotImplementedError as error:
+        raise ValueError(
+            f"one of the model's distributions cannot be drawn from ({error!r}), so that no data can be simulated; "
+            "give it a method sample"
+        ) from error
+    except ValueError as error:
+        told = unwrap_own_error(error) or error
+        raise told from told.__cause__
+
+
+def _target(name: str, observed: Tensor, args: tuple[Any, ...], copies: tuple[Any, ...]) -> Tensor:
+    """Return the view of the copies that is to an argument's copy what the observed tensor is to the argument."""
+    equal = []
+    for argument, copy in zip(args, copies, strict=True):
+        if not isinstance(argument, Tensor) or argument.dtype != observed.dtype:
+            continue
+        if _is_part(observed, argument) and copy.stride() == argument.stride():
+            offset = observed.storage_offset() - argument.storage_offset()
+            return copy.as_strided(observed.shape, observed.stride(), offset)
+        if argument.numel() == observed.numel() and torch.equal(argument.reshape(observed.shape), observed):
+            equal.append(copy.view(observed.shape))
+    if len(equal) == 1:  # a copy, as ``x[i]`` is
+        return equal[0]
+    raise ValueError(
+        f"what {name!r} observes is not an argument of the model or a part of one, so that simulated data cannot be "
+        "put in its place; write obs=x and transform the data before the call"
+    )
+
+
+def _is_part(observed: Tensor, argument: Tensor) -> bool:
+    """Tell whether a tensor is another one or a view of it in which no element comes twice."""
+    first = observed.storage_offset() - argument.storage_offset()
+    last = first + sum((size - 1) * stride for size, stride in zip(observed.shape, observed.stride(), strict=True))
+    repeated = any(size > 1 and stride == 0 for size, stride in zip(observed.shape, observed.stride(), strict=True))
+    shared = observed.untyped_storage().data_ptr() == argument.untyped_storage().data_ptr() != 0
+    inside = observed.numel() > 0 and first >= 0 and last < argument.numel()
+    return bool(shared and inside and not repeated)
+
+
+def _check(programs: ModelGuide, drawn: poutine.Trace, again: poutine.Trace) -> None:
+    """Refuse a model that sees other data than were drawn, or gives the draws other probabilities."""
+    for name in programs.observed:
+        a, b = drawn.nodes[name], again.nodes[name]
+        kept = unmasked(b, b["value"].shape)
+        if a["value"].shape != b["value"].shape or not _same(a["value"][kept], b["value"][kept], 0.0, 0.0):
+            raise ValueError(
+                f"{name!r} does not observe the simulated data that the model was given, but something made of them; "
+                "write obs=x and transform the data before the call"
+            )
+    for name in (*programs.latents, *programs.observed):
+        a, b = (per_datum(programs, log_prob(trace.nodes[name]), trace.nodes[name], lead=0) for trace in (drawn, again))
+        if not _same(a, b, RELATIVE, ABSOLUTE):
+            raise ValueError(
+                f"the probability of {name!r} changes when simulated data take the place of the given ones: the model "
+                "uses the data in another way than by observing them; pass what it uses as a covariate"
+            )
+
+
+def _same(a: Tensor, b: Tensor, relative: float, absolute: float) -> bool:
+    return bool(torch.allclose(a.double(), b.double(), rtol=relative, atol=absolute, equal_nan=True))

@@ -1,0 +1,168 @@
+"""The latent variables of a datum as one vector without constraints, and the densities of model and guide over it."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.distributions import biject_to
+from torch.distributions.transforms import Transform
+
+from pyrovae.importance.batches import draw, score, score_guide
+from pyrovae.importance.chunks import pieces
+from pyrovae.importance.layout import from_pyro, sum_over_sites, wide
+from pyrovae.programs import ModelGuide, run
+from pyrovae.runtime.context import forked_random
+
+logger = logging.getLogger("pyrovae")
+
+ROUND_TRIP = 1e-3  # relative error of z brought to u and back
+
+
+class UnconstrainedLatents:
+    """All latent variables of some rows as vectors u in R^D, for methods that move them by their gradient.
+
+    ``z = T(u)``, site by site with torch's bijection to its support, and ``log p(x, u) = log p(x, z) + log |dz/du|``
+
+    Densities are differentiable in u, chunk by chunk, and free of plate and scale factors.
+
+    Args:
+        programs: from `scoring_context`.
+        args: what its programs are called with, the data first.
+        rows: ``(B,)``, rows of the data.
+        chunk_size: rows that a program is run on at once, a datum with K particles counting K.
+
+    Raises:
+        ValueError: if the support of a site depends on more than its own distribution can tell.
+
+    """
+
+    def __init__(
+        self, programs: ModelGuide, args: tuple[Any, ...], rows: Tensor, *, chunk_size: int | None = None
+    ) -> None:
+        self.programs, self.args, self.rows, self.chunk_size = programs, args, rows, chunk_size
+        guide_trace, _ = run(*programs.bind(args, rows))
+        self._transforms: dict[str, Transform] = {}
+        self._shapes: dict[str, torch.Size] = {}
+        for name in programs.latents:
+            site = guide_trace.nodes[name]
+            z = from_pyro(programs, name, site["value"], lead=0).unsqueeze(0)
+            transform = biject_to(site["fn"].support)
+            try:
+                u = transform.inv(z)
+                there, back = (value.nan_to_num(0.0).broadcast_to(z.shape) for value in (z, transform(u)))
+                same = torch.allclose(back, there, rtol=ROUND_TRIP, atol=ROUND_TRIP * there.abs().max().item())
+            except (RuntimeError, ValueError):
+                same = False
+            if not same:
+                raise ValueError(
+                    f"the support of {name!r} cannot be brought to all of R: it varies along a plate inside the data "
+                    "plate, or z lies on its edge; give the site a support that is the same for all elements"
+                )
+            self._transforms[name], self._shapes[name] = transform, u.shape[2:]
+        self.sizes = {name: math.prod(shape) for name, shape in self._shapes.items()}
+
+    def tell_of_cut_gradient(self) -> None:
+        """Say in one line if log p(x | z) changes with z but passes no gradient to it; draws are of a stream apart."""
+        with forked_random(0, self.rows.device), torch.enable_grad():
+            u = self.draw(2)[0].requires_grad_()
+            _, log_likelihood = self.log_joint_terms(u)
+        if not log_likelihood.requires_grad and not torch.equal(log_likelihood[0], log_likelihood[1]):
+            logger.warning(
+                "log p(x | z) passes no gradient to z (it is computed under torch.no_grad, or detached): chains find "
+                "their way by the prior alone, so that AIS is loose, and gaps have no meaning"
+            )
+
+    @property
+    def dim(self) -> int:
+        """D, the number of latent dimensions of a datum over all sites."""
+        return sum(self.sizes.values())
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What each of the D dimensions is called, such as ``z[3]``."""
+        return tuple(
+            f"{name}[{', '.join(map(str, index))}]" if index else name
+            for name, shape in self._shapes.items()
+            for index in itertools.product(*map(range, shape))
+        )
+
+    def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
+        """Draw u ``(K, B, D)`` from the guide, with log q(u | x) ``(K, B)``, without gradients."""
+        with torch.no_grad():
+            z, log_guide = draw(self.programs, self.args, self.rows, num_particles)
+            u = self.flatten(z)
+            return u, sum_over_sites(log_guide) + self.log_det(u)
+
+    def draw_prior(self, num_particles: int) -> Tensor:
+        """Draw u ``(K, B, D)`` from the prior."""
+        found: dict[str, list[Tensor]] = {name: [] for name in self.programs.latents}
+        with torch.no_grad():
+            for piece in pieces(self.programs, self.rows, num_particles, size=num_particles * len(self.rows)):
+                model, _ = self.programs.bind(self.args, piece.rows)
+                trace = poutine.trace(piece.plated(self.programs, model)).get_trace()
+                for name in self.programs.latents:
+                    found[name].append(
+                        piece.cut(from_pyro(self.programs, name, trace.nodes[name]["value"], lead=piece.lead))
+                    )
+        z = {name: torch.cat(parts) for name, parts in found.items()}
+        shape = (num_particles, len(self.rows))
+        return self.flatten(z if self.programs.broadcasts else {name: v.unflatten(0, shape) for name, v in z.items()})
+
+    def flatten(self, z: Mapping[str, Tensor]) -> Tensor:
+        """Return u ``(K, B, D)`` for z ``(K, B, ...)`` of each site."""
+        parts = (transform.inv(z[name]) for name, transform in self._transforms.items())
+        return torch.cat([part.reshape(*part.shape[:2], -1) for part in parts], 2)
+
+    def sites(self, u: Tensor) -> dict[str, Tensor]:
+        """Return z ``(K, B, ...)`` of each site for u ``(K, B, D)``."""
+        parts = u.split(list(self.sizes.values()), 2)
+        return {
+            name: transform(part.reshape(*part.shape[:2], *self._shapes[name]))
+            for (name, transform), part in zip(self._transforms.items(), parts, strict=True)
+        }
+
+    def log_joint(self, u: Tensor) -> Tensor:
+        """Return log p(x, u) ``(K, B)`` in nats and float64."""
+        log_prior, log_likelihood = self.log_joint_terms(u)
+        return log_prior + log_likelihood
+
+    def log_joint_terms(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log p(u) and log p(x | u), each ``(K, B)`` in nats and float64."""
+        return self._log_joint_terms(*self._mapped(u))
+
+    def log_guide(self, u: Tensor) -> Tensor:
+        """Return log q(u | x) ``(K, B)`` in nats and float64."""
+        return self._log_guide(*self._mapped(u))
+
+    def log_guide_and_joint(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log q(u | x) and log p(x, u), each ``(K, B)`` in nats and float64, with z found once."""
+        z, log_det = self._mapped(u)
+        log_prior, log_likelihood = self._log_joint_terms(z, log_det)
+        return self._log_guide(z, log_det), log_prior + log_likelihood
+
+    def _log_joint_terms(self, z: dict[str, Tensor], log_det: Tensor) -> tuple[Tensor, Tensor]:
+        scores = score(self.programs, self.args, self.rows, z, chunk_size=self.chunk_size, with_kl=False)
+        return sum_over_sites(scores.prior) + log_det, scores.likelihood
+
+    def _log_guide(self, z: dict[str, Tensor], log_det: Tensor) -> Tensor:
+        return sum_over_sites(score_guide(self.programs, self.args, self.rows, z, chunk_size=self.chunk_size)) + log_det
+
+    def _mapped(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Return z of each site, and log |dz/du| ``(K, B)``."""
+        z, total = self.sites(u), wide(u.new_zeros(u.shape[:2]))
+        parts = u.split(list(self.sizes.values()), 2)
+        for (name, transform), part in zip(self._transforms.items(), parts, strict=True):
+            log_det = transform.log_abs_det_jacobian(part.reshape(*part.shape[:2], *self._shapes[name]), z[name])
+            total = total + wide(log_det).reshape(*u.shape[:2], -1).sum(2)
+        return z, total
+
+    def log_det(self, u: Tensor) -> Tensor:
+        """Return log |dz/du| ``(K, B)`` for u ``(K, B, D)``."""
+        return self._mapped(u)[1]

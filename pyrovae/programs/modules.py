@@ -1,0 +1,120 @@
+"""The modules that a program is made of."""
+
+from __future__ import annotations
+
+import dis
+import functools
+import inspect
+import threading
+import types
+import warnings
+import weakref
+from collections.abc import Iterable, Iterator
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from pyrovae.programs.structure import Program
+
+
+def find_modules(*programs: Program) -> tuple[nn.Module, ...]:
+    """Return the modules that programs are made of: their own object, or what they refer to by name or closure.
+
+    Modules inside others are not listed again.
+    """
+    seen: set[int] = set()
+    return _outermost([module for program in programs for module in _referred(program, depth=5, seen=seen)])
+
+
+class RunModules:
+    """The modules that run inside the block, in evaluation mode until its end.
+
+    Modules that a program makes anew in each run are not kept alive, and not among them.
+
+    Args:
+        device: to which modules are moved as they run; where they are if None.
+
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.device = device
+        self._ran: list[weakref.ref[nn.Module]] = []
+        self._modes: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+
+    def __enter__(self) -> Self:
+        self._thread = threading.get_ident()
+        self._warnings = warnings.catch_warnings()
+        self._warnings.__enter__()
+        warnings.filterwarnings("ignore", ".*when there are global hooks")  # of a compiled module
+        self._hook = register_module_forward_pre_hook(self._note)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._hook.remove()
+        self._warnings.__exit__(*error)
+        for part, mode in self._modes.items():
+            part.training = mode
+
+    def beside(self, modules: Iterable[nn.Module]) -> tuple[nn.Module, ...]:
+        """Return the modules that ran and are not inside the given ones, nor inside each other."""
+        known = {id(part) for module in modules for part in module.modules()}
+        alive = [module for ref in self._ran if (module := ref()) is not None]
+        return _outermost([module for module in alive if id(module) not in known])
+
+    def _note(self, module: nn.Module, args: Any) -> None:
+        if torch.compiler.is_compiling() or module in self._modes or threading.get_ident() != self._thread:
+            return  # a module that is compiled was noted as a whole
+        if self.device is not None:
+            module.to(self.device)
+        self._ran.append(weakref.ref(module))
+        modes = {part: part.training for part in module.modules() if part not in self._modes}
+        self._modes.update(modes)
+        for part in modes:
+            part.training = False
+
+
+def _outermost(modules: Iterable[nn.Module]) -> tuple[nn.Module, ...]:
+    """Return modules that are not inside others of them, each once."""
+    modules = list({id(module): module for module in modules}.values())
+    inner = {id(part) for module in modules for part in module.modules() if part is not module}
+    return tuple(module for module in modules if id(module) not in inner)
+
+
+def _referred(thing: object, *, depth: int, seen: set[int]) -> Iterator[nn.Module]:
+    """Yield the modules that are reached from an object in a few steps, each once and in a fixed order."""
+    if id(thing) in seen or depth == 0 or isinstance(thing, (type, types.ModuleType, Tensor)):
+        return
+    seen.add(id(thing))
+    if isinstance(thing, nn.Module):
+        yield thing
+        return
+    step = 0 if isinstance(thing, functools.partial) or inspect.ismethod(thing) else 1
+    for part in _parts(thing):
+        yield from _referred(part, depth=depth - step, seen=seen)
+
+
+def _parts(thing: object) -> list[object]:
+    """Return what an object refers to: a function's names and defaults, a method's owner, a container's items."""
+    if isinstance(thing, functools.partial):
+        return [thing.func, *thing.args, *thing.keywords.values()]
+    if inspect.ismethod(thing):
+        return [thing.__self__, thing.__func__]
+    if inspect.isfunction(thing):
+        cells = [cell.cell_contents for cell in thing.__closure__ or () if cell != types.CellType()]
+        names = [thing.__globals__[name] for name in _global_names(thing.__code__) if name in thing.__globals__]
+        return [*cells, *names, *(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()]
+    if isinstance(thing, dict):
+        return list(thing.values())
+    if isinstance(thing, (list, tuple)):
+        return list(thing)
+    call = [type(thing).__call__] if callable(thing) else []  # an object that is called as a program
+    return [*getattr(thing, "__dict__", {}).values(), *call]
+
+
+def _global_names(code: types.CodeType) -> list[str]:
+    """Return the global names that a function or one written inside it reads."""
+    names = [i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")]
+    inside = [name for part in code.co_consts if isinstance(part, types.CodeType) for name in _global_names(part)]
+    return [*names, *inside]

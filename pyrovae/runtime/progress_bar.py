@@ -1,0 +1,66 @@
+"""Progress of long work: a bar in a terminal or notebook, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Advance(Protocol):
+    """Reports how far the work is, with what to show beside the bar."""
+
+    def __call__(self, done: float, text: str = "") -> None:
+        """Say that ``done`` of the total are done."""
+
+
+@contextmanager
+def progress(title: str, total: int, *, show_progress: bool, unit: str) -> Iterator[Advance]:
+    """Show the progress of some work while the block runs.
+
+    Args:
+        title: what is done.
+        total: how many units there are.
+        show_progress: whether anything is shown at all.
+        unit: of the rate, in the plural.
+
+    """
+    console = Console(stderr=True)
+    started = time.monotonic()
+
+    def rate(done: float) -> str:
+        found = done / max(time.monotonic() - started, 1e-9)
+        return f"{found:.0f} {unit}/s" if found >= 10 else f"{found:.2g} {unit}/s"
+
+    if not show_progress:
+        yield lambda done, text="": None
+    elif console.is_terminal or console.is_jupyter:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task(title, total=total, text="")
+            yield lambda done, text="": bar.update(task, completed=done, text=f"{text}  {rate(done)}")
+    else:
+        last = started
+
+        def line(done: float, text: str = "") -> None:
+            nonlocal last
+            if time.monotonic() - last >= SECONDS_BETWEEN_LINES or (done >= total and last > started):
+                last = time.monotonic()
+                left = (last - started) * (total - done) / done if done else math.inf
+                with suppress(OSError, AttributeError):  # a closed output, or none, does not end the work
+                    sys.stderr.write(f"{title}: {done:.0f} of {total}  {text}  {rate(done)}  {left:.0f} s left\n")
+
+        yield line

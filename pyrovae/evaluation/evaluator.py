@@ -43,7 +43,7 @@ from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.runtime.distributed import group
 from pyrovae.runtime.progress_bar import progress
 from pyrovae.training.checkpoint import versions
-from pyrovae.training.options import check_engine, choose_device
+from pyrovae.training.config import check_engine, choose_device
 from pyrovae.training.state import snapshot
 from pyrovae.vae import require_form
 

@@ -4,7 +4,7 @@ from pyrovae.training.capture import CapturedStep, StepTerms, capture
 from pyrovae.training.checkpoint import Run, load, load_weights
 from pyrovae.training.fit import fit
 from pyrovae.training.loop import DivergenceError
-from pyrovae.training.options import Training
+from pyrovae.training.config import Training
 
 __all__ = [
     "CapturedStep",

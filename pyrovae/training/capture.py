@@ -18,7 +18,7 @@ from pyrovae.training.engine import make_step
 from pyrovae.training.feed import Feed, Given, Resident
 from pyrovae.training.leaves import require_leaves
 from pyrovae.training.loss import StepLoss
-from pyrovae.training.options import check_engine, check_positive
+from pyrovae.training.config import check_engine, check_positive
 from pyrovae.training.step import EagerStep, MakeOptimizer, fused_adam, make_optimizer_of
 from pyrovae.vae import require_form
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-from pyrovae.cli.output import print_error, print_text
+from pyrovae.cli.terminal import print_error, print_text
 from pyrovae.cli.signatures import (
     argument_text,
     converter,

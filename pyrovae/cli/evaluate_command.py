@@ -13,7 +13,7 @@ from pyrovae.cli.data_options import add_data, add_run, data_of, load_run
 from pyrovae.cli.parser import Parser
 from pyrovae.cli.terminal import file_name, print_error, print_text
 from pyrovae.data import Split, fingerprint
-from pyrovae.data.batches import Rows
+from pyrovae.data.loader import Loader
 from pyrovae.evaluation import Checks, evaluate
 from pyrovae.evaluation.evaluator import weights_hash
 from pyrovae.evaluation.resume import Journal
@@ -148,7 +148,7 @@ def _show_finished(run: Run, split: Split, checks: Checks | None, options: Mappi
 
     def is_same(found: Evaluation) -> bool:
         return (
-            found.data_hash == Rows(split).hash()
+            found.data_hash == Loader(split).hash()
             and [rung.num_particles for rung in found.iwae] == options["ks"]
             and found.seed == options["seed"]
             and {name: found.settings.get(name) for name in asked} == asked

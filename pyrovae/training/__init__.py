@@ -1,8 +1,8 @@
 """Fitting a pair, a step for loops of your own, and the folder in which a run is kept."""
 
-from pyrovae.training.capture import CapturedStep, StepTerms, capture
+from pyrovae.training.captured_step import CapturedStep, StepTerms, capture
 from pyrovae.training.checkpoint import Run, load, load_weights
-from pyrovae.training.fit import fit
+from pyrovae.training.fitting import fit
 from pyrovae.training.loop import DivergenceError
 from pyrovae.training.config import Training
 

@@ -13,16 +13,16 @@ from typing import Any
 from pyrovae import likelihoods, networks, objectives, posteriors, priors
 from pyrovae.cli.data_options import add_data, command_of, load_data
 from pyrovae.cli.parser import Parser
-from pyrovae.cli.terminal import file_name, print_error, print_text
 from pyrovae.cli.signatures import classes, make
+from pyrovae.cli.terminal import file_name, print_error, print_text
 from pyrovae.data import Data, datasets
 from pyrovae.objectives import schedules
 from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.runtime.distributed import Group, init_distributed
 from pyrovae.training import Training, fit
 from pyrovae.training.checkpoint import CONFIG
-from pyrovae.training.run_folder import RunFolder
 from pyrovae.training.config import choose_device
+from pyrovae.training.run_folder import RunFolder
 from pyrovae.vae import VAE
 
 HIDDEN = ("covariate_dim", "max_plate_nesting", "vectorize_particles")  # no choices for the pair that is trained here

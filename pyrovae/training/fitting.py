@@ -27,10 +27,10 @@ from pyrovae.runtime.context import (
     stream_seed,
 )
 from pyrovae.training.checkpoint import Checkpoint, Progress
-from pyrovae.training.run_folder import RunFolder
-from pyrovae.training.loop import Loop
 from pyrovae.training.config import Training, choose_device
+from pyrovae.training.loop import Loop
 from pyrovae.training.placement import Placement
+from pyrovae.training.run_folder import RunFolder
 from pyrovae.training.start import start_at_data
 from pyrovae.training.step import MakeOptimizer, fused_adam
 from pyrovae.vae import require_form

@@ -157,7 +157,7 @@ OBJECTIVES = {
     [*(("StandardNormal", objective) for objective in OBJECTIVES), ("Vamp", "ELBO"), ("IAF", "STL")],
 )
 def test_training_there_is_as_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Any, name: str, objective: str) -> None:
-    room = sys.modules["pyrovae.training.fit"]  # where the function of that name is
+    room = sys.modules["pyrovae.training.fitting"]  # where the function of that name is
     options = {"training": Training(epochs=3, batch_size=8, clip_norm=5.0, patience=3, engine="eager"), "shown": False}
 
     def train(vae: VAE, **more: Any) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pyrovae.bounds.multi_sample import check_ladder
 from pyrovae.data import Data, Split, fingerprint, transforms
-from pyrovae.data.batches import Rows, Source
+from pyrovae.data.loader import Loader, Source
 from pyrovae.diagnostics import assess_with_checks, summarize_weights
 from pyrovae.evaluation.batch_statistics import VARIANCE, batch_statistics
 from pyrovae.evaluation.checks import Checks, run_checks
@@ -43,7 +43,7 @@ from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.runtime.distributed import group
 from pyrovae.runtime.progress_bar import progress
 from pyrovae.training.checkpoint import versions
-from pyrovae.training.options import check_engine, choose_device
+from pyrovae.training.config import check_engine, choose_device
 from pyrovae.training.state import snapshot
 from pyrovae.vae import require_form
 
@@ -121,7 +121,7 @@ def evaluate(
         if value is not None:
             require_integer(value, name=what)
     source = data.test if isinstance(data, Data) else data
-    rows = Rows(source)
+    rows = Loader(source)
     require_form(model, source)
     found = (*modules, *find_modules(model, guide))
     where = _device(found, rows) if device is None else choose_device(device)
@@ -320,7 +320,7 @@ def _estimate(name: str, k: int, per_datum: dict[str, Tensor]) -> Estimate:
     return Estimate.over_data(name, k, per_datum[label], per_datum[VARIANCE + label])
 
 
-def _device(modules: Iterable[nn.Module], rows: Rows) -> torch.device:
+def _device(modules: Iterable[nn.Module], rows: Loader) -> torch.device:
     """Return where the modules are, or the data if there are no modules with parameters."""
     for module in modules:
         for parameter in module.parameters():
@@ -328,7 +328,7 @@ def _device(modules: Iterable[nn.Module], rows: Rows) -> torch.device:
     return rows.device
 
 
-def _log_det(rows: Rows, observed: ObservedData | None) -> float | None:
+def _log_det(rows: Loader, observed: ObservedData | None) -> float | None:
     """Return log |dx/du| of the map from stored values u to those that were scored, nats per datum."""
     split = rows.source
     if not isinstance(split, Split) or observed is None or observed.what not in (WHOLE, MASKED):
@@ -340,7 +340,7 @@ def _log_det(rows: Rows, observed: ObservedData | None) -> float | None:
     return whole * observed.num_elements / math.prod(split.x_shape) if alike else None
 
 
-def _bits(rows: Rows, measure: str | None, observed: ObservedData | None, nats: float | None) -> float | None:
+def _bits(rows: Loader, measure: str | None, observed: ObservedData | None, nats: float | None) -> float | None:
     """Return bits per dimension where log p(x) is, or bounds, the log-probability of a discrete datum."""
     dequantized = isinstance(rows.source, Split) and isinstance(rows.source.transform, transforms.Dequantization)
     log_det = 0.0 if measure == "counting" else _log_det(rows, observed) if dequantized else None

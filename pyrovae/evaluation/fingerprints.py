@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyrovae.data.batches import FIRST, num_distinct
+from pyrovae.data.loader import FIRST, num_distinct
 from pyrovae.importance import observed_values, roles
 from pyrovae.programs import ModelGuide
 from pyrovae.results.observed_data import DRAWN, MASKED, OTHER, WHOLE, ObservedData

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pyrovae.data.batches import Rows
+from pyrovae.data.loader import Loader
 from pyrovae.programs import ModelGuide, Program, find_modules, inspect_programs
 from pyrovae.runtime.context import full_precision, module_mode, own_store, registered_once, validation
 
@@ -25,7 +25,7 @@ def require_tensor(x: object) -> None:
         raise TypeError(
             f"x is a tensor (B, ...), but received {type(x).__name__}; of a split of a data set give split.fixed()"
         )
-    Rows(x)
+    Loader(x)
 
 
 def _require_finite(modules: Iterable[nn.Module]) -> None:

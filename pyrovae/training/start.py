@@ -9,7 +9,7 @@ import torch
 
 from pyrovae.compile.trace import first_line
 from pyrovae.data import Split
-from pyrovae.data.batches import Rows
+from pyrovae.data.loader import Loader
 from pyrovae.networks import Decoder
 from pyrovae.programs import Program
 from pyrovae.runtime.context import forked_random, stream_seed
@@ -21,7 +21,7 @@ MOST_ROWS, MOST_ELEMENTS = 10_000, 2**23  # of the data whose spread is measured
 
 
 @torch.no_grad()
-def start_at_data(model: Program, rows: Rows) -> str:
+def start_at_data(model: Program, rows: Loader) -> str:
     """Set the output bias of a VAE's decoder and the learned scales of its likelihood to the mean and spread of data.
 
     What was trained or set before stays: a bias that is not all zeros, a scale that is not the default of its class.

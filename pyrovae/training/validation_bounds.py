@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyrovae.bounds.evidence import elbo_terms
 from pyrovae.bounds.multi_sample import iwae
-from pyrovae.data.batches import Rows
+from pyrovae.data.loader import Loader
 from pyrovae.importance import blocks, iter_batches, on_device, one_particle
 from pyrovae.programs import ModelGuide
 from pyrovae.runtime.context import forked_random, module_mode, stream_seed, validation
@@ -25,8 +25,8 @@ VALIDATION_ELEMENTS = 2**24
 
 
 @torch.no_grad()
-def watched_bounds(
-    programs: ModelGuide, rows: Rows, *, num_weighted: int, seed: int, device: torch.device, checked: bool
+def compute_bounds(
+    programs: ModelGuide, rows: Loader, *, num_weighted: int, seed: int, device: torch.device, checked: bool
 ) -> tuple[float, float, float]:
     """Return reconstruction, KL and L_K of validation data, nats per datum, always with the same draws.
 

@@ -27,7 +27,7 @@ def num_distinct(x: Tensor) -> int | None:
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class Loader:
     """Data of any kind as the arguments of a Pyro program, row by row.
 
     Args:
@@ -110,13 +110,13 @@ class Rows:
         where = torch.empty(0, device=device).device  # no tensor says "cuda", but "cuda:0"
         return all(tensor.device == where for tensor in self._stored)
 
-    def to(self, device: torch.device | str) -> Rows:
+    def to(self, device: torch.device | str) -> Loader:
         """Return the same data on another device; themselves if that is where they are."""
         if self.lies_on(device):
             return self
         if isinstance(self.source, tuple):
-            return Rows(tuple(tensor.to(device) for tensor in self.source))
-        return Rows(self.source.to(device))
+            return Loader(tuple(tensor.to(device) for tensor in self.source))
+        return Loader(self.source.to(device))
 
     def draw(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Return some rows ``(B,)`` as arguments, with fresh noise from torch's default stream where there is any."""

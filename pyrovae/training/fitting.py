@@ -13,7 +13,7 @@ from pyro.infer import ELBO as PyroELBO
 from torch import nn
 
 from pyrovae.data import Data, Split, fingerprint
-from pyrovae.data.batches import Rows, Source
+from pyrovae.data.loader import Loader, Source
 from pyrovae.objectives import ELBO, Objective
 from pyrovae.programs import Program, Unnormalized, find_modules, inspect_programs, warn_of_links
 from pyrovae.results import Epoch, History
@@ -27,10 +27,10 @@ from pyrovae.runtime.context import (
     stream_seed,
 )
 from pyrovae.training.checkpoint import Checkpoint, Progress
-from pyrovae.training.folder import RunFolder
+from pyrovae.training.config import Training, choose_device
 from pyrovae.training.loop import Loop
-from pyrovae.training.options import Training, choose_device
 from pyrovae.training.placement import Placement
+from pyrovae.training.run_folder import RunFolder
 from pyrovae.training.start import start_at_data
 from pyrovae.training.step import MakeOptimizer, fused_adam
 from pyrovae.vae import require_form
@@ -104,7 +104,7 @@ def fit(
     training = training or Training()
     device = choose_device(training.device)
     sources = (data.train, data.validation) if isinstance(data, Data) else (data,)
-    rows = [Rows(source) for source in sources]
+    rows = [Loader(source) for source in sources]
     require_form(model, *sources)
     if resume and folder is None:
         raise ValueError("resume goes on with the run in a folder, but there is none; pass folder=")
@@ -186,7 +186,7 @@ def _describe_objective(objective: PyroELBO) -> dict[str, Any]:
     return {"class": type(objective).__name__, "num_particles": objective.num_particles}
 
 
-def _describe_data(rows: Rows) -> dict[str, Any]:
+def _describe_data(rows: Loader) -> dict[str, Any]:
     if isinstance(rows.source, Split):
         split = rows.source
         stored = fingerprint(split.stored, *split.given)

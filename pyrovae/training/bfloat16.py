@@ -14,7 +14,7 @@ from pyrovae.priors import Prior
 
 
 @contextmanager
-def half_networks(modules: Iterable[nn.Module]) -> Iterator[None]:
+def bfloat16_networks(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Let modules compute under torch's autocast to bfloat16 inside the block, and return float32.
 
     What is inside a call of one of them, the matrix products and convolutions of a network and the activations between

@@ -10,15 +10,15 @@ from pyro.infer import ELBO as PyroELBO
 from torch import Tensor, nn
 
 from pyrovae.data import Data, Split
-from pyrovae.data.batches import Rows
+from pyrovae.data.loader import Loader
 from pyrovae.objectives import ELBO
 from pyrovae.programs import ModelGuide, Program, Unnormalized, find_modules, inspect_programs, warn_of_links
 from pyrovae.runtime.context import frozen_unremarked, module_mode, own_store, validation
+from pyrovae.training.config import check_engine, check_positive
 from pyrovae.training.engine import make_step
 from pyrovae.training.feed import Feed, Given, Resident
 from pyrovae.training.leaves import require_leaves
 from pyrovae.training.loss import StepLoss
-from pyrovae.training.options import check_engine, check_positive
 from pyrovae.training.step import EagerStep, MakeOptimizer, fused_adam, make_optimizer_of
 from pyrovae.vae import require_form
 
@@ -171,7 +171,7 @@ def capture(
         received = "all splits of a data set; give one, such as data.train" if data else "no data; give some"
         raise TypeError(f"a step is made for a minibatch, or for a split, but received {received}")
     source = data[0] if len(data) == 1 and isinstance(data[0], Split) else data
-    rows = Rows(source)  # type: ignore[arg-type]
+    rows = Loader(source)  # type: ignore[arg-type]
     kept: list[str] = []
     with own_store(found, keep=kept), module_mode(found, training=False):
         few = rows.draw(torch.arange(min(len(rows), 3), device=rows.device))

@@ -10,7 +10,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import BinaryIO
 
-from pyrovae.results.table import printable_lines
+from pyrovae.results.tables import printable_lines
 from pyrovae.runtime import replacing
 from pyrovae.runtime.distributed import is_main_process
 

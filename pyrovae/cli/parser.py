@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-from pyrovae.cli.signatures import import_part, options_of, summary
+from pyrovae.cli.signatures import Option, import_part, options_of, summary
 from pyrovae.cli.terminal import print_error, print_text
 
 NOT_SAVED = {"help", "config", "print_config", "resume", "allow", "overwrite"}  # options of the command line only
@@ -106,11 +106,11 @@ class Parser(argparse.ArgumentParser):
     def _add_options(self, role: str, parts: Mapping[str, type]) -> None:
         """Add the options of classes; the help of an option has one line for each meaning."""
         owners: dict[str, dict[str, list[str]]] = {}  # names of classes by option and meaning
-        types = {}
+        first: dict[str, Option] = {}
         for name, part in parts.items():
             for key, option in options_of(part, self.roles[role].hidden).items():
                 owners.setdefault(key, {}).setdefault(option.text, []).append(name)
-                types.setdefault(key, option)
+                first.setdefault(key, option)
         for key, meanings in owners.items():
             lines = "\n".join(f"{', '.join(names)}: {text}" for text, names in meanings.items())
             known = self._option_string_actions.get(f"--{role}.{key}")
@@ -120,8 +120,8 @@ class Parser(argparse.ArgumentParser):
             self.roles[role].group.add_argument(
                 f"--{role}.{key}",
                 default=None,
-                nargs="*" if types[key].is_list else None,
-                metavar=types[key].metavar,
+                nargs="*" if first[key].is_list else None,
+                metavar=first[key].metavar,
                 help=lines,
             )
 

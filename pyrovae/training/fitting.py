@@ -17,7 +17,7 @@ from pyrovae.data.loader import Loader, Source
 from pyrovae.objectives import ELBO, Objective
 from pyrovae.programs import Program, Unnormalized, find_modules, inspect_programs, warn_of_links
 from pyrovae.results import Epoch, History
-from pyrovae.results.observed import DISCRETE
+from pyrovae.results.observed_data import DISCRETE
 from pyrovae.runtime.context import (
     MODULE_DIVIDER,
     forked_random,

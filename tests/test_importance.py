@@ -14,8 +14,8 @@ import pyrovae
 from pyrovae.distributions import BinaryBernoulli, Elements, normal
 from pyrovae.distributions import bernoulli as room
 from pyrovae.distributions.normal import normal_log_prob_sum
-from pyrovae.importance.layout import log_prob
 from pyrovae.networks import MLPDecoder
+from pyrovae.programs.layout import log_prob
 from pyrovae.runtime.serialization import build, describe
 
 
@@ -189,7 +189,7 @@ def test_normal_sites_are_scored_by_sums(monkeypatch: pytest.MonkeyPatch) -> Non
         def log_prob(self, value: Tensor) -> Tensor:
             return super().log_prob(value) - 1
 
-    monkeypatch.setattr("pyrovae.importance.layout.normal_log_prob_sum", counted)
+    monkeypatch.setattr("pyrovae.programs.layout.normal_log_prob_sum", counted)
     loc, z = torch.randn(4, 3, 5, requires_grad=True), torch.randn(4, 3, 5)
     site = {"fn": dist.Normal(loc, 0.5).to_event(1), "value": z}
     assert log_prob(site).requires_grad

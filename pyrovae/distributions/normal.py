@@ -67,13 +67,13 @@ def normal_log_prob_sum(loc: Tensor, scale: Tensor, value: Tensor, num_dims: int
     tensors = torch.broadcast_tensors(value, loc, scale)
     shape = tensors[0].shape
     if is_recording() or len(shape) == num_dims:
-        return _sum(*tensors, num_dims)
+        return _sum(*tensors, num_dims=num_dims)
     size = BLOCK_ELEMENTS if value.device.type == "cpu" else math.prod(shape)
     rows = max(1, size // max(1, math.prod(shape[1:])))
-    return torch.cat([_sum(*block, num_dims) for block in zip(*(x.split(rows) for x in tensors), strict=True)])
+    return torch.cat([_sum(*block, num_dims=num_dims) for block in zip(*(x.split(rows) for x in tensors), strict=True)])
 
 
-def _sum(value: Tensor, loc: Tensor, scale: Tensor, num_dims: int) -> Tensor:
+def _sum(value: Tensor, loc: Tensor, scale: Tensor, *, num_dims: int) -> Tensor:
     """Return the sum over the last axes of three tensors of one shape."""
     dtype, event, dims = sum_dtype(value), value.shape[-num_dims:], tuple(range(-num_dims, 0))
     scale = unexpanded(scale).to(dtype)

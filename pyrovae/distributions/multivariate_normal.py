@@ -36,7 +36,7 @@ class TriangularNormal(dist.MultivariateNormal):
         draws = difference.shape[: difference.ndim - tril.ndim + 1]
         columns = difference.reshape(-1, *difference.shape[len(draws) :]).movedim(0, -1)  # (*batch, D, draws)
         noise = torch.linalg.solve_triangular(tril, columns, upper=False)
-        squares = noise.square().sum(-2).movedim(-1, 0).reshape(*draws, *noise.shape[:-2])
+        squares = noise.square().sum(-2).movedim(-1, 0).reshape((*draws, *noise.shape[:-2]))
         return -0.5 * (squares + self.event_shape[0] * math.log(2 * math.pi)) - _log_diagonal(tril)
 
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from pyrovae import data
 from pyrovae.data import Data, Split, transforms
-from pyrovae.data.batches import Rows
+from pyrovae.data.loader import Loader
 from pyrovae.data.transforms import (
     Dequantization,
     DynamicBinarization,
@@ -359,7 +359,7 @@ def test_covariates_travel_with_their_data() -> None:
         assert torch.equal(split.covariates, c)
     assert torch.equal(train.first(7).covariates, c[:7])
     rows = torch.tensor([3, 1, 1])
-    part = Rows(train)
+    part = Loader(train)
     x, drawn = part.draw(rows)
     assert torch.equal(x, train.draw(rows))
     assert torch.equal(drawn, c[rows])
@@ -373,9 +373,9 @@ def test_covariates_are_part_of_the_hash_where_there_are_any() -> None:
     bare = Split(COLUMNS, name="columns")
     given = bare.with_covariates(covariates_of(bare))
     assert bare.given == ()
-    assert len(Rows(bare).fixed()) == 1
-    assert bare.hash() == Rows(bare).hash() == data.fingerprint(bare.fixed())
-    assert given.hash() == Rows(given).hash() == data.fingerprint(given.fixed(), given.covariates)
+    assert len(Loader(bare).fixed()) == 1
+    assert bare.hash() == Loader(bare).hash() == data.fingerprint(bare.fixed())
+    assert given.hash() == Loader(given).hash() == data.fingerprint(given.fixed(), given.covariates)
     others = {split.hash() for split in (bare, given, bare.with_covariates(given.covariates.flip(0)))}
     assert len(others) == 3
     assert given.with_covariates(None).hash() == bare.hash()
@@ -739,7 +739,7 @@ def test_a_split_of_all_that_there_is(source: Any) -> None:
     alone = data.load_split(source[0]) if isinstance(source, tuple) else data.load_split(source)
     assert len(alone) == 103
     with pytest.raises(TypeError, match=r"pyrovae.data.load_split makes one split of all"):
-        Rows([source])  # type: ignore[arg-type]
+        Loader([source])  # type: ignore[arg-type]
 
 
 def test_a_split_has_the_levels_of_its_integers() -> None:

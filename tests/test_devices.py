@@ -23,7 +23,7 @@ from torch import Tensor
 import pyrovae
 from pyrovae import VAE, bounds, diagnostics, likelihoods, networks, posteriors, priors
 from pyrovae.data import Data, Split, transforms
-from pyrovae.importance import chunk_sizes as sizes
+from pyrovae.importance import chunks as sizes
 from pyrovae.objectives import ELBO, IWAE, STL, DReG
 from pyrovae.posteriors import Posterior
 from pyrovae.priors import Prior
@@ -157,7 +157,7 @@ OBJECTIVES = {
     [*(("StandardNormal", objective) for objective in OBJECTIVES), ("Vamp", "ELBO"), ("IAF", "STL")],
 )
 def test_training_there_is_as_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Any, name: str, objective: str) -> None:
-    room = sys.modules["pyrovae.training.fit"]  # where the function of that name is
+    room = sys.modules["pyrovae.training.fitting"]  # where the function of that name is
     options = {"training": Training(epochs=3, batch_size=8, clip_norm=5.0, patience=3, engine="eager"), "shown": False}
 
     def train(vae: VAE, **more: Any) -> Any:

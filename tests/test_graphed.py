@@ -21,7 +21,7 @@ from pyrovae.compile import NotRecordableError, Recording
 from pyrovae.objectives import ELBO
 from pyrovae.training import capture, graphed
 from pyrovae.training.adam import Adam
-from pyrovae.training.capture import CapturedStep
+from pyrovae.training.captured_step import CapturedStep
 from pyrovae.training.graphed import GraphedStep
 from pyrovae.training.held_optimizer import HeldOptimizer
 from pyrovae.training.step import CapturableStep, RecordedLoss
@@ -85,7 +85,7 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
     monkeypatch.setattr(HeldOptimizer, "hold", hold)
-    capturing = sys.modules["pyrovae.training.capture"]  # where the function of that name is
+    capturing = sys.modules["pyrovae.training.captured_step"]  # where the function of that name is
     monkeypatch.setattr(capturing, "make_step", lambda *args, **options: OnCPU(*args, **options))
 
 
@@ -261,7 +261,7 @@ def test_a_graph_is_let_go_of_where_training_ends(monkeypatch: pytest.MonkeyPatc
     made = StandIn.__init__
     monkeypatch.setattr(StandIn, "__init__", lambda self: (alive.append(weakref.ref(self)), made(self))[1])
     loop = sys.modules["pyrovae.training.loop"]
-    capturing = sys.modules["pyrovae.training.capture"]
+    capturing = sys.modules["pyrovae.training.captured_step"]
     monkeypatch.setattr(loop, "make_step", lambda *args, num_steps, **options: capturing.make_step(*args, **options))
     vae = make_vae()
 

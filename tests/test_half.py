@@ -17,7 +17,7 @@ from pyrovae.compile import has_compiler
 from pyrovae.evaluation import evaluate
 from pyrovae.objectives import ELBO
 from pyrovae.training import recorded
-from pyrovae.training.half import half_networks
+from pyrovae.training.bfloat16 import bfloat16_networks
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,7 @@ def test_log_probabilities_are_float32_and_only_networks_are_rounded(make: Any) 
     torch.manual_seed(1)
     exact = sites(programs, x)
     torch.manual_seed(1)
-    with half_networks(programs[2]):
+    with bfloat16_networks(programs[2]):
         rounded = sites(programs, x)
     for name, site in rounded.items():
         assert site["value"].dtype == site["log_prob"].dtype == torch.float32, name
@@ -69,13 +69,13 @@ def test_hooks_are_gone_after_an_error() -> None:
             raise RuntimeError("no")
 
     net = nn.Sequential(nn.Linear(2, 2), Fails())
-    with half_networks([net]), pytest.raises(RuntimeError, match="no"):
+    with bfloat16_networks([net]), pytest.raises(RuntimeError, match="no"):
         net(torch.ones(1, 2))
     assert not torch.is_autocast_enabled("cpu")
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in net.modules())
-    with half_networks([net[0]]):
+    with bfloat16_networks([net[0]]):
         assert net[0](torch.ones(1, 2)).dtype == torch.float32
-    with half_networks([net]):
+    with bfloat16_networks([net]):
         net[0].double()
         assert net[0](torch.ones(1, 2).double()).dtype == torch.float64
 

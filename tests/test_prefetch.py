@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from pyrovae import data, likelihoods
 from pyrovae.data import Data, prefetch, transforms
 from pyrovae.data.arrays import from_splits
-from pyrovae.data.batches import Rows, Source
+from pyrovae.data.loader import Loader, Source
 from pyrovae.data.prefetch import AHEAD, IN_USE, Prefetcher, Room
 from pyrovae.data.splits import count_not_finite
 from pyrovae.objectives import IWAE
@@ -153,7 +153,7 @@ def test_any_batch_size_gives_the_same_numbers(batch_size: int, monkeypatch: pyt
 
 
 def test_validation_walks_give_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyrovae.training.watched.VALIDATION_ROWS", 7)
+    monkeypatch.setattr("pyrovae.training.validation_bounds.VALIDATION_ROWS", 7)
     resident = trained("dynamic", objective=IWAE(num_particles=3))
     prefetch_everything(monkeypatch)
     assert_same(trained("dynamic", objective=IWAE(num_particles=3)), resident)
@@ -222,8 +222,8 @@ def test_a_pair_that_draws_rows_is_given_all_data_if_they_fit(
 def test_a_pair_that_draws_rows_is_refused_if_they_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(40, 4)
     monkeypatch.setattr(memory, "available", lambda device: 1000)
-    monkeypatch.setattr(Rows, "lies_on", lambda self, device: str(device) == "cpu")
-    placed = placement.Placement([Rows(x)], torch.device("meta"))
+    monkeypatch.setattr(Loader, "lies_on", lambda self, device: str(device) == "cpu")
+    placed = placement.Placement([Loader(x)], torch.device("meta"))
     assert placed.prefetched
     with pytest.raises(
         ValueError, match="the data set needs about 1.25 KiB on meta, but 1e\\+03 B are free; write the"
@@ -255,7 +255,7 @@ def test_mapped_files_are_read_where_they_are(tmp_path: Path, monkeypatch: pytes
         parts.append((np.load(tmp_path / f"{number}.npy", mmap_mode="c"), None))
     mapped = from_splits(*parts, name="mapped", levels=256)
     assert mapped.train.stored.data_ptr() == parts[0][0].ctypes.data
-    rows = Rows(mapped.with_transform(transforms.DynamicBinarization()).train)
+    rows = Loader(mapped.with_transform(transforms.DynamicBinarization()).train)
     assert rows.to("cpu") is rows
     assert rows.held()[0].data_ptr() == parts[0][0].ctypes.data
 

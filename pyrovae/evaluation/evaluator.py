@@ -16,34 +16,34 @@ from torch import Tensor, nn
 
 from pyrovae.bounds.multi_sample import check_ladder
 from pyrovae.data import Data, Split, fingerprint, transforms
-from pyrovae.data.batches import Rows, Source
+from pyrovae.data.loader import Loader, Source
 from pyrovae.diagnostics import assess_with_checks, summarize_weights
 from pyrovae.evaluation.batch_statistics import VARIANCE, batch_statistics
 from pyrovae.evaluation.checks import Checks, run_checks
 from pyrovae.evaluation.fingerprints import fingerprint_observed
 from pyrovae.evaluation.resume import Journal
 from pyrovae.importance import (
-    Block,
-    blocks,
+    ParticleBatch,
+    chunk_sizes,
+    compiled_runs,
+    find_low_precision,
     iter_batches,
-    low_precision,
+    iter_particles,
     on_device,
-    one_particle,
-    recorded_runs,
+    score_one_particle,
     scoring_context,
-    sizes_on,
 )
 from pyrovae.programs import ModelGuide, Program, Unnormalized, find_modules, warn_of_links
-from pyrovae.results import Estimate, Evaluation, Observed, bits_per_dimension, mean_and_error
-from pyrovae.results.estimate import require_possible
-from pyrovae.results.observed import DRAWN, MASKED, WHOLE
+from pyrovae.results import Estimate, Evaluation, ObservedData, bits_per_dimension, mean_and_error
+from pyrovae.results.estimates import require_possible
+from pyrovae.results.observed_data import DRAWN, MASKED, WHOLE
 from pyrovae.runtime import memory
 from pyrovae.runtime.arguments import require_integer
 from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.runtime.distributed import group
 from pyrovae.runtime.progress_bar import progress
 from pyrovae.training.checkpoint import versions
-from pyrovae.training.options import check_engine, choose_device
+from pyrovae.training.config import check_engine, choose_device
 from pyrovae.training.state import snapshot
 from pyrovae.vae import require_form
 
@@ -121,13 +121,13 @@ def evaluate(
         if value is not None:
             require_integer(value, name=what)
     source = data.test if isinstance(data, Data) else data
-    rows = Rows(source)
+    rows = Loader(source)
     require_form(model, source)
     found = (*modules, *find_modules(model, guide))
     where = _device(found, rows) if device is None else choose_device(device)
     for module in found if device is not None else ():
         module.to(where)
-    batch_size = batch_size or max(1, min(MOST_DATA, sizes_on(where).particles // max(ks)))
+    batch_size = batch_size or max(1, min(MOST_DATA, chunk_sizes(where).particles // max(ks)))
     memory.require(
         8.0 * 8 * max(ks) * min(batch_size, len(rows)),
         what=f"the log-weights of {min(batch_size, len(rows))} data with K = {max(ks)}",
@@ -145,7 +145,7 @@ def evaluate(
         scoring_context(model, guide, example_inputs, modules=found, all_data=lambda: _moved(args, where)) as programs,
         torch.no_grad(),
     ):
-        if coarse := low_precision(found, example_inputs):
+        if coarse := find_low_precision(found, example_inputs):
             logger.warning("%s; evaluate model.float(), on data in float32", coarse)
         warn_of_links(programs, example_inputs)
         if programs.nan:
@@ -235,7 +235,7 @@ def _probe(programs: ModelGuide, args: tuple[Any, ...]) -> str:
     """Return the fingerprint of what a pair computes on a few rows: programs may differ where their weights do not."""
     device = args[0].device
     with forked_random(0, device):
-        block = one_particle(
+        block = score_one_particle(
             programs, args, torch.arange(programs.num_rows, device=device) % len(args[0]), checked=False
         )
     return fingerprint(block.log_prior, block.log_likelihood, block.log_guide)
@@ -260,7 +260,7 @@ def _walked(
     parts = processes.from_first(finished.read)
     done = sum(part["ELBO"].shape[-1] for part in parts)
     memory.keep_freed()
-    recorded = recorded_runs(programs, engine, num_rows=max(ks) * len(args[0]), device=device)
+    compiled = compiled_runs(programs, engine, num_rows=max(ks) * len(args[0]), device=device)
     waiting = itertools.islice(enumerate(_batches(programs, args, device, batch_size)), len(parts), None)
     with progress("evaluating", len(args[0]), show_progress=show_progress and processes.first, unit="data") as bar:
 
@@ -276,7 +276,9 @@ def _walked(
                 data = sum(count for _, (_, count, _) in now)
                 for number, (rows, count, of_batch) in now[processes.rank : processes.rank + 1]:
                     with forked_random(stream_seed(seed, "evaluate", number), device):
-                        found = blocks(programs, of_batch, rows, max(ks), chunk_size=chunk_size, recorded=recorded)
+                        found = iter_particles(
+                            programs, of_batch, rows, max(ks), chunk_size=chunk_size, compiled=compiled
+                        )
                         told = _told(found, max(ks), advance, done, data)
                         part = {name: value[..., :count] for name, value in batch_statistics(told, ks).items()}
                 for each in processes.gather(part)[: len(now)]:
@@ -290,8 +292,8 @@ def _walked(
 
 
 def _told(
-    found: Iterator[Block], num_particles: int, advance: Callable[[float], None], done: int, num_data: int
-) -> Iterator[Block]:
+    found: Iterator[ParticleBatch], num_particles: int, advance: Callable[[float], None], done: int, num_data: int
+) -> Iterator[ParticleBatch]:
     """Yield the blocks of some data, and tell how far these are, with so many done before."""
     drawn = 0
     for block in found:
@@ -320,7 +322,7 @@ def _estimate(name: str, k: int, per_datum: dict[str, Tensor]) -> Estimate:
     return Estimate.over_data(name, k, per_datum[label], per_datum[VARIANCE + label])
 
 
-def _device(modules: Iterable[nn.Module], rows: Rows) -> torch.device:
+def _device(modules: Iterable[nn.Module], rows: Loader) -> torch.device:
     """Return where the modules are, or the data if there are no modules with parameters."""
     for module in modules:
         for parameter in module.parameters():
@@ -328,7 +330,7 @@ def _device(modules: Iterable[nn.Module], rows: Rows) -> torch.device:
     return rows.device
 
 
-def _log_det(rows: Rows, observed: Observed | None) -> float | None:
+def _log_det(rows: Loader, observed: ObservedData | None) -> float | None:
     """Return log |dx/du| of the map from stored values u to those that were scored, nats per datum."""
     split = rows.source
     if not isinstance(split, Split) or observed is None or observed.what not in (WHOLE, MASKED):
@@ -340,7 +342,7 @@ def _log_det(rows: Rows, observed: Observed | None) -> float | None:
     return whole * observed.num_elements / math.prod(split.x_shape) if alike else None
 
 
-def _bits(rows: Rows, measure: str | None, observed: Observed | None, nats: float | None) -> float | None:
+def _bits(rows: Loader, measure: str | None, observed: ObservedData | None, nats: float | None) -> float | None:
     """Return bits per dimension where log p(x) is, or bounds, the log-probability of a discrete datum."""
     dequantized = isinstance(rows.source, Split) and isinstance(rows.source.transform, transforms.Dequantization)
     log_det = 0.0 if measure == "counting" else _log_det(rows, observed) if dequantized else None

@@ -15,10 +15,10 @@ from pyro import poutine
 from torch import Tensor
 
 from pyrovae.bounds import log_mean_exp
-from pyrovae.importance import per_datum
 from pyrovae.importance.sampling import check_num_particles
 from pyrovae.objectives.base import Objective, Site, Terms, require_gradient, site_log_prob, sum_terms
 from pyrovae.programs import PARTICLE_PLATE, ChosenRows, ModelGuide, Program, find_modules, inspect_programs
+from pyrovae.programs.layout import per_datum
 from pyrovae.runtime.context import module_mode, own_store
 
 
@@ -112,22 +112,24 @@ class ImportanceWeighted(Objective):
         """Run model and guide on all particles at once, or on one after the other."""
         if programs.broadcasts:
             particles = pyro.plate(PARTICLE_PLATE, self.num_particles, dim=-1 - programs.nesting)
-            yield self._run(programs, particles(model), particles(guide), self.num_particles, lead=1)
+            yield self._run(programs, particles(model), particles(guide), self.num_particles, vectorized=True)
             return
-        first = self._run(programs, model, guide, 1, lead=0)
+        first = self._run(programs, model, guide, 1, vectorized=False)
         yield first
         if programs.draws_rows:  # all particles have the same rows
             rows = ChosenRows(programs.plate, first.guide_trace.nodes[programs.plate]["value"])
             model, guide = rows(model), rows(guide)
         for _ in range(1, self.num_particles):
-            yield self._run(programs, model, guide, 1, lead=0)
+            yield self._run(programs, model, guide, 1, vectorized=False)
 
-    def _run(self, programs: ModelGuide, model: Program, guide: Program, num_particles: int, *, lead: int) -> _Run:
+    def _run(
+        self, programs: ModelGuide, model: Program, guide: Program, num_particles: int, *, vectorized: bool
+    ) -> _Run:
         """Draw from the guide and run the model on the draws."""
         guide_trace = poutine.trace(guide).get_trace()
         for name in programs.latents:
             require_gradient(name, guide_trace.nodes[name])
-        run = _Run(guide, guide_trace, num_particles, lead)
+        run = _Run(guide, guide_trace, num_particles, vectorized)
         draws = {name: guide_trace.nodes[name]["value"] for name in programs.latents}
         run.values = {name: self._reweight(programs, run, name, z) for name, z in draws.items()}
         run.model_trace = poutine.trace(_replay(model, guide_trace, run.values)).get_trace()
@@ -138,7 +140,10 @@ class ImportanceWeighted(Objective):
         if not (self.reweights_path and z.requires_grad):
             return z
         event_dim = programs.latents[name].event_dim
-        row_axis, particle_axis = programs.dim - event_dim, -1 - programs.nesting - event_dim if run.lead else None
+        row_axis, particle_axis = (
+            programs.dim - event_dim,
+            -1 - programs.nesting - event_dim if run.vectorized else None,
+        )
         reweighted = z.view_as(z)
         # the hook holds the list of weights, not the run: a run refers to the graph that holds the hook
         reweighted.register_hook(partial(_multiply, run.weights, row_axis, particle_axis))
@@ -240,12 +245,12 @@ class DReG(IWAE):
 
 @dataclass
 class _Run:
-    """One run of model and guide: K particles as one more batch axis (``lead`` 1), or a single one (``lead`` 0)."""
+    """One run of model and guide: K particles as one more batch axis (``vectorized``), or a single one."""
 
     guide: Program
     guide_trace: poutine.Trace
     num_particles: int
-    lead: int
+    vectorized: bool
     values: dict[str, Tensor] = field(default_factory=dict)
     model_trace: poutine.Trace = field(default_factory=poutine.Trace)
     weights: list[Tensor] = field(default_factory=list)
@@ -275,8 +280,8 @@ def _replay(program: Program, trace: poutine.Trace, values: dict[str, Tensor]) -
 
 def _per_datum(programs: ModelGuide, run: _Run, log_prob: Tensor, site: Site) -> Tensor:
     """Return a site's log-probability over particles and data, ``(K, B)``."""
-    value = per_datum(programs, log_prob, site, lead=run.lead)
-    return value if run.lead else value.unsqueeze(0)
+    value = per_datum(programs, log_prob, site, has_particles=run.vectorized)
+    return value if run.vectorized else value.unsqueeze(0)
 
 
 def _multiply(weights: list[Tensor], row_axis: int, particle_axis: int | None, gradient: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import safetensors.torch
 from torch import nn
 
 from pyrovae.data import Split
-from pyrovae.data.batches import Rows, Source
+from pyrovae.data.loader import Loader, Source
 from pyrovae.evaluation.evaluator import weights_hash
 from pyrovae.importance.sampling import particles
 from pyrovae.programs import Program, Unnormalized
@@ -24,7 +24,7 @@ from pyrovae.results import Evaluation, History
 from pyrovae.results.record import tensors_of
 from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.training.checkpoint import versions
-from pyrovae.training.folder import RunFolder
+from pyrovae.training.run_folder import RunFolder
 from pyrovae.vae import VAE
 
 REPORT = "report"  # default name of a report
@@ -76,7 +76,7 @@ def write_report(
         >>> write_report("runs/first", evaluation, model=vae.model, guide=vae.guide, data=data.test)
 
     """
-    run, rows = RunFolder(folder), Rows(data)
+    run, rows = RunFolder(folder), Loader(data)
     check_report_name(name)
     if not overwrite:
         find_report(run, name, lambda found: replace(found, date=evaluation.date) == evaluation)

@@ -1,18 +1,18 @@
-"""Whole numbers as options: one check, and one sentence for those that are none."""
+"""Check of integer arguments."""
 
 from __future__ import annotations
 
 
 def require_integer(value: object, *, name: str, least: int = 1) -> None:
-    """Refuse what is not a whole number of at least so much.
+    """Require an integer of at least ``least``.
 
     Args:
-        value: of the option.
-        name: of the option, the beginning of the sentence.
-        least: that is allowed.
+        value: of the argument.
+        name: of the argument, which begins the error.
+        least: smallest allowed value.
 
     Raises:
-        ValueError: with the name, the least and what was received.
+        ValueError: with the name, the smallest value and the received one.
 
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:

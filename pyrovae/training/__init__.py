@@ -1,10 +1,10 @@
-"""Fitting a pair, a step for loops of your own, and the folder in which a run is kept."""
+"""Training of a model and guide, a step for custom loops, and run folders."""
 
-from pyrovae.training.capture import CapturedStep, StepTerms, capture
+from pyrovae.training.captured_step import CapturedStep, StepTerms, capture
 from pyrovae.training.checkpoint import Run, load, load_weights
-from pyrovae.training.fit import fit
+from pyrovae.training.config import Training
+from pyrovae.training.fitting import fit
 from pyrovae.training.loop import DivergenceError
-from pyrovae.training.options import Training
 
 __all__ = [
     "CapturedStep",

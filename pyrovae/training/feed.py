@@ -12,7 +12,7 @@ from collections.abc import Generator
 import torch
 from torch import Tensor
 
-from pyrovae.data.batches import Rows
+from pyrovae.data.loader import Loader
 from pyrovae.programs import ModelGuide, Program
 
 
@@ -73,7 +73,7 @@ class Given(Feed):
 class Resident(Feed):
     """Data that lie on the device as they were stored; the inputs of a step are row numbers ``(B,)``."""
 
-    def __init__(self, programs: ModelGuide, rows: Rows, batch_size: int, device: torch.device) -> None:
+    def __init__(self, programs: ModelGuide, rows: Loader, batch_size: int, device: torch.device) -> None:
         self.programs, self.rows, self.device = programs, rows, device
         self.batch_size = min(batch_size, len(rows))
 
@@ -98,7 +98,7 @@ class Resident(Feed):
 class OwnRows(Feed):
     """All data, of which the pair draws rows by itself; the inputs are the rows it is made to draw, and the data."""
 
-    def __init__(self, programs: ModelGuide, rows: Rows, device: torch.device) -> None:
+    def __init__(self, programs: ModelGuide, rows: Loader, device: torch.device) -> None:
         self.programs, self.rows, self.device, self.batch_size = programs, rows, device, programs.num_rows
 
     def batches(self) -> Generator[tuple[Tensor, ...], None, None]:

@@ -13,7 +13,7 @@ import torch
 from pyro.infer import ELBO as PyroELBO
 from torch import Tensor
 
-from pyrovae.data.batches import Rows
+from pyrovae.data.loader import Loader
 from pyrovae.objectives import Objective
 from pyrovae.programs import ModelGuide
 from pyrovae.results import Epoch, History
@@ -21,17 +21,17 @@ from pyrovae.runtime.context import forked_random, stream_seed, validation, valu
 from pyrovae.runtime.distributed import group
 from pyrovae.runtime.progress_bar import Advance, progress
 from pyrovae.training.checkpoint import Checkpoint, Progress
+from pyrovae.training.config import Training
 from pyrovae.training.engine import make_step
 from pyrovae.training.feed import OwnRows, Resident
 from pyrovae.training.leaves import require_leaves
 from pyrovae.training.loss import StepLoss
 from pyrovae.training.optimizer_state import check_state
-from pyrovae.training.options import Training
 from pyrovae.training.prefetched import Prefetched
 from pyrovae.training.shared_noise import row_axes
 from pyrovae.training.state import require_same, restore, snapshot
 from pyrovae.training.step import EagerStep, MakeOptimizer, Step, make_optimizer_of
-from pyrovae.training.watched import report_early_statistics, watched_bounds
+from pyrovae.training.validation_bounds import compute_bounds, report_early_statistics
 
 logger = logging.getLogger("pyrovae")
 
@@ -49,7 +49,7 @@ class Loop:
     def __init__(
         self,
         programs: ModelGuide,
-        rows: list[Rows],
+        rows: list[Loader],
         objective: PyroELBO,
         training: Training,
         device: torch.device,
@@ -220,7 +220,7 @@ class Loop:
         """Return the part of a minibatch that this process has: all of it, unless several share it."""
         if self.group.size == 1:
             return inputs
-        self.step.loss.share = share = self.group.share(count)
+        self.step.loss.share = share = self.group.local_shard(count)
         return self.feed.part(inputs, share.start, share.stop)
 
     def share(self) -> None:
@@ -277,9 +277,9 @@ class Loop:
         if torch.stack([parameter.isnan().any() for parameter in self.leaves.trained]).any():
             raise self._diverged(epoch, self.steps_per_epoch, "a parameter")
 
-    def _validate(self, watched: Rows, epoch: int, *, checked: bool) -> dict[str, float]:
+    def _validate(self, watched: Loader, epoch: int, *, checked: bool) -> dict[str, float]:
         """Return the ELBO, its terms and the bound that training maximizes on the validation data."""
-        reconstruction, kl, bound = watched_bounds(
+        reconstruction, kl, bound = compute_bounds(
             self.programs,
             watched,
             num_weighted=self.num_weighted,

@@ -14,7 +14,7 @@ from pyrovae.objectives import Objective
 from pyrovae.programs import ModelGuide, Program, run_validated
 from pyrovae.runtime.context import registered_once
 from pyrovae.runtime.distributed import Shard, group
-from pyrovae.training.half import half_networks
+from pyrovae.training.bfloat16 import bfloat16_networks
 from pyrovae.training.shared_noise import SharedNoise
 
 Bind = Callable[..., tuple[Program, Program, int]]
@@ -31,7 +31,7 @@ class StepLoss:
         programs: the structure of the programs.
         objective: with a differentiable loss.
         bind: from the inputs of a step to model and guide without arguments, and their number of data.
-        half: whether networks compute in bfloat16; see `half_networks`.
+        half: whether networks compute in bfloat16; see `bfloat16_networks`.
 
     Raises:
         TypeError: if the objective has no differentiable loss.
@@ -68,7 +68,7 @@ class StepLoss:
         if self.share is None and not self.half:
             return self._terms(*inputs)
         noise = nullcontext() if self.share is None else SharedNoise(self.row_axes, self.share, group().rank)
-        with noise, half_networks(self.programs.all_modules) if self.half else nullcontext():
+        with noise, bfloat16_networks(self.programs.all_modules) if self.half else nullcontext():
             loss, shown = self._terms(*inputs)
         return (loss, shown) if self.share is None else (loss * self.share.weight, shown * self.share.weight)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyrovae.data.batches import Rows
+from pyrovae.data.loader import Loader
 from pyrovae.runtime import memory
 
 logger = logging.getLogger("pyrovae")
@@ -35,7 +35,7 @@ class Placement:
 
     """
 
-    def __init__(self, rows: Sequence[Rows], device: torch.device) -> None:
+    def __init__(self, rows: Sequence[Loader], device: torch.device) -> None:
         self.rows, self.device = list(rows), device
         fixed = self._fixed()
         self._size, self._free = fixed + sum(part.num_bytes for part in self.rows), memory.available(device)

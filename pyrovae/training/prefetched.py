@@ -8,7 +8,7 @@ from collections.abc import Generator
 import torch
 from torch import Tensor
 
-from pyrovae.data.batches import Rows
+from pyrovae.data.loader import Loader
 from pyrovae.data.prefetch import Prefetcher
 from pyrovae.programs import ModelGuide, Program
 from pyrovae.training.feed import Feed
@@ -21,7 +21,7 @@ class Prefetched(Feed):
     draws them, so that training gives the same numbers.
     """
 
-    def __init__(self, programs: ModelGuide, rows: Rows, batch_size: int, device: torch.device) -> None:
+    def __init__(self, programs: ModelGuide, rows: Loader, batch_size: int, device: torch.device) -> None:
         self.programs, self.rows, self.device = programs, rows, device
         self.batch_size = min(batch_size, len(rows))
         self._prefetcher = Prefetcher(rows.held(), self.batch_size, device)

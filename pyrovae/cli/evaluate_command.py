@@ -1,0 +1,206 @@
+"""The command ``pyrovae evaluate``."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pyrovae.cli.data_options import add_data, add_run, load_run, run_data
+from pyrovae.cli.parser import Parser
+from pyrovae.cli.terminal import file_name, print_error, print_text
+from pyrovae.data import Split, fingerprint
+from pyrovae.data.loader import Loader
+from pyrovae.evaluation import Checks
+from pyrovae.evaluation import evaluate as evaluate_programs
+from pyrovae.evaluation.evaluator import weights_hash
+from pyrovae.evaluation.resume import Journal
+from pyrovae.report import write_report
+from pyrovae.report.folder import REPORT, check_report_name, find_report
+from pyrovae.results import Evaluation
+from pyrovae.runtime.distributed import Group, init_distributed
+from pyrovae.training import Run
+from pyrovae.training.config import ENGINES, choose_device
+
+CHECKS = Checks.__dataclass_fields__
+MAX_NAME_BYTES = 200  # length of the name of a report; file systems allow 255
+NAMED = {  # word in the name of a report, for each option that changes the evaluation
+    "data": "{}",
+    "data.transform": "{}",
+    "data.seed": "data-seed-{}",
+    "split": "{}",
+    "num_data": "first-{}",
+    "ks": "K-{}",
+    "seed": "seed-{}",
+    **{name: f"{name.removeprefix('num_')}-{{}}" for name in CHECKS},
+}
+
+
+def evaluate(argv: Sequence[str]) -> None:
+    """Report the bounds of a run."""
+    options = _options(argv)
+    with init_distributed(options["device"]) as processes, ExitStack() as locks:
+        _evaluate(options, processes, locks)
+
+
+def _options(argv: Sequence[str]) -> dict[str, Any]:
+    """Return the options, with the name of the report."""
+    parser = Parser(
+        prog="pyrovae evaluate",
+        usage="pyrovae evaluate RUN [options]",
+        description="Report the ELBO and the IWAE bounds of a run on its test data, and how reliable they are, on one "
+        "HTML page: RUN/report/index.html. An evaluation with other options has a folder of its own, such as "
+        "RUN/report-validation-first-200. The same command again shows a finished evaluation.",
+    )
+    add_data(parser, default=None)
+    group = parser.add_argument_group("evaluation")
+    group.add_argument(
+        "--split", choices=("train", "validation", "test"), default="test", help="part of the data (default: test)"
+    )
+    group.add_argument("--num_data", type=int, metavar="N", help="evaluate only the first N (default: all)")
+    group.add_argument(
+        "--ks", type=int, nargs="+", default=[1, 5, 50, 500, 5000], metavar="K",
+        help="numbers of particles of the IWAE bounds, each a divisor of the next (default: 1 5 50 500 5000)",
+    )  # fmt: skip
+    group.add_argument("--batch_size", type=int, metavar="N", help="data points per batch (default: by K)")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the draws (default: 0)")
+    group.add_argument(
+        "--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps (default: auto)"
+    )
+    group.add_argument(
+        "--engine", choices=ENGINES, default="auto",
+        help="captured (scoring is compiled), eager, or auto: by the number of particles (default: auto)",
+    )  # fmt: skip
+    group.add_argument(
+        "--checks",
+        choices=("true", "false"),
+        default="true",
+        help="run the checks listed below (default: true)",
+    )
+    group.add_argument(
+        "--report",
+        metavar="NAME",
+        help="folder of the report in RUN (default: report, followed by the options that differ from their defaults)",
+    )
+    group.add_argument("--overwrite", action="store_true", help="evaluate again, and replace the report of that name")
+    parser.add_record("checks, on the first data points", Checks)
+    add_run(parser)
+    options = parser.options(argv)
+    if options["report"] is None:
+        options["report"] = _name({name: parser.get_default(name) for name in NAMED}, options)
+    check_report_name(options["report"])
+    return options
+
+
+def _evaluate(options: dict[str, Any], processes: Group, locks: ExitStack) -> None:
+    """Evaluate on one of the ranks; the main process also runs the checks and writes the report."""
+    run = load_run(options)
+    processes.from_first(lambda: locks.enter_context(run.folder.lock("evaluated")))
+    vae = run.vae.to(choose_device(options["device"]))
+    data = processes.main_process_first(lambda: run_data(run, options))
+    if processes.first and fingerprint(data.train.stored) != run.config["data"]["hash"]:
+        print_text("note: these are not the data that the run was trained on\n")
+    split = getattr(data, options["split"])
+    split = split if options["num_data"] is None else split.first(options["num_data"])
+    checks = Checks(**{name: options[name] for name in CHECKS}) if options["checks"] == "true" else None
+    path = _journal_path(run, options)
+    if processes.from_first(lambda: _show_finished(run, split, checks, options)):
+        Journal(path).remove()  # left by a process that was killed after it had written the report
+        return
+    evaluation = None
+    try:
+        with Journal(path) as journal:
+            evaluation = evaluate_programs(
+                vae.model,
+                vae.guide,
+                split,
+                ks=tuple(options["ks"]),
+                checks=checks if processes.first else None,
+                batch_size=options["batch_size"],
+                seed=options["seed"],
+                device=options["device"],
+                engine=options["engine"],
+                journal=journal,
+            )
+            if processes.first:
+                _write(run, evaluation, split, options)
+    except BaseException:
+        if processes.first and path.exists():
+            print_error("\nTo resume: the same command again\n")
+        raise
+    finally:
+        if processes.first and evaluation is not None:
+            print_text(f"{evaluation}\n")
+    print_text(f"\nreport: {run.folder.path / options['report'] / 'index.html'}\n")
+
+
+def _show_finished(run: Run, split: Split, checks: Checks | None, options: Mapping[str, Any]) -> bool:
+    """Print the evaluation if a report of it exists, and return whether one does.
+
+    Raises:
+        ValueError: if the report of that name is one of another evaluation.
+
+    """
+    if options["overwrite"]:
+        return False
+    requested = {
+        "weights": weights_hash(run.vae.model, run.vae.guide),
+        "checks": None if checks is None else asdict(checks),
+    }
+
+    def is_same(report: Evaluation) -> bool:
+        return (
+            report.data_hash == Loader(split).hash()
+            and [rung.num_particles for rung in report.iwae] == options["ks"]
+            and report.seed == options["seed"]
+            and {name: report.settings.get(name) for name in requested} == requested
+        )
+
+    report = find_report(run.folder, options["report"], is_same)
+    if report is None:
+        return False
+    page = run.folder.path / options["report"] / "index.html"
+    print_text(f"{report}\n\nreport: {page}\nwritten on {report.date[:10]}; --overwrite evaluates anew\n")
+    return True
+
+
+def _write(run: Run, evaluation: Evaluation, split: Split, options: Mapping[str, Any]) -> None:
+    """Write the report into the run folder."""
+    vae = run.vae.cpu()
+    write_report(
+        run.folder.path,
+        evaluation,
+        model=vae.model,
+        guide=vae.guide,
+        data=split,
+        history=run.history,
+        settings=run.config,
+        name=options["report"],
+        overwrite=options["overwrite"],
+    )
+
+
+def _name(defaults: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+    """Return the name of a report: one word for each option that differs from its default."""
+    checked = options["checks"] == "true"
+    words = [REPORT]
+    for option, text in NAMED.items():
+        value = options[option]
+        if value != defaults[option] and (checked or option not in CHECKS):
+            value = Path(value).stem if option == "data" else value
+            words.append(text.format("-".join(map(str, value)) if isinstance(value, list) else value))
+    name = file_name("-".join([*words, *([] if checked else ["no-checks"])]))
+    return name if len(name.encode()) <= MAX_NAME_BYTES else f"{name[: MAX_NAME_BYTES // 4]}-{_digest(name)}"
+
+
+def _journal_path(run: Run, options: Mapping[str, Any]) -> Path:
+    """Return the path of the progress file, which differs between sets of options."""
+    command = repr([options[name] for name in (*NAMED, "data.root", "batch_size", "device", "engine")])
+    return run.folder.path_of(f"{options['report']}/unfinished-{_digest(command)}.safetensors")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

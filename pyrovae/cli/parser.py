@@ -1,0 +1,293 @@
+"""Argument parser whose options also come from a file or a run, and choose classes."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+from pyrovae.cli.signatures import Option, import_part, options_of, summary
+from pyrovae.cli.terminal import print_error, print_text
+
+NOT_SAVED = {"help", "config", "print_config", "resume", "allow", "overwrite"}  # options of the command line only
+
+
+@dataclasses.dataclass
+class Role:
+    """Role of a part, such as "prior".
+
+    Attributes:
+        menu: classes that may take the role, by name.
+        base: class from which a class of the user must derive.
+        hidden: arguments of constructors that are not offered as options.
+        group: of the parser, which holds the options.
+
+    """
+
+    menu: dict[str, type]
+    base: type
+    hidden: frozenset[str]
+    group: Any
+
+    def owners(self, option: str) -> list[str]:
+        """Return the names of the classes that have an option."""
+        return [name for name, part in self.menu.items() if option in options_of(part, self.hidden)]
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser with errors of one line, and with options from a JSON file.
+
+    ``--batch-size`` and ``--batch_size`` are the same. ``--config FILE`` reads options from JSON, which the command
+    line overrides; ``--print_config`` writes that JSON.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs.setdefault("usage", f"{kwargs['prog']} [options]")
+        super().__init__(**kwargs, allow_abbrev=False, formatter_class=_Formatter, add_help=False)
+        self.roles: dict[str, Role] = {}
+        general = self.add_argument_group("general")
+        general.add_argument("-h", "--help", action="help", help="show this text and stop")
+        general.add_argument(
+            "--config", metavar="FILE", help="read options from a JSON file; the command line overrides it"
+        )
+        general.add_argument("--print_config", action="store_true", help="print the options as JSON and stop")
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and exit with 2."""
+        print_error(f"{self.prog}: error: {message}\n")
+        self.exit(2)
+
+    def print_help(self, file: object = None) -> None:
+        """Print the help."""
+        print_text(self.format_help())
+
+    def add_record(self, title: str, record: type) -> None:
+        """Add an option for each field of a dataclass, which holds the default and the help."""
+        group = self.add_argument_group(title)
+        for name, option in options_of(record).items():
+            group.add_argument(
+                f"--{name}",
+                type=option.converter(),
+                default=option.default,
+                metavar=option.metavar,
+                help=option.text,
+            )
+
+    def add_part(
+        self, role: str, menu: Mapping[str, type], default: str, *, base: type, hidden: Sequence[str] = ()
+    ) -> None:
+        """Add the menu of a role, and the options of its classes as ``--role.option``.
+
+        Args:
+            role: such as "prior".
+            menu: the classes by name.
+            default: name of one of them.
+            base: class from which a class of the user, named by its import path, must derive.
+            hidden: arguments of constructors that are not offered as options.
+
+        """
+        group = self.add_argument_group(role)
+        lines = "".join(f"{name}: {summary(part)}\n" for name, part in menu.items())
+        group.add_argument(
+            f"--{role}",
+            default=default,
+            metavar="CLASS",
+            help=f"{lines}or the import path of a class of your own (default: {default})",
+        )
+        self.roles[role] = Role(dict(menu), base, frozenset(hidden), group)
+        self._add_options(role, menu)
+
+    def _add_options(self, role: str, parts: Mapping[str, type]) -> None:
+        """Add the options of classes; the help of an option has one line for each meaning."""
+        owners: dict[str, dict[str, list[str]]] = {}  # names of classes by option and meaning
+        first: dict[str, Option] = {}
+        for name, part in parts.items():
+            for key, option in options_of(part, self.roles[role].hidden).items():
+                owners.setdefault(key, {}).setdefault(option.text, []).append(name)
+                first.setdefault(key, option)
+        for key, meanings in owners.items():
+            lines = "\n".join(f"{', '.join(names)}: {text}" for text, names in meanings.items())
+            known = self._option_string_actions.get(f"--{role}.{key}")
+            if known is not None:  # a class of the menu has the option too
+                known.help = f"{lines}\n{known.help}"
+                continue
+            self.roles[role].group.add_argument(
+                f"--{role}.{key}",
+                default=None,
+                nargs="*" if first[key].is_list else None,
+                metavar=first[key].metavar,
+                help=lines,
+            )
+
+    def options(self, argv: Sequence[str], saved: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return the options by name; print them and exit if ``--print_config`` is given.
+
+        Args:
+            argv: words of the command line.
+            saved: options of a run, which the command line and ``--config`` override.
+
+        Raises:
+            ValueError: if an option is unknown (the text names the nearest) or the chosen class does not have it, or a
+                file cannot be read.
+
+        """
+        if not self.roles and {"--help", "-h"} & set(argv):  # help needs no RUN
+            self.print_help()
+            self.exit()
+        typed, saved = self.typed(argv), saved or {}
+        read = {} if typed["config"] is None else _read_config(typed["config"])
+        self._import_parts(typed, {**saved, **read})
+        given = self._check_values(saved, "the run") | self._check_values(read, typed["config"])
+        given = {name: value for name, value in given.items() if value is not None}  # null stands for the default
+        namespace, unknown = self.parse_known_args([*map(_underscored, argv)], argparse.Namespace(**given))
+        if unknown:
+            raise ValueError(self._unknown(unknown[0]))
+        options = {name: value for name, value in vars(namespace).items() if name not in ("config", "print_config")}
+        for role in self.roles:
+            self.chosen(role, options)
+        if namespace.print_config:
+            print_text(json.dumps(self.to_save(options), indent=2) + "\n")
+            self.exit(0)
+        return options
+
+    def typed(self, argv: Sequence[str]) -> dict[str, Any]:
+        """Return the options of the command line alone, before files and runs are read; None for a role not named."""
+        words = [word for word in map(_underscored, argv) if word not in ("--help", "-h")]
+        namespace, _ = self.parse_known_args(words, argparse.Namespace(**dict.fromkeys(self.roles)))
+        return vars(namespace)
+
+    def to_save(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options that a configuration file may hold."""
+        savable = {action.dest for action in self._actions if action.option_strings} - NOT_SAVED
+        return {name: value for name, value in options.items() if name in savable}
+
+    def chosen(self, role: str, options: Mapping[str, Any]) -> tuple[type[Any], dict[str, Any]]:
+        """Return the class that was chosen for a role, and its options that were given.
+
+        Raises:
+            ValueError: if there is no such class, or an option belongs to another class or has the wrong type.
+
+        """
+        known, name = self.roles[role], options[role]
+        if name not in known.menu:
+            near = difflib.get_close_matches(name, known.menu, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ValueError(
+                f"there is no {role} {name!r}; {hint}Choose from {', '.join(known.menu)}, or name a class of your own "
+                "by its import path, such as package.module.Class"
+            )
+        part = known.menu[name]
+        own = options_of(part, known.hidden)
+        arguments = {}
+        for key, value in options.items():
+            option = key.removeprefix(role + ".")
+            if option == key or value is None:
+                continue
+            if option not in own:
+                raise ValueError(f"{name} has no option --{key}, which is one of {', '.join(known.owners(option))}")
+            arguments[option] = own[option].value(key, value if isinstance(value, list) else [value])
+        return part, arguments
+
+    def _import_parts(self, typed: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+        """Import the classes that are named by their import path, and add their options.
+
+        Classes that a file or a run names are imported only from pyrovae and from packages that the user allows.
+        """
+        for role, known in self.roles.items():
+            path = typed[role] or saved.get(role)
+            if not isinstance(path, str) or "." not in path or path in known.menu:
+                continue
+            package = path.partition(".")[0]
+            if typed[role] is None and package not in ("pyrovae", *typed["allow"]):
+                raise ValueError(
+                    f"the options that were read name --{role} {path}, but a file may import nothing from outside "
+                    f"pyrovae; if you trust it, add --allow {package}"
+                )
+            part = import_part(role, path, known.base)
+            known.menu[path] = part
+            action = self._option_string_actions[f"--{role}"]
+            action.help = f"{path}: {summary(part)}\n{action.help}"
+            self._add_options(role, {path: part})
+
+    def _check_values(self, options: Mapping[str, Any], source: str) -> dict[str, Any]:
+        """Return the options of a file or a run, converted as argparse converts words.
+
+        They never become words of a command line: a value that looks like an option is still a value.
+        """
+        savable = self.to_save(options)
+        for name in options:
+            if name not in savable:
+                known = f"--{name}" in self._option_string_actions
+                reason = f"--{name} is given on the command line only" if known else self._unknown("--" + name)
+                raise ValueError(f"in {source}: {reason}")
+        return {name: value if value is None else self._value(name, value, source) for name, value in options.items()}
+
+    def _value(self, name: str, value: object, source: str) -> Any:
+        """Return one value, converted and checked against the choices."""
+        action = self._option_string_actions[f"--{name}"]
+        if action.nargs == 0:  # a switch
+            if not isinstance(value, bool):
+                raise ValueError(f"in {source}: --{name} is true or false, but received {value!r}")
+            return value
+        words = value if isinstance(value, list) else [value]
+        are_words = all(isinstance(word, (str, int, float)) for word in words)
+        texts = [str(word).lower() if isinstance(word, bool) else str(word) for word in words]
+        several, least, convert = action.nargs in ("+", "*"), action.nargs != "*", cast(Any, action.type or str)
+        with suppress(ValueError):
+            values = [convert(text) for text in texts]
+            allowed = action.choices is None or set(values) <= set(action.choices)
+            if are_words and allowed and len(values) >= least and (several or len(values) == 1):
+                return values if several else values[0]
+        takes = f"is one of {', '.join(action.choices)}" if action.choices else f"takes {action.metavar}"
+        received = repr(" ".join(texts)) if are_words and texts else repr(value)
+        raise ValueError(f"in {source}: --{name} {takes}{' ...' if several else ''}, but received {received}")
+
+    def _unknown(self, word: str) -> str:
+        """Return the error for a word that is not an option, with the nearest options."""
+        name = word.split("=")[0]
+        if not name.startswith("-"):
+            return f"unknown argument {word!r}; options start with --, see --help"
+        known = list(self._option_string_actions)
+        near = [option for option in known if option.partition(".")[2] == name[2:]]  # the name without its role
+        near = near or difflib.get_close_matches(name, known, n=1)
+        return f"unknown option {name}" + (f"; did you mean {' or '.join(near)}?" if near else "; --help lists them")
+
+
+def _read_config(path: str) -> dict[str, Any]:
+    """Return the options in a JSON file, or in the config.json of a run."""
+    try:
+        options = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise ValueError(f"the configuration {path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise ValueError(f"the configuration {path} is not JSON; --print_config prints an example") from None
+    options = options.get("command", options) if isinstance(options, dict) else options
+    if not isinstance(options, dict):
+        raise ValueError(f"the configuration {path} is not a JSON object; --print_config prints an example")
+    return options
+
+
+def _underscored(word: str) -> str:
+    """Return an option with underscores in its name; its value and other words are unchanged."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Help 100 columns wide, with the options in a column of their own."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=100)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        """Wrap each line of a text by itself, continuation lines indented."""
+        lines = [textwrap.wrap(line, width, subsequent_indent="  " * ("\n" in text)) for line in text.splitlines()]
+        return [part for line in lines for part in line]

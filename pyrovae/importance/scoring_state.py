@@ -1,0 +1,75 @@
+"""The state in which pairs are scored."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from pyrovae.data.loader import Loader
+from pyrovae.programs import ModelGuide, Program, find_modules, inspect_programs
+from pyrovae.runtime.context import full_precision, module_mode, own_store, registered_once, validation
+
+
+def require_tensor(x: object) -> None:
+    """Refuse what are no data.
+
+    Raises:
+        TypeError: if x is no tensor.
+        ValueError: if it is empty, or holds values that are not finite.
+
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(
+            f"x is a tensor (B, ...), but received {type(x).__name__}; of a split of a data set give split.fixed()"
+        )
+    Loader(x)
+
+
+def _require_finite(modules: Iterable[nn.Module]) -> None:
+    for module in modules:
+        for name, value in (*module.named_parameters(), *module.named_buffers()):
+            bad = int((~value.isfinite()).sum())
+            if bad:
+                raise ValueError(
+                    f"{bad} of {value.numel()} values of {name} in {type(module).__name__} are NaN or infinite, so "
+                    "that nothing can be computed from it; load weights from before training went wrong"
+                )
+
+
+def find_low_precision(modules: Iterable[nn.Module], args: Iterable[Tensor]) -> str | None:
+    """Return, in words, the first tensor of modules or arguments with fewer bits than float32, if there is one."""
+    tensors = [
+        (f"{name} of {type(module).__name__}", value)
+        for module in modules
+        for name, value in (*module.named_parameters(), *module.named_buffers())
+    ]
+    for name, value in (*tensors, *((f"argument {i} of the programs", value) for i, value in enumerate(args))):
+        if value.is_floating_point() and value.dtype.itemsize < 4:
+            return f"{name} is {value.dtype}, in which a log-probability may be off by a nat"
+    return None
+
+
+@contextlib.contextmanager
+def scoring_context(
+    model: Program,
+    guide: Program,
+    args: tuple[Any, ...],
+    *,
+    modules: Iterable[nn.Module],
+    all_data: Callable[[], tuple[Any, ...]] | None = None,
+) -> Iterator[ModelGuide]:
+    """Inspect a pair, and keep the process in the state in which its log-probabilities are right and quick to get.
+
+    The arguments are those of `inspect_programs`.
+    """
+    require_tensor(args[0])
+    modules = (*modules, *find_modules(model, guide))
+    _require_finite(modules)
+    with own_store(modules), full_precision(), module_mode(modules, training=False):
+        programs = inspect_programs(model, guide, args, modules=modules, all_data=all_data, nan_counts=True)
+        _require_finite(programs.modules)
+        with validation(enabled=False), registered_once(set()), module_mode(programs.all_modules, training=False):
+            yield programs

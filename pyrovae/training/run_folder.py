@@ -1,0 +1,250 @@
+"""Run folder: sets of files that are replaced together and checked by hash when they are read."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from pyrovae.runtime import locked, open_regular, write_new
+from pyrovae.runtime.context import interrupts_wait
+
+MANIFEST = "manifest.json"
+NAME = re.compile(r"[^./\\\0][^/\\\0]*(/[^./\\\0][^/\\\0]*)*")  # name of a file, in sub-folders or not
+TRIES = 1000  # attempts to read files that another process is replacing
+PATIENCE = 60.0  # seconds to wait for another process that writes
+
+
+class Manifest(NamedTuple):
+    """Content of a manifest.
+
+    Attributes:
+        hashes: SHA-256 of each file by name.
+        staged: whether some of the files may still have their temporary names.
+
+    """
+
+    hashes: dict[str, str]
+    staged: bool
+
+
+class RunFolder:
+    """A folder whose files are named in a manifest with their SHA-256. Nothing in it is ever unpickled.
+
+    A write replaces a set of files as one. It writes all files under temporary names, then the manifest under a
+    temporary name. From that moment the new files count. Each is then renamed, the manifest last. Readers accept a
+    file of the new manifest under either name. The next write finishes the renames of a killed process. Temporary
+    files without a complete manifest do not count and are overwritten.
+
+    Args:
+        path: of the folder, which need not exist until it is written to.
+
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.manifest()
+
+    def manifest(self) -> dict[str, str]:
+        """Return the hash of every file by name; an empty dictionary if there is no run.
+
+        Raises:
+            ValueError: if the manifest cannot be read, or names files outside the folder.
+
+        """
+        manifests = self._manifests()
+        return manifests[0].hashes if manifests else {}
+
+    @contextmanager
+    def lock(self, work: str) -> Iterator[None]:
+        """Exclude other processes from the same work inside the block; they can still read or do other work.
+
+        Args:
+            work: as in "the run is being trained".
+
+        Raises:
+            ValueError: if another process does this work; the text names the process and its host.
+
+        """
+        with locked(self.path / f".{work}.lock", f"the run {self.path} is being {work}"):
+            yield
+
+    def create(self) -> None:
+        """Make the folder if it does not exist.
+
+        Raises:
+            ValueError: if that is impossible.
+
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._not_writable(error) from None
+
+    def path_of(self, name: str) -> Path:
+        """Return the path of a file that may be written.
+
+        Raises:
+            ValueError: if the name leads out of the folder, a sub-folder is a link, or the path is a folder.
+
+        """
+        if not NAME.fullmatch(name):
+            raise ValueError(f"files of a run have names like report/index.html, but received {name!r}")
+        path = self.path / name
+        for folder in path.relative_to(self.path).parents:
+            if folder.name and (self.path / folder).is_symlink():
+                raise self._not_writable(OSError(errno.ELOOP, f"{folder} is a link, which is not followed"))
+        if path.is_dir() and not path.is_symlink():
+            raise self._not_writable(OSError(errno.EISDIR, f"{name} is a folder"))
+        return path
+
+    def write(self, files: Mapping[str, bytes]) -> None:
+        """Replace a set of files as one.
+
+        Args:
+            files: contents by name; a name may contain sub-folders.
+
+        Raises:
+            ValueError: if the folder cannot be written to, or another process writes for a minute.
+
+        """
+        paths = [self.path_of(name) for name in (*files, MANIFEST)]
+        try:
+            for path in paths:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            with locked(self.path / ".writing.lock", f"{self.path} is being written", patience=PATIENCE):
+                self._finish_renames()
+                hashes = self.manifest() | {name: _hash(content) for name, content in files.items()}
+                content = json.dumps({"files": dict(sorted(hashes.items()))}, indent=2) + "\n"
+                *staged, pending = map(_temporary, paths)
+                write_new(dict(zip(staged, files.values(), strict=True)))
+                write_new({pending: content.encode()})  # from here on the new files count
+                with interrupts_wait():
+                    for path in paths:
+                        os.replace(_temporary(path), path)
+        except OSError as error:
+            raise self._not_writable(error) from None
+
+    def _not_writable(self, error: OSError) -> ValueError:
+        return ValueError(f"the run folder {self.path} cannot be written ({error.strerror}); choose another folder")
+
+    def read(self, name: str, *, remedy: str = "train again") -> bytes:
+        """Return the content of a file, as `read_files` does."""
+        return self.read_files([name], remedy=remedy)[name]
+
+    def read_files(
+        self, names: Iterable[str], *, optional: Iterable[str] = (), remedy: str = "train again"
+    ) -> dict[str, bytes]:
+        """Return the contents of files under one manifest, even while another process writes.
+
+        Args:
+            names: of files.
+            optional: names of files that are skipped if the run does not have them.
+            remedy: instruction for a file that is missing or changed, as an imperative.
+
+        Raises:
+            ValueError: if there is no run, or a file is missing, cut short or changed.
+
+        """
+        names, optional = list(names), set(optional)
+        manifests = self._manifests()
+        if not manifests:
+            raise ValueError(
+                f"{self.path} is not a run folder: it has no {MANIFEST}; train one with pyrovae train"
+                + (f" --folder {self.path}" if self.path.is_dir() else "")
+            )
+        for _ in range(TRIES):
+            for manifest in manifests:
+                try:
+                    return self._read_under(manifest, [*names, *(optional & manifest.hashes.keys())], remedy)
+                except ValueError as error:
+                    failure = error
+            before, manifests = manifests, self._manifests()
+            if manifests == before:  # no other process writes
+                break
+        raise failure
+
+    def _read_under(self, manifest: Manifest, names: list[str], remedy: str) -> dict[str, bytes]:
+        """Return the contents of files whose hashes a manifest has; all are opened before the first is read."""
+        with ExitStack() as stack:
+            opened: dict[str, list[BinaryIO]] = {}
+            for name in names:
+                if name not in manifest.hashes:
+                    raise ValueError(f"the run {self.path} has no {name}; {remedy}")
+                path = self.path / name
+                staged = open_regular(_temporary(path), follow=False) if manifest.staged else None
+                files = (staged, open_regular(path, follow=True))
+                opened[name] = [stack.enter_context(file) for file in files if file is not None]
+            contents = {}
+            for name, candidates in opened.items():
+                if not candidates:
+                    raise ValueError(f"the run {self.path} is incomplete: {name} is missing; restore it or {remedy}")
+                whole = [content for file in candidates if _hash(content := file.read()) == manifest.hashes[name]]
+                if not whole:
+                    raise ValueError(
+                        f"the run {self.path} is damaged: {name} is not the file that was written (its SHA-256 "
+                        f"differs from the manifest's); restore it or {remedy}"
+                    )
+                contents[name] = whole[0]
+            return contents
+
+    def _manifests(self) -> list[Manifest]:
+        """Return the manifest that is being put in place and the one in place, as far as they exist."""
+        pending, current = self._hashes(_temporary(self.path / MANIFEST)), self._hashes(self.path / MANIFEST)
+        return [Manifest(hashes, staged) for hashes, staged in ((pending, True), (current, False)) if hashes]
+
+    def _hashes(self, path: Path) -> dict[str, str]:
+        """Return the hashes in a manifest; an empty dictionary if it does not exist, or is temporary and incomplete."""
+        file = open_regular(path, follow=path.name == MANIFEST)
+        if file is None:
+            return {}
+        try:
+            with file:
+                hashes = dict(json.loads(file.read())["files"])
+        except (ValueError, KeyError, TypeError):
+            if path.name != MANIFEST:
+                return {}
+            raise ValueError(f"{path} is damaged, so that the run cannot be checked") from None
+        for name in hashes:
+            if not NAME.fullmatch(name):
+                raise ValueError(
+                    f"{path} is damaged: it names {name!r}, which is not a file of the run; do not use this folder"
+                )
+        return hashes
+
+    def _finish_renames(self) -> None:
+        """Finish the renames of a killed process, or remove its manifest if one of its files is lost."""
+        pending, current = (self._hashes(path) for path in (_temporary(self.path / MANIFEST), self.path / MANIFEST))
+        if not pending:
+            return
+        changed = [name for name, digest in pending.items() if current.get(name) != digest]
+        try:
+            self._read_under(Manifest(pending, staged=True), changed, "")
+        except ValueError:
+            _temporary(self.path / MANIFEST).unlink()
+            return
+        for name, digest in pending.items():
+            path = self.path_of(name)
+            file = open_regular(_temporary(path), follow=False)
+            if file is not None:
+                with file:
+                    is_whole = _hash(file.read()) == digest
+                if is_whole:
+                    os.replace(_temporary(path), path)
+        os.replace(_temporary(self.path / MANIFEST), self.path / MANIFEST)
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.new")

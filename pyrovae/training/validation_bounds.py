@@ -1,0 +1,81 @@
+"""The bounds on validation data that training watches."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from pyrovae.bounds.evidence import elbo_terms
+from pyrovae.bounds.multi_sample import iwae
+from pyrovae.data.loader import Loader
+from pyrovae.importance import iter_batches, iter_particles, on_device, score_one_particle
+from pyrovae.programs import ModelGuide
+from pyrovae.runtime.context import forked_random, module_mode, stream_seed, validation
+from pyrovae.runtime.distributed import group
+
+logger = logging.getLogger("pyrovae")
+
+SETTLED = 50  # minibatches, after which the start of running statistics weighs less than 1 %, with torch's momentum
+VALIDATION_ROWS = 1024  # scored at once, fewer if they are large
+VALIDATION_ELEMENTS = 2**24
+
+
+@torch.no_grad()
+def compute_bounds(
+    programs: ModelGuide, rows: Loader, *, num_weighted: int, seed: int, device: torch.device, checked: bool
+) -> tuple[float, float, float]:
+    """Return reconstruction, KL and L_K of validation data, nats per datum, always with the same draws.
+
+    Processes take turns at the batches.
+
+    Args:
+        programs: in training mode or not.
+        rows: the data.
+        num_weighted: K.
+        seed: of the draws; batch i has a stream of its own.
+        device: to compute on.
+        checked: whether Pyro checks shapes and supports, and refuses NaN.
+
+    """
+    processes, args = group(), rows.fixed()
+    sums = torch.zeros(3, dtype=torch.float64)
+    most = min(VALIDATION_ROWS, max(1, VALIDATION_ELEMENTS // max(1, programs.num_elements)))
+    with module_mode(programs.all_modules, training=False), validation(enabled=False):
+        for number, (some, count) in enumerate(iter_batches(programs, len(rows), batch_size=most)):
+            if number % processes.size == processes.rank:
+                with forked_random(stream_seed(seed, "validation", number), device):
+                    sums += _summed(
+                        programs, *on_device(programs, args, some, device), count, num_weighted, checked=checked
+                    )
+    (sums,) = processes.sum([sums])
+    reconstruction, kl, bound = (sums / len(rows)).tolist()
+    return reconstruction, kl, bound
+
+
+def report_early_statistics(modules: Iterable[nn.Module]) -> None:
+    """Say in one line on the logger if running statistics of batch normalization are of few minibatches."""
+    layers = [part for module in modules for part in module.modules() if isinstance(part, _BatchNorm)]
+    seen = [int(layer.num_batches_tracked) for layer in layers if layer.num_batches_tracked is not None]
+    if 0 < min(seen, default=0) < SETTLED:
+        logger.warning(
+            "the running statistics of batch normalization are of %d minibatches, in which its input changed; "
+            "validation and evaluation use them, and their bounds may be far too low; train for %d steps or more",
+            min(seen),
+            SETTLED,
+        )
+
+
+def _summed(
+    programs: ModelGuide, args: tuple[Tensor, ...], rows: Tensor, count: int, num_weighted: int, *, checked: bool
+) -> Tensor:
+    """Return reconstruction, KL and L_K summed over the first rows that count: ``(3,)``, nats, float64."""
+    one = score_one_particle(programs, args, rows, checked=checked, nan_counts=False)
+    found = [one] if num_weighted == 1 else list(iter_particles(programs, args, rows, num_weighted))
+    terms = elbo_terms(programs, found)
+    log_weights = torch.cat([b.log_prior + b.log_likelihood - b.log_guide for b in found])
+    values = (terms.reconstruction, terms.kl, iwae(log_weights)[0])
+    return torch.stack([value[:count].sum() for value in values]).cpu().double()

@@ -44,7 +44,7 @@ def test_library_use_of_the_readme_is_15_lines_and_runs(
     assert names["data"].train.transform == pyrovae.data.transforms.Dequantization()  # type: ignore[attr-defined]
     assert len([line for line in own.split("\n\n\n")[1].splitlines() if line]) <= 15
     exec(compile(own, "README.md", "exec"), names)
-    assert "Logistic obeys all laws" in capsys.readouterr().out
+    assert "Logistic passes all checks" in capsys.readouterr().out
     exec(compile(prior, "README.md", "exec"), names)
     assert names["testing"].check(names["LaplacePrior"](2), show_progress=False)  # type: ignore[attr-defined,operator]
     exec(compile(hand, "README.md", "exec"), names)

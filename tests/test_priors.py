@@ -1,10 +1,9 @@
-"""Laws that every prior obeys; a new one is tested the moment it is exported."""
+"""Priors: precision, expansion, formulas, training."""
 
 from __future__ import annotations
 
 import copy
 import inspect
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,6 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from laws import check_gradients, check_moments, grid
 from torch import Tensor, nn
 
 import pyrovae
@@ -22,7 +20,7 @@ from pyrovae.distributions import NormalMixture
 from pyrovae.distributions.normal_mixture import squared_distances, squared_distances_by_element
 from pyrovae.posteriors import Posterior
 from pyrovae.priors import Prior
-from pyrovae.runtime.serialization import build, describe
+from pyrovae.testing import quadrature
 
 POSTERIORS = [
     part for part in (getattr(posteriors, name) for name in posteriors.__all__) if not inspect.isabstract(part)
@@ -56,28 +54,23 @@ def moved(name: str, latent_dim: int) -> Prior:
 
 
 @pytest.mark.parametrize(("name", "latent_dim"), CASES)
-def test_it_is_normalized_and_samples_follow_its_density(name: str, latent_dim: int) -> None:
+def test_it_is_normalized(name: str, latent_dim: int) -> None:
     p_z = moved(name, latent_dim)()
     assert p_z.batch_shape == ()
     assert p_z.event_shape == (latent_dim,)
-    check_moments(p_z, latent_dim)
+    z, weights = quadrature.product_rule(quadrature.real_line(4001 if latent_dim == 1 else 481), (latent_dim,))
+    with torch.no_grad():
+        assert (p_z.log_prob(z).exp() @ weights).item() == pytest.approx(1, abs=1e-8)
 
 
 @pytest.mark.parametrize("df", [1.0, 2.5, 200.0])
 def test_student_t_is_normalized_and_that_of_torch(df: float) -> None:
     p_z = priors.StudentT(1, df=df)()
-    z, weight = grid(1, reach=38.0, num=8001)
+    x, weight = quadrature.real_line(8001, reach=38.0)
+    z = x.unsqueeze(-1)
     assert (p_z.log_prob(z).exp() * weight).sum().item() == pytest.approx(1, abs=1e-9)
     z = torch.randn(7, 3) * 5
     assert torch.allclose(priors.StudentT(3, df=df)().log_prob(z), dist.StudentT(df, 0, 1).log_prob(z).sum(-1))
-
-
-def test_heavier_tails_than_the_normal() -> None:
-    z = torch.full((4,), 6.0)
-    assert priors.StudentT(4)().log_prob(z) > priors.StandardNormal(4)().log_prob(z) + 10
-    for df in (0.0, -1.0, math.nan, math.inf):
-        with pytest.raises(ValueError, match="degrees of freedom are positive and finite"):
-            priors.StudentT(2, df=df)
 
 
 @pytest.mark.parametrize("name", list(MENU))
@@ -103,13 +96,7 @@ def test_gradients_reach_every_parameter_from_the_start(name: str) -> None:
     z = torch.randn(50, 3, requires_grad=True)
     (-prior().log_prob(z).tanh().sum()).backward()
     assert (z.grad != 0).all()
-    check_gradients(prior)
-
-
-@pytest.mark.parametrize("name", list(MENU))
-def test_log_prob_is_differentiable_in_z_as_it_says(name: str) -> None:
-    p_z = moved(name, 2)()
-    assert torch.autograd.gradcheck(p_z.log_prob, (torch.randn(3, 2).requires_grad_(),))
+    assert all((parameter.grad != 0).all() for name, parameter in prior.named_parameters() if "weight" not in name)
 
 
 @pytest.mark.parametrize("name", list(MENU))
@@ -141,19 +128,9 @@ def test_nothing_is_left_of_earlier_parameters(name: str) -> None:
     assert torch.allclose(copied().log_prob(drawn), before[1], atol=1e-12)
 
 
-@pytest.mark.parametrize("name", list(MENU))
-def test_it_is_described_and_built_again(name: str) -> None:
-    prior = moved(name, 3)
-    again = build(json.loads(json.dumps(describe(prior))))
-    again.load_state_dict(prior.state_dict())
-    z = torch.randn(5, 3)
-    assert type(again) is type(prior)
-    assert torch.equal(again().log_prob(z), prior().log_prob(z))
-
-
 @pytest.mark.parametrize("name", [name for name in MENU if not name.startswith("Vamp")])
 def test_no_latent_dimension_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="at least 1 dimension, but received latent_dim=0"):
+    with pytest.raises(ValueError, match="`latent_dim` must be an integer >= 1, got 0"):
         MENU[name](0)
 
 
@@ -165,10 +142,8 @@ def test_where_learned_priors_start() -> None:
     mixture = priors.MixtureOfGaussians(4, num_components=6)
     assert torch.pdist(mixture.locs).min() > 0.1
     assert mixture.logits.softmax(0).tolist() == pytest.approx([1 / 6] * 6)
-    with pytest.raises(ValueError, match="at least 1 component, but received num_components=0"):
+    with pytest.raises(ValueError, match="`num_components` must be an integer >= 1, got 0"):
         priors.MixtureOfGaussians(4, num_components=0)
-    with pytest.raises(ValueError, match="training a mixture of 1000000000000 components needs about"):
-        priors.MixtureOfGaussians(4, num_components=10**12)
 
 
 def test_mixture_against_the_one_of_torch() -> None:
@@ -232,13 +207,16 @@ def test_every_variable_of_a_flow_moves() -> None:
         assert (z == e).all(0).sum() == still
 
 
-def test_refusals_of_the_flow() -> None:
-    with pytest.raises(ValueError, match="one part of z given the other, .* at least 2, but received 1; for one"):
+def test_refusals() -> None:
+    with pytest.raises(ValueError, match="`latent_dim` of a Flow must be >= 2, got 1"):
         priors.Flow(1)
-    with pytest.raises(ValueError, match="at least 1 layer, but received num_layers=0"):
+    with pytest.raises(ValueError, match="`num_layers` must be an integer >= 1, got 0"):
         priors.Flow(2, num_layers=0)
-    with pytest.raises(ValueError, match="training a coupling layer .* needs about"):
-        priors.Flow(2, hidden=(10**9, 10**9))
+    with pytest.raises(ValueError, match=r"`hidden` must be widths >= 1, got \(8, 0\)"):
+        priors.Flow(2, hidden=(8, 0))
+    for df in (0.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="`df` must be positive and finite, got"):
+            priors.StudentT(2, df=df)
 
 
 @pytest.mark.parametrize("part", POSTERIORS)
@@ -265,19 +243,17 @@ def test_where_pseudo_inputs_start_and_what_is_refused() -> None:
     assert noise.shape == (100, 1, 3, 3)
     assert noise.mean().item() == pytest.approx(0.5, abs=0.01)
     assert 0.005 < noise.std() < 0.02
-    with pytest.raises(ValueError, match="each of 8 pseudo-inputs starts at a datum of its own, but received 7 data"):
+    with pytest.raises(ValueError, match="each of 8 pseudo-inputs starts at its own data point, but received 7"):
         priors.Vamp(encoder, posterior, num_components=8, data=data)
     with pytest.raises(ValueError, match=r"shape of the encoder's data, \(C, 1, 3, 3\), but received .* \(7, 9\)"):
         priors.Vamp(encoder, posterior, num_components=5, data=data.flatten(1))
     for wrong, kind in ((data.byte(), "torch.uint8"), (pyrovae.data.digits().train, "Split")):
         with pytest.raises(TypeError, match=rf"floating-point numbers, but received {kind}; give data=likelihood"):
             priors.Vamp(encoder, posterior, num_components=5, data=wrong)
-    with pytest.raises(ValueError, match="at least 1 component, but received num_components=0"):
+    with pytest.raises(ValueError, match="`num_components` must be an integer >= 1, got 0"):
         priors.Vamp(encoder, posterior, num_components=0)
-    with pytest.raises(ValueError, match="but Sequential does not tell their shape; give it an attribute x_shape"):
+    with pytest.raises(ValueError, match="but Sequential has no x_shape; give it this"):
         priors.Vamp(nn.Sequential(), posterior)
-    with pytest.raises(ValueError, match=r"training 1000000000000 pseudo-inputs of shape \(1, 3, 3\) needs about"):
-        priors.Vamp(encoder, posterior, num_components=10**12)
 
 
 def small_vae(make_prior: Callable[[nn.Module, Posterior], Prior], posterior: Posterior | None = None) -> VAE:
@@ -370,8 +346,3 @@ def test_vamp_refuses_an_encoder_that_takes_covariates() -> None:
     encoder = networks.MLPEncoder((4,), (2, 2), covariate_dim=3)
     with pytest.raises(ValueError, match=r"covariate_dim=3\); choose a prior without encoder"):
         priors.Vamp(encoder, posteriors.DiagonalNormal(2))
-
-
-def test_flow_refuses_layers_without_units() -> None:
-    with pytest.raises(ValueError, match=r"at least 1 unit, but received hidden=\(8, 0\); give widths"):
-        priors.Flow(2, hidden=(8, 0))

@@ -1,4 +1,7 @@
-"""p(x | z): one likelihood a file, each a module whose ``forward`` turns the decoder's output into a distribution."""
+"""Likelihoods p(x | z): one per file, each a module from the decoder's output to a distribution.
+
+`Likelihood` is the base class; ``help(Likelihood)`` shows how to write your own.
+"""
 
 from pyrovae.likelihoods.base import Likelihood
 from pyrovae.likelihoods.bernoulli import Bernoulli

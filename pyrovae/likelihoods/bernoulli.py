@@ -10,12 +10,12 @@ from pyrovae.likelihoods.base import Likelihood
 
 
 class Bernoulli(Likelihood):
-    """Independent binary elements, given by their logits.
+    """Independent binary elements with logits from the decoder.
 
     ``log p(x | z) = sum_i x_i l_i - log(1 + exp(l_i))``, a probability of zeros and ones
 
-    Logits, never probabilities: those saturate in float32 and overstate log p(x). Grey values are outside the support
-    and are refused, since their "likelihood" would be one of nothing: binarize them (see `pyrovae.data.transforms`).
+    Parameters are logits, since probabilities saturate in float32 and overstate log p(x). Gray values raise an error:
+    they are outside the support; binarize them (see `pyrovae.data.transforms`).
     """
 
     n_params = 1

@@ -6,26 +6,26 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyrovae import distributions
-from pyrovae.likelihoods.inversion import solve
 from pyrovae.likelihoods.levels import LevelLikelihood
+from pyrovae.likelihoods.parametrization import solve
 
 
 class Categorical(LevelLikelihood):
-    """Independent levels, the decoder emitting a logit for each value that an element can take.
+    """Independent levels, with one logit per level from the decoder.
 
-    ``log p(x | z) = sum_i l_i[x_i] - log sum_k exp(l_i[k])``, a probability of whole numbers from 0 to levels - 1
+    ``log p(x | z) = sum_i l_i[x_i] - log sum_k exp(l_i[k])``, a probability of integers from 0 to levels - 1
 
-    It can learn any distribution of one element, but not that neighboring levels are alike; with 256 levels its
-    decoder's last layer is by far the largest. `DiscretizedLogistic` has 2 parameters instead.
+    It can learn any distribution of an element, but no similarity of neighboring levels. With 256 levels the last layer
+    of the decoder is by far the largest; `DiscretizedLogistic` has 2 parameters per element.
 
     *Pixel recurrent neural networks (van den Oord, Kalchbrenner, Kavukcuoglu 2016)*, https://arxiv.org/abs/1601.06759
 
     Args:
-        x_shape: shape of one datum.
-        levels: number of values that an element can take.
+        x_shape: shape of one data point.
+        levels: number of values of an element.
 
     Raises:
-        ValueError: if there are not at least two.
+        ValueError: if levels < 2.
 
     """
 
@@ -38,10 +38,10 @@ class Categorical(LevelLikelihood):
         return self.independent(distributions.LevelCategorical(self.check_shape(params)))
 
     def initial_params(self, mean: Tensor) -> Tensor:
-        """Return the logits a k of the maximum-entropy distribution with that mean, which is clipped off the ends."""
+        """Return the logits a k of the maximum-entropy distribution with the mean, clipped to the interior."""
         top = self.levels - 1
-        wanted = mean.double().clamp(0.001 * top, 0.999 * top)
-        slope = solve(self._mean_at, wanted, low=-50, high=50)
+        target = mean.double().clamp(0.001 * top, 0.999 * top)
+        slope = solve(self._mean_at, target, low=-50, high=50)
         return (slope.unsqueeze(-1) * slope.new_tensor(range(self.levels))).to(mean.dtype)
 
     def _mean_at(self, slope: Tensor) -> Tensor:

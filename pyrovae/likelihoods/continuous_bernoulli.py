@@ -1,4 +1,4 @@
-"""Continuous Bernoulli likelihood for grey values."""
+"""Continuous Bernoulli likelihood for gray values."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from torch import Tensor
 
 from pyrovae import distributions
 from pyrovae.likelihoods.base import Likelihood
-from pyrovae.likelihoods.inversion import solve
+from pyrovae.likelihoods.parametrization import solve
 
 
 class ContinuousBernoulli(Likelihood):
-    """Independent elements between 0 and 1, given by their logits.
+    """Independent elements in [0, 1] with logits from the decoder.
 
     ``log p(x | z) = sum_i x_i l_i - log((exp(l_i) - 1) / l_i)``, a density on [0, 1]
 
-    Bernoulli's formula with the constant that makes it a density of grey values; the mean is not sigmoid(l). torch's
-    own distribution is wrong beyond |l| = 16, this one is not.
+    Bernoulli's formula with the normalizing constant of a density on [0, 1]; the mean is not sigmoid(l). It is right for
+    every l, while torch's own distribution is wrong beyond |l| = 16.
 
     *The continuous Bernoulli: fixing a pervasive error in variational autoencoders (Loaiza-Ganem, Cunningham 2019)*,
     https://arxiv.org/abs/1907.06845
@@ -33,6 +33,6 @@ class ContinuousBernoulli(Likelihood):
 
     def initial_params(self, mean: Tensor) -> Tensor:
         """Return the logits at which x has the mean, clipped to [0.001, 0.999]."""
-        wanted = mean.double().clamp(0.001, 0.999)
-        logits = solve(lambda logits: distributions.ContinuousBernoulli(logits).mean, wanted, low=-2e3, high=2e3)
+        target = mean.double().clamp(0.001, 0.999)
+        logits = solve(lambda logits: distributions.ContinuousBernoulli(logits).mean, target, low=-2e3, high=2e3)
         return logits.to(mean.dtype).unsqueeze(-1)

@@ -8,36 +8,34 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyrovae.likelihoods.discretized_logistic import DiscretizedLogistic
-from pyrovae.likelihoods.inversion import solve
+from pyrovae.likelihoods.parametrization import solve
 
 
 class DiscretizedLogisticMixture(DiscretizedLogistic):
-    """Independent levels, each a mixture of discretized logistics: weights, locations and log-scales by the decoder.
+    """Independent levels, each a mixture of discretized logistics with parameters from the decoder.
 
     ``log p(x | z) = sum_i log sum_c w_ic [F_ic(x_i + 1/2) - F_ic(x_i - 1/2)]``, a probability of whole numbers from 0
     to levels - 1
 
-    Every element has components of its own, the channels of a pixel too: unlike in PixelCNN++, the choice of a
-    component is not shared between channels, nor does the location of one depend on the value of another.
+    Each element has its own components. Unlike in PixelCNN++, the channels of a pixel do not share the choice of a
+    component, and the location of one channel does not depend on the value of another.
 
     *PixelCNN++ (Salimans, Karpathy, Chen, Kingma 2017)*, https://arxiv.org/abs/1701.05517
 
     Args:
-        x_shape: shape of one datum.
-        levels: number of values that an element can take.
-        num_components: C, logistics per element.
+        x_shape: shape of one data point.
+        levels: number of values of an element.
+        num_components: C, components per element.
 
     Raises:
-        ValueError: if there are not at least two levels and one component.
+        ValueError: if levels < 2 or num_components < 1.
 
     """
 
     def __init__(self, x_shape: tuple[int, ...], levels: int = 256, *, num_components: int = 5) -> None:
         super().__init__(x_shape, levels)
         if num_components < 1:
-            raise ValueError(
-                f"a mixture has at least 1 component, but received num_components={num_components}; 5 is the default"
-            )
+            raise ValueError(f"`num_components` must be an integer >= 1, got {num_components}; 5 is the default")
         self.num_components = num_components
         self.n_params = 3 * num_components
 
@@ -48,7 +46,7 @@ class DiscretizedLogisticMixture(DiscretizedLogistic):
         return self.independent(dist.MixtureSameFamily(weights, self.elements(location, log_scale)))
 
     def initial_params(self, mean: Tensor) -> Tensor:
-        """Return equal weights and locations spread by a scale to either side, with that mean, clipped off the ends."""
+        """Return equal weights and locations spread by one scale, with the mean clipped to the interior."""
         log_scale = self.initial_log_scale(mean)
         spread = 0.25 * torch.linspace(-1, 1, self.num_components).to(log_scale) * (self.num_components > 1)
 

@@ -14,16 +14,15 @@ class Gaussian(LocationLikelihood):
 
     ``log p(x | z) = -1/2 sum_i [log 2 pi + log s^2 + (x_i - m_i)^2 / s^2]``, a density on the real numbers
 
-    Images of bytes are dequantized before they are scored: a density of discrete values can be made as large as one
-    likes by a small scale.
+    Dequantize integer images first: the density of discrete values has no upper bound as the scale shrinks.
 
     Args:
-        x_shape: shape of one datum.
-        scale: standard deviation s, in units of x; where it is learned, its start.
-        learn_scale: whether the scale is trained with the networks.
+        x_shape: shape of one data point.
+        scale: standard deviation s, in units of x; its initial value if learned.
+        learn_scale: whether to train the scale.
 
     Raises:
-        ValueError: if the scale is not positive and finite.
+        ValueError: if scale is not positive and finite.
 
     """
 

@@ -15,12 +15,12 @@ class Laplace(LocationLikelihood):
     ``log p(x | z) = -sum_i [log 2 s + |x_i - m_i| / s]``, a density on the real numbers
 
     Args:
-        x_shape: shape of one datum.
-        scale: mean absolute deviation s, in units of x; where it is learned, its start.
-        learn_scale: whether the scale is trained with the networks.
+        x_shape: shape of one data point.
+        scale: mean absolute deviation s, in units of x; its initial value if learned.
+        learn_scale: whether to train the scale.
 
     Raises:
-        ValueError: if the scale is not positive and finite.
+        ValueError: if scale is not positive and finite.
 
     """
 
@@ -30,5 +30,5 @@ class Laplace(LocationLikelihood):
         return self.independent(dist.Laplace(location, self.scale))
 
     def scale_of(self, residuals: Tensor) -> Tensor:
-        """Return their mean absolute value."""
+        """Return the mean absolute value of residuals, 0-dim."""
         return residuals.abs().mean()

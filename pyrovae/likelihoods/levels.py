@@ -1,4 +1,4 @@
-"""What the likelihoods of levels have in common."""
+"""Base class of the likelihoods of levels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from pyrovae.data import Data, Split, transforms
 from pyrovae.likelihoods.base import Likelihood
 
-CHANGING = (
+LEVEL_CHANGING = (
     transforms.DynamicBinarization,
     transforms.StaticBinarization,
     transforms.Threshold,
@@ -20,17 +20,17 @@ CHANGING = (
 
 
 class LevelLikelihood(Likelihood):
-    """Base of the likelihoods of whole numbers from 0 to levels - 1, such as bytes.
+    """Base of the likelihoods of integers from 0 to levels - 1, such as bytes.
 
     ``log p(u)`` of stored levels is a log-probability. A density of dequantized data bounds the same quantity,
-    ``log P(u) >= E log p((u + U[0, 1)) / levels) - D log levels``, so that the two are compared in bits per dimension.
+    ``log P(u) >= E log p((u + U[0, 1)) / levels) - D log levels``, so that the two compare in bits per dimension.
 
     Args:
-        x_shape: shape of one datum.
-        levels: number of values that an element can take.
+        x_shape: shape of one data point.
+        levels: number of values of an element.
 
     Raises:
-        ValueError: if there are not at least two.
+        ValueError: if levels < 2.
 
     """
 
@@ -40,30 +40,32 @@ class LevelLikelihood(Likelihood):
     def __init__(self, x_shape: tuple[int, ...], levels: int = 256) -> None:
         super().__init__(x_shape)
         if levels < 2:
-            raise ValueError(f"{type(self).__name__} needs at least 2 levels, but received levels={levels}")
+            raise ValueError(
+                f"`levels` of {type(self).__name__} must be an integer >= 2, got {levels}; 256 is the default"
+            )
         self.levels = levels
 
     @classmethod
     def for_data(cls, data: Data | Split, **options: Any) -> Self:
-        """Make the likelihood of these data, of their shape and number of levels."""
+        """Build the likelihood with the shape and the number of levels of data."""
         split = data.train if isinstance(data, Data) else data
         if split.levels is None:
             raise ValueError(
-                f"{cls.__name__} scores data stored as levels, but {split.name} does not say how many it has; "
+                f"{cls.__name__} needs the number of levels, but it is unknown for {split.name}; "
                 "load integers with levels=, or choose a likelihood for another form of data"
             )
         return cls(split.x_shape, split.levels, **options)
 
     def require_form(self, split: Split) -> None:
-        """Refuse data that are stored with another number of levels, or transformed.
+        """Check that data have the right number of levels and are not transformed.
 
         Raises:
-            ValueError: with both numbers, or the transform, and what to do.
+            ValueError: if the number differs, or a transform changes the levels.
 
         """
         super().require_form(split)
         name = type(self).__name__
-        if isinstance(split.transform, CHANGING):
+        if isinstance(split.transform, LEVEL_CHANGING):
             raise ValueError(
                 f"{name} scores levels as they are stored, but {split.name} gives them by {split.transform}; take "
                 f"data.for_form('levels') and {name}.for_data(data), or a likelihood for transformed data"
@@ -83,9 +85,9 @@ class LevelLikelihood(Likelihood):
 
     @property
     def support(self) -> str:
-        """What is scored, in words."""
-        return f"whole numbers from 0 to {self.levels - 1}"
+        """Values that x can have, in words."""
+        return f"integers from 0 to {self.levels - 1}"
 
     def encoder_input(self, x: Tensor) -> Tensor:
-        """Return x / (levels - 1), between 0 and 1, which is what the encoder sees of x ``(*batch, *x_shape)``."""
+        """Return the encoder's input for x ``(*batch, *x_shape)``: x / (levels - 1), in [0, 1]."""
         return x / (self.levels - 1)

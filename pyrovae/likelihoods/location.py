@@ -1,4 +1,4 @@
-"""What the likelihoods with a location and one scale have in common."""
+"""Base class of the likelihoods with a location and one scale."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class LocationLikelihood(Likelihood):
     """Base of the likelihoods of real numbers around the decoder's output, with one scale for all of them.
 
     Args:
-        x_shape: shape of one datum.
-        scale: in units of x; where it is learned, its start.
-        learn_scale: whether the scale is trained with the networks.
+        x_shape: shape of one data point.
+        scale: in units of x; its initial value if learned.
+        learn_scale: whether to train the scale.
 
     Raises:
-        ValueError: if the scale is not positive and finite.
+        ValueError: if scale is not positive and finite.
 
     """
 
@@ -31,7 +31,7 @@ class LocationLikelihood(Likelihood):
         super().__init__(x_shape)
         if not (scale > 0 and math.isfinite(scale)):
             raise ValueError(
-                f"the scale of a {type(self).__name__} is positive and finite, but received {scale}; 1.0 is the default"
+                f"`scale` of {type(self).__name__} must be positive and finite, got {scale}; 1.0 is the default"
             )
         log_scale = torch.tensor(math.log(scale))
         if learn_scale:
@@ -49,7 +49,7 @@ class LocationLikelihood(Likelihood):
         return mean.unsqueeze(-1)
 
     def start(self, x: Tensor, mean: Tensor) -> Tensor:
-        """Set a learned scale of 1 to that of data ``(N, *x_shape)`` around their mean, and return the mean."""
+        """Set a learned scale of 1 to the spread of data ``(N, *x_shape)`` around their mean, and return the mean."""
         scale = self.scale_of(x - mean)
         if self.log_scale.requires_grad and not self.log_scale.any() and scale > 0:
             with torch.no_grad():
@@ -57,5 +57,5 @@ class LocationLikelihood(Likelihood):
         return self.initial_params(mean)
 
     def scale_of(self, residuals: Tensor) -> Tensor:
-        """Return the scale of residuals of any shape, 0-dim: here their root mean square."""
+        """Return the scale of residuals of any shape, 0-dim; by default their root mean square."""
         return residuals.square().mean().sqrt()

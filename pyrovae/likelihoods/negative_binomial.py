@@ -1,4 +1,4 @@
-"""Negative binomial likelihood for counts that vary more than their mean."""
+"""Negative binomial likelihood for overdispersed counts."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from pyrovae.likelihoods.base import Likelihood
 
 
 class NegativeBinomial(Likelihood):
-    """Independent counts with mean m_i, from the decoder, and variance m_i + m_i^2 / r_i, r_i learned for each element.
+    """Independent counts with mean m_i from the decoder and variance m_i + m_i^2 / r_i, with r_i learned per element.
 
     ``log p(x | z) = sum_i log Gamma(x_i + r_i) - log Gamma(r_i) - log x_i! + r_i log(r_i / (r_i + m_i))
-    + x_i log(m_i / (r_i + m_i))``, a probability of whole numbers from 0 on
+    + x_i log(m_i / (r_i + m_i))``, a probability of integers >= 0
 
     *Deep generative modeling for single-cell transcriptomics (Lopez, Regier, Cole, Jordan, Yosef 2018)*,
     https://doi.org/10.1038/s41592-018-0229-2
 
     Args:
-        x_shape: shape of one datum.
-        total_count: r, the inverse dispersion; where it is learned, its start. Poisson is the limit of large ones.
-        learn_total_count: whether r is trained with the networks.
+        x_shape: shape of one data point.
+        total_count: r, the inverse dispersion; its initial value if learned. Poisson is the limit of large r.
+        learn_total_count: whether to train r.
 
     Raises:
-        ValueError: if r is not positive and finite.
+        ValueError: if total_count is not positive and finite.
 
     """
 
@@ -39,8 +39,8 @@ class NegativeBinomial(Likelihood):
         super().__init__(x_shape)
         if not (total_count > 0 and math.isfinite(total_count)):
             raise ValueError(
-                f"the total_count of a NegativeBinomial is positive and finite, but received {total_count}; "
-                "1.0 is the default, Poisson the limit of large ones"
+                f"`total_count` of NegativeBinomial must be positive and finite, got {total_count}; 1.0 is the default, "
+                "Poisson the limit of large values"
             )
         log_total_count = torch.full(self.x_shape, math.log(total_count))
         if learn_total_count:
@@ -58,7 +58,7 @@ class NegativeBinomial(Likelihood):
         return mean.clamp(min=0.001).log().unsqueeze(-1)
 
     def start(self, x: Tensor, mean: Tensor) -> Tensor:
-        """Set learned r of 1 to those at which the variance is that of data ``(N, *x_shape)``, between 0.1 and 100."""
+        """Fit learned r of 1 to the variance of data ``(N, *x_shape)``, within [0.1, 100], and return the initial parameters."""
         excess = (x - mean).square().mean(0) - mean
         if self.log_total_count.requires_grad and not self.log_total_count.any():
             with torch.no_grad():

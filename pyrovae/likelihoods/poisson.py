@@ -10,11 +10,11 @@ from pyrovae.likelihoods.base import Likelihood
 
 
 class Poisson(Likelihood):
-    """Independent counts, given by the logarithms of their means.
+    """Independent counts with log-means from the decoder.
 
-    ``log p(x | z) = sum_i x_i l_i - exp(l_i) - log x_i!``, a probability of whole numbers from 0 on
+    ``log p(x | z) = sum_i x_i l_i - exp(l_i) - log x_i!``, a probability of integers >= 0
 
-    The variance equals the mean; where counts vary more, `NegativeBinomial` fits better.
+    The variance equals the mean; for overdispersed counts `NegativeBinomial` fits better.
     """
 
     n_params = 1

@@ -17,17 +17,17 @@ class StudentT(LocationLikelihood):
     ``log p(x | z) = -sum_i [(v + 1) / 2 log(1 + (x_i - m_i)^2 / (v s^2)) + log(s B(v / 2, 1 / 2) sqrt(v))]``, a
     density on the real numbers
 
-    A datum far away pulls at the mean with a force that falls as its distance grows, instead of rising as under a
-    Gaussian. The variance, s^2 v / (v - 2), is infinite up to two degrees of freedom.
+    The gradient of an outlier decreases with its distance, while it increases under a Gaussian. The variance,
+    s^2 v / (v - 2), is infinite for df <= 2.
 
     Args:
-        x_shape: shape of one datum.
-        df: degrees of freedom v, above 1, since pictures and reconstructions show means and none exists below.
-        scale: s, in units of x; where it is learned, its start.
-        learn_scale: whether the scale is trained with the networks.
+        x_shape: shape of one data point.
+        df: degrees of freedom v > 1, for which a mean exists; reconstructions and figures need one.
+        scale: s, in units of x; its initial value if learned.
+        learn_scale: whether to train the scale.
 
     Raises:
-        ValueError: if the scale is not positive and finite, or there are too few degrees of freedom.
+        ValueError: if the scale is not positive and finite, or df not finite and > 1.
 
     """
 
@@ -37,8 +37,8 @@ class StudentT(LocationLikelihood):
         super().__init__(x_shape, scale=scale, learn_scale=learn_scale)
         if not (df > 1 and math.isfinite(df)):
             raise ValueError(
-                f"StudentT needs more than 1 degree of freedom to have a mean, and finitely many, but received df={df};"
-                " 5.0 is the default, Gaussian the limit of many"
+                f"`df` of StudentT must be finite and > 1, so that a mean exists, got {df}; 5.0 is the default, "
+                "Gaussian the limit of large values"
             )
         self.df = float(df)
 
@@ -48,7 +48,7 @@ class StudentT(LocationLikelihood):
         return self.independent(distributions.StudentT(self.df, location, self.scale))
 
     def scale_of(self, residuals: Tensor) -> Tensor:
-        """Return the scale at which their mean absolute value is that of the distribution."""
+        """Return the scale whose mean absolute deviation equals the one of residuals, 0-dim."""
         v = self.df
         log_beta = math.lgamma(v / 2) + math.lgamma(0.5) - math.lgamma((v + 1) / 2)
         return residuals.abs().mean() * (v - 1) * math.exp(log_beta) / (2 * math.sqrt(v))

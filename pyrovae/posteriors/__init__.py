@@ -1,4 +1,7 @@
-"""q(z | x): one posterior a file, each a module whose ``forward`` turns the encoder's output into a distribution."""
+"""Posteriors q(z | x): one per file, each a module from the encoder's output to a distribution.
+
+`Posterior` is the base class; ``help(Posterior)`` shows how to write your own.
+"""
 
 from pyrovae.posteriors.base import Posterior
 from pyrovae.posteriors.diagonal_normal import DiagonalNormal

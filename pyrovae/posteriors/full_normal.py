@@ -8,17 +8,16 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyrovae.distributions import TriangularNormal
-from pyrovae.posteriors.base import Posterior
-from pyrovae.posteriors.clamp import MAX_LOG_VARIANCE, MIN_LOG_VARIANCE, check_bounds, clamp
+from pyrovae.posteriors.clamp import MAX_LOG_VARIANCE, MIN_LOG_VARIANCE, ClampedPosterior
 
 
-class FullNormal(Posterior):
+class FullNormal(ClampedPosterior):
     """``q(z | x) = N(z; mean, L L^T)``, ``L = diag exp(log_variance / 2) (I + N)``, N strictly lower triangular.
 
-    The encoder emits, beside the mean, a matrix A ``(D, D)``: the log-variances on its diagonal, clamped as those of
-    `DiagonalNormal`, and ``N_ij = (A_ij + A_ji) / sqrt(2 D)`` of both its triangles, so that no output is unused. By
-    the divisor the correlations of an untrained encoder do not grow with D. The output of the encoder grows with D^2:
-    for many dimensions take `LowRankNormal`.
+    The encoder emits the mean and a matrix A ``(D, D)``. Its diagonal holds the log-variances, clamped as in
+    `DiagonalNormal`; both triangles give ``N_ij = (A_ij + A_ji) / sqrt(2 D)``. The divisor keeps the correlations of an
+    untrained encoder from growing with D. The output of the encoder grows with D^2: use `LowRankNormal` for many
+    dimensions.
 
     *An introduction to variational autoencoders (Kingma, Welling 2019)*, section 2.5.1,
     https://arxiv.org/abs/1906.02691
@@ -29,7 +28,7 @@ class FullNormal(Posterior):
         max_log_variance: upper bound of the log-variance.
 
     Raises:
-        ValueError: if the bounds are not in order.
+        ValueError: if latent_dim < 1 or min_log_variance >= max_log_variance.
 
     """
 
@@ -40,14 +39,13 @@ class FullNormal(Posterior):
         min_log_variance: float = MIN_LOG_VARIANCE,
         max_log_variance: float = MAX_LOG_VARIANCE,
     ) -> None:
-        super().__init__(latent_dim)
+        super().__init__(latent_dim, min_log_variance=min_log_variance, max_log_variance=max_log_variance)
         self.n_params = 1 + latent_dim
-        self.bounds = check_bounds(min_log_variance, max_log_variance)
 
     def forward(self, params: Tensor) -> TorchDistribution:
         """Turn ``(*batch, latent_dim, 1 + latent_dim)``, mean and A, into a distribution over z."""
         mean, *_ = self.split(params)
         raw = params[..., 1:]
-        scale = (0.5 * clamp(raw.diagonal(dim1=-2, dim2=-1), self.bounds)).exp()
+        scale = self.scale(raw.diagonal(dim1=-2, dim2=-1))
         lower = (raw + raw.mT).tril(-1) * (scale / math.sqrt(2 * self.latent_dim)).unsqueeze(-1)
         return TriangularNormal(mean, scale_tril=lower + scale.diag_embed())

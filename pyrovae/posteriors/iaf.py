@@ -11,20 +11,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyrovae.distributions import FlowLayer, NormalFlow
-from pyrovae.posteriors.base import Posterior
-from pyrovae.posteriors.clamp import MAX_LOG_VARIANCE, MIN_LOG_VARIANCE, check_bounds, clamp
-from pyrovae.runtime import memory
+from pyrovae.posteriors.clamp import MAX_LOG_VARIANCE, MIN_LOG_VARIANCE, ClampedPosterior
 
-OPEN_GATE = 2.0  # the gate's logit at the start: s = 0.88, so that a layer starts near the identity
+OPEN_GATE = 2.0  # initial logit of the gate, s = 0.88: a layer starts near the identity
 
 
-class IAF(Posterior):
-    """A diagonal normal carried through autoregressive layers, in each of which ``z_i <- s_i z_i + (1 - s_i) m_i``.
+class IAF(ClampedPosterior):
+    """A diagonal normal transformed by autoregressive layers: in each, ``z_i <- s_i z_i + (1 - s_i) m_i``.
 
-    s in (0, 1) and m are functions of the z before i and of a context that the encoder emits; the order of the
-    variables is reversed from layer to layer. A draw with its log q takes one pass; log q of any other z is found one
-    variable after the other. `pyrovae.distributions.NormalFlow` says what its gradient means, and how mean and standard
-    deviation are estimated.
+    s in (0, 1) and m are functions of the z before i and of a context from the encoder; the order of the variables is
+    reversed from layer to layer. A draw with its log q takes one pass; log q of any other z is computed one variable
+    after the other. See `pyrovae.distributions.NormalFlow` for its gradient and the estimated mean and standard
+    deviation.
 
     *Improved variational inference with inverse autoregressive flow (Kingma et al. 2016)*,
     https://arxiv.org/abs/1606.04934
@@ -32,13 +30,13 @@ class IAF(Posterior):
     Args:
         latent_dim: D, the number of latent dimensions.
         num_layers: autoregressive layers.
-        hidden: widths of the hidden layers of each.
-        num_context: numbers per latent dimension that the encoder emits for the layers to see.
+        hidden: widths of the hidden layers of each autoregressive layer.
+        num_context: context numbers per latent dimension, emitted by the encoder for the layers.
         min_log_variance: lower bound of the log-variance of the normal.
         max_log_variance: upper bound of the log-variance of the normal.
 
     Raises:
-        ValueError: if there is no layer, a layer has no hidden units, or the bounds are not in order.
+        ValueError: if a number of layers, units or context numbers is invalid, or min_log_variance >= max_log_variance.
 
     """
 
@@ -52,19 +50,16 @@ class IAF(Posterior):
         min_log_variance: float = MIN_LOG_VARIANCE,
         max_log_variance: float = MAX_LOG_VARIANCE,
     ) -> None:
-        super().__init__(latent_dim)
+        super().__init__(latent_dim, min_log_variance=min_log_variance, max_log_variance=max_log_variance)
         if num_layers < 1:
-            raise ValueError(
-                f"a flow has at least 1 layer, but received num_layers={num_layers}; without any it is DiagonalNormal"
-            )
+            raise ValueError(f"`num_layers` must be an integer >= 1, got {num_layers}; for 0 use DiagonalNormal")
         if not hidden or min(hidden) < 1:
             raise ValueError(
-                f"an autoregressive layer has hidden units, but received hidden={tuple(hidden)}; give their number"
+                f"`hidden` must be one or more widths >= 1, got {tuple(hidden)}; give for instance hidden=(64,)"
             )
         if num_context < 0:
-            raise ValueError(f"the context has at least 0 numbers per dimension, but received {num_context}")
+            raise ValueError(f"`num_context` must be an integer >= 0, got {num_context}; 2 is the default")
         self.n_params = 2 + num_context
-        self.bounds = check_bounds(min_log_variance, max_log_variance)
         self.layers = nn.ModuleList(
             AutoregressiveLayer(latent_dim, latent_dim * num_context, tuple(hidden), backwards=index % 2 == 1)
             for index in range(num_layers)
@@ -73,7 +68,7 @@ class IAF(Posterior):
     def forward(self, params: Tensor) -> TorchDistribution:
         """Turn ``(*batch, latent_dim, 2 + num_context)``, mean, log-variance and context, into a distribution."""
         mean, log_variance, *_ = self.split(params)
-        scale = (0.5 * clamp(log_variance, self.bounds)).exp()
+        scale = self.scale(log_variance)
         context = params[..., 2:].flatten(-2)  # (*batch, D * num_context)
         return InverseAutoregressiveFlow(mean, scale, tuple(self.layers), context=context)  # type: ignore[arg-type]
 
@@ -89,7 +84,7 @@ class AutoregressiveLayer(FlowLayer):
 
     Args:
         latent_dim: D.
-        context_size: length of the context, seen by all hidden units.
+        context_size: length of the context, an input of all hidden units.
         hidden: widths of the hidden layers.
         backwards: whether the last variable comes first.
 
@@ -97,21 +92,16 @@ class AutoregressiveLayer(FlowLayer):
 
     def __init__(self, latent_dim: int, context_size: int, hidden: tuple[int, ...], *, backwards: bool) -> None:
         super().__init__()
-        places = torch.arange(1, latent_dim + 1)  # of each variable in the order, from 1 on
+        positions = torch.arange(1, latent_dim + 1)  # of each variable in the order
         self.order = tuple(range(latent_dim))[:: -1 if backwards else 1]
-        seen = places.flip(0) if backwards else places
-        outputs = seen - 1  # a variable's m and s see what lies before its place
-        widths = (latent_dim + context_size, *hidden, 2 * latent_dim)
-        weights = sum(a * b for a, b in zip(widths, widths[1:], strict=False))
-        memory.require(
-            4 * 4.0 * weights, what=f"training an autoregressive layer of {widths} units", hint="choose smaller layers"
-        )
+        inputs = positions.flip(0) if backwards else positions
+        outputs = inputs - 1  # m and s of a variable depend on the variables before it
         layers = []
         for width in hidden:
-            last_seen = torch.arange(width) * latent_dim // width  # 0 to D - 1: how far each unit sees
-            layers.append(MaskedLinear(last_seen.unsqueeze(1) >= seen))
-            seen = last_seen
-        layers.append(MaskedLinear(outputs.repeat(2).unsqueeze(1) >= seen))
+            units = torch.arange(width) * latent_dim // width  # 0 to D - 1, last position on which each unit depends
+            layers.append(MaskedLinear(units.unsqueeze(1) >= inputs))
+            inputs = units
+        layers.append(MaskedLinear(outputs.repeat(2).unsqueeze(1) >= inputs))
         self.layers = nn.ModuleList(layers)
         self.context = nn.Linear(context_size, hidden[0], bias=False) if context_size else None
         with torch.no_grad():
@@ -121,42 +111,42 @@ class AutoregressiveLayer(FlowLayer):
     def forward(self, value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Map ``(*, D)`` to the result and the log-determinant ``(*)``."""
         first, *rest = self.layers
-        out = first(value) + self._of_context(context)
+        out = first(value) + self._encode_context(context)
         for layer in rest:
             out = layer(out.tanh())
         goal, gate = out.chunk(2, -1)
         return goal + gate.sigmoid() * (value - goal), functional.logsigmoid(gate).sum(-1)
 
     def inverse(self, value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return what `forward` maps to this value, and the log-determinant of `forward` there."""
+        """Return the argument that `forward` maps to a value, and the log-determinant of `forward` there."""
         first, *middle, last = self.layers
         masked_first, masked_last = first.masked_weight(), last.masked_weight()  # type: ignore[operator]
         bias = last.bias
         assert isinstance(bias, Tensor)
         latent_dim = len(self.order)
-        before: Any = first.bias + self._of_context(context)  # type: ignore[operator]
-        found: dict[int, Tensor] = {}
+        before: Any = first.bias + self._encode_context(context)  # type: ignore[operator]
+        variables: dict[int, Tensor] = {}
         log_gates = []
-        for place, index in enumerate(self.order):
+        for position, index in enumerate(self.order):
             out = before
             for layer in middle:
                 out = layer(out.tanh())
             own = slice(index, None, latent_dim)  # its two outputs
             goal, gate = functional.linear(out.tanh(), masked_last[own], bias[own]).unbind(-1)
             log_gates.append(functional.logsigmoid(gate))
-            found[index] = goal + (value[..., index] - goal) * log_gates[-1].neg().exp()
-            if place < latent_dim - 1:
-                before = before + found[index].unsqueeze(-1) * masked_first[:, index]
-        ordered = torch.stack([found[index] for index in range(latent_dim)], -1)
+            variables[index] = goal + (value[..., index] - goal) * log_gates[-1].neg().exp()
+            if position < latent_dim - 1:
+                before = before + variables[index].unsqueeze(-1) * masked_first[:, index]
+        ordered = torch.stack([variables[index] for index in range(latent_dim)], -1)
         log_gates = [log_gate.expand(ordered.shape[:-1]) for log_gate in log_gates]
         return ordered, torch.stack(log_gates, -1).sum(-1)
 
-    def _of_context(self, context: Tensor | None) -> Tensor | float:
+    def _encode_context(self, context: Tensor | None) -> Tensor | float:
         return 0.0 if self.context is None or context is None else self.context(context)
 
 
 class MaskedLinear(nn.Linear):
-    """A linear layer in which a mask ``(outputs, inputs)`` says what each output sees."""
+    """A linear layer with a mask ``(outputs, inputs)`` of the inputs on which each output depends."""
 
     mask: Tensor
 
@@ -167,7 +157,7 @@ class MaskedLinear(nn.Linear):
         nn.init.zeros_(self.bias)
 
     def masked_weight(self) -> Tensor:
-        """Return the weights, zero where the mask is."""
+        """Return the weights times the mask."""
         return self.weight * self.mask
 
     def forward(self, value: Tensor) -> Tensor:

@@ -8,27 +8,26 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyrovae.distributions import LowRankNormal as LowRankNormalDistribution
-from pyrovae.posteriors.base import Posterior
-from pyrovae.posteriors.clamp import MAX_LOG_VARIANCE, MIN_LOG_VARIANCE, check_bounds, clamp
+from pyrovae.posteriors.clamp import MAX_LOG_VARIANCE, MIN_LOG_VARIANCE, ClampedPosterior
 
 
-class LowRankNormal(Posterior):
+class LowRankNormal(ClampedPosterior):
     """``q(z | x) = N(z; mean, S (I + V V^T) S)``, with ``S = diag exp(log_variance / 2)`` and V of shape (D, rank).
 
-    The encoder emits V times the square root of the rank: the variance that correlations add is then independent of
-    the rank at the start. The log-variance, of what is not correlated, is clamped as that of `DiagonalNormal`.
+    The encoder emits V times the square root of the rank, so that the variance from correlations does not depend on the
+    rank at the start. The log-variance of the uncorrelated part is clamped as in `DiagonalNormal`.
 
     *Gaussian variational approximation with factor covariance structure (Ong, Nott, Smith 2018)*,
     https://arxiv.org/abs/1701.03208
 
     Args:
         latent_dim: D, the number of latent dimensions.
-        rank: number of directions.
+        rank: number of columns of V.
         min_log_variance: lower bound of the log-variance.
         max_log_variance: upper bound of the log-variance.
 
     Raises:
-        ValueError: if there is no direction, or the bounds are not in order.
+        ValueError: if latent_dim < 1, rank < 1 or min_log_variance >= max_log_variance.
 
     """
 
@@ -40,16 +39,15 @@ class LowRankNormal(Posterior):
         min_log_variance: float = MIN_LOG_VARIANCE,
         max_log_variance: float = MAX_LOG_VARIANCE,
     ) -> None:
-        super().__init__(latent_dim)
+        super().__init__(latent_dim, min_log_variance=min_log_variance, max_log_variance=max_log_variance)
         if rank < 1:
-            raise ValueError(f"the rank is at least 1, but received rank={rank}; 0 would be a DiagonalNormal")
+            raise ValueError(f"`rank` must be an integer >= 1, got {rank}; for 0 use DiagonalNormal")
         self.rank = rank
         self.n_params = 2 + rank
-        self.bounds = check_bounds(min_log_variance, max_log_variance)
 
     def forward(self, params: Tensor) -> TorchDistribution:
         """Turn ``(*batch, latent_dim, 2 + rank)``, mean, log-variance and factors, into a distribution over z."""
         mean, log_variance, *_ = self.split(params)
-        log_variance = clamp(log_variance, self.bounds)
+        log_variance = self.clamp(log_variance)
         factors = params[..., 2:] * ((0.5 * log_variance).exp() / math.sqrt(self.rank)).unsqueeze(-1)
         return LowRankNormalDistribution(mean, factors, log_variance.exp())

@@ -1,4 +1,7 @@
-"""p(z): one prior a file, each a module whose ``forward`` returns a distribution."""
+"""Priors p(z): one per file, each a module whose ``forward`` returns a distribution.
+
+`Prior` is the base class; ``help(Prior)`` shows how to write your own.
+"""
 
 from pyrovae.priors.base import Prior
 from pyrovae.priors.diagonal_normal import DiagonalNormal

@@ -1,4 +1,4 @@
-"""The prior p(z), and how to write one."""
+"""Base class of the priors p(z)."""
 
 from __future__ import annotations
 
@@ -8,26 +8,40 @@ from typing import ClassVar
 from pyro.distributions import TorchDistribution
 from torch import nn
 
-from pyrovae.runtime import memory
 from pyrovae.runtime.serialization import Described
 
 
 class Prior(Described, nn.Module, ABC):
-    """The distribution of the latent variable z of one datum.
+    """Base class of the priors: the distribution of the latent variable z of a data point.
 
-    To write your own, copy `StandardNormal` (the shortest): keep constants as buffers and what is learned as
-    parameters, so that both follow the module to its device and into its run folder, and return a distribution whose
-    event shape is ``(latent_dim,)`` and whose batch shape is empty. `pyrovae.testing.check` tests it.
+    To write your own, derive a class and define ``forward``:
+
+        >>> import pyro.distributions as dist
+        >>> class Laplace(Prior):
+        ...     '''Independent Laplace elements with learned scales.'''
+        ...
+        ...     def __init__(self, latent_dim):
+        ...         super().__init__(latent_dim)
+        ...         self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
+        ...         self.log_scale = torch.nn.Parameter(torch.zeros(latent_dim))
+        ...
+        ...     def forward(self):
+        ...         return dist.Laplace(self.loc, self.log_scale.exp()).to_event(1)
+
+    Constants are buffers and learned values parameters, so that both follow the module to its device and into its run
+    folder. The distribution has event shape ``(latent_dim,)`` and an empty batch shape. ``testing.check(Laplace(2))``
+    tests it. To add it to the package, write one file in ``pyrovae/priors/`` and add one import and one name to its
+    ``__init__.py``.
 
     Attributes:
-        conditional: whether ``forward`` takes the covariates ``(B, ...)`` of a conditional model; its batch shape is
-            then ``(B,)``.
+        conditional: whether ``forward`` takes the covariates ``(B, ...)`` of a conditional model; the distribution then
+            has batch shape ``(B,)``.
 
     Args:
         latent_dim: D, the number of latent dimensions.
 
     Raises:
-        ValueError: if there is not at least one.
+        ValueError: if latent_dim < 1.
 
     """
 
@@ -36,8 +50,7 @@ class Prior(Described, nn.Module, ABC):
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
         if latent_dim < 1:
-            raise ValueError(f"a latent variable has at least 1 dimension, but received latent_dim={latent_dim}")
-        memory.require(8.0 * latent_dim, what=f"a prior of {latent_dim} dimensions", hint="choose a smaller latent_dim")
+            raise ValueError(f"`latent_dim` must be an integer >= 1, got {latent_dim}")
         self.latent_dim = latent_dim
 
     @abstractmethod

@@ -11,9 +11,9 @@ from pyrovae.priors.base import Prior
 
 
 class DiagonalNormal(Prior):
-    """``p(z) = N(z; loc, diag exp(log_scale)^2)``, both learned, from N(0, I) on.
+    """``p(z) = N(z; loc, diag exp(log_scale)^2)`` with learned loc and log_scale, initially N(0, I).
 
-    Any such prior can be undone by a first layer of the networks: it makes training easier, not the model richer.
+    The first layer of the networks can undo this prior: it makes training easier, not the model richer.
 
     Args:
         latent_dim: D, the number of latent dimensions.

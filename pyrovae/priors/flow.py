@@ -10,15 +10,14 @@ from torch import Tensor, nn
 
 from pyrovae.distributions import FlowLayer, NormalFlow
 from pyrovae.priors.base import Prior
-from pyrovae.runtime import memory
 
-MAX_LOG_SCALE = 3.0  # of one layer; approached smoothly, so that no draw can overflow
+MAX_LOG_SCALE = 3.0  # smooth bound of |s| of one layer, so that no draw overflows
 
 
 class Flow(Prior):
-    """A standard normal carried through affine coupling layers: the density of N(0, I), bent.
+    """A standard normal transformed by affine coupling layers.
 
-    ``z_b <- z_b exp(s(z_a)) + t(z_a)``, the two halves a and b of z changing places from layer to layer.
+    ``z_b <- z_b exp(s(z_a)) + t(z_a)``, with the two halves a and b of z swapped from layer to layer.
 
     Sampling and scoring both take one pass. It starts near N(0, I).
 
@@ -29,10 +28,10 @@ class Flow(Prior):
     Args:
         latent_dim: D, the number of latent dimensions, at least 2.
         num_layers: coupling layers.
-        hidden: widths of the hidden layers of each.
+        hidden: widths of the hidden layers of each coupling layer.
 
     Raises:
-        ValueError: if there is one dimension only, no layer, or a layer has no hidden units.
+        ValueError: if latent_dim < 2, num_layers < 1 or a width < 1.
 
     """
 
@@ -43,15 +42,13 @@ class Flow(Prior):
         super().__init__(latent_dim)
         if latent_dim < 2:
             raise ValueError(
-                f"a coupling layer moves one part of z given the other, so that a Flow needs latent_dim of at least 2, "
-                f"but received {latent_dim}; for one dimension take MixtureOfGaussians"
+                f"`latent_dim` of a Flow must be >= 2, got {latent_dim}: a coupling layer has two halves; for one "
+                "dimension use MixtureOfGaussians"
             )
         if num_layers < 1:
-            raise ValueError(
-                f"a flow has at least 1 layer, but received num_layers={num_layers}; without any it is StandardNormal"
-            )
+            raise ValueError(f"`num_layers` must be an integer >= 1, got {num_layers}; for 0 use StandardNormal")
         if hidden and min(hidden) < 1:
-            raise ValueError(f"a hidden layer has at least 1 unit, but received hidden={tuple(hidden)}; give widths")
+            raise ValueError(f"`hidden` must be widths >= 1, got {tuple(hidden)}; (64, 64) is the default")
         self.layers = nn.ModuleList(
             CouplingLayer(latent_dim, tuple(hidden), swapped=index % 2 == 1) for index in range(num_layers)
         )
@@ -68,12 +65,12 @@ class CouplingFlow(NormalFlow):
 
 
 class CouplingLayer(FlowLayer):
-    """Scales and shifts one half of a vector by functions of the other.
+    """An affine map of one half of a vector, with scale and shift computed from the other half.
 
     Args:
         latent_dim: D.
         hidden: widths of the hidden layers.
-        swapped: whether the first half is moved given the second, instead of the second given the first.
+        swapped: whether the first half is transformed given the second, instead of the second given the first.
 
     """
 
@@ -82,39 +79,35 @@ class CouplingLayer(FlowLayer):
         self.swapped = swapped
         self.num_first = latent_dim // 2
         sizes = (self.num_first, latent_dim - self.num_first)
-        given, moved = sizes[::-1] if swapped else sizes
-        widths = (given, *hidden, 2 * moved)
-        weights = sum(a * b for a, b in zip(widths, widths[1:], strict=False))
-        memory.require(
-            4 * 4.0 * weights, what=f"training a coupling layer of {widths} units", hint="choose smaller layers"
-        )
+        given, transformed = sizes[::-1] if swapped else sizes
+        widths = (given, *hidden, 2 * transformed)
         layers: list[nn.Module] = []
         for fan_in, fan_out in zip(widths, widths[1:], strict=False):
             layers += [nn.Linear(fan_in, fan_out), nn.Tanh()]
         self.net = nn.Sequential(*layers[:-1])
         last = layers[-2]
         assert isinstance(last, nn.Linear)
-        nn.init.normal_(last.weight, std=0.01)  # not zero, at which the layers below would get no gradient
+        nn.init.normal_(last.weight, std=0.01)  # zero would give the layers below no gradient
         nn.init.zeros_(last.bias)
 
     def forward(self, value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Map ``(*, D)`` to the result and the log-determinant ``(*)``."""
-        given, moved = self._halves(value)
+        given, transformed = self._halves(value)
         log_scale, shift = self._affine(given)
-        return self._join(given, moved * log_scale.exp() + shift), log_scale.sum(-1)
+        return self._join(given, transformed * log_scale.exp() + shift), log_scale.sum(-1)
 
     def inverse(self, value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return what `forward` maps to this value, and the log-determinant of `forward` there."""
-        given, moved = self._halves(value)
+        """Return the argument that `forward` maps to a value, and the log-determinant of `forward` there."""
+        given, transformed = self._halves(value)
         log_scale, shift = self._affine(given)
-        return self._join(given, (moved - shift) * log_scale.neg().exp()), log_scale.sum(-1)
+        return self._join(given, (transformed - shift) * log_scale.neg().exp()), log_scale.sum(-1)
 
     def _halves(self, value: Tensor) -> tuple[Tensor, Tensor]:
         first, second = value[..., : self.num_first], value[..., self.num_first :]
         return (second, first) if self.swapped else (first, second)
 
-    def _join(self, given: Tensor, moved: Tensor) -> Tensor:
-        return torch.cat((moved, given) if self.swapped else (given, moved), -1)
+    def _join(self, given: Tensor, transformed: Tensor) -> Tensor:
+        return torch.cat((transformed, given) if self.swapped else (given, transformed), -1)
 
     def _affine(self, given: Tensor) -> tuple[Tensor, Tensor]:
         raw, shift = self.net(given).chunk(2, -1)

@@ -8,36 +8,28 @@ from torch import nn
 
 from pyrovae.distributions import NormalMixture
 from pyrovae.priors.base import Prior
-from pyrovae.runtime import memory
 
 
 class MixtureOfGaussians(Prior):
-    """``p(z) = sum_c w_c N(z; m_c, diag s_c^2)``, all learned.
+    """``p(z) = sum_c w_c N(z; m_c, diag s_c^2)`` with learned w, m and s.
 
     The components start with equal weights and unit scales at locations drawn from N(0, I), so that they differ.
 
-    *VAE with a VampPrior (Tomczak, Welling 2018)*, https://arxiv.org/abs/1705.07120, compares it with others.
+    *VAE with a VampPrior (Tomczak, Welling 2018)*, https://arxiv.org/abs/1705.07120, for a comparison of priors.
 
     Args:
         latent_dim: D, the number of latent dimensions.
         num_components: C, the number of components.
 
     Raises:
-        ValueError: if there is not at least one component.
+        ValueError: if latent_dim < 1 or num_components < 1.
 
     """
 
     def __init__(self, latent_dim: int, *, num_components: int = 10) -> None:
         super().__init__(latent_dim)
         if num_components < 1:
-            raise ValueError(
-                f"a mixture has at least 1 component, but received num_components={num_components}; 10 is the default"
-            )
-        memory.require(
-            4 * 8.0 * num_components * latent_dim,
-            what=f"training a mixture of {num_components} components",
-            hint="choose fewer",
-        )
+            raise ValueError(f"`num_components` must be an integer >= 1, got {num_components}; 10 is the default")
         self.logits = nn.Parameter(torch.zeros(num_components))
         self.locs = nn.Parameter(torch.randn(num_components, latent_dim))
         self.log_scales = nn.Parameter(torch.zeros(num_components, latent_dim))

@@ -10,7 +10,7 @@ from pyrovae.priors.base import Prior
 
 
 class StandardNormal(Prior):
-    """``p(z) = N(z; 0, I)``, with nothing to learn.
+    """``p(z) = N(z; 0, I)``, without parameters.
 
     *Auto-encoding variational Bayes (Kingma, Welling 2014)*, https://arxiv.org/abs/1312.6114
     """

@@ -12,7 +12,7 @@ from pyrovae.priors.base import Prior
 
 
 class StudentT(Prior):
-    """``p(z) = prod_d t(z_d; df)``, of location 0 and scale 1: heavier tails than N(0, I), with nothing to learn.
+    """``p(z) = prod_d t(z_d; df)``, with location 0 and scale 1: heavier tails than N(0, I), without parameters.
 
     *t3-Variational autoencoder: learning heavy-tailed data with Student's t and power divergence (Kim et al. 2024)*,
     https://arxiv.org/abs/2312.01133
@@ -22,7 +22,7 @@ class StudentT(Prior):
         df: degrees of freedom; the variance is ``df / (df - 2)`` above 2 and infinite below.
 
     Raises:
-        ValueError: if the degrees of freedom are not positive and finite.
+        ValueError: if latent_dim < 1 or df is not positive and finite.
 
     """
 
@@ -32,7 +32,7 @@ class StudentT(Prior):
     def __init__(self, latent_dim: int, *, df: float = 5.0) -> None:
         super().__init__(latent_dim)
         if not (df > 0 and math.isfinite(df)):
-            raise ValueError(f"degrees of freedom are positive and finite, but received df={df}; 5.0 is the default")
+            raise ValueError(f"`df` must be positive and finite, got {df}; 5.0 is the default")
         self.df = float(df)
         self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
         self.register_buffer("scale", torch.tensor(1.0), persistent=False)

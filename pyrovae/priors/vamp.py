@@ -1,8 +1,6 @@
-"""The posterior's own mixture over pseudo-inputs as a prior."""
+"""Mixture of the posteriors at learned pseudo-inputs as a prior."""
 
 from __future__ import annotations
-
-import math
 
 import pyro.distributions as dist
 import torch
@@ -11,31 +9,30 @@ from torch import Tensor, nn
 
 from pyrovae.distributions import NormalMixture
 from pyrovae.priors.base import Prior
-from pyrovae.runtime import memory
 
 
 class Vamp(Prior):
     """``p(z) = (1 / C) sum_c q(z | u_c)``, with learned pseudo-inputs u.
 
-    Encoder and posterior are the very modules of the VAE, and trained from both sides. The pseudo-inputs are what the
-    encoder sees, `Likelihood.encoder_input` of data; nothing holds them within its range. Every call runs the encoder
-    on all of them. Under a posterior that is a flow, such as `IAF`, each log p(z) inverts it C times, one
-    latent dimension after the other: a training step then takes tens of times as long. An encoder with batch
-    normalization sees the pseudo-inputs as a batch of their own in training, and by its running statistics, which
-    data and pseudo-inputs share, in evaluation: the prior differs between the two; choose an encoder without.
+    Encoder and posterior are shared with the VAE and trained through both. Pseudo-inputs are inputs of the encoder,
+    like `Likelihood.encoder_input` of data, and unconstrained. Every call runs the encoder on all of them. With a flow
+    as posterior, such as `IAF`, each log p(z) inverts it C times, one latent dimension after the other: a training step
+    takes tens of times as long. With batch normalization in the encoder, training normalizes the pseudo-inputs as a
+    batch of their own and evaluation uses running statistics of data and pseudo-inputs, so the prior differs between
+    the two; use an encoder without.
 
     *VAE with a VampPrior (Tomczak, Welling 2018)*, https://arxiv.org/abs/1705.07120
 
     Args:
-        encoder: of the VAE, with an ``x_shape``.
-        posterior: of the VAE.
+        encoder: encoder of the VAE, with an attribute ``x_shape``.
+        posterior: posterior of the VAE.
         num_components: C, the number of pseudo-inputs.
-        data: ``(N, *x_shape)``, what the encoder sees of some data, of which the first C are where the pseudo-inputs
-            start. Without data they start at 0.5 with a little noise, which is meant for weights that are loaded.
+        data: encoder inputs ``(N, *x_shape)``; the first C are the initial pseudo-inputs. Without data they start at
+            0.5 with a little noise, for weights that are loaded later.
 
     Raises:
-        ValueError: if there are fewer data than pseudo-inputs, or of another shape, or the encoder takes covariates.
-        TypeError: if the data are no tensor of floating-point numbers.
+        ValueError: if num_components < 1, data has fewer than C rows or another shape, or the encoder takes covariates.
+        TypeError: if data is not a floating-point tensor.
 
     Example:
         >>> encoder, posterior = networks.MLPEncoder((1, 8, 8), (2, 2)), posteriors.DiagonalNormal(2)
@@ -49,14 +46,12 @@ class Vamp(Prior):
         self, encoder: nn.Module, posterior: nn.Module, *, num_components: int = 100, data: Tensor | None = None
     ) -> None:
         if num_components < 1:
-            raise ValueError(
-                f"a mixture has at least 1 component, but received num_components={num_components}; 100 is the default"
-            )
+            raise ValueError(f"`num_components` must be an integer >= 1, got {num_components}; 100 is the default")
         x_shape = getattr(encoder, "x_shape", None)
         if x_shape is None:
             raise ValueError(
-                f"a Vamp prior makes data for the encoder, but {type(encoder).__name__} does not tell their shape; "
-                "give it an attribute x_shape"
+                "the encoder of a Vamp prior must have the shape of its input, but "
+                f"{type(encoder).__name__} has no x_shape; give it this attribute"
             )
         if getattr(encoder, "covariate_dim", 0):
             raise ValueError(
@@ -64,11 +59,6 @@ class Vamp(Prior):
                 f"(covariate_dim={encoder.covariate_dim}); choose a prior without encoder, such as MixtureOfGaussians"
             )
         super().__init__(posterior.latent_dim)  # type: ignore[arg-type]
-        memory.require(
-            4 * 4.0 * num_components * math.prod(x_shape),
-            what=f"training {num_components} pseudo-inputs of shape {tuple(x_shape)}",
-            hint="choose fewer",
-        )
         self.encoder = encoder
         self.posterior = posterior
         self.pseudo_inputs = nn.Parameter(_start(data, num_components, tuple(x_shape)))
@@ -83,14 +73,14 @@ class Vamp(Prior):
 
 
 def _start(data: Tensor | None, num_components: int, x_shape: tuple[int, ...]) -> Tensor:
-    """Return the pseudo-inputs ``(C, *x_shape)`` at the start."""
+    """Return the initial pseudo-inputs ``(C, *x_shape)``."""
     if data is None:
         return 0.5 + 0.01 * torch.randn(num_components, *x_shape)
     if not (isinstance(data, Tensor) and data.is_floating_point()):
         received = data.dtype if isinstance(data, Tensor) else type(data).__name__
         raise TypeError(
-            f"pseudo-inputs are what the encoder sees, a tensor of floating-point numbers, but received {received}; "
-            "give data=likelihood.encoder_input(x) of x as it is trained on, such as data.train.first(100).fixed()"
+            f"initial pseudo-inputs must be a tensor of floating-point numbers, but received {received}; "
+            "give data=likelihood.encoder_input(x) for training data x, such as data.train.first(100).fixed()"
         )
     if tuple(data.shape[1:]) != x_shape:
         raise ValueError(
@@ -99,7 +89,7 @@ def _start(data: Tensor | None, num_components: int, x_shape: tuple[int, ...]) -
         )
     if len(data) < num_components:
         raise ValueError(
-            f"each of {num_components} pseudo-inputs starts at a datum of its own, but received {len(data)} data; give "
-            "more, or choose num_components"
+            f"each of {num_components} pseudo-inputs starts at its own data point, but received {len(data)}; give "
+            "more, or set num_components"
         )
     return data[:num_components].detach().clone()

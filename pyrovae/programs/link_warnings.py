@@ -30,7 +30,7 @@ SHAPE = (
     *("Squeeze", "T", "ToCopy", "Transpose", "Unbind", "UnsafeSplit", "UnsafeView", "Unsqueeze", "View"),
 )
 ARITHMETIC = ("Add", "Div", "Mul", "Sub")
-FLOOR = "Asinh"  # the operation before the exponential of `likelihoods.floor`
+FLOOR = "Asinh"  # the operation before the exponential of `likelihoods.parametrization.floored`
 ENDS = 0.01, 0.99  # that values between 0 and 1 reach if they are probabilities of something learned
 MANY = 100  # values of which all but probabilities leave [0, 1]
 

@@ -1,11 +1,11 @@
-"""Laws that a part of your own should obey, checked against exact truth.
+"""Conformance checks for parts and objectives of your own, against exact values.
 
 >>> from pyrovae import testing
 >>> print(testing.check(likelihoods.Laplace((2,))))
 """
 
-from pyrovae.testing.check import check
-from pyrovae.testing.laws import Check, Laws
-from pyrovae.testing.truth import fit_guide, log_evidence, small_vae
+from pyrovae.testing.conformance import Check, ConformanceReport, check
+from pyrovae.testing.quadrature import log_evidence
+from pyrovae.testing.small_models import fit_guide, small_vae
 
-__all__ = ["Check", "Laws", "check", "fit_guide", "log_evidence", "small_vae"]
+__all__ = ["Check", "ConformanceReport", "check", "fit_guide", "log_evidence", "small_vae"]

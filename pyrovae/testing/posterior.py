@@ -1,4 +1,4 @@
-"""Laws of a posterior."""
+"""Conformance checks of a posterior."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from torch import Tensor
 from pyrovae.posteriors import Posterior
 from pyrovae.priors import StandardNormal
 from pyrovae.runtime.context import forked_random
-from pyrovae.testing.laws import Stages, require
-from pyrovae.testing.shared import (
+from pyrovae.testing.common_checks import (
     BATCHES,
     NUM_DRAWS,
     check_bounds,
@@ -19,26 +18,27 @@ from pyrovae.testing.shared import (
     check_kl,
     check_rows,
     check_total,
-    grid,
     masses,
 )
-from pyrovae.testing.truth import small_vae
+from pyrovae.testing.quadrature import plane
+from pyrovae.testing.small_models import small_vae
+from pyrovae.testing.stages import Stages, require
 
-ROUGHLY = 0.25  # of a standard deviation: what mean and stddev may be off, which a flow estimates from few draws
+MOMENT_TOLERANCE = 0.25  # allowed error of mean and stddev in standard deviations; a flow estimates them from few draws
 
 
-def posterior_laws(posterior: Posterior) -> Stages:
-    """Return the laws of a posterior of two latent dimensions, by name."""
+def posterior_checks(posterior: Posterior) -> Stages:
+    """Return the checks of a posterior of two latent dimensions, by name."""
     return (
         {"shapes under any batch axes": lambda: _shapes(posterior)},
         {
-            "the density is normalized": lambda: check_total(posterior(_params(posterior)), *grid()),
+            "the density is normalized": lambda: check_total(posterior(_params(posterior)), *plane()),
             "draws agree with the density": lambda: _draws(posterior),
-            "mean and stddev are those of the density": lambda: _moments(posterior),
-            "its density at its own draws": lambda: _own_draws(posterior),
+            "mean and stddev agree with the density": lambda: _moments(posterior),
+            "log_prob of a draw equals log_prob of its value": lambda: _own_draws(posterior),
             "gradients reach every parameter": lambda: _gradients(posterior),
-            "its closed-form KL is right": lambda: check_kl(posterior(_params(posterior)), StandardNormal(2)()),
-            "it is rebuilt from its description": lambda: _described(posterior),
+            "the closed-form KL is right": lambda: check_kl(posterior(_params(posterior)), StandardNormal(2)()),
+            "the description builds the same part": lambda: _described(posterior),
         },
         {"bounds against quadrature": lambda: check_bounds(small_vae(posterior=posterior))},
     )
@@ -58,9 +58,9 @@ def _shapes(posterior: Posterior) -> str:
         require(tuple(z.shape) == (4, *batch, 2), f"four particles have shape {tuple(z.shape)} for batch axes {batch}")
         shape = tuple(q_z.log_prob(z).shape)
         require(shape == (4, *batch), f"log_prob of four particles has shape {shape} for batch axes {batch}")
-        for what in ("mean", "stddev"):
-            shape = tuple(getattr(q_z, what).shape)
-            require(shape == (*batch, 2), f"{what} has shape {shape} for batch axes {batch}")
+        for name in ("mean", "stddev"):
+            shape = tuple(getattr(q_z, name).shape)
+            require(shape == (*batch, 2), f"{name} has shape {shape} for batch axes {batch}")
         if len(batch) == 1:
             check_rows(
                 q_z.log_prob(z[0]), [posterior(p).log_prob(value) for p, value in zip(params, z[0], strict=True)]
@@ -71,44 +71,44 @@ def _shapes(posterior: Posterior) -> str:
 @torch.no_grad()
 def _moments(posterior: Posterior) -> str:
     q_z = posterior(_params(posterior))
-    z, area = grid()
+    z, area = plane()
     mass = masses(q_z, z, area)
     mean = mass @ z
     stddev = (mass @ (z - mean) ** 2).sqrt()
     off = {"mean": (q_z.mean - mean) / stddev, "stddev": q_z.stddev / stddev - 1}
-    largest = {what: value.abs().max().item() for what, value in off.items()}
-    found = ", ".join(f"{what} off by {value:.2f} standard deviations" for what, value in largest.items())
-    return require(all(value < ROUGHLY for value in largest.values()), found)
+    largest = {name: value.abs().max().item() for name, value in off.items()}
+    detail = ", ".join(f"{name} off by {value:.2f} standard deviations" for name, value in largest.items())
+    return require(all(value < MOMENT_TOLERANCE for value in largest.values()), detail)
 
 
 def _draws(posterior: Posterior) -> str:
     rows = [_params(posterior), _params(posterior) + 1.0]
     drawn = posterior(torch.stack([row.expand(NUM_DRAWS, *row.shape) for row in rows])).sample()
-    return check_draws(drawn, [posterior(row) for row in rows], *grid())
+    return check_draws(drawn, [posterior(row) for row in rows], *plane())
 
 
 def _own_draws(posterior: Posterior) -> str:
     q_z = posterior(_params(posterior, 50))
     z = q_z.rsample() if q_z.has_rsample else q_z.sample()
     off = (q_z.log_prob(z) - q_z.log_prob(z.detach().clone())).abs().max().item()
-    return require(off < 1e-8, f"differs by {off:.2g} nats at the same values given anew")
+    return require(off < 1e-8, f"differs by {off:.2g} nats from log_prob of a copy of the draw")
 
 
 def _gradients(posterior: Posterior) -> str:
     params = _params(posterior, 50).requires_grad_()
     q_z = posterior(params)
-    require(q_z.has_rsample, f"a draw of {type(q_z).__name__} has no gradient: choose one with has_rsample")
+    require(q_z.has_rsample, f"draws of {type(q_z).__name__} have no gradient; choose a distribution with has_rsample")
     z = q_z.rsample()
-    require(z.requires_grad, "rsample gives draws without gradient")
-    weights, seed, fixed = torch.rand(50), 0, z.detach()
+    require(z.requires_grad, "rsample returns draws without gradient")
+    weights, values = torch.rand(50), z.detach()
 
-    def along_the_path() -> Tensor:
-        with forked_random(seed):
+    def pathwise() -> Tensor:
+        with forked_random(0):
             return weights * (posterior(params).rsample() ** 3).sum(-1)
 
-    found = check_gradients(posterior, along_the_path, params)
-    check_gradients(posterior, lambda: weights * posterior(params).log_prob(fixed), params)
-    return found
+    detail = check_gradients(posterior, pathwise, params)
+    check_gradients(posterior, lambda: weights * posterior(params).log_prob(values), params)
+    return detail
 
 
 def _described(posterior: Posterior) -> str:

@@ -1,4 +1,4 @@
-"""Laws of a prior."""
+"""Conformance checks of a prior."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from pyrovae.posteriors import DiagonalNormal, Posterior
 from pyrovae.priors import Prior
-from pyrovae.testing.laws import Stages, require
-from pyrovae.testing.shared import (
+from pyrovae.testing.common_checks import (
     BATCHES,
     NUM_DRAWS,
     check_bounds,
@@ -17,24 +16,25 @@ from pyrovae.testing.shared import (
     check_gradients,
     check_kl,
     check_total,
-    grid,
 )
-from pyrovae.testing.truth import small_vae
+from pyrovae.testing.quadrature import plane
+from pyrovae.testing.small_models import small_vae
+from pyrovae.testing.stages import Stages, require
 from pyrovae.vae import VAE
 
 
-def prior_laws(prior: Prior) -> Stages:
-    """Return the laws of a prior of two latent dimensions, by name."""
+def prior_checks(prior: Prior) -> Stages:
+    """Return the checks of a prior of two latent dimensions, by name."""
     return (
         {"shapes under any batch axes": lambda: _shapes(prior)},
         {
-            "the density is normalized": lambda: check_total(prior(), *grid()),
+            "the density is normalized": lambda: check_total(prior(), *plane()),
             "draws agree with the density": lambda: check_draws(
-                prior().expand((2, NUM_DRAWS)).sample(), [prior()] * 2, *grid()
+                prior().expand((2, NUM_DRAWS)).sample(), [prior()] * 2, *plane()
             ),
             "gradients reach every parameter": lambda: _gradients(prior),
-            "its closed-form KL is right": lambda: check_kl(DiagonalNormal(2)(_params()), prior()),
-            "it is rebuilt from its description": lambda: _described(prior),
+            "the closed-form KL is right": lambda: check_kl(DiagonalNormal(2)(_params()), prior()),
+            "the description builds the same part": lambda: _described(prior),
         },
         {"bounds against quadrature": lambda: check_bounds(_model(prior))},
     )
@@ -45,7 +45,7 @@ def _params() -> Tensor:
 
 
 def _model(prior: Prior) -> VAE:
-    """Return a small model with the prior; one that is made of an encoder and a posterior shares them."""
+    """Return a small model with the prior; a prior with an encoder and a posterior shares them with the model."""
     encoder, posterior = getattr(prior, "encoder", None), getattr(prior, "posterior", None)
     if isinstance(encoder, nn.Module) and isinstance(posterior, Posterior):
         return small_vae(prior=prior, encoder=encoder, posterior=posterior)
@@ -57,12 +57,12 @@ def _shapes(prior: Prior) -> str:
     require(tuple(p_z.batch_shape) == (), f"batch_shape is {tuple(p_z.batch_shape)}, not ()")
     require(tuple(p_z.event_shape) == (2,), f"event_shape is {tuple(p_z.event_shape)}, not (2,)")
     for batch in BATCHES:
-        wide = p_z.expand(batch)
-        z = wide.sample()
+        expanded = p_z.expand(batch)
+        z = expanded.sample()
         require(tuple(z.shape) == (*batch, 2), f"a draw has shape {tuple(z.shape)} for batch axes {batch}")
-        shape = tuple(wide.log_prob(z).shape)
+        shape = tuple(expanded.log_prob(z).shape)
         require(shape == batch, f"log_prob has shape {shape} for batch axes {batch}")
-        require(torch.allclose(wide.log_prob(z), p_z.log_prob(z)), f"log_prob changes when it is expanded to {batch}")
+        require(torch.allclose(expanded.log_prob(z), p_z.log_prob(z)), f"log_prob changes when expanded to {batch}")
     return ", ".join(str(batch) for batch in BATCHES)
 
 

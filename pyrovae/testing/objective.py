@@ -1,0 +1,205 @@
+"""Conformance checks of an objective."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import math
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer import SVI
+from torch import Tensor, nn
+
+from pyrovae.data.synthetic import LinearGaussian
+from pyrovae.objectives import ELBO, ImportanceWeighted, Objective
+from pyrovae.runtime.context import forked_random, own_store
+from pyrovae.testing.common_checks import MAX_ERRORS, standard_errors
+from pyrovae.testing.stages import Stages, require
+
+NUM_DATA = 200
+NUM_REPEATS = 20  # draws of the loss of all data
+STEP = 1e-5  # step of finite differences
+NUM_STEPS = 10  # steps of SVI
+
+
+def objective_checks(objective: Objective) -> Stages:
+    """Return the checks of an objective by name."""
+    return (
+        {"the terms are finite numbers": lambda: _terms(objective)},
+        {
+            "reconstruction - KL is the ELBO": lambda: _elbo(objective),
+            "the loss is minus the bound": lambda: _loss(objective),
+            "gradients are unbiased": lambda: _gradients(objective),
+            "it runs with 3 particles": lambda: _particles(objective),
+            "it trains in pyro.infer.SVI": lambda: _svi(objective),
+            "the description is JSON": lambda: json.dumps(objective.describe(), allow_nan=False),
+        },
+    )
+
+
+class LinearGaussianPrograms(nn.Module):
+    """A linear-Gaussian model and a guide with linear mean, whose ELBO and log p(x) have closed forms.
+
+    ``z ~ N(0, I)``, ``x ~ N(W z + b, s^2)``, ``q(z | x) = N(A x + c, diag v^2)``
+
+    Args:
+        offset: distance of the guide's parameters from the exact posterior.
+
+    """
+
+    def __init__(self, *, offset: float) -> None:
+        super().__init__()
+        weight = torch.tensor([[1.0, 0.0], [0.5, 0.0], [0.0, 0.8], [0.0, -0.6]])  # orthogonal columns
+        self.truth = LinearGaussian(weight, torch.tensor([0.3, -0.2, 0.0, 0.5]), 0.7)
+        posterior = self.truth.posterior(torch.cat([torch.zeros(1, 4), torch.eye(4)]))
+        self.decoder, self.encoder = nn.Linear(2, 4), nn.Linear(4, 2)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(self.truth.scale)))
+        self.guide_log_scale = nn.Parameter(posterior.variance[0].sqrt().log() + 0.5 * offset)
+        with torch.no_grad():
+            self.decoder.weight.copy_(weight)
+            self.decoder.bias.copy_(self.truth.bias)
+            self.encoder.weight.copy_((posterior.mean[1:] - posterior.mean[0]).T + offset)
+            self.encoder.bias.copy_(posterior.mean[0] - offset)
+
+    def model(self, x: Tensor) -> None:
+        """Draw z and observe x ``(N, 4)``."""
+        pyro.module("linear_gaussian", self)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.decoder(z), self.log_scale.exp()).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        """Draw z given x ``(N, 4)``."""
+        pyro.module("linear_gaussian", self)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.encoder(x), self.guide_log_scale.exp()).to_event(1))
+
+    @torch.no_grad()
+    def elbo(self, x: Tensor) -> Tensor:
+        """Return the ELBO of each data point ``(N,)``, nats."""
+        mean, variance = self.encoder(x), (2 * self.guide_log_scale).exp()
+        squares = (x - self.decoder(mean)) ** 2 + self.decoder.weight**2 @ variance
+        reconstruction = dist.Normal(0.0, self.log_scale.exp()).log_prob(squares.sqrt()).sum(-1)
+        kl = 0.5 * (mean**2 + variance - 1 - variance.log()).sum(-1)
+        return reconstruction - kl
+
+    def data(self) -> Tensor:
+        """Return data of the model, ``(NUM_DATA, 4)``."""
+        return self.truth.sample(NUM_DATA)
+
+
+def _run(objective: Objective, programs: LinearGaussianPrograms, x: Tensor, seed: int) -> Any:
+    """Return the terms of an objective with draws of a seed."""
+    with own_store([programs]), forked_random(seed):
+        return objective.terms(programs.model, programs.guide, x)
+
+
+def _terms(objective: Objective) -> str:
+    programs = LinearGaussianPrograms(offset=0.2)
+    terms = _run(objective, programs, programs.data(), 0)
+    values = {"loss": terms.loss, "reconstruction": terms.reconstruction, "kl": terms.kl}
+    for name, value in values.items():
+        require(isinstance(value, Tensor) and value.ndim == 0, f"{name} is not a 0-dim tensor")
+        require(value.isfinite(), f"{name} is {value.item()}")
+    require(terms.loss.requires_grad, "the loss has no gradient")
+    return ", ".join(f"{name} {value.item():.4g}" for name, value in values.items())
+
+
+@torch.no_grad()
+def _elbo(objective: Objective) -> str:
+    programs = LinearGaussianPrograms(offset=0.2)
+    x = programs.data()
+    runs = [_run(objective, programs, x, seed) for seed in range(NUM_REPEATS)]
+    estimates = torch.stack([(terms.reconstruction - terms.kl) / NUM_DATA for terms in runs])
+    expected = programs.elbo(x).mean()
+    errors = standard_errors((estimates - expected).unsqueeze(-1))
+    detail = f"{estimates.mean():.4f}, in closed form {expected:.4f}: off by {errors:.1f} standard errors"
+    return require(errors < MAX_ERRORS, detail)
+
+
+@torch.no_grad()
+def _loss(objective: Objective) -> str:
+    if isinstance(objective, ImportanceWeighted):  # all weights are p(x) if the guide is the exact posterior
+        programs = LinearGaussianPrograms(offset=0.0)
+        x = programs.data()
+        loss, expected = _run(objective, programs, x, 0).loss.item(), -programs.truth.log_prob(x).sum().item()
+        detail = f"{loss:.6f} at the exact posterior, -log p(x) is {expected:.6f}"
+    elif isinstance(objective, ELBO) and not objective.free_bits:
+        programs = LinearGaussianPrograms(offset=0.2)
+        terms = _run(objective, programs, programs.data(), 0)
+        loss, expected = terms.loss.item(), (objective.kl_weight() * terms.kl - terms.reconstruction).item()
+        detail = f"{loss:.6f}, by its terms {expected:.6f}"
+    else:
+        return "no closed form is known"
+    return require(abs(loss - expected) < 1e-8 * abs(expected), detail)
+
+
+def _gradients(objective: Objective) -> str:
+    """Check that gradients and central differences of the loss have the same mean, for the same draws.
+
+    An estimator may add terms of mean zero to the derivative of the loss, so single gradients may differ.
+    """
+    programs = LinearGaussianPrograms(offset=0.2)
+    x, parameters = programs.data(), dict(programs.named_parameters())
+    differences = {name: [] for name in parameters}  # type: dict[str, list[Tensor]]
+    directions = {name: torch.randn_like(parameter) for name, parameter in parameters.items()}
+    for seed in range(NUM_REPEATS):
+        loss = _run(objective, programs, x, seed).loss
+        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
+        for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
+            require(gradient.isfinite().all(), f"the gradient is not finite for {name}")
+            require(gradient.any(), f"no gradient for {name}")
+            slope = _slope(objective, programs, x, seed, parameter, directions[name])
+            differences[name].append((gradient * directions[name]).sum() - slope)
+    errors = {}
+    for name, values in differences.items():
+        off = torch.stack(values)
+        exact = off.abs().max() < 1e-5 * NUM_DATA
+        errors[name] = 0.0 if exact else standard_errors(off.unsqueeze(-1))
+    worst = max(errors, key=lambda name: errors[name])
+    detail = f"against finite differences: off by {errors[worst]:.1f} standard errors for {worst}"
+    return require(errors[worst] < MAX_ERRORS, detail)
+
+
+@torch.no_grad()
+def _slope(
+    objective: Objective, programs: LinearGaussianPrograms, x: Tensor, seed: int, parameter: Tensor, direction: Tensor
+) -> Tensor:
+    """Return the slope of the loss along a line through a parameter, by central differences."""
+    before, losses = parameter.clone(), []
+    for side in (STEP, -STEP):
+        parameter.copy_(before + side * direction)
+        losses.append(_run(objective, programs, x, seed).loss)
+    parameter.copy_(before)
+    return (losses[0] - losses[1]) / (2 * STEP)
+
+
+def _particles(objective: Objective) -> str:
+    parameter = inspect.signature(type(objective)).parameters.get("num_particles")
+    if parameter is None:
+        return "it has no num_particles"
+    programs = LinearGaussianPrograms(offset=0.2)
+    several = copy.deepcopy(objective)
+    several.num_particles = 3
+    if isinstance(several, ImportanceWeighted):
+        several.num_weighted = 3
+    loss = _run(several, programs, programs.data(), 0).loss
+    return require(loss.ndim == 0 and loss.isfinite(), f"loss {loss.item():.4f}")
+
+
+def _svi(objective: Objective) -> str:
+    programs, objective = LinearGaussianPrograms(offset=0.2), copy.deepcopy(objective)
+    x, before = programs.data(), [parameter.detach().clone() for parameter in programs.parameters()]
+    first_step = objective.step
+    with own_store([programs]):
+        svi = SVI(programs.model, programs.guide, pyro.optim.Adam({"lr": 1e-2}), loss=objective)
+        losses = [svi.step(x) for _ in range(NUM_STEPS)]
+    require(all(isinstance(loss, float) and math.isfinite(loss) for loss in losses), f"step returns {losses[-1]!r}")
+    moved = [not torch.equal(a, b) for a, b in zip(before, programs.parameters(), strict=True)]
+    require(all(moved), f"{moved.count(False)} parameters do not change")
+    require(objective.step == first_step + NUM_STEPS, f"`step` is {objective.step} after {NUM_STEPS} steps")
+    return f"loss {losses[0]:.2f}, after {NUM_STEPS} steps {losses[-1]:.2f}"

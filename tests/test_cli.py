@@ -480,7 +480,7 @@ def test_every_class_of_every_menu_trains_and_is_evaluated(
     role: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The defaults are trained by all the others; pictures are drawn by other tests."""
-    monkeypatch.setattr("pyrovae.report.folder.sections", lambda _: [])
+    monkeypatch.setattr("pyrovae.report.report_files.report_sections", lambda _: [])
     hidden = [word for other in ("encoder", "decoder") if other != role for word in (f"--{other}.hidden", "8")]
     own = SMALL.get(name, [f"--{role}.hidden", "8"] if role in ("encoder", "decoder") else [])
     assert main(["train", "--folder", "run", *TINY, *hidden, f"--{role}", name, *own]) == 0

@@ -20,7 +20,7 @@ from pyrovae.diagnostics import gaps
 from pyrovae.diagnostics.refine import refine, start
 from pyrovae.diagnostics.refit import own_parameters, restored
 from pyrovae.importance import UnconstrainedLatents, scoring_context
-from pyrovae.report.gaps import waterfall
+from pyrovae.report.bound_figures import waterfall
 from pyrovae.results import Estimate, Gaps
 from pyrovae.results.record import from_plain, to_plain
 from pyrovae.testing import fit_guide, log_evidence, small_vae

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from pyrovae import likelihoods, networks, posteriors, priors, report
 from pyrovae.data import Split
 from pyrovae.report import codes, columns, dimensions
-from pyrovae.report.png import to_png
+from pyrovae.report.style import to_png
 from pyrovae.results import Epoch, Estimate, Evaluation, History
 from pyrovae.vae import VAE
 

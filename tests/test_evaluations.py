@@ -30,8 +30,8 @@ from pyrovae.evaluation import checks
 from pyrovae.evaluation import evaluator as evaluation
 from pyrovae.evaluation.resume import Journal
 from pyrovae.report import read_report, write_report
-from pyrovae.report.report_files import report_names
 from pyrovae.report.arviz_tree import to_netcdf
+from pyrovae.report.report_files import report_names
 from pyrovae.results import Evaluation
 from pyrovae.training.run_folder import RunFolder
 
@@ -175,7 +175,10 @@ def fail_with(error: BaseException) -> Callable[..., None]:
 
 
 FAILURES: dict[str, tuple[str, BaseException]] = {
-    "full disk, temporary file": ("pyrovae.report.report_files.to_netcdf", OSError(errno.ENOSPC, "No space left on device")),
+    "full disk, temporary file": (
+        "pyrovae.report.report_files.to_netcdf",
+        OSError(errno.ENOSPC, "No space left on device"),
+    ),
     "full disk, run folder": (
         "pyrovae.training.run_folder.os.replace",
         OSError(errno.ENOSPC, "No space left on device"),
@@ -232,7 +235,7 @@ def test_a_failure_after_the_last_check_loses_nothing(
             assert main(CHECKED) == (130 if isinstance(error, KeyboardInterrupt) else 2)
     captured = capsys.readouterr()
     assert "Estimates of log p(x)" in captured.out, "the table is printed all the same"
-    assert "To go on: the same command again" in captured.err
+    assert "To resume: the same command again" in captured.err
     assert "Traceback" not in captured.err
     assert journals(run)
     with nothing_computed(monkeypatch):

@@ -47,17 +47,13 @@ addEventListener("load", () => {
     && [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim()));
   parent.postMessage({
     width: innerWidth, scrollWidth: page.scrollWidth, height: page.scrollHeight, paper,
-    figures: [...document.querySelectorAll("figure svg, img")].map(box),
+    figures: [...document.querySelectorAll("figure img, figure svg")].map(box),
     boxes: [...document.querySelectorAll("h1, h2, p, dl, nav, .scroll, .notes, figcaption")].map(box),
     rows: [...document.querySelectorAll("tr")].map(
       (row) => [...row.cells].map((cell) => getComputedStyle(cell).textAlign)),
     overflows: [...document.querySelectorAll(".scroll")].map((box) => getComputedStyle(box).overflowX),
     contrasts: texts.map((element) => [element.textContent, contrast(getComputedStyle(element).color, paper)]),
-    glyphs: [...document.querySelectorAll("figure svg:not(.card) use")].filter(
-      (use) => document.querySelector(use.getAttribute("href")).getAttribute("transform")
-    ).map((use) => contrast(getComputedStyle(use).fill, paper)),
-    scales: [...document.querySelectorAll("figure svg")].map(
-      (svg) => svg.getBoundingClientRect().width / svg.viewBox.baseVal.width),
+    scales: [...document.querySelectorAll("figure img")].map((img) => img.width / img.naturalWidth),
   }, "*");
 });
 </script>

@@ -131,7 +131,8 @@ def _draw_scatter(axes: Axes, mean: Tensor, groups: dict[str, Tensor]) -> None:
     for marker in dict.fromkeys(marker for _, marker in looks):
         chosen = [i for i, index in enumerate(group) if looks[index][1] == marker]
         colors = [matplotlib.colors.to_rgb(looks[group[i]][0]) for i in chosen]
-        axes.scatter(*mean[order[chosen]].T.numpy(), s=size, c=colors, marker=marker, **dots)
+        x, y = mean[order[chosen]].T.numpy()
+        axes.scatter(x, y, s=size, c=colors, marker=marker, **dots)
     for label, (color, marker) in zip(groups, looks, strict=True) if len(groups) > 1 else ():
         axes.scatter([], [], s=26, color=color, marker=marker, label=label)  # entry of the legend
     axes.set_aspect("equal", adjustable="datalim")

@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import asdict, dataclass
 
-from pyrovae.results.tables import Number, Table, Tabled
+from pyrovae.results.tables import Cell, Number, Table, Tabled
 
 ROWS = 12  # epochs in a table
 
@@ -60,7 +60,7 @@ class History(Tabled):
         names = (name for epoch in self.epochs for name in epoch.validation or () if name[:2] == "L_")
         watched = next(names, "elbo")
         stride = math.ceil(len(self.epochs) / ROWS) or 1
-        rows = []
+        rows: list[tuple[Cell, ...]] = []
         for epoch in self.epochs[::-stride][::-1]:
             validation = epoch.validation[watched] if epoch.validation else None
             terms = map(Number, (epoch.elbo, epoch.reconstruction, epoch.kl, validation))

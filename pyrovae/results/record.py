@@ -44,7 +44,7 @@ def from_plain(cls: type[R], plain: Any, per_datum: dict[str, Tensor] | None = N
             f"this is not the {cls.__name__} that this version of pyrovae writes: it differs in "
             f"{', '.join(sorted(wrong))}"
         )
-    hints, tensors = _hints(cls), per_datum or {}
+    hints, tensors = _hints(cls), per_datum or {}  # type: ignore[arg-type]
     values = {}
     for name, value in plain.items():
         inner = {key.removeprefix(f"{name}/"): v for key, v in tensors.items() if key.startswith(f"{name}/")}

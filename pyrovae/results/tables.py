@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 
 if TYPE_CHECKING:
-    import pandas
+    import pandas  # type: ignore[import-untyped]
 
 WIDTH = 120  # characters of a line of text
 
@@ -26,7 +26,7 @@ LATEX = str.maketrans(
     | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 )
 HTML = """\
-{%- macro cell(value) %}{{ value | string | replace("+-", "\N{PLUS-MINUS SIGN}") | replace("  ", "\N{EN SPACE}") }}
+{%- macro cell(value) %}{{ value | string | replace("+-", "\N{PLUS-MINUS SIGN}") | replace("  ", "&ensp;" | safe) }}
 {%- endmacro -%}
 {%- macro words(index) %}{% if index in worded %} class="words"{% endif %}{% endmacro -%}
 <table>{% if table.title %}<caption>

@@ -243,11 +243,11 @@ def kl_per_unit(
         return None
     order = finite[values[finite].argsort(descending=True, stable=True)]
     missing = len(values) - len(order)
-    figure = blank(min(max(0.36 * len(order) + 1.2, 5.0), 9.0), 3.5)
+    figure = blank(min(max(0.36 * len(order) + 1.2, 5.6), 9.0), 3.5)
     title = f"{len(order)} latent unit{'s' if len(order) > 1 else ''} by "
     title += "mean KL (nats)" if kl is not None else "variance of the posterior mean over the data"
     title += f", {values[finite].sum().item():.2f} nats together" if kl is not None and len(order) > 1 else ""
-    title += f"; {missing} without a finite value left out" if missing else ""
+    title += f"\n{missing} without a finite value left out" if missing else ""
     axes = dress(figure.add_subplot(), title=title, grid=True)
     axes.set_ylabel("Mean KL (nats)" if kl is not None else "Variance")
     values, active = values[order], active[order]

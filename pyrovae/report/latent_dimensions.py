@@ -107,7 +107,7 @@ def normal_prior(vae: VAE, covariates: Sequence[Tensor] = ()) -> tuple[Tensor, T
     base = p_z.base_dist if isinstance(p_z, torch.distributions.Independent) else None
     if not isinstance(base, torch.distributions.Normal):
         return None
-    return base.loc.cpu().double(), base.scale.cpu().double()
+    return base.loc.detach().cpu().double(), base.scale.detach().cpu().double()
 
 
 @torch.no_grad()

@@ -20,9 +20,9 @@ import torch
 
 import pyrovae
 from pyrovae.cli import main
-from pyrovae.cli.train import _menus
+from pyrovae.cli.train_command import _menus
 from pyrovae.runtime.context import forked_random, stream_seed
-from pyrovae.training.folder import MANIFEST, RunFolder
+from pyrovae.training.run_folder import MANIFEST, RunFolder
 
 HIDDEN = ["--encoder.hidden", "16", "--decoder.hidden", "16"]
 QUICK = ["--epochs", "2", "--latent_dim", "3", "--device", "cpu", *HIDDEN]

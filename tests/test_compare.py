@@ -18,7 +18,7 @@ import pyrovae
 from pyrovae.cli import main
 from pyrovae.results import Evaluation
 from pyrovae.training.checkpoint import versions
-from pyrovae.training.folder import RunFolder
+from pyrovae.training.run_folder import RunFolder
 
 FEW_CHECKS = [
     "--num_annealed",

@@ -24,12 +24,12 @@ from pyrovae.results import (
     Difference,
     Estimate,
     Evaluation,
-    Observed,
+    ObservedData,
     Row,
     bits_per_dimension,
     compare,
 )
-from pyrovae.results.checked import Checked
+from pyrovae.results.evaluation_record import CheckResults
 
 STORED = 4  # dimensions of the data of these tests
 
@@ -243,13 +243,13 @@ HERE = dataclasses.replace(FIRST, stored_hash="ab" * 8)
             "log p(x | c) is not log p(x): give all models the same covariates",
         ),
         (
-            {"observed": Observed("x where it is not masked", 2.5, "0b5e" * 4)},
+            {"observed": ObservedData("x where it is not masked", 2.5, "0b5e" * 4)},
             "these differ in what they observe of the data (",
             "(a, again: not known; b: x where it is not masked, 2.5 elements of a datum, sha256 0b5e0b5e0b5e)",
             "Let all models observe the same values, obs=x, under the same masks",
         ),
         (
-            {"data_hash": "feedfeedfeedfeed", "observed": Observed("x", 4.0, "0b5e" * 4)},
+            {"data_hash": "feedfeedfeedfeed", "observed": ObservedData("x", 4.0, "0b5e" * 4)},
             "the values that were scored, though stored data and transform agree (",
             "(a, again: sha256 0123456789ab; b: sha256 feedfeedfeed)",
             "Draw binarization and noise with one seed (--data.seed)",
@@ -406,7 +406,7 @@ def annealed(evaluated: Evaluation, values: list[float], **settings: Any) -> Eva
         num_data=len(values),
         per_datum={"AIS": bound},
     )
-    return dataclasses.replace(evaluated, checked=Checked(record, None, None, None, None, None, {}))
+    return dataclasses.replace(evaluated, checked=CheckResults(record, None, None, None, None, None, {}))
 
 
 def test_annealing_has_a_table_of_its_own_where_all_have_it_on_as_many_data() -> None:
@@ -451,7 +451,7 @@ def test_annealing_is_left_out_where_one_has_none_or_on_other_data() -> None:
     first = annealed(FIRST, [-5.0, -6.0])
     bare = dataclasses.replace(first.checked.annealing, per_datum={})
     without_values = dataclasses.replace(SECOND, checked=dataclasses.replace(first.checked, annealing=bare))
-    not_asked = dataclasses.replace(SECOND, checked=Checked(None, None, None, None, None, None, {}))
+    not_asked = dataclasses.replace(SECOND, checked=CheckResults(None, None, None, None, None, None, {}))
     for other in (SECOND, annealed(SECOND, [-4.0] * 3), without_values, not_asked):
         assert "AIS" not in str(compare({"a": first, "b": other}))
 

@@ -25,7 +25,7 @@ from pyrovae.diagnostics.ladder import Ladder
 from pyrovae.diagnostics.units import active_units
 from pyrovae.importance.sampling import log_weights, particles
 from pyrovae.results import Estimate, Latents, Weights
-from pyrovae.results.latents import Unit
+from pyrovae.results.latent_record import Unit
 from pyrovae.results.record import from_plain, to_plain
 
 KS = (1, 5, 50, 500, 5000)

@@ -24,8 +24,8 @@ from test_cli import FEW, HIDDEN, fails
 
 import pyrovae
 from pyrovae.cli import main
-from pyrovae.cli.evaluate import NAMED
-from pyrovae.cli.evaluate import _name as report_name
+from pyrovae.cli.evaluate_command import NAMED
+from pyrovae.cli.evaluate_command import _name as report_name
 from pyrovae.evaluation import checks
 from pyrovae.evaluation import evaluator as evaluation
 from pyrovae.evaluation.resume import Journal
@@ -33,7 +33,7 @@ from pyrovae.report import read_report, write_report
 from pyrovae.report.folder import report_names
 from pyrovae.report.tree import to_netcdf
 from pyrovae.results import Evaluation
-from pyrovae.training.folder import RunFolder
+from pyrovae.training.run_folder import RunFolder
 
 SMALL = ["evaluate", "run", "--num_data", "6", "--ks", "1", "4"]
 UNCHECKED = [*SMALL, "--checks", "false"]
@@ -107,7 +107,7 @@ def test_a_finished_evaluation_is_shown_again(
     assert main(words) == 0
     first, before = capsys.readouterr().out, contents(Path("run"))
     with monkeypatch.context() as patch:
-        patch.setattr("pyrovae.cli.evaluate.evaluate", lambda *_, **__: pytest.fail("computed anew"))
+        patch.setattr("pyrovae.cli.evaluate_command.evaluate", lambda *_, **__: pytest.fail("computed anew"))
         assert main(words) == 0
     again = capsys.readouterr().out
     assert again.startswith(first.lstrip("\n"))
@@ -176,11 +176,14 @@ def fail_with(error: BaseException) -> Callable[..., None]:
 
 FAILURES: dict[str, tuple[str, BaseException]] = {
     "full disk, temporary file": ("pyrovae.report.folder.to_netcdf", OSError(errno.ENOSPC, "No space left on device")),
-    "full disk, run folder": ("pyrovae.training.folder.os.replace", OSError(errno.ENOSPC, "No space left on device")),
+    "full disk, run folder": (
+        "pyrovae.training.run_folder.os.replace",
+        OSError(errno.ENOSPC, "No space left on device"),
+    ),
     "refused": ("pyrovae.report.folder.render", ValueError("something")),
     "a program's error": ("pyrovae.report.folder.sections", RuntimeError("something")),
     "interrupted": ("pyrovae.report.folder.render", KeyboardInterrupt()),
-    "killed before": ("pyrovae.cli.evaluate.write_report", Killed()),
+    "killed before": ("pyrovae.cli.evaluate_command.write_report", Killed()),
 }
 CHECKED = [*SMALL, *FEW, "--report", "report"]
 
@@ -259,7 +262,7 @@ def test_no_evaluation_overwrites_the_progress_of_another(run: Path, monkeypatch
     """Not even one that is written to the same place, or computed in other batches."""
     first = [*UNCHECKED, "--report", "mine"]
     with monkeypatch.context() as patch:
-        patch.setattr("pyrovae.cli.evaluate.write_report", fail_with(KeyboardInterrupt()))
+        patch.setattr("pyrovae.cli.evaluate_command.write_report", fail_with(KeyboardInterrupt()))
         for number, words in enumerate(([], ["--seed", "1"], ["--batch_size", "2"], ["--seed", "2"])):
             assert main([*first, *words]) == 130
             assert len(journals(run)) == 1 + number
@@ -296,7 +299,7 @@ def test_a_pipe_that_breaks_in_the_work_is_an_error(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As where a model prints."""
-    monkeypatch.setattr("pyrovae.cli.evaluate.evaluate", fail_with(BrokenPipeError(errno.EPIPE, "Broken pipe")))
+    monkeypatch.setattr("pyrovae.cli.evaluate_command.evaluate", fail_with(BrokenPipeError(errno.EPIPE, "Broken pipe")))
     assert "Broken pipe" in fails(capsys, *UNCHECKED)
     assert not report_names(run)
 

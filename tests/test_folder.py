@@ -31,7 +31,7 @@ from pyrovae.report import read_report, write_report
 from pyrovae.results import Epoch
 from pyrovae.runtime import locked
 from pyrovae.training.checkpoint import Checkpoint, Progress
-from pyrovae.training.folder import MANIFEST, RunFolder
+from pyrovae.training.run_folder import MANIFEST, RunFolder
 
 OLD = {"a": b"old a", "b": b"old b", "report/c": b"old c"}
 NEW = {"a": b"new a", "report/c": b"new c", "d": b"new d"}

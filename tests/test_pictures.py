@@ -23,7 +23,7 @@ from pyrovae import likelihoods, networks, posteriors, priors, report
 from pyrovae.report import codes, dimensions, images, tiles
 from pyrovae.report.style import FIRST, PALETTE, SECOND
 from pyrovae.report.units import INACTIVE
-from pyrovae.results import Block, Difference, Estimate, Row
+from pyrovae.results import ComparisonTable, Difference, Estimate, Row
 from pyrovae.vae import VAE
 
 NAN, INF, MINUS = math.nan, math.inf, "\N{MINUS SIGN}"
@@ -475,14 +475,16 @@ def test_the_ladder_draws_no_estimate_that_is_no_bound() -> None:
     assert "log p(x) " in figure.axes[0].get_title("left")
 
 
-def make_block(differences: dict[str, Difference | None]) -> Block:
+def make_block(differences: dict[str, Difference | None]) -> ComparisonTable:
     bound = make_evaluation().iwae[-1]
     rest = {"rank": 1, "elbo": None, "bound": bound, "largest_k": 500, "bits_per_dimension": None}
     rows = tuple(
         Row(name=name, difference=difference, kl_methods={}, version="0", **rest)
         for name, difference in differences.items()
     )
-    return Block(title="t", num_particles=500, reference="first", bits_of=None, stored="s", rows=rows, steps=())
+    return ComparisonTable(
+        title="t", num_particles=500, reference="first", bits_of=None, stored="s", rows=rows, steps=()
+    )
 
 
 def test_forest_shows_paired_differences() -> None:

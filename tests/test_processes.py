@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from pyrovae.results import Evaluation
-from pyrovae.runtime.distributed import Group, Shard, group, joined
-from pyrovae.training.folder import RunFolder
+from pyrovae.runtime.distributed import Group, Shard, group, init_distributed
+from pyrovae.training.run_folder import RunFolder
 from pyrovae.training.shared_noise import FEW, MORE, OWN, SharedNoise, row_axes
 from pyrovae.training.state import from_bytes
 
@@ -43,11 +43,11 @@ import logging
 logging.basicConfig(level=logging.WARNING, format="%(message)s")
 from test_capture import PAIRS, data
 from pyrovae import Training, evaluate, fit
-from pyrovae.runtime.distributed import joined
+from pyrovae.runtime.distributed import init_distributed
 from pyrovae.training import placement
 
 found = {{}}
-with joined("cpu") as group:
+with init_distributed("cpu") as group:
     for name in {names!r}:
         prefetched = group.size > 1 and name == "VAE, dropout"
         placement.RESIDENT_SHARE = 0.0 if prefetched else 0.5
@@ -133,7 +133,7 @@ def test_an_error_is_said_once(tmp_path: Path) -> None:
 
 def test_shares_cover_a_minibatch() -> None:
     for size, count in ((2, 7), (3, 7), (4, 3), (5, 1)):
-        shares = [Group(rank, size).share(count) for rank in range(size)]
+        shares = [Group(rank, size).local_shard(count) for rank in range(size)]
         counted = [row for share in shares if share.weight for row in range(share.start, share.stop)]
         assert counted == list(range(count))
         assert sum(share.weight for share in shares) == pytest.approx(1.0)
@@ -142,7 +142,7 @@ def test_shares_cover_a_minibatch() -> None:
 
 def test_alone_nothing_is_shared() -> None:
     assert group() == Group(0, 1)
-    with joined("cpu") as found:
+    with init_distributed("cpu") as found:
         assert found == Group(0, 1)
         assert found.gather("x") == ["x"]
         assert found.from_first(lambda: 3) == found.main_process_first(lambda: 3) == 3
@@ -188,7 +188,7 @@ def test_noise_that_cannot_be_shared_is_each_process_s_own(caplog: pytest.LogCap
     found = []
     for rank in (0, 1):
         torch.manual_seed(3)
-        with SharedNoise(axes, Group(rank, 2).share(8), rank):
+        with SharedNoise(axes, Group(rank, 2).local_shard(8), rank):
             found.append(run(4))
     assert not torch.equal(found[0][1], found[1][1])
     torch.manual_seed(3)

@@ -28,7 +28,7 @@ from pyrovae.evaluation import evaluate
 from pyrovae.objectives import ELBO, IWAE, STL, DReG, schedules
 from pyrovae.runtime.serialization import Described, describe
 from pyrovae.training import DivergenceError, Training, fit, load, load_weights
-from pyrovae.training.folder import RunFolder
+from pyrovae.training.run_folder import RunFolder
 from pyrovae.vae import VAE
 
 TRUTH = linear_gaussian()

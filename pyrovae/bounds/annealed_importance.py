@@ -15,7 +15,7 @@ from pyrovae.bounds.pilot import batch_of, frozen_kernel
 from pyrovae.importance import iter_batches, one_particle, scoring_context
 from pyrovae.programs import ModelGuide, Program
 from pyrovae.results import Annealing, AnnealingSettings, Estimate
-from pyrovae.results.estimate import require_possible
+from pyrovae.results.estimates import require_possible
 from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.runtime.progress_bar import progress
 

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 import torch
 
-from pyrovae.cli.compare import compare_runs
-from pyrovae.cli.evaluate import evaluate_run
-from pyrovae.cli.generate import generate
-from pyrovae.cli.output import any_encoding, print_error, print_text
-from pyrovae.cli.train import train
+from pyrovae.cli.compare_command import compare_runs
+from pyrovae.cli.evaluate_command import evaluate_run
+from pyrovae.cli.generate_command import generate
+from pyrovae.cli.terminal import any_encoding, print_error, print_text
+from pyrovae.cli.train_command import train
 from pyrovae.training.checkpoint import versions
 
 USAGE = """usage: pyrovae COMMAND [options]

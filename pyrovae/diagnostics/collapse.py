@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pyrovae.results import Estimate
-from pyrovae.results.latents import Unit
+from pyrovae.results.latent_record import Unit
 
 COLLAPSED, NOT_COLLAPSED, UNDECIDED = "collapsed", "not collapsed", "undecided"
 FIT, UNFIT = "fits", "does not fit"

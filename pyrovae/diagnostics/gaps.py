@@ -16,7 +16,7 @@ from pyrovae.importance import iter_batches, require_tensor, scoring_context
 from pyrovae.importance.sampling import check_num_particles
 from pyrovae.programs import Program
 from pyrovae.results import Estimate
-from pyrovae.results.gaps import Gaps
+from pyrovae.results.tightness import Gaps
 from pyrovae.runtime import memory
 from pyrovae.runtime.arguments import require_integer
 from pyrovae.runtime.context import forked_random, stream_seed

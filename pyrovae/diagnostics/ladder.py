@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from pyrovae.results import mean_and_error
-from pyrovae.results.table import percent
+from pyrovae.results.tables import percent
 
 ENOUGH, PERHAPS, NOT_ENOUGH = "K is enough", "K may not be enough", "K is not enough"
 NOT_ASYMPTOTIC, UNKNOWN = "not asymptotic", "cannot be told"

@@ -25,7 +25,7 @@ from pyrovae.importance import (
 )
 from pyrovae.programs import ModelGuide, Program
 from pyrovae.results import Estimate
-from pyrovae.results.latents import Latents
+from pyrovae.results.latent_record import Latents
 from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.runtime.progress_bar import progress
 

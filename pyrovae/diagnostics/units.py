@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.diagnostics.collapse import unit_verdict
-from pyrovae.results.latents import Unit
+from pyrovae.results.latent_record import Unit
 
 ACTIVE = 0.01  # variance of the posterior mean over the data: Burda, Grosse and Salakhutdinov's
 

@@ -13,8 +13,8 @@ from pyrovae.bounds.multi_sample import effective_number
 from pyrovae.diagnostics.ladder import ENOUGH, NOT_ENOUGH, PERHAPS, UNKNOWN, assess, read_ladder
 from pyrovae.diagnostics.psis import FEWEST, khat_threshold, pareto_khat
 from pyrovae.importance.layout import wide
-from pyrovae.results import Checked, Estimate, Weights
-from pyrovae.results.weights import Quantiles
+from pyrovae.results import CheckResults, Estimate, Weights
+from pyrovae.results.tightness import Quantiles
 
 NAMES = ("khat", "ESS", "largest weight", "bias", "jackknife")
 
@@ -178,7 +178,7 @@ def summarize_weights(per_datum: Mapping[str, Tensor], *, ks: Sequence[int], tol
     )
 
 
-def assess_with_checks(weights: Weights, checked: Checked | None) -> Weights:
+def assess_with_checks(weights: Weights, checked: CheckResults | None) -> Weights:
     """Return the weights with the verdict amended by AIS and BDMC, which may reach what the guide never draws.
 
     Where AIS is above L_K on the same data by more than the tolerance, K is not enough. Where BDMC leaves log p(x) of

@@ -16,7 +16,7 @@ from pyrovae.diagnostics.gaps import gaps
 from pyrovae.diagnostics.latents import latents
 from pyrovae.evaluation.resume import Journal
 from pyrovae.programs import Program, take_rows
-from pyrovae.results import Annealing, Checked, Estimate, Gaps, Latents, Sandwich
+from pyrovae.results import Annealing, CheckResults, Estimate, Gaps, Latents, Sandwich
 from pyrovae.runtime.arguments import require_integer
 
 R = TypeVar("R")
@@ -76,7 +76,7 @@ def run_checks(
     draws_rows: bool,
     finished: Journal,
     **common: Any,
-) -> Checked:
+) -> CheckResults:
     """Run the checks on the first rows of data; one that a pair does not allow is left out, with the reason.
 
     A check that is finished is kept, and not run again. A refusal is not: it comes at the start of a check.
@@ -145,7 +145,7 @@ def run_checks(
         found = gaps(*pair_and_data, refit_epochs=checks.refit_epochs, **options)
         return replace(found, data=_first(name, num, len(rung)))
 
-    return Checked(
+    return CheckResults(
         annealing=annealing,
         same_data=same_data,
         higher=higher,

@@ -34,16 +34,16 @@ from pyrovae.importance import (
     sizes_on,
 )
 from pyrovae.programs import ModelGuide, Program, Unnormalized, find_modules, warn_of_links
-from pyrovae.results import Estimate, Evaluation, Observed, bits_per_dimension, mean_and_error
-from pyrovae.results.estimate import require_possible
-from pyrovae.results.observed import DRAWN, MASKED, WHOLE
+from pyrovae.results import Estimate, Evaluation, ObservedData, bits_per_dimension, mean_and_error
+from pyrovae.results.estimates import require_possible
+from pyrovae.results.observed_data import DRAWN, MASKED, WHOLE
 from pyrovae.runtime import memory
 from pyrovae.runtime.arguments import require_integer
 from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.runtime.distributed import group
 from pyrovae.runtime.progress_bar import progress
 from pyrovae.training.checkpoint import versions
-from pyrovae.training.options import check_engine, choose_device
+from pyrovae.training.config import check_engine, choose_device
 from pyrovae.training.state import snapshot
 from pyrovae.vae import require_form
 
@@ -328,7 +328,7 @@ def _device(modules: Iterable[nn.Module], rows: Loader) -> torch.device:
     return rows.device
 
 
-def _log_det(rows: Loader, observed: Observed | None) -> float | None:
+def _log_det(rows: Loader, observed: ObservedData | None) -> float | None:
     """Return log |dx/du| of the map from stored values u to those that were scored, nats per datum."""
     split = rows.source
     if not isinstance(split, Split) or observed is None or observed.what not in (WHOLE, MASKED):
@@ -340,7 +340,7 @@ def _log_det(rows: Loader, observed: Observed | None) -> float | None:
     return whole * observed.num_elements / math.prod(split.x_shape) if alike else None
 
 
-def _bits(rows: Loader, measure: str | None, observed: Observed | None, nats: float | None) -> float | None:
+def _bits(rows: Loader, measure: str | None, observed: ObservedData | None, nats: float | None) -> float | None:
     """Return bits per dimension where log p(x) is, or bounds, the log-probability of a discrete datum."""
     dequantized = isinstance(rows.source, Split) and isinstance(rows.source.transform, transforms.Dequantization)
     log_det = 0.0 if measure == "counting" else _log_det(rows, observed) if dequantized else None

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from pyrovae.data.loader import FIRST, num_distinct
 from pyrovae.importance import observed_values, roles
 from pyrovae.programs import ModelGuide
-from pyrovae.results.observed import DRAWN, MASKED, OTHER, WHOLE, Observed
+from pyrovae.results.observed_data import DRAWN, MASKED, OTHER, WHOLE, ObservedData
 from pyrovae.runtime.context import forked_random, stream_seed
 
 Batches = Iterator[tuple[Tensor, int, tuple[Any, ...]]]
 
 
-def fingerprint_observed(programs: ModelGuide, batches: Batches) -> Observed | None:
+def fingerprint_observed(programs: ModelGuide, batches: Batches) -> ObservedData | None:
     """Run a pair once on all data, and say what its model observes.
 
     Each element, such as a pixel, is hashed with its values in all data, and the hashes are sorted, so that neither the
@@ -58,7 +58,7 @@ def fingerprint_observed(programs: ModelGuide, batches: Batches) -> Observed | N
             again = torch.cat(tuple(_values(programs, args, rows, -1).values()), 1)
             fixed = _equal(values, again[:count])
         if values.shape[1] != len(digests):
-            return Observed(DRAWN, num_scored / num_data, _joined(digests), names, given, observed == {0})
+            return ObservedData(DRAWN, num_scored / num_data, _joined(digests), names, given, observed == {0})
         for digest, column in zip(digests, values.T.contiguous().numpy(), strict=True):
             digest.update(column)
         taken = (args[i][rows[:count].to(args[i].device)] for i in sorted(observed))
@@ -75,7 +75,7 @@ def fingerprint_observed(programs: ModelGuide, batches: Batches) -> Observed | N
         return None
     what = WHOLE if whole else MASKED if in_place else OTHER
     kept = [digest for digest, counts in zip(digests, scored.tolist(), strict=True) if counts]
-    return Observed(
+    return ObservedData(
         what if fixed else DRAWN,
         num_scored / num_data,
         _joined(kept),

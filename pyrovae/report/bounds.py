@@ -12,7 +12,7 @@ from matplotlib.ticker import NullLocator
 
 from pyrovae.report.style import FIRST, INK, PALETTE, SECOND, blank, dress, legend_below, styled
 from pyrovae.results import Estimate, Evaluation
-from pyrovae.results.table import printable
+from pyrovae.results.tables import printable
 
 TICKS = 9  # labels that fit on the axis of K
 BROAD: dict[str, Any] = {"linewidth": 7, "alpha": 0.25}

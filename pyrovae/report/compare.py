@@ -10,7 +10,7 @@ from pathlib import Path
 from pyrovae import results
 from pyrovae.report.folder import REPORT, read_report, report_names
 from pyrovae.results import Comparison, Evaluation
-from pyrovae.training.folder import RunFolder
+from pyrovae.training.run_folder import RunFolder
 
 Source = str | Path | Evaluation
 

@@ -24,7 +24,7 @@ from pyrovae.results import Evaluation, History
 from pyrovae.results.record import tensors_of
 from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.training.checkpoint import versions
-from pyrovae.training.folder import RunFolder
+from pyrovae.training.run_folder import RunFolder
 from pyrovae.vae import VAE
 
 REPORT = "report"  # default name of a report

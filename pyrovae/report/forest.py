@@ -5,12 +5,12 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from pyrovae.report.style import FAINT, FIRST, INK, PAPER, blank, dress, styled
-from pyrovae.results import Block
-from pyrovae.results.table import printable
+from pyrovae.results import ComparisonTable
+from pyrovae.results.tables import printable
 
 
 @styled
-def forest(block: Block) -> Figure | None:
+def forest(block: ComparisonTable) -> Figure | None:
     """Draw how far the bound of each model lies from that of the reference, paired datum by datum.
 
     Bars are 95 % intervals; a circle is open where it contains 0, so that the two models are not told

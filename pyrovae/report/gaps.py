@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from pyrovae.report.style import FAINT, FIRST, INK, PALETTE, PAPER, blank, dress, legend_below, styled
 from pyrovae.results import Estimate, Gaps
-from pyrovae.results.table import printable
+from pyrovae.results.tables import printable
 
 BAR, LINE = 0.62, 0.40  # width of a step's bar, half the width of a bound's line
 OVERFITTING = "Over-fitting of the guide"

@@ -25,7 +25,7 @@ from itertools import count, cycle
 from pyrovae.report.content import Caution, Definitions, Headline, Picture, Section
 from pyrovae.report.vector import shades, to_svg
 from pyrovae.results import Number, Table, Tabled
-from pyrovae.results.table import printable_lines
+from pyrovae.results.tables import printable_lines
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"  # a browser that obeys it fetches nothing
 CELL = re.compile(r"<(th scope=\"\w+\"|td)>")

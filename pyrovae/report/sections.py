@@ -21,7 +21,7 @@ from pyrovae.report.latents import latent_space
 from pyrovae.report.units import kl_per_unit
 from pyrovae.report.weights import weight_histograms
 from pyrovae.results import Evaluation, History, Number
-from pyrovae.results.table import percent
+from pyrovae.results.tables import percent
 from pyrovae.vae import VAE
 
 DOUBTS = ("K is not enough", "K may not be enough", "not asymptotic")

@@ -13,7 +13,7 @@ import xarray
 from torch import Tensor
 
 from pyrovae.results import Particles
-from pyrovae.results.table import printable
+from pyrovae.results.tables import printable
 
 PACKED = {"zlib": True, "complevel": 4, "shuffle": True}
 DATA_AXES = {2: ("column",), 3: ("height", "width"), 4: ("channel", "height", "width")}

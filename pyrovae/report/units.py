@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from pyrovae.report.style import FIRST, INK, PALETTE, blank, dress, legend_below, styled
-from pyrovae.results.table import printable
+from pyrovae.results.tables import printable
 
 NAMED = 24  # units whose names fit below their bars
 LONG = 5  # letters of a name from which on names stand upright, where there are many

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from torch import Tensor
 
 from pyrovae.report.style import FAINT, FIRST, INK, SECOND, blank, dress, styled
-from pyrovae.results.table import percent
+from pyrovae.results.tables import percent
 
 BINS = 40
 FARTHEST = 3.0  # k-hat that is drawn where it is: one of thousands would leave no room for the others

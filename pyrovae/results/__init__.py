@@ -5,26 +5,24 @@ contains the Monte Carlo noise, and over Monte Carlo draws at fixed data. They a
 added.
 """
 
-from pyrovae.results.annealing import Annealing, AnnealingSettings, PairedDifference, Sandwich
-from pyrovae.results.block import Block, Row
-from pyrovae.results.checked import Checked
-from pyrovae.results.comparison import Comparison, compare
-from pyrovae.results.difference import Difference
-from pyrovae.results.estimate import Estimate, mean_and_error
-from pyrovae.results.evaluation import Evaluation, bits_per_dimension
-from pyrovae.results.gaps import Gaps
+from pyrovae.results.annealed_bounds import Annealing, AnnealingSettings, Sandwich
+from pyrovae.results.comparison_table import Comparison, ComparisonTable, Row, compare
+from pyrovae.results.estimates import Difference, Estimate, PairedDifference, mean_and_error
+from pyrovae.results.evaluation_record import CheckResults, Evaluation, bits_per_dimension
 from pyrovae.results.history import Epoch, History
-from pyrovae.results.latents import Latents
-from pyrovae.results.observed import Observed
-from pyrovae.results.particles import Particles
-from pyrovae.results.table import Interval, Number, Table, Tabled
-from pyrovae.results.weights import Weights
+from pyrovae.results.latent_record import Latents
+from pyrovae.results.observed_data import ObservedData
+from pyrovae.results.particle_record import Particles
+from pyrovae.results.tables import Interval, Number, Table, Tabled
+from pyrovae.results.tightness import Gaps, Weights
+
+Block, Checked, Observed = ComparisonTable, CheckResults, ObservedData  # former names
 
 __all__ = [
     "Annealing",
     "AnnealingSettings",
-    "Block",
-    "Checked",
+    "ComparisonTable",
+    "CheckResults",
     "Comparison",
     "Difference",
     "Epoch",
@@ -35,7 +33,7 @@ __all__ = [
     "Interval",
     "Latents",
     "Number",
-    "Observed",
+    "ObservedData",
     "PairedDifference",
     "Particles",
     "Row",

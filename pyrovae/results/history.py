@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import asdict, dataclass
 
-from pyrovae.results.table import align, number
+from pyrovae.results.tables import align, number
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class Group:
         """Whether this is the process that writes and speaks."""
         return self.rank == 0
 
-    def share(self, count: int) -> Shard:
+    def local_shard(self, count: int) -> Shard:
         """Return this process's part of so many rows, which differ between processes by one at most."""
         start, stop = (number * count // self.size for number in (self.rank, self.rank + 1))
         return Shard(start, stop, count, (stop - start) / count) if stop > start else Shard(0, 1, count, 0.0)
@@ -133,7 +133,7 @@ def is_main_process() -> bool:
 
 
 @contextmanager
-def joined(device: str = "auto") -> Iterator[Group]:
+def init_distributed(device: str = "auto") -> Iterator[Group]:
     """Join the processes that ``torchrun`` started beside this one, if it did, and part from them at the end.
 
     Args:

@@ -2,9 +2,9 @@
 
 from pyrovae.training.captured_step import CapturedStep, StepTerms, capture
 from pyrovae.training.checkpoint import Run, load, load_weights
+from pyrovae.training.config import Training
 from pyrovae.training.fitting import fit
 from pyrovae.training.loop import DivergenceError
-from pyrovae.training.options import Training
 
 __all__ = [
     "CapturedStep",

@@ -20,8 +20,8 @@ from pyrovae.compile.trace import first_line
 from pyrovae.programs import Program
 from pyrovae.results import Epoch, History
 from pyrovae.runtime.serialization import Described, build, describe
-from pyrovae.training.folder import RunFolder
-from pyrovae.training.options import Training
+from pyrovae.training.config import Training
+from pyrovae.training.run_folder import RunFolder
 from pyrovae.training.state import from_bytes, params_of, restore, to_bytes
 from pyrovae.vae import VAE
 

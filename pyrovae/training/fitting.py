@@ -17,7 +17,7 @@ from pyrovae.data.loader import Loader, Source
 from pyrovae.objectives import ELBO, Objective
 from pyrovae.programs import Program, Unnormalized, find_modules, inspect_programs, warn_of_links
 from pyrovae.results import Epoch, History
-from pyrovae.results.observed import DISCRETE
+from pyrovae.results.observed_data import DISCRETE
 from pyrovae.runtime.context import (
     MODULE_DIVIDER,
     forked_random,
@@ -27,10 +27,10 @@ from pyrovae.runtime.context import (
     stream_seed,
 )
 from pyrovae.training.checkpoint import Checkpoint, Progress
-from pyrovae.training.folder import RunFolder
+from pyrovae.training.config import Training, choose_device
 from pyrovae.training.loop import Loop
-from pyrovae.training.options import Training, choose_device
 from pyrovae.training.placement import Placement
+from pyrovae.training.run_folder import RunFolder
 from pyrovae.training.start import start_at_data
 from pyrovae.training.step import MakeOptimizer, fused_adam
 from pyrovae.vae import require_form

@@ -21,12 +21,12 @@ from pyrovae.runtime.context import forked_random, stream_seed, validation, valu
 from pyrovae.runtime.distributed import group
 from pyrovae.runtime.progress_bar import Advance, progress
 from pyrovae.training.checkpoint import Checkpoint, Progress
+from pyrovae.training.config import Training
 from pyrovae.training.engine import make_step
 from pyrovae.training.feed import OwnRows, Resident
 from pyrovae.training.leaves import require_leaves
 from pyrovae.training.loss import StepLoss
 from pyrovae.training.optimizer_state import check_state
-from pyrovae.training.options import Training
 from pyrovae.training.prefetched import Prefetched
 from pyrovae.training.shared_noise import row_axes
 from pyrovae.training.state import require_same, restore, snapshot
@@ -220,7 +220,7 @@ class Loop:
         """Return the part of a minibatch that this process has: all of it, unless several share it."""
         if self.group.size == 1:
             return inputs
-        self.step.loss.share = share = self.group.share(count)
+        self.step.loss.share = share = self.group.local_shard(count)
         return self.feed.part(inputs, share.start, share.stop)
 
     def share(self) -> None:

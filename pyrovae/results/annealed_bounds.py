@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from pyrovae.results.difference import Difference
-from pyrovae.results.estimate import Estimate
-from pyrovae.results.table import Number, Table, Tabled
+from pyrovae.results.estimates import Estimate, PairedDifference
+from pyrovae.results.tables import Number, Table, Tabled
 from pyrovae.runtime.arguments import require_integer
 
 SIMULATED = "simulated from the model"
@@ -47,64 +46,6 @@ class AnnealingSettings:
             f"from {start}: {self.num_chains} chains, {self.num_temperatures} temperatures, "
             f"{self.num_leapfrog} leapfrog steps, seed {self.seed}"
         )
-
-
-@dataclass(frozen=True)
-class PairedDifference:
-    """Which of two bounds is higher on the same data, nats per datum.
-
-    Attributes:
-        first: the name of one bound.
-        second: the name of the other.
-        difference: first - second, paired datum by datum.
-        num_higher: data for which the first is higher.
-        num_data: how many data there are.
-
-    """
-
-    first: str
-    second: str
-    difference: Difference
-    num_higher: int
-    num_data: int
-
-    @classmethod
-    def over_data(cls, first: str, a: Tensor, second: str, b: Tensor) -> PairedDifference:
-        """Return the mean over data of ``a - b``, each ``(N,)`` for the same data.
-
-        Raises:
-            ValueError: if they are not values of the same data.
-
-        """
-        difference = Difference.over_data(a, b.to(a.device))
-        return cls(first, second, difference, int((a > b.to(a)).sum()), len(a))
-
-    @property
-    def value(self) -> float | None:
-        """Mean difference, None where one is not finite."""
-        return self.difference.mean
-
-    @property
-    def se(self) -> float | None:
-        """Its standard error over the data, None for a single datum."""
-        return self.difference.se
-
-    @property
-    def why(self) -> str | None:
-        """The reason for a None."""
-        return self.difference.why
-
-    def __str__(self) -> str:
-        """Return which is higher, in words."""
-        if self.value is None:
-            return f"{self.first} and {self.second} are not compared: {self.why}"
-        higher, lower = (self.first, self.second) if self.value > 0 else (self.second, self.first)
-        by = Number(abs(self.value), error=self.se)
-        if self.value == 0:
-            return f"{self.first} and {self.second} are equal"
-        count = self.num_higher if self.value > 0 else self.num_data - self.num_higher
-        doubt = ", which is within two standard errors" if self.se is not None and abs(self.value) < 2 * self.se else ""
-        return f"{higher} is higher than {lower} by {by} nats{doubt}; it is for {count} of {self.num_data} data"
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from pyrovae.results.estimate import Estimate
-from pyrovae.results.table import Number, Table, Tabled
+from pyrovae.results.estimates import Estimate
+from pyrovae.results.tables import Number, Table, Tabled
 
 ROWS = 20  # of the table of units
 

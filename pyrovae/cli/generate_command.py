@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pyrovae.cli.data import add_run, load_run
-from pyrovae.cli.options import Parser
-from pyrovae.cli.output import print_text
+from pyrovae.cli.data_options import add_run, load_run
+from pyrovae.cli.parser import Parser
+from pyrovae.cli.terminal import print_text
 from pyrovae.report.images import is_image, samples
 from pyrovae.report.png import to_png
 from pyrovae.runtime import replacing

@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pyrovae.cli.data import add_data, add_run, data_of, load_run
-from pyrovae.cli.options import Parser
-from pyrovae.cli.output import file_name, print_error, print_text
+from pyrovae.cli.data_options import add_data, add_run, data_of, load_run
+from pyrovae.cli.parser import Parser
+from pyrovae.cli.terminal import file_name, print_error, print_text
 from pyrovae.data import Split, fingerprint
 from pyrovae.data.loader import Loader
 from pyrovae.evaluation import Checks, evaluate
@@ -20,9 +20,9 @@ from pyrovae.evaluation.resume import Journal
 from pyrovae.report import write_report
 from pyrovae.report.folder import REPORT, check_report_name, find_report
 from pyrovae.results import Evaluation
-from pyrovae.runtime.distributed import Group, joined
+from pyrovae.runtime.distributed import Group, init_distributed
 from pyrovae.training import Run
-from pyrovae.training.options import ENGINES, choose_device
+from pyrovae.training.config import ENGINES, choose_device
 
 CHECKS = Checks.__dataclass_fields__
 LONGEST = 200  # bytes of the name of a report; file systems allow 255
@@ -86,7 +86,7 @@ def evaluate_run(argv: Sequence[str]) -> None:
     if options["report"] is None:
         options["report"] = _name({name: parser.get_default(name) for name in NAMED}, options)
     check_report_name(options["report"])
-    with joined(options["device"]) as processes, ExitStack() as locks:
+    with init_distributed(options["device"]) as processes, ExitStack() as locks:
         _evaluate(options, processes, locks)
 
 

@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from pyrovae import likelihoods, networks, objectives, posteriors, priors
-from pyrovae.cli.data import add_data, command_of, load_data
-from pyrovae.cli.options import Parser
-from pyrovae.cli.output import file_name, print_error, print_text
+from pyrovae.cli.data_options import add_data, command_of, load_data
+from pyrovae.cli.parser import Parser
 from pyrovae.cli.signatures import classes, make
+from pyrovae.cli.terminal import file_name, print_error, print_text
 from pyrovae.data import Data, datasets
 from pyrovae.objectives import schedules
 from pyrovae.runtime.context import forked_random, stream_seed
-from pyrovae.runtime.distributed import Group, joined
+from pyrovae.runtime.distributed import Group, init_distributed
 from pyrovae.training import Training, fit
 from pyrovae.training.checkpoint import CONFIG
-from pyrovae.training.folder import RunFolder
-from pyrovae.training.options import choose_device
+from pyrovae.training.config import choose_device
+from pyrovae.training.run_folder import RunFolder
 from pyrovae.vae import VAE
 
 HIDDEN = ("covariate_dim", "max_plate_nesting", "vectorize_particles")  # no choices for the pair that is trained here
@@ -53,7 +53,7 @@ def train(argv: Sequence[str]) -> None:
         if options[name] is not None and options[name] not in datasets.NAMES and Path(options[name]).exists():
             options[name] = str(Path(options[name]).resolve())
     settings = Training(**{name: options[name] for name in Training.__dataclass_fields__})
-    with joined(settings.device) as group:
+    with init_distributed(settings.device) as group:
         _train(parser, options, objective, settings, group)
 
 

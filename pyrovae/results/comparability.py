@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pyrovae.results.evaluation import Evaluation
-from pyrovae.results.observed import WHOLE
+from pyrovae.results.evaluation_record import Evaluation
+from pyrovae.results.observed_data import WHOLE
 
 MEASURES = {"counting": "log-probabilities", "Lebesgue": "log-densities"}
 BINARIZED = ("DynamicBinarization", "StaticBinarization", "Threshold")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pyrovae import data as data_room
-from pyrovae.cli.options import Parser
+from pyrovae.cli.parser import Parser
 from pyrovae.cli.signatures import allow_working_directory, classes
 from pyrovae.data import Data, transforms
 from pyrovae.training import Run, load

@@ -16,7 +16,7 @@ DRAWN = "values that the model draws itself"
 
 
 @dataclass(frozen=True)
-class Observed:
+class ObservedData:
     """The values that a likelihood scores, by which evaluations of the same data are told apart.
 
     They are the same for two models that observe the same numbers of each datum under the same masks, whatever their

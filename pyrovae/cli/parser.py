@@ -13,7 +13,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-from pyrovae.cli.output import print_error, print_text
 from pyrovae.cli.signatures import (
     argument_text,
     converter,
@@ -25,6 +24,7 @@ from pyrovae.cli.signatures import (
     summary,
     value_of,
 )
+from pyrovae.cli.terminal import print_error, print_text
 
 
 class Parser(argparse.ArgumentParser):

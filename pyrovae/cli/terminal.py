@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 
-from pyrovae.results.table import printable_lines
+from pyrovae.results.tables import printable_lines
 from pyrovae.runtime.distributed import is_main_process
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pyrovae.cli.options import Parser
-from pyrovae.cli.output import print_text
+from pyrovae.cli.parser import Parser
+from pyrovae.cli.terminal import print_text
 from pyrovae.report import compare
 from pyrovae.results import Comparison
 from pyrovae.runtime import replacing

@@ -1,0 +1,211 @@
+"""One number: a mean over data with its two standard errors, or the reason why there is none."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from scipy.special import stdtrit
+from torch import Tensor
+
+from pyrovae.results.tables import Number
+
+ROUNDING = 1e-3  # nats by which float32 may put a log-probability above 0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over data, in nats per datum, with its two standard errors.
+
+    Attributes:
+        name: "ELBO", "reconstruction", "KL", "IWAE", "AIS" or "BDMC".
+        num_particles: K, particles per datum inside the logarithm for an IWAE bound, in the average for the terms of
+            the ELBO; chains for AIS and BDMC.
+        value: the estimate, or None where there is none.
+        se_data: standard error over the data, None for a single datum.
+        se_monte_carlo: standard error over the draws at fixed data, None for a single draw.
+        why: the reason for a None.
+
+    """
+
+    name: str
+    num_particles: int
+    value: float | None
+    se_data: float | None
+    se_monte_carlo: float | None
+    why: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The name in tables and pictures, such as ``L_50``."""
+        return f"L_{self.num_particles}" if self.name == "IWAE" else self.name
+
+    def cells(self, *, signed: bool = False) -> tuple[Number, Number, Number]:
+        """Return value and both standard errors as they stand in tables."""
+        return Number(self.value, signed=signed), Number(self.se_data), Number(self.se_monte_carlo, 4)
+
+    @classmethod
+    def over_data(cls, name: str, num_particles: int, values: Tensor, variances: Tensor) -> Estimate:
+        """Return the mean over data.
+
+        Args:
+            name: of the estimate.
+            num_particles: K.
+            values: of each datum ``(N,)``, nats.
+            variances: ``(C, N)``, C estimates of the Monte Carlo variance of each; summed over the data, the largest
+                counts. See `pyrovae.bounds.monte_carlo_variances`.
+
+        """
+        bad = int((~values.isfinite()).sum())
+        if bad:
+            why = f"{bad} of {len(values)} data have a value that is not finite, which no mean may hide"
+            return cls(name, num_particles, None, None, None, why)
+        known = variances.sum(1).clamp(min=0)
+        known = known[known.isfinite()]
+        monte_carlo = known.sqrt().amax().item() / len(values) if len(known) else None
+        mean, error = mean_and_error(values)
+        return cls(
+            name,
+            num_particles,
+            mean,
+            error,
+            monte_carlo,
+            "a single datum has no standard error" if error is None else None,
+        )
+
+
+def require_possible(*estimates: Estimate) -> None:
+    """Refuse an estimate of a log-probability that is above zero by more than four standard errors.
+
+    Args:
+        estimates: bounds on the log-probability of discrete data. Those without a Monte Carlo standard error, of a
+            single draw, are passed over.
+
+    Raises:
+        ValueError: with the estimate and the usual causes.
+
+    """
+    for estimate in estimates:
+        error = estimate.se_monte_carlo
+        if estimate.value is not None and error is not None and estimate.value > ROUNDING + 4 * error:
+            raise ValueError(
+                f"a log-probability of discrete data is at most 0, but {estimate.label} is {estimate.value:.4g} nats: "
+                "the guide has no density on the prior's measure, or a log_prob is wrong; check the distributions of "
+                "the latent variables in model and guide, and those of your own"
+            )
+
+
+def mean_and_error(values: Tensor) -> tuple[float | None, float | None]:
+    """Return the mean of values ``(N,)`` and its standard error: None where one is not finite, or of a single one."""
+    if not len(values) or not values.isfinite().all():
+        return None, None
+    error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else None
+    return values.mean().item(), error
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean difference over data, in nats per datum, with its standard error and 95 % interval.
+
+    Attributes:
+        mean: None where a value is not finite.
+        se: standard error of the mean over the data; None for a single datum.
+        low: lower end of the interval ``mean -+ t se``, t being the 0.975 quantile of Student's t with N - 1 degrees
+            of freedom.
+        high: its upper end.
+        why: the reason for a None.
+
+    """
+
+    mean: float | None
+    se: float | None
+    low: float | None
+    high: float | None
+    why: str | None = None
+
+    @property
+    def resolved(self) -> bool | None:
+        """Whether the interval excludes 0; None where there is none."""
+        return None if self.low is None or self.high is None else self.low > 0 or self.high < 0
+
+    @classmethod
+    def over_data(cls, ours: Tensor, theirs: Tensor) -> Difference:
+        """Return the mean of ``ours - theirs``, values of the same data ``(N,)``, nats.
+
+        Raises:
+            ValueError: if they differ in number.
+
+        """
+        if ours.shape != theirs.shape or ours.ndim != 1:
+            raise ValueError(
+                f"values are paired datum by datum, but received values of shapes {tuple(ours.shape)} and "
+                f"{tuple(theirs.shape)}; compute both on the same data"
+            )
+        values = ours.double() - theirs.double()
+        bad = int((~values.isfinite()).sum())
+        if bad:
+            why = f"{bad} of {len(values)} data have a value that is not finite, which no mean may hide"
+            return cls(None, None, None, None, why)
+        mean, se = mean_and_error(values)
+        if mean is None or se is None:
+            return cls(mean, None, None, None, "a single datum has no standard error")
+        half = float(stdtrit(len(values) - 1, 0.975)) * se
+        return cls(mean, se, mean - half, mean + half)
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Which of two bounds is higher on the same data, nats per datum.
+
+    Attributes:
+        first: the name of one bound.
+        second: the name of the other.
+        difference: first - second, paired datum by datum.
+        num_higher: data for which the first is higher.
+        num_data: how many data there are.
+
+    """
+
+    first: str
+    second: str
+    difference: Difference
+    num_higher: int
+    num_data: int
+
+    @classmethod
+    def over_data(cls, first: str, a: Tensor, second: str, b: Tensor) -> PairedDifference:
+        """Return the mean over data of ``a - b``, each ``(N,)`` for the same data.
+
+        Raises:
+            ValueError: if they are not values of the same data.
+
+        """
+        difference = Difference.over_data(a, b.to(a.device))
+        return cls(first, second, difference, int((a > b.to(a)).sum()), len(a))
+
+    @property
+    def value(self) -> float | None:
+        """Mean difference, None where one is not finite."""
+        return self.difference.mean
+
+    @property
+    def se(self) -> float | None:
+        """Its standard error over the data, None for a single datum."""
+        return self.difference.se
+
+    @property
+    def why(self) -> str | None:
+        """The reason for a None."""
+        return self.difference.why
+
+    def __str__(self) -> str:
+        """Return which is higher, in words."""
+        if self.value is None:
+            return f"{self.first} and {self.second} are not compared: {self.why}"
+        higher, lower = (self.first, self.second) if self.value > 0 else (self.second, self.first)
+        by = Number(abs(self.value), error=self.se)
+        if self.value == 0:
+            return f"{self.first} and {self.second} are equal"
+        count = self.num_higher if self.value > 0 else self.num_data - self.num_higher
+        doubt = ", which is within two standard errors" if self.se is not None and abs(self.value) < 2 * self.se else ""
+        return f"{higher} is higher than {lower} by {by} nats{doubt}; it is for {count} of {self.num_data} data"

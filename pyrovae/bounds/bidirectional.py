@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pyrovae.bounds.annealed_importance import LOST, VARIANCE, in_batches, lower, mean_and_lowest
 from pyrovae.bounds.multi_sample import log_mean_exp, monte_carlo_variances
 from pyrovae.bounds.pilot import frozen_kernel
-from pyrovae.importance import one_particle, require_tensor, simulate
+from pyrovae.importance import require_tensor, score_one_particle, simulate
 from pyrovae.programs import ModelGuide, Program
 from pyrovae.results import AnnealingSettings, Estimate, Sandwich
 from pyrovae.runtime.arguments import require_integer
@@ -104,7 +104,7 @@ def enclose(
     with forked_random(stream_seed(settings.seed, "simulate", number), rows.device):
         args, z = simulate(programs, args, rows)
         rows = torch.arange(len(rows), device=rows.device)
-        one_particle(programs, args, rows, checked=True)  # refuses a guide that draws outside the support of the prior
+        score_one_particle(programs, args, rows, checked=True)  # the guide draws inside the support of the prior
     kernel = frozen_kernel(programs, args, rows, settings, number=number)
     below = lower(kernel, settings, number=number)
     with forked_random(stream_seed(settings.seed, "bdmc", number), rows.device):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyrovae.importance import Block, blocks, iter_batches, scoring_context
+from pyrovae.importance import ParticleBatch, iter_batches, iter_particles, scoring_context
 from pyrovae.importance.sampling import check_num_particles
 from pyrovae.programs import ModelGuide, Program
 
@@ -59,7 +59,7 @@ def elbo(
     with scoring_context(model, guide, args, modules=modules) as programs, torch.no_grad():
         parts = []
         for rows, count in iter_batches(programs, len(x), batch_size=len(x)):
-            parts.append((elbo_terms(programs, blocks(programs, args, rows, num_particles)), count))
+            parts.append((elbo_terms(programs, iter_particles(programs, args, rows, num_particles)), count))
     return ElboTerms(
         reconstruction=torch.cat([terms.reconstruction[:count] for terms, count in parts]),
         kl=torch.cat([terms.kl[:count] for terms, count in parts]),
@@ -68,7 +68,7 @@ def elbo(
     )
 
 
-def elbo_terms(programs: ModelGuide, particles: Iterable[Block]) -> ElboTerms:
+def elbo_terms(programs: ModelGuide, particles: Iterable[ParticleBatch]) -> ElboTerms:
     """Average blocks of particles of the same data into the terms of the ELBO ``(B,)``."""
     total = 0
     reconstruction: float | Tensor = 0.0

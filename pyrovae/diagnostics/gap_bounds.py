@@ -12,9 +12,9 @@ from torch import Tensor
 from pyrovae.bounds.multi_sample import iwae, monte_carlo_variances
 from pyrovae.diagnostics.refine import DiagonalGaussian, best_of, further_starts, refine, start
 from pyrovae.diagnostics.refit import Refit
-from pyrovae.importance import UnconstrainedLatents, blocks
-from pyrovae.importance.layout import wide
+from pyrovae.importance import UnconstrainedLatents, iter_particles
 from pyrovae.programs import ModelGuide
+from pyrovae.programs.layout import to_float64
 from pyrovae.runtime.context import forked_random, stream_seed
 
 VARIANCE = "variance of "
@@ -59,7 +59,7 @@ class GapBounds:
         q, history, apart = self.refined(num_steps, num_starts)
         with self.random("refined"):
             u = q.draw(num_particles, drawn[0].dtype)
-        log_joint, log_q = self.space.log_joint(u), q.log_prob(wide(u))
+        log_joint, log_q = self.space.log_joint(u), q.log_prob(to_float64(u))
         weights = {"refined": log_joint - log_q}
         if tight:
             weights["bound"] = self.mixed(q, (u, log_joint, log_q), *drawn)
@@ -84,7 +84,7 @@ class GapBounds:
     def guide(self, num_particles: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Draw from the guide: what the ELBO is the mean of, u ``(K, B, D)``, log p(x, u) and log q(u | x)."""
         with self.random("guide"):
-            found = list(blocks(self.programs, self.args, self.rows, num_particles))
+            found = list(iter_particles(self.programs, self.args, self.rows, num_particles))
         u = torch.cat([self.space.flatten(block.z) for block in found])
         log_det = self.space.log_det(u)
         return (
@@ -118,5 +118,5 @@ class GapBounds:
         except ValueError:
             return ours[1] - ours[2]
         first = ours[1] - torch.logaddexp(ours[2], guide_of_ours)
-        second = log_joint - torch.logaddexp(q.log_prob(wide(u)), log_guide)
+        second = log_joint - torch.logaddexp(q.log_prob(to_float64(u)), log_guide)
         return torch.stack([first, second], 1).flatten(0, 1) + math.log(2)  # blocks of it are alike

@@ -12,7 +12,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyrovae.importance import draw, one_particle, score, sum_over_sites
+from pyrovae.importance import draw_guide, score_model, score_one_particle, sum_over_sites
 from pyrovae.programs import ModelGuide, run
 from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.runtime.progress_bar import progress
@@ -124,10 +124,10 @@ def own_parameters(programs: ModelGuide, args: tuple[Any, ...]) -> tuple[list[Te
             fn = guide_trace.nodes[name]["fn"]
             if not getattr(fn, "has_rsample", False):
                 return [], 0, f"the guide's draw of {name!r} has no gradient: {type(fn).__name__} has no rsample"
-        z, log_guide = draw(programs, args, rows, 1)
+        z, log_guide = draw_guide(programs, args, rows, 1)
         of_guide = _reached([sum_over_sites(log_guide), *z.values()], everything)
         given = {name: value.detach() for name, value in z.items()}
-        scores = score(programs, args, rows, given, with_kl=False)
+        scores = score_model(programs, args, rows, given, with_kl=False)
         of_model = _reached([sum_over_sites(scores.prior), scores.likelihood], everything)
     own = [parameter for parameter in everything if id(parameter) in of_guide - of_model]
     own = [parameter for parameter in own if id(parameter) in trained] or own
@@ -183,6 +183,6 @@ def _minibatches(num_data: int, size: int, *, fixed: bool) -> Iterator[tuple[Ten
 
 def _loss(programs: ModelGuide, args: tuple[Any, ...], rows: Tensor, count: int) -> Tensor:
     """Return minus the mean ELBO of some rows, free of plate and scale factors, with closed-form KL where right."""
-    block = one_particle(programs, args, rows, checked=False)
+    block = score_one_particle(programs, args, rows, checked=False)
     elbo = block.log_likelihood - torch.stack([kl.expand_as(block.log_likelihood) for kl in block.kl.values()]).sum(0)
     return -elbo[0, :count].mean()

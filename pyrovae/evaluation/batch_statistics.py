@@ -9,12 +9,12 @@ from torch import Tensor
 
 from pyrovae.bounds.multi_sample import iwae, monte_carlo_variances
 from pyrovae.diagnostics import weight_diagnostics
-from pyrovae.importance import Block
+from pyrovae.importance import ParticleBatch
 
 VARIANCE = "variance of "
 
 
-def batch_statistics(found: Iterator[Block], ks: Sequence[int]) -> dict[str, Tensor]:
+def batch_statistics(found: Iterator[ParticleBatch], ks: Sequence[int]) -> dict[str, Tensor]:
     """Return the bounds of each datum ``(B,)`` of one batch, their Monte Carlo variances ``(C, B)``, and diagnostics of
     its weights ``(B,)``, on the CPU.
     """

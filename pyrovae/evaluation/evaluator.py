@@ -23,15 +23,15 @@ from pyrovae.evaluation.checks import Checks, run_checks
 from pyrovae.evaluation.fingerprints import fingerprint_observed
 from pyrovae.evaluation.resume import Journal
 from pyrovae.importance import (
-    Block,
-    blocks,
+    ParticleBatch,
+    chunk_sizes,
+    compiled_runs,
+    find_low_precision,
     iter_batches,
-    low_precision,
+    iter_particles,
     on_device,
-    one_particle,
-    recorded_runs,
+    score_one_particle,
     scoring_context,
-    sizes_on,
 )
 from pyrovae.programs import ModelGuide, Program, Unnormalized, find_modules, warn_of_links
 from pyrovae.results import Estimate, Evaluation, ObservedData, bits_per_dimension, mean_and_error
@@ -127,7 +127,7 @@ def evaluate(
     where = _device(found, rows) if device is None else choose_device(device)
     for module in found if device is not None else ():
         module.to(where)
-    batch_size = batch_size or max(1, min(MOST_DATA, sizes_on(where).particles // max(ks)))
+    batch_size = batch_size or max(1, min(MOST_DATA, chunk_sizes(where).particles // max(ks)))
     memory.require(
         8.0 * 8 * max(ks) * min(batch_size, len(rows)),
         what=f"the log-weights of {min(batch_size, len(rows))} data with K = {max(ks)}",
@@ -145,7 +145,7 @@ def evaluate(
         scoring_context(model, guide, example_inputs, modules=found, all_data=lambda: _moved(args, where)) as programs,
         torch.no_grad(),
     ):
-        if coarse := low_precision(found, example_inputs):
+        if coarse := find_low_precision(found, example_inputs):
             logger.warning("%s; evaluate model.float(), on data in float32", coarse)
         warn_of_links(programs, example_inputs)
         if programs.nan:
@@ -235,7 +235,7 @@ def _probe(programs: ModelGuide, args: tuple[Any, ...]) -> str:
     """Return the fingerprint of what a pair computes on a few rows: programs may differ where their weights do not."""
     device = args[0].device
     with forked_random(0, device):
-        block = one_particle(
+        block = score_one_particle(
             programs, args, torch.arange(programs.num_rows, device=device) % len(args[0]), checked=False
         )
     return fingerprint(block.log_prior, block.log_likelihood, block.log_guide)
@@ -260,7 +260,7 @@ def _walked(
     parts = processes.from_first(finished.read)
     done = sum(part["ELBO"].shape[-1] for part in parts)
     memory.keep_freed()
-    recorded = recorded_runs(programs, engine, num_rows=max(ks) * len(args[0]), device=device)
+    compiled = compiled_runs(programs, engine, num_rows=max(ks) * len(args[0]), device=device)
     waiting = itertools.islice(enumerate(_batches(programs, args, device, batch_size)), len(parts), None)
     with progress("evaluating", len(args[0]), show_progress=show_progress and processes.first, unit="data") as bar:
 
@@ -276,7 +276,9 @@ def _walked(
                 data = sum(count for _, (_, count, _) in now)
                 for number, (rows, count, of_batch) in now[processes.rank : processes.rank + 1]:
                     with forked_random(stream_seed(seed, "evaluate", number), device):
-                        found = blocks(programs, of_batch, rows, max(ks), chunk_size=chunk_size, recorded=recorded)
+                        found = iter_particles(
+                            programs, of_batch, rows, max(ks), chunk_size=chunk_size, compiled=compiled
+                        )
                         told = _told(found, max(ks), advance, done, data)
                         part = {name: value[..., :count] for name, value in batch_statistics(told, ks).items()}
                 for each in processes.gather(part)[: len(now)]:
@@ -290,8 +292,8 @@ def _walked(
 
 
 def _told(
-    found: Iterator[Block], num_particles: int, advance: Callable[[float], None], done: int, num_data: int
-) -> Iterator[Block]:
+    found: Iterator[ParticleBatch], num_particles: int, advance: Callable[[float], None], done: int, num_data: int
+) -> Iterator[ParticleBatch]:
     """Yield the blocks of some data, and tell how far these are, with so many done before."""
     drawn = 0
     for block in found:

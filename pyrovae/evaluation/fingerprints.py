@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.data.loader import FIRST, num_distinct
-from pyrovae.importance import observed_values, roles
+from pyrovae.importance import argument_roles, observed_values
 from pyrovae.programs import ModelGuide
 from pyrovae.results.observed_data import DRAWN, MASKED, OTHER, WHOLE, ObservedData
 from pyrovae.runtime.context import forked_random, stream_seed
@@ -48,7 +48,7 @@ def fingerprint_observed(programs: ModelGuide, batches: Batches) -> ObservedData
         values = torch.cat(tuple(sites.values()), 1)[:count]
         if number == 0:
             if len(args) > 1:
-                observed, conditions = roles(programs, args, rows, stream_seed("observed", number))
+                observed, conditions = argument_roles(programs, args, rows, stream_seed("observed", number))
                 observed = observed or {0}
             for i, argument_name in enumerate(_names(programs, len(args))):
                 if i in conditions:

@@ -182,7 +182,7 @@ def _replay(program: Program, trace: poutine.Trace, values: dict[str, Tensor]) -
 
 def _rows(programs: ModelGuide, run: _Run, log_prob: Tensor, site: Any) -> Tensor:
     """Return a log-probability over particles and data, ``(K, B)``."""
-    value = per_datum(programs, log_prob, site, lead=run.lead)
+    value = per_datum(programs, log_prob, site, has_particles=bool(run.lead))
     return value if run.lead else value.unsqueeze(0)
 
 

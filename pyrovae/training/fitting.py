@@ -186,7 +186,7 @@ def _start(
         start = start_at_data(model, train)
         loop.group.copy_from_first(loop.tensors.trained)
     if loop.checkpoint is not None:
-        loop.checkpoint.keep_settings(settings if options.resume else {"start": start or None})
+        loop.checkpoint.update_settings(settings if options.resume else {"start": start or None})
         if not options.resume:
             loop.checkpoint.save(loop.progress())
     logger.log(
@@ -205,7 +205,7 @@ def _open(
         checkpoint.folder.create()
     stack.enter_context(checkpoint.folder.lock("trained"))
     if resume:
-        return checkpoint.take_up(settings, model)
+        return checkpoint.resume(settings, model)
     checkpoint.create(settings, model)
     return None
 

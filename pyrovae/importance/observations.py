@@ -41,7 +41,7 @@ def observed_values(programs: ModelGuide, args: tuple[Any, ...], rows: Tensor) -
     return parts
 
 
-def roles(programs: ModelGuide, args: tuple[Any, ...], rows: Tensor, seed: int) -> tuple[set[int], set[int]]:
+def argument_roles(programs: ModelGuide, args: tuple[Any, ...], rows: Tensor, seed: int) -> tuple[set[int], set[int]]:
     """Return the positions of the arguments that the model observes, and of those that it is given.
 
     An argument is observed if changing it changes an observed value, and given if it then changes the log-probability

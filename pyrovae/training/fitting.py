@@ -28,7 +28,7 @@ from pyrovae.runtime.context import (
     stream_seed,
 )
 from pyrovae.training.batch_sources import Placement
-from pyrovae.training.checkpoint import Checkpoint, Progress
+from pyrovae.training.checkpoint import Checkpoint
 from pyrovae.training.config import Training, choose_device
 from pyrovae.training.loop import Loop
 from pyrovae.training.run_folder import RunFolder
@@ -167,7 +167,6 @@ def _start(
     loop: Loop, model: Program, train: Loader, folder: str | Path | None, options: FitOptions, stack: ExitStack
 ) -> None:
     """Start a run or resume it, and write its settings to the folder, which is locked until the stack ends."""
-    settings: dict[str, Any] = {}
     if folder is not None:
         settings = {
             "training": dataclasses.asdict(loop.training),
@@ -176,8 +175,8 @@ def _start(
             "data": _describe_data(train),
             "command": dict(options.command or {}),
         }
-        checkpoint = Checkpoint(RunFolder(folder))
-        progress = loop.group.from_first(lambda: _open(checkpoint, settings, model, stack, resume=options.resume))
+        checkpoint = Checkpoint(RunFolder(folder), settings, model)
+        progress = loop.group.from_first(lambda: checkpoint.open(stack, resume=options.resume))
         if progress is not None:
             loop.restore(progress)
         loop.checkpoint = checkpoint if loop.group.first else None
@@ -185,29 +184,15 @@ def _start(
     if loop.training.start_at_data and not options.resume:
         start = start_at_data(model, train)
         loop.group.copy_from_first(loop.tensors.trained)
-    if loop.checkpoint is not None:
-        loop.checkpoint.update_settings(settings if options.resume else {"start": start or None})
-        if not options.resume:
-            loop.checkpoint.save(loop.progress())
+    if loop.checkpoint is not None and not options.resume:
+        loop.checkpoint.settings["start"] = start or None
+        loop.checkpoint.save(loop.progress())
     logger.log(
         logging.WARNING if options.show_progress and loop.group.first else logging.INFO,
         "training %s parameters%s",
         f"{sum(parameter.numel() for parameter in loop.tensors.trained):,}",
         f"; it starts with {start}" if start else "",
     )
-
-
-def _open(
-    checkpoint: Checkpoint, settings: Mapping[str, Any], model: Program, stack: ExitStack, *, resume: bool
-) -> Progress | None:
-    """Lock the folder of a run until the stack ends, and return its state if it is resumed."""
-    if not resume:
-        checkpoint.folder.create()
-    stack.enter_context(checkpoint.folder.lock("trained"))
-    if resume:
-        return checkpoint.resume(settings, model)
-    checkpoint.create(settings, model)
-    return None
 
 
 def _describe_objective(objective: PyroELBO) -> dict[str, Any]:

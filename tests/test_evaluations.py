@@ -26,8 +26,8 @@ import pyrovae
 from pyrovae.cli import main
 from pyrovae.cli.evaluate_command import NAMED
 from pyrovae.cli.evaluate_command import _name as report_name
+from pyrovae.evaluation import batch_scoring as evaluation
 from pyrovae.evaluation import checks
-from pyrovae.evaluation import evaluator as evaluation
 from pyrovae.evaluation.resume import Journal
 from pyrovae.report import read_report, write_report
 from pyrovae.report.folder import report_names

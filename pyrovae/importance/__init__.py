@@ -5,7 +5,6 @@ from pyrovae.importance.chunk_sizes import rows_at_once, sizes_on
 from pyrovae.importance.chunks import iter_batches, on_device
 from pyrovae.importance.context_of_scoring import low_precision, require_tensor, scoring_context
 from pyrovae.importance.layout import per_datum, sum_over_sites
-from pyrovae.importance.observed_values import observed_values, roles
 from pyrovae.importance.simulation import simulate
 from pyrovae.importance.traced_scoring import RecordedRuns, recorded_runs
 from pyrovae.importance.unconstrained import UnconstrainedLatents
@@ -18,13 +17,11 @@ __all__ = [
     "draw",
     "scoring_context",
     "low_precision",
-    "observed_values",
     "on_device",
     "one_particle",
     "per_datum",
     "recorded_runs",
     "require_tensor",
-    "roles",
     "rows_at_once",
     "score",
     "score_guide",

@@ -145,7 +145,7 @@ def cost_of_evaluate() -> tuple[int, int, int]:
         code = frame.f_code
         if event == "call" and code.co_filename.startswith(str(PACKAGE)) and not code.co_name.startswith("<"):
             called.add((code.co_filename, code.co_qualname))
-            if code.co_name == "draw" and not before_particles:
+            if code.co_name == "draw_guide" and not before_particles:
                 before_particles = runs
 
     sys.setprofile(note)

@@ -461,7 +461,7 @@ def test_chunks_do_not_change_the_numbers(monkeypatch: pytest.MonkeyPatch) -> No
     x = torch.bernoulli(torch.full((6, 1, 8, 8), 0.5))
     for bound in (bounds.ais, bounds.bdmc):
         whole = bound(vae.model, vae.guide, x, num_temperatures=4, batch_size=6)
-        monkeypatch.setattr(pilot_file, "rows_at_once", lambda *_, **__: 18)
+        monkeypatch.setattr(pilot_file, "rows_per_chunk", lambda *_, **__: 18)
         pieces = bound(vae.model, vae.guide, x, num_temperatures=4, batch_size=6)
         monkeypatch.undo()
         for name, value in whole.per_datum.items():

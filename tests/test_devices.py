@@ -23,7 +23,7 @@ from torch import Tensor
 import pyrovae
 from pyrovae import VAE, bounds, diagnostics, likelihoods, networks, posteriors, priors
 from pyrovae.data import Data, Split, transforms
-from pyrovae.importance import chunk_sizes as sizes
+from pyrovae.importance import chunks as sizes
 from pyrovae.objectives import ELBO, IWAE, STL, DReG
 from pyrovae.posteriors import Posterior
 from pyrovae.priors import Prior

@@ -23,7 +23,7 @@ import pyrovae
 from pyrovae import likelihoods
 from pyrovae.data import Data
 from pyrovae.evaluation import evaluate
-from pyrovae.importance import chunk_sizes as sizes
+from pyrovae.importance import chunks as sizes
 from pyrovae.results import Evaluation, compare
 from pyrovae.runtime import memory
 

@@ -15,15 +15,15 @@ import pyro.distributions as dist
 import pytest
 import torch
 from conftest import ModelGuide, TwoLayers, make_vae, pair_of
-from test_pair import NOT_BROADCASTING, TRUTH, X, masked, pixel_plate, wide_pixel_guide
+from test_programs import NOT_BROADCASTING, TRUTH, X, masked, pixel_plate, wide_pixel_guide
 from torch import Tensor
 
 from pyrovae import VAE, evaluate, likelihoods, priors
 from pyrovae.compile import Recording, has_compiler
 from pyrovae.evaluation import evaluator as room
-from pyrovae.importance import recorded_runs
-from pyrovae.importance import traced_scoring as recorded
-from pyrovae.importance.chunks import ChunkBuffer, pieces
+from pyrovae.importance import compiled_runs
+from pyrovae.importance import compiled_scoring as recorded
+from pyrovae.importance.chunks import ChunkBuffer, iter_chunks
 from pyrovae.results import Evaluation
 
 compiler = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler is found")
@@ -217,7 +217,7 @@ def test_buffers_that_a_model_writes_are_written_by_replays(replays: list[int]) 
 
 def test_what_runs_find_is_not_repeated_in_silence() -> None:
     rows, found = torch.arange(4), ChunkBuffer(6, 4)
-    first, second = pieces(SimpleNamespace(broadcasts=True), rows, 6, size=12)
+    first, second = iter_chunks(SimpleNamespace(broadcasts=True), rows, 6, size=12)
     found.add(first, [torch.ones(3, 4)])
     with pytest.raises(RuntimeError, match="shape"):
         found.add(second, [torch.ones(1, 4)])
@@ -233,16 +233,16 @@ def test_the_number_of_elements_decides(
     cpu, many = torch.device("cpu"), recorded.COMPILED_FROM // max(num_elements, recorded.FEWEST_ELEMENTS)
     few = many - 1
     monkeypatch.setattr(recorded, "has_compiler", lambda: True)
-    assert recorded_runs(pair, "auto", num_rows=few, device=cpu) is None
-    assert recorded_runs(pair, "auto", num_rows=many, device=cpu) is not None
-    assert recorded_runs(pair, "captured", num_rows=1, device=cpu) is not None
-    assert recorded_runs(pair, "eager", num_rows=many, device=cpu) is None
-    assert recorded_runs(pair, "captured", num_rows=many, device=torch.device("cuda")) is None
+    assert compiled_runs(pair, "auto", num_rows=few, device=cpu) is None
+    assert compiled_runs(pair, "auto", num_rows=many, device=cpu) is not None
+    assert compiled_runs(pair, "captured", num_rows=1, device=cpu) is not None
+    assert compiled_runs(pair, "eager", num_rows=many, device=cpu) is None
+    assert compiled_runs(pair, "captured", num_rows=many, device=torch.device("cuda")) is None
     monkeypatch.setattr(recorded, "has_compiler", lambda: False)
     with caplog.at_level(logging.WARNING, logger="pyrovae"):
-        assert recorded_runs(pair, "auto", num_rows=many, device=cpu) is None
+        assert compiled_runs(pair, "auto", num_rows=many, device=cpu) is None
         assert not caplog.records
-        assert recorded_runs(pair, "captured", num_rows=many, device=cpu) is None
+        assert compiled_runs(pair, "captured", num_rows=many, device=cpu) is None
     assert [record.message for record in caplog.records] == [
         "the scoring of particles is not compiled: no C++ compiler is found"
     ]
@@ -251,7 +251,7 @@ def test_the_number_of_elements_decides(
 def test_evaluate_counts_the_particles_of_all_data(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(
-        room, "recorded_runs", lambda pair, engine, **options: asked.append((engine, options["num_rows"]))
+        room, "compiled_runs", lambda pair, engine, **options: asked.append((engine, options["num_rows"]))
     )
     evaluate(*of_vae(make_vae()), BINARY, ks=(1, 50), chunk_size=64, show_progress=False)
     assert asked == [("auto", 23 * 50)]
@@ -261,7 +261,7 @@ def test_evaluate_counts_the_particles_of_all_data(monkeypatch: pytest.MonkeyPat
 
 def test_what_is_finished_is_not_mixed_with_another_engine(tmp_path: Path, replays: list[int]) -> None:
     pair, journal = of_vae(make_vae()), tmp_path / "journal"
-    options = {"ks": (1, 50), "batch_size": 9, "journal": journal, "shown": False}
+    options = {"ks": (1, 50), "batch_size": 9, "journal": journal, "show_progress": False}
     whole = evaluate(*pair, BINARY, engine="captured", **options)
     finished = []
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pyrovae.bounds.hmc import Kernel
 from pyrovae.bounds.multi_sample import effective_sample_size, log_mean_exp, monte_carlo_variances
 from pyrovae.bounds.pilot import choose_batch_size, frozen_kernel
-from pyrovae.importance import iter_batches, one_particle, scoring_context
+from pyrovae.importance import iter_batches, score_one_particle, scoring_context
 from pyrovae.programs import ModelGuide, Program
 from pyrovae.results import Annealing, AnnealingSettings, Estimate
 from pyrovae.results.estimates import require_possible
@@ -131,7 +131,7 @@ def anneal(
 ) -> dict[str, Tensor]:
     """Return bound, acceptance and effective chains ``(B,)`` of the rows of one batch."""
     with forked_random(stream_seed(settings.seed, "ais", number), rows.device):
-        one_particle(programs, args, rows, checked=True)  # raises for data outside the support
+        score_one_particle(programs, args, rows, checked=True)  # raises for data outside the support
     kernel = frozen_kernel(programs, args, rows, settings, number=number)
     return lower_bound(kernel, settings, number=number)
 

@@ -18,7 +18,7 @@ from pyrovae.bounds.annealed_importance import (
 )
 from pyrovae.bounds.multi_sample import log_mean_exp, monte_carlo_variances
 from pyrovae.bounds.pilot import frozen_kernel
-from pyrovae.importance import one_particle, require_tensor, simulate
+from pyrovae.importance import require_tensor, score_one_particle, simulate
 from pyrovae.programs import ModelGuide, Program
 from pyrovae.results import AnnealingSettings, Estimate, Sandwich
 from pyrovae.runtime.arguments import merge_options, require_integer
@@ -94,7 +94,7 @@ def enclose(
     with forked_random(stream_seed(settings.seed, "simulate", number), rows.device):
         args, z = simulate(programs, args, rows)
         rows = torch.arange(len(rows), device=rows.device)
-        one_particle(programs, args, rows, checked=True)  # raises if the guide draws outside the prior's support
+        score_one_particle(programs, args, rows, checked=True)  # raises if the guide draws outside the prior's support
     kernel = frozen_kernel(programs, args, rows, settings, number=number)
     lower = lower_bound(kernel, settings, number=number)
     with forked_random(stream_seed(settings.seed, "bdmc", number), rows.device):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyrovae.importance import Block, blocks, iter_batches, scoring_context
+from pyrovae.importance import ParticleBatch, iter_batches, iter_particles, scoring_context
 from pyrovae.importance.sampling import check_num_particles
 from pyrovae.programs import ModelGuide, Program
 
@@ -63,18 +63,20 @@ def elbo(
     args = (x, *covariates)
     with scoring_context(model, guide, args, modules=modules) as programs, torch.no_grad():
         parts = [
-            elbo_terms(programs, blocks(programs, args, rows, num_particles)).map(lambda terms, n=count: terms[:n])
+            elbo_terms(programs, iter_particles(programs, args, rows, num_particles)).map(
+                lambda terms, n=count: terms[:n]
+            )
             for rows, count in iter_batches(programs, len(x), batch_size=len(x))
         ]
     return _joined(parts)
 
 
-def elbo_terms(programs: ModelGuide, particles: Iterable[Block]) -> ElboTerms:
+def elbo_terms(programs: ModelGuide, particles: Iterable[ParticleBatch]) -> ElboTerms:
     """Average blocks of particles of the same data into the terms of the ELBO ``(B,)``."""
     return _joined([particle_terms(programs, block) for block in particles]).map(lambda terms: terms.mean(0))
 
 
-def particle_terms(programs: ModelGuide, block: Block) -> ElboTerms:
+def particle_terms(programs: ModelGuide, block: ParticleBatch) -> ElboTerms:
     """Return the terms ``(K, B)`` of the particles of a block; their mean over K estimates the ELBO."""
     kl_of = {name: block.kl[name].expand_as(block.log_likelihood) for name in programs.latents}
     return ElboTerms(block.log_likelihood, torch.stack(tuple(kl_of.values())).sum(0), kl_of, programs.kl)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.importance import UnconstrainedLatents
-from pyrovae.importance.layout import wide
+from pyrovae.programs.layout import to_float64
 
 JITTER = 0.5  # relative change of a step size, since equal steps may return a chain to its start
 
@@ -189,4 +189,4 @@ def transition(path: Path, state: State, beta: float, stride: Tensor, num_leapfr
 
 
 def _kinetic(momentum: Tensor) -> Tensor:
-    return 0.5 * wide(momentum).square().sum(-1)
+    return 0.5 * to_float64(momentum).square().sum(-1)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyrovae.importance.layout import wide
+from pyrovae.programs.layout import to_float64
 
 
 def log_mean_exp(log_weights: Tensor, dim: int = 0) -> Tensor:
@@ -65,7 +65,7 @@ def effective_sample_size(log_weights: Tensor) -> Tensor:
         ``(...)``, float64.
 
     """
-    return effective_number(wide(log_weights).softmax(0))
+    return effective_number(to_float64(log_weights).softmax(0))
 
 
 def effective_number(shares: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from pyrovae.bounds.hmc import Kernel, Path, transition
-from pyrovae.importance import UnconstrainedLatents, rows_at_once
-from pyrovae.importance.layout import wide
+from pyrovae.importance import UnconstrainedLatents, rows_per_chunk
 from pyrovae.programs import ModelGuide
+from pyrovae.programs.layout import to_float64
 from pyrovae.results import AnnealingSettings
 from pyrovae.runtime import memory
 from pyrovae.runtime.arguments import require_integer
@@ -41,7 +41,7 @@ def frozen_kernel(
             hint="choose fewer, or a smaller batch_size",
             device=rows.device,
         )
-        chunk_size = rows_at_once(programs, rows.device, gradients=True)
+        chunk_size = rows_per_chunk(programs, rows.device, gradients=True)
         return pilot(Path(space, from_prior=settings.from_prior, chunk_size=chunk_size), settings)
 
 
@@ -54,7 +54,7 @@ def pilot(path: Path, settings: AnnealingSettings) -> Kernel:
     draws = path.draw(SCALE_DRAWS).sort(0).values
     low, high = (draws[round(level * (SCALE_DRAWS - 1))] for level in (0.1587, 0.8413))
     scale = (0.5 * (high - low)).nan_to_num(1.0, 1.0).clamp(min=MIN_SCALE)
-    log_step = torch.full_like(wide(scale[:, :1]), math.log(FIRST_STEP))
+    log_step = torch.full_like(to_float64(scale[:, :1]), math.log(FIRST_STEP))
     steps = [log_step.new_empty((0, *log_step.shape))]
     state = path.at(path.draw(PILOT_CHAINS))
     for t in range(1, settings.num_temperatures):
@@ -74,4 +74,4 @@ def choose_batch_size(
     """Return the number of data that run together, by default those whose chains are scored in one chunk."""
     if batch_size is not None:
         require_integer(batch_size, name="batch_size")
-    return batch_size or max(1, rows_at_once(programs, device, gradients=True) // settings.num_chains)
+    return batch_size or max(1, rows_per_chunk(programs, device, gradients=True) // settings.num_chains)

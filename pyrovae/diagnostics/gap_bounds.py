@@ -13,9 +13,9 @@ from pyrovae.bounds.evidence import particle_terms
 from pyrovae.bounds.multi_sample import iwae, monte_carlo_variances
 from pyrovae.diagnostics.refine import DiagonalGaussian, best_of, further_starts, refine, start
 from pyrovae.diagnostics.refit import Refit
-from pyrovae.importance import UnconstrainedLatents, blocks
-from pyrovae.importance.layout import wide
+from pyrovae.importance import UnconstrainedLatents, iter_particles
 from pyrovae.programs import ModelGuide
+from pyrovae.programs.layout import to_float64
 from pyrovae.runtime.context import forked_random, stream_seed
 
 VARIANCE = "variance of "
@@ -60,7 +60,7 @@ class GapBounds:
         q, history, apart = self.refined(num_steps, num_starts)
         with self.random("refined"):
             u = q.draw(num_particles, drawn[0].dtype)
-        log_joint, log_q = self.space.log_joint(u), q.log_prob(wide(u))
+        log_joint, log_q = self.space.log_joint(u), q.log_prob(to_float64(u))
         weights = {"refined": log_joint - log_q}
         if tight:
             weights["bound"] = self.mixed(q, (u, log_joint, log_q), *drawn)
@@ -85,7 +85,7 @@ class GapBounds:
     def guide(self, num_particles: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Draw from the guide: the ELBO of each particle ``(K, B)``, u ``(K, B, D)``, log p(x, u) and log q(u | x)."""
         with self.random("guide"):
-            particles = list(blocks(self.programs, self.args, self.rows, num_particles))
+            particles = list(iter_particles(self.programs, self.args, self.rows, num_particles))
         u = torch.cat([self.space.flatten(block.z) for block in particles])
         log_det = self.space.log_det(u)
         return (
@@ -119,5 +119,5 @@ class GapBounds:
         except ValueError:
             return drawn[1] - drawn[2]
         first = drawn[1] - torch.logaddexp(drawn[2], guide_of_drawn)
-        second = log_joint - torch.logaddexp(q.log_prob(wide(u)), log_guide)
+        second = log_joint - torch.logaddexp(q.log_prob(to_float64(u)), log_guide)
         return torch.stack([first, second], 1).flatten(0, 1) + math.log(2)  # so each block holds draws of both

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrovae.importance import draw, iter_batches, score_guide, sum_over_sites
+from pyrovae.importance import draw_guide, iter_batches, score_guide, sum_over_sites
 from pyrovae.programs import ModelGuide
 
 MAX_AGGREGATE = 10_000  # data that q(z) averages over, at most
@@ -70,7 +70,7 @@ def information(
     below, above, done = [], [], 0
     for positions, count in iter_batches(programs, len(chosen), batch_size=max(1, batch // num_draws)):
         owners = chosen[positions]
-        z, log_guide = draw(programs, args, owners.to(args[0].device), num_draws)
+        z, log_guide = draw_guide(programs, args, owners.to(args[0].device), num_draws)
         z = {name: value[:, :count].flatten(0, 1) for name, value in z.items()}  # (R * T', ...)
         own = sum_over_sites(log_guide)[:, :count].flatten()
         others = _others(programs, args, members, owners[:count].repeat(num_draws), z, batch)

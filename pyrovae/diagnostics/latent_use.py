@@ -15,10 +15,10 @@ from pyrovae.diagnostics.unit_kl import unit_kl
 from pyrovae.diagnostics.units import active_units, assess_collapse, assess_prior
 from pyrovae.importance import (
     UnconstrainedLatents,
-    draw,
+    draw_guide,
     iter_batches,
     require_tensor,
-    score,
+    score_model,
     scoring_context,
     sum_over_sites,
 )
@@ -131,10 +131,10 @@ def _prior_moments(programs: ModelGuide, args: tuple[Any, ...]) -> tuple[Tensor,
     """Return mean and variance of each unit under the prior ``(D,)``, or None if the prior differs between data."""
     rows, _ = next(iter(iter_batches(programs, len(args[0]), batch_size=min(len(args[0]), 64))))
     rows = rows.to(args[0].device)
-    z, _ = draw(programs, args, rows, 1)
-    own = sum_over_sites(score(programs, args, rows, z, with_kl=False).prior)
+    z, _ = draw_guide(programs, args, rows, 1)
+    own = sum_over_sites(score_model(programs, args, rows, z, with_kl=False).prior)
     moved = {name: value.roll(1, 1) for name, value in z.items()}
-    others = sum_over_sites(score(programs, args, rows, moved, with_kl=False).prior)
+    others = sum_over_sites(score_model(programs, args, rows, moved, with_kl=False).prior)
     if not torch.allclose(own.roll(1, 1), others, rtol=1e-4, atol=1e-4, equal_nan=True):
         return None
     u = UnconstrainedLatents(programs, args, rows).draw_prior(-(-PRIOR_DRAWS // len(rows))).flatten(0, 1).cpu().double()

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from pyrovae.importance.layout import wide
+from pyrovae.programs.layout import to_float64
 
 FEWEST = 25  # particles: a fifth of them is the tail, and a fit takes five values
 TAIL = 5  # fewest values of a tail
@@ -46,7 +46,7 @@ def pareto_khat(log_weights: Tensor) -> Tensor:
 
     """
     total, shape = len(log_weights), log_weights.shape[1:]
-    flat = wide(log_weights.detach()).reshape(total, -1).T  # (B, K)
+    flat = to_float64(log_weights.detach()).reshape(total, -1).T  # (B, K)
     khat = flat.new_full((len(flat),), math.nan)
     if total < FEWEST:
         return khat.reshape(shape)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.importance import UnconstrainedLatents
-from pyrovae.importance.layout import wide
+from pyrovae.programs.layout import to_float64
 
 START_DRAWS = 128  # draws of the guide whose moments are the start
 RATES = (0.3, 0.01)  # first and last rate of Adam: standard deviations of a mean, e-folds of a standard deviation
@@ -46,7 +46,7 @@ class DiagonalGaussian:
 
 def start(space: UnconstrainedLatents) -> DiagonalGaussian:
     """Return the diagonal Gaussian with the moments of the guide's draws."""
-    u = wide(space.draw(START_DRAWS)[0])
+    u = to_float64(space.draw(START_DRAWS)[0])
     mean = u.mean(0)
     return DiagonalGaussian(mean, torch.maximum(u.std(0), 1e-5 * mean.abs() + 1e-8))
 
@@ -68,10 +68,10 @@ def further_starts(space: UnconstrainedLatents, q: DiagonalGaussian, num_starts:
     except NotImplementedError:
         num_starts = 1
     for _ in range(num_starts - 1):
-        distance = torch.stack([(wide(u) - mean).square().sum(-1) for mean in means]).amin(0)
+        distance = torch.stack([(to_float64(u) - mean).square().sum(-1) for mean in means]).amin(0)
         noise = -torch.empty_like(log_weights).exponential_().log()  # Gumbel's
         chosen = (log_weights + distance.log() + noise).nan_to_num(-math.inf).argmax(0)  # (B,)
-        means.append(wide(u).gather(0, chosen[None, :, None].expand(1, -1, u.shape[-1]))[0])
+        means.append(to_float64(u).gather(0, chosen[None, :, None].expand(1, -1, u.shape[-1]))[0])
     mean = torch.stack(means)
     return DiagonalGaussian(mean, q.scale.expand_as(mean))
 
@@ -142,17 +142,17 @@ def refine(space: UnconstrainedLatents, q: DiagonalGaussian, *, num_steps: int) 
 
 def _gradient(space: UnconstrainedLatents, q: DiagonalGaussian, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return the gradient of the ELBO by m / s and log s ``(2, ..., B, D)``, and an estimate of it ``(..., B)``."""
-    noise = wide(torch.randn(1, *q.mean.shape[-2:], dtype=dtype, device=q.mean.device))
+    noise = to_float64(torch.randn(1, *q.mean.shape[-2:], dtype=dtype, device=q.mean.device))
     noise = torch.cat([noise, -noise])
     noise = noise.reshape(len(noise), *[1] * (q.mean.ndim - 2), *q.mean.shape[-2:])  # the same for all Gaussians
     u = (q.mean + q.scale * noise).to(dtype).requires_grad_()  # (2, B, D) or (2, S, B, D)
     with torch.enable_grad():
         log_joint = space.log_joint(u.reshape(-1, *u.shape[-2:])).reshape(u.shape[:-1])
         (slope,) = torch.autograd.grad(log_joint.sum(), u)
-    along = q.scale * wide(slope) + noise  # the slope of log p - log q at u, in units of s
+    along = q.scale * to_float64(slope) + noise  # the slope of log p - log q at u, in units of s
     gradient = torch.stack([along.mean(0), (noise * along).mean(0)])
     finite = gradient.isfinite().all(0).all(-1, keepdim=True)
-    return torch.where(finite, gradient, 0.0), (log_joint.detach() - q.log_prob(wide(u.detach()))).mean(0)
+    return torch.where(finite, gradient, 0.0), (log_joint.detach() - q.log_prob(to_float64(u.detach()))).mean(0)
 
 
 def is_diagonal_gaussian(space: UnconstrainedLatents) -> bool | None:
@@ -166,6 +166,6 @@ def is_diagonal_gaussian(space: UnconstrainedLatents) -> bool | None:
             (slope,) = torch.autograd.grad(space.log_guide(u).sum(), u)
     except (NotImplementedError, RuntimeError, ValueError):
         return None
-    u, slope = (wide(value.detach()) - wide(value.detach()).mean(0) for value in (u, slope))
+    u, slope = (to_float64(value.detach()) - to_float64(value.detach()).mean(0) for value in (u, slope))
     residual = slope - u * (u * slope).sum(0) / (u * u).sum(0)
     return bool((residual.std(0) <= STRAIGHT * slope.std(0)).all())

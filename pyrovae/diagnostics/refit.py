@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.bounds.evidence import particle_terms
-from pyrovae.importance import draw, one_particle, score, sum_over_sites
+from pyrovae.importance import draw_guide, score_model, score_one_particle, sum_over_sites
 from pyrovae.programs import ModelGuide, run
 from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.runtime.progress_bar import progress
@@ -125,10 +125,10 @@ def own_parameters(programs: ModelGuide, args: tuple[Any, ...]) -> tuple[list[Te
             fn = guide_trace.nodes[name]["fn"]
             if not getattr(fn, "has_rsample", False):
                 return [], 0, f"the guide's draw of {name!r} has no gradient: {type(fn).__name__} has no rsample"
-        z, log_guide = draw(programs, args, rows, 1)
+        z, log_guide = draw_guide(programs, args, rows, 1)
         of_guide = _reached([sum_over_sites(log_guide), *z.values()], parameters)
         given = {name: value.detach() for name, value in z.items()}
-        scores = score(programs, args, rows, given, with_kl=False)
+        scores = score_model(programs, args, rows, given, with_kl=False)
         of_model = _reached([sum_over_sites(scores.prior), scores.likelihood], parameters)
     own = [parameter for parameter in parameters if id(parameter) in of_guide - of_model]
     own = [parameter for parameter in own if id(parameter) in trained] or own
@@ -185,5 +185,5 @@ def _minibatches(num_data: int, size: int, *, fixed: bool) -> Iterator[tuple[Ten
 
 def _loss(programs: ModelGuide, args: tuple[Any, ...], rows: Tensor, count: int) -> Tensor:
     """Return minus the mean ELBO of some rows, without plate and scale factors, with closed-form KL where valid."""
-    block = one_particle(programs, args, rows, checked=False)
+    block = score_one_particle(programs, args, rows, checked=False)
     return -particle_terms(programs, block).elbo[0, :count].mean()

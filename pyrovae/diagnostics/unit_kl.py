@@ -11,11 +11,10 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrovae.importance.chunk_sizes import rows_at_once
-from pyrovae.importance.chunks import pieces
-from pyrovae.importance.layout import from_pyro, log_prob, per_datum, wide
+from pyrovae.importance.chunks import iter_chunks, rows_per_chunk
 from pyrovae.programs import ModelGuide, run
 from pyrovae.programs.analytic_kl import CLOSED_FORM, closed_form_kl, kl_by_dimension
+from pyrovae.programs.layout import from_pyro, log_prob, per_datum, to_float64
 
 RUNS = 16  # draws of the latent variables, if the KL has no closed form or differs between draws
 
@@ -52,15 +51,15 @@ def unit_kl(programs: ModelGuide, args: tuple[Any, ...], rows: Tensor, *, sizes:
     runs = 1 if exact else RUNS
     parts: dict[str, list[Tensor]] = {name: [] for name in programs.latents}
     joint: dict[str, None] = {}
-    for piece in pieces(programs, rows, runs, size=rows_at_once(programs, rows.device)):
-        model, guide = programs.bind(args, piece.rows)
-        traces = run(piece.plated(programs, model), piece.plated(programs, guide))
+    for chunk in iter_chunks(programs, rows, runs, size=rows_per_chunk(programs, rows.device)):
+        model, guide = programs.bind(args, chunk.rows)
+        traces = run(chunk.with_plate(programs, model), chunk.with_plate(programs, guide))
         for name, size in sizes.items():
-            values = _by_unit(programs, name, *traces, lead=piece.lead)
+            values = _by_unit(programs, name, *traces, has_particles=chunk.has_particles)
             if values is None or values[0, 0].numel() != size:
                 joint[name] = None
-                values = _of_site(programs, name, *traces, lead=piece.lead)
-            parts[name].append(piece.cut(values))
+                values = _of_site(programs, name, *traces, has_particles=chunk.has_particles)
+            parts[name].append(chunk.trim(values))
     joined = {name: torch.cat(values).reshape(runs, len(rows), -1) for name, values in parts.items()}  # (R, B, D or 1)
     total = torch.cat(list(joined.values()), 2).sum(2)  # (R, B)
     units = [
@@ -76,32 +75,32 @@ def unit_kl(programs: ModelGuide, args: tuple[Any, ...], rows: Tensor, *, sizes:
 
 
 def _by_unit(
-    programs: ModelGuide, name: str, guide_trace: poutine.Trace, model_trace: poutine.Trace, *, lead: int
+    programs: ModelGuide, name: str, guide_trace: poutine.Trace, model_trace: poutine.Trace, *, has_particles: bool
 ) -> Tensor | None:
-    """Return the KL of each unit of a site, ``(K, B, ...)`` or without lead ``(B, ...)``; None if it is not a sum."""
+    """Return the KL of each unit of a site, ``(K, B, ...)`` or ``(B, ...)``; None if it is not a sum."""
     site = guide_trace.nodes[name]
     values = kl_by_dimension(site, model_trace.nodes[name], closed_form=programs.kl[name] == CLOSED_FORM)
     if values is None:
         return None
-    values = wide(values).expand(site["value"].shape)
+    values = to_float64(values).expand(site["value"].shape)
     if site["mask"] is not None:
         mask = torch.as_tensor(site["mask"], device=values.device)
         mask = mask.reshape(*mask.shape, *(1,) * site["fn"].event_dim)
         values = torch.where(mask, values, torch.zeros_like(values))
-    return from_pyro(programs, name, values, lead=lead)
+    return from_pyro(programs, name, values, has_particles=has_particles)
 
 
 def _of_site(
-    programs: ModelGuide, name: str, guide_trace: poutine.Trace, model_trace: poutine.Trace, *, lead: int
+    programs: ModelGuide, name: str, guide_trace: poutine.Trace, model_trace: poutine.Trace, *, has_particles: bool
 ) -> Tensor:
-    """Return the KL of a site, or log q - log p of its draw: ``(K, B)`` or without lead ``(B,)``."""
+    """Return the KL of a site, or log q - log p of its draw: ``(K, B)`` or without particles ``(B,)``."""
     site = guide_trace.nodes[name]
     values, _ = closed_form_kl(name, model_trace, guide_trace) if programs.kl[name] == CLOSED_FORM else (None, "")
     if values is None:
         terms = [
-            per_datum(programs, log_prob(trace.nodes[name]), trace.nodes[name], lead=lead)
+            per_datum(programs, log_prob(trace.nodes[name]), trace.nodes[name], has_particles=has_particles)
             for trace in (guide_trace, model_trace)
         ]
         return terms[0] - terms[1]
     batch = site["value"].shape[: site["value"].ndim - site["fn"].event_dim]
-    return per_datum(programs, wide(values).expand(batch), site, lead=lead)
+    return per_datum(programs, to_float64(values).expand(batch), site, has_particles=has_particles)

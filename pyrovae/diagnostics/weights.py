@@ -12,7 +12,7 @@ from torch import Tensor
 from pyrovae.bounds.multi_sample import effective_number
 from pyrovae.diagnostics.ladder import ENOUGH, NOT_ENOUGH, PERHAPS, UNKNOWN, assess, read_ladder
 from pyrovae.diagnostics.psis import FEWEST, khat_threshold, pareto_khat
-from pyrovae.importance.layout import wide
+from pyrovae.programs.layout import to_float64
 from pyrovae.results import CheckResults, Estimate, Weights
 from pyrovae.results.tightness import Quantiles
 
@@ -37,7 +37,7 @@ def weight_diagnostics(log_weights: Tensor) -> dict[str, Tensor]:
         effective_number(shares),
         shares.amax(0),
         _relative_variance(shares) / (2 * total),
-        _jackknife(wide(log_weights), shares),
+        _jackknife(to_float64(log_weights), shares),
     )
     return dict(zip(NAMES, values, strict=True))
 
@@ -103,7 +103,7 @@ def jackknife(log_weights: Tensor) -> Tensor:
         tensor(0.9597, dtype=torch.float64)
 
     """
-    return _jackknife(wide(log_weights), _shares(log_weights))
+    return _jackknife(to_float64(log_weights), _shares(log_weights))
 
 
 def _relative_variance(shares: Tensor) -> Tensor:
@@ -214,7 +214,7 @@ def _noise(over_data: float | None, *estimates: Estimate) -> float:
 
 def _shares(log_weights: Tensor) -> Tensor:
     """Return the weights over their sum, ``(K, ...)``."""
-    return wide(log_weights).softmax(0)
+    return to_float64(log_weights).softmax(0)
 
 
 def _why_unavailable(num_particles: int, nan: int, zero: int) -> str | None:

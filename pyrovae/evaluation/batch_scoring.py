@@ -15,7 +15,7 @@ from pyrovae.bounds.multi_sample import iwae, monte_carlo_variances
 from pyrovae.diagnostics import weight_diagnostics
 from pyrovae.evaluation.observations import Observations, ObservedSites
 from pyrovae.evaluation.resume import Journal
-from pyrovae.importance import Block, blocks, iter_batches, on_device, recorded_runs
+from pyrovae.importance import ParticleBatch, compiled_runs, iter_batches, iter_particles, on_device
 from pyrovae.programs import ModelGuide, run
 from pyrovae.results import ObservedData
 from pyrovae.runtime import memory
@@ -69,7 +69,7 @@ class BatchScoring:
         for number, batch in itertools.islice(batches, len(parts)):
             observations.add(self.observe(number, batch), batch[2], batch[0])
         memory.keep_freed()
-        recorded = recorded_runs(
+        compiled = compiled_runs(
             self.programs, self.engine, num_rows=self.ks[-1] * len(self.args[0]), device=self.device
         )
         main_shows = show_progress and ranks.first
@@ -90,7 +90,7 @@ class BatchScoring:
                         def advance_within(share: float, done: int = done, num_data: int = num_data) -> None:
                             advance(done + num_data * share)
 
-                        part = self.score(number, batch, recorded, advance_within)
+                        part = self.score(number, batch, compiled, advance_within)
                     for (_, (rows, _, args)), scored in zip(turn, ranks.gather(part), strict=False):
                         observations.add(scored.pop(OBSERVED), args, rows)
                         parts.append(scored)
@@ -110,11 +110,11 @@ class BatchScoring:
             batch_args, rows = on_device(self.programs, args, selected, self.device)
             yield rows, count, batch_args
 
-    def score(self, number: int, batch: Any, recorded: Any, advance: Callable[[float], None]) -> dict[str, Tensor]:
+    def score(self, number: int, batch: Any, compiled: Any, advance: Callable[[float], None]) -> dict[str, Tensor]:
         """Return the statistics of one batch and its observed values ``(D, B)``."""
         rows, count, args = batch
 
-        def watched(particles: Iterator[Block]) -> Iterator[Block]:
+        def watched(particles: Iterator[ParticleBatch]) -> Iterator[ParticleBatch]:
             num_drawn = 0
             for block in particles:
                 yield block
@@ -122,7 +122,9 @@ class BatchScoring:
                 advance(num_drawn / self.ks[-1])
 
         with forked_random(self._stream(number), self.device), ObservedSites(self.programs) as observed:
-            particles = blocks(self.programs, args, rows, self.ks[-1], chunk_size=self.chunk_size, recorded=recorded)
+            particles = iter_particles(
+                self.programs, args, rows, self.ks[-1], chunk_size=self.chunk_size, compiled=compiled
+            )
             statistics = batch_statistics(self.programs, watched(particles), self.ks)
         statistics[OBSERVED] = observed.values()
         return {name: value[..., :count] for name, value in statistics.items()}
@@ -138,7 +140,7 @@ class BatchScoring:
         return stream_seed(self.seed, "evaluate", number)
 
 
-def batch_statistics(programs: ModelGuide, particles: Iterator[Block], ks: Sequence[int]) -> dict[str, Tensor]:
+def batch_statistics(programs: ModelGuide, particles: Iterator[ParticleBatch], ks: Sequence[int]) -> dict[str, Tensor]:
     """Return the bounds of each datum ``(B,)`` of one batch, their Monte Carlo variances ``(C, B)``, and diagnostics of
     its weights ``(B,)``, in float64 on the CPU.
     """

@@ -20,7 +20,7 @@ from pyrovae.diagnostics import assess_with_checks, summarize_weights
 from pyrovae.evaluation.batch_scoring import VARIANCE, BatchScoring
 from pyrovae.evaluation.checks import Checks, run_checks
 from pyrovae.evaluation.resume import Journal
-from pyrovae.importance import low_precision, one_particle, scoring_context, sizes_on
+from pyrovae.importance import chunk_sizes, find_low_precision, score_one_particle, scoring_context
 from pyrovae.programs import ModelGuide, Program, Unnormalized, find_modules, warn_of_links
 from pyrovae.results import CheckResults, Estimate, Evaluation, ObservedData, bits_per_dimension, mean_and_error
 from pyrovae.results.estimates import require_possible
@@ -306,7 +306,7 @@ def _choose_device(name: str | None, modules: Iterable[nn.Module], loader: Loade
 
 def _choose_batch_size(size: int | None, ks: Sequence[int], num_data: int, device: torch.device) -> int:
     """Return the size of a batch whose log-weights fit into memory."""
-    size = size or max(1, min(MAX_BATCH_SIZE, sizes_on(device).particles // ks[-1]))
+    size = size or max(1, min(MAX_BATCH_SIZE, chunk_sizes(device).particles // ks[-1]))
     memory.require(
         8.0 * 8 * ks[-1] * min(size, num_data),
         what=f"the log-weights of {min(size, num_data)} data with K = {ks[-1]}",
@@ -322,7 +322,7 @@ def _to_device(args: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, 
 
 def _warn(programs: ModelGuide, modules: Iterable[nn.Module], examples: tuple[Tensor, ...]) -> None:
     """Log limits of the numbers that show before the evaluation."""
-    if coarse := low_precision(modules, examples):
+    if coarse := find_low_precision(modules, examples):
         logger.warning("%s; evaluate model.float(), on data in float32", coarse)
     warn_of_links(programs, examples)
     if programs.nan:
@@ -334,7 +334,7 @@ def _journal_key(task: _Task, programs: ModelGuide, examples: tuple[Tensor, ...]
     args = _to_device(task.args, task.device) if programs.draws_rows else examples
     with forked_random(0, task.device):
         rows = torch.arange(programs.num_rows, device=task.device) % len(args[0])
-        block = one_particle(programs, args, rows, checked=False)
+        block = score_one_particle(programs, args, rows, checked=False)
     probe = fingerprint(block.log_prior, block.log_likelihood, block.log_guide)  # of programs with equal weights
     options = {name: value for name, value in task.settings.items() if name != "checks"}
     sizes = (task.options.chunk_size, task.options.engine)

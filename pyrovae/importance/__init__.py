@@ -1,32 +1,38 @@
 """How particles are drawn and scored: once for the guide, in chunks for the model, any layout of plates."""
 
-from pyrovae.importance.batches import Block, blocks, draw, one_particle, score, score_guide
-from pyrovae.importance.chunk_sizes import rows_at_once, sizes_on
-from pyrovae.importance.chunks import iter_batches, on_device
-from pyrovae.importance.context_of_scoring import low_precision, require_tensor, scoring_context
-from pyrovae.importance.layout import per_datum, sum_over_sites
+from pyrovae.importance.chunks import chunk_sizes, iter_batches, on_device, rows_per_chunk
+from pyrovae.importance.compiled_scoring import CompiledRuns, compiled_runs
+from pyrovae.importance.particle_batches import (
+    ParticleBatch,
+    draw_guide,
+    iter_particles,
+    score_guide,
+    score_model,
+    score_one_particle,
+)
+from pyrovae.importance.scoring_state import find_low_precision, require_tensor, scoring_context
 from pyrovae.importance.simulation import simulate
-from pyrovae.importance.traced_scoring import RecordedRuns, recorded_runs
 from pyrovae.importance.unconstrained import UnconstrainedLatents
+from pyrovae.programs.layout import per_datum, sum_over_sites
 
 __all__ = [
-    "Block",
+    "ParticleBatch",
     "UnconstrainedLatents",
-    "RecordedRuns",
-    "blocks",
-    "draw",
+    "CompiledRuns",
+    "iter_particles",
+    "draw_guide",
     "scoring_context",
-    "low_precision",
+    "find_low_precision",
     "on_device",
-    "one_particle",
+    "score_one_particle",
     "per_datum",
-    "recorded_runs",
+    "compiled_runs",
     "require_tensor",
-    "rows_at_once",
-    "score",
+    "rows_per_chunk",
+    "score_model",
     "score_guide",
     "simulate",
-    "sizes_on",
+    "chunk_sizes",
     "sum_over_sites",
     "iter_batches",
 ]

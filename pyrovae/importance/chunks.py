@@ -1,4 +1,8 @@
-"""The runs of a program that cover K particles of some rows of the data."""
+"""Chunks: the runs of a program that cover K particles of some rows of the data, and their sizes per device type.
+
+A CPU is fast while a chunk fits into its caches. CUDA needs large chunks: launching an operation takes as long as
+computing some millions of elements.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +17,68 @@ from torch import Tensor
 
 from pyrovae.programs import PARTICLE_PLATE, ModelGuide, Program, take_rows
 
+FEWEST_ROWS = 64  # rows of the smallest chunk
+
+
+@dataclass(frozen=True)
+class ChunkSizes:
+    """How much is computed at once.
+
+    Attributes:
+        scored: elements of the largest tensor of the model, x or the output of a module, where it scores particles; no
+            number but for rounding depends on it.
+        compiled: the same where that is compiled, which holds more of them in memory.
+        moved: the same with gradients, where chains are moved; batches of AIS, and so its draws, depend on it.
+        rows: that a program is run on, at most.
+        drawn: elements of z that the guide draws. Draws depend on it, and on the next two.
+        drawn_rows: for which it draws them, at most: a flow holds its hidden layers for each. Where a pair takes no
+            axis of particles, so that its encoder runs for each, it is the number of rows above.
+        particles: of one batch, whose log-weights are kept.
+
+    """
+
+    scored: int
+    compiled: int
+    moved: int
+    rows: int
+    drawn: int
+    drawn_rows: int
+    particles: int
+
+
+ON_CPU = ChunkSizes(
+    scored=2**22, compiled=2**21, moved=2**20, rows=2**12, drawn=2**22, drawn_rows=2**17, particles=2**18
+)
+ON_CUDA = ChunkSizes(
+    scored=2**26, compiled=2**26, moved=2**24, rows=2**17, drawn=2**24, drawn_rows=2**21, particles=2**21
+)
+
+
+def chunk_sizes(device: torch.device) -> ChunkSizes:
+    """Return how much is computed at once on a device."""
+    return ON_CUDA if device.type == "cuda" else ON_CPU
+
+
+def rows_per_chunk(
+    programs: ModelGuide, device: torch.device, *, gradients: bool = False, compiled: bool = False
+) -> int:
+    """Return how many rows the model is run on at once.
+
+    Args:
+        programs: from `scoring_context`.
+        device: of the data.
+        gradients: whether they are asked for.
+        compiled: whether the run is compiled.
+
+    """
+    sizes = chunk_sizes(device)
+    elements = sizes.moved if gradients else sizes.compiled if compiled else sizes.scored
+    return min(sizes.rows, max(FEWEST_ROWS, elements // max(1, programs.num_units)))
+
 
 @dataclass(frozen=True)
 class Chunk:
-    """One run of a program: on K particles of some rows, or on rows that already repeat the data (``lead`` 0).
+    """One run of a program: on K particles of some rows, or on rows that repeat the data.
 
     A run covers ``length`` particles, or rows, of which the first ``count`` are asked for; the others repeat the first.
     """
@@ -25,22 +87,26 @@ class Chunk:
     start: int
     count: int
     length: int
-    lead: int
+    has_particles: bool = False
 
-    def plated(self, programs: ModelGuide, program: Program) -> Program:
-        """Return a program with this piece's axis of particles."""
-        return pyro.plate(PARTICLE_PLATE, self.length, dim=-1 - programs.nesting)(program) if self.lead else program
+    def with_plate(self, programs: ModelGuide, program: Program) -> Program:
+        """Return a program with this chunk's axis of particles."""
+        return (
+            pyro.plate(PARTICLE_PLATE, self.length, dim=-1 - programs.nesting)(program)
+            if self.has_particles
+            else program
+        )
 
-    def take(self, value: Tensor) -> Tensor:
-        """Return this piece's part of ``(K, B, ...)`` or ``(K * B, ...)``, filled up to the length of the run."""
+    def slice(self, value: Tensor) -> Tensor:
+        """Return this chunk's part of ``(K, B, ...)`` or ``(K * B, ...)``, filled up to the length of the run."""
         return _filled(value[self.start : self.start + self.count], self.length)
 
-    def cut(self, result: Tensor) -> Tensor:
-        """Return what counts of a result of this piece's run."""
+    def trim(self, result: Tensor) -> Tensor:
+        """Return what counts of a result of this chunk's run."""
         return result[: self.count]
 
 
-def pieces(
+def iter_chunks(
     programs: ModelGuide, rows: Tensor, num_particles: int, *, size: int, alike: bool = False
 ) -> Iterator[Chunk]:
     """Yield the runs that cover all particles of some rows.
@@ -57,14 +123,14 @@ def pieces(
         limit = max(1, size // len(rows))
         for start in range(0, num_particles, limit):
             count = min(limit, num_particles - start)
-            yield Chunk(rows, start, count, limit if alike else count, lead=1)
+            yield Chunk(rows, start, count, limit if alike else count, has_particles=True)
         return
     repeated = rows.repeat(num_particles)
     limit = programs.num_rows if programs.draws_rows else min(size, programs.max_rows)
     for start in range(0, len(repeated), limit):
         part = repeated[start : start + limit]
         length = limit if alike or programs.draws_rows else len(part)
-        yield Chunk(_filled(part, length), start, len(part), length, lead=0)
+        yield Chunk(_filled(part, length), start, len(part), length)
 
 
 class ChunkBuffer:
@@ -84,17 +150,17 @@ class ChunkBuffer:
         self._parts: list[list[Tensor]] = []
         self._whole: list[Tensor] = []
 
-    def add(self, piece: Chunk, results: Sequence[Tensor]) -> None:
+    def add(self, chunk: Chunk, results: Sequence[Tensor]) -> None:
         """Take the results of one run, each ``(K', B)`` or ``(K' * B,)``."""
-        results = [piece.cut(each) for each in results]
+        results = [chunk.trim(each) for each in results]
         if any(each.requires_grad for each in results):
             self._parts.append(results)
             return
         if not self._whole:
-            length = self.shape[0] if piece.lead else math.prod(self.shape)
+            length = self.shape[0] if chunk.has_particles else math.prod(self.shape)
             self._whole = [each.new_empty((length, *each.shape[1:])) for each in results]
         for whole, each in zip(self._whole, results, strict=True):
-            part = whole[piece.start : piece.start + piece.count]
+            part = whole[chunk.start : chunk.start + chunk.count]
             part.copy_(each.reshape(part.shape))  # nothing is repeated in silence
 
     def joined(self) -> list[Tensor]:
@@ -103,7 +169,7 @@ class ChunkBuffer:
         return [each.reshape(self.shape) for each in whole]
 
 
-def even_size(programs: ModelGuide, rows: Tensor, num_particles: int, *, size: int) -> int:
+def even_chunk_size(programs: ModelGuide, rows: Tensor, num_particles: int, *, size: int) -> int:
     """Return a size of runs, at most the given one, at which the last is nearly as long as the others."""
     whole, unit = (num_particles, len(rows)) if programs.broadcasts else (num_particles * len(rows), 1)
     limit = max(1, size // unit)

@@ -12,7 +12,14 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from pyrovae.importance import blocks, iter_batches, one_particle, score, scoring_context, sum_over_sites
+from pyrovae.importance import (
+    iter_batches,
+    iter_particles,
+    score_model,
+    score_one_particle,
+    scoring_context,
+    sum_over_sites,
+)
 from pyrovae.programs import ModelGuide, Program, find_modules
 from pyrovae.results import Particles
 from pyrovae.runtime import memory
@@ -59,7 +66,7 @@ def particles(
         )
         parts = []
         for rows, count in iter_batches(programs, len(x), batch_size=len(x)):
-            found = list(blocks(programs, args, rows, num_particles))
+            found = list(iter_particles(programs, args, rows, num_particles))
             parts.append(
                 Particles(
                     z={name: torch.cat([block.z[name] for block in found])[:, :count] for name in programs.latents},
@@ -112,8 +119,8 @@ def log_joint(
         z = values if with_particles else {name: value.unsqueeze(0) for name, value in values.items()}
         rows = torch.arange(len(x), device=x.device)
         with torch.no_grad(), forked_random(0, x.device):
-            one_particle(programs, args, rows, checked=True)  # refuses data outside the support
-        scores = score(programs, args, rows, z)
+            score_one_particle(programs, args, rows, checked=True)  # refuses data outside the support
+        scores = score_model(programs, args, rows, z)
         total = sum_over_sites(scores.prior) + scores.likelihood
         return total if with_particles else total[0]
 

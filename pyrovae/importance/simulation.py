@@ -10,8 +10,8 @@ from pyro import poutine
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
-from pyrovae.importance.layout import from_pyro, log_prob, per_datum
 from pyrovae.programs import ChosenRows, ModelGuide, Program, nan_at, take_rows, unwrap_own_error
+from pyrovae.programs.layout import from_pyro, log_prob, per_datum
 from pyrovae.programs.support import unmasked
 
 RELATIVE, ABSOLUTE = 1e-5, 1e-3  # differences at which two log-probabilities are still the same, the second in nats
@@ -52,7 +52,7 @@ def simulate(programs: ModelGuide, args: tuple[Any, ...], rows: Tensor) -> tuple
         )  # a guide may read what is masked
     z = {name: drawn.nodes[name]["value"] for name in programs.latents}
     _check(programs, drawn, _trace(programs, simulated, poutine.condition(programs.model, data=z)))
-    return simulated, {name: from_pyro(programs, name, value, lead=0).unsqueeze(0) for name, value in z.items()}
+    return simulated, {name: from_pyro(programs, name, value).unsqueeze(0) for name, value in z.items()}
 
 
 class _Drawn(UnconditionMessenger):
@@ -126,7 +126,7 @@ def _check(programs: ModelGuide, drawn: poutine.Trace, again: poutine.Trace) -> 
                 "write obs=x and transform the data before the call"
             )
     for name in (*programs.latents, *programs.observed):
-        a, b = (per_datum(programs, log_prob(trace.nodes[name]), trace.nodes[name], lead=0) for trace in (drawn, again))
+        a, b = (per_datum(programs, log_prob(trace.nodes[name]), trace.nodes[name]) for trace in (drawn, again))
         if not _same(a, b, RELATIVE, ABSOLUTE):
             raise ValueError(
                 f"the probability of {name!r} changes when simulated data take the place of the given ones: the model "

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.distributions import biject_to
 from torch.distributions.transforms import Transform
 
-from pyrovae.importance.batches import draw, score, score_guide
-from pyrovae.importance.chunks import pieces
-from pyrovae.importance.layout import from_pyro, sum_over_sites, wide
+from pyrovae.importance.chunks import iter_chunks
+from pyrovae.importance.particle_batches import draw_guide, score_guide, score_model
 from pyrovae.programs import ModelGuide, run
+from pyrovae.programs.layout import from_pyro, sum_over_sites, to_float64
 from pyrovae.runtime.context import forked_random
 
 logger = logging.getLogger("pyrovae")
@@ -52,7 +52,7 @@ class UnconstrainedLatents:
         self._shapes: dict[str, torch.Size] = {}
         for name in programs.latents:
             site = guide_trace.nodes[name]
-            z = from_pyro(programs, name, site["value"], lead=0).unsqueeze(0)
+            z = from_pyro(programs, name, site["value"]).unsqueeze(0)
             transform = biject_to(site["fn"].support)
             try:
                 u = transform.inv(z)
@@ -96,7 +96,7 @@ class UnconstrainedLatents:
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
         """Draw u ``(K, B, D)`` from the guide, with log q(u | x) ``(K, B)``, without gradients."""
         with torch.no_grad():
-            z, log_guide = draw(self.programs, self.args, self.rows, num_particles)
+            z, log_guide = draw_guide(self.programs, self.args, self.rows, num_particles)
             u = self.flatten(z)
             return u, sum_over_sites(log_guide) + self.log_det(u)
 
@@ -104,12 +104,19 @@ class UnconstrainedLatents:
         """Draw u ``(K, B, D)`` from the prior."""
         found: dict[str, list[Tensor]] = {name: [] for name in self.programs.latents}
         with torch.no_grad():
-            for piece in pieces(self.programs, self.rows, num_particles, size=num_particles * len(self.rows)):
-                model, _ = self.programs.bind(self.args, piece.rows)
-                trace = poutine.trace(piece.plated(self.programs, model)).get_trace()
+            for chunk in iter_chunks(self.programs, self.rows, num_particles, size=num_particles * len(self.rows)):
+                model, _ = self.programs.bind(self.args, chunk.rows)
+                trace = poutine.trace(chunk.with_plate(self.programs, model)).get_trace()
                 for name in self.programs.latents:
                     found[name].append(
-                        piece.cut(from_pyro(self.programs, name, trace.nodes[name]["value"], lead=piece.lead))
+                        chunk.trim(
+                            from_pyro(
+                                self.programs,
+                                name,
+                                trace.nodes[name]["value"],
+                                has_particles=chunk.has_particles,
+                            )
+                        )
                     )
         z = {name: torch.cat(parts) for name, parts in found.items()}
         shape = (num_particles, len(self.rows))
@@ -148,7 +155,7 @@ class UnconstrainedLatents:
         return self._log_guide(z, log_det), log_prior + log_likelihood
 
     def _log_joint_terms(self, z: dict[str, Tensor], log_det: Tensor) -> tuple[Tensor, Tensor]:
-        scores = score(self.programs, self.args, self.rows, z, chunk_size=self.chunk_size, with_kl=False)
+        scores = score_model(self.programs, self.args, self.rows, z, chunk_size=self.chunk_size, with_kl=False)
         return sum_over_sites(scores.prior) + log_det, scores.likelihood
 
     def _log_guide(self, z: dict[str, Tensor], log_det: Tensor) -> Tensor:
@@ -156,11 +163,11 @@ class UnconstrainedLatents:
 
     def _mapped(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Return z of each site, and log |dz/du| ``(K, B)``."""
-        z, total = self.sites(u), wide(u.new_zeros(u.shape[:2]))
+        z, total = self.sites(u), to_float64(u.new_zeros(u.shape[:2]))
         parts = u.split(list(self.sizes.values()), 2)
         for (name, transform), part in zip(self._transforms.items(), parts, strict=True):
             log_det = transform.log_abs_det_jacobian(part.reshape(*part.shape[:2], *self._shapes[name]), z[name])
-            total = total + wide(log_det).reshape(*u.shape[:2], -1).sum(2)
+            total = total + to_float64(log_det).reshape(*u.shape[:2], -1).sum(2)
         return z, total
 
     def log_det(self, u: Tensor) -> Tensor:

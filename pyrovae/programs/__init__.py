@@ -7,9 +7,9 @@ the data plate are summed over.
 """
 
 from pyrovae.programs.inspection import inspect_programs, run
-from pyrovae.programs.links import warn_of_links
+from pyrovae.programs.link_warnings import warn_of_links
+from pyrovae.programs.model_guide import PARTICLE_PLATE, ChosenRows, Latent, ModelGuide, Program, take_rows
 from pyrovae.programs.modules import find_modules
-from pyrovae.programs.structure import PARTICLE_PLATE, ChosenRows, Latent, ModelGuide, Program, take_rows
 from pyrovae.programs.support import Unnormalized
 from pyrovae.programs.validation import nan_at, run_validated, unwrap_own_error
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from pyrovae.data.transform import BaseMeasure
 from pyrovae.programs.analytic_kl import MASKED_DIFFERENTLY, closed_form_kl, latent_sites
-from pyrovae.programs.structure import Latent, ModelGuide, Program, straight_through
+from pyrovae.programs.model_guide import Latent, ModelGuide, Program, straight_through
 from pyrovae.programs.support import UNNORMALIZED, is_discrete, is_improper, is_point, require_common_masks
 
 

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from pyrovae.compile.trace import first_line
 from pyrovae.programs.analytic_kl import latent_sites
 from pyrovae.programs.contract import read_contract
+from pyrovae.programs.model_guide import PARTICLE_PLATE, Latent, ModelGuide, Program, take_rows
 from pyrovae.programs.modules import RunModules, find_modules
 from pyrovae.programs.outputs import largest_output
-from pyrovae.programs.structure import PARTICLE_PLATE, Latent, ModelGuide, Program, take_rows
 from pyrovae.programs.support import require_common_measure
 from pyrovae.programs.validation import nan_in, run_validated, unwrap_own_error
 from pyrovae.runtime.context import forked_random, frozen_unremarked, full_precision, validation

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from pyrovae.programs.structure import Program
+from pyrovae.programs.model_guide import Program
 
 
 def find_modules(*programs: Program) -> tuple[nn.Module, ...]:

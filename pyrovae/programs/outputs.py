@@ -10,7 +10,7 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from pyrovae.programs.structure import PARTICLE_PLATE, ModelGuide, Program
+from pyrovae.programs.model_guide import PARTICLE_PLATE, ModelGuide, Program
 
 
 def largest_output(pair: ModelGuide, args: tuple[Any, ...], rows: Tensor) -> int:

@@ -14,7 +14,7 @@ from pyro.distributions import constraints
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyrovae.programs.structure import straight_through
+from pyrovae.programs.model_guide import straight_through
 
 Site = Mapping[str, Any]
 

@@ -12,15 +12,15 @@ RENAMED = {"shown": "show_progress"}  # former keywords that still work
 
 
 def require_integer(value: object, *, name: str, least: int = 1) -> None:
-    """Check that an option is an integer of at least a given value.
+    """Require an integer of at least ``least``.
 
     Args:
-        value: the option's value.
-        name: the option's name, for the error.
-        least: the smallest legal value.
+        value: of the argument.
+        name: of the argument, which begins the error.
+        least: smallest allowed value.
 
     Raises:
-        ValueError: with the name, the smallest legal value and the received one.
+        ValueError: with the name, the smallest value and the received one.
 
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:

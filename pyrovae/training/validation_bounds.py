@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pyrovae.bounds.evidence import elbo_terms
 from pyrovae.bounds.multi_sample import iwae
 from pyrovae.data.loader import Loader
-from pyrovae.importance import blocks, iter_batches, on_device, one_particle
+from pyrovae.importance import iter_batches, iter_particles, on_device, score_one_particle
 from pyrovae.programs import ModelGuide
 from pyrovae.runtime.context import forked_random, module_mode, stream_seed, validation
 from pyrovae.runtime.distributed import group
@@ -73,8 +73,8 @@ def _summed(
     programs: ModelGuide, args: tuple[Tensor, ...], rows: Tensor, count: int, num_weighted: int, *, checked: bool
 ) -> Tensor:
     """Return reconstruction, KL and L_K summed over the first rows that count: ``(3,)``, nats, float64."""
-    one = one_particle(programs, args, rows, checked=checked, nan_counts=False)
-    found = [one] if num_weighted == 1 else list(blocks(programs, args, rows, num_weighted))
+    one = score_one_particle(programs, args, rows, checked=checked, nan_counts=False)
+    found = [one] if num_weighted == 1 else list(iter_particles(programs, args, rows, num_weighted))
     terms = elbo_terms(programs, found)
     log_weights = torch.cat([b.log_prior + b.log_likelihood - b.log_guide for b in found])
     values = (terms.reconstruction, terms.kl, iwae(log_weights)[0])

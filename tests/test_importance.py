@@ -14,8 +14,8 @@ import pyrovae
 from pyrovae.distributions import BinaryBernoulli, Elements, normal
 from pyrovae.distributions import bernoulli as room
 from pyrovae.distributions.normal import normal_log_prob_sum
-from pyrovae.importance.layout import log_prob
 from pyrovae.networks import MLPDecoder
+from pyrovae.programs.layout import log_prob
 from pyrovae.runtime.serialization import build, describe
 
 
@@ -77,7 +77,7 @@ def test_sum_of_binary_bernoulli_by_blocks(monkeypatch: pytest.MonkeyPatch) -> N
 def test_sites_are_scored_by_sums_where_no_gradient_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, x = torch.randn(4, 3, 8, requires_grad=True), (torch.rand(3, 8) < 0.5).double()
     base = BinaryBernoulli(logits=logits, validate_args=False)
-    sites = [{"fn": p_x, "value": x} for p_x in (base.to_event(1), Elements(base, 1, told="", hint=""))]
+    sites = [{"fn": p_x, "value": x} for p_x in (base.to_event(1), Elements(base, 1, description="", hint=""))]
     with_gradient = log_prob(sites[0])
     (gradient,) = torch.autograd.grad(with_gradient.sum(), logits)
     assert torch.allclose(gradient, x - logits.sigmoid())
@@ -189,7 +189,7 @@ def test_normal_sites_are_scored_by_sums(monkeypatch: pytest.MonkeyPatch) -> Non
         def log_prob(self, value: Tensor) -> Tensor:
             return super().log_prob(value) - 1
 
-    monkeypatch.setattr("pyrovae.importance.layout.normal_log_prob_sum", counted)
+    monkeypatch.setattr("pyrovae.programs.layout.normal_log_prob_sum", counted)
     loc, z = torch.randn(4, 3, 5, requires_grad=True), torch.randn(4, 3, 5)
     site = {"fn": dist.Normal(loc, 0.5).to_event(1), "value": z}
     assert log_prob(site).requires_grad

@@ -39,7 +39,7 @@ def _require_finite(modules: Iterable[nn.Module]) -> None:
                 )
 
 
-def low_precision(modules: Iterable[nn.Module], args: Iterable[Tensor]) -> str | None:
+def find_low_precision(modules: Iterable[nn.Module], args: Iterable[Tensor]) -> str | None:
     """Return, in words, the first tensor of modules or arguments with fewer bits than float32, if there is one."""
     tensors = [
         (f"{name} of {type(module).__name__}", value)

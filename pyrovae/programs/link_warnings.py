@@ -12,7 +12,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyrovae.programs.structure import ModelGuide
+from pyrovae.programs.model_guide import ModelGuide
 from pyrovae.runtime.context import forked_random, frozen_unremarked, module_mode, validation
 
 logger = logging.getLogger("pyrovae")

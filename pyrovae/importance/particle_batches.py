@@ -14,18 +14,25 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrovae.importance.chunk_sizes import FEWEST_ROWS, rows_at_once, sizes_on
-from pyrovae.importance.chunks import Chunk, ChunkBuffer, even_size, pieces
-from pyrovae.importance.layout import from_pyro, log_prob, per_datum, sum_over_sites, to_pyro, wide
-from pyrovae.importance.traced_scoring import RecordedRuns
+from pyrovae.importance.chunks import (
+    FEWEST_ROWS,
+    Chunk,
+    ChunkBuffer,
+    chunk_sizes,
+    even_chunk_size,
+    iter_chunks,
+    rows_per_chunk,
+)
+from pyrovae.importance.compiled_scoring import CompiledRuns
 from pyrovae.programs import ModelGuide, Program, run, run_validated
 from pyrovae.programs.analytic_kl import CLOSED_FORM, closed_form_kl
+from pyrovae.programs.layout import from_pyro, log_prob, per_datum, sum_over_sites, to_float64, to_pyro
 from pyrovae.programs.support import require_common_masks, unmasked
 from pyrovae.runtime.context import forked_random, stream_seed, validation
 
 
 @dataclass(frozen=True)
-class Block:
+class ParticleBatch:
     """Some particles of some rows: z of each site ``(K, B, ...)`` and log-probabilities ``(K, B)`` in nats.
 
     ``kl`` holds each site's KL: its closed form, ``(1, B)`` or ``(K, B)``, or else log q - log p of each particle.
@@ -47,15 +54,15 @@ class Scores:
     kl: dict[str, Tensor]
 
 
-def blocks(
+def iter_particles(
     programs: ModelGuide,
     args: tuple[Any, ...],
     rows: Tensor,
     num_particles: int,
     *,
     chunk_size: int | None = None,
-    recorded: RecordedRuns | None = None,
-) -> Iterator[Block]:
+    compiled: CompiledRuns | None = None,
+) -> Iterator[ParticleBatch]:
     """Yield the particles of some rows block by block; the draws do not depend on the chunks in which they are scored.
 
     Args:
@@ -64,23 +71,23 @@ def blocks(
         rows: ``(B,)``, rows of the data.
         num_particles: K.
         chunk_size: rows that the model scores at once, a datum with K particles counting K.
-        recorded: what records runs of the model, if it is to; all arguments are tensors then.
+        compiled: runs of the compiled model, None for eager runs; all arguments are tensors then.
 
     """
-    sizes, elements = sizes_on(rows.device), sum(latent.num_elements for latent in programs.latents.values())
+    sizes, elements = chunk_sizes(rows.device), sum(latent.num_elements for latent in programs.latents.values())
     drawn_rows = sizes.drawn_rows if programs.broadcasts else sizes.rows  # the guide's networks run on each
     size = max(1, min(sizes.drawn // max(1, elements), drawn_rows) // max(1, len(rows)))
     first = next(iter(programs.latents))
-    checked = one_particle(programs, args, rows, checked=True)
+    checked = score_one_particle(programs, args, rows, checked=True)
     first_kl = {first: checked.kl[first]} if programs.kl[first] == CLOSED_FORM else {}  # the same for every particle
-    if recorded is not None:
-        limit = chunk_size or rows_at_once(programs, rows.device, compiled=True)
-        chunk_size = even_size(programs, rows, min(size, num_particles), size=limit)
+    if compiled is not None:
+        limit = chunk_size or rows_per_chunk(programs, rows.device, compiled=True)
+        chunk_size = even_chunk_size(programs, rows, min(size, num_particles), size=limit)
     for start in range(0, num_particles, size):
-        z, log_guide = draw(programs, args, rows, min(size, num_particles - start))
-        scores = score(programs, args, rows, z, chunk_size=chunk_size, recorded=recorded)
+        z, log_guide = draw_guide(programs, args, rows, min(size, num_particles - start))
+        scores = score_model(programs, args, rows, z, chunk_size=chunk_size, compiled=compiled)
         estimated = {name: log_guide[name] - scores.prior[name] for name in programs.latents}
-        yield Block(
+        yield ParticleBatch(
             z=z,
             log_prior=sum_over_sites(scores.prior),
             log_likelihood=scores.likelihood,
@@ -89,9 +96,9 @@ def blocks(
         )
 
 
-def one_particle(
+def score_one_particle(
     programs: ModelGuide, args: tuple[Any, ...], rows: Tensor, *, checked: bool, nan_counts: bool = True
-) -> Block:
+) -> ParticleBatch:
     """Run the pair once on some rows, without an axis of particles: a block of K = 1.
 
     Args:
@@ -105,7 +112,7 @@ def one_particle(
 
     def terms(trace: poutine.Trace, names: Iterable[str]) -> dict[str, Tensor]:
         sites = {name: trace.nodes[name] for name in names}
-        return {name: per_datum(programs, log_prob(site), site, lead=0).unsqueeze(0) for name, site in sites.items()}
+        return {name: per_datum(programs, log_prob(site), site).unsqueeze(0) for name, site in sites.items()}
 
     def likelihood() -> tuple[poutine.Trace, poutine.Trace, Tensor]:
         guide_trace, model_trace = run(*programs.bind(args, rows))
@@ -124,12 +131,9 @@ def one_particle(
     for name in programs.latents:
         if programs.kl[name] == CLOSED_FORM:
             value, _ = closed_form_kl(name, model_trace, guide_trace)
-            kl[name] = per_datum(programs, wide(value), guide_trace.nodes[name], lead=0).unsqueeze(0)
-    return Block(
-        z={
-            name: from_pyro(programs, name, guide_trace.nodes[name]["value"], lead=0).unsqueeze(0)
-            for name in programs.latents
-        },
+            kl[name] = per_datum(programs, to_float64(torch.as_tensor(value)), guide_trace.nodes[name]).unsqueeze(0)
+    return ParticleBatch(
+        z={name: from_pyro(programs, name, guide_trace.nodes[name]["value"]).unsqueeze(0) for name in programs.latents},
         log_prior=sum_over_sites(log_prior),
         log_likelihood=log_likelihood,
         log_guide=sum_over_sites(log_guide),
@@ -161,9 +165,7 @@ def _require_masks(
         again = poutine.trace(poutine.condition(model, data=values)).get_trace()
     names = (*programs.latents, *programs.observed)
     before, after = (
-        sum_over_sites(
-            {name: per_datum(programs, log_prob(trace.nodes[name]), trace.nodes[name], lead=0) for name in names}
-        )
+        sum_over_sites({name: per_datum(programs, log_prob(trace.nodes[name]), trace.nodes[name]) for name in names})
         for trace in (model_trace, again)
     )
     differing = ~torch.isclose(before, after, rtol=1e-4, atol=1e-4, equal_nan=True)
@@ -174,19 +176,21 @@ def _require_masks(
         )
 
 
-def draw(
+def draw_guide(
     programs: ModelGuide, args: tuple[Any, ...], rows: Tensor, num_particles: int
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Run the guide on some rows ``(B,)``: return z ``(K, B, ...)`` and log q(z | x) ``(K, B)``, both by site."""
     z: dict[str, list[Tensor]] = {name: [] for name in programs.latents}
     log_guide: dict[str, list[Tensor]] = {name: [] for name in programs.latents}
-    for piece in pieces(programs, rows, num_particles, size=num_particles * len(rows)):
-        _, guide = programs.bind(args, piece.rows)
-        trace = poutine.trace(piece.plated(programs, guide)).get_trace()
+    for chunk in iter_chunks(programs, rows, num_particles, size=num_particles * len(rows)):
+        _, guide = programs.bind(args, chunk.rows)
+        trace = poutine.trace(chunk.with_plate(programs, guide)).get_trace()
         for name in programs.latents:
             site = trace.nodes[name]
-            z[name].append(piece.cut(from_pyro(programs, name, site["value"], lead=piece.lead)))
-            log_guide[name].append(piece.cut(per_datum(programs, log_prob(site), site, lead=piece.lead)))
+            z[name].append(chunk.trim(from_pyro(programs, name, site["value"], has_particles=chunk.has_particles)))
+            log_guide[name].append(
+                chunk.trim(per_datum(programs, log_prob(site), site, has_particles=chunk.has_particles))
+            )
     shape = (num_particles, len(rows))
     joined = {name: parts[0] if len(parts) == 1 else torch.cat(parts) for name, parts in z.items()}
     return (
@@ -195,7 +199,7 @@ def draw(
     )
 
 
-def score(
+def score_model(
     programs: ModelGuide,
     args: tuple[Any, ...],
     rows: Tensor,
@@ -203,7 +207,7 @@ def score(
     *,
     chunk_size: int | None = None,
     with_kl: bool = True,
-    recorded: RecordedRuns | None = None,
+    compiled: CompiledRuns | None = None,
 ) -> Scores:
     """Run the model on some rows ``(B,)`` with given z ``(K, B, ...)``, chunk by chunk.
 
@@ -215,15 +219,15 @@ def score(
         chunk_size: rows that the model scores at once, a datum with K particles counting K; by default what suits the
             device, and half as many where that does not fit into its memory, down to one particle of all rows.
         with_kl: whether closed-form KL terms of the sites after the first are found too.
-        recorded: what records runs of the model, if it is to; all arguments are tensors then.
+        compiled: runs of the compiled model, None for eager runs; all arguments are tensors then.
 
     """
     later = [name for name in list(programs.latents)[1:] if with_kl and programs.kl[name] == CLOSED_FORM]
-    size = chunk_size or rows_at_once(programs, rows.device)
+    size = chunk_size or rows_per_chunk(programs, rows.device)
     fewest = max(FEWEST_ROWS, len(rows)) if programs.broadcasts else FEWEST_ROWS
     while True:
         try:
-            return _in_pieces(programs, args, rows, z, size=size, later=later, recorded=recorded)
+            return _in_pieces(programs, args, rows, z, size=size, later=later, compiled=compiled)
         except torch.OutOfMemoryError:
             if chunk_size is not None or size <= fewest:
                 raise
@@ -238,20 +242,20 @@ def _in_pieces(
     *,
     size: int,
     later: Sequence[str],
-    recorded: RecordedRuns | None,
+    compiled: CompiledRuns | None,
 ) -> Scores:
     """Run the model on so many rows at once; the rest is said in `score`."""
     num_particles = len(next(iter(z.values())))
     values = dict(z) if programs.broadcasts else {name: value.flatten(0, 1) for name, value in z.items()}
     found = ChunkBuffer(num_particles, len(rows))
-    for piece in pieces(programs, rows, num_particles, size=size, alike=recorded is not None):
+    for chunk in iter_chunks(programs, rows, num_particles, size=size, alike=compiled is not None):
 
-        def scored(*inputs: Any, piece: Chunk = piece) -> list[Tensor]:
+        def scored(*inputs: Any, chunk: Chunk = chunk) -> list[Tensor]:
             own, (rows, *given) = inputs[: len(args)], inputs[len(args) :]
-            return _scored(programs, own, rows, dict(zip(values, given, strict=True)), piece=piece, later=later)
+            return _scored(programs, own, rows, dict(zip(values, given, strict=True)), chunk=chunk, later=later)
 
-        inputs = (*args, piece.rows, *(piece.take(value) for value in values.values()))
-        found.add(piece, scored(*inputs) if recorded is None else recorded(scored, inputs))
+        inputs = (*args, chunk.rows, *(chunk.slice(value) for value in values.values()))
+        found.add(chunk, scored(*inputs) if compiled is None else compiled(scored, inputs))
     joined = iter(found.joined())
     return Scores(
         prior={name: next(joined) for name in programs.latents},
@@ -266,26 +270,33 @@ def _scored(
     rows: Tensor,
     z: Mapping[str, Tensor],
     *,
-    piece: Chunk,
+    chunk: Chunk,
     later: Sequence[str],
 ) -> list[Tensor]:
     """Return what one run of the model with given z finds: the log-probability of each latent site and of all data, and
     the closed-form KL of each of the later sites.
     """
     model, guide = programs.bind(args, rows)
-    data = {name: to_pyro(programs, name, value, lead=piece.lead) for name, value in z.items()}
-    trace = poutine.trace(piece.plated(programs, poutine.condition(model, data=data))).get_trace()
+    data = {name: to_pyro(programs, name, value, has_particles=chunk.has_particles) for name, value in z.items()}
+    trace = poutine.trace(chunk.with_plate(programs, poutine.condition(model, data=data))).get_trace()
     terms = {
-        name: per_datum(programs, log_prob(site), site, lead=piece.lead)
+        name: per_datum(programs, log_prob(site), site, has_particles=chunk.has_particles)
         for name, site in trace.nodes.items()
         if name in programs.latents or name in programs.observed
     }
     kl = []
     if later:
-        replayed = poutine.trace(_replaying(piece.plated(programs, guide), data)).get_trace()
+        replayed = poutine.trace(_replaying(chunk.with_plate(programs, guide), data)).get_trace()
         for name in later:
             value, _ = closed_form_kl(name, trace, replayed)
-            kl.append(per_datum(programs, wide(value), replayed.nodes[name], lead=piece.lead))
+            kl.append(
+                per_datum(
+                    programs,
+                    to_float64(torch.as_tensor(value)),
+                    replayed.nodes[name],
+                    has_particles=chunk.has_particles,
+                )
+            )
     return [
         *(terms[name] for name in programs.latents),
         sum_over_sites({name: terms[name] for name in programs.observed}),
@@ -300,11 +311,14 @@ def score_guide(
     num_particles = len(next(iter(z.values())))
     log_guide: dict[str, list[Tensor]] = {name: [] for name in programs.latents}
     values = dict(z) if programs.broadcasts else {name: value.flatten(0, 1) for name, value in z.items()}
-    for piece in pieces(programs, rows, num_particles, size=chunk_size or rows_at_once(programs, rows.device)):
-        _, guide = programs.bind(args, piece.rows)
-        data = {name: to_pyro(programs, name, piece.take(value), lead=piece.lead) for name, value in values.items()}
+    for chunk in iter_chunks(programs, rows, num_particles, size=chunk_size or rows_per_chunk(programs, rows.device)):
+        _, guide = programs.bind(args, chunk.rows)
+        data = {
+            name: to_pyro(programs, name, chunk.slice(value), has_particles=chunk.has_particles)
+            for name, value in values.items()
+        }
         try:
-            trace = poutine.trace(_replaying(piece.plated(programs, guide), data)).get_trace()
+            trace = poutine.trace(_replaying(chunk.with_plate(programs, guide), data)).get_trace()
             log_probs = {name: log_prob(trace.nodes[name]) for name in programs.latents}
         except (NotImplementedError, KeyError) as error:
             raise ValueError(
@@ -313,7 +327,9 @@ def score_guide(
             ) from error
         for name in programs.latents:
             site = trace.nodes[name]
-            log_guide[name].append(piece.cut(per_datum(programs, log_probs[name], site, lead=piece.lead)))
+            log_guide[name].append(
+                chunk.trim(per_datum(programs, log_probs[name], site, has_particles=chunk.has_particles))
+            )
     shape = (num_particles, len(rows))
     return {name: torch.cat(parts).reshape(shape) for name, parts in log_guide.items()}
 

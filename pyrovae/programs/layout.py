@@ -1,6 +1,6 @@
-"""Axes: from Pyro's layout, in which every plate owns one, to particles and data first, and back.
+"""Conversion between Pyro's layout, with one axis for each plate, and ``(K, B, ...)``: particles first, then data.
 
-``lead`` is 1 where a run has an axis of particles to the left of its plates, and 0 where it has none.
+``has_particles`` is whether a run has an axis of particles to the left of its plates.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from pyrovae.distributions import Elements
 from pyrovae.distributions.elements import SumsElements
 from pyrovae.distributions.normal import normal_log_prob_sum
-from pyrovae.programs import ModelGuide
+from pyrovae.programs.model_guide import ModelGuide
 
 
 def log_prob(site: Mapping[str, Any]) -> Tensor:
@@ -34,23 +34,29 @@ def log_prob(site: Mapping[str, Any]) -> Tensor:
         if isinstance(fn, SumsElements):
             return fn.log_prob_sum(site["value"], event_dims)
     log_prob = fn.log_prob(site["value"])
-    return wide(log_prob.sum(tuple(range(-event_dims, 0)), dtype=_widest(log_prob)) if event_dims else log_prob)
+    return to_float64(log_prob.sum(tuple(range(-event_dims, 0)), dtype=_widest(log_prob)) if event_dims else log_prob)
 
 
-def per_datum(programs: ModelGuide, value: Tensor, site: Mapping[str, Any], *, lead: int) -> Tensor:
-    """Mask a value over a site's batch shape and sum it over inner plates: ``(K, B)`` or, without lead, ``(B,)``."""
+def per_datum(programs: ModelGuide, value: Tensor, site: Mapping[str, Any], *, has_particles: bool = False) -> Tensor:
+    """Mask a value over a site's batch shape and sum it over inner plates.
+
+    Returns:
+        ``(K, B)``, or ``(B,)`` without particles.
+
+    """
     if site["mask"] is not None:
         mask = torch.as_tensor(site["mask"], device=value.device)
         value = torch.where(mask, value, torch.zeros_like(value))
+    lead = int(has_particles)
     value = value.reshape((1,) * (lead + programs.nesting - value.ndim) + tuple(value.shape))
     value = value.movedim(lead + programs.nesting + programs.dim, lead)  # (K, B, plates inside) or (B, plates inside)
     return value.flatten(lead + 1).sum(-1) if value.ndim > lead + 1 else value
 
 
-def from_pyro(programs: ModelGuide, name: str, value: Tensor, *, lead: int) -> Tensor:
-    """Bring z from Pyro's layout, in which a plate owns an axis, to ``(K, B, plates inside, event)``."""
-    latent = programs.latents[name]
-    value = getattr(value, "_unquantize", value)  # z of a straight-through distribution, before it was rounded
+def from_pyro(programs: ModelGuide, name: str, value: Tensor, *, has_particles: bool = False) -> Tensor:
+    """Return z of a site, given in Pyro's layout, as ``(K, B, plates inside, event)`` or ``(B, ...)``."""
+    latent, lead = programs.latents[name], int(has_particles)
+    value = getattr(value, "_unquantize", value)  # z of a straight-through distribution before rounding
     missing = lead + programs.nesting + latent.event_dim - value.ndim
     value = value.reshape((1,) * missing + tuple(value.shape))
     for dim in range(-1, -1 - programs.nesting, -1):
@@ -59,9 +65,9 @@ def from_pyro(programs: ModelGuide, name: str, value: Tensor, *, lead: int) -> T
     return value.movedim(lead + latent.plate_dims.index(programs.dim), lead)
 
 
-def to_pyro(programs: ModelGuide, name: str, value: Tensor, *, lead: int) -> Tensor:
-    """Bring z from ``(K, B, plates inside, event)`` to Pyro's layout."""
-    latent = programs.latents[name]
+def to_pyro(programs: ModelGuide, name: str, value: Tensor, *, has_particles: bool = False) -> Tensor:
+    """Return z of a site, given as ``(K, B, plates inside, event)`` or ``(B, ...)``, in Pyro's layout."""
+    latent, lead = programs.latents[name], int(has_particles)
     value = value.movedim(lead, lead + latent.plate_dims.index(programs.dim))
     for dim in range(-programs.nesting, 0):
         if dim not in latent.plate_dims:
@@ -69,9 +75,8 @@ def to_pyro(programs: ModelGuide, name: str, value: Tensor, *, lead: int) -> Ten
     return value if latent.quantize is None else latent.quantize.apply(value)
 
 
-def wide(value: Tensor | None) -> Tensor:
-    """Return a value in float64, or float32 on a device that has no wider type."""
-    assert value is not None
+def to_float64(value: Tensor) -> Tensor:
+    """Return a tensor in float64, or in float32 on a device without float64."""
     return value.to(_widest(value))
 
 

@@ -20,7 +20,7 @@ REFUSAL = "the scoring of particles is not compiled: %s"
 Function = Callable[..., Sequence[Tensor]]
 
 
-class RecordedRuns:
+class CompiledRuns:
     """Runs of one function of tensors: the first is recorded and compiled, and those on inputs of the same shapes are
     replays of it.
 
@@ -60,7 +60,7 @@ def _compiled(function: Function, inputs: Sequence[Tensor], leaves: Sequence[Ten
     return recording
 
 
-def recorded_runs(programs: ModelGuide, engine: str, *, num_rows: int, device: torch.device) -> RecordedRuns | None:
+def compiled_runs(programs: ModelGuide, engine: str, *, num_rows: int, device: torch.device) -> CompiledRuns | None:
     """Return what records runs of the model, or None where each is run as it is.
 
     Args:
@@ -79,4 +79,4 @@ def recorded_runs(programs: ModelGuide, engine: str, *, num_rows: int, device: t
             logger.warning(REFUSAL, "no C++ compiler is found")
         return None
     tensors = (tensor for module in programs.modules for tensor in (*module.parameters(), *module.buffers()))
-    return RecordedRuns(list({id(tensor): tensor for tensor in tensors}.values()))
+    return CompiledRuns(list({id(tensor): tensor for tensor in tensors}.values()))

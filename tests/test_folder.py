@@ -454,7 +454,7 @@ def test_a_manifest_that_names_files_outside_is_refused(tmp_path: Path, name: st
     digest = "11507a0e2f5e69d5dfa40a62a1bd7b6ee57e6bcd85c67c9b8431b36fff21c437"  # of "new"
     (folder / manifest).write_text(json.dumps({"files": run.manifest() | {name: digest}}))
     for call in (run.manifest, lambda: run.read("a"), lambda: run.write(NEW)):
-        with pytest.raises(ValueError, match="is damaged: it names .*, which is no file of the run folder; do not use"):
+        with pytest.raises(ValueError, match="is damaged: it names .*, which is not a file of the run; do not use"):
             call()
     assert victim.read_text() == "precious"
     with pytest.raises(ValueError, match="files of a run have names like report/index.html, but received"):
@@ -466,9 +466,7 @@ def test_a_lock_is_a_file_of_its_own(tmp_path: Path, kind: str) -> None:
     victim, path = tmp_path / "victim", tmp_path / ".trained.lock"
     victim.write_text("precious")
     {"link": path.symlink_to, "hard link": path.hardlink_to, "folder": lambda target: path.mkdir()}[kind](victim)
-    with pytest.raises(
-        ValueError, match="is a lock, which is a file of its own, but there is a link or no file; remove"
-    ):
+    with pytest.raises(ValueError, match="must be a lock file of its own, but is a link or not a regular file; remove"):
         RunFolder(tmp_path).lock("trained").__enter__()
     assert victim.read_text() == "precious"
 
@@ -482,9 +480,7 @@ def test_what_is_no_file_is_not_replaced(tmp_path: Path, kind: str, capsys: pyte
         victim
     )
     assert main(["generate", str(tmp_path / "run"), "--num", "3"]) == 2
-    assert (
-        "samples.npy cannot be written (its place is taken by a link, a device or a folder)" in capsys.readouterr().err
-    )
+    assert "samples.npy cannot be written (it is a link, a device or a folder)" in capsys.readouterr().err
     assert victim.read_text() == "precious"
     assert path.is_symlink() or path.is_fifo() or path.is_dir()
     assert not list((tmp_path / "run").glob(".*"))

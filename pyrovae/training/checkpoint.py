@@ -1,4 +1,4 @@
-"""What a run folder holds, and how a run is taken up or loaded again."""
+"""Content of a run folder: how a run is saved, resumed and loaded."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ WEIGHTS, TRAINER = "model.safetensors", "trainer.pt"
 
 @dataclass
 class Progress:
-    """Where training stands after an epoch.
+    """State of training after an epoch.
 
     Attributes:
-        epochs: what they showed.
+        epochs: metrics of each epoch.
         values: a snapshot of all parameters and buffers.
-        optimizer: its state.
-        best: the snapshot of the best epoch, where early stopping watches; otherwise None.
-        best_epoch: its number.
-        best_validation: its validation ELBO, nats per datum.
+        optimizer: its ``state_dict``.
+        best: the snapshot of the best epoch under early stopping; otherwise None.
+        best_epoch: number of that epoch.
+        best_validation: validation ELBO of that epoch, nats per datum.
 
     """
 
@@ -53,52 +53,56 @@ class Progress:
     best_validation: float
 
 
-STATE = {"epoch": int, "values": dict, "optimizer": dict, "best_epoch": int, "best_validation": float, "has_best": bool}
+STATE_TYPES = {
+    "epoch": int,
+    "values": dict,
+    "optimizer": dict,
+    "best_epoch": int,
+    "best_validation": float,
+    "has_best": bool,
+}
 
 
 class Checkpoint:
-    """The run that `fit` writes after each epoch.
+    """The run that `fit` saves after each epoch.
 
     ``config.json`` holds settings, data hash and versions, ``model.json`` the parts, ``model.safetensors`` the weights
-    to use, ``trainer.pt`` what is needed to go on (read with ``weights_only=True``), ``metrics.jsonl`` a line for each
+    to use, ``trainer.pt`` the state of training (read with ``weights_only=True``), ``metrics.jsonl`` a line for each
     epoch, ``manifest.json`` the hash of each file.
     """
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
-        self._unsaved: dict[str, bytes] = {}  # of a new run, until its first state is saved with them
+        self._unsaved: dict[str, bytes] = {}  # files of a new run, saved with its first state
 
     def create(self, settings: Mapping[str, Any], model: Program) -> None:
-        """Start a run, whose settings are written with its first state.
+        """Start a run; its settings are saved with its first state.
 
         Raises:
             ValueError: if the folder holds a run already.
 
         """
         if TRAINER in self.folder:
-            raise ValueError(
-                f"{self.folder.path} holds a run already; go on with it by resume, or choose another folder"
-            )
+            raise ValueError(f"{self.folder.path} holds a run already; resume it, or choose another folder")
         self._unsaved = {CONFIG: _json({**settings, "versions": versions()})}
         description = _described(model)
         if description is not None:
             self._unsaved[MODEL] = _json(description)
 
-    def take_up(self, settings: Mapping[str, Any], model: Program) -> Progress:
-        """Open a run to go on with it, and return its state after the last complete epoch.
+    def resume(self, settings: Mapping[str, Any], model: Program) -> Progress:
+        """Return the state of a run after the last complete epoch, if the settings give the same numbers.
 
         Raises:
-            ValueError: if there is no complete run, or one with other settings: all but ``epochs``, ``patience``,
-                ``device`` and ``engine`` must be the same, or the numbers would not be those of an uninterrupted run.
-                Where the learning rate decays, ``epochs`` must be the same too.
+            ValueError: if there is no complete run, or its settings differ. All but ``epochs``, ``patience``,
+                ``device`` and ``engine`` must be the same, and ``epochs`` too if the learning rate decays.
 
         """
         contents, path = _read(self.folder), self.folder.path
         config = json.loads(contents[CONFIG])
-        free = {"epochs", "patience", "device", "engine"}
+        free = {"epochs", "patience", "device", "engine"}  # settings that may change
         if settings["training"]["final_learning_rate"] is not None:
             free.remove("epochs")
-        defaults = {"training": asdict(Training())}  # of options that the run may be too old to name
+        defaults = {"training": asdict(Training())}  # for options that the run is too old to have
         for group in ("training", "objective", "optimizer", "data"):
             before = defaults.get(group, {}) | config[group]
             for name, value in _plain(settings[group]).items():
@@ -110,13 +114,13 @@ class Checkpoint:
         written = json.loads(contents[MODEL]) if MODEL in contents else None
         if written is not None and written not in (_described(model), _described(model, complete=False)):
             raise ValueError(
-                f"the run {path} is one of another model: its {MODEL} describes other parts, or other options of them; "
+                f"the run {path} has another model: its {MODEL} describes other parts, or other options of them; "
                 "resume with the same model, or start another run"
             )
         return _progress(contents)
 
-    def keep_settings(self, settings: Mapping[str, Any]) -> None:
-        """Write settings of the run, those of a new one with its first state."""
+    def update_settings(self, settings: Mapping[str, Any]) -> None:
+        """Replace some settings of the run; the settings of a new run are saved with its first state."""
         before = self._unsaved[CONFIG] if self._unsaved else self.folder.read(CONFIG)
         content = _json({**json.loads(before), **settings})
         if self._unsaved:
@@ -125,7 +129,7 @@ class Checkpoint:
             self.folder.write({CONFIG: content})
 
     def save(self, progress: Progress) -> None:
-        """Write the state after an epoch."""
+        """Save the state after an epoch."""
         values, optimizer = tree_map_only(Tensor, Tensor.cpu, (progress.values, progress.optimizer))
         trainer = {
             "epoch": len(progress.epochs),
@@ -157,21 +161,21 @@ def _read(folder: RunFolder) -> dict[str, bytes]:
     manifest = folder.manifest()
     if manifest and TRAINER not in manifest:
         raise ValueError(
-            f"the run {folder.path} has no {TRAINER}: it ended before its first checkpoint; train anew, in the same "
-            "folder or another"
+            f"the run {folder.path} has no {TRAINER}: it ended before its first checkpoint; train anew, in this folder "
+            "or another"
         )
     return folder.read_files((CONFIG, TRAINER, WEIGHTS, METRICS), optional=(MODEL,))
 
 
 def _progress(contents: Mapping[str, bytes]) -> Progress:
-    """Return the state that the files of a run hold."""
+    """Return the state of training in the files of a run."""
     try:
         trainer = torch.load(io.BytesIO(contents[TRAINER]), weights_only=True, map_location="cpu")
-    except Exception as error:  # torch raises several kinds
-        raise ValueError(f"{TRAINER} is no state of training ({first_line(error)}); train again") from None
-    for name, kind in STATE.items():
-        if not isinstance(trainer, dict) or not isinstance(trainer.get(name), kind):
-            raise ValueError(f"{TRAINER} is no state of training: {name!r} must be a {kind.__name__}; train again")
+    except Exception as error:  # torch raises errors of several types
+        raise ValueError(f"{TRAINER} is not a state of training ({first_line(error)}); train again") from None
+    for name, type_ in STATE_TYPES.items():
+        if not isinstance(trainer, dict) or not isinstance(trainer.get(name), type_):
+            raise ValueError(f"{TRAINER} is not a state of training: {name!r} must be a {type_.__name__}; train again")
     weights = from_bytes(contents[WEIGHTS])
     epochs = History.epochs_from_json_lines(contents[METRICS].decode())
     if trainer["epoch"] != len(epochs):
@@ -191,13 +195,13 @@ def _progress(contents: Mapping[str, bytes]) -> Progress:
 
 @dataclass(frozen=True)
 class Run:
-    """A run that was loaded.
+    """A loaded run.
 
     Attributes:
-        vae: with the trained weights, of their dtype, in evaluation mode, on the CPU.
-        history: of its training.
+        vae: with the trained weights, in their dtype, in evaluation mode, on the CPU.
+        history: metrics of training.
         config: settings, data hash and versions.
-        folder: it was read from.
+        folder: from which the run was loaded.
 
     """
 
@@ -218,8 +222,8 @@ def load(path: str | Path, *, allow: Collection[str] = ()) -> Run:
         The run, all files checked against the manifest.
 
     Raises:
-        ValueError: if a file is missing or changed (the text says which), or the parts cannot be rebuilt, as of a run
-            that another version of pyrovae wrote.
+        ValueError: if a file is missing or changed (the text names it), or the parts cannot be rebuilt, for example
+            because another version of pyrovae wrote the run.
 
     """
     folder = RunFolder(path)
@@ -240,24 +244,24 @@ def load(path: str | Path, *, allow: Collection[str] = ()) -> Run:
 def _load(folder: RunFolder, contents: Mapping[str, bytes], config: dict[str, Any], allow: Collection[str]) -> Run:
     if MODEL not in contents:
         raise ValueError(
-            f"the run {folder.path} does not say how to build its model; build it and use training.load_weights"
+            f"the run {folder.path} does not describe its model; build the model and use training.load_weights"
         )
     vae = build(json.loads(contents[MODEL]), allow=allow)
     progress = _progress(contents)
     weights = from_bytes(contents[WEIGHTS])
     dtypes = {value.dtype for value in weights.values() if value.is_floating_point()}
-    if len(dtypes) == 1:  # that of training, whatever the default is now
+    if len(dtypes) == 1:  # the dtype of training, whatever the default is now
         vae.to(*dtypes)
     restore([vae], (), weights)
     return Run(vae.eval(), History(progress.epochs, progress.best_epoch, "loaded"), config, folder)
 
 
 def load_weights(path: str | Path, modules: Iterable[nn.Module]) -> None:
-    """Put the weights of a run into modules that were built by hand, and its ``pyro.param`` values into Pyro's store.
+    """Load the weights of a run into modules that were built by hand, and its ``pyro.param`` values into Pyro's store.
 
     Args:
         path: of the run folder.
-        modules: the modules of the pair, in the order in which `fit` was given or found them.
+        modules: of the model and guide, in the order in which `fit` received or found them.
 
     Raises:
         ValueError: if a file is missing or changed, the weights belong to other modules, or Pyro's store does not know
@@ -269,9 +273,9 @@ def load_weights(path: str | Path, modules: Iterable[nn.Module]) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what numbers may depend on."""
-    found = {name: importlib.metadata.version(name) for name in ("torch", "pyro-ppl", "numpy")}
-    return {"pyrovae": _own_version(), "python": platform.python_version(), **found}
+    """Return the versions of pyrovae, Python and the libraries that numbers may depend on."""
+    libraries = {name: importlib.metadata.version(name) for name in ("torch", "pyro-ppl", "numpy")}
+    return {"pyrovae": _own_version(), "python": platform.python_version(), **libraries}
 
 
 def _own_version() -> str:
@@ -282,7 +286,7 @@ def _own_version() -> str:
 
 
 def _described(model: Program, *, complete: bool = True) -> dict[str, Any] | None:
-    """Return the description of the object whose method a model is, where it has one."""
+    """Return the description of the object that has the model as a method, None if it has none."""
     owner = getattr(model, "__self__", None)
     if not isinstance(owner, Described):
         return None
@@ -298,5 +302,5 @@ def _json(record: object) -> bytes:
 
 
 def _plain(record: object) -> dict[str, Any]:
-    """Return a record as JSON would give it back."""
+    """Return a record after a round trip through JSON."""
     return json.loads(_json(record))

@@ -155,7 +155,7 @@ def fit(
             start = start_at_data(model, placed.rows[0])
             loop.group.copy_from_first(loop.leaves.trained)
         if loop.checkpoint is not None:
-            loop.checkpoint.keep_settings(settings if resume else {"start": start or None})
+            loop.checkpoint.update_settings(settings if resume else {"start": start or None})
             if not resume:
                 loop.checkpoint.save(loop.progress())
         logger.log(
@@ -175,7 +175,7 @@ def _open(
         checkpoint.folder.create()
     stack.enter_context(checkpoint.folder.lock("trained"))
     if resume:
-        return checkpoint.take_up(settings, model)
+        return checkpoint.resume(settings, model)
     checkpoint.create(settings, model)
     return None
 

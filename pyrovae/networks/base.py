@@ -196,7 +196,7 @@ class Decoder(Network):
         return untouched
 
     def is_untouched(self) -> bool:
-        """Return whether the bias of the last layer is all zeros and not frozen, so that it was neither set nor trained."""
+        """Return whether the bias of the last layer was neither set nor trained: it is all zeros, and not frozen."""
         layer = self.output_layer()
         return layer is not None and output_bias(layer).requires_grad and not output_bias(layer).any()
 

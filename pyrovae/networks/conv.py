@@ -61,7 +61,7 @@ class ConvEncoder(Encoder):
 
 
 class ImageDecoder(Decoder):
-    """Base of decoders of images: linear layers to small feature maps, stages that enlarge them, a 1 x 1 convolution."""
+    """Base of decoders of images: linear layers, stages that enlarge feature maps, and a 1 x 1 convolution."""
 
     def __init__(
         self,

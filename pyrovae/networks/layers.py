@@ -60,7 +60,7 @@ def hidden_layers(
 
     Args:
         widths: of the input and of each layer.
-        activation: class of the nonlinearity; for `torch.nn.GLU`, which halves its input, layers emit twice their width.
+        activation: class of the nonlinearity; `torch.nn.GLU` halves its input, so its layers emit twice their width.
         initialize: fills the weights.
 
     Raises:

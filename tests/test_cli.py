@@ -203,7 +203,7 @@ BAD = [
     (["train", "--epochs", "-1"], "epochs is a whole number of at least 0"),
     (["train", "--batch_size", "0"], "batch_size is a whole number of at least 1"),
     (["train", "--learning_rate", "nan"], "learning_rate is positive and finite"),
-    (["train", "--objective.beta", "-1"], "beta is at least 0"),
+    (["train", "--objective.beta", "-1"], "`beta` must be finite and >= 0"),
     (["train", "--beta", "2"], "unknown option --beta; did you mean --objective.beta?"),
     (["train", "--hidden", "9"], "--encoder.hidden or --decoder.hidden?"),
     (

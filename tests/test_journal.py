@@ -27,8 +27,8 @@ class Interrupted:
     """Stands in for the drawing of particles: counts the batches, and is interrupted at one of them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, at: int | None) -> None:
-        self.count, self.at, self.blocks = 0, at, evaluation.blocks
-        monkeypatch.setattr(evaluation, "blocks", self)
+        self.count, self.at, self.blocks = 0, at, evaluation.iter_particles
+        monkeypatch.setattr(evaluation, "iter_particles", self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.count += 1

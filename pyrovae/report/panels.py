@@ -69,7 +69,7 @@ def draw_tiles(
     side = min(0.8, WIDTH / columns, TALL / ratio)  # inches
     lines = max((label.count("\n") + 1 for label in column_labels), default=0) + len(note.splitlines())
     letters = max((len(line) for label in row_labels for line in label.splitlines()), default=0)
-    height = side * ratio * rows + 0.45 + LINE * (lines + title.count("\n")) + 0.1 * bool(lines)
+    height = side * ratio * rows + 0.48 + LINE * (lines + title.count("\n")) + 0.1 * bool(lines)
     figure = blank(max(side * columns + 0.3 + LETTER * letters, 6.0), height)
     figure.suptitle(title, x=0.012, ha="left")  # wider than a row of few tiles
     axes = dress(figure.add_subplot())

@@ -320,9 +320,9 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
 BAD = """
 train --epoch 2 | unknown option --epoch; did you mean --epochs?
 train --epochs two | invalid int value: 'two'
-train --epochs -1 | epochs is a whole number of at least 0
-train --batch_size 0 | batch_size is a whole number of at least 1
-train --learning_rate nan | learning_rate is positive and finite
+train --epochs -1 | `epochs` must be an integer >= 0
+train --batch_size 0 | `batch_size` must be an integer >= 1
+train --learning_rate nan | `learning_rate` must be positive and finite
 train --objective.beta -1 | `beta` must be finite and >= 0
 train --beta 2 | unknown option --beta; did you mean --objective.beta?
 train --hidden 9 | --encoder.hidden or --decoder.hidden?

@@ -738,7 +738,7 @@ def test_a_split_of_all_that_there_is(source: Any) -> None:
     assert split.name == "mine"
     alone = data.load_split(source[0]) if isinstance(source, tuple) else data.load_split(source)
     assert len(alone) == 103
-    with pytest.raises(TypeError, match=r"pyrovae.data.load_split makes one split of all"):
+    with pytest.raises(TypeError, match=r"pyrovae.data.load_split makes one split of an array"):
         Loader([source])  # type: ignore[arg-type]
 
 

@@ -36,7 +36,7 @@ from pyrovae.vae import VAE
 TRUTH = linear_gaussian()
 X = TRUTH.sample(23)
 EXACT = TRUTH.log_prob(X)
-ONE_LINE = "the pair does not take an axis of particles"
+ONE_LINE = "model and guide do not take an axis of particles"
 
 
 def prior() -> dist.TorchDistribution:

@@ -147,7 +147,7 @@ def evaluate(
     ):
         if coarse := find_low_precision(found, example_inputs):
             logger.warning("%s; evaluate model.float(), on data in float32", coarse)
-        warn_of_links(programs, example_inputs)
+        warn_of_links(programs)
         if programs.nan:
             logger.warning("%s; data whose estimates are not finite are counted, and no mean hides them", programs.nan)
         probe = _probe(programs, _moved(args, where) if programs.draws_rows else example_inputs)

@@ -10,7 +10,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyrovae.programs import ModelGuide, run
-from pyrovae.programs.support import unmasked
+from pyrovae.programs.site_checks import unmasked
 from pyrovae.runtime.context import forked_random
 
 

@@ -26,8 +26,9 @@ from pyrovae.importance.chunks import (
 from pyrovae.importance.compiled_scoring import CompiledRuns
 from pyrovae.programs import ModelGuide, Program, run, run_validated
 from pyrovae.programs.analytic_kl import CLOSED_FORM, closed_form_kl
+from pyrovae.programs.latent_checks import require_common_masks
 from pyrovae.programs.layout import from_pyro, log_prob, per_datum, sum_over_sites, to_float64, to_pyro
-from pyrovae.programs.support import require_common_masks, unmasked
+from pyrovae.programs.site_checks import unmasked
 from pyrovae.runtime.context import forked_random, stream_seed, validation
 
 

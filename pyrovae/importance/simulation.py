@@ -10,9 +10,9 @@ from pyro import poutine
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
-from pyrovae.programs import ChosenRows, ModelGuide, Program, nan_at, take_rows, unwrap_own_error
+from pyrovae.programs import ChosenRows, ModelGuide, Program, find_nan, take_rows, unwrap_own_error
 from pyrovae.programs.layout import from_pyro, log_prob, per_datum
-from pyrovae.programs.support import unmasked
+from pyrovae.programs.site_checks import unmasked
 
 RELATIVE, ABSOLUTE = 1e-5, 1e-3  # differences at which two log-probabilities are still the same, the second in nats
 
@@ -64,7 +64,7 @@ class _Drawn(UnconditionMessenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] in self.names:
-            if nan := nan_at([msg]):  # which raises where it is drawn from, and on CUDA ends the process
+            if nan := find_nan([msg]):  # which raises where it is drawn from, and on CUDA ends the process
                 raise ValueError(f"{nan}, so that no data can be simulated")
             super()._pyro_sample(msg)
 

@@ -177,7 +177,7 @@ def capture(
         few = rows.draw(torch.arange(min(len(rows), 3), device=rows.device))
         model = Unnormalized()(model) if unnormalized else model
         programs = inspect_programs(model, guide, few, modules=found, all_data=rows.everything)
-        warn_of_links(programs, few)
+        warn_of_links(programs)
         kept += programs.params
     if programs.draws_rows:
         raise ValueError(

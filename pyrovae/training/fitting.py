@@ -126,7 +126,7 @@ def fit(
             scored = Unnormalized()(model) if unnormalized else model
             few = placed.few()
             programs = inspect_programs(scored, guide, few, modules=found, all_data=placed.everything, device=device)
-            warn_of_links(programs, few)
+            warn_of_links(programs)
         stack.enter_context(module_mode(programs.all_modules, training=True))
         placed.tell()
         num_values = None if isinstance(rows[0].source, tuple) else rows[0].num_values

@@ -203,7 +203,7 @@ BAD = [
     (["train", "--epochs", "-1"], "epochs is a whole number of at least 0"),
     (["train", "--batch_size", "0"], "batch_size is a whole number of at least 1"),
     (["train", "--learning_rate", "nan"], "learning_rate is positive and finite"),
-    (["train", "--objective.beta", "-1"], "beta is at least 0"),
+    (["train", "--objective.beta", "-1"], "`beta` must be finite and >= 0"),
     (["train", "--beta", "2"], "unknown option --beta; did you mean --objective.beta?"),
     (["train", "--hidden", "9"], "--encoder.hidden or --decoder.hidden?"),
     (
@@ -212,7 +212,7 @@ BAD = [
     ),
     (
         ["train", "--objective", "IWAE", "--annealing", "Linear"],
-        "IWAE cannot be annealed; leave out --annealing, or take",
+        "IWAE cannot be annealed; leave out --annealing, or choose",
     ),
     (
         ["train", "--annealing.num_steps", "9"],
@@ -238,9 +238,12 @@ BAD = [
     ),
     (["train", "--likelihood", "json.Cauchy"], "--likelihood json.Cauchy cannot be imported: AttributeError: module"),
     (["train", "--likelihood", ".Cauchy"], "--likelihood .Cauchy cannot be imported"),
-    (["train", "--prior", "pyrovae.likelihoods.Gaussian"], "is no prior: derive the class from pyrovae.priors.Prior"),
-    (["train", "--prior", "json.dumps"], "--prior json.dumps is no prior"),
-    (["train", "--prior", "pyrovae.priors.Prior"], "--prior pyrovae.priors.Prior lacks forward; help(Prior) says"),
+    (
+        ["train", "--prior", "pyrovae.likelihoods.Gaussian"],
+        "is not a prior: derive the class from pyrovae.priors.Prior",
+    ),
+    (["train", "--prior", "json.dumps"], "--prior json.dumps is not a prior"),
+    (["train", "--prior", "pyrovae.priors.Prior"], "--prior pyrovae.priors.Prior lacks forward; see help(Prior)"),
     (["train", "--data", "minst"], "mnist"),
     (["train", "--data", "no/such.npz"], "no/such.npz"),
     (["train", "--data", "mnist", "--data.root", "empty", "--data.download", "false"], "PYROVAE_DATA"),
@@ -256,7 +259,7 @@ BAD = [
     (["train", "--device", "abacus"], "the device 'abacus' cannot be used here"),
     (["train", "--config", "nothing.json"], "nothing.json cannot be read"),
     (["train", "--resume", "nothing"], "nothing is not a run folder"),
-    (["train", "stray"], "what is 'stray'?"),
+    (["train", "stray"], "unknown argument 'stray'"),
     (["evaluate", "nothing"], "nothing is not a run folder"),
     (["evaluate"], "RUN"),
     (["generate", "nothing"], "nothing is not a run folder"),
@@ -342,7 +345,7 @@ def test_interrupt_keeps_what_was_written() -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "To go on: pyrovae train --resume run" in errors
+    assert "To resume: pyrovae train --resume run" in errors
     assert "Traceback" not in errors
     epochs = len(pyrovae.load("run").history.epochs)
     assert epochs >= 1
@@ -619,7 +622,7 @@ def test_bad_classes_of_the_user_are_told_in_one_line(own: str, capsys: pytest.C
     assert "did you mean --likelihood.spread?" in line("--likelihood", mine, "--likelihood.spraed", "2")
     assert "--likelihood.scale takes N, but received '0.5'" in line("--likelihood", mine, "--likelihood.scale", "0.5")
     assert f"{mine} has no option --likelihood.df" in line("--likelihood", mine, "--likelihood.df", "3")
-    assert f"--prior {mine} is no prior: derive the class from pyrovae.priors.Prior" in line("--prior", mine)
+    assert f"--prior {mine} is not a prior: derive the class from pyrovae.priors.Prior" in line("--prior", mine)
     assert "lacks base_measure, form, initial_params" in line("--likelihood", f"{own}.Unfinished")
     assert "cannot be imported: NameError: name 'Spread'" in line("--likelihood", f"{own}.Unreadable")
     assert "cannot be imported: AttributeError" in line("--likelihood", f"{own}.Nothing")

@@ -232,7 +232,7 @@ def test_a_failure_after_the_last_check_loses_nothing(
             assert main(CHECKED) == (130 if isinstance(error, KeyboardInterrupt) else 2)
     captured = capsys.readouterr()
     assert "Estimates of log p(x)" in captured.out, "the table is printed all the same"
-    assert "To go on: the same command again" in captured.err
+    assert "To resume: the same command again" in captured.err
     assert "Traceback" not in captured.err
     assert journals(run)
     with nothing_computed(monkeypatch):

@@ -77,7 +77,7 @@ def test_sum_of_binary_bernoulli_by_blocks(monkeypatch: pytest.MonkeyPatch) -> N
 def test_sites_are_scored_by_sums_where_no_gradient_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, x = torch.randn(4, 3, 8, requires_grad=True), (torch.rand(3, 8) < 0.5).double()
     base = BinaryBernoulli(logits=logits, validate_args=False)
-    sites = [{"fn": p_x, "value": x} for p_x in (base.to_event(1), Elements(base, 1, told="", hint=""))]
+    sites = [{"fn": p_x, "value": x} for p_x in (base.to_event(1), Elements(base, 1, description="", hint=""))]
     with_gradient = log_prob(sites[0])
     (gradient,) = torch.autograd.grad(with_gradient.sum(), logits)
     assert torch.allclose(gradient, x - logits.sigmoid())

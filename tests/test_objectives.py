@@ -1,4 +1,4 @@
-"""The objective against Pyro's, where Pyro's is right, and against the definition where it is not."""
+"""Objectives against Pyro's, where Pyro's are right, and against their definitions where they are not."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import gc
 import logging
 import math
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from typing import Any
 
 import pyro
@@ -16,16 +17,26 @@ import torch
 from conftest import ModelGuide, TwoLayers, linear_gaussian, pair_of
 from pyro import poutine
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
-from pyro.poutine.subsample_messenger import SubsampleMessenger
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyrovae import bounds
-from pyrovae.objectives import ELBO, IWAE, STL, DReG, Objective, importance, schedules
-from pyrovae.objectives.sites import sites_of, whole_plates
+from pyrovae.objectives import ELBO, IWAE, STL, DReG, ImportanceWeighted, Objective, importance_weighted, schedules
 
 TRUTH = linear_gaussian()
 X = TRUTH.sample(12)
+BITS = torch.randint(2, (6, 4), generator=torch.Generator().manual_seed(0)).double()
+VECTORIZED = {"vectorize_particles": True, "max_plate_nesting": 1}
+KINDS = ["plain", "subsampled", "masked", "scaled", "scaled by a tensor"]
+FACTORS = {"subsampled": 1000 / 12, "scaled": 0.3, "scaled by a tensor": 0.3}
+EVERY: dict[str, Callable[[], Objective]] = {
+    "ELBO": ELBO,
+    "annealed, with free bits": lambda: ELBO(free_bits=0.1, annealing=schedules.Linear(100)),
+    "IWAE": lambda: IWAE(num_particles=3),
+    "STL": lambda: STL(num_particles=3),
+    "DReG": lambda: DReG(num_particles=3),
+}
+WEIGHTED = (IWAE, STL, DReG)
 
 
 class Both(nn.Module):
@@ -69,6 +80,71 @@ class Both(nn.Module):
             pyro.sample("z", dist.Normal(mean, log_scale.exp()).to_event(1))
 
 
+class OneByOne(Both):
+    """A decoder that takes no axis of particles."""
+
+    def model(self, x: Tensor) -> None:
+        pyro.module("both", self)
+        with self.plate(x):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            mean = self.decoder(torch.cat([z, z.new_zeros(len(z), 1)], -1)[:, :3])
+            pyro.sample("x", dist.Normal(mean, 0.7).to_event(1), obs=x)
+
+
+class DrawsRows(Both):
+    """A pair that takes all data and draws four by itself."""
+
+    def model(self, x: Tensor) -> None:
+        pyro.module("both", self)
+        with pyro.plate("data", len(x), subsample_size=4) as rows:
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.decoder(z), 0.7).to_event(1), obs=x[rows])
+
+    def guide(self, x: Tensor) -> None:
+        pyro.module("both", self)
+        with pyro.plate("data", len(x), subsample_size=4) as rows:
+            mean, log_scale = self.encoder(x[rows]).chunk(2, -1)
+            pyro.sample("z", dist.Normal(mean, log_scale.exp()).to_event(1))
+
+
+class Other(Both):
+    """A pair with another prior or posterior, whose KL is that of all dimensions jointly or has no closed form."""
+
+    def model(self, x: Tensor) -> None:
+        pyro.module("both", self)
+        with self.plate(x):
+            prior = (
+                dist.StudentT(5.0, torch.zeros(3), 1.0) if self.kind == "student" else dist.Normal(torch.zeros(3), 1)
+            )
+            z = pyro.sample("z", prior.to_event(1))
+            pyro.sample("x", dist.Normal(self.decoder(z), 0.7).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        pyro.module("both", self)
+        with self.plate(x):
+            mean, log_scale = self.encoder(x).chunk(2, -1)
+            if self.kind == "joint":
+                pyro.sample(
+                    "z",
+                    dist.MultivariateNormal(
+                        mean, scale_tril=log_scale.exp().diag_embed() + torch.full((3, 3), 0.1).tril(-1)
+                    ),
+                )
+            else:
+                pyro.sample("z", dist.Normal(mean, log_scale.exp()).to_event(1))
+
+
+PAIRS: dict[str, Callable[[], nn.Module]] = {
+    "one by one": OneByOne,
+    "rows": DrawsRows,
+    "two layers": lambda: TwoLayers(bottom_up=True),
+}
+
+
+def pair_and_data(form: str) -> tuple[nn.Module, Tensor]:
+    return PAIRS[form]() if form in PAIRS else Both(form), BITS if form == "two layers" else X
+
+
 def loss_and_gradients(objective: Any, pair: nn.Module, x: Tensor, *, checked: bool) -> tuple[float, list[Tensor]]:
     pyro.clear_param_store()
     pair.zero_grad()
@@ -85,35 +161,6 @@ class PyroLoss(TraceMeanField_ELBO):
     def differentiable_loss(self, model: Any, guide: Any, *args: Any) -> Tensor:
         pairs = self._get_traces(model, guide, args, {})
         return sum(self._differentiable_loss_particle(*pair)[1] for pair in pairs) / self.num_particles
-
-
-@pytest.mark.parametrize("checked", [True, False])
-@pytest.mark.parametrize("options", [{}, {"num_particles": 3}, {"num_particles": 3, "vectorize_particles": True}])
-@pytest.mark.parametrize("kind", ["plain", "subsampled", "masked", "scaled", "scaled by a tensor"])
-def test_loss_and_gradients_are_those_of_pyro(kind: str, options: dict[str, Any], checked: bool) -> None:  # noqa: FBT001
-    pair = Both(kind)
-    expected, gradients = loss_and_gradients(PyroLoss(**options, max_plate_nesting=1), pair, X, checked=True)
-    found, own = loss_and_gradients(ELBO(**options, max_plate_nesting=1), pair, X, checked=checked)
-    assert found == pytest.approx(expected, rel=1e-12)
-    assert len(own) == len(gradients) == 4
-    assert all(torch.allclose(a, b, rtol=1e-10, atol=1e-12) for a, b in zip(own, gradients, strict=True))
-    guessed, _ = loss_and_gradients(ELBO(**options), pair, X, checked=checked)
-    assert guessed == found
-
-
-@pytest.mark.parametrize("kind", ["plain", "subsampled", "masked", "scaled", "scaled by a tensor"])
-def test_reported_terms_are_free_of_scales(kind: str) -> None:
-    plain = Both("masked" if kind == "masked" else "plain")
-    torch.manual_seed(7)
-    expected = ELBO().terms(plain.model, plain.guide, X)
-    pyro.clear_param_store()
-    pair = Both(kind)
-    torch.manual_seed(7)
-    terms = ELBO().terms(pair.model, pair.guide, X)
-    assert terms.reconstruction.item() == pytest.approx(expected.reconstruction.item(), rel=1e-12)
-    assert terms.kl.item() == pytest.approx(expected.kl.item(), rel=1e-12)
-    factor = {"subsampled": 1000 / 12, "scaled": 0.3, "scaled by a tensor": 0.3}.get(kind, 1.0)
-    assert terms.loss.item() == pytest.approx(factor * expected.loss.item(), rel=1e-12)
 
 
 def latent_weighted(a: Any, b: Any) -> ModelGuide:
@@ -133,12 +180,54 @@ def latent_weighted(a: Any, b: Any) -> ModelGuide:
     return model, guide
 
 
-@pytest.mark.parametrize(("a", "b"), [(1.0, 0.2), (0.2, 1.0), (torch.tensor(0.5), torch.tensor(0.5)), (0.01, 2.0)])
-def test_scales_of_one_latent_are_the_definition(a: Any, b: Any) -> None:
-    model, guide = latent_weighted(a, b)
-    repeats = 40
-    objective = ELBO(num_particles=100, vectorize_particles=True, max_plate_nesting=1)
-    losses = torch.tensor([objective.differentiable_loss(model, guide, X).item() for _ in range(repeats)])
+def log_weights_by_hand(pair: nn.Module, x: Tensor, num_particles: int) -> Tensor:
+    """Return log p(x, z) - log q(z | x) of draws from the seed of `loss_and_gradients`, ``(K, B)``."""
+    torch.manual_seed(7)
+    with pyro.plate("K", num_particles, dim=-2):
+        guide_trace = poutine.trace(pair.guide).get_trace(x)
+        model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(x)
+    total = torch.zeros(num_particles, len(x))
+    for trace, sign in ((guide_trace, -1.0), (model_trace, 1.0)):
+        for site in trace.nodes.values():
+            if site["type"] == "sample" and type(site["fn"]).__name__ in ("Independent", "Normal"):
+                log_prob = site["fn"].log_prob(site["value"])
+                total = total + sign * (log_prob if site["mask"] is None else log_prob * site["mask"])
+    return total.detach()
+
+
+# the ELBO
+
+
+@pytest.mark.parametrize("options", [{}, {"num_particles": 3}, {"num_particles": 3, "vectorize_particles": True}])
+@pytest.mark.parametrize("kind", KINDS)
+def test_loss_and_gradients_equal_pyros(kind: str, options: dict[str, Any]) -> None:
+    pair = Both(kind)
+    expected, gradients = loss_and_gradients(PyroLoss(**options, max_plate_nesting=1), pair, X, checked=True)
+    for checked, nesting in [(True, {"max_plate_nesting": 1}), (False, {"max_plate_nesting": 1}), (False, {})]:
+        loss, own = loss_and_gradients(ELBO(**options, **nesting), pair, X, checked=checked)
+        assert loss == pytest.approx(expected, rel=1e-12)
+        assert len(own) == len(gradients) == 4
+        assert all(torch.allclose(a, b, rtol=1e-10, atol=1e-12) for a, b in zip(own, gradients, strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_reported_terms_have_no_scales(kind: str) -> None:
+    def terms(kind: str) -> Any:
+        pair = Both(kind)
+        pyro.clear_param_store()
+        torch.manual_seed(7)
+        return ELBO().terms(pair.model, pair.guide, X)
+
+    expected, scaled = terms("masked" if kind == "masked" else "plain"), terms(kind)
+    assert scaled.reconstruction.item() == pytest.approx(expected.reconstruction.item(), rel=1e-12)
+    assert scaled.kl.item() == pytest.approx(expected.kl.item(), rel=1e-12)
+    assert scaled.loss.item() == pytest.approx(FACTORS.get(kind, 1.0) * expected.loss.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize(("a", "b"), [(1.0, 0.2), (0.2, 1.0), (torch.tensor(0.5), torch.tensor(0.5))])
+def test_scales_of_one_latent_follow_the_definition(a: Any, b: Any) -> None:
+    objective = ELBO(num_particles=100, **VECTORIZED)
+    losses = torch.tensor([objective.loss(*latent_weighted(a, b), X).item() for _ in range(20)])
     q = TRUTH.posterior(X)
     entropy = dist.Normal(q.mean, q.variance.sqrt()).entropy().sum()
     mean_log_prior = (-0.5 * (q.mean**2 + q.variance) - 0.5 * math.log(2 * math.pi)).sum()
@@ -148,7 +237,7 @@ def test_scales_of_one_latent_are_the_definition(a: Any, b: Any) -> None:
         -0.5 * (residual**2 + spread) / TRUTH.scale**2 - math.log(TRUTH.scale) - 0.5 * math.log(2 * math.pi)
     ).sum()
     expected = -(mean_log_likelihood + b * mean_log_prior + a * entropy)
-    assert abs(losses.mean() - expected) < 4 * losses.std() / math.sqrt(repeats)
+    assert abs(losses.mean() - expected) < 4 * losses.std() / math.sqrt(len(losses))
 
 
 @pytest.mark.parametrize("alike", [True, False])
@@ -173,141 +262,62 @@ def test_masks_made_separately_in_model_and_guide(alike: bool) -> None:  # noqa:
     assert abs(terms.kl - expected) < (1e-9 if alike else 5 * math.sqrt(12 * 3 / 4000))
 
 
-def test_expectation_of_two_layers_and_the_line_that_names_the_method(caplog: pytest.LogCaptureFixture) -> None:
-    pair = TwoLayers(bottom_up=True)
-    x = torch.bernoulli(torch.full((6, 4), 0.5))
-    options = {"num_particles": 5000, "vectorize_particles": True, "max_plate_nesting": 1}
-    objective = ELBO(**options)
+def student_prior(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.StudentT(5.0, torch.zeros(3), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z @ TRUTH.weight.T + TRUTH.bias, TRUTH.scale).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize(
+    ("make", "x", "warning"),
+    [
+        (
+            lambda: attrgetter("model", "guide")(TwoLayers(bottom_up=True)),
+            BITS,
+            "the KL of 'z1' is estimated by Monte Carlo: 'z2' comes before 'z1' in the model but not in the guide",
+        ),
+        (
+            lambda: (student_prior, pair_of(TRUTH)[1]),
+            X,
+            "the KL of 'z' is estimated by Monte Carlo: no closed form is known for KL(Normal || StudentT)",
+        ),
+    ],
+    ids=["two layers", "Student's t"],
+)
+def test_estimated_kl_is_reported_once_and_right_in_expectation(
+    make: Callable[[], ModelGuide], x: Tensor, warning: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, guide = make()
+    objective, pyros = (kind(num_particles=500, **VECTORIZED) for kind in (ELBO, Trace_ELBO))
     with caplog.at_level(logging.WARNING, logger="pyrovae"), torch.no_grad():
-        ours = torch.tensor([objective.loss(pair.model, pair.guide, x) / 6 for _ in range(20)])
-        pyros = torch.tensor([Trace_ELBO(**options).loss(pair.model, pair.guide, x) / 6 for _ in range(20)])
-    assert [record.message for record in caplog.records] == [
-        "the KL of 'z1' is estimated by Monte Carlo: 'z2' comes before 'z1' in the model but not in the guide"
-    ]
-    assert objective.kl_methods["z2"] == "closed form"
-    assert abs(ours.mean() - pyros.mean()) < 4 * math.hypot(ours.std(), pyros.std()) / math.sqrt(20)
+        own, expected = (
+            torch.tensor([float(loss.loss(model, guide, x)) for _ in range(10)]) for loss in (objective, pyros)
+        )
+    assert [record.message for record in caplog.records] == [warning]
+    assert set(objective.kl_methods.values()) <= {"closed form", warning.split(": ", 1)[1]}
+    assert abs(own.mean() - expected.mean()) < 4 * math.hypot(own.std(), expected.std()) / math.sqrt(10)
 
 
-def test_no_closed_form_is_named_once_and_right_in_expectation(caplog: pytest.LogCaptureFixture) -> None:
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.StudentT(5.0, torch.zeros(3), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z @ TRUTH.weight.T + TRUTH.bias, TRUTH.scale).to_event(1), obs=x)
-
-    _, guide = pair_of(TRUTH)
-    options = {"num_particles": 5000, "vectorize_particles": True, "max_plate_nesting": 1}
-    objective = ELBO(**options)
-    with caplog.at_level(logging.WARNING, logger="pyrovae"):
-        ours = torch.tensor([objective.loss(model, guide, X) for _ in range(20)])
-    pyros = torch.tensor([Trace_ELBO(**options).loss(model, guide, X) for _ in range(20)])
-    assert len(caplog.records) == 1
-    assert "no closed form is known for KL(Normal || StudentT)" in caplog.text
-    assert abs(ours.mean() - pyros.mean()) < 4 * math.hypot(ours.std(), pyros.std()) / math.sqrt(20)
-
-
-def test_beta_multiplies_the_kl_alone() -> None:
-    pair = Both()
-    losses = []
-    for beta in (0.0, 1.0, 4.0):
-        torch.manual_seed(7)
-        losses.append(ELBO(beta=beta).differentiable_loss(pair.model, pair.guide, X).item())
-    terms = ELBO().terms(pair.model, pair.guide, X)
-    assert losses[1] - losses[0] == pytest.approx(terms.kl.item(), rel=1e-9)
-    assert losses[2] - losses[0] == pytest.approx(4 * terms.kl.item(), rel=1e-9)
-
-
-@pytest.mark.parametrize("make", [pyro.optim.Adam, pyro.optim.ClippedAdam])
-def test_it_trains_in_a_bare_svi(make: Callable[..., Any]) -> None:
-    pair = Both()
-    svi = SVI(pair.model, pair.guide, make({"lr": 0.02}), loss=ELBO())
-    losses = [svi.step(X) / 12 for _ in range(400)]
-    assert all(isinstance(loss, float) for loss in losses)
-    assert sum(losses[-20:]) / 20 < sum(losses[:20]) / 20 - 1.0
-    assert svi.evaluate_loss(X) / 12 == pytest.approx(sum(losses[-20:]) / 20, abs=1.0)
-
-
-class Model(nn.Module):
-    def __init__(self, both: Both) -> None:
+class Program(nn.Module):
+    def __init__(self, network: nn.Module, run: Callable[..., None]) -> None:
         super().__init__()
-        self.decoder = both.decoder
+        self.network, self.run = network, run
 
     def forward(self, x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(self.decoder(z), 0.7).to_event(1), obs=x)
+        self.run(x)
 
 
-class Guide(nn.Module):
-    def __init__(self, both: Both) -> None:
-        super().__init__()
-        self.encoder = both.encoder
-
-    def forward(self, x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            mean, log_scale = self.encoder(x).chunk(2, -1)
-            pyro.sample("z", dist.Normal(mean, log_scale.exp()).to_event(1))
-
-
-def test_it_makes_a_module_of_two_modules() -> None:
-    both = Both()
-    expected, gradients = loss_and_gradients(ELBO(), both, X, checked=True)
-    module = ELBO()(Model(both), Guide(both))
+def test_elbo_of_two_modules_is_a_module() -> None:
+    pair = Both()
+    expected, gradients = loss_and_gradients(ELBO(), pair, X, checked=True)
+    module = ELBO()(Program(pair.decoder, pair.model), Program(pair.encoder, pair.guide))
     assert len(list(module.parameters())) == 4
-    both.zero_grad()
+    pair.zero_grad()
     torch.manual_seed(7)
     loss = module(X)
     loss.backward()
     assert loss.item() == expected
-    assert all(torch.equal(p.grad, g) for p, g in zip(both.parameters(), gradients, strict=True))
-
-
-class NoSync(TorchDispatchMode):
-    """Raises where the host would wait for the device."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func._schema.name in ("aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal"):
-            raise AssertionError(f"the host waits for {func}")
-        return func(*args, **(kwargs or {}))
-
-
-@contextlib.contextmanager
-def no_sync() -> Iterator[None]:
-    with pyro.validation_enabled(False), NoSync():  # noqa: FBT003 (Pyro's)
-        yield
-
-
-@pytest.mark.parametrize("options", [{}, {"num_particles": 2, "vectorize_particles": True, "max_plate_nesting": 1}])
-@pytest.mark.parametrize("kind", ["plain", "subsampled", "masked", "scaled", "scaled by a tensor"])
-def test_the_host_does_not_wait(kind: str, options: dict[str, Any]) -> None:
-    pair = Both(kind)
-    with no_sync():
-        ELBO(**options).loss_and_grads(pair.model, pair.guide, X)
-    with pytest.raises(AssertionError, match="the host waits"), no_sync():
-        TraceMeanField_ELBO(**options).loss_and_grads(pair.model, pair.guide, X)
-
-
-def test_a_guide_without_gradients_is_refused() -> None:
-    class Fixed(dist.Normal):
-        has_rsample = False
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", Fixed(torch.zeros(3), 1.0).to_event(1))
-
-    with pytest.raises(ValueError, match="draw of 'z' has no gradient.*cannot be reparametrized.*TraceGraph_ELBO"):
-        ELBO().differentiable_loss(pair_of(TRUTH)[0], guide, X)
-
-
-@pytest.mark.parametrize("beta", [-0.1, math.nan, math.inf])
-def test_beta_is_finite_and_not_negative(beta: float) -> None:
-    with pytest.raises(ValueError, match="beta is at least 0 and finite, but received"):
-        ELBO(beta=beta)
-
-
-@pytest.mark.parametrize("num_particles", [0, -1, 1.5, True, "2"])
-def test_particles_are_counted_in_whole_numbers(num_particles: Any) -> None:
-    with pytest.raises(ValueError, match="num_particles is a whole number of at least 1"):
-        ELBO(num_particles=num_particles)
+    assert all(torch.equal(p.grad, g) for p, g in zip(pair.parameters(), gradients, strict=True))
 
 
 @pytest.mark.parametrize("vectorize", [True, False])
@@ -338,101 +348,151 @@ def test_an_auxiliary_draw_of_the_guide_counts() -> None:
     assert found == pytest.approx(expected, rel=1e-12)
 
 
+# every objective
+
+
+class NoSync(TorchDispatchMode):
+    """Raises where the host would wait for the device."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._schema.name in ("aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal"):
+            raise AssertionError(f"the host waits for {func}")
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def no_sync() -> Iterator[None]:
+    with pyro.validation_enabled(False), NoSync():  # noqa: FBT003 (Pyro's)
+        yield
+
+
+STEPS = [
+    *((form, name) for form in ("plain", "subsampled", "masked by one tensor", *PAIRS) for name in EVERY),
+    *((form, "vectorized") for form in ("plain", "masked", "scaled by a tensor", "two layers")),
+    ("scaled by a tensor", "ELBO"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:Failed to verify mean field restriction")
+@pytest.mark.parametrize(("form", "name"), STEPS)
+def test_a_step_does_not_wait_for_the_device(form: str, name: str) -> None:
+    pair, x = pair_and_data(form)
+    objective = EVERY[name]() if name in EVERY else ELBO(num_particles=2, **VECTORIZED)
+    objective.loss_and_grads(pair.model, pair.guide, x)  # inspects model and guide
+    with no_sync():
+        objective.loss_and_grads(pair.model, pair.guide, x)
+    with pytest.raises(AssertionError, match="the host waits"), no_sync():
+        TraceMeanField_ELBO().loss_and_grads(pair.model, pair.guide, x)
+
+
+def live_tensors() -> int:
+    return sum(type(thing) is Tensor for thing in gc.get_objects())
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("form", ["plain", "one by one", "two layers"])
+def test_a_step_frees_its_tensors_without_garbage_collection(form: str, name: str) -> None:
+    (pair, x), objective = pair_and_data(form), EVERY[name]()
+    objective.loss_and_grads(pair.model, pair.guide, x)
+    gc.collect()
+    gc.disable()
+    try:
+        before = live_tensors()
+        for _ in range(5):
+            objective.loss_and_grads(pair.model, pair.guide, x)
+        assert live_tensors() == before
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_it_trains_in_a_bare_svi_and_a_loss_alone_moves_nothing(name: str) -> None:
+    pair, objective = Both(), EVERY[name]()
+    assert not objective.loss(pair.model, pair.guide, X).requires_grad
+    assert objective.step == 0
+    assert all(parameter.grad is None for parameter in pair.parameters())
+    svi = SVI(pair.model, pair.guide, pyro.optim.Adam({"lr": 0.1}), loss=objective)
+    losses = [svi.step(X) / 12 for _ in range(30)]
+    assert all(isinstance(loss, float) for loss in losses)
+    assert objective.step == 30
+    assert sum(losses[-10:]) / 10 < sum(losses[:10]) / 10 - 1.0
+    before = [parameter.detach().clone() for parameter in pair.parameters()]
+    assert svi.evaluate_loss(X) / 12 == pytest.approx(sum(losses[-10:]) / 10, abs=1.5)
+    assert objective.step == 30
+    assert all(torch.equal(a, b) for a, b in zip(before, pair.parameters(), strict=True))
+
+
+class Fixed(dist.Normal):
+    has_rsample = False
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_draw_without_gradient_is_refused(name: str) -> None:
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", Fixed(torch.zeros(3), 1.0).to_event(1))
+
+    with pytest.raises(ValueError, match="draw of 'z' must have a gradient.*cannot be reparametrized.*TraceGraph_ELBO"):
+        EVERY[name]().differentiable_loss(pair_of(TRUTH)[0], guide, X)
+
+
+BAD_NUMBERS = (-0.1, math.nan, math.inf)
+REFUSALS = [
+    *((ELBO, {"beta": value}, "`beta` must be finite and >= 0, got") for value in BAD_NUMBERS),
+    *((ELBO, {"free_bits": value}, "`free_bits` must be finite and >= 0, got") for value in BAD_NUMBERS),
+    *((make, {"num_particles": value}, "num_particles") for make in (ELBO, DReG) for value in (0, -1, 1.5, True, "2")),
+    *(
+        (make, {"num_steps": value}, f"`num_steps` of {make.__name__} annealing must be an integer >= 1, got")
+        for make in (schedules.Linear, schedules.Cyclical)
+        for value in (0, -1, 1.5, True)
+    ),
+    *((schedules.Linear, {"start": value}, "must be in \\[0, 1\\], got") for value in (-0.1, 1.1, math.nan)),
+    *((schedules.Cyclical, {"rise": value}, "`rise` must be in") for value in (0.0, 1.5, math.nan)),
+]
+
+
+@pytest.mark.parametrize(("make", "options", "text"), REFUSALS)
+def test_options_are_checked(make: Any, options: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        make(**options)
+
+
 # importance-weighted objectives
-
-WEIGHTED = (IWAE, STL, DReG)
-
-
-class OneByOne(Both):
-    """A decoder that takes no axis of particles."""
-
-    def model(self, x: Tensor) -> None:
-        pyro.module("both", self)
-        with self.plate(x):
-            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
-            mean = self.decoder(torch.cat([z, z.new_zeros(len(z), 1)], -1)[:, :3])
-            pyro.sample("x", dist.Normal(mean, 0.7).to_event(1), obs=x)
-
-
-class DrawsRows(Both):
-    """A pair that takes all data and draws four by itself."""
-
-    def model(self, x: Tensor) -> None:
-        pyro.module("both", self)
-        with pyro.plate("data", len(x), subsample_size=4) as rows:
-            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(self.decoder(z), 0.7).to_event(1), obs=x[rows])
-
-    def guide(self, x: Tensor) -> None:
-        pyro.module("both", self)
-        with pyro.plate("data", len(x), subsample_size=4) as rows:
-            mean, log_scale = self.encoder(x[rows]).chunk(2, -1)
-            pyro.sample("z", dist.Normal(mean, log_scale.exp()).to_event(1))
-
-
-def log_weights_by_hand(pair: nn.Module, x: Tensor, num_particles: int) -> Tensor:
-    """Return log p(x, z) - log q(z | x) of draws from the seed of `loss_and_gradients`, ``(K, B)``."""
-    torch.manual_seed(7)
-    with pyro.plate("K", num_particles, dim=-2):
-        guide_trace = poutine.trace(pair.guide).get_trace(x)
-        model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(x)
-    total = torch.zeros(num_particles, len(x))
-    for trace, sign in ((guide_trace, -1.0), (model_trace, 1.0)):
-        for site in trace.nodes.values():
-            if site["type"] == "sample" and type(site["fn"]).__name__ in ("Independent", "Normal"):
-                log_prob = site["fn"].log_prob(site["value"])
-                total = total + sign * (log_prob if site["mask"] is None else log_prob * site["mask"])
-    return total.detach()
 
 
 @pytest.mark.parametrize("make", WEIGHTED)
 @pytest.mark.parametrize("kind", ["plain", "subsampled", "masked", "scaled"])
-def test_weighted_losses_are_the_bound_of_each_datum_and_factors_stay_outside(kind: str, make: Any) -> None:
+def test_weighted_losses_are_bounds_of_each_datum_with_factors_outside(kind: str, make: Any) -> None:
     pair = Both(kind)
     log_weights = log_weights_by_hand(pair, X, 5)
-    factor = {"subsampled": 1000 / 12, "scaled": 0.3}.get(kind, 1.0)
-    expected = -factor * bounds.iwae(log_weights).sum()
+    expected = -FACTORS.get(kind, 1.0) * bounds.iwae(log_weights).sum().item()
     for checked in (True, False):
-        found, _ = loss_and_gradients(make(num_particles=5), pair, X, checked=checked)
-        assert found == pytest.approx(expected.item(), rel=1e-12)
+        loss, _ = loss_and_gradients(make(num_particles=5), pair, X, checked=checked)
+        assert loss == pytest.approx(expected, rel=1e-12)
     torch.manual_seed(7)
     terms = make(num_particles=5).terms(pair.model, pair.guide, X)
     assert (terms.reconstruction - terms.kl).item() == pytest.approx(log_weights.mean(0).sum().item(), rel=1e-9)
-    torch.manual_seed(7)
-    assert make(num_particles=5).loss(pair.model, pair.guide, X).item() == pytest.approx(expected.item(), rel=1e-12)
 
 
-@pytest.mark.parametrize("make", WEIGHTED)
-@pytest.mark.parametrize("kind", ["plain", "masked"])
-def test_weighted_losses_are_pyros_without_subsampling(kind: str, make: Any) -> None:
-    pair = Both(kind)
-    pyros = RenyiELBO(alpha=0.0, num_particles=5, vectorize_particles=True, max_plate_nesting=1)
+class Renyi(ImportanceWeighted):
+    alpha = 0.5
+
+    def bound(self, log_weights: Tensor) -> Tensor:
+        return bounds.log_mean_exp((1 - self.alpha) * log_weights) / (1 - self.alpha)
+
+
+def test_a_bound_of_a_users_own_equals_pyros() -> None:
+    pair = Both()
+    pyros = RenyiELBO(alpha=0.5, num_particles=5, **VECTORIZED)
     torch.manual_seed(7)
     expected = pyros.loss(pair.model, pair.guide, X)
-    assert loss_and_gradients(make(num_particles=5), pair, X, checked=True)[0] == pytest.approx(expected, rel=1e-12)
-    subsampled = Both("subsampled")
-    torch.manual_seed(7)
-    wrong = pyros.loss(subsampled.model, subsampled.guide, X) * 12 / 1000
-    assert wrong != pytest.approx(expected, rel=1e-3)  # its plate factor is inside the logarithm
-
-
-@pytest.mark.parametrize("make", WEIGHTED)
-def test_weighted_objectives_train_in_a_bare_svi(make: Any) -> None:
-    pair, objective = Both(), make(num_particles=4)
-    svi = SVI(pair.model, pair.guide, pyro.optim.Adam({"lr": 0.02}), loss=objective)
-    losses = [svi.step(X) / 12 for _ in range(300)]
-    assert all(isinstance(loss, float) for loss in losses)
-    assert sum(losses[-20:]) / 20 < sum(losses[:20]) / 20 - 1.0
-    before = [parameter.detach().clone() for parameter in pair.parameters()]
-    assert svi.evaluate_loss(X) / 12 == pytest.approx(sum(losses[-20:]) / 20, abs=1.0)
-    assert objective.step == 300
-    assert all(torch.equal(a, b) for a, b in zip(before, pair.parameters(), strict=True))
+    assert loss_and_gradients(Renyi(), pair, X, checked=True)[0] == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_pair_is_inspected_once_however_it_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    inspect = importance.inspect_programs
-    monkeypatch.setattr(importance, "inspect_programs", lambda *a, **k: seen.append(a) or inspect(*a, **k))
+    inspect = importance_weighted.inspect_programs
+    monkeypatch.setattr(importance_weighted, "inspect_programs", lambda *a, **k: seen.append(a) or inspect(*a, **k))
     pair = Both()
 
     def model(data: Tensor, shift: Tensor) -> None:
@@ -457,42 +517,28 @@ def test_a_pair_is_inspected_once_however_it_is_called(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(("args", "received"), [((), "no argument"), ((None,), "NoneType"), (([1.0],), "list")])
 def test_a_weighted_objective_needs_data(args: Any, received: str) -> None:
     pair = Both()
-    with pytest.raises(TypeError, match=f"the data, a tensor .N, ....*first argument, but received {received}"):
+    with pytest.raises(TypeError, match=f"first argument.*must be the data, a tensor .N, ....*but received {received}"):
         IWAE().loss(pair.model, pair.guide, *args)
 
 
-@pytest.mark.parametrize("make", WEIGHTED)
 @pytest.mark.parametrize(("a", "b"), [(1.0, 0.2), (0.2, 1.0), (torch.tensor(0.5), torch.tensor(0.5))])
-def test_scales_have_no_place_inside_the_logarithm(make: Any, a: Any, b: Any) -> None:
+def test_scales_inside_the_logarithm_are_refused(a: Any, b: Any) -> None:
     with pytest.raises(ValueError, match=r"one scale for all sites.*pyro.poutine.scale.*or weigh the KL with ELBO"):
-        make(num_particles=2).loss(*latent_weighted(a, b), X)
+        DReG(num_particles=2).loss(*latent_weighted(a, b), X)
 
 
-@pytest.mark.parametrize("make", WEIGHTED)
-def test_what_has_no_gradient_or_breaks_the_contract_is_refused(make: Any) -> None:
-    class Fixed(dist.Normal):
-        has_rsample = False
-
-    def fixed(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", Fixed(torch.zeros(3), 1.0).to_event(1))
-
-    def discrete(x: Tensor) -> None:
+def test_the_contract_is_checked() -> None:
+    def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Bernoulli(torch.full((3,), 0.5)).to_event(1))
             pyro.sample("x", dist.Normal(z @ TRUTH.weight.T, 1.0).to_event(1), obs=x)
 
-    def latents_only(x: Tensor) -> None:
+    def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Bernoulli(torch.full((3,), 0.5)).to_event(1))
 
-    model, _ = pair_of(TRUTH)
-    with pytest.raises(ValueError, match="draw of 'z' has no gradient.*cannot be reparametrized.*TraceGraph_ELBO"):
-        make().loss(model, fixed, X)
     with pytest.raises(ValueError, match="latent variable 'z' is discrete"):
-        make().loss(discrete, latents_only, X)
-    with pytest.raises(ValueError, match="num_particles is a whole number of at least 1"):
-        make(num_particles=0)
+        IWAE().loss(model, guide, X)
 
 
 @pytest.mark.parametrize("make", WEIGHTED)
@@ -503,54 +549,6 @@ def test_the_encoder_sees_each_datum_once_whatever_the_number_of_particles(make:
     pair.encoder.register_forward_hook(lambda module, args, out: rows.append(out.numel() // 6))
     objective.loss_and_grads(pair.model, pair.guide, X)
     assert rows == [12]
-
-
-def annealed() -> ELBO:
-    return ELBO(free_bits=0.1, annealing=schedules.Linear(100))
-
-
-EVERY: dict[str, Callable[[], Objective]] = {
-    "ELBO": ELBO,
-    "annealed, with free bits": annealed,
-    "IWAE": lambda: IWAE(num_particles=3),
-    "STL": lambda: STL(num_particles=3),
-    "DReG": lambda: DReG(num_particles=3),
-}
-
-
-@pytest.mark.filterwarnings("ignore:Failed to verify mean field restriction")
-@pytest.mark.parametrize("name", EVERY)
-@pytest.mark.parametrize("form", ["plain", "subsampled", "masked by one tensor", "two layers", "one by one", "rows"])
-def test_the_host_does_not_wait_in_any_step(form: str, name: str) -> None:
-    others = {"two layers": lambda: TwoLayers(bottom_up=True), "one by one": OneByOne, "rows": DrawsRows}
-    pair = others[form]() if form in others else Both(form)
-    x = torch.bernoulli(torch.full((6, 4), 0.5)) if form == "two layers" else X
-    objective = EVERY[name]()
-    objective.loss_and_grads(pair.model, pair.guide, x)  # which inspects the pair
-    with no_sync():
-        objective.loss_and_grads(pair.model, pair.guide, x)
-
-
-def live_tensors() -> int:
-    return sum(type(thing) is Tensor for thing in gc.get_objects())
-
-
-@pytest.mark.parametrize("name", EVERY)
-@pytest.mark.parametrize("form", ["together", "one by one", "two layers"])
-def test_a_step_leaves_no_tensor_behind_even_without_garbage_collection(form: str, name: str) -> None:
-    makes = {"together": Both, "one by one": OneByOne, "two layers": lambda: TwoLayers(bottom_up=True)}
-    pair, objective = makes[form](), EVERY[name]()
-    x = torch.bernoulli(torch.full((6, 4), 0.5)) if form == "two layers" else X
-    objective.loss_and_grads(pair.model, pair.guide, x)
-    gc.collect()
-    gc.disable()
-    try:
-        before = live_tensors()
-        for _ in range(200 if (form, name) == ("together", "IWAE") else 20):
-            objective.loss_and_grads(pair.model, pair.guide, x)
-        assert live_tensors() == before
-    finally:
-        gc.enable()
 
 
 # free bits
@@ -586,39 +584,6 @@ def test_free_bits_are_those_of_each_dimension_averaged_over_the_minibatch(kind:
     assert terms.kl.item() == pytest.approx(kl.sum().item(), rel=1e-9)  # reported without free bits and beta
 
 
-def test_below_the_floor_nothing_pushes_the_kl() -> None:
-    pair = Both()
-    _, gradients = loss_and_gradients(ELBO(free_bits=50.0), pair, X, checked=True)
-    _, without = loss_and_gradients(ELBO(beta=0.0), pair, X, checked=True)
-    assert all(torch.equal(a, b) for a, b in zip(gradients, without, strict=True))
-
-
-class Other(Both):
-    """A pair with another prior or posterior, whose KL is that of all dimensions jointly or has no closed form."""
-
-    def model(self, x: Tensor) -> None:
-        pyro.module("both", self)
-        with self.plate(x):
-            prior = (
-                dist.StudentT(5.0, torch.zeros(3), 1.0) if self.kind == "student" else dist.Normal(torch.zeros(3), 1)
-            )
-            z = pyro.sample("z", prior.to_event(1))
-            pyro.sample("x", dist.Normal(self.decoder(z), 0.7).to_event(1), obs=x)
-
-    def guide(self, x: Tensor) -> None:
-        pyro.module("both", self)
-        with self.plate(x):
-            mean, log_scale = self.encoder(x).chunk(2, -1)
-            if self.kind == "joint":
-                pyro.sample("z", dist.MultivariateNormal(mean, scale_tril=log_scale.exp().diag_embed() + 0.1 * tril(3)))
-            else:
-                pyro.sample("z", dist.Normal(mean, log_scale.exp()).to_event(1))
-
-
-def tril(size: int) -> Tensor:
-    return torch.ones(size, size).tril(-1)
-
-
 def test_a_joint_kl_has_the_free_bits_of_its_dimensions_together() -> None:
     pair = Other("joint")
     without, _ = loss_and_gradients(ELBO(beta=0.0), pair, X, checked=True)
@@ -642,7 +607,7 @@ def test_free_bits_of_sampled_terms_are_those_of_each_dimension() -> None:
 
 
 @pytest.mark.parametrize("make", [Both, lambda: Other("student"), lambda: Other("joint")])
-@pytest.mark.parametrize("free_bits", [0.05, 0.3, 1.0])
+@pytest.mark.parametrize("free_bits", [0.05, 0.3])
 def test_free_bits_of_particles_looped_and_at_once_are_the_same(make: Callable[[], Both], free_bits: float) -> None:
     pair, x = make(), TRUTH.sample(16)  # draws of a multiple of 16 numbers do not depend on how they are cut
     options = {"free_bits": free_bits, "num_particles": 3}
@@ -653,22 +618,12 @@ def test_free_bits_of_particles_looped_and_at_once_are_the_same(make: Callable[[
     assert all(torch.allclose(a, b, atol=1e-10) for a, b in zip(gradients, own, strict=True))
 
 
-@pytest.mark.parametrize(("a", "b"), [(1.0, 0.2), (torch.tensor(0.5), torch.tensor(0.5)), (torch.ones(12), 1.0)])
-def test_free_bits_need_one_scale(a: Any, b: Any) -> None:
+@pytest.mark.parametrize("programs", [(1.0, 0.2), (torch.tensor(0.5), torch.tensor(0.5)), (torch.ones(12), 1.0), None])
+def test_free_bits_need_one_scale_and_one_mask(programs: Any) -> None:
+    masked = Both("masked")
+    model, guide = (masked.model, masked.guide) if programs is None else latent_weighted(*programs)
     with pytest.raises(ValueError, match="free bits need one scale and mask for 'z'.*do not share.*or set free_bits=0"):
-        ELBO(free_bits=0.1).differentiable_loss(*latent_weighted(a, b), X)
-
-
-def test_free_bits_need_one_mask() -> None:
-    pair = Both("masked")
-    with pytest.raises(ValueError, match="free bits need one scale and mask for 'z'.*by the very same tensor"):
-        ELBO(free_bits=0.1).differentiable_loss(pair.model, pair.guide, X)
-
-
-@pytest.mark.parametrize("free_bits", [-0.1, math.nan, math.inf])
-def test_free_bits_are_finite_and_not_negative(free_bits: float) -> None:
-    with pytest.raises(ValueError, match="free_bits is at least 0 and finite, but received"):
-        ELBO(free_bits=free_bits)
+        ELBO(free_bits=0.1).differentiable_loss(model, guide, X)
 
 
 # annealing
@@ -682,19 +637,6 @@ def test_schedules_by_hand() -> None:
     assert schedules.Cyclical(4, rise=1.0, start=0.5)(2) == pytest.approx(0.75)
     assert schedules.Constant()(10**9) == 1.0
     assert linear.describe() == {"class": "Linear", "num_steps": 4, "start": 0.2}
-
-
-@pytest.mark.parametrize("num_steps", [0, -1, 1.5, True])
-@pytest.mark.parametrize("make", [schedules.Linear, schedules.Cyclical])
-def test_schedules_need_whole_steps_and_factors_up_to_1(make: Any, num_steps: Any) -> None:
-    with pytest.raises(ValueError, match=f"{make.__name__} annealing takes a whole number of steps of at least 1"):
-        make(num_steps)
-    for start in (-0.1, 1.1, math.nan):
-        with pytest.raises(ValueError, match=f"{make.__name__} annealing starts at a factor between 0 and 1"):
-            make(10, start=start)
-    for rise in (0.0, 1.5, math.nan):
-        with pytest.raises(ValueError, match="the rising share of a cycle lies in"):
-            schedules.Cyclical(10, rise=rise)
 
 
 def test_gradient_steps_are_counted_and_nothing_else_is() -> None:
@@ -714,18 +656,6 @@ def test_gradient_steps_are_counted_and_nothing_else_is() -> None:
     assert found == pytest.approx(expected, rel=1e-12)
 
 
-def test_a_loss_on_other_data_moves_nothing() -> None:
-    for make in EVERY.values():
-        pyro.clear_param_store()
-        pair, objective = Both(), make()
-        before = [parameter.detach().clone() for parameter in pair.parameters()]
-        loss = objective.loss(pair.model, pair.guide, X)
-        assert not loss.requires_grad
-        assert objective.step == 0
-        assert all(parameter.grad is None for parameter in pair.parameters())
-        assert all(torch.equal(a, b) for a, b in zip(before, pair.parameters(), strict=True))
-
-
 def test_a_schedule_says_what_its_options_are() -> None:
     class Root(schedules.Schedule):
         def __init__(self, num_steps: int) -> None:
@@ -736,117 +666,3 @@ def test_a_schedule_says_what_its_options_are() -> None:
 
     with pytest.raises(TypeError, match=r"derive it as a @dataclass\(frozen=True\)"):
         ELBO(annealing=Root(30)).describe()
-
-
-@pytest.mark.parametrize("kind", ["scaled", "subsampled", "handled"])
-def test_sites_are_those_of_pyros_traces(kind: str) -> None:
-    pair = Both(kind)
-    programs = [poutine.scale(p, scale=0.5) if kind == "handled" else p for p in (pair.model, pair.guide)]
-    torch.manual_seed(0)
-    guide = poutine.trace(programs[1]).get_trace(X)
-    model = poutine.trace(poutine.replay(programs[0], trace=guide)).get_trace(X)
-    torch.manual_seed(0)
-    drawn = sites_of(programs[1], X)
-    replayed = sites_of(programs[0], X, drawn=drawn)
-    for trace, sites in ((guide, drawn), (model, replayed)):
-        expected = {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
-        assert sites.nodes.keys() == expected.keys()
-        for name, site in expected.items():
-            found = sites.nodes[name]
-            assert torch.equal(found["value"], site["value"])
-            for key in ("is_observed", "scale", "cond_indep_stack", "infer"):
-                assert found[key] == site[key]
-            assert type(found["fn"]) is type(site["fn"])
-
-
-def test_sites_of_one_name_or_of_two_kinds_are_refused() -> None:
-    def twice(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            for _ in range(2):
-                pyro.sample("z", dist.Normal(0.0, 1.0))
-
-    def observing(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(0.0, 1.0), obs=x[:, 0])
-
-    def latent(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(0.0, 1.0))
-
-    with pytest.raises(RuntimeError, match="several sample sites named 'z'"):
-        sites_of(twice, X)
-    with pytest.raises(RuntimeError, match="'z' is latent in the model but observed in the guide"):
-        sites_of(latent, X, drawn=sites_of(observing, X))
-    assert sites_of(observing, X, drawn=sites_of(latent, X)).nodes["z"]["value"].equal(X[:, 0])
-
-
-def test_a_plate_that_takes_all_rows_has_their_numbers() -> None:
-    rows: list[Tensor] = []
-
-    def program(x: Tensor) -> None:
-        with pyro.plate("outer", 2, dim=-2) as outer, pyro.plate("data", len(x), device="cpu") as inner:
-            rows.extend([outer, inner])
-            pyro.sample("z", dist.Normal(0.0, 1.0))
-        for each in pyro.plate("one by one", 2):
-            pyro.sample(f"z_{each}", dist.Normal(0.0, 1.0))
-        with pyro.plate("some", 5, subsample_size=2) as some:
-            rows.append(some)
-
-    sites = sites_of(program, X).nodes
-    assert [len(each) for each in rows] == [2, 12, 2]
-    assert rows[1].equal(torch.arange(12))
-    assert sites["z"]["value"].shape == (2, 12)
-    assert sites["z"]["scale"] == 1
-    assert {"z_0", "z_1", "some"} <= sites.keys()
-
-
-def test_rows_of_a_plate_that_were_drawn_before_are_taken() -> None:
-    x = torch.arange(6.0)
-    seen: list[Tensor] = []
-
-    def program(size: int | None, data: Tensor = x) -> Callable[[], None]:
-        def run() -> None:
-            with pyro.plate("data", len(data), subsample_size=size) as rows:
-                seen.append(rows)
-
-        return run
-
-    sites_of(program(None), drawn=sites_of(program(2)))
-    assert seen[0].equal(seen[1])
-    with pytest.raises(ValueError, match="different subsample_size in the model and guide"):
-        sites_of(program(2), drawn=sites_of(program(None)))
-    sites_of(program(None), drawn=sites_of(program(None)))
-    assert seen[-1].equal(torch.arange(6))
-
-
-def test_a_plate_of_a_name_that_is_taken_is_refused() -> None:
-    def twice() -> None:
-        for _ in range(2):
-            with pyro.plate("data", 3):
-                pass
-
-    def alike() -> None:
-        with pyro.plate("z", 3):
-            pyro.sample("z", dist.Normal(0.0, 1.0))
-
-    for program, name in ((twice, "data"), (alike, "z")):
-        with pytest.raises(RuntimeError, match=f"several sample sites named '{name}'"):
-            sites_of(program)
-
-
-def test_programs_in_several_threads_leave_pyros_plates_as_they_were() -> None:
-    draw = SubsampleMessenger._subsample
-    first, second = whole_plates(), whole_plates()
-    first.__enter__()
-    second.__enter__()
-    first.__exit__(None, None, None)
-    second.__exit__(None, None, None)
-    assert SubsampleMessenger._subsample is draw
-
-
-def test_sites_of_a_program_that_fails_leave_no_handler() -> None:
-    draw = SubsampleMessenger._subsample
-    with pytest.raises(ZeroDivisionError):
-        sites_of(lambda: 1 / 0)
-    assert not pyro.poutine.runtime._PYRO_STACK
-    assert SubsampleMessenger._subsample is draw

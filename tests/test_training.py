@@ -992,7 +992,7 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
     run_in(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     v = vae(1)
-    with pytest.raises(ValueError, match="holds a run already; go on with it by resume, or choose another folder"):
+    with pytest.raises(ValueError, match="holds a run already; resume it, or choose another folder"):
         fit(v.model, v.guide, grey(), training=quick(), folder=tmp_path, show_progress=False)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -1075,7 +1075,7 @@ def test_other_contents_than_a_state_of_training_are_refused(tmp_path: Path) -> 
     run_in(tmp_path)
     whole = torch.load(tmp_path / "trainer.pt", weights_only=True)
     for content, text in (
-        (b"x", "trainer.pt is no state of training \\(UnpicklingError"),
+        (b"x", "trainer.pt is not a state of training \\(UnpicklingError"),
         ([], "'epoch' must be a int"),
         ({name: value for name, value in whole.items() if name != "values"}, "'values' must be a dict"),
         (whole | {"best_validation": "1"}, "'best_validation' must be a float"),

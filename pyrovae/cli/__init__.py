@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import torch
 
-from pyrovae.cli.compare_command import compare_runs
-from pyrovae.cli.evaluate_command import evaluate_run
+from pyrovae.cli.compare_command import compare
+from pyrovae.cli.evaluate_command import evaluate
 from pyrovae.cli.generate_command import generate
 from pyrovae.cli.terminal import any_encoding, print_error, print_text
 from pyrovae.cli.train_command import train
@@ -20,10 +20,10 @@ USAGE = """usage: pyrovae COMMAND [options]
 
 Variational autoencoders as Pyro programs, judged by bounds on log p(x).
 
-  pyrovae train       fit a VAE and keep it in a run folder
-  pyrovae evaluate    report its ELBO beside its IWAE bounds, and how far they can be trusted
-  pyrovae compare     put evaluated runs side by side, paired datum by datum
-  pyrovae generate    draw data from it
+  pyrovae train       fit a VAE and save it in a run folder
+  pyrovae evaluate    report the ELBO and IWAE bounds of a run, and how reliable they are
+  pyrovae compare     put evaluated runs side by side, with paired differences
+  pyrovae generate    draw data from a run
 
 pyrovae COMMAND --help lists the options. A first round, without any network:
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             finally:
                 if sys.stdout is not None:
                     sys.stdout.flush()
-    except BrokenPipeError:  # whoever read the output has had enough
+    except BrokenPipeError:  # the reader of the output has stopped
         _drop_output()
     except OSError as error:
         _drop_output()
@@ -56,7 +56,8 @@ def _drop_output() -> None:
 
 
 def _run(words: list[str]) -> int:
-    commands = {"train": train, "evaluate": evaluate_run, "compare": compare_runs, "generate": generate}
+    """Run the command that the first word names and return the exit code."""
+    commands = {"train": train, "evaluate": evaluate, "compare": compare, "generate": generate}
     if not words or words[0] in ("-h", "--help", "help"):
         print_text(USAGE)
         return 0 if words else 2
@@ -68,7 +69,7 @@ def _run(words: list[str]) -> int:
     try:
         commands[words[0]](words[1:])
     except KeyboardInterrupt:
-        print_error("pyrovae: interrupted; what was written stays\n")
+        print_error("pyrovae: interrupted; files that were written stay\n")
         return 130
     except (ValueError, TypeError, OSError, torch.OutOfMemoryError) as error:
         return _fail(_first_cause(error))
@@ -76,12 +77,13 @@ def _run(words: list[str]) -> int:
 
 
 def _first_cause(error: BaseException) -> str:
-    """Return what went wrong without the frame that Pyro puts around it."""
+    """Return the message of an error on one line, without the message that Pyro puts in front."""
     while str(error).startswith("Error while computing") and isinstance(error.__cause__, ValueError):
         error = error.__cause__
     return " ".join(str(error).split())
 
 
 def _fail(message: str) -> int:
+    """Print an error and return its exit code."""
     print_error(f"pyrovae: error: {message}\n")
     return 2

@@ -1,10 +1,10 @@
-"""The options that say which data a command works on."""
+"""Options for the data and the run of a command."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from pyrovae import data as data_room
+from pyrovae import data as data_package
 from pyrovae.cli.parser import Parser
 from pyrovae.cli.signatures import allow_working_directory, classes
 from pyrovae.data import Data, transforms
@@ -12,12 +12,12 @@ from pyrovae.training import Run, load
 
 
 def add_data(parser: Parser, default: str | None = "digits") -> None:
-    """Add the options; without a default, those that are not given are the run's own."""
+    """Add the options of the data; without a default, the run has the defaults."""
     group = parser.add_argument_group("data")
-    shown = "digits" if default else "that of the run"
+    text = "digits" if default else "the data of the run"
     group.add_argument(
         "--data", default=default, metavar="NAME",
-        help=f"digits, mnist, fashion_mnist, kmnist, or a path: .npz, .npy, .csv, folder of images (default: {shown})",
+        help=f"digits, mnist, fashion_mnist, kmnist, or a path: .npz, .npy, .csv, folder of images (default: {text})",
     )  # fmt: skip
     group.add_argument(
         "--data.root", metavar="DIR", help="folder of the named data sets (default: $PYROVAE_DATA, else a cache)"
@@ -26,44 +26,44 @@ def add_data(parser: Parser, default: str | None = "digits") -> None:
         "--data.download",
         choices=("true", "false"),
         default="true" if default else None,
-        help="fetch what is missing (default: true)",
+        help="download missing files (default: true)",
     )
     group.add_argument(
         "--data.levels",
         type=int,
         metavar="N",
-        help="values that integers take (default: 2 or 256, if they show it)",
+        help="number of values that integers can take (default: 2 or 256, if the data fit)",
     )
     names = ", ".join(classes(transforms))
-    group.add_argument("--data.transform", metavar="CLASS", help=f"{names} (default: what the likelihood scores)")
+    group.add_argument("--data.transform", metavar="CLASS", help=f"{names} (default: by the likelihood)")
     group.add_argument(
         "--data.seed",
         type=int,
         default=0 if default else None,
         metavar="N",
-        help="of splits and of binarized test data (default: 0)",
+        help="seed of splits and of binarized test data (default: 0)",
     )
 
 
 def add_run(parser: Parser) -> None:
-    """Add the run to be read, and what it may import."""
+    """Add the run folder, and the packages that it may import."""
     parser.add_argument("run", metavar="RUN", help="run folder")
     parser.add_argument_group("run").add_argument(
         "--allow", nargs="+", default=[], metavar="PACKAGE",
-        help="packages beside pyrovae from which the run's parts may be imported (default: none)",
+        help="packages beside pyrovae from which parts of the run may be imported (default: none)",
     )  # fmt: skip
 
 
 def load_run(options: dict[str, Any]) -> Run:
-    """Load the run; what the user allows is also looked for in the working directory."""
+    """Load the run; packages that the user allows are searched in the working directory too."""
     if options["allow"]:
         allow_working_directory()
     return load(options["run"], allow=options["allow"])
 
 
 def load_data(options: dict[str, Any], form: transforms.Form) -> Data:
-    """Return the data as the likelihood scores them, or as the transform that was asked for makes them."""
-    data = data_room.load(
+    """Return the data in the form that the likelihood scores, or under the transform of ``--data.transform``."""
+    data = data_package.load(
         options["data"],
         root=options["data.root"],
         download=options["data.download"] != "false",
@@ -81,29 +81,28 @@ def load_data(options: dict[str, Any], form: transforms.Form) -> Data:
     return data.with_transform(transform())
 
 
-def data_of(run: Run, options: dict[str, Any]) -> Data:
-    """Return the data of a run, with the options that were given in place of its own."""
-    own = {} if options["data"] else command_of(run.config, run.folder.path)
+def run_data(run: Run, options: dict[str, Any]) -> Data:
+    """Return the data of a run; options that were given override its own."""
+    own = {} if options["data"] else saved_options(run.config, run.folder.path)
     names = ("data", "data.root", "data.download", "data.transform", "data.levels", "data.seed")
     merged = {name: own.get(name) if options[name] is None else options[name] for name in names}
     data = load_data(merged | {"data.seed": merged["data.seed"] or 0}, run.vae.likelihood.form)
     trained = run.config["data"]["transform"]
     if trained is None or options["data.transform"] is not None:
         return data
-    return data.with_transform(_from_description(trained))
+    fields = {name: value for name, value in trained.items() if name != "class"}  # fitted to the data of training
+    return data.with_transform(classes(transforms)[trained["class"]](**fields))
 
 
-def _from_description(description: dict[str, Any]) -> transforms.Transform:
-    """Return the transform of training itself: one that is fitted to data is not fitted again."""
-    fields = {name: value for name, value in description.items() if name != "class"}
-    return classes(transforms)[description["class"]](**fields)
+def saved_options(config: dict[str, Any], folder: object) -> dict[str, Any]:
+    """Return the options with which a run was made.
 
+    Raises:
+        ValueError: if the run was not made on the command line.
 
-def command_of(config: dict[str, Any], folder: object) -> dict[str, Any]:
-    """Return the options with which a run was made."""
+    """
     if not config["command"]:
         raise ValueError(
-            f"the run {folder} was not made on the command line and does not say what its data are; "
-            "name them with --data"
+            f"the run {folder} was made with data of your own, not on the command line; name the data with --data"
         )
     return config["command"]

@@ -9,12 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pyrovae.cli.data_options import add_data, add_run, data_of, load_run
+from pyrovae.cli.data_options import add_data, add_run, load_run, run_data
 from pyrovae.cli.parser import Parser
 from pyrovae.cli.terminal import file_name, print_error, print_text
 from pyrovae.data import Split, fingerprint
 from pyrovae.data.loader import Loader
-from pyrovae.evaluation import Checks, evaluate
+from pyrovae.evaluation import Checks
+from pyrovae.evaluation import evaluate as evaluate_programs
 from pyrovae.evaluation.evaluator import weights_hash
 from pyrovae.evaluation.resume import Journal
 from pyrovae.report import write_report
@@ -25,8 +26,8 @@ from pyrovae.training import Run
 from pyrovae.training.config import ENGINES, choose_device
 
 CHECKS = Checks.__dataclass_fields__
-LONGEST = 200  # bytes of the name of a report; file systems allow 255
-NAMED = {  # word in the name of a report for each option that changes the evaluation
+MAX_NAME_BYTES = 200  # length of the name of a report; file systems allow 255
+NAMED = {  # word in the name of a report, for each option that changes the evaluation
     "data": "{}",
     "data.transform": "{}",
     "data.seed": "data-seed-{}",
@@ -38,14 +39,21 @@ NAMED = {  # word in the name of a report for each option that changes the evalu
 }
 
 
-def evaluate_run(argv: Sequence[str]) -> None:
+def evaluate(argv: Sequence[str]) -> None:
     """Report the bounds of a run."""
+    options = _options(argv)
+    with init_distributed(options["device"]) as processes, ExitStack() as locks:
+        _evaluate(options, processes, locks)
+
+
+def _options(argv: Sequence[str]) -> dict[str, Any]:
+    """Return the options, with the name of the report."""
     parser = Parser(
         prog="pyrovae evaluate",
         usage="pyrovae evaluate RUN [options]",
-        description="Report the ELBO of a run beside its IWAE bounds, on its test data, and how far they can be "
-        "trusted, on one HTML page: RUN/report/index.html. An evaluation with other options has a folder of its own, "
-        "such as RUN/report-validation-first-200, and one that is finished is shown again.",
+        description="Report the ELBO and the IWAE bounds of a run on its test data, and how reliable they are, on one "
+        "HTML page: RUN/report/index.html. An evaluation with other options has a folder of its own, such as "
+        "RUN/report-validation-first-200. The same command again shows a finished evaluation.",
     )
     add_data(parser, default=None)
     group = parser.add_argument_group("evaluation")
@@ -55,47 +63,44 @@ def evaluate_run(argv: Sequence[str]) -> None:
     group.add_argument("--num_data", type=int, metavar="N", help="evaluate only the first N (default: all)")
     group.add_argument(
         "--ks", type=int, nargs="+", default=[1, 5, 50, 500, 5000], metavar="K",
-        help="numbers of particles of the IWAE bounds, each dividing the next (default: 1 5 50 500 5000)",
+        help="numbers of particles of the IWAE bounds, each a divisor of the next (default: 1 5 50 500 5000)",
     )  # fmt: skip
-    group.add_argument(
-        "--batch_size", type=int, metavar="N", help="data whose particles are drawn together (default: by K)"
-    )
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default: 0)")
+    group.add_argument("--batch_size", type=int, metavar="N", help="data points per batch (default: by K)")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the draws (default: 0)")
     group.add_argument(
         "--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps (default: auto)"
     )
     group.add_argument(
         "--engine", choices=ENGINES, default="auto",
-        help="captured (the scoring of particles is compiled), eager, or auto: by their number (default: auto)",
+        help="captured (scoring is compiled), eager, or auto: by the number of particles (default: auto)",
     )  # fmt: skip
     group.add_argument(
         "--checks",
         choices=("true", "false"),
         default="true",
-        help="run the checks that are listed below too (default: true)",
+        help="run the checks listed below (default: true)",
     )
     group.add_argument(
         "--report",
         metavar="NAME",
-        help="folder in RUN that is written to (default: report, then what is not the default)",
+        help="folder of the report in RUN (default: report, followed by the options that differ from their defaults)",
     )
-    group.add_argument("--overwrite", action="store_true", help="evaluate anew, and replace the report of that name")
-    parser.add_record("checks, on the first of the data", Checks)
+    group.add_argument("--overwrite", action="store_true", help="evaluate again, and replace the report of that name")
+    parser.add_record("checks, on the first data points", Checks)
     add_run(parser)
     options = parser.options(argv)
     if options["report"] is None:
         options["report"] = _name({name: parser.get_default(name) for name in NAMED}, options)
     check_report_name(options["report"])
-    with init_distributed(options["device"]) as processes, ExitStack() as locks:
-        _evaluate(options, processes, locks)
+    return options
 
 
 def _evaluate(options: dict[str, Any], processes: Group, locks: ExitStack) -> None:
-    """Evaluate in this process, or in one of several, of which the first goes on to the checks and the report."""
+    """Evaluate on one of the ranks; the main process also runs the checks and writes the report."""
     run = load_run(options)
     processes.from_first(lambda: locks.enter_context(run.folder.lock("evaluated")))
     vae = run.vae.to(choose_device(options["device"]))
-    data = processes.main_process_first(lambda: data_of(run, options))
+    data = processes.main_process_first(lambda: run_data(run, options))
     if processes.first and fingerprint(data.train.stored) != run.config["data"]["hash"]:
         print_text("note: these are not the data that the run was trained on\n")
     split = getattr(data, options["split"])
@@ -103,12 +108,12 @@ def _evaluate(options: dict[str, Any], processes: Group, locks: ExitStack) -> No
     checks = Checks(**{name: options[name] for name in CHECKS}) if options["checks"] == "true" else None
     path = _journal_path(run, options)
     if processes.from_first(lambda: _show_finished(run, split, checks, options)):
-        Journal(path).remove()  # left by a process that was killed after its report was whole
+        Journal(path).remove()  # left by a process that was killed after it had written the report
         return
     evaluation = None
     try:
         with Journal(path) as journal:
-            evaluation = evaluate(
+            evaluation = evaluate_programs(
                 vae.model,
                 vae.guide,
                 split,
@@ -124,7 +129,7 @@ def _evaluate(options: dict[str, Any], processes: Group, locks: ExitStack) -> No
                 _write(run, evaluation, split, options)
     except BaseException:
         if processes.first and path.exists():
-            print_error("\nTo go on: the same command again\n")
+            print_error("\nTo resume: the same command again\n")
         raise
     finally:
         if processes.first and evaluation is not None:
@@ -133,36 +138,37 @@ def _evaluate(options: dict[str, Any], processes: Group, locks: ExitStack) -> No
 
 
 def _show_finished(run: Run, split: Split, checks: Checks | None, options: Mapping[str, Any]) -> bool:
-    """Print the evaluation that was asked for if a report of it exists, and return whether one does.
+    """Print the evaluation if a report of it exists, and return whether one does.
 
     Raises:
-        ValueError: if there is a report of that name, but of another evaluation.
+        ValueError: if the report of that name is one of another evaluation.
 
     """
     if options["overwrite"]:
         return False
-    asked = {
+    requested = {
         "weights": weights_hash(run.vae.model, run.vae.guide),
         "checks": None if checks is None else asdict(checks),
     }
 
-    def is_same(found: Evaluation) -> bool:
+    def is_same(report: Evaluation) -> bool:
         return (
-            found.data_hash == Loader(split).hash()
-            and [rung.num_particles for rung in found.iwae] == options["ks"]
-            and found.seed == options["seed"]
-            and {name: found.settings.get(name) for name in asked} == asked
+            report.data_hash == Loader(split).hash()
+            and [rung.num_particles for rung in report.iwae] == options["ks"]
+            and report.seed == options["seed"]
+            and {name: report.settings.get(name) for name in requested} == requested
         )
 
-    found = find_report(run.folder, options["report"], is_same)
-    if found is None:
+    report = find_report(run.folder, options["report"], is_same)
+    if report is None:
         return False
     page = run.folder.path / options["report"] / "index.html"
-    print_text(f"{found}\n\nreport: {page}\nwritten before, on {found.date[:10]}; --overwrite evaluates anew\n")
+    print_text(f"{report}\n\nreport: {page}\nwritten on {report.date[:10]}; --overwrite evaluates anew\n")
     return True
 
 
 def _write(run: Run, evaluation: Evaluation, split: Split, options: Mapping[str, Any]) -> None:
+    """Write the report into the run folder."""
     vae = run.vae.cpu()
     write_report(
         run.folder.path,
@@ -178,7 +184,7 @@ def _write(run: Run, evaluation: Evaluation, split: Split, options: Mapping[str,
 
 
 def _name(defaults: Mapping[str, Any], options: Mapping[str, Any]) -> str:
-    """Return the name of a report: a word for each option that is not the default."""
+    """Return the name of a report: one word for each option that differs from its default."""
     checked = options["checks"] == "true"
     words = [REPORT]
     for option, text in NAMED.items():
@@ -187,11 +193,11 @@ def _name(defaults: Mapping[str, Any], options: Mapping[str, Any]) -> str:
             value = Path(value).stem if option == "data" else value
             words.append(text.format("-".join(map(str, value)) if isinstance(value, list) else value))
     name = file_name("-".join([*words, *([] if checked else ["no-checks"])]))
-    return name if len(name.encode()) <= LONGEST else f"{name[: LONGEST // 4]}-{_digest(name)}"
+    return name if len(name.encode()) <= MAX_NAME_BYTES else f"{name[: MAX_NAME_BYTES // 4]}-{_digest(name)}"
 
 
 def _journal_path(run: Run, options: Mapping[str, Any]) -> Path:
-    """Return the progress file: one for each set of options, so that none overwrites the progress of another."""
+    """Return the path of the progress file, which differs between sets of options."""
     command = repr([options[name] for name in (*NAMED, "data.root", "batch_size", "device", "engine")])
     return run.folder.path_of(f"{options['report']}/unfinished-{_digest(command)}.safetensors")
 

@@ -9,10 +9,9 @@ import numpy as np
 
 from pyrovae.cli.data_options import add_run, load_run
 from pyrovae.cli.parser import Parser
-from pyrovae.cli.terminal import print_text
+from pyrovae.cli.terminal import print_text, writing
 from pyrovae.report.images import is_image, samples
 from pyrovae.report.png import to_png
-from pyrovae.runtime import replacing
 
 
 def generate(argv: Sequence[str]) -> None:
@@ -23,13 +22,13 @@ def generate(argv: Sequence[str]) -> None:
         description="Draw data from the model of a run.",
     )
     group = parser.add_argument_group("generation")
-    group.add_argument("--num", type=int, default=64, metavar="N", help="how many (default: 64)")
-    group.add_argument("--draws", action="store_true", help="draw x itself instead of showing E[x | z]")
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default: 0)")
+    group.add_argument("--num", type=int, default=64, metavar="N", help="number of draws (default: 64)")
+    group.add_argument("--draws", action="store_true", help="draw x from p(x | z) instead of its mean E[x | z]")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the draws (default: 0)")
     group.add_argument(
         "--out",
         metavar="FILE",
-        help="a .png for a picture, a .npy for the numbers (default: samples.png or samples.npy in RUN)",
+        help=".png for a picture, .npy for an array (default: samples.png or samples.npy in RUN)",
     )
     add_run(parser)
     options = parser.options(argv)
@@ -40,13 +39,10 @@ def generate(argv: Sequence[str]) -> None:
         raise ValueError(f"samples are written to a .png or a .npy file, but received {out}")
     if out.suffix == ".png" and not images:
         raise ValueError(f"data of shape {run.vae.likelihood.x_shape} are not images; write them to a .npy file")
-    how = {"seed": options["seed"], "mean": not options["draws"]}
-    try:
-        with replacing(out) as file:
-            if out.suffix == ".npy":
-                np.save(file, run.vae.generate(options["num"], **how).numpy())
-            elif (figure := samples(run.vae, num=options["num"], **how)) is not None:
-                file.write(to_png(figure))
-    except OSError as error:
-        raise ValueError(f"{out} cannot be written ({error.strerror}); choose another --out") from None
+    settings = {"seed": options["seed"], "mean": not options["draws"]}
+    with writing(out, "--out") as file:
+        if out.suffix == ".npy":
+            np.save(file, run.vae.generate(options["num"], **settings).numpy())
+        elif (figure := samples(run.vae, num=options["num"], **settings)) is not None:
+            file.write(to_png(figure))
     print_text(f"{out}\n")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pyrovae import likelihoods, networks, objectives, posteriors, priors
-from pyrovae.cli.data_options import add_data, command_of, load_data
+from pyrovae.cli.data_options import add_data, load_data, saved_options
 from pyrovae.cli.parser import Parser
 from pyrovae.cli.signatures import classes, make
 from pyrovae.cli.terminal import file_name, print_error, print_text
@@ -25,18 +25,16 @@ from pyrovae.training.config import choose_device
 from pyrovae.training.run_folder import RunFolder
 from pyrovae.vae import VAE
 
-HIDDEN = ("covariate_dim", "max_plate_nesting", "vectorize_particles")  # no choices for the pair that is trained here
-PSEUDO_INPUTS = 10_000  # data that a prior may start at
+HIDDEN = ("covariate_dim", "max_plate_nesting", "vectorize_particles")  # arguments without a use for a plain VAE
+MAX_PSEUDO_INPUTS = 10_000  # data points from which a prior may take its pseudo-inputs
 
 
 def train(argv: Sequence[str]) -> None:
-    """Fit a VAE and keep it in a run folder."""
-    parser = Parser(prog="pyrovae train", description="Fit a VAE by SVI and keep it in a run folder.")
+    """Fit a VAE and save it in a run folder."""
+    parser = Parser(prog="pyrovae train", description="Fit a VAE by SVI and save it in a run folder.")
     run = parser.add_argument_group("run")
     run.add_argument("--folder", metavar="DIR", help="run folder (default: the next free runs/DATA-NUMBER)")
-    run.add_argument(
-        "--resume", metavar="DIR", help="go on with the run in this folder, with the options it was made with"
-    )
+    run.add_argument("--resume", metavar="DIR", help="resume the run in this folder, with the options it was made with")
     add_data(parser)
     model = parser.add_argument_group("model")
     model.add_argument("--latent_dim", type=int, default=16, metavar="N", help="latent dimensions (default: 16)")
@@ -45,11 +43,11 @@ def train(argv: Sequence[str]) -> None:
     parser.add_record("training", Training)
     run.add_argument(
         "--allow", nargs="+", default=[], metavar="PACKAGE",
-        help="packages beside pyrovae from which the options of a file or of a run may name classes (default: none)",
+        help="packages beside pyrovae from which a file or a run may import classes (default: none)",
     )  # fmt: skip
     options = _resumed(parser, argv)
     objective = _objective(parser, options)
-    for name in ("data", "data.root"):  # a run must find its data from any folder
+    for name in ("data", "data.root"):  # absolute, so that a run finds its data from any folder
         if options[name] is not None and options[name] not in datasets.NAMES and Path(options[name]).exists():
             options[name] = str(Path(options[name]).resolve())
     settings = Training(**{name: options[name] for name in Training.__dataclass_fields__})
@@ -60,7 +58,7 @@ def train(argv: Sequence[str]) -> None:
 def _train(
     parser: Parser, options: dict[str, Any], objective: objectives.Objective, settings: Training, group: Group
 ) -> None:
-    """Fit a VAE in this process, or in one of several that do so together."""
+    """Fit a VAE on one of the ranks."""
     choose_device(settings.device)
     likelihood, _ = parser.chosen("likelihood", options)
     data = group.main_process_first(lambda: load_data(options, likelihood.form))
@@ -68,9 +66,9 @@ def _train(
         vae = _build(parser, options, data)
     given = options["resume"] or options["folder"]
     folder = Path(given or group.from_first(lambda: _next_folder(data.name)))
-    again = _words_to_load(parser, options, folder)
-    together = f" in each of {group.size} processes" if group.size > 1 else ""
-    print_text(f"{data}\non {choose_device(settings.device)}{together}\n")
+    words = _words_to_load(parser, options, folder)
+    ranks = f" in each of {group.size} processes" if group.size > 1 else ""
+    print_text(f"{data}\non {choose_device(settings.device)}{ranks}\n")
     try:
         history = fit(
             vae.model,
@@ -83,13 +81,13 @@ def _train(
             command=parser.to_save(options),
         )
     except KeyboardInterrupt:
-        print_error(f"\nTo go on: pyrovae train --resume {again}\n")
+        print_error(f"\nTo resume: pyrovae train --resume {words}\n")
         raise
-    print_text(f"\n{history}\n\nrun: {folder}\nnext: pyrovae evaluate {again}\n")
+    print_text(f"\n{history}\n\nrun: {folder}\nnext: pyrovae evaluate {words}\n")
 
 
 def _menus() -> dict[str, tuple[dict[str, type], type, str]]:
-    """Return for each role its menu, the base class of its classes, and the default."""
+    """Return the menu of each role, the base class of its classes, and the default."""
     return {
         "likelihood": (classes(likelihoods), likelihoods.Likelihood, "Bernoulli"),
         "prior": (classes(priors), priors.Prior, "StandardNormal"),
@@ -106,12 +104,14 @@ def _objective(parser: Parser, options: dict[str, Any]) -> objectives.Objective:
     annealing = make(*parser.chosen("annealing", options), {})
     part, arguments = parser.chosen("objective", options)
     if not isinstance(annealing, schedules.Constant) and "annealing" not in inspect.signature(part).parameters:
-        raise ValueError(f"{options['objective']} cannot be annealed; leave out --annealing, or take --objective ELBO")
+        raise ValueError(
+            f"{options['objective']} cannot be annealed; leave out --annealing, or choose --objective ELBO"
+        )
     return make(part, arguments, {"annealing": annealing})
 
 
 def _build(parser: Parser, options: dict[str, Any], data: Data) -> VAE:
-    """Make the parts in the order in which each asks for others."""
+    """Build the parts in the order in which they depend on each other."""
     latent_dim = options["latent_dim"]
     make_likelihood, arguments = parser.chosen("likelihood", options)
     likelihood = make_likelihood.for_data(data, **arguments)
@@ -121,7 +121,7 @@ def _build(parser: Parser, options: dict[str, Any], data: Data) -> VAE:
     make_prior, arguments = parser.chosen("prior", options)
     context = {"latent_dim": latent_dim, "encoder": encoder, "posterior": posterior}
     if "data" in inspect.signature(make_prior).parameters:
-        context["data"] = likelihood.encoder_input(data.train.first(PSEUDO_INPUTS).fixed())
+        context["data"] = likelihood.encoder_input(data.train.first(MAX_PSEUDO_INPUTS).fixed())
     prior = make(make_prior, arguments, context)
     make_decoder, arguments = parser.chosen("decoder", options)
     context = {"latent_dim": latent_dim, "out_shape": likelihood.param_shape}
@@ -132,25 +132,25 @@ def _build(parser: Parser, options: dict[str, Any], data: Data) -> VAE:
 
 
 def _resumed(parser: Parser, argv: Sequence[str]) -> dict[str, Any]:
-    """Return the options, those of the run to be resumed standing in for what is not given."""
+    """Return the options; with ``--resume``, the run has the defaults."""
     typed = parser.typed(argv)
     if typed["resume"] is None:
         return parser.options(argv)
     if typed["folder"] is not None:
-        raise ValueError("--resume goes on in its own folder; leave out --folder")
+        raise ValueError("--resume continues in the folder of the run; leave out --folder")
     config = json.loads(RunFolder(typed["resume"]).read(CONFIG))
-    return parser.options(argv, saved=command_of(config, typed["resume"]) | {"folder": None})
+    return parser.options(argv, saved=saved_options(config, typed["resume"]) | {"folder": None})
 
 
 def _words_to_load(parser: Parser, options: dict[str, Any], folder: Path) -> str:
-    """Return the words by which a command takes up the run, with what its parts need to be imported."""
+    """Return the words that name the run on the command line, with the packages that its parts need."""
     paths = [options[role] for role in parser.roles if "." in options[role]]
     packages = sorted({path.partition(".")[0] for path in paths} - {"pyrovae"})
-    path = f"./{folder}" if str(folder).startswith("-") else str(folder)  # else it would be read as an option
+    path = f"./{folder}" if str(folder).startswith("-") else str(folder)  # otherwise read as an option
     return shlex.join([path, *(["--allow", *packages] if packages else [])])
 
 
 def _next_folder(name: str) -> Path:
-    numbers = iter(range(1, sys.maxsize))
-    name = file_name(name)
-    return next(folder for number in numbers if not (folder := Path("runs") / f"{name}-{number}").exists())
+    """Return the first ``runs/NAME-NUMBER`` that does not exist."""
+    folders = (Path("runs") / f"{file_name(name)}-{number}" for number in itertools.count(1))
+    return next(folder for folder in folders if not folder.exists())

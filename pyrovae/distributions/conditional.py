@@ -1,4 +1,4 @@
-"""What likelihoods and posteriors have in common: parameters on the last axis, and a distribution made of them."""
+"""Base class of likelihoods and posteriors: a distribution by parameters on the last axis."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ class ConditionalPart(Described, nn.Module, ABC):
     """A module that turns the output of a network into a distribution over events of a fixed shape.
 
     Attributes:
-        n_params: parameters per element of the event; an option may decide it.
+        n_params: parameters per element of the event; it may depend on options.
         event_shape: shape of one event, without batch axes.
 
     """
 
     n_params: int
+    _role: ClassVar[str] = "part"
 
     def __init__(self, event_shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -28,39 +29,34 @@ class ConditionalPart(Described, nn.Module, ABC):
 
     @property
     def param_shape(self) -> tuple[int, ...]:
-        """``(*event_shape, n_params)``: what the network must emit for each datum."""
+        """``(*event_shape, n_params)``, the shape of the network's output for one datum."""
         return (*self.event_shape, self.n_params)
 
     @abstractmethod
     def forward(self, params: Tensor) -> TorchDistribution:
         """Turn ``(*batch, *event_shape, n_params)`` into a distribution with that batch and event shape."""
 
-    def checked(self, params: Tensor) -> Tensor:
-        """Return ``params`` as they are, if their shape is ``(*batch, *param_shape)``.
+    def check_shape(self, params: Tensor) -> Tensor:
+        """Return parameters of shape ``(*batch, *param_shape)`` unchanged.
 
         Raises:
             ValueError: if the trailing axes are not ``param_shape``.
 
         """
         if tuple(params.shape[-len(self.param_shape) :]) != self.param_shape:
+            axes = ", ".join(map(str, self.param_shape))
             raise ValueError(
-                f"{type(self).__name__} needs parameters of shape (*batch, {_axes(self.param_shape)}), but received "
+                f"{type(self).__name__} needs parameters of shape (*batch, {axes}), but received "
                 f"{tuple(params.shape)}; build the network with out_shape={self._role}.param_shape"
             )
         return params
 
     def split(self, params: Tensor) -> tuple[Tensor, ...]:
-        """Return the ``n_params`` tensors ``(*batch, *event_shape)`` that lie on the last axis of ``params``.
+        """Split the last axis of the parameters into ``n_params`` tensors ``(*batch, *event_shape)``.
 
         Raises:
             ValueError: if the trailing axes are not ``param_shape``.
 
         """
-        checked = self.checked(params)
-        return (checked.squeeze(-1),) if self.n_params == 1 else checked.unbind(-1)  # unbind copies in its backward
-
-    _role: ClassVar[str] = "part"
-
-
-def _axes(shape: tuple[int, ...]) -> str:
-    return ", ".join(str(size) for size in shape)
+        params = self.check_shape(params)
+        return (params.squeeze(-1),) if self.n_params == 1 else params.unbind(-1)  # unbind copies in its backward

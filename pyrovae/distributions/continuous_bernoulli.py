@@ -1,34 +1,37 @@
-"""A continuous Bernoulli distribution that is right at every logit."""
+"""Continuous Bernoulli distribution that is accurate at every logit."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.autograd import Function
 from torch.distributions import constraints
 
-from pyrovae.distributions.function import Function
-from pyrovae.distributions.polynomial import polynomial
+from pyrovae.distributions.elements import BroadcastDistribution
+from pyrovae.distributions.series import polynomial
 
-# B_2k / (2k)!, the coefficients of l^(2k - 1) in E[x] - 1/2
+# B_2k / (2k)!, coefficients of l^(2k - 1) in E[x] - 1/2
 _SERIES = (1 / 12, -1 / 720, 1 / 30240, -1 / 1209600, 1 / 47900160, -691 / 1307674368000, 1 / 74724249600)
-_NEAR = 0.5  # |l| up to which seven terms are exact in float64, and beyond which the closed forms do not cancel
+_NEAR = 0.5  # |l| up to which seven terms are exact in float64; above it the closed forms do not cancel
 _AT_NEAR = -1 / math.expm1(-_NEAR) - 1 / _NEAR
 
 
-class ContinuousBernoulli(dist.TorchDistribution):
+class ContinuousBernoulli(BroadcastDistribution):
     """The density proportional to exp(x l) on [0, 1], given by its logit l.
 
     ``log p(x) = x l - log((exp(l) - 1) / l) = x l - max(l, 0) - log((1 - exp(-|l|)) / |l|)``
 
-    torch's own is wrong beyond |l| = 16, by -0.92 nats at 40. *The continuous Bernoulli: fixing a pervasive error in
-    variational autoencoders (Loaiza-Ganem, Cunningham 2019)*, https://arxiv.org/abs/1907.06845
+    torch's log-density is wrong beyond |l| = 16, by -0.92 nats at 40.
+
+    *The continuous Bernoulli: fixing a pervasive error in variational autoencoders (Loaiza-Ganem, Cunningham 2019)*,
+    https://arxiv.org/abs/1907.06845
 
     Args:
         logits: l of each element.
+        validate_args: whether arguments and values are validated.
 
     """
 
@@ -40,24 +43,13 @@ class ContinuousBernoulli(dist.TorchDistribution):
         self.logits = logits
         super().__init__(logits.shape, validate_args=validate_args)
 
-    def expand(self, batch_shape: torch.Size | list[int], _instance: Any = None) -> ContinuousBernoulli:
-        """Return the distribution with a larger batch shape."""
-        new = self._get_checked_instance(ContinuousBernoulli, _instance)
-        new.logits = self.logits.expand(batch_shape)
-        super(ContinuousBernoulli, new).__init__(new.logits.shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log-density of each element, in nats."""
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_prob(self, value: Tensor) -> Tensor:
         return _LogProb.apply(*torch.broadcast_tensors(self.logits, value))
 
     @property
     def mean(self) -> Tensor:
         """E[x] = 1 / (1 - exp(-l)) - 1 / l."""
-        return _mean(self.logits)
+        return _mean(self.logits).expand(self.batch_shape)
 
     @property
     def variance(self) -> Tensor:
@@ -65,20 +57,21 @@ class ContinuousBernoulli(dist.TorchDistribution):
         near = self.logits.abs() < _NEAR
         small, large = self.logits.where(near, 0), self.logits.where(~near, 1)
         slopes = [(2 * k + 1) * coefficient for k, coefficient in enumerate(_SERIES)]
-        return torch.where(near, polynomial(small**2, slopes), large**-2 - (2 * (large / 2).sinh()) ** -2)
+        variance = torch.where(near, polynomial(small**2, slopes), large**-2 - (2 * (large / 2).sinh()) ** -2)
+        return variance.expand(self.batch_shape)
 
     def icdf(self, value: Tensor) -> Tensor:
         """Return the quantile, log(1 + u (exp(l) - 1)) / l, differentiable in u and l."""
         return _Quantile.apply(*torch.broadcast_tensors(self.logits, value))
 
     def rsample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
-        """Draw with gradients."""
+        """Draw values, with gradients."""
         shape = self._extended_shape(torch.Size(sample_shape))
         return self.icdf(torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device))
 
 
 def _mean(logits: Tensor) -> Tensor:
-    """Return E[x]: up to |l| = 1/2 by the series, beyond it by what the closed form adds to it (no slow `where`)."""
+    """Return E[x]: the series up to |l| = 1/2, plus the increase of the closed form beyond it (no slow `where`)."""
     size = logits.abs()
     near, far = logits.clamp(-_NEAR, _NEAR), (size - _NEAR).relu() + _NEAR
     series = near * polynomial(near * near, _SERIES)
@@ -111,14 +104,14 @@ class _LogProb(Function):
 
 
 class _Quantile(Function):
-    """The quantile, whose closed-form derivative in l would cancel near 0; its implicit derivative does not."""
+    """The quantile, with its implicit derivative in l: the closed form of the derivative cancels near 0."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(logits: Tensor, value: Tensor) -> Tensor:
         size = logits.abs().clamp(min=torch.finfo(logits.dtype).tiny)
-        upper = torch.where(logits > 0, 1 - value, value)  # of the density that falls from 0 to 1
+        upper = torch.where(logits > 0, 1 - value, value)  # for the density that falls from 0 to 1
         fallen = -(upper * torch.expm1(-size)).log1p() / size
         return torch.where(logits > 0, 1 - fallen, fallen).clamp(0, 1)
 
@@ -131,7 +124,7 @@ class _Quantile(Function):
         logits, quantile = ctx.saved_tensors
         for_logits, for_value = ctx.needs_input_grad
         size = logits.abs().clamp(min=torch.finfo(logits.dtype).tiny)
-        x = torch.where(logits > 0, quantile, 1 - quantile)  # of the density that rises, at |l|
+        x = torch.where(logits > 0, quantile, 1 - quantile)  # for the density that rises, at |l|
         slope = (_mean(size) - x * _mean(size * x)) * -torch.expm1(-size * x) / size
         return (
             gradient * slope if for_logits else None,

@@ -1,32 +1,34 @@
-"""A logistic distribution rounded to levels."""
+"""Logistic distribution rounded to levels."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.autograd import Function
 from torch.distributions import constraints
 
-from pyrovae.distributions.function import Function
+from pyrovae.distributions.elements import BroadcastDistribution
 
-_AT_ONCE = 16  # edges whose probabilities a mean holds in memory
+EDGES = 16  # edges between levels whose probabilities the mean holds in memory at once
 
 
-class DiscretizedLogistic(dist.TorchDistribution):
-    """Whole numbers u from 0 to L - 1: the nearest to a logistic variable, the ends taking what lies beyond them.
+class DiscretizedLogistic(BroadcastDistribution):
+    """The integer u from 0 to L - 1 that is nearest to a logistic variable; the ends take the mass beyond them.
 
     ``P(u) = F(u + 1/2) - F(u - 1/2)``, open at both ends, F(y) = sigmoid((y - m) / s)
 
-    The difference is computed as ``sigmoid(b) sigmoid(-a) (1 - exp(a - b))``, which has nothing to cancel: the
-    log-probability of a level far from the location is right too. *PixelCNN++ (Salimans, Karpathy, Chen, Kingma 2017)*,
-    https://arxiv.org/abs/1701.05517
+    The difference is computed as ``sigmoid(b) sigmoid(-a) (1 - exp(a - b))``, which does not cancel, so that the
+    log-probability of a level far from the location is accurate too.
+
+    *PixelCNN++ (Salimans, Karpathy, Chen, Kingma 2017)*, https://arxiv.org/abs/1701.05517
 
     Args:
-        loc: location, on the scale on which levels 0 to L - 1 are -1 to 1.
-        log_scale: logarithm of the scale, on the same.
+        loc: location m, in units in which levels 0 to L - 1 are -1 to 1.
+        log_scale: logarithm of the scale s, in the same units.
         levels: L.
+        validate_args: whether arguments and values are validated.
 
     """
 
@@ -39,25 +41,10 @@ class DiscretizedLogistic(dist.TorchDistribution):
 
     @constraints.dependent_property(is_discrete=True, event_dim=0)
     def support(self) -> constraints.Constraint:
-        """Whole numbers from 0 to L - 1."""
+        """Integers from 0 to L - 1."""
         return constraints.integer_interval(0, self.levels - 1)
 
-    def expand(self, batch_shape: torch.Size | list[int], _instance: Any = None) -> DiscretizedLogistic:
-        """Return the distribution with a larger batch shape."""
-        new = self._get_checked_instance(DiscretizedLogistic, _instance)
-        new.loc, new.log_scale, new.levels = (
-            self.loc.expand(batch_shape),
-            self.log_scale.expand(batch_shape),
-            self.levels,
-        )
-        super(DiscretizedLogistic, new).__init__(new.loc.shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log-probability of each element, in nats."""
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_prob(self, value: Tensor) -> Tensor:
         return _LogProb.apply(value, *torch.broadcast_tensors(self.loc, self.log_scale, value)[:2], self.levels)
 
     @property
@@ -65,22 +52,23 @@ class DiscretizedLogistic(dist.TorchDistribution):
         """sum_{k >= 1} P(u >= k)."""
         edges = torch.arange(1, self.levels, dtype=self.loc.dtype, device=self.loc.device) * 2 - self.levels
         loc, inverse = self.loc.unsqueeze(-1), (-self.log_scale).exp().unsqueeze(-1)
-        parts = (edges / (self.levels - 1)).split(_AT_ONCE)
-        return torch.stack([((loc - part) * inverse).sigmoid().sum(-1) for part in parts]).sum(0)
+        parts = (edges / (self.levels - 1)).split(EDGES)
+        mean = torch.stack([((loc - part) * inverse).sigmoid().sum(-1) for part in parts]).sum(0)
+        return mean.expand(self.batch_shape)
 
+    @torch.no_grad()
     def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
-        """Draw levels, as floats of the location's type."""
-        with torch.no_grad():
-            shape = self._extended_shape(torch.Size(sample_shape))
-            noise = torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device).logit()
-            x = self.loc + self.log_scale.exp() * noise
-            return ((x + 1) * ((self.levels - 1) / 2)).round().clamp(0, self.levels - 1)
+        """Draw levels, in the dtype of the location."""
+        shape = self._extended_shape(torch.Size(sample_shape))
+        noise = torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device).logit()
+        x = self.loc + self.log_scale.exp() * noise
+        return ((x + 1) * ((self.levels - 1) / 2)).round().clamp(0, self.levels - 1)
 
 
 def _standardized(value: Tensor, loc: Tensor, log_scale: Tensor, levels: int) -> tuple[Tensor, ...]:
-    """Return 1 / s, (u - m) / s, half a level in units of s, u's edges a and b, and b - a, infinite being 1e30.
+    """Return 1 / s, (u - m) / s, half a level in units of s, the edges a and b of u, and b - a; infinity is 1e30.
 
-    The ends are masks in the shape of u, which are added, since `masked_fill` and `where` are slow on a CPU.
+    The infinite edges are added as masks in the shape of u, since `masked_fill` and `where` are slow on a CPU.
     """
     inverse = log_scale.neg().exp()
     center = ((2 * value - (levels - 1)) / (levels - 1) - loc) * inverse  # 2 u - (L - 1) is exact in float32

@@ -1,48 +1,74 @@
-"""Independent elements of one datum."""
+"""Base classes of distributions, and independent elements of one datum."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from abc import abstractmethod
+from typing import Any, Protocol, Self, runtime_checkable
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyrovae.compile import is_recording
+
+class BroadcastDistribution(dist.TorchDistribution):
+    """A distribution whose parameters broadcast against the batch shape and are never repeated.
+
+    To derive from it, set the attributes, call the constructor, and implement `_log_prob`.
+    """
+
+    def expand(self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: Any = None) -> Self:
+        """Return the distribution with a larger batch shape and the same parameters."""
+        new = self._get_checked_instance(type(self), _instance)
+        vars(new).update(vars(self))
+        dist.TorchDistribution.__init__(new, torch.Size(batch_shape), self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log-probability or log-density of each event, nats."""
+        if self._validate_args:
+            self._validate_sample(value)
+        log_prob = self._log_prob(value)
+        return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
+
+    @abstractmethod
+    def _log_prob(self, value: Tensor) -> Tensor:
+        """Return the log-probability of valid values, in a shape that broadcasts against the batch shape."""
 
 
 @runtime_checkable
 class SumsElements(Protocol):
-    """A distribution of elements that sums their log-probabilities in fewer operations than one by one.
+    """A distribution of elements with a faster sum of their log-probabilities.
 
-    Particles are scored by it where no gradient is asked for. It must agree with ``log_prob`` to rounding.
+    Particles are scored by it where no gradient is needed. It must agree with ``log_prob`` to rounding.
     """
 
     def log_prob_sum(self, value: Tensor, num_dims: int) -> Tensor:
-        """Return the log-probability summed over the last axes, one or more, in nats and float64."""
+        """Return the log-probability summed over the last axes, one or more, nats, in float64."""
         ...
 
 
 class Event(dist.Independent):
-    """`pyro.distributions.Independent`, of which a plate of the same size makes no copy."""
+    """`pyro.distributions.Independent` that a plate of the same size does not copy."""
 
     def expand(self, batch_shape: torch.Size | list[int], _instance: Any = None) -> Event:
-        """Return the distribution with a larger batch shape, itself if it has that already."""
+        """Return the distribution with a larger batch shape, or itself if it has that shape already."""
         if _instance is None and torch.Size(batch_shape) == self.batch_shape:
             return self
-        return super().expand(batch_shape, _instance=self._get_checked_instance(Event, _instance))
+        new = self._get_checked_instance(type(self), _instance)
+        vars(new).update(vars(self))
+        return super().expand(batch_shape, _instance=new)
 
 
 class Elements(Event):
-    """`pyro.distributions.Independent`, whose refusal of data outside the support says what to do about them.
-
-    Where the distribution of the elements has ``log_prob_of_events(value, num_dims)``, that sums them, with gradients.
+    """`pyro.distributions.Independent` whose error for data outside the support names the remedy.
 
     Args:
         base: distribution of the elements, ``(*batch, *x_shape)``.
         num_dims: number of axes of one datum.
-        told: what is scored, the beginning of the sentence that refuses.
-        hint: what to do, its end.
+        description: of valid data, the beginning of the error: "Bernoulli scores data that are 0 or 1".
+        hint: remedy, the end of the error.
+        validate_args: whether values are validated.
 
     """
 
@@ -51,49 +77,38 @@ class Elements(Event):
         base: dist.TorchDistribution,
         num_dims: int,
         *,
-        told: str,
+        description: str,
         hint: str,
         validate_args: bool | None = None,
     ) -> None:
         super().__init__(base, num_dims, validate_args=validate_args)
-        self.told, self.hint = told, hint
-
-    def expand(self, batch_shape: torch.Size | list[int], _instance: Any = None) -> Elements:
-        """Return the distribution with a larger batch shape, itself if it has that already."""
-        if _instance is None and torch.Size(batch_shape) == self.batch_shape:
-            return self
-        new = self._get_checked_instance(Elements, _instance)
-        new.told, new.hint = self.told, self.hint
-        return super().expand(batch_shape, _instance=new)
+        self.description, self.hint = description, hint
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log-probability of each datum, in nats."""
+        """Return the log-probability of each datum, nats."""
         self.check(value)
-        of_events, num_dims = getattr(self.base_dist, "log_prob_of_events", None), self.reinterpreted_batch_ndims
-        if of_events is None or not num_dims or is_recording():  # a compiler sums on its own
-            return super().log_prob(value)
-        return of_events(value, num_dims)
+        return super().log_prob(value)
 
     def check(self, value: Tensor) -> None:
-        """Refuse values outside the support, if Pyro's checks are on.
-
-        Raises:
-            ValueError: with what is scored, what was received and what to do.
-
-        """
+        """Raise a ValueError for values outside the support, if Pyro's validation is on."""
         if not self.base_dist._validate_args:
             return
-        inside = self.base_dist.support.check(value) & value.isfinite()  # torch's real line has infinite ends
-        if not inside.all():
+        valid = self.base_dist.support.check(value) & value.isfinite()  # infinity passes torch's check of real numbers
+        if not valid.all():
             raise ValueError(
-                f"{self.told}, but {int((~inside).sum())} of {inside.numel()} values are not "
+                f"{self.description}, but {int((~valid).sum())} of {valid.numel()} values are not "
                 f"(smallest {value.min():.3g}, largest {value.max():.3g}); {self.hint}"
             )
 
 
 def unexpanded(x: Tensor) -> Tensor:
-    """Return a tensor with the axes along which it was expanded cut to one element."""
+    """Return a view of a tensor in which expanded axes have one element."""
     for dim, stride in enumerate(x.stride()):
         if stride == 0 and x.shape[dim] > 1:
             x = x.narrow(dim, 0, 1)
     return x
+
+
+def sum_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype in which log-probabilities are summed: float64, or float32 on MPS, which has no float64."""
+    return torch.float32 if x.device.type == "mps" else torch.float64

@@ -1,27 +1,28 @@
-"""A categorical distribution of whole numbers, for logits that fill the memory."""
+"""Categorical distribution of integers, for logits that fill the memory."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.autograd import Function
 from torch.distributions import constraints
 
-from pyrovae.distributions.function import Function
+from pyrovae.distributions.elements import BroadcastDistribution
 
 
-class LevelCategorical(dist.TorchDistribution):
-    """Whole numbers from 0 to L - 1 with a logit each, kept as floats so that they have a mean.
+class LevelCategorical(BroadcastDistribution):
+    """Integers from 0 to L - 1 with one logit each, stored as floats so that they have a mean.
 
     ``log P(u) = l_u - log sum_k exp(l_k)``
 
-    A batch of 128 images of bytes has logits of 98 MiB. Forward and backward each hold one more tensor of that size,
+    128 MNIST images of bytes have logits of 98 MiB. Forward and backward together hold one more tensor of this size,
     the softmax that becomes the gradient; `pyro.distributions.Categorical` holds four.
 
     Args:
         logits: ``(*batch, L)``, not normalized.
+        validate_args: whether arguments and values are validated.
 
     """
 
@@ -38,28 +39,17 @@ class LevelCategorical(dist.TorchDistribution):
 
     @constraints.dependent_property(is_discrete=True, event_dim=0)
     def support(self) -> constraints.Constraint:
-        """Whole numbers from 0 to L - 1."""
+        """Integers from 0 to L - 1."""
         return constraints.integer_interval(0, self.levels - 1)
 
-    def expand(self, batch_shape: torch.Size | list[int], _instance: Any = None) -> LevelCategorical:
-        """Return the distribution with a larger batch shape."""
-        new = self._get_checked_instance(LevelCategorical, _instance)
-        new.logits = self.logits.expand(*batch_shape, self.levels)
-        super(LevelCategorical, new).__init__(new.logits.shape[:-1], validate_args=False)
-        new._validate_args = self._validate_args
-        return new
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log-probability of each element, in nats."""
-        if self._validate_args:
-            self._validate_sample(value)
-        shape = torch.broadcast_shapes(self.batch_shape, value.shape)
+    def _log_prob(self, value: Tensor) -> Tensor:
+        shape = torch.broadcast_shapes(self.logits.shape[:-1], value.shape)
         return _LogProb.apply(self.logits.expand(*shape, self.levels), value.expand(shape))
 
     @property
     def probs(self) -> Tensor:
         """P(u) of each level, ``(*batch, L)``."""
-        return self.logits.softmax(-1)
+        return self.logits.softmax(-1).expand(*self.batch_shape, self.levels)
 
     @property
     def mean(self) -> Tensor:
@@ -71,13 +61,13 @@ class LevelCategorical(dist.TorchDistribution):
         """sum_u (u - E[u])^2 P(u)."""
         return (self.probs * (self._numbers - self.mean.unsqueeze(-1)) ** 2).sum(-1)
 
+    @torch.no_grad()
     def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
-        """Draw levels, as floats of the logits' type."""
+        """Draw levels, in the dtype of the logits."""
         shape = self._extended_shape(torch.Size(sample_shape))
-        with torch.no_grad():
-            rows = self.probs.reshape(-1, self.levels)
-            drawn = rows.multinomial(torch.Size(sample_shape).numel(), replacement=True)  # (batch, samples)
-            return drawn.T.reshape(shape).to(self.logits.dtype)
+        rows = self.probs.reshape(-1, self.levels)
+        draws = rows.multinomial(torch.Size(sample_shape).numel(), replacement=True)  # (batch, samples)
+        return draws.T.reshape(shape).to(self.logits.dtype)
 
     @property
     def _numbers(self) -> Tensor:
@@ -85,7 +75,7 @@ class LevelCategorical(dist.TorchDistribution):
 
 
 class _LogProb(Function):
-    """The log-probability, with the gradient one-hot(u) - softmax(l), made in the softmax's own memory."""
+    """The log-probability, with the gradient one-hot(u) - softmax(l), computed in the memory of the softmax."""
 
     generate_vmap_rule = True
 
@@ -104,6 +94,6 @@ class _LogProb(Function):
             return None, None
         index, gradient = value.long().unsqueeze(-1), gradient.unsqueeze(-1)
         softmax = logits.softmax(-1)
-        if torch.is_grad_enabled():  # a second derivative is wanted, which needs the softmax itself
+        if torch.is_grad_enabled():  # a second derivative needs the softmax itself
             return (-gradient * softmax).scatter_add(-1, index, gradient), None
         return softmax.mul_(-gradient).scatter_add_(-1, index, gradient), None

@@ -1,63 +1,83 @@
-"""The log-density of many normal elements, summed."""
+"""Normal distribution by its log-scale, and the log-density of many normal elements."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from pyrovae.compile import is_recording
-from pyrovae.distributions.elements import unexpanded
+from pyrovae.distributions.elements import sum_dtype, unexpanded
 
-BLOCK_ELEMENTS = 2**17  # elements summed at once on a CPU, in a block of memory that stays in its cache
+BLOCK_ELEMENTS = 2**17  # elements summed at once on a CPU, so that float64 temporaries stay in its cache
 
 
+class LogScaleNormal(dist.Normal):
+    """`pyro.distributions.Normal` whose log-density does not take the logarithm of an exponential.
+
+    ``log p(x) = -1/2 (x - m)^2 exp(-2 l) - l - 1/2 log 2 pi``
+
+    Args:
+        loc: mean m.
+        log_scale: l, the logarithm of the standard deviation.
+        validate_args: whether arguments and values are validated.
+
+    """
+
+    def __init__(self, loc: Tensor, log_scale: Tensor, *, validate_args: bool | None = None) -> None:
+        self.log_scale = log_scale
+        super().__init__(loc, log_scale.exp(), validate_args=validate_args)
+
+    def expand(self, batch_shape: torch.Size | list[int], _instance: Any = None) -> LogScaleNormal:
+        """Return the distribution with a larger batch shape."""
+        new = self._get_checked_instance(LogScaleNormal, _instance)
+        new.log_scale = self.log_scale
+        return super().expand(batch_shape, _instance=new)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log-density of each element, nats."""
+        if self._validate_args:
+            self._validate_sample(value)
+        y = (value - self.loc) / self.scale
+        return -0.5 * (y * y) - (self.log_scale + 0.5 * math.log(2 * math.pi))
+
+
+@torch.no_grad()
 def normal_log_prob_sum(loc: Tensor, scale: Tensor, value: Tensor, num_dims: int) -> Tensor:
-    """Return the log-density of normal elements summed over the last axes, without gradients and right to rounding.
+    """Return the log-density of normal elements summed over the last axes, without gradients.
 
     ``sum_i log N(z_i; m_i, s_i^2) = -1/2 sum_i ((z_i - m_i) / s_i)^2 - sum_i log s_i - D/2 log(2 pi)``
 
-    All in float64 where the device has it, so that the error is that of the arguments, and in few operations: what
-    expanded axes repeat, such as the scale over particles, is found once.
+    All terms are in float64 where the device has it, so that the error is the rounding of the arguments. Expanded axes,
+    such as particles for the scale, are computed once.
 
     Args:
         loc: m.
-        scale: s, of a shape that broadcasts against that of m.
-        value: z, of a shape that broadcasts against that of m.
-        num_dims: n, how many axes to sum over, at least 1; they hold D elements.
+        scale: s, of a shape that broadcasts against m.
+        value: z, of a shape that broadcasts against m.
+        num_dims: n, the number of axes to sum over, at least 1; they hold D elements.
 
     Returns:
-        The shape of all three together without its last n axes, nats.
+        The joint shape of the three without its last n axes, nats.
 
     """
-    with torch.no_grad():
-        value, loc, scale = torch.broadcast_tensors(value, loc, scale)
-        if value.ndim == num_dims:
-            return normal_log_prob_sum(loc.unsqueeze(0), scale.unsqueeze(0), value.unsqueeze(0), num_dims)[0]
-        dtype = torch.float32 if value.device.type == "mps" else torch.float64
-        event, summed = value.shape[-num_dims:], tuple(range(-num_dims, 0))
-        if is_recording():
-            rate, constant = _of_scale(unexpanded(scale).to(dtype), event, dtype)
-            return ((value.to(dtype) - loc) * rate).square().sum(summed).mul(-0.5) + constant
-        out = torch.empty(value.shape[:-num_dims], dtype=dtype, device=value.device)
-        per_row = max(1, math.prod(value.shape[1:]))
-        size = max(1, BLOCK_ELEMENTS // per_row if value.device.type == "cpu" else len(value))
-        buffer = torch.empty(value[:size].shape, dtype=dtype, device=value.device)
-        loc, scale = unexpanded(loc), unexpanded(scale)
-        shared_loc = loc.to(dtype) if len(loc) == 1 else None
-        shared = _of_scale(scale.to(dtype), event, dtype) if len(scale) == 1 else None
-        for start in range(0, len(value), size):
-            part = slice(start, start + size)
-            rate, constant = shared or _of_scale(scale[part], event, dtype)
-            distance = buffer[: len(value[part])].copy_(value[part])
-            distance.sub_(loc[part] if shared_loc is None else shared_loc).mul_(rate).square_()
-            torch.sum(distance, summed, out=out[part]).mul_(-0.5).add_(constant)
-        return out
+    tensors = torch.broadcast_tensors(value, loc, scale)
+    shape = tensors[0].shape
+    if is_recording() or len(shape) == num_dims:
+        return _sum(*tensors, num_dims=num_dims)
+    size = BLOCK_ELEMENTS if value.device.type == "cpu" else math.prod(shape)
+    rows = max(1, size // max(1, math.prod(shape[1:])))
+    return torch.cat([_sum(*block, num_dims=num_dims) for block in zip(*(x.split(rows) for x in tensors), strict=True)])
 
 
-def _of_scale(scale: Tensor, event: torch.Size, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return 1 / s, and the terms that depend on s alone, summed over the axes of the event."""
+def _sum(value: Tensor, loc: Tensor, scale: Tensor, *, num_dims: int) -> Tensor:
+    """Return the sum over the last axes of three tensors of one shape."""
+    dtype, event, dims = sum_dtype(value), value.shape[-num_dims:], tuple(range(-num_dims, 0))
+    scale = unexpanded(scale).to(dtype)
     logs = scale.log()
-    logs = logs.expand(*logs.shape[: -len(event)], *event).sum(tuple(range(-len(event), 0)), dtype=dtype)
-    return scale.to(dtype).reciprocal(), -logs - 0.5 * math.log(2 * math.pi) * math.prod(event)
+    log_det = logs.expand(*logs.shape[:-num_dims], *event).sum(dims)
+    squares = ((value.to(dtype) - loc) / scale).square().sum(dims)
+    return -0.5 * (squares + math.log(2 * math.pi) * math.prod(event)) - log_det

@@ -1,17 +1,18 @@
-"""Student's t with one number of degrees of freedom for all elements."""
+"""Student's t distribution with one number of degrees of freedom for all elements."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyrovae.distributions.elements import BroadcastDistribution
 
-class StudentT(dist.TorchDistribution):
+
+class StudentT(BroadcastDistribution):
     """`pyro.distributions.StudentT` whose gamma functions are computed once, exactly, and not on the device.
 
     ``log p(x) = -(v + 1) / 2 log(1 + y^2 / v) - log(s B(v / 2, 1 / 2) sqrt(v))``, y = (x - m) / s
@@ -19,7 +20,8 @@ class StudentT(dist.TorchDistribution):
     Args:
         df: v, degrees of freedom, a number.
         loc: m of each element.
-        scale: s, a scalar tensor or one of each element.
+        scale: s, a scalar tensor or one value per element.
+        validate_args: whether arguments and values are validated.
 
     """
 
@@ -31,18 +33,7 @@ class StudentT(dist.TorchDistribution):
         self.df, self.loc, self.scale = df, loc, scale
         super().__init__(torch.broadcast_shapes(loc.shape, scale.shape), validate_args=validate_args)
 
-    def expand(self, batch_shape: torch.Size | list[int], _instance: Any = None) -> StudentT:
-        """Return the distribution with a larger batch shape."""
-        new = self._get_checked_instance(StudentT, _instance)
-        new.df, new.loc, new.scale = self.df, self.loc.expand(batch_shape), self.scale
-        super(StudentT, new).__init__(torch.Size(batch_shape), validate_args=False)
-        new._validate_args = self._validate_args
-        return new
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log-density of each element, in nats."""
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_prob(self, value: Tensor) -> Tensor:
         log_beta = math.lgamma(self.df / 2) - math.lgamma((self.df + 1) / 2) + 0.5 * math.log(math.pi)
         log_norm = self.scale.log() + (log_beta + 0.5 * math.log(self.df))
         y = (value - self.loc) / self.scale
@@ -50,7 +41,7 @@ class StudentT(dist.TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """The location, where v > 1; otherwise there is none, and NaN is returned."""
+        """The location where v > 1, otherwise NaN."""
         return (self.loc if self.df > 1 else torch.full_like(self.loc, math.nan)).expand(self.batch_shape)
 
     @property
@@ -60,8 +51,8 @@ class StudentT(dist.TorchDistribution):
         return (self.scale**2 * factor).expand(self.batch_shape)
 
     def rsample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
-        """Draw with gradients."""
+        """Draw values, with gradients."""
         shape = self._extended_shape(torch.Size(sample_shape))
         normal = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
-        half_chi2 = torch._standard_gamma(torch.full_like(normal, self.df / 2))
+        half_chi2 = dist.Gamma(torch.full_like(normal, self.df / 2), 1.0, validate_args=False).sample()
         return self.loc + self.scale * normal * (self.df / 2 / half_chi2).sqrt()

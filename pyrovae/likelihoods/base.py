@@ -108,8 +108,8 @@ class Likelihood(ConditionalPart):
 
         It is ``elements.to_event(len(x_shape))``, but data outside the support are refused with the cure.
         """
-        told = f"{type(self).__name__} scores {self.support}"
-        return Elements(elements, len(self.x_shape), told=told, hint=_CURES[self.form])
+        description = f"{type(self).__name__} scores {self.support}"
+        return Elements(elements, len(self.x_shape), description=description, hint=_CURES[self.form])
 
 
 _SUPPORTS: dict[Form, str] = {

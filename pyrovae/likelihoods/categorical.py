@@ -35,7 +35,7 @@ class Categorical(LevelLikelihood):
 
     def forward(self, params: Tensor) -> TorchDistribution:
         """Turn logits ``(*batch, *x_shape, levels)`` into a distribution over x."""
-        return self.independent(distributions.LevelCategorical(self.checked(params)))
+        return self.independent(distributions.LevelCategorical(self.check_shape(params)))
 
     def initial_params(self, mean: Tensor) -> Tensor:
         """Return the logits a k of the maximum-entropy distribution with that mean, which is clipped off the ends."""

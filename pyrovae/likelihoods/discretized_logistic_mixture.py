@@ -43,7 +43,7 @@ class DiscretizedLogisticMixture(DiscretizedLogistic):
 
     def forward(self, params: Tensor) -> TorchDistribution:
         """Turn ``(*batch, *x_shape, 3 C)``, logits, locations and log-scales, into a distribution over x."""
-        logits, location, log_scale = self.checked(params).unflatten(-1, (3, self.num_components)).unbind(-2)
+        logits, location, log_scale = self.check_shape(params).unflatten(-1, (3, self.num_components)).unbind(-2)
         weights = dist.Categorical(logits=logits)
         return self.independent(dist.MixtureSameFamily(weights, self.elements(location, log_scale)))
 

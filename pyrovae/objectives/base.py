@@ -1,17 +1,23 @@
-"""What the objectives have in common: a loss that stays on its device, made of terms that are told apart."""
+"""Base class of the objectives, and functions that read the sites of a trace."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.infer import Trace_ELBO
+from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
 from pyrovae.programs import ModelGuide, Program
+from pyrovae.programs.analytic_kl import Nodes
 from pyrovae.runtime.context import forked_random
+
+Site = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -19,9 +25,9 @@ class Terms:
     """One evaluation of an objective, summed over the data plate; 0-dim tensors, nats.
 
     Attributes:
-        loss: what is minimized, multiplied by Pyro's scales, differentiable.
-        reconstruction: E_q log p(x | z) of the data in the minibatch, free of scales and gradients.
-        kl: the same of KL(q(z | x) || p(z)), without beta, annealing or free bits.
+        loss: the minimized loss, multiplied by Pyro's scales, differentiable.
+        reconstruction: E_q log p(x | z) of the data in the minibatch, without scales and gradients.
+        kl: KL(q(z | x) || p(z)) of the data in the minibatch, without scales, gradients, beta, annealing or free bits.
 
     """
 
@@ -31,14 +37,43 @@ class Terms:
 
 
 class Objective(Trace_ELBO, ABC):
-    """Base of the objectives: a `pyro.infer.ELBO` whose loss does not wait for the device.
+    """Base class of the objectives: a `pyro.infer.ELBO` whose loss stays on its device.
 
-    While a step is recorded, 0-dim tensors stand for `step` and `kl_weight`, so that formulas of them follow their
-    values; a formula that makes numbers of them, or branches, is run eagerly.
+    To write your own, derive a class and define ``terms``. `traces` runs model and guide; `latent_sites` and
+    `observed_sites` list their sample sites, `site_log_prob` gives a log-probability and `closed_form_kl` an analytic
+    KL. A loss that is a function of importance weights derives from `ImportanceWeighted` instead. Extend ``describe``
+    if the class has options, so that a run folder holds them. `pyrovae.testing.check` tests the result.
+
+    A complete objective, after *Understanding disentangling in beta-VAE (Burgess et al. 2018)*,
+    https://arxiv.org/abs/1804.03599:
+
+        >>> from pyrovae.objectives import Objective, Terms, latent_sites, observed_sites, site_log_prob
+        >>> class Capacity(Objective):
+        ...     '''Minus E log p(x | z), plus gamma |KL - capacity|, with one draw of the guide per datum.'''
+        ...
+        ...     def __init__(self, *, capacity: float = 5.0, gamma: float = 10.0) -> None:
+        ...         super().__init__()
+        ...         self.capacity, self.gamma = capacity, gamma
+        ...
+        ...     def describe(self):
+        ...         return super().describe() | {"capacity": self.capacity, "gamma": self.gamma}
+        ...
+        ...     def terms(self, model, guide, *args, **kwargs):
+        ...         ((model_trace, guide_trace),) = self.traces(model, guide, *args, **kwargs)
+        ...         log_likelihood = sum(site_log_prob(site).sum() for site in observed_sites(model_trace).values())
+        ...         kl = 0.0
+        ...         for name, site in latent_sites(guide_trace).items():
+        ...             kl = kl + (site_log_prob(site) - site_log_prob(model_trace.nodes[name])).sum()
+        ...         loss = self.gamma * (kl - self.capacity * len(args[0])).abs() - log_likelihood
+        ...         return Terms(loss, log_likelihood.detach(), kl.detach())
+        >>> pyrovae.fit(vae.model, vae.guide, data, objective=Capacity())
+
+    While a step is traced for compilation, 0-dim tensors stand for `step` and `kl_weight`. A formula that converts them
+    to numbers or branches on them makes training fall back to eager steps.
 
     Attributes:
-        step: gradient steps so far, which schedules read; `loss_and_grads` and `pyrovae.fit` count them.
-        num_weighted: K, particles inside the logarithm of the bound that is maximized; 1 for an ELBO.
+        step: gradient steps so far, an argument of schedules; `loss_and_grads` and `pyrovae.fit` count them.
+        num_weighted: K, particles inside the logarithm of the maximized bound; 1 for an ELBO.
 
     """
 
@@ -46,25 +81,35 @@ class Objective(Trace_ELBO, ABC):
     num_weighted: int = 1
 
     def kl_weight(self) -> float:
-        """Return the factor of the KL at the present step."""
+        """Return the factor of the KL at the current step."""
         return 1.0
 
     @property
     def fixed(self) -> tuple[object, ...]:
-        """What a recorded step took from the objective as it was: where it differs, the step is recorded anew."""
+        """Options that a traced step holds fixed; if they change, the step is traced again."""
         return (self.num_particles,)
 
     @abstractmethod
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
-        """Run the pair on ``args`` and return the loss with its terms."""
+        """Run model and guide on ``args`` and return the loss with its terms."""
 
     def terms_of(self, programs: ModelGuide, model: Program, guide: Program) -> Terms:
         """Return the terms of programs without arguments, whose structure is known."""
         return self.terms(model, guide)
 
-    @abstractmethod
     def describe(self) -> dict[str, object]:
-        """Return class and options, as a run folder keeps them."""
+        """Return class name and options as JSON types, for the run folder."""
+        return {"class": type(self).__name__, "num_particles": self.num_particles}
+
+    def traces(
+        self, model: Program, guide: Program, *args: Any, **kwargs: Any
+    ) -> Iterator[tuple[poutine.Trace, poutine.Trace]]:
+        """Yield the traces of model and guide, the model replayed against the guide.
+
+        One pair per particle, or a single one if particles are vectorized. Scales, masks and plates of a site are left
+        to the caller: ``site["scale"]``, ``site["mask"]``, ``site["cond_indep_stack"]``.
+        """
+        yield from self._get_traces(model, guide, args, kwargs)
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """Return the loss as a 0-dim tensor with gradients."""
@@ -83,22 +128,48 @@ class Objective(Trace_ELBO, ABC):
         self.step += 1
         return loss.detach()
 
+    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[poutine.Trace, poutine.Trace]:
+        """Run model and guide; Pyro's checks, which compute every log-probability, run if validation is on."""
+        if is_validation_enabled():
+            return super()._get_trace(model, guide, args, kwargs)
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        return poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs), guide_trace
+
     def _guess_max_plate_nesting(self, model: Program, guide: Program, args: Any, kwargs: Any) -> None:
-        """Let Pyro's run for this draw from streams of its own."""
-        where = next((each.device for each in args if isinstance(each, Tensor)), torch.device("cpu"))
-        with forked_random(0, where):
+        """Run Pyro's guess in a random stream of its own."""
+        device = next((arg.device for arg in args if isinstance(arg, Tensor)), torch.device("cpu"))
+        with forked_random(0, device):
             super()._guess_max_plate_nesting(model, guide, args, kwargs)
 
 
-def site_log_prob(site: Any) -> Tensor:
-    """Return a site's log-probability, free of scale and mask; what Pyro's checks computed is used again."""
+def observed_sites(trace: Nodes) -> dict[str, Site]:
+    """Return the observed sample sites of a trace by name, without `pyro.deterministic`."""
+    return {
+        name: site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and site["is_observed"] and not site["infer"].get("_deterministic")
+    }
+
+
+def site_log_prob(site: Site) -> Tensor:
+    """Return the log-probability of a site over its batch shape, in nats, without scale and mask."""
     return site["unscaled_log_prob"] if "unscaled_log_prob" in site else site["fn"].log_prob(site["value"])
 
 
-def require_gradient(name: str, site: Any) -> None:
-    """Refuse a draw of the guide that cannot be reparametrized."""
+def sum_terms(terms: Sequence[Tensor]) -> Tensor:
+    """Return the sum of tensors; zero if there are none."""
+    return sum(terms[1:], terms[0]) if terms else torch.zeros(())
+
+
+def require_gradient(name: str, site: Site) -> None:
+    """Check that a draw of the guide is reparametrized.
+
+    Raises:
+        ValueError: if its distribution has no ``rsample``.
+
+    """
     if not getattr(site["fn"], "has_rsample", False):
         raise ValueError(
-            f"the guide's draw of {name!r} has no gradient: {type(site['fn']).__name__} cannot be "
+            f"the guide's draw of {name!r} must have a gradient, but {type(site['fn']).__name__} cannot be "
             "reparametrized; use a distribution with has_rsample, or train with pyro.infer.TraceGraph_ELBO"
         )

@@ -1,4 +1,4 @@
-"""The ELBO as an objective: closed-form KL terms where they are right, and no device synchronization."""
+"""ELBO objective with analytic KL terms and no device synchronization."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import logging
 import math
 from typing import Any
 
-import torch
 from pyro.distributions.util import scale_and_mask
-from pyro.infer import Trace_ELBO
-from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
 from pyrovae.importance.sampling import check_num_particles
-from pyrovae.objectives.base import Objective, Terms, require_gradient, site_log_prob
+from pyrovae.objectives.base import (
+    Objective,
+    Site,
+    Terms,
+    observed_sites,
+    require_gradient,
+    site_log_prob,
+    sum_terms,
+)
 from pyrovae.objectives.schedules import Constant, Schedule
-from pyrovae.objectives.sites import sites_of
 from pyrovae.programs import Program
 from pyrovae.programs.analytic_kl import CLOSED_FORM, Nodes, closed_form_kl, kl_by_dimension, latent_sites
 
@@ -27,15 +31,14 @@ class ELBO(Objective):
 
     ``loss = -(E_q log p(x | z) - beta annealing(step) sum_j max(free_bits, KL_j))``
 
-    It differs from `pyro.infer.TraceMeanField_ELBO` in this. A site's closed form is used only where the sum of such
-    terms is the ELBO; where Monte Carlo is used instead, a line on the logger says so, and `kl_methods` holds the
-    reason. The loss stays on its device until it has been used. Log-probabilities that the closed form makes
-    superfluous are not computed.
+    It differs from `pyro.infer.TraceMeanField_ELBO` in three ways. The closed form of a site is used only if the sum of
+    these terms is the ELBO; otherwise a warning on the logger names the reason, and `kl_methods` holds it. The loss
+    stays on its device. Log-probabilities that a closed form replaces are not computed.
 
     With beta other than 1, annealing or free bits the loss is no bound; reported bounds never contain them. Free bits
-    hold for the KL_j of each latent dimension, averaged over the minibatch, particles and plates inside, without
-    what is masked. Where the KL of a site is not a sum over dimensions (a full-covariance guide, a mixture prior), the
-    site as a whole gets free_bits times its dimensions.
+    apply to the KL_j of each latent dimension, averaged over the unmasked data of the minibatch, particles and inner
+    plates. If the KL of a site is not a sum over dimensions (a full-covariance guide, a mixture prior), the site as a
+    whole gets free_bits times its number of dimensions.
 
     *beta-VAE: learning basic visual concepts with a constrained variational framework (Higgins et al. 2017)*,
     https://openreview.net/forum?id=Sy2fzU9gl;
@@ -44,11 +47,11 @@ class ELBO(Objective):
 
     Args:
         beta: factor of the KL.
-        free_bits: nats of KL per latent dimension up to which it costs the same, so that nothing pushes it lower.
+        free_bits: nats of KL per latent dimension below which the KL costs the same, so that nothing pushes it lower.
         annealing: a factor of the KL that changes from step to step, such as ``schedules.Linear(1000)``.
         num_particles: draws of the guide per datum, whose losses are averaged.
-        vectorize_particles: run them as one more batch axis instead of one after the other.
-        max_plate_nesting: batch axes that plates take up; found by a run if vectorized and not given.
+        vectorize_particles: run the particles as one more batch axis instead of one after the other.
+        max_plate_nesting: number of batch axes of plates; found by a run if vectorized and not given.
 
     Raises:
         ValueError: if beta or free_bits is negative or not finite.
@@ -69,10 +72,9 @@ class ELBO(Objective):
         vectorize_particles: bool = False,
         max_plate_nesting: float = float("inf"),
     ) -> None:
-        if not (beta >= 0 and math.isfinite(beta)):
-            raise ValueError(f"beta is at least 0 and finite, but received {beta}; 1 gives the ELBO")
-        if not (free_bits >= 0 and math.isfinite(free_bits)):
-            raise ValueError(f"free_bits is at least 0 and finite, but received {free_bits}; 0 gives the ELBO")
+        for name, value, neutral in (("beta", beta, 1), ("free_bits", free_bits, 0)):
+            if not (value >= 0 and math.isfinite(value)):
+                raise ValueError(f"`{name}` must be finite and >= 0, got {value}; {neutral} gives the ELBO")
         check_num_particles(num_particles)
         super().__init__(
             num_particles=num_particles, vectorize_particles=vectorize_particles, max_plate_nesting=max_plate_nesting
@@ -83,115 +85,92 @@ class ELBO(Objective):
         self.kl_methods: dict[str, str] = {}
 
     def kl_weight(self) -> float:
-        """Return beta times the annealing of the present step."""
+        """Return beta times the annealing of the current step."""
         return self.beta * self.annealing(self.step)
 
     @property
     def fixed(self) -> tuple[object, ...]:
-        """What a recorded step took from the objective as it was."""
+        """Options that a traced step holds fixed; if they change, the step is traced again."""
         return (self.num_particles, self.free_bits, self.vectorize_particles, self.max_plate_nesting)
 
     def describe(self) -> dict[str, object]:
-        """Return class and options, as a run folder keeps them."""
-        return {
-            "class": type(self).__name__,
-            "beta": self.beta,
-            "free_bits": self.free_bits,
-            "annealing": self.annealing.describe(),
-            "num_particles": self.num_particles,
-        }
+        """Return class name and options as JSON types, for the run folder."""
+        options = {"beta": self.beta, "free_bits": self.free_bits, "annealing": self.annealing.describe()}
+        return super().describe() | options
 
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
-        """Run the pair on ``args`` and return the loss with its terms."""
-        reconstruction, kl, floors = _Sum(), _Sum(), _Floors(self.free_bits)
-        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
-            for site in model_trace.nodes.values():
-                if site["type"] == "sample" and site["is_observed"] and not site["infer"].get("_deterministic"):
-                    reconstruction.add(site_log_prob(site), site)
-            self._add_kl(kl, floors, model_trace, guide_trace)
-        weighted = kl.scaled + floors.total() if self.free_bits else kl.scaled
-        factor = self.kl_weight()
-        alone = not isinstance(factor, Tensor) and factor == 1
-        loss = (weighted if alone else factor * weighted) - reconstruction.scaled
-        totals = [torch.as_tensor(total) for total in (loss, reconstruction.unscaled, kl.unscaled)]
+        """Run model and guide on ``args`` and return the loss with its terms."""
+        reconstruction, kl, floors = _WeightedSum(), _WeightedSum(), _FreeBits(self.free_bits)
+        for model_trace, guide_trace in self.traces(model, guide, *args, **kwargs):
+            for site in observed_sites(model_trace).values():
+                reconstruction.add(site_log_prob(site), site)
+            for name, site in latent_sites(guide_trace).items():
+                require_gradient(name, site)
+                if name in model_trace.nodes:
+                    self._add_kl(kl, floors, name, model_trace, guide_trace)
+                else:  # an auxiliary variable of the guide
+                    kl.add(site_log_prob(site), site)
+        weighted = sum_terms([*kl.scaled, *floors.terms()])
+        weight = self.kl_weight()
+        if isinstance(weight, Tensor) or weight != 1:
+            weighted = weight * weighted
+        totals = (weighted - sum_terms(reconstruction.scaled), *map(sum_terms, (reconstruction.unscaled, kl.unscaled)))
         return Terms(*(total if self.num_particles == 1 else total / self.num_particles for total in totals))
 
-    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Nodes, Nodes]:
-        """Run the pair; with validation on, through Pyro's checks, which also compute every log-probability."""
-        if is_validation_enabled():
-            return Trace_ELBO._get_trace(self, model, guide, args, kwargs)
-        drawn = sites_of(guide, *args, **kwargs)
-        return sites_of(model, *args, drawn=drawn, **kwargs), drawn
-
-    def _add_kl(self, total: _Sum, floors: _Floors, model_trace: Nodes, guide_trace: Nodes) -> None:
-        """Add the KL terms of all latent sites."""
-        for name, guide_site in latent_sites(guide_trace).items():
-            require_gradient(name, guide_site)
-            if name not in model_trace.nodes:  # an auxiliary variable of the guide's
-                total.add(site_log_prob(guide_site), guide_site)
-                continue
-            model_site = model_trace.nodes[name]
-            kl, method = closed_form_kl(name, model_trace, guide_trace)
-            self._remember(name, method)
-            alike = _weighted_alike(guide_site, model_site)
-            if self.free_bits:
-                if not alike or (isinstance(guide_site["scale"], Tensor) and guide_site["scale"].ndim):
-                    raise ValueError(
-                        f"free bits need one scale and mask for {name!r}, but model and guide do not share theirs; "
-                        "scale both by the same number, mask both by the very same tensor, or set free_bits=0"
-                    )
-                by_dimension = kl_by_dimension(guide_site, model_site, closed_form=kl is not None)
-                floors.add(
-                    name,
-                    by_dimension if by_dimension is not None else _joint_kl(kl, guide_site, model_site),
-                    guide_site,
-                    joint=by_dimension is None,
+    def _add_kl(
+        self, total: _WeightedSum, floors: _FreeBits, name: str, model_trace: Nodes, guide_trace: Nodes
+    ) -> None:
+        """Add the KL of one latent site, in closed form if that is a term of the ELBO."""
+        guide_site, model_site = guide_trace.nodes[name], model_trace.nodes[name]
+        kl, method = closed_form_kl(name, model_trace, guide_trace)
+        self._report(name, method)
+        shared_weights = _share_weights(guide_site, model_site)
+        scaled = not self.free_bits
+        if self.free_bits:
+            if not shared_weights or (isinstance(guide_site["scale"], Tensor) and guide_site["scale"].ndim):
+                raise ValueError(
+                    f"free bits need one scale and mask for {name!r}, but model and guide do not share theirs; "
+                    "scale both by the same number, mask both by the very same tensor, or set free_bits=0"
                 )
-            scaled = not self.free_bits
-            if kl is None:
-                total.add(site_log_prob(guide_site), guide_site, scaled=scaled)
-                total.add(-site_log_prob(model_site), model_site, scaled=scaled)
-                continue
-            total.add(kl, guide_site, scaled=scaled)
-            if not alike:  # a log q - b log p = a (log q - log p) + (a - b) log p
-                log_prior = site_log_prob(model_site)
-                total.add(log_prior, guide_site)
-                total.add(-log_prior, model_site)
+            floors.add(name, kl, guide_site, model_site)
+        if kl is None:
+            total.add(site_log_prob(guide_site), guide_site, scaled=scaled)
+            total.add(-site_log_prob(model_site), model_site, scaled=scaled)
+            return
+        total.add(kl, guide_site, scaled=scaled)
+        if not shared_weights:  # a log q - b log p = a (log q - log p) + (a - b) log p
+            log_prior = site_log_prob(model_site)
+            total.add(log_prior, guide_site)
+            total.add(-log_prior, model_site)
 
-    def _remember(self, name: str, method: str) -> None:
+    def _report(self, name: str, method: str) -> None:
+        """Store how the KL of a site is computed, and warn once if it is estimated."""
         if self.kl_methods.get(name) != method:
             self.kl_methods[name] = method
             if method != CLOSED_FORM:
                 logger.warning("the KL of %r is estimated by Monte Carlo: %s", name, method)
 
 
-class _Sum:
-    """A sum of the terms of several sites, once with their scales and once without, both with their masks."""
+class _WeightedSum:
+    """Terms of several sites summed over their batch shapes, masked, with and without the scales of their sites."""
 
     def __init__(self) -> None:
-        self.scaled: float | Tensor = 0.0
-        self.unscaled: float | Tensor = 0.0
+        self.scaled: list[Tensor] = []
+        self.unscaled: list[Tensor] = []
 
-    def add(self, term: Tensor, site: Any, *, scaled: bool = True) -> None:
+    def add(self, term: Tensor, site: Site, *, scaled: bool = True) -> None:
         """Add a term over the batch shape of a site; to the unscaled sum alone if not ``scaled``."""
         scale = site["scale"]
         weighted = scale_and_mask(term, scale, site["mask"]).sum()
         if scaled:
-            self.scaled = _plus(self.scaled, weighted)
+            self.scaled.append(weighted)
         if isinstance(scale, Tensor):
-            unscaled = scale_and_mask(term.detach(), mask=site["mask"]).sum()
-        else:
-            unscaled = weighted.detach() if scale == 1 else weighted.detach() / scale
-        self.unscaled = _plus(self.unscaled, unscaled)
+            weighted, scale = scale_and_mask(term.detach(), mask=site["mask"]).sum(), 1
+        self.unscaled.append(weighted.detach() if scale == 1 else weighted.detach() / scale)
 
 
-def _plus(total: float | Tensor, term: Tensor) -> Tensor:
-    """Return the sum; of the first term the term itself, without an operation that has to be gone through backwards."""
-    return total + term if isinstance(total, Tensor) else term
-
-
-class _Floors:
-    """KL terms averaged over data and particles, each counted as no less than the free bits."""
+class _FreeBits:
+    """KL terms averaged over data and particles, each counted as at least the free bits."""
 
     def __init__(self, free_bits: float) -> None:
         self.free_bits = free_bits
@@ -200,36 +179,43 @@ class _Floors:
         self.floors: dict[str, float] = {}
         self.scales: dict[str, Any] = {}
 
-    def add(self, name: str, kl: Tensor, site: Any, *, joint: bool) -> None:
-        """Add the KL of a site, over its batch shape and, unless it is of all dimensions jointly, its event shape."""
-        batch_shape, event_shape = site["fn"].batch_shape, site["fn"].event_shape
-        mask = site["mask"]
+    def add(self, name: str, kl: Tensor | None, guide_site: Site, model_site: Site) -> None:
+        """Add one run's KL of a site: of each dimension, or of all of them if it is not a sum over dimensions.
+
+        Args:
+            name: name of the site.
+            kl: its closed form over the batch shape, None if it is estimated.
+            guide_site: the site of the guide.
+            model_site: the site of the model.
+
+        """
+        batch_shape, event_shape = guide_site["fn"].batch_shape, guide_site["fn"].event_shape
+        terms = kl_by_dimension(guide_site, model_site, closed_form=kl is not None)
+        joint = terms is None
+        if terms is None:
+            terms = site_log_prob(guide_site) - site_log_prob(model_site) if kl is None else kl
+        mask = guide_site["mask"]
         count: int | Tensor = batch_shape.numel()
-        if isinstance(mask, Tensor):  # what is masked is not there, neither in the sum nor in the mean
+        if isinstance(mask, Tensor):  # masked data are left out of the sum and of the mean
             count = mask.expand(batch_shape).sum()
             mask = mask if joint else mask.reshape(*mask.shape, *(1,) * len(event_shape))
-        kl = scale_and_mask(kl, mask=mask)
-        kl = kl.expand(batch_shape + kl.shape[len(batch_shape) :])
-        self.sums[name] = self.sums.get(name, 0.0) + kl.sum(tuple(range(len(batch_shape))))
+        terms = scale_and_mask(terms, mask=mask)
+        terms = terms.expand(batch_shape + terms.shape[len(batch_shape) :])
+        self.sums[name] = self.sums.get(name, 0.0) + terms.sum(tuple(range(len(batch_shape))))
         self.counts[name] = self.counts.get(name, 0) + count
         self.floors[name] = self.free_bits * (event_shape.numel() if joint else 1)
-        self.scales[name] = site["scale"]
+        self.scales[name] = guide_site["scale"]
 
-    def total(self) -> Tensor | float:
-        """Return the sum over data, particles and dimensions, multiplied by Pyro's scales."""
-        total: Tensor | float = 0.0
-        for name, found in self.sums.items():  # count max(floor, sum / count)
-            total = total + self.scales[name] * found.clamp(min=self.floors[name] * self.counts[name]).sum()
-        return total
-
-
-def _joint_kl(kl: Tensor | None, guide_site: Any, model_site: Any) -> Tensor:
-    """Return the KL of a site over its batch shape: its closed form, or log q - log p of the draw."""
-    return site_log_prob(guide_site) - site_log_prob(model_site) if kl is None else kl
+    def terms(self) -> list[Tensor]:
+        """Return for each site the sum over data, particles and dimensions, multiplied by Pyro's scales."""
+        return [  # count max(floor, sum / count)
+            self.scales[name] * total.clamp(min=self.floors[name] * self.counts[name]).sum()
+            for name, total in self.sums.items()
+        ]
 
 
-def _weighted_alike(a: Any, b: Any) -> bool:
-    """Tell whether two sites are known to have the same scale and mask without asking the device."""
+def _share_weights(a: Site, b: Site) -> bool:
+    """Return whether two sites are known to have the same scale and mask, without device synchronization."""
     scales = (a["scale"], b["scale"])
-    known = not any(isinstance(scale, Tensor) for scale in scales)
-    return a["mask"] is b["mask"] and (scales[0] is scales[1] or (known and scales[0] == scales[1]))
+    numbers = not any(isinstance(scale, Tensor) for scale in scales)
+    return a["mask"] is b["mask"] and (scales[0] is scales[1] or (numbers and scales[0] == scales[1]))

@@ -1,4 +1,4 @@
-"""How the weight of the KL grows during training: factors between 0 and 1 by gradient step."""
+"""Annealing schedules: the factor of the KL, between 0 and 1, by gradient step."""
 
 from __future__ import annotations
 
@@ -10,9 +10,17 @@ __all__ = ["Constant", "Cyclical", "Linear", "Schedule"]
 
 @dataclass(frozen=True)
 class Schedule(ABC):
-    """A factor of the KL for every gradient step.
+    """Base class of the schedules: a factor of the KL for each gradient step.
 
-    To write your own, copy `Linear`: derive a frozen dataclass of plain numbers and write ``__call__``.
+    To write your own, derive a frozen dataclass of numbers and define ``__call__``:
+
+        >>> @dataclass(frozen=True)
+        ... class SquareRoot(schedules.Schedule):
+        ...     num_steps: int = 1000
+        ...
+        ...     def __call__(self, step: int) -> float:
+        ...         return min(1.0, (step / self.num_steps) ** 0.5)
+
     """
 
     @abstractmethod
@@ -20,23 +28,23 @@ class Schedule(ABC):
         """Return the factor of a gradient step, counted from 0."""
 
     def describe(self) -> dict[str, object]:
-        """Return class and options, as a run folder keeps them.
+        """Return class name and options as JSON types, for the run folder.
 
         Raises:
-            TypeError: if the class is no dataclass of its own, which alone says what its options are.
+            TypeError: if the class is not a dataclass, so that its options are unknown.
 
         """
         if "__dataclass_fields__" not in type(self).__dict__:
             raise TypeError(
-                f"{type(self).__name__} does not say what its options are; derive it as a @dataclass(frozen=True), so "
-                "that a run folder can hold them"
+                f"a schedule must be a dataclass, so that a run folder can hold its options, but {type(self).__name__} "
+                "is not; derive it as a @dataclass(frozen=True)"
             )
         return {"class": type(self).__name__, **asdict(self)}
 
 
 @dataclass(frozen=True)
 class Constant(Schedule):
-    """No annealing: a factor of 1."""
+    """No annealing: the factor is 1."""
 
     def __call__(self, step: int) -> float:
         """Return 1."""
@@ -45,7 +53,7 @@ class Constant(Schedule):
 
 @dataclass(frozen=True)
 class Linear(Schedule):
-    """From a start to 1 in equal steps, then 1.
+    """Linear growth from a start to 1, then 1.
 
     *Generating sentences from a continuous space (Bowman et al. 2016)*, https://arxiv.org/abs/1511.06349
 
@@ -54,7 +62,7 @@ class Linear(Schedule):
         start: factor of the first step.
 
     Raises:
-        ValueError: if there is no step, or the start is not between 0 and 1.
+        ValueError: if num_steps is not an integer >= 1, or the start is not in [0, 1].
 
     """
 
@@ -62,7 +70,7 @@ class Linear(Schedule):
     start: float = 0.0
 
     def __post_init__(self) -> None:
-        _check(self, self.num_steps, "num_steps", self.start)
+        _check(self, self.num_steps, self.start)
 
     def __call__(self, step: int) -> float:
         """Return start + (1 - start) step / num_steps, at most 1."""
@@ -71,18 +79,18 @@ class Linear(Schedule):
 
 @dataclass(frozen=True)
 class Cyclical(Schedule):
-    """From a start to 1 over and over: in each cycle it rises in equal steps, then stays at 1.
+    """Repeated linear growth: in each cycle from a start to 1, then 1 until the cycle ends.
 
     *Cyclical annealing schedule: A simple approach to mitigating KL vanishing (Fu et al. 2019)*,
     https://arxiv.org/abs/1903.10145
 
     Args:
         num_steps: gradient steps of one cycle.
-        rise: share of a cycle in which the factor rises.
+        rise: fraction of a cycle in which the factor grows.
         start: factor of the first step of a cycle.
 
     Raises:
-        ValueError: if a cycle has no step, or a share or factor is out of range.
+        ValueError: if num_steps is not an integer >= 1, the start is not in [0, 1], or rise not in (0, 1].
 
     """
 
@@ -91,23 +99,20 @@ class Cyclical(Schedule):
     start: float = 0.0
 
     def __post_init__(self) -> None:
-        _check(self, self.num_steps, "num_steps", self.start)
+        _check(self, self.num_steps, self.start)
         if not 0 < self.rise <= 1:
-            raise ValueError(f"the rising share of a cycle lies in (0, 1], but received rise={self.rise}; 0.5 is usual")
+            raise ValueError(f"`rise` must be in (0, 1], got {self.rise}; 0.5 is the default")
 
     def __call__(self, step: int) -> float:
-        """Return the factor at this place of the cycle."""
-        place = step % self.num_steps / self.num_steps
-        return self.start + (1 - self.start) * min(1.0, place / self.rise)
+        """Return the factor of a step by its position in the cycle."""
+        position = step % self.num_steps / self.num_steps
+        return self.start + (1 - self.start) * min(1.0, position / self.rise)
 
 
-def _check(schedule: Schedule, num_steps: int, name: str, start: float) -> None:
+def _check(schedule: Schedule, num_steps: int, start: float) -> None:
+    """Check the options of a schedule."""
+    name = type(schedule).__name__
     if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
-        raise ValueError(
-            f"{type(schedule).__name__} annealing takes a whole number of steps of at least 1, "
-            f"but received {name}={num_steps!r}"
-        )
+        raise ValueError(f"`num_steps` of {name} annealing must be an integer >= 1, got {num_steps!r}; 1000 is usual")
     if not 0 <= start <= 1:
-        raise ValueError(
-            f"{type(schedule).__name__} annealing starts at a factor between 0 and 1, but received start={start!r}"
-        )
+        raise ValueError(f"`start` of {name} annealing must be in [0, 1], got {start!r}; 0 is usual")

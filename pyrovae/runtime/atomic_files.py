@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, without following links."""
+"""Files that are written completely or not at all, without following links."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has neither of these flags, but one for files that are not text
+NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows lacks these two flags, and has the third
 NO_WAIT = getattr(os, "O_NONBLOCK", 0)
 BINARY = getattr(os, "O_BINARY", 0)
 
@@ -21,12 +21,12 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """Write a file under a temporary name inside the block, and rename it at the end.
 
     Raises:
-        OSError: if the file cannot be written, or its place is taken by a link, a device or a folder.
+        OSError: if the file cannot be written, or the path is a link, a device or a folder.
 
     """
     with suppress(FileNotFoundError):
         if not stat.S_ISREG(path.lstat().st_mode):
-            raise OSError(errno.EEXIST, "its place is taken by a link, a device or a folder")
+            raise OSError(errno.EEXIST, "it is a link, a device or a folder")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.new")
     file = temporary.open("xb")
     try:
@@ -41,10 +41,10 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_new(contents: Mapping[Path, bytes]) -> None:
-    """Write new files in place of those that a killed process left, or of links.
+    """Write new files, in place of files of a killed process or of links.
 
     Raises:
-        OSError: if a file cannot be written; then none of them stays.
+        OSError: if a file cannot be written; then all of them are removed.
 
     """
     try:
@@ -52,9 +52,9 @@ def write_new(contents: Mapping[Path, bytes]) -> None:
             files = []
             for path, content in contents.items():
                 path.unlink(missing_ok=True)
-                files.append(stack.enter_context(path.open("xb")))  # which does not follow a link either
+                files.append(stack.enter_context(path.open("xb")))  # this mode does not follow a link
                 files[-1].write(content)
-            for file in files:  # after all are written, which takes less time
+            for file in files:  # after all writes, which takes less time
                 _sync(file)
     except BaseException:
         for path in contents:
@@ -70,7 +70,7 @@ def _sync(file: BinaryIO) -> None:
 
 
 def open_regular(path: Path, *, follow: bool) -> BinaryIO | None:
-    """Open a file for reading; return None if there is no regular file that can be read.
+    """Open a regular file for reading; return None if that is impossible.
 
     Args:
         path: of the file.

@@ -1,4 +1,4 @@
-"""The processes that ``torchrun`` starts: who they are, and what they tell each other."""
+"""Ranks that ``torchrun`` starts, and communication between them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,21 @@ from torch import Tensor
 
 Result = TypeVar("Result")
 
-PATIENCE = datetime.timedelta(days=7)  # the first process may have a long evaluation to finish, the others wait for it
+TIMEOUT = datetime.timedelta(days=7)  # other ranks wait while the main process finishes a long evaluation
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The part of a minibatch that one process has: rows start to stop of so many.
+    """Rows of a minibatch for one rank.
 
-    A process for which there are no rows takes the first, with weight 0.
+    A rank without rows of its own has the first row, with weight 0.
+
+    Attributes:
+        start: first row.
+        stop: end of the rows.
+        total: number of rows of all ranks.
+        weight: share of the rows in the total.
+
     """
 
     start: int
@@ -39,11 +46,11 @@ class Shard:
 
 @dataclass(frozen=True)
 class Group:
-    """Some processes that work together, or one by itself.
+    """A group of processes, or a single one.
 
     Attributes:
         rank: number of this process, from 0.
-        size: how many there are.
+        size: number of processes.
 
     """
 
@@ -52,67 +59,66 @@ class Group:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+        """Whether this is the main process, which prints and writes files."""
         return self.rank == 0
 
     def local_shard(self, count: int) -> Shard:
-        """Return this process's part of so many rows, which differ between processes by one at most."""
+        """Return the rows of this rank; the numbers of rows of two ranks differ by one at most."""
         start, stop = (number * count // self.size for number in (self.rank, self.rank + 1))
         return Shard(start, stop, count, (stop - start) / count) if stop > start else Shard(0, 1, count, 0.0)
 
     def sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Return the sums of tensors over the processes, in one exchange for each dtype."""
+        """Return the sums of tensors over the ranks, with one reduction per dtype."""
         if self.size == 1:
             return list(tensors)
         summed = list(tensors)
         for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
-            places = [place for place, tensor in enumerate(tensors) if tensor.dtype == dtype]
-            together = torch.cat([tensors[place].reshape(-1) for place in places])
-            home = together.device
-            together = together.cuda() if dist.get_backend() == "nccl" else together  # which knows no other device
-            dist.all_reduce(together)
-            parts = together.to(home).split([tensors[place].numel() for place in places])
-            for place, part in zip(places, parts, strict=True):
-                summed[place] = part.view(tensors[place].shape)
+            indices = [index for index, tensor in enumerate(tensors) if tensor.dtype == dtype]
+            flat = torch.cat([tensors[index].reshape(-1) for index in indices])
+            reduced = flat.cuda() if dist.get_backend() == "nccl" else flat  # NCCL has no other device
+            dist.all_reduce(reduced)
+            parts = reduced.to(flat.device).split([tensors[index].numel() for index in indices])
+            for index, part in zip(indices, parts, strict=True):
+                summed[index] = part.view(tensors[index].shape)
         return summed
 
     def copy_from_first(self, tensors: Sequence[Tensor]) -> None:
-        """Give tensors the values that they have in the first process."""
+        """Copy the values of tensors from the main process to the other ranks, in place."""
         if self.size > 1:
             with torch.no_grad():
                 for tensor in tensors:
                     dist.broadcast(tensor.detach(), src=0)
 
     def from_first(self, work: Callable[[], Result]) -> Result:
-        """Let the first process do something; all return what it returned, or raise what it raised."""
+        """Run a function on the main process; every rank returns its result, or raises its error."""
         if self.size == 1:
             return work()
-        told: list[Any] = [None, None]
+        outcome: list[Any] = [None, None]  # result, error
         if self.first:
             try:
-                told[0] = work()
-            except Exception as error:  # whatever it is, the others shall not wait
-                told[1] = error
-        dist.broadcast_object_list(told, src=0)
-        if told[1] is not None:
-            raise told[1]
-        return told[0]
+                outcome[0] = work()
+            except Exception as error:  # of any type, so that the other ranks do not wait
+                outcome[1] = error
+        dist.broadcast_object_list(outcome, src=0)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
 
     def main_process_first(self, work: Callable[[], Result]) -> Result:
-        """Do something in the first process, then in the others: what is fetched and kept by it is there for them."""
+        """Run a function on the main process, then on the other ranks, which find the files it has downloaded."""
         if self.size == 1:
             return work()
         if self.first:
-            done = work()
+            result = work()
         dist.barrier()
-        return done if self.first else work()
+        return result if self.first else work()
 
     def all(self, flag: bool) -> bool:  # noqa: FBT001
-        """Tell whether something holds in every process."""
+        """Return whether a flag is set on every rank."""
         return all(self.gather(flag))
 
     def gather(self, part: Result) -> list[Result]:
-        """Return what each process has, in their order."""
+        """Return the value of each rank, in their order."""
         if self.size == 1:
             return [part]
         parts: list[Any] = [None] * self.size
@@ -121,24 +127,24 @@ class Group:
 
 
 def group() -> Group:
-    """Return the group that this process belongs to: all of ``torch.distributed`` where that was initialized."""
+    """Return the group of this process: all ranks of ``torch.distributed`` if it is initialized, else one process."""
     if dist.is_available() and dist.is_initialized():
         return Group(dist.get_rank(), dist.get_world_size())
     return Group()
 
 
 def is_main_process() -> bool:
-    """Tell whether this process is the one that writes on the screen."""
+    """Return whether this is the main process, which prints; also before ``torch.distributed`` is initialized."""
     return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
 def init_distributed(device: str = "auto") -> Iterator[Group]:
-    """Join the processes that ``torchrun`` started beside this one, if it did, and part from them at the end.
+    """Initialize ``torch.distributed`` inside the block, if ``torchrun`` started this process.
 
     Args:
-        device: "auto", "cuda" or "cpu": each process takes the CUDA device of its number on the machine, where there
-            are such, and they speak by NCCL; otherwise by gloo.
+        device: "auto", "cuda" or "cpu"; each rank has a CUDA device of its own and NCCL as backend if the device is
+            CUDA, otherwise the backend is gloo.
 
     Raises:
         ValueError: if there are more processes on this machine than CUDA devices.
@@ -152,15 +158,15 @@ def init_distributed(device: str = "auto") -> Iterator[Group]:
         number = int(os.environ["LOCAL_RANK"])
         if number >= torch.cuda.device_count():
             raise ValueError(
-                f"each process takes a CUDA device of its own, but there are {torch.cuda.device_count()} for "
+                f"each process needs a CUDA device of its own, but there are {torch.cuda.device_count()} for "
                 f"{os.environ['LOCAL_WORLD_SIZE']} processes; start fewer, or choose the device cpu"
             )
         torch.cuda.set_device(number)
     where = torch.device("cuda", torch.cuda.current_device()) if on_cuda else None
-    dist.init_process_group("nccl" if on_cuda else "gloo", timeout=PATIENCE, device_id=where)
+    dist.init_process_group("nccl" if on_cuda else "gloo", timeout=TIMEOUT, device_id=where)
     try:
         yield group()
-        dist.barrier()  # who ends while others still speak may take them down
+        dist.barrier()  # a rank that ends early could abort the others
     finally:
         dist.destroy_process_group()
-        gc.collect()  # threads of a group that something still refers to would abort the process at its end
+        gc.collect()  # else threads of a group with a reference left abort the process at exit

@@ -24,8 +24,8 @@ SECONDS_BETWEEN_TRIES = 0.01
 def locked(path: Path, work: str, *, patience: float = 0.0) -> Iterator[None]:
     """Hold a lock inside the block: a file that names its holder and is locked by the kernel.
 
-    The file is removed at the end. A file that a killed process left is not locked, and is taken over. Where the folder
-    cannot be written, the block runs without a lock.
+    The file is removed at the end. The file of a killed process is not locked and is taken over. If the folder cannot
+    be written, the block runs without a lock.
 
     Args:
         path: of the file.
@@ -33,43 +33,52 @@ def locked(path: Path, work: str, *, patience: float = 0.0) -> Iterator[None]:
         patience: seconds to wait for another holder.
 
     Raises:
-        ValueError: if another process or thread holds the lock, or the path is a link or no regular file.
+        ValueError: if another process or thread holds the lock, or the path is a link or not a regular file.
 
     """
     deadline = time.monotonic() + patience
-    while (file := _acquire(path)) is None:
-        if time.monotonic() > deadline:
-            raise ValueError(f"{work} by {_describe(_holder(path))}; wait until it has ended, or stop it")
-        time.sleep(SECONDS_BETWEEN_TRIES)
+    while True:
+        try:
+            file = _acquire(path)
+            break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise ValueError(f"{work} by {_name(_holder(path))}; wait until it has ended, or stop it") from None
+            time.sleep(SECONDS_BETWEEN_TRIES)
     try:
         yield
     finally:
-        if file >= 0:
+        if file is not None:
             try:
                 with suppress(OSError):
-                    path.unlink()  # before it is released, or another's file would be removed
+                    path.unlink()  # before the release, which lets another process make its own file
             finally:
                 os.close(file)
 
 
 def _acquire(path: Path) -> int | None:
-    """Return the descriptor of a file that is now locked, None if another holds it, -1 if there can be no file."""
+    """Return the descriptor of the locked file, None if no file can be made.
+
+    Raises:
+        BlockingIOError: if another process or thread holds the lock.
+        ValueError: if the path is a link or not a regular file.
+
+    """
+    invalid = ValueError(f"{path} must be a lock file of its own, but is a link or not a regular file; remove it")
     while True:
         try:
             file = _open(path)
         except OSError:
             if path.is_symlink() or (path.exists() and not path.is_file()):
-                raise _refusal(path) from None
-            return -1
+                raise invalid from None
+            return None
         try:
             status = os.fstat(file)
             if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-                raise _refusal(path)
-            if not _flock(file, path):
-                os.close(file)
-                return None
-            if _is_at(file, path):  # its last holder has not removed it meanwhile
-                with suppress(OSError):  # as on a full disk: the lock holds without a name
+                raise invalid
+            _lock(file, path)
+            if _is_at(file, path):  # otherwise its last holder has removed it meanwhile
+                with suppress(OSError):  # on a full disk the lock holds without a name
                     os.ftruncate(file, 0)
                     os.write(file, json.dumps(_own_record()).encode())
                 return file
@@ -80,7 +89,7 @@ def _acquire(path: Path) -> int | None:
 
 
 def _open(path: Path) -> int:
-    """Open a file for a lock, one that another user left for reading only."""
+    """Open a file for a lock; for reading only if it belongs to another user."""
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | NO_FOLLOW | NO_WAIT, 0o666)
     except PermissionError:
@@ -95,20 +104,26 @@ def _is_at(file: int, path: Path) -> bool:
         return False
 
 
-def _flock(file: int, path: Path) -> bool:
-    """Lock an open file; return whether that succeeded."""
+def _lock(file: int, path: Path) -> None:
+    """Lock an open file.
+
+    Raises:
+        BlockingIOError: if another process or thread holds the lock.
+
+    """
     if sys.platform != "win32":
         import fcntl
 
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return False
+            raise
         except OSError:  # a file system without locks
             pass
         else:
-            return True
-    return not _is_running(_holder(path))
+            return
+    if _is_running(_holder(path)):
+        raise BlockingIOError
 
 
 def _own_record() -> dict[str, Any]:
@@ -116,7 +131,7 @@ def _own_record() -> dict[str, Any]:
 
 
 def _holder(path: Path) -> dict[str, Any]:
-    """Return what the holder of a lock wrote; nothing if it cannot be read."""
+    """Return the record of the holder of a lock; an empty dictionary if it cannot be read."""
     try:
         holder = json.loads(path.read_text())
         return {name: holder[name] for name in _own_record()}
@@ -125,7 +140,7 @@ def _holder(path: Path) -> dict[str, Any]:
 
 
 def _is_running(holder: dict[str, Any]) -> bool:
-    """Return whether a holder still runs, as far as that can be known from this host."""
+    """Return whether a holder still runs; a process on another host counts as running."""
     ours = _own_record()
     if not holder or holder == ours:
         return False
@@ -137,9 +152,5 @@ def _is_running(holder: dict[str, Any]) -> bool:
         return False
 
 
-def _describe(holder: dict[str, Any]) -> str:
+def _name(holder: dict[str, Any]) -> str:
     return f"the process {holder['process']} on the host {holder['host']}" if holder else "another process"
-
-
-def _refusal(path: Path) -> ValueError:
-    return ValueError(f"{path} is a lock, which is a file of its own, but there is a link or no file; remove it")

@@ -1,4 +1,4 @@
-"""An estimate of what a call will need, before it is taken; and how freed memory is kept at hand."""
+"""Memory: checks before an allocation, and reuse of freed memory."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ import torch
 
 
 def available(device: torch.device | str = "cpu") -> int:
-    """Return the bytes that can still be taken on a device; on MPS, which shares it, the machine's memory."""
+    """Return the bytes that are free on a device; for MPS, which shares it, of the machine's memory."""
     device = torch.device(device)
-    if device.type == "cuda":  # torch keeps what was freed, for what is asked for next
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + kept
+    if device.type == "cuda":  # torch caches freed memory for its next allocations
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + cached
     return int(psutil.virtual_memory().available)
 
 
 def require(size: float, *, what: str, hint: str, device: torch.device | str = "cpu") -> None:
-    """Refuse in words what cannot fit.
+    """Require enough free memory.
 
     Args:
         size: the estimate, in bytes.
-        what: the thing that needs them, as the subject of the sentence.
-        hint: what to change, as an imperative.
-        device: where they are needed.
+        what: the subject of the error, which needs the memory.
+        hint: the remedy, as an imperative.
+        device: of the memory.
 
     Raises:
-        ValueError: if more is needed than there is.
+        ValueError: if the estimate exceeds the free memory.
 
     """
     free = available(device)
@@ -36,17 +36,17 @@ def require(size: float, *, what: str, hint: str, device: torch.device | str = "
 
 
 def keep_freed() -> None:
-    """Let glibc keep some 60 MiB of what is freed for whatever is asked for next.
+    """Make glibc keep about 60 MiB of freed memory for the next allocations.
 
-    It gives back at once what is larger than anything it has seen freed before, and large tensors that come and go then
-    cost a page fault for every 4 KiB of theirs: up to a third of the time of scoring particles. Of what it has seen it
-    takes note: here of 31 MiB that nobody touches. Other libraries of C take none.
+    glibc returns an allocation to the system if it is larger than all that were freed before. Temporary large tensors
+    then cost a page fault per 4 KiB, up to a third of the time of scoring particles. Freeing 31 MiB raises that
+    threshold. Other C libraries are not affected.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
 def in_words(size: float) -> str:
-    """Return a number of bytes as people say it, such as 1.5 GiB."""
+    """Return a number of bytes with a unit, such as 1.5 GiB."""
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if size < 1024:
             return f"{size:.3g} {unit}"

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar in a terminal or notebook, a line now and then elsewhere."""
+"""Progress of long work: a bar in a terminal or notebook, a line every ten seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Advance(Protocol):
-    """Reports how far the work is, with what to show beside the bar."""
+    """Function that updates the progress."""
 
     def __call__(self, done: float, text: str = "") -> None:
-        """Say that ``done`` of the total are done."""
+        """Show that ``done`` units are finished, with a text beside the bar."""
 
 
 @contextmanager
@@ -27,18 +27,18 @@ def progress(title: str, total: int, *, show_progress: bool, unit: str) -> Itera
     """Show the progress of some work while the block runs.
 
     Args:
-        title: what is done.
-        total: how many units there are.
-        show_progress: whether anything is shown at all.
-        unit: of the rate, in the plural.
+        title: name of the work.
+        total: number of units.
+        show_progress: whether anything is shown.
+        unit: name of the unit in the rate, in the plural.
 
     """
     console = Console(stderr=True)
     started = time.monotonic()
 
     def rate(done: float) -> str:
-        found = done / max(time.monotonic() - started, 1e-9)
-        return f"{found:.0f} {unit}/s" if found >= 10 else f"{found:.2g} {unit}/s"
+        per_second = done / max(time.monotonic() - started, 1e-9)
+        return f"{per_second:.0f} {unit}/s" if per_second >= 10 else f"{per_second:.2g} {unit}/s"
 
     if not show_progress:
         yield lambda done, text="": None
@@ -60,7 +60,7 @@ def progress(title: str, total: int, *, show_progress: bool, unit: str) -> Itera
             if time.monotonic() - last >= SECONDS_BETWEEN_LINES or (done >= total and last > started):
                 last = time.monotonic()
                 left = (last - started) * (total - done) / done if done else math.inf
-                with suppress(OSError, AttributeError):  # a closed output, or none, does not end the work
+                with suppress(OSError, AttributeError):  # a closed or missing output does not end the work
                     sys.stderr.write(f"{title}: {done:.0f} of {total}  {text}  {rate(done)}  {left:.0f} s left\n")
 
         yield line

@@ -1,4 +1,4 @@
-"""Parts to JSON and back: a class name and the arguments it was made with."""
+"""Parts to JSON and back: class name and constructor arguments."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Description = dict[str, Any]
 
 
 class Described:
-    """Base of everything that a run folder must be able to rebuild: it remembers the arguments of its constructor.
+    """Base class of parts that a run folder can rebuild; it stores the arguments of the constructor.
 
-    Subclasses need not do anything. A part that is handed to two others, such as an encoder that a prior shares, is
-    described once and built once. Tensors among the arguments are not remembered, since weights and buffers are
-    saved with the run; such an argument must therefore be optional.
+    Subclasses need no code for it. A part that two others share, such as the encoder of a prior, is described once and
+    built once. Tensors among the arguments are not stored, since weights and buffers are saved with the run. Such
+    arguments must therefore be optional.
     """
 
     init_arguments: dict[str, Any]
@@ -46,56 +46,55 @@ class Described:
 
 
 def describe(part: object, *, complete: bool = True) -> Description:
-    """Return the JSON-able description from which `build` makes the same part, in later versions too.
+    """Return a description in JSON types from which `build` makes the same part, in later versions too.
 
     Args:
         part: of a model, or the model itself.
-        complete: whether arguments that were not given are part of it, with the defaults of this version, as far as
-            JSON holds them. Earlier versions wrote none.
+        complete: whether it contains the defaults of arguments that were not given, as far as JSON can represent
+            them. Earlier versions wrote no defaults.
 
     Raises:
-        TypeError: if an argument can be neither described nor left out.
+        TypeError: if an argument can be neither described nor omitted.
 
     """
     return _describe(part, "", {}, complete=complete)
 
 
-_LEFT_OUT = object()
+_OMITTED = object()
 
 
 def _describe(part: object, path: str, seen: dict[int, str], *, complete: bool) -> Description:
-    """Describe a part that lies at a path; one that was seen before at another is the same one again."""
+    """Describe the part at a path; a part that was described before is a reference to its first path."""
     if id(part) in seen:
         return {"same": seen[id(part)]}
     seen[id(part)] = path
-    arguments = getattr(part, "init_arguments", {})
-    kept = {
+    arguments = {
         name: _to_json(value, f"{path}.{name}".lstrip("."), seen, complete=complete)
-        for name, value in arguments.items()
+        for name, value in getattr(part, "init_arguments", {}).items()
     }
     if complete and isinstance(part, Described):
-        kept = _defaults(type(part)) | kept
+        arguments = _defaults(type(part)) | arguments
     return {
         "class": f"{type(part).__module__}.{type(part).__qualname__}",
-        "arguments": {name: value for name, value in kept.items() if value is not _LEFT_OUT},
+        "arguments": {name: value for name, value in arguments.items() if value is not _OMITTED},
     }
 
 
 def _defaults(part_class: type[Described]) -> dict[str, object]:
-    """Return the defaults of a constructor that JSON holds, by argument."""
-    found = {}
+    """Return the defaults of a constructor that JSON can represent, by argument."""
+    defaults = {}
     for name, parameter in inspect.signature(part_class.__init__).parameters.items():
         if parameter.default is not inspect.Parameter.empty:
-            with contextlib.suppress(TypeError, ValueError):  # raised for other kinds, and for infinity
+            with contextlib.suppress(TypeError, ValueError):  # for other types, and for infinity
                 value = _to_json(parameter.default, name, {}, complete=True)
                 json.dumps(value, allow_nan=False)
-                found[name] = value
-    return found
+                defaults[name] = value
+    return defaults
 
 
 def _to_json(value: object, where: str, seen: dict[int, str], *, complete: bool) -> object:
     if isinstance(value, torch.Tensor):
-        return _LEFT_OUT
+        return _OMITTED
     if isinstance(value, Described):
         return _describe(value, where, seen, complete=complete)
     if isinstance(value, type):
@@ -111,12 +110,12 @@ def _to_json(value: object, where: str, seen: dict[int, str], *, complete: bool)
 
 
 def build(description: Mapping[str, Any], *, allow: Collection[str] = ()) -> Any:
-    """Make the part that `describe` described.
+    """Make a part from its description by `describe`.
 
     Args:
         description: a class and its arguments.
         allow: names of packages beside ``pyrovae`` and ``torch`` that may be imported. A run folder is data: it must
-            not be able to run code that its reader did not choose.
+            not run code that its reader did not choose.
 
     Raises:
         ValueError: if the class lies in a package that is not allowed, or does not exist.
@@ -139,7 +138,7 @@ def _from_json(value: object, where: str, built: dict[str, Any], allow: Collecti
     if isinstance(value, Mapping):
         if "same" in value:
             if value["same"] not in built:
-                raise ValueError(f"{where} is said to be the same part as {value['same']!r}, which is not described")
+                raise ValueError(f"{where} refers to the part {value['same']!r}, which is not described")
             return built[value["same"]]
         return _find(value["type"], allow) if "type" in value else _build(value, where, built, allow)
     if isinstance(value, list):
@@ -148,18 +147,18 @@ def _from_json(value: object, where: str, built: dict[str, Any], allow: Collecti
 
 
 def _find(path: str, allow: Collection[str]) -> type:
+    """Import a class from an allowed package."""
     module, _, name = path.rpartition(".")
     package = module.partition(".")[0]
-    inside = package == "pyrovae" or package in allow or module.startswith("torch.nn.modules")
-    if not inside:
+    if not (package == "pyrovae" or package in allow or module.startswith("torch.nn.modules")):
         raise ValueError(
-            f"this run was made with {path}, and a run folder imports nothing from outside pyrovae by itself; "
+            f"this run was made with {path}, but a run folder may import only from pyrovae; "
             f"if you trust it, allow the package {package!r}: allow=[{package!r}], or --allow {package}"
         )
     try:
-        found = getattr(importlib.import_module(module), name)
+        part_class = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError):
         raise ValueError(f"this run was made with {path}, which this version of pyrovae does not have") from None
-    if not (isinstance(found, type) and issubclass(found, (Described, nn.Module))):
+    if not (isinstance(part_class, type) and issubclass(part_class, (Described, nn.Module))):
         raise ValueError(f"{path} is not a part of a model")
-    return found
+    return part_class

@@ -1,4 +1,4 @@
-"""Fitting a pair, a step for loops of your own, and the folder in which a run is kept."""
+"""Training of a model and guide, a step for custom loops, and run folders."""
 
 from pyrovae.training.captured_step import CapturedStep, StepTerms, capture
 from pyrovae.training.checkpoint import Run, load, load_weights

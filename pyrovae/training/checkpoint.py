@@ -1,4 +1,4 @@
-"""What a run folder holds, and how a run is taken up or loaded again."""
+"""Content of a run folder: how a run is saved, resumed and loaded."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import json
 import logging
 import platform
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from pyrovae.compile.trace import first_line
 from pyrovae.programs import Program
@@ -33,15 +33,15 @@ WEIGHTS, TRAINER = "model.safetensors", "trainer.pt"
 
 @dataclass
 class Progress:
-    """Where training stands after an epoch.
+    """State of training after an epoch.
 
     Attributes:
-        epochs: what they showed.
+        epochs: metrics of each epoch.
         values: a snapshot of all parameters and buffers.
-        optimizer: its state.
-        best: the snapshot of the best epoch, where early stopping watches; otherwise None.
-        best_epoch: its number.
-        best_validation: its validation ELBO, nats per datum.
+        optimizer: its ``state_dict``.
+        best: the snapshot of the best epoch under early stopping; otherwise None.
+        best_epoch: number of that epoch.
+        best_validation: validation ELBO of that epoch, nats per datum.
 
     """
 
@@ -53,103 +53,103 @@ class Progress:
     best_validation: float
 
 
-STATE = {"epoch": int, "values": dict, "optimizer": dict, "best_epoch": int, "best_validation": float, "has_best": bool}
+TYPES = {"epoch": int, "values": dict, "optimizer": dict, "best_epoch": int, "best_validation": float, "has_best": bool}
 
 
 class Checkpoint:
-    """The run that `fit` writes after each epoch.
+    """The run that `fit` saves after each epoch.
 
     ``config.json`` holds settings, data hash and versions, ``model.json`` the parts, ``model.safetensors`` the weights
-    to use, ``trainer.pt`` what is needed to go on (read with ``weights_only=True``), ``metrics.jsonl`` a line for each
+    to use, ``trainer.pt`` the state of training (read with ``weights_only=True``), ``metrics.jsonl`` a line for each
     epoch, ``manifest.json`` the hash of each file.
     """
 
-    def __init__(self, folder: RunFolder) -> None:
-        self.folder = folder
-        self._unsaved: dict[str, bytes] = {}  # of a new run, until its first state is saved with them
+    def __init__(self, folder: RunFolder, settings: Mapping[str, Any], model: Program) -> None:
+        self.folder, self.settings, self.model = folder, dict(settings), model
+        self._is_saved = False  # whether the folder has the settings
 
-    def create(self, settings: Mapping[str, Any], model: Program) -> None:
-        """Start a run, whose settings are written with its first state.
+    def open(self, stack: ExitStack, *, resume: bool) -> Progress | None:
+        """Lock the folder until the stack ends, and return the state of a run to be resumed, None for a new run.
 
         Raises:
-            ValueError: if the folder holds a run already.
+            ValueError: if the folder holds a run already, or the run to be resumed does not fit (see `_check`).
 
         """
+        if not resume:
+            self.folder.create()
+        stack.enter_context(self.folder.lock("trained"))
+        if resume:
+            contents = _read(self.folder)
+            config = json.loads(contents[CONFIG])
+            self._check(config, json.loads(contents[MODEL]) if MODEL in contents else None)
+            self.settings = config | self.settings
+            return _progress(contents)
         if TRAINER in self.folder:
-            raise ValueError(
-                f"{self.folder.path} holds a run already; go on with it by resume, or choose another folder"
-            )
-        self._unsaved = {CONFIG: _json({**settings, "versions": versions()})}
-        description = _described(model)
-        if description is not None:
-            self._unsaved[MODEL] = _json(description)
+            raise ValueError(f"{self.folder.path} holds a run already; resume it, or choose another folder")
+        self.settings["versions"] = versions()
+        return None
 
-    def take_up(self, settings: Mapping[str, Any], model: Program) -> Progress:
-        """Open a run to go on with it, and return its state after the last complete epoch.
+    def _check(self, config: Mapping[str, Any], description: Mapping[str, Any] | None) -> None:
+        """Check that training goes on with the same numbers as without the interruption.
 
         Raises:
-            ValueError: if there is no complete run, or one with other settings: all but ``epochs``, ``patience``,
-                ``device`` and ``engine`` must be the same, or the numbers would not be those of an uninterrupted run.
-                Where the learning rate decays, ``epochs`` must be the same too.
+            ValueError: if the model or the settings differ. All but ``epochs``, ``patience``, ``device`` and ``engine``
+                must be the same, and ``epochs`` too if the learning rate decays.
 
         """
-        contents, path = _read(self.folder), self.folder.path
-        config = json.loads(contents[CONFIG])
         free = {"epochs", "patience", "device", "engine"}
-        if settings["training"]["final_learning_rate"] is not None:
+        if self.settings["training"]["final_learning_rate"] is not None:
             free.remove("epochs")
-        defaults = {"training": asdict(Training())}  # of options that the run may be too old to name
+        defaults = {"training": asdict(Training())}  # for options that the run is too old to have
         for group in ("training", "objective", "optimizer", "data"):
             before = defaults.get(group, {}) | config[group]
-            for name, value in _plain(settings[group]).items():
+            for name, value in _plain(self.settings[group]).items():
                 if name not in free and before.get(name) != value:
                     raise ValueError(
-                        f"the run {path} was made with {group}.{name} = {before.get(name)!r}, but received "
+                        f"the run {self.folder.path} was made with {group}.{name} = {before.get(name)!r}, but received "
                         f"{value!r}; resume with the same settings, or start another run"
                     )
-        written = json.loads(contents[MODEL]) if MODEL in contents else None
-        if written is not None and written not in (_described(model), _described(model, complete=False)):
+        own = (_described(self.model), _described(self.model, complete=False))
+        if description is not None and description not in own:
             raise ValueError(
-                f"the run {path} is one of another model: its {MODEL} describes other parts, or other options of them; "
-                "resume with the same model, or start another run"
+                f"the run {self.folder.path} has another model: its {MODEL} describes other parts, or other options of "
+                "them; resume with the same model, or start another run"
             )
-        return _progress(contents)
-
-    def keep_settings(self, settings: Mapping[str, Any]) -> None:
-        """Write settings of the run, those of a new one with its first state."""
-        before = self._unsaved[CONFIG] if self._unsaved else self.folder.read(CONFIG)
-        content = _json({**json.loads(before), **settings})
-        if self._unsaved:
-            self._unsaved[CONFIG] = content
-        else:
-            self.folder.write({CONFIG: content})
 
     def save(self, progress: Progress) -> None:
-        """Write the state after an epoch."""
-        values, optimizer = tree_map_only(Tensor, Tensor.cpu, (progress.values, progress.optimizer))
+        """Save the state after an epoch; the first time, also the settings."""
         trainer = {
             "epoch": len(progress.epochs),
-            "values": values,
-            "optimizer": optimizer,
+            "values": progress.values,
+            "optimizer": progress.optimizer,
             "best_epoch": progress.best_epoch,
             "best_validation": progress.best_validation,
             "has_best": progress.best is not None,
         }
         buffer = io.BytesIO()
         torch.save(trainer, buffer)
-        self.folder.write(
-            {
-                **self._unsaved,
-                WEIGHTS: to_bytes(progress.values if progress.best is None else progress.best),
-                TRAINER: buffer.getvalue(),
-                METRICS: History(progress.epochs, 0, "").to_json_lines().encode(),
-            }
-        )
-        self._unsaved = {}
+        files = {
+            WEIGHTS: to_bytes(progress.values if progress.best is None else progress.best),
+            TRAINER: buffer.getvalue(),
+            METRICS: History(progress.epochs, 0, "").to_json_lines().encode(),
+        }
+        if not self._is_saved:
+            files[CONFIG] = _json(self.settings)
+            description = _described(self.model)
+            if description is not None:
+                files[MODEL] = _json(description)
+        self.folder.write(files)
+        self._is_saved = True
 
-    def read(self) -> Progress:
-        """Read the state after the last complete epoch."""
-        return _progress(_read(self.folder))
+
+def read_progress(folder: RunFolder) -> Progress:
+    """Return the state of training after the last complete epoch of a run.
+
+    Raises:
+        ValueError: if a file is missing or changed.
+
+    """
+    return _progress(_read(folder))
 
 
 def _read(folder: RunFolder) -> dict[str, bytes]:
@@ -157,21 +157,21 @@ def _read(folder: RunFolder) -> dict[str, bytes]:
     manifest = folder.manifest()
     if manifest and TRAINER not in manifest:
         raise ValueError(
-            f"the run {folder.path} has no {TRAINER}: it ended before its first checkpoint; train anew, in the same "
-            "folder or another"
+            f"the run {folder.path} has no {TRAINER}: it ended before its first checkpoint; train anew, in this folder "
+            "or another"
         )
     return folder.read_files((CONFIG, TRAINER, WEIGHTS, METRICS), optional=(MODEL,))
 
 
 def _progress(contents: Mapping[str, bytes]) -> Progress:
-    """Return the state that the files of a run hold."""
+    """Return the state of training in the files of a run."""
     try:
         trainer = torch.load(io.BytesIO(contents[TRAINER]), weights_only=True, map_location="cpu")
-    except Exception as error:  # torch raises several kinds
-        raise ValueError(f"{TRAINER} is no state of training ({first_line(error)}); train again") from None
-    for name, kind in STATE.items():
-        if not isinstance(trainer, dict) or not isinstance(trainer.get(name), kind):
-            raise ValueError(f"{TRAINER} is no state of training: {name!r} must be a {kind.__name__}; train again")
+    except Exception as error:  # torch raises errors of several types
+        raise ValueError(f"{TRAINER} is not a state of training ({first_line(error)}); train again") from None
+    for name, type_ in TYPES.items():
+        if not isinstance(trainer, dict) or not isinstance(trainer.get(name), type_):
+            raise ValueError(f"{TRAINER} is not a state of training: {name!r} must be a {type_.__name__}; train again")
     weights = from_bytes(contents[WEIGHTS])
     epochs = History.epochs_from_json_lines(contents[METRICS].decode())
     if trainer["epoch"] != len(epochs):
@@ -191,13 +191,13 @@ def _progress(contents: Mapping[str, bytes]) -> Progress:
 
 @dataclass(frozen=True)
 class Run:
-    """A run that was loaded.
+    """A loaded run.
 
     Attributes:
-        vae: with the trained weights, of their dtype, in evaluation mode, on the CPU.
-        history: of its training.
+        vae: with the trained weights, in their dtype, in evaluation mode, on the CPU.
+        history: metrics of training.
         config: settings, data hash and versions.
-        folder: it was read from.
+        folder: from which the run was loaded.
 
     """
 
@@ -218,8 +218,8 @@ def load(path: str | Path, *, allow: Collection[str] = ()) -> Run:
         The run, all files checked against the manifest.
 
     Raises:
-        ValueError: if a file is missing or changed (the text says which), or the parts cannot be rebuilt, as of a run
-            that another version of pyrovae wrote.
+        ValueError: if a file is missing or changed (the text names it), or the parts cannot be rebuilt, for example
+            because another version of pyrovae wrote the run.
 
     """
     folder = RunFolder(path)
@@ -240,24 +240,24 @@ def load(path: str | Path, *, allow: Collection[str] = ()) -> Run:
 def _load(folder: RunFolder, contents: Mapping[str, bytes], config: dict[str, Any], allow: Collection[str]) -> Run:
     if MODEL not in contents:
         raise ValueError(
-            f"the run {folder.path} does not say how to build its model; build it and use training.load_weights"
+            f"the run {folder.path} does not describe its model; build the model and use training.load_weights"
         )
     vae = build(json.loads(contents[MODEL]), allow=allow)
     progress = _progress(contents)
     weights = from_bytes(contents[WEIGHTS])
     dtypes = {value.dtype for value in weights.values() if value.is_floating_point()}
-    if len(dtypes) == 1:  # that of training, whatever the default is now
+    if len(dtypes) == 1:  # the dtype of training, whatever the default is now
         vae.to(*dtypes)
     restore([vae], (), weights)
     return Run(vae.eval(), History(progress.epochs, progress.best_epoch, "loaded"), config, folder)
 
 
 def load_weights(path: str | Path, modules: Iterable[nn.Module]) -> None:
-    """Put the weights of a run into modules that were built by hand, and its ``pyro.param`` values into Pyro's store.
+    """Load the weights of a run into modules that were built by hand, and its ``pyro.param`` values into Pyro's store.
 
     Args:
         path: of the run folder.
-        modules: the modules of the pair, in the order in which `fit` was given or found them.
+        modules: of the model and guide, in the order in which `fit` received or found them.
 
     Raises:
         ValueError: if a file is missing or changed, the weights belong to other modules, or Pyro's store does not know
@@ -269,9 +269,9 @@ def load_weights(path: str | Path, modules: Iterable[nn.Module]) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what numbers may depend on."""
-    found = {name: importlib.metadata.version(name) for name in ("torch", "pyro-ppl", "numpy")}
-    return {"pyrovae": _own_version(), "python": platform.python_version(), **found}
+    """Return the versions of pyrovae, Python and the libraries that numbers may depend on."""
+    libraries = {name: importlib.metadata.version(name) for name in ("torch", "pyro-ppl", "numpy")}
+    return {"pyrovae": _own_version(), "python": platform.python_version(), **libraries}
 
 
 def _own_version() -> str:
@@ -282,7 +282,7 @@ def _own_version() -> str:
 
 
 def _described(model: Program, *, complete: bool = True) -> dict[str, Any] | None:
-    """Return the description of the object whose method a model is, where it has one."""
+    """Return the description of the object that has the model as a method, None if it has none."""
     owner = getattr(model, "__self__", None)
     if not isinstance(owner, Described):
         return None
@@ -298,5 +298,5 @@ def _json(record: object) -> bytes:
 
 
 def _plain(record: object) -> dict[str, Any]:
-    """Return a record as JSON would give it back."""
+    """Return a record after a round trip through JSON."""
     return json.loads(_json(record))

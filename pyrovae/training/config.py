@@ -1,4 +1,4 @@
-"""The options of training, written once for the function, the command line and the saved configuration."""
+"""Options of training, defined once for `fit`, the command line and the saved configuration."""
 
 from __future__ import annotations
 
@@ -20,23 +20,24 @@ def _option(default: Any, text: str) -> Any:
 
 @dataclass(frozen=True)
 class Training:
-    """How a pair is trained: Adam on the loss per datum.
+    """Options of training with Adam on the loss per datum.
 
     Attributes:
         epochs: passes over the training data.
-        batch_size: data per gradient step.
+        batch_size: data points per gradient step.
         learning_rate: of Adam; at the start if it decays.
-        final_learning_rate: where a cosine decay over all epochs ends; constant if None.
+        final_learning_rate: end of a cosine decay over all epochs; constant if None.
         clip_norm: largest norm of the gradient of the loss per datum; no clipping if None.
         patience: epochs without a better validation ELBO after which training stops, with the weights of the best
-            epoch; if None training goes on to the end and keeps the last weights.
+            epoch; if None, training runs all epochs and keeps the last weights.
         seed: of shuffling, binarization and the guide's draws.
         device: "auto" (CUDA if there is one, else the CPU), "cpu", "cuda", "cuda:1", "mps".
-        engine: "captured" records a step once, compiles it by Inductor where there is a compiler and replays it, on a
-            GPU as one CUDA graph; "eager" runs the programs anew in each step, to the same numbers but for rounding;
-            "auto" decides by the number of steps.
+        precision: "float32", or "bfloat16" for the arithmetic of networks in training.
+        engine: "captured" traces a step once, compiles it with Inductor if there is a compiler, and replays it, on a
+            GPU as one CUDA graph; "eager" runs model and guide in each step, with the same numbers up to rounding;
+            "auto" chooses by the number of steps.
         start_at_data: whether the output of a VAE starts at the mean of the training data, and a learned scale at their
-            spread around it, where these were neither trained nor set before.
+            spread around it, unless these were trained or set before.
 
     Raises:
         ValueError: if an option is out of range.
@@ -44,15 +45,17 @@ class Training:
     """
 
     epochs: int = _option(100, "passes over the training data")
-    batch_size: int = _option(128, "data per gradient step")
+    batch_size: int = _option(128, "data points per gradient step")
     learning_rate: float = _option(1e-3, "of Adam; at the start if it decays")
-    final_learning_rate: float | None = _option(None, "where a cosine decay over all epochs ends (default: constant)")
+    final_learning_rate: float | None = _option(None, "end of a cosine decay over all epochs (default: constant)")
     clip_norm: float | None = _option(None, "largest norm of the gradient of the loss per datum (default: no clipping)")
     patience: int | None = _option(None, "epochs without a better validation ELBO before it stops (default: never)")
     seed: int = _option(0, "of initialization, shuffling, binarization and the guide's draws")
     device: str = _option("auto", "auto, cpu, cuda, cuda:1 or mps; auto takes CUDA if there is one")
-    precision: str = _option("float32", "float32, or bfloat16 for what networks compute in training")
-    engine: str = _option("auto", "captured (steps are recorded once and replayed), eager, or auto: by their number")
+    precision: str = _option("float32", "float32, or bfloat16 for the arithmetic of networks in training")
+    engine: str = _option(
+        "auto", "captured (a step is traced once and replayed), eager, or auto: by the number of steps"
+    )
     start_at_data: bool = _option(
         default=True, text="start the output at the mean of the training data, learned scales at their spread"
     )
@@ -78,19 +81,19 @@ class Training:
 
 
 def check_positive(name: str, value: float | None) -> None:
-    """Refuse a number that is not positive and finite; None is no number."""
+    """Raise a ValueError unless a number is positive and finite; None is accepted."""
     if value is not None and not (isinstance(value, (int, float)) and value > 0 and math.isfinite(value)):
         raise ValueError(f"{name} is positive and finite, but received {value!r}")
 
 
 def check_engine(name: str) -> None:
-    """Refuse an engine that does not exist."""
+    """Raise a ValueError unless an engine exists."""
     if name not in ENGINES:
         raise ValueError(f"engine is one of {', '.join(ENGINES)}, but received {name!r}; auto decides by itself")
 
 
 def check_precision(name: str) -> None:
-    """Refuse a precision that does not exist."""
+    """Raise a ValueError unless a precision exists."""
     if name not in PRECISIONS:
         raise ValueError(f"precision is one of {', '.join(PRECISIONS)}, but received {name!r}; float32 is the default")
 
@@ -107,7 +110,7 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda", "mps"):
-            raise RuntimeError("it is none of cpu, cuda and mps")
+            raise RuntimeError("it must be of type cpu, cuda or mps")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

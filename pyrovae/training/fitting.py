@@ -26,7 +26,7 @@ from pyrovae.runtime.context import (
     own_store,
     stream_seed,
 )
-from pyrovae.training.checkpoint import Checkpoint, Progress
+from pyrovae.training.checkpoint import Checkpoint
 from pyrovae.training.config import Training, choose_device
 from pyrovae.training.loop import Loop
 from pyrovae.training.placement import Placement
@@ -145,8 +145,8 @@ def fit(
                 "data": _describe_data(placed.rows[0]),
                 "command": dict(command or {}),
             }
-            checkpoint = Checkpoint(RunFolder(folder))
-            progress = loop.group.from_first(lambda: _open(checkpoint, settings, model, stack, resume=resume))
+            checkpoint = Checkpoint(RunFolder(folder), settings, model)
+            progress = loop.group.from_first(lambda: checkpoint.open(stack, resume=resume))
             if progress is not None:
                 loop.restore(progress)
             loop.checkpoint = checkpoint if loop.group.first else None
@@ -154,10 +154,9 @@ def fit(
         if training.start_at_data and not resume:
             start = start_at_data(model, placed.rows[0])
             loop.group.copy_from_first(loop.leaves.trained)
-        if loop.checkpoint is not None:
-            loop.checkpoint.keep_settings(settings if resume else {"start": start or None})
-            if not resume:
-                loop.checkpoint.save(loop.progress())
+        if loop.checkpoint is not None and not resume:
+            loop.checkpoint.settings["start"] = start or None
+            loop.checkpoint.save(loop.progress())
         logger.log(
             logging.WARNING if show_progress and loop.group.first else logging.INFO,
             "training %s parameters%s",
@@ -165,19 +164,6 @@ def fit(
             f"; it starts with {start}" if start else "",
         )
         return loop.run(on_epoch, show_progress=show_progress)
-
-
-def _open(
-    checkpoint: Checkpoint, settings: Mapping[str, Any], model: Program, stack: ExitStack, *, resume: bool
-) -> Progress | None:
-    """Lock the folder of a run until the stack ends, and return its state if it is resumed."""
-    if not resume:
-        checkpoint.folder.create()
-    stack.enter_context(checkpoint.folder.lock("trained"))
-    if resume:
-        return checkpoint.take_up(settings, model)
-    checkpoint.create(settings, model)
-    return None
 
 
 def _describe_objective(objective: PyroELBO) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The run folder: sets of files that are replaced together, and checked by hash when they are read."""
+"""Run folder: sets of files that are replaced together and checked by hash when they are read."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from pyrovae.runtime import locked, open_regular, write_new
 from pyrovae.runtime.context import interrupts_wait
 
 MANIFEST = "manifest.json"
-NAME = re.compile(r"[^./\\\0][^/\\\0]*(/[^./\\\0][^/\\\0]*)*")  # of a file, in sub-folders or not
-TRIES = 1000  # to read files that another process is replacing
+NAME = re.compile(r"[^./\\\0][^/\\\0]*(/[^./\\\0][^/\\\0]*)*")  # name of a file, in sub-folders or not
+TRIES = 1000  # attempts to read files that another process is replacing
 PATIENCE = 60.0  # seconds to wait for another process that writes
 
 
 class Manifest(NamedTuple):
-    """The content of a manifest.
+    """Content of a manifest.
 
     Attributes:
         hashes: SHA-256 of each file by name.
@@ -37,10 +37,10 @@ class Manifest(NamedTuple):
 class RunFolder:
     """A folder whose files are named in a manifest with their SHA-256. Nothing in it is ever unpickled.
 
-    A write replaces a set of files as one. All are written under temporary names, then the manifest is. From that
-    moment the new files count, and each is renamed, the manifest last. Readers accept a file of the new manifest under
-    either name. The next write finishes the renames of a killed process. Files under temporary names without a whole
-    manifest do not count, and are overwritten.
+    A write replaces a set of files as one. It writes all files under temporary names, then the manifest under a
+    temporary name. From that moment the new files count. Each is then renamed, the manifest last. Readers accept a
+    file of the new manifest under either name. The next write finishes the renames of a killed process. Temporary
+    files without a complete manifest do not count and are overwritten.
 
     Args:
         path: of the folder, which need not exist until it is written to.
@@ -54,24 +54,24 @@ class RunFolder:
         return name in self.manifest()
 
     def manifest(self) -> dict[str, str]:
-        """Return the hash of every file by name; empty where there is no run.
+        """Return the hash of every file by name; an empty dictionary if there is no run.
 
         Raises:
             ValueError: if the manifest cannot be read, or names files outside the folder.
 
         """
-        listings = self._listings()
-        return listings[0].hashes if listings else {}
+        manifests = self._manifests()
+        return manifests[0].hashes if manifests else {}
 
     @contextmanager
     def lock(self, work: str) -> Iterator[None]:
-        """Refuse the same work to other processes inside the block; reading and other work go on.
+        """Exclude other processes from the same work inside the block; they can still read or do other work.
 
         Args:
             work: as in "the run is being trained".
 
         Raises:
-            ValueError: if another process does this work; the text names it and its host.
+            ValueError: if another process does this work; the text names the process and its host.
 
         """
         with locked(self.path / f".{work}.lock", f"the run {self.path} is being {work}"):
@@ -87,13 +87,13 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise self._refusal(error) from None
+            raise self._not_writable(error) from None
 
     def path_of(self, name: str) -> Path:
         """Return the path of a file that may be written.
 
         Raises:
-            ValueError: if the name leads out of the folder, a sub-folder is a link, or a folder takes the place.
+            ValueError: if the name leads out of the folder, a sub-folder is a link, or the path is a folder.
 
         """
         if not NAME.fullmatch(name):
@@ -101,9 +101,9 @@ class RunFolder:
         path = self.path / name
         for folder in path.relative_to(self.path).parents:
             if folder.name and (self.path / folder).is_symlink():
-                raise self._refusal(OSError(errno.ELOOP, f"{folder} is a link, which is not followed"))
+                raise self._not_writable(OSError(errno.ELOOP, f"{folder} is a link, which is not followed"))
         if path.is_dir() and not path.is_symlink():
-            raise self._refusal(OSError(errno.EISDIR, f"{name} is a folder"))
+            raise self._not_writable(OSError(errno.EISDIR, f"{name} is a folder"))
         return path
 
     def write(self, files: Mapping[str, bytes]) -> None:
@@ -121,19 +121,19 @@ class RunFolder:
             for path in paths:
                 path.parent.mkdir(parents=True, exist_ok=True)
             with locked(self.path / ".writing.lock", f"{self.path} is being written", patience=PATIENCE):
-                self._finish()
+                self._finish_renames()
                 hashes = self.manifest() | {name: _hash(content) for name, content in files.items()}
-                listing = json.dumps({"files": dict(sorted(hashes.items()))}, indent=2) + "\n"
+                content = json.dumps({"files": dict(sorted(hashes.items()))}, indent=2) + "\n"
                 *staged, pending = map(_temporary, paths)
                 write_new(dict(zip(staged, files.values(), strict=True)))
-                write_new({pending: listing.encode()})  # from here on the new files count
+                write_new({pending: content.encode()})  # from here on the new files count
                 with interrupts_wait():
                     for path in paths:
                         os.replace(_temporary(path), path)
         except OSError as error:
-            raise self._refusal(error) from None
+            raise self._not_writable(error) from None
 
-    def _refusal(self, error: OSError) -> ValueError:
+    def _not_writable(self, error: OSError) -> ValueError:
         return ValueError(f"the run folder {self.path} cannot be written ({error.strerror}); choose another folder")
 
     def read(self, name: str, *, remedy: str = "train again") -> bytes:
@@ -143,11 +143,11 @@ class RunFolder:
     def read_files(
         self, names: Iterable[str], *, optional: Iterable[str] = (), remedy: str = "train again"
     ) -> dict[str, bytes]:
-        """Return the contents of files under one manifest, also while another process writes.
+        """Return the contents of files under one manifest, even while another process writes.
 
         Args:
             names: of files.
-            optional: names of files that are left out if the run does not have them.
+            optional: names of files that are skipped if the run does not have them.
             remedy: instruction for a file that is missing or changed, as an imperative.
 
         Raises:
@@ -155,58 +155,54 @@ class RunFolder:
 
         """
         names, optional = list(names), set(optional)
-        listings = self._listings()
-        if not listings:
+        manifests = self._manifests()
+        if not manifests:
             raise ValueError(
                 f"{self.path} is not a run folder: it has no {MANIFEST}; train one with pyrovae train"
                 + (f" --folder {self.path}" if self.path.is_dir() else "")
             )
         for _ in range(TRIES):
-            for listing in listings:
+            for manifest in manifests:
                 try:
-                    return self._read_under(listing, [*names, *(optional & listing.hashes.keys())], remedy)
+                    return self._read_under(manifest, [*names, *(optional & manifest.hashes.keys())], remedy)
                 except ValueError as error:
                     failure = error
-            before, listings = listings, self._listings()
-            if listings == before:  # nobody writes
+            before, manifests = manifests, self._manifests()
+            if manifests == before:  # no other process writes
                 break
         raise failure
 
-    def _read_under(self, listing: Manifest, names: list[str], remedy: str) -> dict[str, bytes]:
+    def _read_under(self, manifest: Manifest, names: list[str], remedy: str) -> dict[str, bytes]:
         """Return the contents of files whose hashes a manifest has; all are opened before the first is read."""
         with ExitStack() as stack:
-            opened = {}
+            opened: dict[str, list[BinaryIO]] = {}
             for name in names:
-                if name not in listing.hashes:
+                if name not in manifest.hashes:
                     raise ValueError(f"the run {self.path} has no {name}; {remedy}")
                 path = self.path / name
-                staged = open_regular(_temporary(path), follow=False) if listing.staged else None
-                opened[name] = [
-                    stack.enter_context(file) for file in (staged, open_regular(path, follow=True)) if file is not None
-                ]
+                staged = open_regular(_temporary(path), follow=False) if manifest.staged else None
+                files = (staged, open_regular(path, follow=True))
+                opened[name] = [stack.enter_context(file) for file in files if file is not None]
             contents = {}
-            for name, files in opened.items():
-                if not files:
+            for name, candidates in opened.items():
+                if not candidates:
                     raise ValueError(f"the run {self.path} is incomplete: {name} is missing; restore it or {remedy}")
-                found = (content for file in files if _hash(content := file.read()) == listing.hashes[name])
-                if (whole := next(found, None)) is None:
+                whole = [content for file in candidates if _hash(content := file.read()) == manifest.hashes[name]]
+                if not whole:
                     raise ValueError(
                         f"the run {self.path} is damaged: {name} is not the file that was written (its SHA-256 "
                         f"differs from the manifest's); restore it or {remedy}"
                     )
-                contents[name] = whole
+                contents[name] = whole[0]
             return contents
 
-    def _listings(self) -> list[Manifest]:
-        """Return the manifest that is being put in place, if there is one, and the one that is in place."""
-        found = [
-            (self._hashes(_temporary(self.path / MANIFEST)), True),
-            (self._hashes(self.path / MANIFEST), False),
-        ]
-        return [Manifest(hashes, staged) for hashes, staged in found if hashes]
+    def _manifests(self) -> list[Manifest]:
+        """Return the manifest that is being put in place and the one in place, as far as they exist."""
+        pending, current = self._hashes(_temporary(self.path / MANIFEST)), self._hashes(self.path / MANIFEST)
+        return [Manifest(hashes, staged) for hashes, staged in ((pending, True), (current, False)) if hashes]
 
     def _hashes(self, path: Path) -> dict[str, str]:
-        """Return the hashes in a manifest; none if there is no manifest, or only a part that a killed process wrote."""
+        """Return the hashes in a manifest; an empty dictionary if it does not exist, or is temporary and incomplete."""
         file = open_regular(path, follow=path.name == MANIFEST)
         if file is None:
             return {}
@@ -220,17 +216,17 @@ class RunFolder:
         for name in hashes:
             if not NAME.fullmatch(name):
                 raise ValueError(
-                    f"{path} is damaged: it names {name!r}, which is no file of the run folder; do not use this folder"
+                    f"{path} is damaged: it names {name!r}, which is not a file of the run; do not use this folder"
                 )
         return hashes
 
-    def _finish(self) -> None:
-        """Finish the renames of a killed process, or drop its manifest if one of its files is lost."""
+    def _finish_renames(self) -> None:
+        """Finish the renames of a killed process, or remove its manifest if one of its files is lost."""
         pending, current = (self._hashes(path) for path in (_temporary(self.path / MANIFEST), self.path / MANIFEST))
         if not pending:
             return
+        changed = [name for name, digest in pending.items() if current.get(name) != digest]
         try:
-            changed = [name for name, digest in pending.items() if current.get(name) != digest]
             self._read_under(Manifest(pending, staged=True), changed, "")
         except ValueError:
             _temporary(self.path / MANIFEST).unlink()
@@ -238,12 +234,11 @@ class RunFolder:
         for name, digest in pending.items():
             path = self.path_of(name)
             file = open_regular(_temporary(path), follow=False)
-            if file is None:
-                continue
-            with file:
-                whole = _hash(file.read()) == digest
-            if whole:
-                os.replace(_temporary(path), path)
+            if file is not None:
+                with file:
+                    is_whole = _hash(file.read()) == digest
+                if is_whole:
+                    os.replace(_temporary(path), path)
         os.replace(_temporary(self.path / MANIFEST), self.path / MANIFEST)
 
 

@@ -1,4 +1,4 @@
-"""The start of training: output and learned scales of a VAE at the mean and the spread of its training data."""
+"""Initialization of a VAE from its training data: output at the mean, learned scales at the spread."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from pyrovae.vae import VAE
 
 logger = logging.getLogger("pyrovae")
 
-MOST_ROWS, MOST_ELEMENTS = 10_000, 2**23  # of the data whose spread is measured
+MAX_ROWS, MAX_ELEMENTS = 10_000, 2**23  # size of the data from which the spread is measured
 
 
 @torch.no_grad()
 def start_at_data(model: Program, rows: Loader) -> str:
     """Set the output bias of a VAE's decoder and the learned scales of its likelihood to the mean and spread of data.
 
-    What was trained or set before stays: a bias that is not all zeros, a scale that is not the default of its class.
+    Values that were trained or set before are not changed: a bias that is not all zeros, a scale that is not the
+    default of its class.
 
     Args:
-        model: of a `VAE`; nothing is set for any other.
+        model: of a `VAE`; other models are not changed.
         rows: the training data.
 
     Returns:
-        In words, what was set; empty if nothing was.
+        A text that names the values that were set; empty if there are none.
 
     """
     vae = getattr(model, "__self__", None)
@@ -42,7 +43,7 @@ def start_at_data(model: Program, rows: Loader) -> str:
     if decoder is None and not learned:
         return ""
     before = [parameter.clone() for parameter in learned]
-    size = min(len(rows), MOST_ROWS, max(1, MOST_ELEMENTS // math.prod(vae.likelihood.x_shape)))
+    size = min(len(rows), MAX_ROWS, max(1, MAX_ELEMENTS // math.prod(vae.likelihood.x_shape)))
     with forked_random(stream_seed("start"), rows.device):
         x = rows.draw(torch.linspace(0, len(rows) - 1, size, device=rows.device).long())[0]
     source = rows.source[0] if isinstance(rows.source, tuple) else rows.source
@@ -51,7 +52,7 @@ def start_at_data(model: Program, rows: Loader) -> str:
     try:
         params = vae.likelihood.start(x.to(device), mean.to(device))
         at_mean = decoder is not None and bool(params.isfinite().all()) and decoder.start(params)
-    except Exception as error:  # a likelihood of the user's may raise anything
+    except Exception as error:  # a likelihood of the user may raise anything
         logger.warning("the output does not start at the mean of the training data: %s", first_line(error))
         return ""
     at_spread = any(not now.equal(then) for now, then in zip(learned, before, strict=True))

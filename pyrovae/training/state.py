@@ -1,4 +1,4 @@
-"""The values that training moves: parameters and buffers of modules, and Pyro's stored parameters."""
+"""Values that training changes: parameters and buffers of modules, and Pyro's stored parameters."""
 
 from __future__ import annotations
 
@@ -10,27 +10,26 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-PARAM_PREFIX = "pyro.param/"
+PARAM_PREFIX = "pyro.param/"  # begins the name of a value of Pyro's parameter store
 
 
 def trainable(modules: Sequence[nn.Module], params: Iterable[str]) -> list[Tensor]:
-    """Return every parameter of the modules, and the named ones of Pyro's store, unconstrained, in a fixed order."""
-    found = [p for module in modules for p in module.parameters()] + list(_stored(params).values())
-    unique = {id(value): value for value in found if value.requires_grad}
-    return list(unique.values())
+    """Return the parameters of modules, and the named ones of Pyro's store, unconstrained, in a fixed order."""
+    parameters = [p for module in modules for p in module.parameters()] + list(_stored(params).values())
+    return list({id(value): value for value in parameters if value.requires_grad}.values())
 
 
 def snapshot(modules: Sequence[nn.Module], params: Iterable[str]) -> dict[str, Tensor]:
-    """Return copies of all values by name: of one module as in its ``state_dict``, of several with their number."""
+    """Return copies of all values by name: the names in the ``state_dict``, after a number if modules are several."""
     return {name: value.detach().clone() for name, value in _named(modules, params).items()}
 
 
 @torch.no_grad()
 def restore(modules: Sequence[nn.Module], params: Iterable[str], values: Mapping[str, Tensor]) -> None:
-    """Put the values of a `snapshot` back in place.
+    """Copy the values of a `snapshot` back into place.
 
     Raises:
-        ValueError: if they belong to other modules, as `require_same` says.
+        ValueError: if they belong to other modules, as in `require_same`.
 
     """
     require_same(modules, params, values)
@@ -40,7 +39,7 @@ def restore(modules: Sequence[nn.Module], params: Iterable[str], values: Mapping
 
 
 def require_same(modules: Sequence[nn.Module], params: Iterable[str], values: Mapping[str, Tensor]) -> None:
-    """Require values to be those of these modules.
+    """Require values to belong to these modules.
 
     Raises:
         ValueError: if names, shapes, dtypes or layouts differ.
@@ -48,22 +47,20 @@ def require_same(modules: Sequence[nn.Module], params: Iterable[str], values: Ma
     """
     named = _named(modules, params)
     for name in sorted(named.keys() ^ values.keys())[:1]:
-        where = "the run" if name in values else "the model"
-        raise ValueError(f"the run belongs to another model: only {where} has {name!r}")
+        owner = "the run" if name in values else "the model"
+        raise ValueError(f"the run belongs to another model: only {owner} has {name!r}")
     for name, value in values.items():
-        kinds = [kind_of(tensor) for tensor in (value, named[name])]
-        if kinds[0] != kinds[1]:
-            raise ValueError(
-                f"the run belongs to another model: {name!r} is {kinds[0]} in the run and {kinds[1]} in the model"
-            )
+        saved, own = tensor_type(value), tensor_type(named[name])
+        if saved != own:
+            raise ValueError(f"the run belongs to another model: {name!r} is {saved} in the run and {own} in the model")
 
 
-def kind_of(value: object) -> str:
-    """Return the shape and dtype of a tensor in words, and a layout or device that prevents copies of its values."""
+def tensor_type(value: object) -> str:
+    """Return the shape and dtype of a tensor as text, and a layout or device from which values cannot be copied."""
     if not isinstance(value, Tensor):
         return f"a {type(value).__name__}"
-    empty = value.is_meta and type(value) is Tensor  # a subclass may hold its values elsewhere
-    unusual = f", {value.layout}" if value.layout != torch.strided else ", without values" if empty else ""
+    is_empty = value.is_meta and type(value) is Tensor  # a subclass may hold its values elsewhere
+    unusual = f", {value.layout}" if value.layout != torch.strided else ", without values" if is_empty else ""
     return f"{tuple(value.shape)} of {value.dtype}{unusual}"
 
 
@@ -71,7 +68,7 @@ def params_of(values: Mapping[str, Tensor]) -> list[str]:
     """Return the names of the ``pyro.param`` values in a `snapshot`.
 
     Raises:
-        ValueError: if Pyro's store does not have one of them: only a ``pyro.param`` statement knows its constraint.
+        ValueError: if Pyro's store lacks one of them: only a ``pyro.param`` statement knows its constraint.
 
     """
     names = [name.removeprefix(PARAM_PREFIX) for name in values if name.startswith(PARAM_PREFIX)]
@@ -85,16 +82,16 @@ def params_of(values: Mapping[str, Tensor]) -> list[str]:
 
 
 def _named(modules: Sequence[nn.Module], params: Iterable[str]) -> dict[str, Tensor]:
-    """Return the tensors themselves by name; one that modules share is named once, by its shortest name."""
-    found = [
+    """Return the tensors themselves by name; a tensor that modules share has one name, the shortest."""
+    entries = [
         (key if len(modules) == 1 else f"{number}.{key}", value)
         for number, module in enumerate(modules)
         for key, value in module.state_dict(keep_vars=True).items()
     ]
     names: dict[int, str] = {}
-    for name, value in sorted(found, key=lambda item: len(item[0])):
+    for name, value in sorted(entries, key=lambda entry: len(entry[0])):
         names.setdefault(id(value), name)
-    owned = {name: value.detach() for name, value in found if names[id(value)] == name}
+    owned = {name: value.detach() for name, value in entries if names[id(value)] == name}
     return owned | {PARAM_PREFIX + name: value for name, value in _stored(params).items()}
 
 
@@ -110,10 +107,10 @@ def to_bytes(values: Mapping[str, Tensor]) -> bytes:
 
 
 def from_bytes(content: bytes) -> dict[str, Tensor]:
-    """Read what `to_bytes` wrote.
+    """Read values in the safetensors format.
 
     Raises:
-        ValueError: if it is something else.
+        ValueError: if the content has another format.
 
     """
     try:

@@ -1,0 +1,313 @@
+"""Objectives that are functions of importance weights: the IWAE bound with three estimators of its gradient."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyrovae.bounds import log_mean_exp
+from pyrovae.importance.sampling import check_num_particles
+from pyrovae.objectives.base import Objective, Site, Terms, require_gradient, site_log_prob, sum_terms
+from pyrovae.programs import PARTICLE_PLATE, ChosenRows, ModelGuide, Program, find_modules, inspect_programs
+from pyrovae.programs.layout import per_datum
+from pyrovae.runtime.context import module_mode, own_store
+
+
+class ImportanceWeighted(Objective):
+    """Base of the losses that are functions of each datum's importance weights, summed over the data plate.
+
+    ``loss = -sum_b bound(log w_1b, ..., log w_Kb)``, ``w_kb = p(x_b, z_kb) / q(z_kb | x_b)``, ``z_kb ~ q(z | x_b)``
+
+    To write your own, define `bound`; the gradient is the reparametrized one:
+
+        >>> class Renyi(ImportanceWeighted):
+        ...     '''Minus the variational Renyi bound of order alpha, for alpha other than 1.'''
+        ...
+        ...     def __init__(self, *, alpha: float = 0.5, num_particles: int = 5) -> None:
+        ...         super().__init__(num_particles=num_particles)
+        ...         self.alpha = alpha
+        ...
+        ...     def describe(self):
+        ...         return super().describe() | {"alpha": self.alpha}
+        ...
+        ...     def bound(self, log_weights):
+        ...         return bounds.log_mean_exp((1 - self.alpha) * log_weights) / (1 - self.alpha)
+
+    Weights are per datum: no plate size or subsampling factor enters the bound. Model and guide must keep the contract
+    of `pyrovae.programs`; several latent sites are allowed. Particles run as one more batch axis if model and guide
+    broadcast (the encoder then sees each datum once), otherwise one after the other.
+
+    Args:
+        num_particles: K, draws of the guide per datum.
+
+    Raises:
+        ValueError: if K is not positive; and in a run if model and guide break the contract or give their sites
+            different `pyro.poutine.scale` factors, which are undefined inside a logarithm.
+
+    """
+
+    stops_score: ClassVar[bool] = False
+    """Whether the gradient omits the derivative of log q(z | x) by the guide's parameters at fixed z."""
+    reweights_path: ClassVar[bool] = False
+    """Whether gradients through a draw are multiplied by its normalized weight; for the IWAE bound alone."""
+
+    def __init__(self, *, num_particles: int = 5) -> None:
+        check_num_particles(num_particles)
+        super().__init__(num_particles=num_particles)
+        self.num_weighted = num_particles
+        self._inspected: tuple[tuple[Program, Program, tuple[str, ...]], ModelGuide] | None = None
+
+    @abstractmethod
+    def bound(self, log_weights: Tensor) -> Tensor:
+        """Return the maximized value of each datum ``(B,)`` for log-weights ``(K, B)``, in nats."""
+
+    def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
+        """Run model and guide on ``args`` and return the loss with its terms."""
+        programs = self._inspect(model, guide, args, kwargs)
+        return self.terms_of(programs, partial(model, *args, **kwargs), partial(guide, *args, **kwargs))
+
+    def terms_of(self, programs: ModelGuide, model: Program, guide: Program) -> Terms:
+        """Return the terms of programs without arguments, whose structure is known."""
+        runs = list(self._runs(programs, model, guide))
+        log_prior, log_likelihood, log_guide = (
+            torch.cat(parts) for parts in zip(*(self._score(programs, run) for run in runs), strict=True)
+        )  # each (K, B)
+        log_weights = log_prior + log_likelihood - log_guide
+        if self.reweights_path:
+            normalized = log_weights.detach().softmax(0)
+            for run, weights in zip(runs, normalized.split([run.num_particles for run in runs]), strict=True):
+                run.weights.append(weights)
+        loss = -(_common_scale(programs, runs[0]) * self.bound(log_weights)).sum()
+        reconstruction = log_likelihood.detach().mean(0).sum()
+        return Terms(loss, reconstruction, (log_guide - log_prior).detach().mean(0).sum())
+
+    def _inspect(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ModelGuide:
+        """Return the structure of model and guide, found by their first run."""
+        args, names = (*args, *kwargs.values()), tuple(kwargs)
+        if not args or not isinstance(args[0], Tensor) or not args[0].ndim:
+            received = type(args[0]).__name__ if args else "no argument"
+            raise TypeError(
+                "the first argument of model and guide must be the data, a tensor (N, ...), since an "
+                f"importance-weighted bound is computed per datum, but received {received}"
+            )
+        key = (model, guide, names)
+        if self._inspected is None or self._inspected[0] != key:
+            if names:  # tensors given by name also have one row per datum
+                model, guide = partial(_call_by_name, model, names), partial(_call_by_name, guide, names)
+            modules = find_modules(model, guide)
+            with own_store(modules), module_mode(modules, training=False):
+                self._inspected = (key, inspect_programs(model, guide, args, modules=modules))
+        return self._inspected[1]
+
+    def _runs(self, programs: ModelGuide, model: Program, guide: Program) -> Iterator[_Run]:
+        """Run model and guide on all particles at once, or on one after the other."""
+        if programs.broadcasts:
+            particles = pyro.plate(PARTICLE_PLATE, self.num_particles, dim=-1 - programs.nesting)
+            yield self._run(programs, particles(model), particles(guide), self.num_particles, vectorized=True)
+            return
+        first = self._run(programs, model, guide, 1, vectorized=False)
+        yield first
+        if programs.draws_rows:  # all particles have the same rows
+            rows = ChosenRows(programs.plate, first.guide_trace.nodes[programs.plate]["value"])
+            model, guide = rows(model), rows(guide)
+        for _ in range(1, self.num_particles):
+            yield self._run(programs, model, guide, 1, vectorized=False)
+
+    def _run(
+        self, programs: ModelGuide, model: Program, guide: Program, num_particles: int, *, vectorized: bool
+    ) -> _Run:
+        """Draw from the guide and run the model on the draws."""
+        guide_trace = poutine.trace(guide).get_trace()
+        for name in programs.latents:
+            require_gradient(name, guide_trace.nodes[name])
+        run = _Run(guide, guide_trace, num_particles, vectorized)
+        draws = {name: guide_trace.nodes[name]["value"] for name in programs.latents}
+        run.values = {name: self._reweight(programs, run, name, z) for name, z in draws.items()}
+        run.model_trace = poutine.trace(_replay(model, guide_trace, run.values)).get_trace()
+        return run
+
+    def _reweight(self, programs: ModelGuide, run: _Run, name: str, z: Tensor) -> Tensor:
+        """Return a draw whose gradient is multiplied by its normalized weight on the way back to the guide."""
+        if not (self.reweights_path and z.requires_grad):
+            return z
+        event_dim = programs.latents[name].event_dim
+        row_axis, particle_axis = (
+            programs.dim - event_dim,
+            -1 - programs.nesting - event_dim if run.vectorized else None,
+        )
+        reweighted = z.view_as(z)
+        # the hook holds the list of weights, not the run: a run refers to the graph that holds the hook
+        reweighted.register_hook(partial(_multiply, run.weights, row_axis, particle_axis))
+        return reweighted
+
+    def _score(self, programs: ModelGuide, run: _Run) -> tuple[Tensor, Tensor, Tensor]:
+        """Return log p(z), log p(x | z) and log q(z | x) of a run's particles, each ``(K, B)``."""
+
+        def total(trace: poutine.Trace, names: Any) -> Tensor:
+            sites = [trace.nodes[name] for name in names]
+            return sum_terms([_per_datum(programs, run, site_log_prob(site), site) for site in sites])
+
+        prior, likelihood = total(run.model_trace, programs.latents), total(run.model_trace, programs.observed)
+        if not self.stops_score:
+            return prior, likelihood, total(run.guide_trace, programs.latents)
+        constants = {name: run.guide_trace.nodes[name]["value"].detach() for name in programs.latents}
+        log_guide, score = (_log_guide_at(programs, run, values) for values in (run.values, constants))
+        return prior, likelihood, log_guide - (score - score.detach())
+
+
+class IWAE(ImportanceWeighted):
+    """Minus the IWAE bound L_K, with its reparametrized gradient.
+
+    ``loss = -sum_b log (1/K) sum_k p(x_b, z_bk) / q(z_bk | x_b)``
+
+    The gradient is unbiased. Its signal-to-noise ratio grows with K for the decoder but falls like 1 / sqrt(K) for the
+    encoder: see `DReG`. At K = 1 it is the ELBO with a sampled KL.
+
+    *Importance weighted autoencoders (Burda, Grosse, Salakhutdinov 2016)*, https://arxiv.org/abs/1509.00519;
+    *Tighter variational bounds are not necessarily better (Rainforth et al. 2018)*, https://arxiv.org/abs/1802.04537
+
+    Args:
+        num_particles: K, draws of the guide per datum.
+
+    Example:
+        >>> pyrovae.fit(vae.model, vae.guide, data, objective=objectives.IWAE(num_particles=50))
+
+    """
+
+    def bound(self, log_weights: Tensor) -> Tensor:
+        """Return ``log (1/K) sum_k w_k`` of each datum ``(B,)``."""
+        return log_mean_exp(log_weights)
+
+
+class STL(IWAE):
+    """Minus the IWAE bound L_K, without the score of the guide in its gradient.
+
+    ``d log w / d phi = (d log w / d z) (d z / d phi)``, ``log w = log p(x, z) - log q(z | x)``
+
+    The omitted term, d log q(z | x) / d phi at fixed z, has mean zero at K = 1: the gradient of the ELBO is unbiased,
+    and its variance vanishes if the guide is the exact posterior. For K > 1 the weights depend on z too, and the mean
+    of the term is not zero: the gradient of the encoder is then *biased*, the more the larger K; use `DReG`. The
+    gradient of the decoder equals the one of `IWAE` for every K. A guide whose density at a given z is expensive, such
+    as ``posteriors.IAF``, is slow here: its draws are inverted.
+
+    *Sticking the landing: Simple, lower-variance gradient estimators for variational inference (Roeder, Wu, Duvenaud
+    2017)*, https://arxiv.org/abs/1703.09194
+
+    Args:
+        num_particles: K, draws of the guide per datum.
+
+    Example:
+        >>> pyrovae.fit(vae.model, vae.guide, data, objective=objectives.STL())
+
+    """
+
+    stops_score = True
+
+    def __init__(self, *, num_particles: int = 1) -> None:
+        super().__init__(num_particles=num_particles)
+
+
+class DReG(IWAE):
+    """Minus the IWAE bound L_K, with the doubly reparametrized gradient for the guide.
+
+    ``encoder: sum_k v_k^2 (d log w_k / d z_k) (d z_k / d phi)``,
+    ``decoder: sum_k v_k d log w_k / d theta``, ``v_k = w_k / sum_j w_j``
+
+    The gradient is unbiased. Its signal-to-noise ratio for the encoder grows with K, while the one of `IWAE` falls. An
+    encoder inside the prior, as in ``priors.Vamp``, is a parameter of the model: its gradient has weight v_k in the
+    prior and v_k^2 through z. A guide whose density at a given z is expensive, such as ``posteriors.IAF``, is slow
+    here: its draws are inverted. With several latent sites the guide runs three times on the same draws; it must not
+    draw anything else, such as dropout masks.
+
+    *Doubly reparameterized gradient estimators for Monte Carlo objectives (Tucker, Lawson, Gu, Maddison 2019)*,
+    https://arxiv.org/abs/1810.04152
+
+    Args:
+        num_particles: K, draws of the guide per datum.
+
+    Example:
+        >>> pyrovae.fit(vae.model, vae.guide, data, objective=objectives.DReG(num_particles=50))
+
+    """
+
+    stops_score = True
+    reweights_path = True
+
+
+@dataclass
+class _Run:
+    """One run of model and guide: K particles as one more batch axis (``vectorized``), or a single one."""
+
+    guide: Program
+    guide_trace: poutine.Trace
+    num_particles: int
+    vectorized: bool
+    values: dict[str, Tensor] = field(default_factory=dict)
+    model_trace: poutine.Trace = field(default_factory=poutine.Trace)
+    weights: list[Tensor] = field(default_factory=list)
+
+
+def _log_guide_at(programs: ModelGuide, run: _Run, values: dict[str, Tensor]) -> Tensor:
+    """Return log q(z | x) at given values of the latent sites, ``(K, B)``.
+
+    With several sites the distribution of one may depend on the value of another, so the guide runs again.
+    """
+    trace = run.guide_trace
+    if len(values) > 1 and any(values[name] is not trace.nodes[name]["value"] for name in values):
+        trace = poutine.trace(_replay(run.guide, trace, values)).get_trace()
+    sites = {name: trace.nodes[name] for name in values}
+    return sum_terms(
+        [_per_datum(programs, run, site["fn"].log_prob(values[name]), site) for name, site in sites.items()]
+    )
+
+
+def _replay(program: Program, trace: poutine.Trace, values: dict[str, Tensor]) -> Callable[..., Any]:
+    """Return a program that takes its draws from a trace, with other values of the latent sites."""
+    changed = trace.copy()
+    for name, value in values.items():
+        changed.nodes[name] = {**trace.nodes[name], "value": value}
+    return poutine.replay(program, trace=changed)
+
+
+def _per_datum(programs: ModelGuide, run: _Run, log_prob: Tensor, site: Site) -> Tensor:
+    """Return a site's log-probability over particles and data, ``(K, B)``."""
+    value = per_datum(programs, log_prob, site, has_particles=run.vectorized)
+    return value if run.vectorized else value.unsqueeze(0)
+
+
+def _multiply(weights: list[Tensor], row_axis: int, particle_axis: int | None, gradient: Tensor) -> Tensor:
+    """Multiply the gradient of a draw, in Pyro's layout, by the normalized weights ``(K, B)``."""
+    (normalized,) = weights
+    shape = [1] * gradient.ndim
+    shape[row_axis] = normalized.shape[1]
+    if particle_axis is not None:
+        shape[particle_axis] = normalized.shape[0]
+    return gradient * normalized.reshape(shape).to(gradient.dtype)
+
+
+def _call_by_name(program: Program, names: tuple[str, ...], *args: Any) -> Any:
+    """Call a program whose last arguments are keyword arguments."""
+    split = len(args) - len(names)
+    return program(*args[:split], **dict(zip(names, args[split:], strict=True)))
+
+
+def _common_scale(programs: ModelGuide, run: _Run) -> float:
+    """Return Pyro's factor of all log-probabilities: the size of the data plate over its rows drawn."""
+    sites = [run.guide_trace.nodes[name] for name in programs.latents]
+    sites += [run.model_trace.nodes[name] for name in (*programs.latents, *programs.observed)]
+    scales = [site["scale"] for site in sites]
+    if any(isinstance(scale, Tensor) or not math.isclose(scale, scales[0]) for scale in scales):
+        raise ValueError(
+            "an importance-weighted bound has one scale for all sites, the size of the data plate over its rows, but "
+            "pyro.poutine.scale changes it for some; leave the factor out, or weigh the KL with ELBO(beta=...)"
+        )
+    return scales[0]

@@ -19,7 +19,7 @@ from pyrovae.compile.trace import first_line
 from pyrovae.programs.analytic_kl import latent_sites
 from pyrovae.programs.contract import read_contract
 from pyrovae.programs.latent_checks import require_common_measure
-from pyrovae.programs.layout import from_pyro, log_prob, per_datum, to_pyro
+from pyrovae.programs.layout import from_pyro, log_probs, to_pyro
 from pyrovae.programs.link_warnings import find_link_warnings
 from pyrovae.programs.model_guide import PARTICLE_PLATE, ModelGuide, Program, replace_draws, take_rows
 from pyrovae.programs.modules import RunModules, find_modules
@@ -282,17 +282,16 @@ def _num_particles(num_rows: int) -> int:
 
 def _agree(programs: ModelGuide, first: _Run, second: _Run, num_rows: int) -> bool | None:
     """Return whether the second particle has the log-probabilities of the first run; None if some site is NaN alone."""
-    found: list[bool | None] = []
+    known = True
     for one, many in ((first.guide_trace, second.guide_trace), (first.model_trace, second.model_trace)):
-        for name in (*programs.latents, *programs.observed):
-            if name not in one.nodes:
-                continue
-            a = per_datum(programs, log_prob(one.nodes[name]), one.nodes[name])[:num_rows]
-            b = per_datum(programs, log_prob(many.nodes[name]), many.nodes[name], has_particles=True)[1]
+        names = [name for name in (*programs.latents, *programs.observed) if name in one.nodes]
+        alone, together = log_probs(programs, one, names), log_probs(programs, many, names, has_particles=True)
+        for name in names:
+            a, b = alone[name][:num_rows], together[name][1]
             if a.shape != b.shape or not torch.allclose(a, b, rtol=1e-3, atol=1e-3, equal_nan=True):
                 return False
-            found.append(None if a.isnan().all() else True)
-    return None if None in found else True
+            known = known and not a.isnan().all()
+    return True if known else None
 
 
 def _with_leaves(trace: poutine.Trace) -> poutine.Trace:

@@ -45,7 +45,7 @@ def main() -> None:
     _line("public functions that hide their module", len(hidden), goal=0, which=hidden)
     private = private_users()
     _line("files that use private names of torch or Pyro", len(private), goal=4, which=private)
-    for function in (pyrovae.evaluate, pyrovae.fit, pyrovae.bounds.annealed_importance, pyrovae.diagnostics.gaps):
+    for function in (pyrovae.evaluate, pyrovae.fit, pyrovae.bounds.ais, pyrovae.diagnostics.gaps):
         _line(f"arguments of {function.__name__}", len(inspect.signature(function).parameters), goal=OPTIONS)
     runs, functions, files = cost_of_evaluate()
     _line("runs of model and guide before the first particles", runs, goal=6)

@@ -29,7 +29,9 @@ from pyrovae.results import Annealing, AnnealingSettings, PairedDifference, Sand
 from pyrovae.runtime.context import stream_seed
 from pyrovae.testing import log_evidence, small_vae
 
-ais_file, bdmc_file, pilot_file = (importlib.import_module(f"pyrovae.bounds.{n}") for n in ("ais", "bdmc", "pilot"))
+ais_file, bdmc_file, pilot_file = (
+    importlib.import_module(f"pyrovae.bounds.{n}") for n in ("annealed_importance", "bidirectional", "pilot")
+)
 SPOILED = [(0.0, 1.0), (0.3, 1.0), (0.0, 1.5), (0.2, 0.6)]
 
 

@@ -20,9 +20,8 @@ from torch import Tensor
 from pyrovae import bounds, diagnostics
 from pyrovae.data.synthetic import LinearGaussian
 from pyrovae.diagnostics import information, psis
-from pyrovae.diagnostics.collapse import assess_collapse, assess_prior
 from pyrovae.diagnostics.ladder import Ladder
-from pyrovae.diagnostics.units import active_units
+from pyrovae.diagnostics.units import active_units, assess_collapse, assess_prior
 from pyrovae.importance.sampling import log_weights, particles
 from pyrovae.results import Estimate, Latents, Weights
 from pyrovae.results.latent_record import Unit
@@ -249,7 +248,7 @@ def test_heavy_tails_of_few_data_do_not_count_and_of_many_do() -> None:
     record = judged(mixed, tolerance=1.0)
     assert record.verdict == "cannot be told"
     assert record.num_above == 12
-    assert "12.0 % of the data, whose weights say little of the gap" in record.reason
+    assert "12.0 % of the data, whose weights do not measure their remaining gap" in record.reason
     mixed[:, :51] = heavy
     record = judged(mixed, tolerance=1.0)
     assert record.verdict == "K is not enough"
@@ -434,7 +433,9 @@ def test_information_of_some_data_is_paired_with_their_own_kl() -> None:
     kl, rows = torch.randn(100), torch.arange(50, 100, 2)
     found = information.Information(rows, kl[rows].unsqueeze(0) / 2, torch.zeros(1, 25), 100)
     whole, below = Estimate("", 1, 3.0, 0.1, None), Estimate("", 1, 2.0, 0.1, None)
-    marginal = importlib.import_module("pyrovae.diagnostics.latents")._marginal  # the room's own name is the function
+    marginal = importlib.import_module(
+        "pyrovae.diagnostics.latent_use"
+    )._marginal  # the room's own name is the function
     variance = kl[rows].var() / 4 / 25 + (kl.var() - kl[rows].var()) / 100
     assert marginal(kl, found, whole, below, same_prior=True).se_data == pytest.approx(variance.sqrt().item())
 
@@ -529,9 +530,8 @@ def test_few_codes_stand_for_many(monkeypatch: pytest.MonkeyPatch) -> None:
     truth = linear_gaussian()
     x = truth.sample(600)
     whole = told(pair_of(truth), x)
-    monkeypatch.setattr(information, "PAIRS", (300 * 100, 300 * 100))
-    monkeypatch.setattr(information, "AGGREGATE", 300)
-    monkeypatch.setattr(information.information, "__kwdefaults__", {"most": 300})
+    monkeypatch.setattr(information, "MAX_DENSITIES", (300 * 100, 300 * 100))
+    monkeypatch.setattr(information, "MAX_AGGREGATE", 300)
     part = told(pair_of(truth), x)
     assert (part.num_aggregate, part.num_codes) == (300, 100)
     assert (whole.num_aggregate, whole.num_codes) == (600, 6000)

@@ -225,7 +225,7 @@ def test_progress_is_told_within_a_batch(digits: Data, monkeypatch: pytest.Monke
     def progress(title: str, total: int, **options: Any) -> Iterator[Callable[[float], None]]:
         yield show_progress.append
 
-    monkeypatch.setattr(importlib.import_module("pyrovae.evaluation.evaluator"), "progress", progress)
+    monkeypatch.setattr(importlib.import_module("pyrovae.evaluation.batch_scoring"), "progress", progress)
     monkeypatch.setattr(sizes, "ON_CPU", dataclasses.replace(sizes.ON_CPU, drawn_rows=1000))
     vae = make_vae()
     found, alone = (

@@ -26,8 +26,8 @@ import pyrovae
 from pyrovae.cli import main
 from pyrovae.cli.evaluate_command import NAMED
 from pyrovae.cli.evaluate_command import _name as report_name
+from pyrovae.evaluation import batch_scoring as evaluation
 from pyrovae.evaluation import checks
-from pyrovae.evaluation import evaluator as evaluation
 from pyrovae.evaluation.resume import Journal
 from pyrovae.report import read_report, write_report
 from pyrovae.report.folder import report_names
@@ -192,7 +192,7 @@ CHECKED = [*SMALL, *FEW, "--report", "report"]
 def nothing_computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Refuse to draw particles or to run a check inside the block."""
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "blocks", lambda *_, **__: pytest.fail("particles are drawn anew"))
+        patch.setattr(evaluation, "iter_particles", lambda *_, **__: pytest.fail("particles are drawn anew"))
         for name in ("ais", "bdmc", "gaps", "latents"):
             patch.setattr(checks, name, lambda *_, **__: pytest.fail("a check runs anew"))
         yield

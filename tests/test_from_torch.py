@@ -217,9 +217,7 @@ def scored(decode: Callable[[Tensor], Tensor], **options: Any) -> None:
 
 def test_probabilities_that_are_none_or_saturated_are_refused() -> None:
     for values in ([0.0, 0.5], [0.5, 1.0]):
-        with pytest.raises(
-            ValueError, match=r"decode returned 3 of 6 that torch.float64 cannot tell from 0 or 1.*logits"
-        ):
+        with pytest.raises(ValueError, match=r"decode returned 3 of 6 that torch.float64 rounds to 0 or 1.*logits"):
             scored(constant(values), probabilities=True)
     for values in ([-2.0, 0.5], [0.5, 1.5], [0.5, math.nan]):
         with pytest.raises(ValueError, match=r"decode returns probabilities, but returned values from .* leave out"):
@@ -231,7 +229,7 @@ def test_probabilities_that_are_none_or_saturated_are_refused() -> None:
 def test_probabilities_in_place_of_logits_are_noticed() -> None:
     for likelihood in (None, likelihoods.ContinuousBernoulli((2,))):
         with pytest.raises(
-            ValueError, match=r"all that it returned lie between 0 and 1 \(from 0.1 to 0.9\).*probabilities=T"
+            ValueError, match=r"its whole output lies between 0 and 1 \(from 0.1 to 0.9\).*probabilities=T"
         ):
             scored(constant([0.1, 0.9]), likelihood=likelihood)
         scored(constant([0.1, 0.9]), likelihood=likelihood, probabilities=False)

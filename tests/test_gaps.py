@@ -428,7 +428,7 @@ def test_a_single_datum_has_monte_carlo_errors_alone(bernoulli: tuple[Any, Tenso
         ({"num_starts": 0}, "num_starts is a whole number of at least 1, but received 0"),
         (
             {"bound_variances": torch.zeros(3)},
-            r"bound_variances are those of the bound, .* received \(3,\) and no bound",
+            r"bound_variances belong to the bound, .* received \(3,\) and no bound",
         ),
         (
             {"bound": torch.zeros(3), "bound_variances": torch.zeros(2)},

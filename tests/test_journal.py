@@ -16,8 +16,8 @@ from conftest import ModelGuide, linear_gaussian, make_vae, pair_of
 from torch import nn
 
 from pyrovae import Checks
+from pyrovae.evaluation import batch_scoring as evaluation
 from pyrovae.evaluation import checks, evaluate
-from pyrovae.evaluation import evaluator as evaluation
 from pyrovae.evaluation.resume import Journal
 from pyrovae.results import Estimate, Evaluation
 from pyrovae.results.record import tensors_of
@@ -27,8 +27,8 @@ class Interrupted:
     """Stands in for the drawing of particles: counts the batches, and is interrupted at one of them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, at: int | None) -> None:
-        self.count, self.at, self.blocks = 0, at, evaluation.blocks
-        monkeypatch.setattr(evaluation, "blocks", self)
+        self.count, self.at, self.blocks = 0, at, evaluation.iter_particles
+        monkeypatch.setattr(evaluation, "iter_particles", self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.count += 1
@@ -249,14 +249,14 @@ def test_what_is_no_json_or_no_such_record_is_not_found(tmp_path: Path) -> None:
     path = tmp_path / "unfinished"
     journal = Journal(path, "key")
     journal.add({"ELBO": torch.zeros(2)})
-    journal.keep("good", Estimate("AIS", 4, -1.5, 0.1, None, "why"), asked={"n": 1})
-    journal.keep("bad", Estimate("AIS", 4, math.nan, None, None), asked={"n": 1})
+    journal.save_record("good", Estimate("AIS", 4, -1.5, 0.1, None, "why"), asked={"n": 1})
+    journal.save_record("bad", Estimate("AIS", 4, math.nan, None, None), asked={"n": 1})
     again = Journal(path, "key")
-    assert again.found("good", Estimate, asked={"n": 1}) == Estimate("AIS", 4, -1.5, 0.1, None, "why")
-    assert again.found("good", Estimate, asked={"n": 2}) is None
-    assert again.found("good", Evaluation, asked={"n": 1}) is None
-    assert again.found("bad", Estimate, asked={"n": 1}) is None
-    assert Journal(path, "another key").found("good", Estimate, asked={"n": 1}) is None
+    assert again.load_record("good", Estimate, asked={"n": 1}) == Estimate("AIS", 4, -1.5, 0.1, None, "why")
+    assert again.load_record("good", Estimate, asked={"n": 2}) is None
+    assert again.load_record("good", Evaluation, asked={"n": 1}) is None
+    assert again.load_record("bad", Estimate, asked={"n": 1}) is None
+    assert Journal(path, "another key").load_record("good", Estimate, asked={"n": 1}) is None
 
 
 def test_the_journal_of_a_caller_is_removed_by_the_caller(
@@ -295,7 +295,7 @@ def test_a_journal_that_cannot_be_written_is_tried_again(
     for value in (1.0, 2.0):
         journal.add({"ELBO": torch.full((2,), value)})
         journal.write()
-    assert [record.message[:45] for record in caplog.records] == ["what is finished cannot be kept for another t"]
+    assert [record.message[:45] for record in caplog.records] == ["the progress of this evaluation cannot be sav"]
     journal.remove()
     path.parent.unlink()
     journal.write()

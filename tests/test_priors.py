@@ -167,8 +167,6 @@ def test_where_learned_priors_start() -> None:
     assert mixture.logits.softmax(0).tolist() == pytest.approx([1 / 6] * 6)
     with pytest.raises(ValueError, match="at least 1 component, but received num_components=0"):
         priors.MixtureOfGaussians(4, num_components=0)
-    with pytest.raises(ValueError, match="training a mixture of 1000000000000 components needs about"):
-        priors.MixtureOfGaussians(4, num_components=10**12)
 
 
 def test_mixture_against_the_one_of_torch() -> None:
@@ -237,8 +235,6 @@ def test_refusals_of_the_flow() -> None:
         priors.Flow(1)
     with pytest.raises(ValueError, match="at least 1 layer, but received num_layers=0"):
         priors.Flow(2, num_layers=0)
-    with pytest.raises(ValueError, match="training a coupling layer .* needs about"):
-        priors.Flow(2, hidden=(10**9, 10**9))
 
 
 @pytest.mark.parametrize("part", POSTERIORS)
@@ -276,8 +272,6 @@ def test_where_pseudo_inputs_start_and_what_is_refused() -> None:
         priors.Vamp(encoder, posterior, num_components=0)
     with pytest.raises(ValueError, match="but Sequential does not tell their shape; give it an attribute x_shape"):
         priors.Vamp(nn.Sequential(), posterior)
-    with pytest.raises(ValueError, match=r"training 1000000000000 pseudo-inputs of shape \(1, 3, 3\) needs about"):
-        priors.Vamp(encoder, posterior, num_components=10**12)
 
 
 def small_vae(make_prior: Callable[[nn.Module, Posterior], Prior], posterior: Posterior | None = None) -> VAE:

@@ -1,9 +1,9 @@
-"""Is the guide any good: tails of its weights, the ladder's verdict on K, and what its latent variables carry."""
+"""Quality of a guide: tails of its weights, a verdict on K, inference gaps, and use of the latent variables."""
 
 from pyrovae.bounds.multi_sample import effective_sample_size
-from pyrovae.diagnostics.gaps import gaps
+from pyrovae.diagnostics.inference_gaps import GapOptions, gaps
 from pyrovae.diagnostics.ladder import assess, read_ladder
-from pyrovae.diagnostics.latents import latents
+from pyrovae.diagnostics.latent_use import latents
 from pyrovae.diagnostics.psis import khat_threshold, pareto_khat
 from pyrovae.diagnostics.weights import (
     assess_with_checks,
@@ -16,6 +16,7 @@ from pyrovae.diagnostics.weights import (
 )
 
 __all__ = [
+    "GapOptions",
     "bias_estimate",
     "effective_sample_size",
     "gaps",

@@ -1,4 +1,4 @@
-"""What importance weights say of the bound that they give: how few of them count, and how far below log p(x) it is."""
+"""Diagnostics of importance weights: how many of them count, and how far L_K lies below log p(x)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAMES = ("khat", "ESS", "largest weight", "bias", "jackknife")
 
 
 def weight_diagnostics(log_weights: Tensor) -> dict[str, Tensor]:
-    """Return all diagnostics of the weights of each datum, by name.
+    """Return the diagnostics of the weights of each datum, by name.
 
     Args:
         log_weights: log p(x, z) - log q(z | x), ``(K, ...)``, nats.
@@ -43,14 +43,14 @@ def weight_diagnostics(log_weights: Tensor) -> dict[str, Tensor]:
 
 
 def largest_weight(log_weights: Tensor) -> Tensor:
-    """Return the share of the largest of the weights ``(K, ...)`` in their sum: ``(...)``, between 1 / K and 1."""
+    """Return the share of the largest weight in the sum of weights ``(K, ...)``: ``(...)``, between 1 / K and 1."""
     return _shares(log_weights).amax(0)
 
 
 def relative_variance(log_weights: Tensor) -> Tensor:
     """Return the variance of the weights relative to their mean, ``Var(w) / mean(w)^2``, with K - 1 in the variance.
 
-    Of K weights it cannot exceed K, whatever the true variance is: where few weights carry the sum it is too small.
+    It cannot exceed K, whatever the true variance is: where few weights make up the sum, it is too small.
 
     Args:
         log_weights: ``(K, ...)``, nats, K at least 2.
@@ -65,8 +65,8 @@ def relative_variance(log_weights: Tensor) -> Tensor:
 def bias_estimate(log_weights: Tensor) -> Tensor:
     """Return how far the bound L_K lies below log p(x) by the delta method: ``Var(w) / (2 K mean(w)^2)``.
 
-    It is of use where the variance of the weights is finite and K is beyond it. Of K weights it cannot exceed 1/2 nat,
-    so that under heavy tails, where tens of nats may be missing, it understates.
+    It is accurate if the variance of the weights is finite and K is much larger than the variance. It cannot exceed
+    1/2 nat: for heavy tails, where tens of nats may be missing, it is far too small.
 
     *Debiasing evidence approximations: on importance-weighted autoencoders and jackknife variational inference
     (Nowozin 2018)*, https://openreview.net/forum?id=HyZoi-WRb
@@ -86,8 +86,8 @@ def jackknife(log_weights: Tensor) -> Tensor:
 
     ``K L_K - (K - 1) mean_i L_{K-1}^(-i)``, where L_{K-1}^(-i) is the bound without the i-th particle
 
-    It removes the 1 / K of the gap, so that it lies above L_K, and may lie above log p(x): it is to be read as a
-    correction of L_K, not compared with bounds. Exact leave-one-out values are used, at the cost of one pass.
+    It removes the 1 / K term of the gap, so that it lies above L_K, and may lie above log p(x): read it as a correction
+    of L_K, not as a bound. Leave-one-out values are exact.
 
     *Debiasing evidence approximations: on importance-weighted autoencoders and jackknife variational inference
     (Nowozin 2018)*, https://openreview.net/forum?id=HyZoi-WRb
@@ -124,12 +124,12 @@ def _jackknife(log_weights: Tensor, shares: Tensor) -> Tensor:
 
 
 def summarize_weights(per_datum: Mapping[str, Tensor], *, ks: Sequence[int], tolerance: float = 0.05) -> Weights:
-    """Return what the weights of a whole data set say of its largest bound, and the verdict on its K.
+    """Summarize the weights of a data set at its largest K, with a verdict on K.
 
     Args:
         per_datum: the values ``(N,)`` of `weight_diagnostics` at the largest K, and of "L_k" for each rung.
         ks: the rungs, ascending.
-        tolerance: nats that L_K may lie below log p(x) for K to be enough.
+        tolerance: nats that L_K may lie below log p(x) if K is enough.
 
     """
     khat, num_particles = per_datum["khat"], ks[-1]
@@ -179,11 +179,10 @@ def summarize_weights(per_datum: Mapping[str, Tensor], *, ks: Sequence[int], tol
 
 
 def assess_with_checks(weights: Weights, checked: CheckResults | None) -> Weights:
-    """Return the weights with the verdict amended by AIS and BDMC, which may reach what the guide never draws.
+    """Return the summary with a verdict amended by AIS and BDMC, which may reach modes that the guide never draws.
 
-    Where AIS is above L_K on the same data by more than the tolerance, K is not enough. Where BDMC leaves log p(x) of
-    simulated data open by more than the tolerance, K may not be enough. Both on those data, beyond two Monte Carlo
-    standard errors.
+    If AIS is above L_K on the same data by more than the tolerance, K is not enough. If BDMC leaves log p(x) of
+    simulated data open by more than the tolerance, K may not be enough. Both by two Monte Carlo standard errors.
     """
     if checked is None or weights.verdict not in (ENOUGH, UNKNOWN):
         return weights
@@ -197,18 +196,18 @@ def assess_with_checks(weights: Weights, checked: CheckResults | None) -> Weight
     if checked.sandwich is not None and weights.verdict == ENOUGH:
         gap, total = checked.sandwich.gap, checked.sandwich.num_data
         if gap.value is None:
-            found = f"BDMC has no bounds for {checked.sandwich.num_not_finite} of {total} simulated data"
+            reason = f"BDMC has no bounds for {checked.sandwich.num_not_finite} of {total} simulated data"
         elif gap.value - 2 * _noise(gap.se_data, gap) > weights.tolerance:
-            found = f"BDMC leaves log p(x) of {total} simulated data open by {gap.value:.3f} nats"
+            reason = f"BDMC leaves log p(x) of {total} simulated data open by {gap.value:.3f} nats"
         else:
             return weights
-        reason = f"{found}, so that the guide may miss a part of the posterior that neither {label} nor AIS sees"
+        reason += f", so that the guide may miss a part of the posterior that neither {label} nor AIS reaches"
         return replace(weights, verdict=PERHAPS, reason=f"{reason}; by the weights: {weights.reason}")
     return weights
 
 
 def _noise(over_data: float | None, *estimates: Estimate) -> float:
-    """Return the Monte Carlo error of a difference of estimates, that over the data where one is not known, nats."""
+    """Return the Monte Carlo error of a difference of estimates, or the error over the data if one is unknown, nats."""
     errors = [estimate.se_monte_carlo for estimate in estimates]
     return (over_data or 0.0) if None in errors else math.hypot(*(error for error in errors if error is not None))
 
@@ -219,8 +218,8 @@ def _shares(log_weights: Tensor) -> Tensor:
 
 
 def _why_unavailable(num_particles: int, nan: int, zero: int) -> str | None:
-    """Return why some data have no k-hat, in words."""
+    """Return the reasons for data without a k-hat."""
     if num_particles < FEWEST:
         return f"k-hat needs K of at least {FEWEST}, and K is {num_particles}"
     parts = [(nan, "weights that are NaN or infinite"), (zero, "weights that are all zero")]
-    return ", ".join(f"{what} ({count})" for count, what in parts if count)
+    return ", ".join(f"{reason} ({count})" for count, reason in parts if count)

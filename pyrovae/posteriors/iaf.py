@@ -13,7 +13,6 @@ from torch.nn import functional
 from pyrovae.distributions import FlowLayer, NormalFlow
 from pyrovae.posteriors.base import Posterior
 from pyrovae.posteriors.clamp import MAX_LOG_VARIANCE, MIN_LOG_VARIANCE, check_bounds, clamp
-from pyrovae.runtime import memory
 
 OPEN_GATE = 2.0  # the gate's logit at the start: s = 0.88, so that a layer starts near the identity
 
@@ -101,11 +100,6 @@ class AutoregressiveLayer(FlowLayer):
         self.order = tuple(range(latent_dim))[:: -1 if backwards else 1]
         seen = places.flip(0) if backwards else places
         outputs = seen - 1  # a variable's m and s see what lies before its place
-        widths = (latent_dim + context_size, *hidden, 2 * latent_dim)
-        weights = sum(a * b for a, b in zip(widths, widths[1:], strict=False))
-        memory.require(
-            4 * 4.0 * weights, what=f"training an autoregressive layer of {widths} units", hint="choose smaller layers"
-        )
         layers = []
         for width in hidden:
             last_seen = torch.arange(width) * latent_dim // width  # 0 to D - 1: how far each unit sees

@@ -8,7 +8,6 @@ from typing import ClassVar
 from pyro.distributions import TorchDistribution
 from torch import nn
 
-from pyrovae.runtime import memory
 from pyrovae.runtime.serialization import Described
 
 
@@ -37,7 +36,6 @@ class Prior(Described, nn.Module, ABC):
         super().__init__()
         if latent_dim < 1:
             raise ValueError(f"a latent variable has at least 1 dimension, but received latent_dim={latent_dim}")
-        memory.require(8.0 * latent_dim, what=f"a prior of {latent_dim} dimensions", hint="choose a smaller latent_dim")
         self.latent_dim = latent_dim
 
     @abstractmethod

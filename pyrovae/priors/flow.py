@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from pyrovae.distributions import FlowLayer, NormalFlow
 from pyrovae.priors.base import Prior
-from pyrovae.runtime import memory
 
 MAX_LOG_SCALE = 3.0  # of one layer; approached smoothly, so that no draw can overflow
 
@@ -84,10 +83,6 @@ class CouplingLayer(FlowLayer):
         sizes = (self.num_first, latent_dim - self.num_first)
         given, moved = sizes[::-1] if swapped else sizes
         widths = (given, *hidden, 2 * moved)
-        weights = sum(a * b for a, b in zip(widths, widths[1:], strict=False))
-        memory.require(
-            4 * 4.0 * weights, what=f"training a coupling layer of {widths} units", hint="choose smaller layers"
-        )
         layers: list[nn.Module] = []
         for fan_in, fan_out in zip(widths, widths[1:], strict=False):
             layers += [nn.Linear(fan_in, fan_out), nn.Tanh()]

@@ -8,7 +8,6 @@ from torch import nn
 
 from pyrovae.distributions import NormalMixture
 from pyrovae.priors.base import Prior
-from pyrovae.runtime import memory
 
 
 class MixtureOfGaussians(Prior):
@@ -33,11 +32,6 @@ class MixtureOfGaussians(Prior):
             raise ValueError(
                 f"a mixture has at least 1 component, but received num_components={num_components}; 10 is the default"
             )
-        memory.require(
-            4 * 8.0 * num_components * latent_dim,
-            what=f"training a mixture of {num_components} components",
-            hint="choose fewer",
-        )
         self.logits = nn.Parameter(torch.zeros(num_components))
         self.locs = nn.Parameter(torch.randn(num_components, latent_dim))
         self.log_scales = nn.Parameter(torch.zeros(num_components, latent_dim))

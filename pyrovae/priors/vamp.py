@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
@@ -11,7 +9,6 @@ from torch import Tensor, nn
 
 from pyrovae.distributions import NormalMixture
 from pyrovae.priors.base import Prior
-from pyrovae.runtime import memory
 
 
 class Vamp(Prior):
@@ -64,11 +61,6 @@ class Vamp(Prior):
                 f"(covariate_dim={encoder.covariate_dim}); choose a prior without encoder, such as MixtureOfGaussians"
             )
         super().__init__(posterior.latent_dim)  # type: ignore[arg-type]
-        memory.require(
-            4 * 4.0 * num_components * math.prod(x_shape),
-            what=f"training {num_components} pseudo-inputs of shape {tuple(x_shape)}",
-            hint="choose fewer",
-        )
         self.encoder = encoder
         self.posterior = posterior
         self.pseudo_inputs = nn.Parameter(_start(data, num_components, tuple(x_shape)))

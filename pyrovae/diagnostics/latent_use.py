@@ -1,4 +1,4 @@
-"""What latent variables carry: active units, mutual information, and the fit of the prior to the codes."""
+"""Use of the latent variables: active units, mutual information, and the fit of the prior to the codes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyrovae.diagnostics.collapse import assess_collapse, assess_prior
 from pyrovae.diagnostics.information import Information, information
 from pyrovae.diagnostics.unit_kl import unit_kl
-from pyrovae.diagnostics.units import active_units
+from pyrovae.diagnostics.units import active_units, assess_collapse, assess_prior
 from pyrovae.importance import (
     UnconstrainedLatents,
     draw_guide,
@@ -29,9 +28,9 @@ from pyrovae.results.latent_record import Latents
 from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.runtime.progress_bar import progress
 
-ROUNDING = 1e-10  # nats
-BATCH = 2**20  # elements of u that are drawn at once
-PRIOR_DRAWS = 4000
+ROUNDING = 1e-10  # nats below which a value is zero
+BATCH_ELEMENTS = 2**20  # elements of u that are drawn at once
+PRIOR_DRAWS = 4000  # draws for the moments of the prior
 
 
 def latents(
@@ -44,14 +43,14 @@ def latents(
     modules: Iterable[nn.Module] = (),
     show_progress: bool = False,
 ) -> Latents:
-    """Tell which latent units are used, how much they say of x, and whether the prior is where the codes are.
+    """Find the active latent units, estimate the information of codes about x, and assess the fit of the prior.
 
     ``E_x KL(q(z | x) || p(z)) = I(x; z) + KL(q(z) || p(z))``, ``q(z) = (1 / N) sum_n q(z | x_n)``
 
-    A KL of zero nats is a collapse where different x get the same code (I = 0), and so is a large KL of codes that are
-    all the same; a prior fits where the marginal KL is zero and I is not. Units are the dimensions of z brought to all
-    of R, which is z itself for a site without constraints; those whose posterior mean varies by more than 0.01 over x
-    are active. I(x; z) over N data cannot exceed log N: near it, it means at least about this.
+    If all x have the same code (I = 0), the posterior has collapsed, whether the KL is zero or large. If the marginal
+    KL is zero and I is not, the prior fits. Units are the dimensions of z on an unconstrained scale, which is z itself
+    for a site without constraints. A unit is active if the variance of its posterior mean over x exceeds 0.01.
+    I(x; z) over N data cannot exceed log N: a value near log N is only a lower limit.
 
     *Importance weighted autoencoders (Burda, Grosse, Salakhutdinov 2016)*, https://arxiv.org/abs/1509.00519
 
@@ -61,17 +60,17 @@ def latents(
         model: a Pyro program called with ``(x, *covariates)``.
         guide: another.
         x: ``(N, ...)``, the data, at least 2.
-        covariates: what travels with x along the data plate.
-        num_draws: of each posterior, for its means and variances, at least 2.
-        seed: of the draws.
-        modules: those used by the programs that cannot be found from them.
-        show_progress: whether progress is shown.
+        covariates: tensors that travel with x along the data plate.
+        num_draws: draws of each posterior for its mean and variance, at least 2.
+        seed: seed of the draws.
+        modules: modules of the programs that cannot be found from the programs.
+        show_progress: show a progress bar.
 
     Returns:
-        The split of the KL in nats per datum with standard errors, the units, and a verdict in words.
+        The parts of the KL in nats per datum with standard errors, the units, and a verdict.
 
     Raises:
-        ValueError: if there are fewer than 2 data or draws, or the pair breaks the contract (see `pyrovae.programs`).
+        ValueError: if there are fewer than 2 data or draws, or the programs break their contract.
 
     Example:
         >>> print(latents(vae.model, vae.guide, data.test.fixed()))
@@ -90,16 +89,16 @@ def latents(
         with forked_random(stream_seed(seed, "latents", 0), x.device):
             codes = _codes(programs, args, num_draws, advance)
         with forked_random(stream_seed(seed, "latents", 1), x.device):
-            found = information(programs, args, len(x), advance=lambda done: advance(len(x) + done))
+            compared = information(programs, args, len(x), advance=lambda done: advance(len(x) + done))
         with forked_random(stream_seed(seed, "latents", 2), x.device):
             prior = _prior_moments(programs, args)
-    return _summarize(codes, found, prior, num_draws=num_draws, num_covariates=len(covariates), seed=seed)
+    return _summarize(codes, compared, prior, num_draws=num_draws, num_covariates=len(covariates), seed=seed)
 
 
 @dataclass(frozen=True)
 class _Codes:
-    """Moments of the posterior ``(N, D)`` and its KL: of each unit ``(N, D)``, NaN where it has none, and of each datum
-    ``(N,)`` with its Monte Carlo variance.
+    """Moments of each posterior ``(N, D)``, the KL of each unit ``(N, D)``, NaN for a unit without one, and the KL of
+    each datum with its Monte Carlo variance ``(N,)``.
     """
 
     names: tuple[str, ...]
@@ -115,7 +114,7 @@ def _codes(programs: ModelGuide, args: tuple[Any, ...], num_draws: int, advance:
     parts: list[tuple[Tensor, ...]] = []
     elements = num_draws * sum(latent.num_elements for latent in programs.latents.values())
     done = 0
-    for rows, count in iter_batches(programs, len(args[0]), batch_size=max(1, BATCH // max(1, elements))):
+    for rows, count in iter_batches(programs, len(args[0]), batch_size=max(1, BATCH_ELEMENTS // max(1, elements))):
         rows = rows.to(args[0].device)
         space = UnconstrainedLatents(programs, args, rows)
         u, _ = space.draw(num_draws)
@@ -144,18 +143,18 @@ def _prior_moments(programs: ModelGuide, args: tuple[Any, ...]) -> tuple[Tensor,
 
 def _summarize(
     codes: _Codes,
-    found: Information,
+    compared: Information,
     prior: tuple[Tensor, Tensor] | None,
     *,
     num_draws: int,
     num_covariates: int,
     seed: int,
 ) -> Latents:
-    count, ceiling = len(codes.kl), math.log(found.num_aggregate)
-    num_codes = found.below.numel()
+    count, ceiling = len(codes.kl), math.log(compared.num_aggregate)
+    num_codes = compared.below.numel()
     kl = Estimate.over_data("KL", num_draws, codes.kl, codes.kl_variance.unsqueeze(0))
-    below, above = _bounded(_over_codes(found.below), _over_codes(found.above), kl, ceiling)
-    marginal = _marginal(codes.kl, found, kl, below, same_prior=prior is not None)
+    below, above = _bounded(_over_codes(compared.below), _over_codes(compared.above), kl, ceiling)
+    marginal = _marginal(codes.kl, compared, kl, below, same_prior=prior is not None)
     units = active_units(codes.names, codes.mean, codes.variance, codes.unit_kl, prior, num_draws=num_draws)
     verdict, reason = assess_collapse(units, kl, below)
     prior_verdict, prior_reason = assess_prior(kl, above, marginal)
@@ -168,7 +167,7 @@ def _summarize(
         information=below,
         information_above=above,
         marginal_kl=marginal,
-        num_aggregate=found.num_aggregate,
+        num_aggregate=compared.num_aggregate,
         num_codes=num_codes,
         ceiling=ceiling,
         why_units=codes.why,
@@ -177,12 +176,12 @@ def _summarize(
         prior_verdict=prior_verdict,
         prior_reason=prior_reason,
         seed=seed,
-        per_datum={"KL": codes.kl, "information": found.below.mean(0)},
+        per_datum={"KL": codes.kl, "information": compared.below.mean(0)},
     )
 
 
 def _over_codes(values: Tensor) -> Estimate:
-    """Return the mean of values ``(R, T)`` of R codes of T data, zero where rounding is all there is."""
+    """Return the mean of values ``(R, T)`` of R codes of T data; values that rounding explains count as zero."""
     draws = len(values)
     values = torch.where(values.abs() < ROUNDING, 0.0, values)
     variances = values.var(0).unsqueeze(0) / draws if draws > 1 else values[:0]
@@ -190,7 +189,7 @@ def _over_codes(values: Tensor) -> Estimate:
 
 
 def _bounded(below: Estimate, above: Estimate, kl: Estimate, ceiling: float) -> tuple[Estimate, Estimate]:
-    """Return both bounds of I(x; z) without what other bounds rule out: 0 and log M, and the KL, which is at least I.
+    """Clamp both bounds of I(x; z) to the limits 0, log M, and the KL, which is at least I.
 
     An upper bound that exceeds the KL is replaced by it, errors included.
     """
@@ -204,16 +203,16 @@ def _bounded(below: Estimate, above: Estimate, kl: Estimate, ceiling: float) -> 
     return below, replace(above, value=max(above.value, below.value))
 
 
-def _marginal(kl: Tensor, found: Information, total: Estimate, below: Estimate, *, same_prior: bool) -> Estimate:
-    """Return KL(q(z) || p(z)) as the KL of all N data less the information of T of them."""
-    why = None if same_prior else "the prior differs between data, so that q(z) has no one prior to be held against"
+def _marginal(kl: Tensor, compared: Information, total: Estimate, below: Estimate, *, same_prior: bool) -> Estimate:
+    """Return KL(q(z) || p(z)): the mean KL of all N data minus the information of T of the data."""
+    why = None if same_prior else "the prior differs between data, so that q(z) cannot be compared with a single prior"
     why = why or total.why or below.why
     if why is not None:
         return Estimate("marginal KL", below.num_particles, None, None, None, why)
     assert total.value is not None
     assert below.value is not None
-    values = found.below.mean(0)
-    covariance = torch.stack([values, kl[found.rows]]).cov()
+    values = compared.below.mean(0)
+    covariance = torch.stack([values, kl[compared.rows]]).cov()
     variance = covariance[0, 0] / len(values) + (kl.var() - 2 * covariance[0, 1]) / len(kl)
     noise = [error**2 for error in (total.se_monte_carlo, below.se_monte_carlo) if error is not None]
     return Estimate(

@@ -14,7 +14,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import ModelGuide, TwoLayers, linear_gaussian, make_vae, pair_of
+from conftest import LinearGaussian, ModelGuide, TwoLayers, linear_gaussian, make_vae, pair_of
 from numpy.polynomial.hermite_e import hermegauss
 from torch import Tensor
 
@@ -22,7 +22,6 @@ import pyrovae
 from pyrovae import bounds, diagnostics, likelihoods, posteriors, priors
 from pyrovae.bounds import hmc as annealing
 from pyrovae.bounds.hmc import Kernel, Path, transition
-from pyrovae.data.synthetic import LinearGaussian
 from pyrovae.importance import UnconstrainedLatents, scoring_context, simulate
 from pyrovae.importance.sampling import log_weights
 from pyrovae.results import Annealing, AnnealingSettings, PairedDifference, Sandwich

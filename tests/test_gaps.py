@@ -10,12 +10,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import ModelGuide, TwoLayers, linear_gaussian, make_vae, pair_of
+from conftest import LinearGaussian, ModelGuide, TwoLayers, linear_gaussian, make_vae, pair_of
 from numpy.polynomial.hermite_e import hermegauss
 from torch import Tensor, nn
 
 from pyrovae import networks, posteriors, priors
-from pyrovae.data.synthetic import LinearGaussian
 from pyrovae.diagnostics import gaps
 from pyrovae.diagnostics.refine import refine, start
 from pyrovae.diagnostics.refit import own_parameters, restored

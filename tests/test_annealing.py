@@ -14,14 +14,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import ModelGuide, TwoLayers, linear_gaussian, make_vae, pair_of
+from conftest import LinearGaussian, ModelGuide, TwoLayers, linear_gaussian, make_vae, pair_of
 from numpy.polynomial.hermite_e import hermegauss
 from torch import Tensor
 
 import pyrovae
 from pyrovae import bounds, diagnostics, likelihoods, posteriors, priors
 from pyrovae.bounds.hmc import Kernel, Path, transition
-from pyrovae.data.synthetic import LinearGaussian
 from pyrovae.importance import UnconstrainedLatents, scoring_context, simulate
 from pyrovae.importance.sampling import log_weights
 from pyrovae.results import AnnealingSettings, PairedDifference, Sandwich
@@ -594,19 +593,17 @@ def test_invalid_arguments_are_refused() -> None:
     truth = linear_gaussian()
     pair, x = pair_of(truth), truth.sample(2)
     for name, value in (("num_chains", 0), ("num_temperatures", 2.5), ("num_leapfrog", True)):
-        with pytest.raises(ValueError, match=f"{name} is a whole number of at least 1, but received {value}"):
+        with pytest.raises(ValueError, match=f"`{name}` must be an integer >= 1, got {value}"):
             bounds.ais(*pair, x, **{name: value})
     with pytest.raises(TypeError, match="ais has the options num_chains, .*, but received 'chains'"):
         bounds.ais(*pair, x, chains=3)
-    with pytest.raises(ValueError, match="num_data is a whole number of at least 1, but received 0"):
+    with pytest.raises(ValueError, match="`num_data` must be an integer >= 1, got 0"):
         bounds.bdmc(*pair, x, num_data=0)
     for bound in (bounds.ais, bounds.bdmc):
-        with pytest.raises(ValueError, match="batch_size is a whole number of at least 1, but received 0"):
+        with pytest.raises(ValueError, match="`batch_size` must be an integer >= 1, got 0"):
             bound(*pair, x, batch_size=0)
         with pytest.raises(ValueError, match="the data set is empty; give at least one datum"):
             bound(*pair, x[:0])
-    with pytest.raises(ValueError, match=r"moving 1000000000000 chains of 1 data needs about .*choose fewer"):
-        bounds.ais(*pair, x, num_chains=10**12)
 
 
 def test_which_bound_is_higher_is_said_in_words() -> None:

@@ -7,7 +7,6 @@ host would wait, and a graph could not be captured.
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -28,7 +27,7 @@ from pyrovae.objectives import ELBO, IWAE, STL, DReG
 from pyrovae.posteriors import Posterior
 from pyrovae.priors import Prior
 from pyrovae.results import Epoch
-from pyrovae.training import Training, capture, fit
+from pyrovae.training import Training, capture, fit, fitting
 
 BINARY = torch.bernoulli(torch.full((7, 1, 8, 8), 0.3).double(), generator=torch.Generator().manual_seed(0))
 
@@ -157,7 +156,6 @@ OBJECTIVES = {
     [*(("StandardNormal", objective) for objective in OBJECTIVES), ("Vamp", "ELBO"), ("IAF", "STL")],
 )
 def test_training_there_is_as_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Any, name: str, objective: str) -> None:
-    room = sys.modules["pyrovae.training.fitting"]  # where the function of that name is
     options = {"training": Training(epochs=3, batch_size=8, clip_norm=5.0, patience=3, engine="eager"), "shown": False}
 
     def train(vae: VAE, **more: Any) -> Any:
@@ -170,7 +168,7 @@ def test_training_there_is_as_here(monkeypatch: pytest.MonkeyPatch, tmp_path: An
     expected = train(here)
     with accelerator(monkeypatch):
         with monkeypatch.context() as patched:
-            patched.setattr(room, "choose_device", lambda name: DEVICE)
+            patched.setattr(fitting, "choose_device", lambda name: DEVICE)
             move(there)
             found = train(there, folder=tmp_path, on_epoch=lambda epoch: epoch.epoch == 2)
             assert found.why_stopped == "stopped by on_epoch after epoch 2"

@@ -16,7 +16,7 @@ from pyrovae import Training, fit, posteriors
 from pyrovae.compile import has_compiler
 from pyrovae.evaluation import evaluate
 from pyrovae.objectives import ELBO
-from pyrovae.training import recorded
+from pyrovae.training import step as steps
 from pyrovae.training.bfloat16 import bfloat16_networks
 
 
@@ -92,7 +92,7 @@ def fitted(precision: str, engine: str) -> tuple[Any, torch.Tensor]:
 
 def test_the_bound_hardly_moves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train on the digits in both precisions: a tenth of a nat or less between them, of some 25."""
-    monkeypatch.setattr(recorded, "has_compiler", lambda: False)
+    monkeypatch.setattr(steps, "has_compiler", lambda: False)
     (full, exact), (history, found), (_, captured) = (
         fitted(*how) for how in (("float32", "eager"), ("bfloat16", "eager"), ("bfloat16", "captured"))
     )
@@ -113,7 +113,7 @@ def test_rounded_steps_are_compiled_too(caplog: pytest.LogCaptureFixture) -> Non
 
 
 def test_an_unknown_precision_is_refused() -> None:
-    with pytest.raises(ValueError, match="precision is one of float32, bfloat16, but received 'float16'"):
+    with pytest.raises(ValueError, match="`precision` must be one of float32, bfloat16, got 'float16'"):
         Training(precision="float16")
 
 

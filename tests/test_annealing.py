@@ -14,7 +14,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import ModelGuide, TwoLayers, linear_gaussian, make_vae, pair_of
+from conftest import LinearGaussian, ModelGuide, TwoLayers, linear_gaussian, make_vae, pair_of
 from numpy.polynomial.hermite_e import hermegauss
 from torch import Tensor
 
@@ -22,7 +22,6 @@ import pyrovae
 from pyrovae import bounds, diagnostics, likelihoods, posteriors, priors
 from pyrovae.bounds import hmc as annealing
 from pyrovae.bounds.hmc import Kernel, Path, transition
-from pyrovae.data.synthetic import LinearGaussian
 from pyrovae.importance import UnconstrainedLatents, scoring_context, simulate
 from pyrovae.importance.sampling import log_weights
 from pyrovae.results import Annealing, AnnealingSettings, PairedDifference, Sandwich
@@ -760,17 +759,17 @@ def test_one_datum() -> None:
 @pytest.mark.parametrize("value", [0, -1, 2.5, True])
 def test_numbers_that_are_not_positive_are_refused(bound: Any, name: str, value: Any) -> None:
     truth = linear_gaussian()
-    with pytest.raises(ValueError, match=rf"{name} is a whole number of at least 1, but received {value}"):
+    with pytest.raises(ValueError, match=rf"`{name}` must be an integer >= 1, got {value}"):
         bound(*pair_of(truth), truth.sample(2), **{name: value})
 
 
 def test_other_refusals() -> None:
     truth = linear_gaussian()
     pair, x = pair_of(truth), truth.sample(2)
-    with pytest.raises(ValueError, match="num_data is a whole number of at least 1, but received 0"):
+    with pytest.raises(ValueError, match="`num_data` must be an integer >= 1, got 0"):
         bounds.bdmc(*pair, x, num_data=0)
     for bound in (bounds.ais, bounds.bdmc):
-        with pytest.raises(ValueError, match="batch_size is a whole number of at least 1, but received 0"):
+        with pytest.raises(ValueError, match="`batch_size` must be an integer >= 1, got 0"):
             bound(*pair, x, batch_size=0)
         with pytest.raises(ValueError, match="the data set is empty; give at least one datum"):
             bound(*pair, x[:0])

@@ -684,7 +684,7 @@ def test_wrong_arguments_are_refused_in_words() -> None:
     for rows in (torch.ones(len(split), dtype=torch.bool), torch.ones(3), x):
         with pytest.raises(TypeError, match="takes the numbers of its rows"):
             of_rows(rows)
-    with pytest.raises(ValueError, match="clip_norm is positive and finite, but received -1"):
+    with pytest.raises(ValueError, match="`clip_norm` must be positive and finite, got -1"):
         capture(model, guide, x, clip_norm=-1.0)
     with pytest.raises(TypeError, match="received the class ELBO; give ELBO\\(\\)"):
         capture(model, guide, x, objective=ELBO)

@@ -338,7 +338,7 @@ def test_splits_refuse_what_is_no_data(stored: Tensor, labels: Tensor | None, ma
 
 def test_splits_of_a_data_set_are_alike() -> None:
     train, odd = Split(BYTES, name="a/train"), Split(BYTES[..., :2], name="a/odd")
-    with pytest.raises(ValueError, match=r"one shape, dtype .* a/odd of shape \(1, 4, 2\), uint8; bring them to one"):
+    with pytest.raises(ValueError, match=r"one shape, dtype .* a/odd of shape \(1, 4, 2\), uint8; convert them"):
         Data(train=train, validation=train, test=odd, name="a")
     with pytest.raises(ValueError, match=r"holds one datum or more, but received first\(0\)"):
         train.first(0)
@@ -738,7 +738,7 @@ def test_a_split_of_all_that_there_is(source: Any) -> None:
     assert split.name == "mine"
     alone = data.load_split(source[0]) if isinstance(source, tuple) else data.load_split(source)
     assert len(alone) == 103
-    with pytest.raises(TypeError, match=r"pyrovae.data.load_split makes one split of all"):
+    with pytest.raises(TypeError, match=r"pyrovae.data.load_split makes one split of an array"):
         Loader([source])  # type: ignore[arg-type]
 
 

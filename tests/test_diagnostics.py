@@ -14,11 +14,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import ModelGuide, TwoLayers, linear_gaussian, make_vae, pair_of, scalar_pair
+from conftest import LinearGaussian, ModelGuide, TwoLayers, linear_gaussian, make_vae, pair_of, scalar_pair
 from torch import Tensor
 
 from pyrovae import bounds, diagnostics
-from pyrovae.data.synthetic import LinearGaussian
 from pyrovae.diagnostics import information, psis
 from pyrovae.diagnostics.ladder import Ladder
 from pyrovae.diagnostics.units import active_units, assess_collapse, assess_prior

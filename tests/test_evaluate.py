@@ -123,7 +123,7 @@ def test_k_is_a_positive_whole_number(ks: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("name", ["batch_size", "chunk_size"])
 def test_sizes_are_positive(name: str) -> None:
     truth = linear_gaussian()
-    with pytest.raises(ValueError, match=f"{name} is a whole number of at least 1"):
+    with pytest.raises(ValueError, match=f"`{name}` must be an integer >= 1"):
         evaluate(*pair_of(truth), truth.sample(2), show_progress=False, **{name: 0})
 
 

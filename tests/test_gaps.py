@@ -10,12 +10,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import ModelGuide, TwoLayers, linear_gaussian, make_vae, pair_of
+from conftest import LinearGaussian, ModelGuide, TwoLayers, linear_gaussian, make_vae, pair_of
 from numpy.polynomial.hermite_e import hermegauss
 from torch import Tensor, nn
 
 from pyrovae import networks, posteriors, priors
-from pyrovae.data.synthetic import LinearGaussian
 from pyrovae.diagnostics import gaps
 from pyrovae.diagnostics.refine import refine, start
 from pyrovae.diagnostics.refit import own_parameters, restored
@@ -422,10 +421,10 @@ def test_a_single_datum_has_monte_carlo_errors_alone(bernoulli: tuple[Any, Tenso
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"num_particles": 0}, "num_particles is a whole number of at least 1, but received 0"),
-        ({"num_steps": 0}, "num_steps is a whole number of at least 1, but received 0"),
-        ({"refit_epochs": -1}, "refit_epochs is a whole number of at least 0, but received -1"),
-        ({"num_starts": 0}, "num_starts is a whole number of at least 1, but received 0"),
+        ({"num_particles": 0}, "`num_particles` must be an integer >= 1, got 0"),
+        ({"num_steps": 0}, "`num_steps` must be an integer >= 1, got 0"),
+        ({"refit_epochs": -1}, "`refit_epochs` must be an integer >= 0, got -1"),
+        ({"num_starts": 0}, "`num_starts` must be an integer >= 1, got 0"),
         (
             {"bound_variances": torch.zeros(3)},
             r"bound_variances belong to the bound, .* received \(3,\) and no bound",
@@ -434,7 +433,7 @@ def test_a_single_datum_has_monte_carlo_errors_alone(bernoulli: tuple[Any, Tenso
             {"bound": torch.zeros(3), "bound_variances": torch.zeros(2)},
             r"one for each of the 3 data, but received \(2,\)",
         ),
-        ({"batch_size": True}, "batch_size is a whole number of at least 1, but received True"),
+        ({"batch_size": True}, "`batch_size` must be an integer >= 1, got True"),
         ({"bound": torch.zeros(2)}, r"one value for each of the 3 data, shape \(3,\), but received \(2,\)"),
         ({"bound": -3.0}, "but received float; give for instance per_datum"),
         ({"x": torch.zeros(0, 4)}, "the data set is empty; give at least one datum"),

@@ -113,7 +113,7 @@ def test_rounded_steps_are_compiled_too(caplog: pytest.LogCaptureFixture) -> Non
 
 
 def test_an_unknown_precision_is_refused() -> None:
-    with pytest.raises(ValueError, match="precision is one of float32, bfloat16, but received 'float16'"):
+    with pytest.raises(ValueError, match="`precision` must be one of float32, bfloat16, got 'float16'"):
         Training(precision="float16")
 
 

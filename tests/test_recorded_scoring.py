@@ -246,7 +246,7 @@ def test_evaluate_counts_the_particles_of_all_data(monkeypatch: pytest.MonkeyPat
     )
     evaluate(*of_vae(make_vae()), BINARY, ks=(1, 50), chunk_size=64, show_progress=False)
     assert asked == [("auto", 23 * 50)]
-    with pytest.raises(ValueError, match=re.escape("engine is one of auto, eager, captured, but received 'fast'")):
+    with pytest.raises(ValueError, match=re.escape("`engine` must be one of auto, eager, captured, got 'fast'")):
         evaluate(*of_vae(make_vae()), BINARY, ks=(1,), engine="fast", show_progress=False)
 
 

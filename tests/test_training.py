@@ -1064,14 +1064,14 @@ def test_grey_validation_data_are_refused_too() -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"epochs": -1}, "epochs is a whole number of at least 0"),
-        ({"epochs": True}, "epochs is a whole number"),
-        ({"batch_size": 0}, "batch_size is a whole number of at least 1"),
-        ({"patience": 0}, "patience is a whole number of at least 1"),
-        ({"learning_rate": 0.0}, "learning_rate is positive and finite"),
-        ({"learning_rate": math.nan}, "learning_rate is positive and finite"),
-        ({"clip_norm": -1.0}, "clip_norm is positive and finite"),
-        ({"final_learning_rate": math.inf}, "final_learning_rate is positive and finite"),
+        ({"epochs": -1}, "`epochs` must be an integer >= 0"),
+        ({"epochs": True}, "`epochs` must be an integer"),
+        ({"batch_size": 0}, "`batch_size` must be an integer >= 1"),
+        ({"patience": 0}, "`patience` must be an integer >= 1"),
+        ({"learning_rate": 0.0}, "`learning_rate` must be positive and finite"),
+        ({"learning_rate": math.nan}, "`learning_rate` must be positive and finite"),
+        ({"clip_norm": -1.0}, "`clip_norm` must be positive and finite"),
+        ({"final_learning_rate": math.inf}, "`final_learning_rate` must be positive and finite"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], text: str) -> None:

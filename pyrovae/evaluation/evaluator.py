@@ -324,7 +324,7 @@ def _warn(programs: ModelGuide, modules: Iterable[nn.Module], examples: tuple[Te
     """Log limits of the numbers that show before the evaluation."""
     if coarse := find_low_precision(modules, examples):
         logger.warning("%s; evaluate model.float(), on data in float32", coarse)
-    warn_of_links(programs, examples)
+    warn_of_links(programs)
     if programs.nan:
         logger.warning("%s; data whose estimates are not finite are counted, and no mean hides them", programs.nan)
 

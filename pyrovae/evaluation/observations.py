@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pyrovae.data.loader import FIRST, num_distinct
 from pyrovae.programs import ModelGuide, run
-from pyrovae.programs.support import unmasked
+from pyrovae.programs.site_checks import unmasked
 from pyrovae.results.observed_data import DRAWN, MASKED, OTHER, WHOLE, ObservedData
 from pyrovae.runtime.context import forked_random, stream_seed
 

@@ -24,7 +24,7 @@ def require_integer(value: object, *, name: str, least: int = 1) -> None:
 
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} is a whole number of at least {least}, but received {value!r}")
+        raise ValueError(f"`{name}` must be an integer >= {least}, got {value!r}")
 
 
 def merge_options(options: R | None, record: type[R], keywords: Mapping[str, Any], *, function: str) -> R:

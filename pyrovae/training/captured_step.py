@@ -174,7 +174,7 @@ def capture(
         inputs = loader.draw(torch.arange(min(len(loader), 3), device=loader.device))
         model = Unnormalized()(model) if unnormalized else model
         programs = inspect_programs(model, guide, inputs, modules=modules, all_data=loader.everything)
-        warn_of_links(programs, inputs)
+        warn_of_links(programs)
         params += programs.params
     if programs.draws_rows:
         raise ValueError(

@@ -146,7 +146,7 @@ def fit(
             programs = inspect_programs(
                 scored, guide, inputs, modules=modules, all_data=placement.all_data, device=device
             )
-            warn_of_links(programs, inputs)
+            warn_of_links(programs)
         stack.enter_context(module_mode(programs.all_modules, training=True))
         _log_data(placement, programs)
         trained_params += [name for name in programs.params if MODULE_DIVIDER not in name]

@@ -619,14 +619,13 @@ def test_an_importance_weighted_bound_is_learned() -> None:
 def test_every_objective_is_resumed_to_the_last_bit(tmp_path: Path, name: str) -> None:
     a, b, c = (vae().double() for _ in range(3))
 
-    def train(v: VAE, **options: Any) -> Any:
+    def again(v: VAE, **options: Any) -> History:
         training = quick(epochs=6, learning_rate=0.05, patience=5)
-        objective = OBJECTIVES[name]()
-        return train(v, grey(), objective=objective, training=training, **options)
+        return train(v, grey(), objective=OBJECTIVES[name](), training=training, **options)
 
-    whole = train(a)
-    train(b, folder=tmp_path, on_epoch=stop_after(2))
-    assert numbers(train(c, folder=tmp_path, resume=True)) == numbers(whole)
+    whole = again(a)
+    again(b, folder=tmp_path, on_epoch=stop_after(2))
+    assert numbers(again(c, folder=tmp_path, resume=True)) == numbers(whole)
     assert equal(state(c), state(a))
     assert json.loads((tmp_path / "config.json").read_text())["objective"] == OBJECTIVES[name]().describe()
 

@@ -151,7 +151,8 @@ def test_the_command_line_trains_and_evaluates_in_two_processes(tmp_path: Path) 
     assert torchrun(2, *options, folder=tmp_path).stdout.count("--overwrite evaluates anew") == 1
 
 
-def test_an_error_is_said_once(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_an_error_is_printed_once(tmp_path: Path) -> None:
     RunFolder(tmp_path / "taken").write({"trainer.pt": b""})
     words = ("-m", "pyrovae", "train", "--device", "cpu", "--epochs", "1", "--latent_dim", "2", "--folder", "taken")
     done = torchrun(2, *words, folder=tmp_path, expected=1)

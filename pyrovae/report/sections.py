@@ -66,7 +66,7 @@ def headlines(evaluation: Evaluation) -> list[Headline]:
     if evaluation.bits_per_dimension is not None:
         lines.append(Headline("bits per dimension", Number(evaluation.bits_per_dimension, 4), f"at {last.label}"))
     if checked is not None and (latents := checked.latents) is not None:
-        note = f"{latents.num_unknown} cannot be told" if latents.num_unknown else "by the variance of their means"
+        note = f"{latents.num_unknown} unknown" if latents.num_unknown else "by the variance of their means"
         lines.append(Headline("active units", f"{latents.num_active} of {len(latents.units)}", note))
     return lines
 

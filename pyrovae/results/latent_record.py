@@ -110,7 +110,7 @@ class Latents(Tabled):
             "    at most (each x left out of q(z), or the KL)": self.information_above,
             "  marginal KL(q(z) || p(z))": self.marginal_kl,
         }
-        unknown = f", {self.num_unknown} cannot be told" if self.num_unknown else ""
+        unknown = f", {self.num_unknown} unknown" if self.num_unknown else ""
         return Table(
             ("", "nats", "se data", "se MC"),
             tuple((name, *estimate.cells()) for name, estimate in parts.items()),

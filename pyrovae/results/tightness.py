@@ -72,7 +72,7 @@ class Weights(Tabled):
         extrapolated: gap left at the last rung by extrapolation of the ladder, nats.
         tolerance: gap up to which K is enough, nats.
         verdict: "K is enough", which holds as far as the guide's draws reach; "K may not be enough" where BDMC
-            disagrees; "K is not enough", "not asymptotic" or "cannot be told".
+            disagrees; "K is not enough", "not asymptotic" or "unknown".
         reason: reason for the verdict, a sentence.
 
     """

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae import VAE, likelihoods, networks, posteriors, priors
-from pyrovae.data.synthetic import LinearGaussian
 from pyrovae.likelihoods import Likelihood
+from pyrovae.testing.small_models import LinearGaussian
 
 ModelGuide = tuple[Callable[..., None], Callable[..., None]]
 

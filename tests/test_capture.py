@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import dataclasses
 import logging
-import math
 import os
 import signal
 import warnings
 from collections.abc import Callable
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pyro
@@ -19,23 +19,20 @@ import pytest
 import torch
 from conftest import TwoLayers, make_vae
 from pyro import module as register_module
-from pyro.infer import JitTrace_ELBO
 from pyro.poutine.runtime import _PYRO_STACK
-from pyro.poutine.subsample_messenger import SubsampleMessenger
 from torch import Tensor, nn
 from torch._C import _len_torch_function_stack
 from torch.distributions import constraints
-from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from pyrovae import VAE, likelihoods, networks, posteriors, priors
-from pyrovae.compile import NotRecordableError, has_compiler, is_recording
+from pyrovae.compile import NotRecordableError, Recording, has_compiler, is_recording
+from pyrovae.compile.cuda_graph import GraphedFunction
 from pyrovae.data import from_arrays, transforms
 from pyrovae.objectives import ELBO, IWAE, STL, DReG, Objective, Terms, schedules
-from pyrovae.training import Training, capture, engine, fit, recorded
-from pyrovae.training.adam import Adam
-from pyrovae.training.recorded import RecordedStep
-from pyrovae.training.step import EagerStep
+from pyrovae.training import Training, capture, fit
+from pyrovae.training import step as steps
+from pyrovae.training.step import EagerStep, TracedStep
 
 compiler = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler is found")
 Programs = tuple[Callable[..., None], Callable[..., None], list[nn.Module]]
@@ -44,7 +41,7 @@ Programs = tuple[Callable[..., None], Callable[..., None], list[nn.Module]]
 @pytest.fixture
 def _uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replay graphs as they are: what Inductor makes of them has tests of its own."""
-    monkeypatch.setattr(recorded, "has_compiler", lambda: False)
+    monkeypatch.setattr(steps, "has_compiler", lambda: False)
     monkeypatch.setattr(logging.getLogger("pyrovae"), "disabled", True)
 
 
@@ -142,7 +139,7 @@ PAIRS: dict[str, tuple[Callable[[], Programs], Callable[[], Objective]]] = {
 }
 
 
-def batches(number: int = 200, *, size: int = 12) -> list[Tensor]:
+def batches(number: int = 40, *, size: int = 12) -> list[Tensor]:
     generator = torch.Generator().manual_seed(7)
     return [(torch.rand(size, 1, 8, 8, generator=generator) < 0.3).to(torch.get_default_dtype()) for _ in range(number)]
 
@@ -167,11 +164,13 @@ def distance(a: Tensor, b: Tensor) -> float:
 
 
 @pytest.mark.usefixtures("_uncompiled")
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in ("IWAE", "two layers") else name for name in PAIRS]
+)
 def test_recorded_steps_are_eager_steps(name: str) -> None:
     losses, values, _ = trained(name, "eager", batches())
     found, reached, step = trained(name, "captured", batches())
-    assert step._step._recordings, "it was recorded"
+    assert step._step._traces, "it was recorded"
     assert distance(found, losses) < 1e-10
     assert distance(reached, values) < 1e-10
 
@@ -181,10 +180,7 @@ def test_recorded_steps_are_eager_steps(name: str) -> None:
     "name",
     [
         "VAE, annealed",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in ("pyro.param", "two layers", "IWAE", "Vamp", "BatchNorm")
-        ),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("pyro.param", "two layers", "IWAE", "BatchNorm")),
     ],
 )
 def test_compiled_steps_are_eager_steps(name: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -192,19 +188,9 @@ def test_compiled_steps_are_eager_steps(name: str, caplog: pytest.LogCaptureFixt
     losses, values, _ = trained(name, "eager", batches())
     found, reached, step = trained(name, "captured", batches())
     assert "not compiled" not in caplog.text
-    assert step._step._recordings
+    assert step._step._traces
     assert distance(found, losses) < 1e-5
     assert distance(reached, values) < 1e-5
-
-
-@compiler
-@pytest.mark.slow
-def test_compiled_steps_are_eager_steps_in_float64(caplog: pytest.LogCaptureFixture) -> None:
-    losses, values, _ = trained("VAE", "eager", batches())
-    found, reached, _ = trained("VAE", "captured", batches())
-    assert "not compiled" not in caplog.text
-    assert distance(found, losses) < 1e-10
-    assert distance(reached, values) < 1e-10
 
 
 def change_beta(step: Any, vae: VAE, x: Tensor) -> None:
@@ -225,11 +211,6 @@ def change_values(step: Any, vae: VAE, x: Tensor) -> None:
             parameter.mul_(0.5)
 
 
-def replace_parameter(step: Any, vae: VAE, x: Tensor) -> None:
-    layer = vae.encoder.net[1]
-    layer.weight = nn.Parameter(layer.weight.detach() * 2.0)
-
-
 def replace_buffer(step: Any, vae: VAE, x: Tensor) -> None:
     vae.prior.scale = vae.prior.scale * 0.7
 
@@ -246,33 +227,11 @@ def change_option(step: Any, vae: VAE, x: Tensor) -> None:
     step.objective.free_bits = 0.5
 
 
-def add_hook(step: Any, vae: VAE, x: Tensor) -> None:
-    vae.encoder.net.register_forward_hook(lambda module, args, output: output * 0.5)
-
-
-def hook_tensor(step: Any, vae: VAE, x: Tensor) -> None:
-    vae.encoder.net[1].weight.register_hook(lambda gradient: gradient * 0)
-
-
-def turn_layout(step: Any, vae: VAE, x: Tensor) -> None:
-    weight = vae.encoder.net[1].weight
-    weight.data = weight.data.t().contiguous().t()
-
-
-def append_layer(step: Any, vae: VAE, x: Tensor) -> None:
-    vae.encoder.net.append(nn.Tanh())
-
-
 CHANGES = [
-    add_hook,
-    hook_tensor,
-    turn_layout,
-    append_layer,
     change_beta,
     change_rate,
     change_data,
     change_values,
-    replace_parameter,
     replace_buffer,
     freeze,
     switch_mode,
@@ -295,10 +254,48 @@ def test_what_changes_is_followed(change: Callable[..., None]) -> None:
             step(x)
         if how != "unchanged":
             change(step, vae, x)
-        show_progress = [torch.stack(step(x)) for _ in range(5)]
-        results[how] = torch.cat([*show_progress, *(parameter.detach().flatten() for parameter in vae.parameters())])
+        losses = [torch.stack(step(x)) for _ in range(5)]
+        results[how] = torch.cat([*losses, *(parameter.detach().flatten() for parameter in vae.parameters())])
     assert distance(results["captured"], results["eager"]) < 1e-12
     assert distance(results["unchanged"], results["eager"]) > 1e-4
+
+
+def replace_parameter(vae: VAE) -> None:
+    layer = vae.encoder.net[1]
+    layer.weight = nn.Parameter(layer.weight.detach() * 2.0)
+
+
+def replace_module(vae: VAE) -> None:
+    vae.decoder = make_vae().decoder
+
+
+def append_layer(vae: VAE) -> None:
+    vae.encoder.net.append(nn.Tanh())
+
+
+def add_parameter(vae: VAE) -> None:
+    vae.extra = nn.Parameter(torch.zeros(1))
+
+
+def thaw(vae: VAE) -> None:
+    vae.likelihood.requires_grad_()
+    vae.decoder.layers[0].bias.requires_grad_()
+
+
+@pytest.mark.usefixtures("_uncompiled")
+@pytest.mark.parametrize("how", ["eager", "captured"])
+@pytest.mark.parametrize("change", [replace_parameter, replace_module, append_layer, add_parameter, thaw])
+def test_a_replaced_parameter_or_module_is_an_error(change: Callable[[VAE], None], how: str) -> None:
+    model, guide, (vae,) = normalized()
+    vae.decoder.layers[0].bias.requires_grad_(requires_grad=False)
+    (x,) = batches(1)
+    step = capture(model, guide, x, engine=how)
+    for _ in range(3):
+        step(x)
+    change(vae)
+    with pytest.raises(ValueError, match="capture the step again"):
+        step(x)
+    capture(model, guide, x, engine=how)(x)
 
 
 class Stepped(ELBO):
@@ -317,7 +314,6 @@ FACTORS = {
     "arithmetic": (lambda objective: 1 + 0.1 * objective.step, False),
     "weight of the KL": (lambda objective: 1 + objective.kl_weight(), False),
     "a branch": (lambda objective: 2.0 if objective.step > 4 else 1.0, True),
-    "a number": (lambda objective: math.exp(-0.1 * objective.step), True),
     "another schedule": (lambda objective: objective.annealing(objective.step), True),
 }
 
@@ -351,49 +347,27 @@ def fitted(how: str, **options: Any) -> tuple[Any, Tensor]:
     extra = {name: options.pop(name) for name in ("folder", "resume", "on_epoch") if name in options}
     training = Training(**({"epochs": 6, "batch_size": 16, "device": "cpu", "engine": how} | options))
     history = fit(vae.model, vae.guide, data(), training=training, show_progress=False, **extra)
-    show_progress = [(e.elbo, e.reconstruction, e.kl, e.objective, *e.validation.values()) for e in history.epochs]
+    metrics = [(e.elbo, e.reconstruction, e.kl, e.objective, *e.validation.values()) for e in history.epochs]
     values = torch.cat([parameter.detach().flatten() for parameter in vae.parameters()])
-    return torch.tensor(show_progress), values
+    return torch.tensor(metrics), values
 
 
 @pytest.mark.usefixtures("_uncompiled")
-@pytest.mark.parametrize("batch_size", [16, 17, 50])
+@pytest.mark.parametrize("batch_size", [16, 50])
 def test_fit_gives_the_same_numbers(batch_size: int) -> None:
-    """51 data: three full minibatches of 17; three and a short one; one full, one of a single datum."""
-    show_progress, values = fitted("captured", batch_size=batch_size, final_learning_rate=1e-4, clip_norm=3.0)
+    """51 data: three full minibatches and a short one; one full, one of a single datum."""
+    metrics, values = fitted("captured", batch_size=batch_size, final_learning_rate=1e-4, clip_norm=3.0)
     expected, reached = fitted("eager", batch_size=batch_size, final_learning_rate=1e-4, clip_norm=3.0)
-    assert distance(show_progress, expected) < 1e-12
+    assert distance(metrics, expected) < 1e-12
     assert distance(values, reached) < 1e-12
 
 
 @pytest.mark.usefixtures("_uncompiled")
-def test_short_batches_that_come_often_are_recorded_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorded, "REPEATS", 3)
-    model, guide, _ = of_vae(make_vae())
-    long, short, other = batches(1)[0], batches(1, size=5)[0], batches(1, size=4)[0]
-    step = capture(model, guide, long)
-    for x in (long, long, short, short, other, short, short, other):
-        step(x)
-    assert [key[1][0][0] for key in step._step._recordings] == [12, 5]
-
-
-@pytest.mark.usefixtures("_uncompiled")
 def test_resuming_a_captured_run_gives_the_same_numbers(tmp_path: Any) -> None:
-    show_progress, values = fitted("captured")
+    metrics, values = fitted("captured")
     fitted("captured", folder=tmp_path, on_epoch=lambda epoch: epoch.epoch == 3)
     again, reached = fitted("captured", folder=tmp_path, resume=True)
-    assert torch.equal(again, show_progress)
-    assert torch.equal(reached, values)
-
-
-@compiler
-@pytest.mark.slow
-def test_resuming_a_compiled_run_gives_the_same_numbers(tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
-    show_progress, values = fitted("captured")
-    fitted("captured", folder=tmp_path, on_epoch=lambda epoch: epoch.epoch == 3)
-    again, reached = fitted("captured", folder=tmp_path, resume=True)
-    assert "not compiled" not in caplog.text
-    assert torch.equal(again, show_progress)
+    assert torch.equal(again, metrics)
     assert torch.equal(reached, values)
 
 
@@ -434,7 +408,7 @@ def test_switches_are_left_as_they_were(outcome: str, enabled: bool) -> None:  #
 
 
 def test_the_first_batch_is_checked_before_anything_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RecordedStep, "record", lambda *_, **__: pytest.fail("recorded unchecked data"))
+    monkeypatch.setattr(TracedStep, "trace", lambda *_, **__: pytest.fail("recorded unchecked data"))
     vae = make_vae()
     grey = from_arrays(torch.rand(40, 1, 8, 8), validation=4, test=4)
     with pytest.raises(ValueError, match="binarize them"):
@@ -448,61 +422,6 @@ def test_the_first_batch_is_checked_before_anything_is_recorded(monkeypatch: pyt
     step = capture(vae.model, vae.guide, torch.ones(3, 1, 8, 8))
     with pytest.raises(ValueError, match="binarize them"):
         step(torch.full((3, 1, 8, 8), 0.5))
-
-
-class Wayward(nn.Module):
-    """A pair whose programs cannot be recorded, for one reason or another."""
-
-    def __init__(self, kind: str) -> None:
-        super().__init__()
-        self.kind, self.calls, self.net = kind, 0, nn.Linear(2, 64)
-
-    def model(self, x: Tensor) -> None:
-        pyro.module("wayward", self)
-        self.calls += 1
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            logits = self.net(z)
-            if self.kind == "asks" and logits.sum() > 0:
-                logits = logits * 1.0
-            if self.kind == "reads x":
-                logits = logits + torch.from_numpy(np.tanh(x.flatten(1).numpy()))
-            if self.kind == "reads a weight":
-                logits = logits * float(self.net.bias.detach().numpy()[0])
-            if self.kind == "counts":
-                logits = logits * (1 + 1e-3 * self.calls)
-            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x.flatten(1))
-
-    def guide(self, x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), torch.ones(2)).to_event(1))
-
-
-@pytest.mark.parametrize(
-    ("kind", "reason"),
-    [
-        ("asks", "eagerly: it asks a tensor for its value"),
-        ("counts", "eagerly: it does not do the same operations"),
-        ("reads x", "eagerly: it does not do the same operations"),
-        ("reads a weight", "eagerly: it does not do the same operations"),
-    ],
-)
-def test_what_cannot_be_recorded_runs_eagerly_and_one_line_says_why(
-    kind: str, reason: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    losses = []
-    for how in ("eager", "captured"):
-        torch.manual_seed(1)
-        pair = Wayward(kind)
-        step = capture(pair.model, pair.guide, batches(1)[0], engine=how)
-        pair.calls = 0
-        torch.manual_seed(2)
-        losses.append(torch.stack([step(x).loss for x in batches(6)]))
-    assert [record.message for record in caplog.records if "eagerly" in record.message] == [
-        next(record.message for record in caplog.records if reason in record.message)
-    ]
-    if kind != "counts":
-        assert torch.equal(losses[0], losses[1])
 
 
 class Failing(nn.Module):
@@ -538,10 +457,6 @@ class BackwardFails(torch.autograd.Function):
         raise RuntimeError("no gradient")
 
 
-def raises(pair: Any, logits: Tensor) -> Tensor:
-    raise ZeroDivisionError
-
-
 def nested_trace(pair: Any, logits: Tensor) -> Tensor:
     return torch.jit.trace(lambda a: a.reshape(a.shape[0] * 2, 2).sin(), (logits.detach(),), check_trace=False)(
         logits
@@ -559,18 +474,14 @@ def interrupted(pair: Any, logits: Tensor) -> Tensor:
 
 GENERATOR, HELD = torch.Generator(), torch.zeros(4, dtype=torch.float64)
 FAILURES: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
-    "an exception": (raises, "ZeroDivisionError"),
     "an exception in backward": (lambda pair, logits: BackwardFails.apply(logits), "no gradient"),
     "a branch": (lambda pair, logits: logits if logits.sum() > 0 else -logits, "asks a tensor for its value"),
     "a number": (lambda pair, logits: logits * logits.sum().item(), "asks a tensor for its value"),
     "NumPy": (lambda pair, logits: logits + logits.detach().numpy().sum(), "the same operations"),
     "chance": (lambda pair, logits: logits * np.random.default_rng().random(), "the same operations"),
-    "a seed": (lambda pair, logits: logits * torch.manual_seed(3).initial_seed() @ logits, "RuntimeError"),
     "its own generator": (lambda pair, logits: logits + torch.rand(4, generator=GENERATOR), "generator of its own"),
     "a write": (lambda pair, logits: logits + HELD.add_(1), "belongs to none of its modules"),
     "torch.jit.trace": (nested_trace, "traced by torch.jit"),
-    "JitTrace_ELBO": (lambda pair, logits: logits, "traced by torch.jit"),
-    "no such operation": (lambda pair, logits: logits @ logits, "RuntimeError"),
     "Ctrl-C": (interrupted, ""),
     "the compiler": (lambda pair, logits: logits, "no compiler today"),
 }
@@ -586,7 +497,7 @@ def state_of(pair: Failing) -> list[object]:
         (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_rng_state().tolist()),
         {name: value.tolist() for name, value in pyro.get_param_store().items()},
         (len(everywhere._global_forward_hooks), len(everywhere._global_forward_pre_hooks), list(_PYRO_STACK)),
-        (pyro.module, SubsampleMessenger._subsample, signal.getsignal(signal.SIGINT)),
+        signal.getsignal(signal.SIGINT),
         (torch.jit.is_tracing(), is_recording(), _get_current_dispatch_mode(), _len_torch_function_stack()),
     ]
 
@@ -596,66 +507,25 @@ def state_of(pair: Failing) -> list[object]:
 def test_a_failed_capture_leaves_no_trace(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     way, reason = FAILURES[name]
     pair, x = Failing(way), (torch.rand(6, 4) < 0.5).double()
-    objective = JitTrace_ELBO() if name == "JitTrace_ELBO" else None
-    step: Any = capture(pair.model, pair.guide, x, objective=objective)
+    step: Any = capture(pair.model, pair.guide, x)
     step(x)
     before, pair.fails = state_of(pair), True
     monkeypatch.setattr("pyrovae.compile.trace.compile_graph", no_compiler)
     with pytest.raises(KeyboardInterrupt if name == "Ctrl-C" else NotRecordableError, match=reason):
-        step._step.record((x,), torch.ones(())).recording.compile((x,))
+        step._step.trace((x,)).recording.compile((x,))
     assert state_of(pair) == before
     assert torch.jit.trace(lambda a: a.reshape(a.shape[0] * 2, 2), (x,))(x).shape == (12, 2)
-
-    monkeypatch.setattr(recorded, "has_compiler", lambda: False)
-    losses = []
-    for how in ("eager", "captured"):
-        pyro.clear_param_store()
-        good = Failing(way)
-        again: Any = capture(good.model, good.guide, x, engine=how)
-        torch.manual_seed(2)
-        losses.append(torch.stack([again(x).loss for _ in range(3)]))
-    assert again._step._recordings
-    assert distance(losses[1], losses[0]) < 1e-12
-
-
-def test_noise_that_depends_on_data_is_recorded_and_one_line_says_why_not_compiled(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    rate = nn.Linear(64, 2)
-
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Gamma(torch.ones(2), 1.0).to_event(1))
-            pyro.sample(
-                "x", dist.Bernoulli(logits=z.sum(-1, keepdim=True).expand(-1, 64)).to_event(1), obs=x.flatten(1)
-            )
-
-    def guide(x: Tensor) -> None:
-        pyro.module("rate", rate)
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Gamma(rate(x.flatten(1)).exp(), 1.0).to_event(1))
-
-    start, losses = copy.deepcopy(rate.state_dict()), []
-    for how in ("eager", "captured"):
-        rate.load_state_dict(start)
-        step = capture(model, guide, batches(1)[0], engine=how)
-        torch.manual_seed(2)
-        losses.append(torch.stack([step(x).loss for x in batches(8)]))
-    assert distance(losses[1], losses[0]) < 1e-12
-    said = [record.message for record in caplog.records if "not compiled" in record.message]
-    assert len(said) == 1
-    assert "depends on data" in said[0] or "no C++ compiler" in said[0]
 
 
 def test_without_a_compiler_the_graph_is_replayed(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(recorded, "has_compiler", lambda: False)
+    monkeypatch.setattr(steps, "has_compiler", lambda: False)
     _, _, step = trained("VAE", "captured", batches(5))
     assert [record.message for record in caplog.records] == [
         "the recorded step is not compiled: no C++ compiler is found"
     ]
-    assert step._step._recordings
+    assert step._step._traces
 
 
 def test_the_number_of_steps_decides(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -663,23 +533,21 @@ def test_the_number_of_steps_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     step = capture(model, guide, batches(1)[0])._step
 
     def chosen(num_steps: int, *, compiler: bool = True) -> Any:
-        monkeypatch.setattr(engine, "has_compiler", lambda: compiler)
-        return engine.make_step(step.loss, step.leaves, step.optimizer, engine="auto", num_steps=num_steps)
+        monkeypatch.setattr(steps, "has_compiler", lambda: compiler)
+        return steps.make_step(step.loss, step.tensors, step.optimizer, engine="auto", num_steps=num_steps)
 
-    assert type(chosen(engine.RECORDED_FROM - 1)) is EagerStep
-    assert [type(chosen(n)) for n in (engine.RECORDED_FROM, engine.COMPILED_FROM)] == [RecordedStep, RecordedStep]
-    compiled = [
-        chosen(engine.COMPILED_FROM - 1).compiled,
-        chosen(engine.COMPILED_FROM).compiled,
-        chosen(engine.COMPILED_FROM, compiler=False).compiled,
-    ]
-    assert compiled == [False, True, False]
-    with pytest.raises(ValueError, match="engine is one of auto, eager, captured, but received 'jit'"):
+    assert type(chosen(steps.TRACED_FROM - 1)) is EagerStep
+    assert not chosen(steps.TRACED_FROM).compiled
+    assert not chosen(steps.COMPILED_FROM - 1).compiled
+    assert chosen(steps.COMPILED_FROM).compiled
+    assert not chosen(steps.COMPILED_FROM, compiler=False).compiled
+    with pytest.raises(ValueError, match="'jit'"):
         Training(engine="jit")
-    with pytest.raises(ValueError, match="engine is one of"):
+    with pytest.raises(ValueError, match="'fast'"):
         capture(model, guide, batches(1)[0], engine="fast")
 
 
+@pytest.mark.usefixtures("_uncompiled")
 def test_a_pair_that_draws_its_own_rows_is_refused() -> None:
     vae = make_vae()
 
@@ -701,105 +569,6 @@ def test_a_pair_that_draws_its_own_rows_is_refused() -> None:
         training=Training(epochs=3, engine="captured", device="cpu"),
         show_progress=False,
     )
-
-
-def test_more_tensors_to_train_than_before_are_refused() -> None:
-    model, guide, (vae,) = of_vae(make_vae())
-    x = batches(1)[0]
-    step = capture(model, guide, x, engine="eager")
-    step(x)
-    vae.extra = nn.Parameter(torch.zeros(1))  # which would not be trained
-    for _ in range(2):
-        with pytest.raises(
-            ValueError, match="began with 8 tensors, but now 9 have a gradient, some of them new; make a"
-        ):
-            step(x)
-    del vae.extra
-    step(x)
-
-
-def test_adam_is_torchs_adam() -> None:
-    """Follow torch's own through a parameter that has no gradient for a while, and through a saved state."""
-    found = []
-    for make in (lambda p: Adam(p, lr=0.1), lambda p: torch.optim.Adam(p, lr=0.1, fused=True)):
-        torch.manual_seed(0)
-        parameters = [torch.randn(4, 3, requires_grad=True), torch.randn(5, requires_grad=True)]
-        optimizer = make(parameters)
-        for number in range(12):
-            late = number < 3 or number == 7
-            for parameter, without in zip(parameters, (False, late), strict=True):
-                parameter.grad = None if without else torch.randn(parameter.shape)
-            optimizer.step()
-            if number == 9:
-                state = copy.deepcopy(optimizer.state_dict())
-                optimizer = make(parameters)
-                optimizer.load_state_dict(state)
-        found.append([*parameters, *(optimizer.state[p]["step"] for p in parameters)])
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
-
-
-def test_adam_counts_once_where_it_can() -> None:
-    parameters = [torch.randn(4, requires_grad=True), torch.randn(5, requires_grad=True)]
-    optimizer = Adam(parameters)
-    for _ in range(3):
-        for parameter in parameters:
-            parameter.grad = torch.ones_like(parameter)
-        optimizer.step()
-    counts = [optimizer.state[parameter]["step"] for parameter in parameters]
-    assert counts[0] is counts[1]
-    assert counts[0] == 3
-
-
-def test_adam_runs_hooks_and_tells_a_profiler() -> None:
-    parameter, calls = torch.randn(4, requires_grad=True), []
-    optimizer = Adam([parameter])
-    handles = [
-        optimizer.register_step_pre_hook(lambda *_: calls.append("before")),
-        optimizer.register_step_post_hook(lambda *_: calls.append("after")),
-        register_optimizer_step_post_hook(lambda *_: calls.append("everywhere")),
-    ]
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
-    for _ in range(2):
-        parameter.grad = torch.ones_like(parameter)
-        optimizer.step()
-        scheduler.step()
-        assert calls == ["before", "after", "everywhere"]
-        for handle in handles:
-            handle.remove()
-    assert optimizer.param_groups[0]["lr"] == 2.5e-4
-    assert optimizer.state[parameter]["step"] == 2
-    cpu = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=cpu, acc_events=True) as profile:
-        optimizer.step()
-    assert "Optimizer.step#Adam.step" in {event.key for event in profile.key_averages()}
-    assert optimizer.state[parameter]["step"] == 3
-
-
-def test_a_subclass_of_adam_runs_hooks_once() -> None:
-    class Counting(Adam):
-        def step(self, closure: Any = None) -> Any:
-            return super().step(closure)
-
-    parameter, calls = torch.ones(4, requires_grad=True), []
-    optimizer = Counting([parameter])
-    optimizer.register_step_pre_hook(lambda *_: calls.append(1))
-    for _ in range(3):
-        parameter.grad = torch.ones(4)
-        optimizer.step()
-    assert len(calls) == 3
-
-
-def test_adam_skips_a_step_that_a_scaler_found_infinite() -> None:
-    parameter = torch.ones(4, requires_grad=True)
-    optimizer = Adam([parameter], lr=0.1)
-    for gradient in (1.0, 1.0, math.inf, 1.0):
-        before = parameter.detach().clone()
-        parameter.grad = torch.full((4,), gradient)
-        optimizer.found_inf = torch.tensor(float(math.isinf(gradient)), dtype=torch.float32)
-        optimizer.grad_scale = torch.ones((), dtype=torch.float32)
-        optimizer.step()
-        assert parameter.isfinite().all()
-        assert torch.equal(parameter, before) == math.isinf(gradient)
 
 
 # corners
@@ -832,20 +601,18 @@ class Einsum(nn.Module):
 @pytest.mark.parametrize("kind", ["transposed", "expanded"])
 @pytest.mark.parametrize("how", ["eager", "captured"])
 def test_steps_are_those_of_backward_whatever_the_layout_of_gradients(kind: str, how: str) -> None:
+    def adam(parameters: list[Tensor]) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters, lr=0.01, fused=True)
+
     found = []
     for by_hand in (True, False):
         torch.manual_seed(1)
-        pair = Einsum(kind)
+        pair, objective = Einsum(kind), ELBO()
         parameters = list(pair.parameters())
-        optimizer = torch.optim.Adam(parameters, lr=0.01)
-        objective = ELBO()
-        step = (
-            None
-            if by_hand
-            else capture(
-                pair.model, pair.guide, batches(1)[0], engine=how, clip_norm=0.5, optimizer=lambda p: Adam(p, lr=0.01)
-            )
-        )
+        optimizer = adam(parameters)
+        step: Any = None
+        if not by_hand:
+            step = capture(pair.model, pair.guide, batches(1)[0], engine=how, clip_norm=0.5, optimizer=adam)
         torch.manual_seed(2)
         for x in batches(12):
             if step is not None:
@@ -857,23 +624,6 @@ def test_steps_are_those_of_backward_whatever_the_layout_of_gradients(kind: str,
             optimizer.step()
         found.append(torch.cat([parameter.detach().flatten() for parameter in parameters]))
     assert distance(found[1], found[0]) < 1e-12
-
-
-@pytest.mark.usefixtures("_uncompiled")
-@pytest.mark.parametrize("how", ["eager", "captured"])
-def test_frozen_parts_stay_and_thaw(how: str) -> None:
-    model, guide, (vae,) = of_vae(make_vae())
-    step = capture(model, guide, batches(1)[0], engine=how)
-    for x in batches(4):
-        step(x)
-    vae.encoder.requires_grad_(requires_grad=False)
-    before = [parameter.clone() for parameter in vae.encoder.parameters()]
-    for x in batches(4):
-        step(x)
-    assert all(torch.equal(a, b) for a, b in zip(before, vae.encoder.parameters(), strict=True))
-    vae.encoder.requires_grad_()
-    step(x)
-    assert not any(torch.equal(a, b) for a, b in zip(before, vae.encoder.parameters(), strict=True))
 
 
 @pytest.mark.usefixtures("_uncompiled")
@@ -901,35 +651,6 @@ def test_frozen_parameters_pass_in_silence_however_they_are_registered(how: str)
     assert not [each.message for each in said]
     same = [torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True)]
     assert same == [True, True, False, False]
-
-
-@pytest.mark.parametrize("hooked", [True, False])
-@pytest.mark.parametrize("change", ["late", "decay", "closure", "saved"])
-def test_adam_is_torchs_adam_in_corners(change: str, hooked: bool) -> None:  # noqa: FBT001
-    """Parameters that pause, options that are set later, closures, and a state that goes to torch's own."""
-    found = []
-    for make in (Adam, lambda p, lr: torch.optim.Adam(p, lr=lr, fused=True)):
-        torch.manual_seed(0)
-        parameters = [torch.randn(4, 3, requires_grad=True), torch.randn(5, requires_grad=True)]
-        optimizer, steps = make(parameters, lr=0.1), []
-        if hooked:
-            optimizer.register_step_pre_hook(lambda *_, steps=steps: steps.append(1))
-        for number in range(8):
-            for parameter in parameters:
-                parameter.grad = torch.randn(parameter.shape)
-            if change == "late" and 2 < number < 5:
-                parameters[1].grad = None
-            if change == "decay" and number == 3:
-                optimizer.param_groups[0]["weight_decay"] = 0.5
-            if change == "saved" and number == 3:
-                state = copy.deepcopy(optimizer.state_dict())
-                optimizer = torch.optim.Adam(parameters, lr=0.1, fused=True)
-                optimizer.load_state_dict(state)
-            result = optimizer.step((lambda: 3.0) if change == "closure" else None)
-            assert result == (3.0 if change == "closure" else None)
-        assert len(steps) == hooked * (3 if change == "saved" else 8)
-        found.append(parameters)
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 @pytest.mark.usefixtures("_uncompiled")
@@ -963,7 +684,7 @@ def test_wrong_arguments_are_refused_in_words() -> None:
     for rows in (torch.ones(len(split), dtype=torch.bool), torch.ones(3), x):
         with pytest.raises(TypeError, match="takes the numbers of its rows"):
             of_rows(rows)
-    with pytest.raises(ValueError, match="clip_norm is positive and finite, but received -1"):
+    with pytest.raises(ValueError, match="`clip_norm` must be positive and finite, got -1"):
         capture(model, guide, x, clip_norm=-1.0)
     with pytest.raises(TypeError, match="received the class ELBO; give ELBO\\(\\)"):
         capture(model, guide, x, objective=ELBO)
@@ -994,7 +715,8 @@ class BySize(nn.Module):
 
 
 def test_each_shape_has_gradients_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorded, "REPEATS", 3)
+    monkeypatch.setattr(steps, "REPEATS", 3)
+    monkeypatch.setattr(steps, "has_compiler", lambda: False)
     given = [x for pair in zip(batches(12), batches(12, size=2), strict=True) for x in pair]
     found = []
     for how in ("eager", "captured"):
@@ -1004,47 +726,8 @@ def test_each_shape_has_gradients_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
         step = capture(vae.model, vae.guide, given[0], engine=how, optimizer=lambda p: torch.optim.Adam(p, lr=0.01))
         torch.manual_seed(2)
         losses = torch.stack([torch.stack(step(x)) for x in given])
-        assert how == "eager" or len(step._step._recordings) == 2
+        assert how == "eager" or len(step._step._traces) == 2
         found.append(torch.cat([losses.flatten(), *(value.detach().flatten() for value in vae.parameters())]))
-    assert distance(*found) < 1e-10
-
-
-def test_a_parameter_of_the_store_can_be_frozen_and_thawed() -> None:
-    found = []
-    for how in ("eager", "captured"):
-        pyro.clear_param_store()
-        torch.manual_seed(1)
-        model, guide, (decoder,) = with_params()
-        (x,) = batches(1)
-        step = capture(model, guide, x, engine=how)
-        torch.manual_seed(2)
-        values = []
-        for number in range(9):
-            step(x)
-            slope = dict(pyro.get_param_store().named_parameters())["slope"]
-            values.append(slope.detach().clone())
-            slope.requires_grad_(number not in (3, 4))
-        assert torch.equal(values[4], values[3])
-        assert torch.equal(values[5], values[3])
-        assert not torch.equal(values[6], values[5])
-        found.append(torch.cat([*(value.flatten() for value in values), decoder.weight.detach().flatten()]))
-    assert distance(*found) < 1e-10
-
-
-def test_a_hook_in_place_of_another_is_noticed() -> None:
-    found = []
-    for how in ("eager", "captured"):
-        torch.manual_seed(1)
-        vae = make_vae()
-        (x,) = batches(1)
-        step = capture(vae.model, vae.guide, x, engine=how)
-        handle = vae.encoder.register_forward_hook(lambda module, args, output: output * 0.5)
-        torch.manual_seed(2)
-        losses = [step(x).loss for _ in range(4)]
-        handle.remove()
-        vae.encoder.register_forward_hook(lambda module, args, output: output * 0.9)
-        losses += [step(x).loss for _ in range(4)]
-        found.append(torch.stack(losses))
     assert distance(*found) < 1e-10
 
 
@@ -1054,3 +737,105 @@ def test_all_splits_at_once_are_refused() -> None:
         capture(vae.model, vae.guide, data())
     with pytest.raises(TypeError, match="received no data; give some"):
         capture(vae.model, vae.guide)
+
+
+@pytest.mark.usefixtures("_uncompiled")
+def test_the_default_optimizer_is_torchs_fused_adam_and_follows_a_scheduler() -> None:
+    found = []
+    for how in ("eager", "captured"):
+        torch.manual_seed(1)
+        model, guide, (vae,) = of_vae(make_vae())
+        step = capture(model, guide, batches(1)[0], engine=how)
+        assert type(step.optimizer) is torch.optim.Adam
+        assert step.optimizer.defaults["fused"]
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(step.optimizer, 0.5)
+        torch.manual_seed(2)
+        for x in batches(5):
+            step(x)
+            scheduler.step()
+        found.append(torch.cat([parameter.detach().flatten() for parameter in vae.parameters()]))
+    assert distance(*found) < 1e-10
+
+
+# CUDA graphs
+
+
+class StandIn:
+    """In place of a CUDA graph: it runs the captured function again and writes to the same results."""
+
+    captures: ClassVar[list[Any]] = []
+
+    def replay(self) -> None:
+        function, inputs, outputs = self.captured
+        with torch.no_grad():
+            for output, value in zip(outputs, function(*inputs), strict=True):
+                output.copy_(value)
+
+
+@pytest.fixture
+def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Capture kernels on the CPU by stand-ins."""
+    StandIn.captures.clear()
+    made = GraphedFunction._capture
+
+    def capture_on_cpu(function: GraphedFunction) -> None:
+        made(function)
+        function._graph.captured = (function._function, function._inputs, function._outputs)
+        StandIn.captures.append(function)
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", StandIn)
+    monkeypatch.setattr(GraphedFunction, "_capture", capture_on_cpu)
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    for name in ("Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: stream)
+    for name in ("graph", "stream", "device"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(Recording, "capture_kernels", capture_kernels_anywhere)
+
+
+def capture_kernels_anywhere(recording: Recording, inputs: Any) -> None:
+    recording._replay = GraphedFunction(recording._bound(), inputs, recording.leaves)
+
+
+@pytest.mark.usefixtures("_uncompiled", "_stand_in")
+@pytest.mark.parametrize("name", ["VAE, annealed", "BatchNorm", "pyro.param"])
+def test_steps_captured_in_a_graph_are_eager_steps(name: str) -> None:
+    losses, values, _ = trained(name, "eager", batches(12))
+    found, reached, _ = trained(name, "captured", batches(12))
+    assert len(StandIn.captures) == 1
+    assert distance(found, losses) < 1e-10
+    assert distance(reached, values) < 1e-10
+
+
+@pytest.mark.usefixtures("_uncompiled", "_stand_in")
+def test_tensors_that_moved_in_memory_are_captured_again() -> None:
+    model, guide, (vae,) = of_vae(make_vae())
+    (x,) = batches(1)
+    step = capture(model, guide, x)
+    for _ in range(3):
+        step(x)
+    vae.encoder.layers[0].weight.data = vae.encoder.layers[0].weight.data.clone()
+    step(x)
+    assert len(StandIn.captures) == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", [name for name in PAIRS if name != "scripted"])
+def test_steps_on_a_gpu_are_eager_steps(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    torch.set_default_dtype(torch.float32)
+    results = []
+    for how in ("eager", "captured"):
+        pyro.clear_param_store()
+        torch.manual_seed(1)
+        make, objective = PAIRS[name]
+        with torch.device("cuda"):
+            model, guide, modules = make()
+        given = [x.cuda() for x in (*batches(20), *batches(2, size=5), *batches(20))]
+        step = capture(model, guide, given[0], objective=objective(), engine=how)
+        torch.manual_seed(2)
+        losses = torch.stack([torch.stack(step(x)) for x in given])
+        values = [value.detach().flatten() for module in modules for value in module.parameters()]
+        results.append(torch.cat([losses.flatten(), *values]).cpu())
+    assert distance(*results) < 1e-5
+    assert not any(word in caplog.text for word in ("eagerly", "not compiled", "not captured"))

@@ -7,7 +7,6 @@ host would wait, and a graph could not be captured.
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -28,7 +27,7 @@ from pyrovae.objectives import ELBO, IWAE, STL, DReG
 from pyrovae.posteriors import Posterior
 from pyrovae.priors import Prior
 from pyrovae.results import Epoch
-from pyrovae.training import Training, capture, fit
+from pyrovae.training import Training, capture, fit, fitting
 
 BINARY = torch.bernoulli(torch.full((7, 1, 8, 8), 0.3).double(), generator=torch.Generator().manual_seed(0))
 
@@ -108,12 +107,17 @@ def drawn(vae: VAE, x: Tensor) -> dict[str, Tensor]:
 
 
 USES = [evaluated, annealed, bracketed, split_up, told_apart, weighted, drawn]
-OF_EACH = {"StandardNormal": USES, "IAF": [evaluated, annealed, split_up]}  # its flow is run backwards there
+OF_EACH = {"StandardNormal": USES, "IAF": [evaluated, annealed, split_up]}  # the flow of IAF runs backwards in them
+SLOW = (bracketed, split_up)
 
 
 @pytest.mark.parametrize(
     ("name", "use"),
-    [(name, use) for name in VAES for use in OF_EACH.get(name, [evaluated, drawn])],
+    [
+        pytest.param(name, use, marks=pytest.mark.slow if use in SLOW or name in ("DiagonalNormal", "StudentT") else ())
+        for name in VAES
+        for use in OF_EACH.get(name, [evaluated])
+    ],
 )
 def test_everything_there_is_as_here(monkeypatch: pytest.MonkeyPatch, name: str, use: Callable[..., Any]) -> None:
     monkeypatch.setattr(sizes, "ON_CPU", sizes.ON_CUDA)
@@ -157,7 +161,6 @@ OBJECTIVES = {
     [*(("StandardNormal", objective) for objective in OBJECTIVES), ("Vamp", "ELBO"), ("IAF", "STL")],
 )
 def test_training_there_is_as_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Any, name: str, objective: str) -> None:
-    room = sys.modules["pyrovae.training.fitting"]  # where the function of that name is
     options = {"training": Training(epochs=3, batch_size=8, clip_norm=5.0, patience=3, engine="eager"), "shown": False}
 
     def train(vae: VAE, **more: Any) -> Any:
@@ -170,7 +173,7 @@ def test_training_there_is_as_here(monkeypatch: pytest.MonkeyPatch, tmp_path: An
     expected = train(here)
     with accelerator(monkeypatch):
         with monkeypatch.context() as patched:
-            patched.setattr(room, "choose_device", lambda name: DEVICE)
+            patched.setattr(fitting, "choose_device", lambda name: DEVICE)
             move(there)
             found = train(there, folder=tmp_path, on_epoch=lambda epoch: epoch.epoch == 2)
             assert found.why_stopped == "stopped by on_epoch after epoch 2"

@@ -1,4 +1,4 @@
-"""What the documentation shows runs as it is shown."""
+"""Code and commands of the documentation run as they are printed."""
 
 from __future__ import annotations
 
@@ -29,17 +29,16 @@ def test_library_use_of_the_readme_is_15_lines_and_runs(
     torch.set_default_dtype(torch.float32)
     use, swap, own, prior, hand, step = python_blocks()
     assert len([line for line in use.splitlines() if line]) <= 15
-    script = types.ModuleType("script")  # where classes live, so that they can be found again
+    script = types.ModuleType("script")  # a module for the classes, which are found by name
     monkeypatch.setitem(sys.modules, "script", script)
     names: dict[str, object] = script.__dict__
     names |= {"pyrovae": pyrovae, "likelihoods": likelihoods, "torch": torch, "pyro": pyro}
     quick = use.replace("epochs=100", "epochs=1").replace("vae.guide, data))", "vae.guide, data, ks=(1, 5)))")
     exec(compile(quick, "README.md", "exec"), names)
     assert "Estimates of log p(x)" in capsys.readouterr().out
-    monkeypatch.setattr("pyrovae.training.recorded.has_compiler", lambda: False)
+    monkeypatch.setattr("pyrovae.training.step.has_compiler", lambda: False)
     exec(compile(step, "README.md", "exec"), names)
     assert len(re.findall(r"tensor\(-?\d", capsys.readouterr().out)) == 3
-    assert names["step"]._step._recordings  # type: ignore[attr-defined]
     exec(compile(swap, "README.md", "exec"), names)
     assert names["data"].train.transform == pyrovae.data.transforms.Dequantization()  # type: ignore[attr-defined]
     assert len([line for line in own.split("\n\n\n")[1].splitlines() if line]) <= 15

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors
 import torch
 from conftest import ModelGuide, linear_gaussian, make_vae, pair_of
 from torch import nn
 
 from pyrovae import Checks
+from pyrovae.evaluation import batch_scoring as evaluation
 from pyrovae.evaluation import checks, evaluate
-from pyrovae.evaluation import evaluator as evaluation
 from pyrovae.evaluation.resume import Journal
 from pyrovae.results import Estimate, Evaluation
 from pyrovae.results.record import tensors_of
@@ -27,8 +25,8 @@ class Interrupted:
     """Stands in for the drawing of particles: counts the batches, and is interrupted at one of them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, at: int | None) -> None:
-        self.count, self.at, self.blocks = 0, at, evaluation.blocks
-        monkeypatch.setattr(evaluation, "blocks", self)
+        self.count, self.at, self.blocks = 0, at, evaluation.iter_particles
+        monkeypatch.setattr(evaluation, "iter_particles", self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.count += 1
@@ -105,14 +103,6 @@ def test_weights_are_part_of_what_an_evaluation_is(tmp_path: Path, monkeypatch: 
     counted = Interrupted(monkeypatch, at=None)
     evaluated()
     assert counted.count == 4
-
-
-def test_a_journal_without_a_file_keeps_nothing(tmp_path: Path) -> None:
-    journal = Journal(None, "key")
-    journal.add({"ELBO": torch.zeros(2)})
-    journal.write()
-    assert Journal(None, "key").read() == []
-    assert not list(tmp_path.iterdir())
 
 
 def test_programs_may_differ_where_their_weights_do_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -195,18 +185,6 @@ def test_finished_checks_are_not_run_again(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_journal_is_strict_json_and_tensors(
-    problem: tuple[ModelGuide, torch.Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    journal = tmp_path / "unfinished"
-    stop(problem, journal, monkeypatch, at="gaps")
-    with safetensors.safe_open(journal, framework="pt") as file:
-        kept = json.loads(file.metadata()["records"], parse_constant=pytest.fail)["checks"]
-    assert list(kept) == ["AIS", "BDMC"]
-    assert kept["AIS"]["asked"] == {name: getattr(FEW, name) for name in Checks.__dataclass_fields__}
-    assert [path.name for path in tmp_path.iterdir()] == ["unfinished"]
-
-
 def test_checks_of_other_options_or_a_damaged_file_do_not_count(
     problem: tuple[ModelGuide, torch.Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -228,35 +206,18 @@ def test_checks_of_other_options_or_a_damaged_file_do_not_count(
         assert (started, batches.count) == (list(NAMES), 6)
 
 
-def test_a_refusal_is_not_kept_and_comes_again(
-    problem: tuple[ModelGuide, torch.Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """One for lack of memory need not come again."""
-    journal = tmp_path / "unfinished"
-
-    def refuse(*args: Any, **kwargs: Any) -> None:
-        raise ValueError("too large")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checks, "bdmc", refuse)
-        counted(patch, at="gaps")
-        with pytest.raises(KeyboardInterrupt):
-            run_with_checks(problem, journal)
-    require_same(run_with_checks(problem, journal), run_with_checks(problem, None))
-
-
 def test_what_is_no_json_or_no_such_record_is_not_found(tmp_path: Path) -> None:
     path = tmp_path / "unfinished"
     journal = Journal(path, "key")
     journal.add({"ELBO": torch.zeros(2)})
-    journal.keep("good", Estimate("AIS", 4, -1.5, 0.1, None, "why"), asked={"n": 1})
-    journal.keep("bad", Estimate("AIS", 4, math.nan, None, None), asked={"n": 1})
+    journal.save_record("good", Estimate("AIS", 4, -1.5, 0.1, None, "why"), asked={"n": 1})
+    journal.save_record("bad", Estimate("AIS", 4, math.nan, None, None), asked={"n": 1})
     again = Journal(path, "key")
-    assert again.found("good", Estimate, asked={"n": 1}) == Estimate("AIS", 4, -1.5, 0.1, None, "why")
-    assert again.found("good", Estimate, asked={"n": 2}) is None
-    assert again.found("good", Evaluation, asked={"n": 1}) is None
-    assert again.found("bad", Estimate, asked={"n": 1}) is None
-    assert Journal(path, "another key").found("good", Estimate, asked={"n": 1}) is None
+    assert again.load_record("good", Estimate, asked={"n": 1}) == Estimate("AIS", 4, -1.5, 0.1, None, "why")
+    assert again.load_record("good", Estimate, asked={"n": 2}) is None
+    assert again.load_record("good", Evaluation, asked={"n": 1}) is None
+    assert again.load_record("bad", Estimate, asked={"n": 1}) is None
+    assert Journal(path, "another key").load_record("good", Estimate, asked={"n": 1}) is None
 
 
 def test_the_journal_of_a_caller_is_removed_by_the_caller(
@@ -295,7 +256,7 @@ def test_a_journal_that_cannot_be_written_is_tried_again(
     for value in (1.0, 2.0):
         journal.add({"ELBO": torch.full((2,), value)})
         journal.write()
-    assert [record.message[:45] for record in caplog.records] == ["what is finished cannot be kept for another t"]
+    assert [record.message[:45] for record in caplog.records] == ["the progress of this evaluation cannot be sav"]
     journal.remove()
     path.parent.unlink()
     journal.write()

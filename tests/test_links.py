@@ -97,7 +97,7 @@ LINKS: dict[str, tuple[Callable[[], VAE], str]] = {
 def test_a_network_that_applies_the_link_gives_one_warning(name: str, caplog: pytest.LogCaptureFixture) -> None:
     make, words = LINKS[name]
     vae, x = make(), torch.bernoulli(torch.full((3, 4), 0.5))
-    warn_of_links(inspect_programs(vae.model, vae.guide, (x,)), (x,))
+    warn_of_links(inspect_programs(vae.model, vae.guide, (x,)))
     assert len(caplog.messages) == bool(words)
     assert words in "".join(caplog.messages)
 
@@ -133,7 +133,7 @@ def test_programs_by_hand_give_warnings_too(caplog: pytest.LogCaptureFixture) ->
 
     for logits, count in ((torch.sigmoid, 1), (torch.tanh, 0), (lambda value: value.sigmoid().logit(), 0)):
         caplog.clear()
-        warn_of_links(inspect_programs(*pair(logits), (x,)), (x,))
+        warn_of_links(inspect_programs(*pair(logits), (x,)))
         assert len(caplog.messages) == count
 
     hidden = torch.linspace(0, 1, 200)
@@ -141,5 +141,5 @@ def test_programs_by_hand_give_warnings_too(caplog: pytest.LogCaptureFixture) ->
     for values, count in ((hidden, 1), (hidden * 2, 0), (hidden - 0.5, 0), (0.2 + hidden / 2, 0), (0 * hidden, 0)):
         caplog.clear()
         opaque = pair(lambda z, values=values: (values + 0 * z[..., :1]).detach())
-        warn_of_links(inspect_programs(*opaque, (many,)), (many,))
+        warn_of_links(inspect_programs(*opaque, (many,)))
         assert len(caplog.messages) == count

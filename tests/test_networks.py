@@ -1,4 +1,4 @@
-"""Laws that every encoder and decoder obeys, in pairs; a new pair is tested the moment it is exported."""
+"""Conformance of every encoder and decoder; new ones are tested as soon as they are exported."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from torch.nn.functional import one_hot
 from pyrovae import VAE, Training, evaluate, fit, likelihoods, load, networks, posteriors, priors
 from pyrovae.data import Data, digits
 from pyrovae.networks import Decoder, Encoder
-from pyrovae.networks.batch_norm import BatchNorm
-from pyrovae.networks.fold import fold
+from pyrovae.networks.base import fold
+from pyrovae.networks.resnet import BatchNorm
 from pyrovae.runtime.serialization import build, describe
 
 SMALL = {"MLP": {"hidden": (6, 5)}, "GatedMLP": {"hidden": (6, 5)}, "Conv": {"channels": (3, 4)}, "ResNet": {}}
 SMALL_DECODER = SMALL | {"ResNet": {"channels": (3, 4)}}
-PAIRS = sorted({name.removesuffix("Encoder").removesuffix("Decoder") for name in networks.__all__} - {""})
-IMAGES = ["Conv", "ResNet"]
-BATCHES: list[tuple[int, ...]] = [(), (4,), (2, 3)]
-SHAPES = [(1, 7, 5), (3, 8, 8), (28, 28)]
+FAMILIES = sorted({name.removesuffix("Encoder").removesuffix("Decoder") for name in networks.__all__} - {""})
+FAST = [pytest.param(name, marks=pytest.mark.slow) if name == "ResNet" else name for name in FAMILIES]
 
 
-def encoder_of(pair: str, x_shape: tuple[int, ...] = (1, 7, 5), **options: int) -> Encoder:
-    return getattr(networks, f"{pair}Encoder")(x_shape, (3, 2), **SMALL[pair], **options)
+def encoder_of(family: str, x_shape: tuple[int, ...] = (1, 7, 5), **options: int) -> Encoder:
+    return getattr(networks, f"{family}Encoder")(x_shape, (3, 2), **SMALL[family], **options)
 
 
 def decoder_of(
-    pair: str, out_shape: tuple[int, ...] = (1, 7, 5, 2), *, params: Tensor | None = None, **options: int
+    family: str, out_shape: tuple[int, ...] = (1, 7, 5, 2), *, params: Tensor | None = None, **options: int
 ) -> Decoder:
-    return getattr(networks, f"{pair}Decoder")(3, out_shape, **SMALL_DECODER[pair], initial_params=params, **options)
+    return getattr(networks, f"{family}Decoder")(
+        3, out_shape, **SMALL_DECODER[family], initial_params=params, **options
+    )
 
 
-def networks_of(pair: str, **options: int) -> list[tuple[Encoder | Decoder, tuple[int, ...], tuple[int, ...]]]:
-    """Return both networks of a pair in evaluation mode, each with the shapes of its input and output."""
+def networks_of(family: str, **options: int) -> list[tuple[Encoder | Decoder, tuple[int, ...], tuple[int, ...]]]:
+    """Return both networks in evaluation mode, each with the shapes of its input and output."""
     return [
-        (encoder_of(pair, **options).eval(), (1, 7, 5), (3, 2)),
-        (decoder_of(pair, **options).eval(), (3,), (1, 7, 5, 2)),
+        (encoder_of(family, **options).eval(), (1, 7, 5), (3, 2)),
+        (decoder_of(family, **options).eval(), (3,), (1, 7, 5, 2)),
     ]
 
 
@@ -51,43 +51,55 @@ def one_by_one(network: nn.Module, x: Tensor, in_shape: tuple[int, ...], *covari
     return torch.stack([network(*row) for row in rows])
 
 
-def test_pairs_are_complete() -> None:
-    assert set(networks.__all__) - {"Encoder", "Decoder"} == {
-        p + kind for p in PAIRS for kind in ("Encoder", "Decoder")
-    }
-    assert set(PAIRS) == set(SMALL)
+@pytest.mark.parametrize("family", FAST)
+def test_batch_axes_covariates_and_description(family: str) -> None:
+    assert {f"{family}Encoder", f"{family}Decoder"} <= set(networks.__all__)
+    for network, in_shape, out_shape in networks_of(family, covariate_dim=4):
+        for batch in ((), (4,), (2, 3)):
+            x, label, age = torch.randn(*batch, *in_shape), torch.randn(*batch, 3), torch.randn(*batch, 1)
+            out = network(x, label, age)
+            assert out.shape == (*batch, *out_shape)
+            assert torch.allclose(out.reshape(-1, *out_shape), one_by_one(network, x, in_shape, label, age))
+            assert (network(x, label, age + 1) - out).abs().flatten(len(batch)).amax(-1).min() > 1e-6
+        shared = network(x, torch.cat([label, age], -1)[0])  # covariates of the last batch axis alone
+        repeated = [c[:1].expand(2, -1, -1) for c in (label, age)]
+        assert torch.allclose(shared, one_by_one(network, x, in_shape, *repeated).reshape(out.shape))
+        network.train()(x, label, age)  # changes the statistics of batch normalization
+        again = build(json.loads(json.dumps(describe(network))))
+        again.load_state_dict(network.state_dict())
+        assert torch.equal(again.eval()(x, label, age), network.eval()(x, label, age))
+    described = describe(decoder_of(family, params=torch.randn(1, 7, 5, 2)))
+    assert "initial_params" not in described["arguments"]
 
 
-@pytest.mark.parametrize("pair", PAIRS)
-@pytest.mark.parametrize("batch", BATCHES)
-def test_batch_axes_and_covariates(pair: str, batch: tuple[int, ...]) -> None:
-    for network, in_shape, out_shape in networks_of(pair, covariate_dim=4):
-        x, label, age = torch.randn(*batch, *in_shape), torch.randn(*batch, 3), torch.randn(*batch, 1)
-        out = network(x, label, age)
-        assert out.shape == (*batch, *out_shape)
-        assert torch.allclose(out.reshape(-1, *out_shape), one_by_one(network, x, in_shape, label, age))
-        assert torch.equal(out, network(x, torch.cat([label, age], -1)))
-        assert (network(x, label, age + 1) - out).abs().flatten(len(batch)).amax(-1).min() > 1e-6
-        if batch:  # covariates of the last batch axis alone belong to all that stand before it
-            shared = network(x, label.reshape(-1, batch[-1], 3)[0], age.reshape(-1, batch[-1], 1)[0])
-            repeated = [c.reshape(-1, *c.shape[-2:])[:1].expand(math.prod(batch[:-1]), -1, -1) for c in (label, age)]
-            assert torch.allclose(shared, one_by_one(network, x, in_shape, *repeated).reshape(out.shape))
+def test_resnet_encoder_is_built_from_its_description() -> None:
+    encoder = encoder_of("ResNet", (4, 4), covariate_dim=2).float()
+    again = build(describe(encoder)).float().eval()
+    again.load_state_dict(encoder.state_dict())
+    x, c = torch.randn(2, 3, 4, 4, dtype=torch.float32), torch.randn(3, 2, dtype=torch.float32)
+    assert again(x, c).shape == (2, 3, 3, 2)
+    assert torch.equal(again(x, c), encoder.eval()(x, c))
 
 
-@pytest.mark.parametrize("pair", PAIRS)
-@pytest.mark.parametrize("x_shape", SHAPES)
-def test_sizes(pair: str, x_shape: tuple[int, ...]) -> None:
-    assert encoder_of(pair, x_shape).eval()(torch.randn(2, *x_shape)).shape == (2, 3, 2)
+def test_class_paths_of_earlier_versions_are_found() -> None:
+    described = describe(encoder_of("GatedMLP")) | {"class": "pyrovae.networks.gated_mlp.GatedMLPEncoder"}
+    assert type(build(described)) is networks.GatedMLPEncoder
+
+
+@pytest.mark.parametrize("family", FAST)
+@pytest.mark.parametrize("x_shape", [(1, 7, 5), (3, 8, 8), (28, 28)])
+def test_sizes(family: str, x_shape: tuple[int, ...]) -> None:
+    assert encoder_of(family, x_shape).eval()(torch.randn(2, *x_shape)).shape == (2, 3, 2)
     for n_params in (1, 10):
-        out = decoder_of(pair, (*x_shape, n_params)).eval()(torch.randn(2, 3))
+        out = decoder_of(family, (*x_shape, n_params)).eval()(torch.randn(2, 3))
         assert out.shape == (2, *x_shape, n_params)
         assert out.is_contiguous() or x_shape[0] == 3
 
 
-@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("family", FAST)
 @pytest.mark.parametrize("n_params", [2, 10])
-def test_gradients_reach_every_parameter_and_dtype_follows(pair: str, n_params: int) -> None:
-    for network, in_shape in ((encoder_of(pair), (1, 7, 5)), (decoder_of(pair, (1, 7, 5, n_params)), (3,))):
+def test_gradients_reach_every_parameter_and_dtype_follows(family: str, n_params: int) -> None:
+    for network, in_shape in ((encoder_of(family), (1, 7, 5)), (decoder_of(family, (1, 7, 5, n_params)), (3,))):
         network.float()
         out = network(torch.randn(6, *in_shape, dtype=torch.float32))
         assert out.dtype == torch.float32
@@ -96,59 +108,45 @@ def test_gradients_reach_every_parameter_and_dtype_follows(pair: str, n_params: 
             assert (parameter.grad != 0).any(), name
 
 
-@pytest.mark.parametrize("pair", PAIRS)
-@pytest.mark.parametrize("n_params", [2, 10])
-def test_the_output_is_set_once_as_it_is_at_the_start(pair: str, n_params: int) -> None:
-    shape = (1, 7, 5, n_params)
-    params, other = torch.randn(2, *shape)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("out_shape", [(1, 7, 5, 2), (3, 8, 8, 2), (6, 4, 12)])
+def test_decoders_start_at_the_given_parameters(family: str, out_shape: tuple[int, ...]) -> None:
+    params, other = torch.randn(2, *out_shape)
     torch.manual_seed(1)
-    given = decoder_of(pair, shape, params=params)
+    given = decoder_of(family, out_shape, params=params)
     torch.manual_seed(1)
-    later, frozen = decoder_of(pair, shape), decoder_of(pair, shape)
+    later, frozen = decoder_of(family, out_shape), decoder_of(family, out_shape)
     assert later.start(params)
-    assert not later.start(other)  # neither what was set
-    frozen.requires_grad_(requires_grad=False)
-    assert not frozen.start(params)  # nor what is frozen
-    for name, value in given.state_dict().items():
-        assert torch.equal(later.state_dict()[name], value), name
+    assert not later.start(other), "it is set already"
+    assert not frozen.requires_grad_(requires_grad=False).start(params)
+    assert all(torch.equal(later.state_dict()[name], value) for name, value in given.state_dict().items())
+    given.eval()
+    assert torch.allclose(given(torch.zeros(2, 3)), params.expand(2, *out_shape), atol=1e-12)
+    assert not torch.allclose(given(torch.ones(3)), params)
+    with pytest.raises(ValueError, match=r"shape of the decoder's output, \(.*\), but received \(4,\)"):
+        decoder_of(family, out_shape, params=torch.zeros(4))
 
 
-class Counting:
-    """Counts the rows that a network is run on."""
-
-    def __init__(self, network: Encoder | Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.rows: list[int] = []
+@pytest.mark.parametrize("family", FAST)
+def test_expanded_axes_are_run_once(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for network, in_shape, out_shape in networks_of(family, covariate_dim=2):
+        rows: list[int] = []
         run = network.run
-
-        def counted(x: Tensor, covariates: Tensor | None) -> Tensor:
-            self.rows.append(len(x))
-            return run(x, covariates)
-
-        monkeypatch.setattr(network, "run", counted)
-
-
-@pytest.mark.parametrize("pair", PAIRS)
-def test_expanded_axes_are_run_once(pair: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for network, in_shape, out_shape in networks_of(pair, covariate_dim=2):
-        network.train()
-        counting = Counting(network, monkeypatch)
+        monkeypatch.setattr(network, "run", lambda x, c, run=run, rows=rows: rows.append(len(x)) or run(x, c))
         x, c = torch.randn(4, *in_shape), torch.randn(4, 2)
-        out = network(x.expand(5, 4, *in_shape), c)
-        assert counting.rows == [4]
+        out = network.train()(x.expand(5, 4, *in_shape), c)
+        assert rows == [4]
         assert out.shape == (5, 4, *out_shape)
         assert out.stride(0) == 0
-        tracked = [norm.num_batches_tracked.item() for norm in network.modules() if isinstance(norm, BatchNorm)]
-        assert set(tracked) <= {1}
-        assert bool(tracked) is (pair == "ResNet")
+        tracked = {norm.num_batches_tracked.item() for norm in network.modules() if isinstance(norm, BatchNorm)}
+        assert tracked == ({1} if family == "ResNet" else set())
         network.eval()
         assert torch.allclose(network(x.expand(5, 4, *in_shape), c)[3], network(x, c))
-        middle = network(x[:, None].expand(4, 6, *in_shape), c[:, None].expand(4, 6, 2))
-        assert torch.allclose(middle, network(x, c)[:, None].expand(4, 6, *out_shape))
         network(x.expand(5, 4, *in_shape), torch.randn(5, 4, 2))
-        assert counting.rows == [4, 4, 4, 4, 4, 20]
+        assert rows == [4, 4, 4, 20]
 
 
-def test_fold_on_the_axes_that_it_must_tell_apart() -> None:
+def test_fold_on_axes_that_are_expanded_or_not() -> None:
     seen = []
 
     def net(x: Tensor) -> Tensor:
@@ -159,30 +157,6 @@ def test_fold_on_the_axes_that_it_must_tell_apart() -> None:
     for view in (x.expand(4, 3, 5, 2), x, x.transpose(0, 1), x[:0], x[0, 0], x[0, 0].expand(6, 2)):
         assert torch.equal(fold(net, [view], [1]), 2 * view.sum(-1, keepdim=True))
     assert seen == [(3, 2), (3, 2), (3, 2), (0, 2), (1, 2), (1, 2)]
-
-
-@pytest.mark.parametrize("pair", PAIRS)
-@pytest.mark.parametrize("out_shape", [(1, 7, 5, 2), (3, 8, 8, 2), (6, 4, 12)])
-def test_decoders_start_at_the_given_parameters(pair: str, out_shape: tuple[int, ...]) -> None:
-    start = torch.randn(out_shape)
-    decoder = decoder_of(pair, out_shape, params=start).eval()
-    assert torch.allclose(decoder(torch.zeros(2, 3)), start.expand(2, *out_shape), atol=1e-12)
-    assert not torch.allclose(decoder(torch.ones(3)), start)
-    with pytest.raises(ValueError, match=r"shape of the decoder's output, \(.*\), but received \(4,\)"):
-        decoder_of(pair, out_shape, params=torch.zeros(4))
-
-
-@pytest.mark.parametrize("pair", PAIRS)
-def test_description_and_weights_come_back(pair: str) -> None:
-    for network, in_shape, _ in networks_of(pair, covariate_dim=2):
-        network.train()
-        network(torch.randn(4, *in_shape), torch.randn(4, 2))  # moves what batch normalization keeps
-        again = build(json.loads(json.dumps(describe(network))))
-        again.load_state_dict(network.state_dict())
-        x, c = torch.randn(4, *in_shape), torch.randn(4, 2)
-        assert torch.equal(again.eval()(x, c), network.eval()(x, c))
-    described = describe(decoder_of(pair, params=torch.randn(1, 7, 5, 2)))
-    assert "initial_params" not in described["arguments"]
 
 
 def test_gates() -> None:
@@ -216,8 +190,8 @@ def test_many_parameters_share_one_map() -> None:
 
 def test_head_holds_one_tensor_of_its_output_size() -> None:
     torch.set_default_dtype(torch.float32)
-    for pair in ("MLP", "Conv"):
-        decoder, z = decoder_of(pair, (28, 28, 64)), torch.randn(16, 3)
+    for family in ("MLP", "Conv"):
+        decoder, z = decoder_of(family, (28, 28, 64)), torch.randn(16, 3)
         size = 16 * 28 * 28 * 64 * 4
         gradient = torch.ones(16, 28, 28, 64)
         cpu = [torch.profiler.ProfilerActivity.CPU]
@@ -228,7 +202,7 @@ def test_head_holds_one_tensor_of_its_output_size() -> None:
         assert max(taken) <= size + 64
 
 
-def test_covariates_that_do_not_do_are_refused() -> None:
+def test_invalid_covariates_are_refused() -> None:
     encoder, decoder = encoder_of("MLP", covariate_dim=3), decoder_of("Conv", covariate_dim=3)
     x, z = torch.randn(4, 1, 7, 5), torch.randn(4, 3)
     with pytest.raises(
@@ -255,7 +229,7 @@ def test_covariates_that_do_not_do_are_refused() -> None:
         encoder_of("MLP", covariate_dim=-1)
 
 
-def test_input_that_does_not_do_is_refused() -> None:
+def test_invalid_input_is_refused() -> None:
     encoder, decoder = encoder_of("Conv"), decoder_of("MLP")
     with pytest.raises(ValueError, match=r"data of shape \(\*batch, 1, 7, 5\), but received \(2, 5, 7\)"):
         encoder(torch.zeros(2, 5, 7))
@@ -270,8 +244,8 @@ def test_input_that_does_not_do_is_refused() -> None:
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: networks.MLPEncoder((4,), (3, 2), hidden=(5, 0)), r"one unit, but received widths \(4, 5, 0, 6\)"),
-        (lambda: networks.GatedMLPDecoder(2, (4, 1), hidden=(0,)), r"one unit, but received widths \(2, 0, 4\)"),
+        (lambda: networks.MLPEncoder((4,), (3, 2), hidden=(5, 0)), r"one unit, but received widths \(4, 5, 0\)"),
+        (lambda: networks.GatedMLPDecoder(2, (4, 1), hidden=(0,)), r"one unit, but received widths \(2, 0\)"),
         (lambda: networks.MLPDecoder(0, (4, 1)), "at least 1 dimension, but received latent_dim=0"),
         (lambda: networks.MLPEncoder((), (3, 2)), r"one element or more, but received x_shape=\(\)"),
         (
@@ -287,28 +261,26 @@ def test_input_that_does_not_do_is_refused() -> None:
         (lambda: networks.ResNetDecoder(2, (8, 1)), r"ResNetDecoder takes images .* received \(8,\)"),
         (lambda: networks.ConvEncoder((8, 8), (3, 2), channels=()), r"one stage or more, .* received \(\)"),
         (lambda: networks.ConvDecoder(2, (8, 8, 1), channels=(4, 0)), "one channel or more"),
-        (lambda: networks.MLPEncoder((4,), (3, 2), hidden=(10**7, 10**7)), "smaller layers"),
-        (lambda: networks.ConvDecoder(2, (8, 8, 1), channels=(4, 10**8)), "needs about .* choose fewer channels"),
     ],
 )
-def test_what_cannot_work_is_refused(make: Callable[[], nn.Module], match: str) -> None:
+def test_invalid_options_are_refused(make: Callable[[], nn.Module], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         make()
 
 
-def test_batch_norm_of_one_value_uses_what_it_has_learned() -> None:
+def test_batch_norm_of_one_value_uses_running_statistics() -> None:
     norm, usual = BatchNorm(3), nn.BatchNorm2d(3)
     x = torch.randn(4, 3, 2, 2)
     assert torch.equal(norm(x), usual(x))
-    kept = norm.running_mean.clone()
+    before = norm.running_mean.clone()
     one = torch.randn(1, 3, 1, 1)
     assert torch.equal(norm(one), usual.eval()(one))
-    assert torch.equal(norm.running_mean, kept)
-    encoder = encoder_of("ResNet", (4, 4))
-    assert encoder(torch.randn(4, 4)).shape == (3, 2)
+    assert torch.equal(norm.running_mean, before)
+    assert decoder_of("ResNet", (4, 4, 2))(torch.randn(3)).shape == (4, 4, 2)
 
 
-def test_pretrained_weights_are_those_of_torchvision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_pretrained_weights_come_from_torchvision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from torchvision.models import ResNet18_Weights, resnet18
 
     given = resnet18().state_dict()
@@ -333,9 +305,6 @@ def test_pretrained_weights_are_those_of_torchvision(monkeypatch: pytest.MonkeyP
         networks.ResNetEncoder((8, 8), (3, 2), pretrained=True)
 
 
-# in a VAE
-
-
 def few_digits(num: int = 150) -> Data:
     torch.set_default_dtype(torch.float32)
     data = digits().for_form("binary")
@@ -346,35 +315,35 @@ def labeled(data: Data) -> Data:
     return data.with_covariates(lambda split: one_hot(split.labels, 10).float())
 
 
-def vae_of(pair: str, data: Data, *, covariate_dim: int = 0, latent_dim: int = 3) -> VAE:
+def vae_of(family: str, data: Data, *, covariate_dim: int = 0, latent_dim: int = 3) -> VAE:
     likelihood, posterior = likelihoods.Bernoulli(data.x_shape), posteriors.DiagonalNormal(latent_dim)
     return VAE(
         prior=priors.StandardNormal(latent_dim),
-        decoder=getattr(networks, f"{pair}Decoder")(
+        decoder=getattr(networks, f"{family}Decoder")(
             latent_dim,
             likelihood.param_shape,
             covariate_dim=covariate_dim,
             initial_params=likelihood.initial_params(data.train.mean()),
-            **SMALL_DECODER[pair],
+            **SMALL_DECODER[family],
         ),
         likelihood=likelihood,
-        encoder=getattr(networks, f"{pair}Encoder")(
-            data.x_shape, posterior.param_shape, covariate_dim=covariate_dim, **SMALL[pair]
+        encoder=getattr(networks, f"{family}Encoder")(
+            data.x_shape, posterior.param_shape, covariate_dim=covariate_dim, **SMALL[family]
         ),
         posterior=posterior,
     )
 
 
-@pytest.mark.parametrize("pair", PAIRS)
-def test_training_evaluation_and_a_saved_run(pair: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["MLP", *(pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES if f != "MLP")])
+def test_training_evaluation_and_a_saved_run(family: str, tmp_path: Path) -> None:
     data = labeled(few_digits())
-    vae = vae_of(pair, data, covariate_dim=10)
+    vae = vae_of(family, data, covariate_dim=10)
     before = evaluate(vae.model, vae.guide, data.train, ks=(1,), show_progress=False)
-    rate = 1e-3 if pair == "ResNet" else 0.01
+    rate = 1e-3 if family == "ResNet" else 0.01
     training = Training(epochs=2, batch_size=50, learning_rate=rate, device="cpu", patience=None)
     history = fit(vae.model, vae.guide, data, training=training, folder=tmp_path / "run", show_progress=False)
     after = evaluate(vae.model, vae.guide, data.train, ks=(1,), show_progress=False)
-    if pair == "ResNet":  # running statistics lag behind the weights for the first few steps
+    if family == "ResNet":  # running statistics lag behind the weights for the first few steps
         assert history.epochs[1].elbo > history.epochs[0].elbo
         assert math.isfinite(after.elbo.value)
     else:
@@ -383,7 +352,7 @@ def test_training_evaluation_and_a_saved_run(pair: str, tmp_path: Path) -> None:
     again = load(tmp_path / "run").vae
     state = vae.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in again.state_dict().items())
-    if pair == "ResNet":
+    if family == "ResNet":
         assert again.encoder.resnet.bn1.num_batches_tracked.item() == 6
     other = evaluate(again.model, again.guide, data, ks=(1, 4), show_progress=False)
     assert other.elbo == evaluation.elbo
@@ -391,7 +360,7 @@ def test_training_evaluation_and_a_saved_run(pair: str, tmp_path: Path) -> None:
 
 
 class LabelOnly(Decoder):
-    """A decoder that does not look at z: one table of parameters over labels."""
+    """A decoder that ignores z: one table of parameters over labels."""
 
     def __init__(self, latent_dim: int, out_shape: tuple[int, ...]) -> None:
         super().__init__(latent_dim, out_shape, covariate_dim=10)
@@ -401,6 +370,7 @@ class LabelOnly(Decoder):
         return self.table(covariates).unflatten(-1, self.out_shape)
 
 
+@pytest.mark.slow
 def test_a_decoder_that_ignores_z_learns_p_of_x_given_label() -> None:
     data = labeled(few_digits(400))
     vae = vae_of("MLP", data, covariate_dim=10)
@@ -417,8 +387,6 @@ def test_a_decoder_that_ignores_z_learns_p_of_x_given_label() -> None:
     wrong = data.with_covariates(lambda split: one_hot((split.labels + 1) % 10, 10).float())
     mistaken = evaluate(vae.model, vae.guide, wrong, ks=(1,), show_progress=False)
     assert right.reconstruction.value > mistaken.reconstruction.value + 5
-    assert right.data_hash != mistaken.data_hash
-    assert right.data_hash == data.test.hash()
 
 
 def test_interpolation_and_traversal_take_covariates() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import threading
@@ -19,43 +18,41 @@ from conftest import make_vae
 from torch import Tensor, nn
 
 from pyrovae import data, likelihoods
-from pyrovae.data import Data, prefetch, transforms
+from pyrovae.data import Data, transforms
 from pyrovae.data.arrays import from_splits
 from pyrovae.data.loader import Loader, Source
-from pyrovae.data.prefetch import AHEAD, IN_USE, Prefetcher, Room
-from pyrovae.data.splits import count_not_finite
+from pyrovae.data.prefetch import IN_USE, gather_ahead
 from pyrovae.objectives import IWAE
 from pyrovae.results import History
 from pyrovae.runtime import memory
-from pyrovae.training import Training, fit, placement, recorded
-from pyrovae.training.feed import Feed, OwnRows, Resident
+from pyrovae.training import Training, batch_sources, fit, step
+from pyrovae.training.batch_sources import DeviceBatches, Placement, SubsampledBatches
 from pyrovae.training.loop import Loop
-from pyrovae.training.prefetched import Prefetched
 
 CPU = torch.device("cpu")
 BYTES = torch.randint(0, 256, (90, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
 
 
 def prefetch_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(placement, "RESIDENT_SHARE", 0.0)
+    monkeypatch.setattr(batch_sources, "RESIDENT_SHARE", 0.0)
 
 
 @pytest.fixture(autouse=True)
 def _no_thread_left() -> Iterator[None]:
     yield
-    assert not [thread for thread in threading.enumerate() if thread.name == "pyrovae prefetch"]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("pyrovae prefetch")]
 
 
 @pytest.fixture
-def feeds(monkeypatch: pytest.MonkeyPatch) -> list[Feed]:
-    """Return the feeds that are made."""
-    made: list[Feed] = []
-    for kind in (Resident, OwnRows, Prefetched):
+def sources(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the names of the batch sources that are made."""
+    made: list[str] = []
+    for kind in (DeviceBatches, SubsampledBatches):
         real = kind.__init__
 
-        def noted(self: Any, *args: Any, real: Any = real) -> None:
-            made.append(self)
-            real(self, *args)
+        def noted(self: Any, *args: Any, real: Any = real, **options: Any) -> None:
+            real(self, *args, **options)
+            made.append("prefetched" if getattr(self, "prefetched", False) else type(self).__name__)
 
         monkeypatch.setattr(kind, "__init__", noted)
     return made
@@ -131,28 +128,29 @@ def assert_same(a: tuple[Any, dict[str, Tensor]], b: tuple[Any, dict[str, Tensor
     assert all(torch.equal(value, b[1][name]) for name, value in a[1].items())
 
 
-@pytest.mark.parametrize("engine", ["eager", "captured"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "engine"), [*((case, "eager") for case in CASES), ("dynamic", "captured"), ("covariates", "captured")]
+)
 def test_prefetched_data_give_the_numbers_of_resident_ones(
-    case: str, engine: str, monkeypatch: pytest.MonkeyPatch, feeds: list[Feed], caplog: pytest.LogCaptureFixture
+    case: str, engine: str, monkeypatch: pytest.MonkeyPatch, sources: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(recorded, "has_compiler", lambda: False)
+    monkeypatch.setattr(step, "has_compiler", lambda: False)
     monkeypatch.setattr("pyrovae.training.loop.CHECKED_STEPS", 2)
     resident = trained(case, engine=engine)
     prefetch_everything(monkeypatch)
     assert_same(trained(case, engine=engine), resident)
-    assert [type(feed) for feed in feeds] == [Resident, Prefetched]
+    assert sources == ["DeviceBatches", "prefetched"]
     assert "run eagerly" not in caplog.text
 
 
-@pytest.mark.parametrize("batch_size", [1, 53, 1000])
+@pytest.mark.parametrize("batch_size", [5, 1000])
 def test_any_batch_size_gives_the_same_numbers(batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     resident = trained("dynamic", batch_size=batch_size, epochs=2)
     prefetch_everything(monkeypatch)
     assert_same(trained("dynamic", batch_size=batch_size, epochs=2), resident)
 
 
-def test_validation_walks_give_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_validation_batches_give_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyrovae.training.validation_bounds.VALIDATION_ROWS", 7)
     resident = trained("dynamic", objective=IWAE(num_particles=3))
     prefetch_everything(monkeypatch)
@@ -170,7 +168,7 @@ def test_a_run_is_resumed_wherever_its_data_lie(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_size_decides_and_one_line_says_so(
-    monkeypatch: pytest.MonkeyPatch, feeds: list[Feed], caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, sources: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     given = of_bytes(transforms.DynamicBinarization())
     size = 73 * 64 + 20 * 64 * 8  # bytes of both parts, and the validation data as they are scored
@@ -182,7 +180,7 @@ def test_size_decides_and_one_line_says_so(
         assert "prefetched" not in caplog.text
         monkeypatch.setattr(memory, "available", lambda device: 2 * size - 1)
         fit(vae.model, vae.guide, given, training=training, show_progress=False)
-    assert [type(feed) for feed in feeds] == [Resident, Prefetched]
+    assert sources == ["DeviceBatches", "prefetched"]
     assert [record.getMessage() for record in caplog.records if "prefetched" in record.getMessage()] == [
         "the data are prefetched minibatch by minibatch: they take 14.6 KiB, and 29.1 KiB are free on cpu"
     ]
@@ -210,39 +208,25 @@ def drawing_rows(x: Tensor) -> tuple[Callable[[Tensor], None], Callable[[Tensor]
 
 
 def test_a_pair_that_draws_rows_is_given_all_data_if_they_fit(
-    monkeypatch: pytest.MonkeyPatch, feeds: list[Feed], caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, sources: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     x = torch.randn(40, 4)
     prefetch_everything(monkeypatch)
     fit(*drawing_rows(x), x, training=Training(epochs=2, device="cpu"), show_progress=False)
-    assert [type(feed) for feed in feeds] == [OwnRows]
+    assert sources == ["SubsampledBatches"]
     assert "prefetched" not in caplog.text
 
 
 def test_a_pair_that_draws_rows_is_refused_if_they_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(40, 4)
     monkeypatch.setattr(memory, "available", lambda device: 1000)
-    monkeypatch.setattr(Loader, "lies_on", lambda self, device: str(device) == "cpu")
-    placed = placement.Placement([Loader(x)], torch.device("meta"))
+    monkeypatch.setattr(Loader, "is_on", lambda self, device: str(device) == "cpu")
+    placed = Placement([Loader(x)], torch.device("meta"))
     assert placed.prefetched
     with pytest.raises(
         ValueError, match="the data set needs about 1.25 KiB on meta, but 1e\\+03 B are free; write the"
     ):
-        placed.everything()
-
-
-def test_a_pair_that_fails_on_a_few_rows_is_told_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    def everything(self: placement.Placement) -> None:
-        raise ValueError("the data set needs more")
-
-    def model(x: Tensor) -> None:
-        raise RuntimeError("a mistake in the model")
-
-    monkeypatch.setattr(placement.Placement, "everything", everything)
-    with pytest.raises(
-        ValueError, match=r"fails on a few rows \(RuntimeError: a mistake in the model\), and the data s"
-    ):
-        fit(model, lambda x: None, torch.randn(40, 4), training=Training(device="cpu"))
+        placed.all_data()
 
 
 # memory-mapped data
@@ -257,27 +241,12 @@ def test_mapped_files_are_read_where_they_are(tmp_path: Path, monkeypatch: pytes
     assert mapped.train.stored.data_ptr() == parts[0][0].ctypes.data
     rows = Loader(mapped.with_transform(transforms.DynamicBinarization()).train)
     assert rows.to("cpu") is rows
-    assert rows.held()[0].data_ptr() == parts[0][0].ctypes.data
+    assert rows.stored_rows()[0].data_ptr() == parts[0][0].ctypes.data
 
     monkeypatch.setitem(CASES, "mapped", (of_vae, lambda: mapped.with_transform(transforms.DynamicBinarization())))
     resident = trained("mapped")
     prefetch_everything(monkeypatch)
     assert_same(trained("mapped"), resident)
-
-
-def test_a_read_only_file_is_copied(tmp_path: Path) -> None:
-    np.save(tmp_path / "x.npy", BYTES.numpy())
-    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
-    assert torch.equal(data.arrays.to_tensor(mapped), BYTES)
-
-
-def test_values_that_are_not_finite_are_counted_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyrovae.data.splits.BLOCK", 10)
-    x = torch.zeros(50, 3)
-    x[[0, 17, 49], [0, 1, 2]] = torch.tensor([torch.nan, torch.inf, -torch.inf])
-    assert count_not_finite(x) == 3
-    assert count_not_finite(x[:, 0]) == 1
-    assert count_not_finite(BYTES) == 0
 
 
 # the thread
@@ -290,80 +259,18 @@ def some_batches(number: int) -> list[Tensor]:
 def test_rows_come_in_order() -> None:
     labels = torch.arange(90)
     batches = some_batches(20)
-    prefetcher = Prefetcher((BYTES, labels), 7, CPU)
-    for _ in range(2):
-        for (x, y), rows in zip(prefetcher(batches), batches, strict=True):
-            assert torch.equal(x, BYTES[rows])
-            assert torch.equal(y, labels[rows])
-            assert x.dtype == torch.uint8
-
-
-def test_no_room_is_filled_before_what_reads_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a room without pinned memory is not asked to keep, checked on it."""
-    busy: dict[Room, str] = {}
-    most = 0
-
-    def fill(self: Room, tensors: Any, rows: Tensor, real: Any = Room.fill) -> None:
-        nonlocal most
-        assert busy.get(self, "free") == "free"
-        busy[self] = "filled"
-        most = max(most, list(busy.values()).count("filled"))
-        real(self, tensors, rows)
-
-    def become(before: str, after: str, real: Any) -> Any:
-        def change(self: Room) -> Any:
-            assert busy.get(self, "free") in (before, "free")
-            busy[self] = after
-            return real(self)
-
-        return change
-
-    monkeypatch.setattr(Room, "fill", fill)
-    monkeypatch.setattr(Room, "send", become("filled", "read", Room.send))
-    monkeypatch.setattr(Room, "release", become("read", "launched", Room.release))
-    monkeypatch.setattr(Room, "wait", become("launched", "free", Room.wait))
-    prefetcher = Prefetcher((BYTES,), 7, CPU)
-    for _ in range(2):
-        assert len(list(prefetcher(some_batches(20)))) == 20
-    assert 1 <= most <= AHEAD + IN_USE
-    assert len(busy) <= AHEAD + IN_USE
-
-
-class NoStream:
-    """A CUDA stream, and an event on it, for tests without a device: all work is done at once."""
-
-    def __init__(self, *device: object) -> None:
-        pass
-
-    def wait_stream(self, stream: object) -> None:
-        pass
-
-    def record(self, stream: object) -> None:
-        pass
-
-    def synchronize(self) -> None:
-        pass
-
-
-def test_rooms_for_cuda_hold_what_they_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their tensors on the CPU, their streams of nothing."""
-    real = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda shape, dtype, **where: real(shape, dtype=dtype))
-    for name in ("Stream", "Event", "current_stream"):
-        monkeypatch.setattr(torch.cuda, name, NoStream)
-    monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
-    labels, batches = torch.arange(90), some_batches(26)  # the last one is short
-    prefetcher = Prefetcher((BYTES, labels), 7, torch.device("cuda"))
-    for _ in range(2):
-        for (x, y), rows in zip(prefetcher(batches), batches, strict=True):
-            assert torch.equal(x, BYTES[rows])
-            assert torch.equal(y, labels[rows])
+    state = torch.get_rng_state()
+    for (x, y), rows in zip(gather_ahead((BYTES, labels), batches, CPU), batches, strict=True):
+        assert torch.equal(x, BYTES[rows])
+        assert torch.equal(y, labels[rows])
+        assert x.dtype == torch.uint8
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("taken", [0, 1, 5, 20])
 def test_the_thread_ends_with_a_generator_that_is_closed(taken: int) -> None:
     before = threading.active_count()
-    batches = Prefetcher((BYTES,), 7, CPU)(some_batches(25))
+    batches = gather_ahead((BYTES,), some_batches(25), CPU)
     assert threading.active_count() == before, "it is started by the first minibatch"
     for _ in range(taken):
         next(batches)
@@ -372,25 +279,16 @@ def test_the_thread_ends_with_a_generator_that_is_closed(taken: int) -> None:
     assert threading.active_count() == before
 
 
-def test_an_error_in_the_thread_is_raised_where_minibatches_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Room.fill
-
-    def fill(self: Room, tensors: Any, rows: Tensor) -> None:
-        if 3 in rows:
-            raise OSError("the file is gone")
-        real(self, tensors, rows)
-
-    monkeypatch.setattr(Room, "fill", fill)
-    prefetch_everything(monkeypatch)
-    with pytest.raises(OSError, match="the file is gone"):
-        trained("dynamic")
-    assert len(list(Prefetcher((BYTES,), 7, CPU)([torch.arange(4, 11)]))) == 1
+def test_an_error_in_the_thread_is_raised_where_minibatches_are_used() -> None:
+    batches = gather_ahead((BYTES,), [torch.arange(3), torch.tensor([90])], CPU)
+    assert len(next(batches)[0]) == 3
+    with pytest.raises(IndexError):
+        next(batches)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_what_stops_the_loop_stops_the_thread(error: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_in_the_loop_ends_the_thread(error: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    real = Loop._read
 
     def stop(*args: Any) -> Tensor:
         seen.extend(thread.name for thread in threading.enumerate())
@@ -398,23 +296,37 @@ def test_what_stops_the_loop_stops_the_thread(error: type[BaseException], monkey
 
     monkeypatch.setattr(Loop, "_read", stop)
     monkeypatch.setattr("pyrovae.training.loop.STEPS_BETWEEN_READS", 3)
-    monkeypatch.setattr(prefetch, "AHEAD", 1)
-    monkeypatch.setattr(prefetch, "IN_USE", 1)
     prefetch_everything(monkeypatch)
     with pytest.raises(error) as caught:
         trained("dynamic", batch_size=2)
-    assert "pyrovae prefetch" in seen
-    assert "pyrovae prefetch" not in [thread.name for thread in threading.enumerate()], "while the error is held"
+    assert any(name.startswith("pyrovae prefetch") for name in seen)
+    names = [thread.name for thread in threading.enumerate()]
+    assert not any(name.startswith("pyrovae prefetch") for name in names), "while the error is held"
     assert caught.value is not None
-    monkeypatch.setattr(Loop, "_read", real)
-    trained("dynamic", batch_size=2)
 
 
-def test_the_thread_draws_no_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    batches = some_batches(9)
-    state = torch.get_rng_state()
-    list(Prefetcher((BYTES,), 7, CPU)(batches))
-    assert torch.equal(torch.get_rng_state(), state)
+class NoEvent:
+    """A CUDA event for tests without a device: it counts the waits of the host."""
+
+    waits = 0
+
+    def record(self, stream: object) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        NoEvent.waits += 1
+
+
+def test_the_host_waits_for_steps_far_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    to = Tensor.to
+    monkeypatch.setattr(torch.cuda, "Event", NoEvent)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    monkeypatch.setattr(Tensor, "pin_memory", lambda self: self)
+    monkeypatch.setattr(Tensor, "to", lambda self, device, **_: to(self, "cpu"))
+    batches = some_batches(26)  # the last one is short
+    for (x,), rows in zip(gather_ahead((BYTES,), batches, torch.device("cuda")), batches, strict=True):
+        assert torch.equal(x, BYTES[rows])
+    assert NoEvent.waits == 26 - IN_USE
 
 
 # CUDA
@@ -425,12 +337,12 @@ def test_the_thread_draws_no_random_numbers(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("engine", ["eager", "captured"])
 @pytest.mark.parametrize("case", ["dynamic", "static", "dequantized", "covariates"])
 def test_prefetched_data_give_the_numbers_of_resident_ones_on_cuda(
-    case: str, engine: str, monkeypatch: pytest.MonkeyPatch, feeds: list[Feed], caplog: pytest.LogCaptureFixture
+    case: str, engine: str, monkeypatch: pytest.MonkeyPatch, sources: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     torch.set_default_dtype(torch.float32)
     found = []
-    for share in (placement.RESIDENT_SHARE, 0.0):
-        monkeypatch.setattr(placement, "RESIDENT_SHARE", share)
+    for share in (batch_sources.RESIDENT_SHARE, 0.0):
+        monkeypatch.setattr(batch_sources, "RESIDENT_SHARE", share)
         torch.manual_seed(1)
         make, given = CASES[case]
         pair, given_data = make(), given()
@@ -439,7 +351,7 @@ def test_prefetched_data_give_the_numbers_of_resident_ones_on_cuda(
         training = Training(epochs=3, batch_size=8, learning_rate=0.01, device="cuda", engine=engine)
         history = fit(pair.model, pair.guide, given_data, training=training, show_progress=False)
         found.append((numbers(history), pair.state_dict()))
-    assert [type(feed) for feed in feeds] == [Resident, Prefetched]
+    assert sources == ["DeviceBatches", "prefetched"]
     assert "run eagerly" not in caplog.text
     (resident, weights), (prefetched, reached) = found
     for a, b in zip(resident, prefetched, strict=True):
@@ -451,10 +363,10 @@ def test_prefetched_data_give_the_numbers_of_resident_ones_on_cuda(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_rooms_are_not_overwritten_while_a_slow_device_reads_them() -> None:
+def test_rows_are_not_overwritten_while_a_slow_device_reads_them() -> None:
     x, batches = torch.arange(90 * 1000).reshape(90, 1000), some_batches(60)
-    kept = []
-    for number, (taken,) in enumerate(Prefetcher((x,), 7, torch.device("cuda"))(batches)):
+    copies = []
+    for number, (rows,) in enumerate(gather_ahead((x,), batches, torch.device("cuda"))):
         torch.cuda._sleep(10_000_000 if number % 5 == 0 else 1)
-        kept.append(taken.clone())
-    assert all(torch.equal(a.cpu(), x[rows]) for a, rows in zip(kept, batches, strict=True))
+        copies.append(rows.clone())
+    assert all(torch.equal(a.cpu(), x[rows]) for a, rows in zip(copies, batches, strict=True))

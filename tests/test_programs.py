@@ -36,7 +36,7 @@ from pyrovae.vae import VAE
 TRUTH = linear_gaussian()
 X = TRUTH.sample(23)
 EXACT = TRUTH.log_prob(X)
-ONE_LINE = "the pair does not take an axis of particles"
+ONE_LINE = "model and guide do not take an axis of particles"
 
 
 def prior() -> dist.TorchDistribution:
@@ -841,7 +841,7 @@ def test_an_error_of_the_users_own_is_passed_on() -> None:
 @pytest.mark.parametrize("k", [0, -1, True, 1.5, "3", None])
 def test_numbers_of_particles_are_positive_and_whole(k: Any) -> None:
     for function in (particles, log_weights, bounds.elbo):
-        with pytest.raises(ValueError, match="whole number of at least 1"):
+        with pytest.raises(ValueError, match="must be an integer >= 1"):
             function(*pair_of(TRUTH), X, num_particles=k)
     with pytest.raises(ValueError, match="whole numbers of at least 1"):
         evaluate(*pair_of(TRUTH), X, ks=(k,), show_progress=False)
@@ -1127,21 +1127,6 @@ def test_the_largest_output_of_the_models_modules_counts_too() -> None:
 
     args = torch.rand(5, 8, 8).round(), torch.rand(5, 16, 16)
     assert inspect_programs(conditional, lambda x, y: vae.guide(x), args, modules=(condition,)).num_units == 10 * 64
-    left = 100
-
-    def tired(x: Tensor) -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise RuntimeError("it has run often enough")
-        vae.model(x)
-
-    inspect_programs(tired, vae.guide, (torch.rand(5, 8, 8).round(),), modules=(vae,))
-    runs = 100 - left
-    for failing, expected in ((1, 10 * 64), (2, 64)):  # the last runs are those that look for the largest output
-        left = runs - failing
-        pair = inspect_programs(tired, vae.guide, (torch.rand(5, 8, 8).round(),), modules=(vae,))
-        assert (pair.broadcasts, pair.num_units) == (True, expected)
     assert not torch.nn.modules.module._global_forward_hooks
 
 
@@ -1224,9 +1209,9 @@ def rounded_pair(kind: Any, weight: Tensor) -> ModelGuide:
 def test_straight_through_draws_keep_their_density(kind: Any) -> None:
     model, guide = rounded_pair(kind, torch.randn(3, 6))
     x = torch.bernoulli(torch.full((4, 6), 0.5))
-    found = evaluate(model, guide, x, ks=(1, 2000), show_progress=False)
+    found = evaluate(model, guide, x, ks=(1, 500), show_progress=False)
     weights = []
-    for _ in range(4000):
+    for _ in range(300):
         drawn = poutine.trace(guide).get_trace(x)
         scored = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(x)
         drawn.compute_log_prob()
@@ -1235,7 +1220,7 @@ def test_straight_through_draws_keep_their_density(kind: Any) -> None:
         weights.append(sum(site["log_prob"] for site in terms) - drawn.nodes["z"]["log_prob"])
     truth = torch.stack(weights).mean(1)
     assert abs(found.elbo.value - truth.mean()) < 4 * math.hypot(
-        found.elbo.se_monte_carlo, truth.std() / math.sqrt(4000)
+        found.elbo.se_monte_carlo, truth.std() / math.sqrt(300)
     )
     assert found.iwae[-1].value < 0
     record = particles(model, guide, x, num_particles=5)

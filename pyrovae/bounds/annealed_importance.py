@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,15 +12,49 @@ from torch import Tensor, nn
 
 from pyrovae.bounds.hmc import Kernel
 from pyrovae.bounds.multi_sample import effective_sample_size, log_mean_exp, monte_carlo_variances
-from pyrovae.bounds.pilot import batch_of, frozen_kernel
+from pyrovae.bounds.pilot import choose_batch_size, frozen_kernel
 from pyrovae.importance import iter_batches, score_one_particle, scoring_context
 from pyrovae.programs import ModelGuide, Program
 from pyrovae.results import Annealing, AnnealingSettings, Estimate
 from pyrovae.results.estimates import require_possible
+from pyrovae.runtime.arguments import merge_options
 from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.runtime.progress_bar import progress
 
 VARIANCE, LOST = "variance of ", "lost weights"
+
+
+@dataclass(frozen=True)
+class AnnealingOptions:
+    """How chains of annealed importance sampling are run.
+
+    Attributes:
+        num_chains: K, chains of each datum.
+        num_temperatures: T, steps from the start to p(x, z); 1 is importance sampling with K draws.
+        num_leapfrog: leapfrog steps of each transition.
+        from_prior: start the chains from p(z) instead of q(z | x), which takes many more temperatures.
+        batch_size: data whose chains run together; None for a size by the elements of a datum.
+        modules: modules of the programs that cannot be found from the programs.
+        show_progress: show a progress bar.
+
+    """
+
+    num_chains: int = 16
+    num_temperatures: int = 30
+    num_leapfrog: int = 5
+    from_prior: bool = False
+    batch_size: int | None = None
+    modules: Iterable[nn.Module] = ()
+    show_progress: bool = False
+
+    def settings(self, seed: int) -> AnnealingSettings:
+        """Return the numbers that the results report.
+
+        Raises:
+            ValueError: if a number is not an integer >= 1.
+
+        """
+        return AnnealingSettings(self.num_chains, self.num_temperatures, self.num_leapfrog, self.from_prior, seed)
 
 
 def ais(
@@ -27,24 +62,18 @@ def ais(
     guide: Program,
     x: Tensor,
     *covariates: Any,
-    num_chains: int = 16,
-    num_temperatures: int = 30,
-    num_leapfrog: int = 5,
-    from_prior: bool = False,
     seed: int = 0,
-    batch_size: int | None = None,
-    modules: Iterable[nn.Module] = (),
-    show_progress: bool = False,
+    options: AnnealingOptions | None = None,
+    **keywords: Any,
 ) -> Annealing:
-    """Estimate log p(x) of each datum by chains that walk from q(z | x) to the posterior.
+    """Estimate log p(x) of each datum by chains from q(z | x) to the posterior.
 
     ``log (1/K) sum_k w_k`` with ``log w = sum_t (1/T) (log p(x, u_{t-1}) - log q(u_{t-1} | x))`` and u_t from u_{t-1}
     by a transition that leaves ``q^(1 - t/T) p^(t/T)`` invariant; u is z on an unconstrained scale.
 
-    ``E w = p(x)`` exactly, whatever the chains do, so that the bound is a lower one in expectation. It is not always
-    above L_K: print both. Transitions are Hamiltonian, their step sizes found by a pilot run with draws of its own and
-    then frozen. Values of weights, modes and random streams are afterwards as before. Batch i draws from the stream
-    (seed, i). A single temperature is importance sampling with K draws.
+    ``E w = p(x)`` exactly for any transitions, so that the bound is a lower bound in expectation. It is not always
+    above L_K: print both. Transitions are Hamiltonian; a pilot run with draws of its own finds their step sizes, which
+    are then frozen. Weights, modes and random streams are restored afterwards. Batch i draws from the stream (seed, i).
 
     *Annealed importance sampling (Neal 2001)*, https://arxiv.org/abs/physics/9803008
 
@@ -55,39 +84,27 @@ def ais(
         model: a Pyro program called with ``(x, *covariates)``; see `pyrovae.programs` for the contract.
         guide: another.
         x: ``(B, ...)``, the data.
-        covariates: what travels with x along the data plate.
-        num_chains: K, chains of each datum.
-        num_temperatures: T, steps from the start to p(x, z).
-        num_leapfrog: leapfrog steps of each transition.
-        from_prior: whether chains start from p(z) instead, which takes many more temperatures.
-        seed: of the random streams.
-        batch_size: data whose chains run together; chosen by the size of a datum if None.
-        modules: those used by the programs that cannot be found from them.
-        show_progress: whether progress is shown.
+        covariates: tensors that travel with x along the data plate.
+        seed: seed of the random streams.
+        options: chains, temperatures and the other fields of `AnnealingOptions`.
+        keywords: fields of `AnnealingOptions`, which replace those of ``options``.
 
     Returns:
         The bound in nats per datum, with standard errors, acceptance, effective chains and the values per datum.
 
     Raises:
-        ValueError: if a number is not positive, the pair breaks its contract, or the chains do not fit into memory.
+        ValueError: if a number is not positive, or the programs break their contract.
+        TypeError: if a keyword is not an option.
 
     Example:
-        >>> annealing = ais(vae.model, vae.guide, x)
+        >>> annealing = ais(vae.model, vae.guide, x, num_chains=8)
         >>> print(annealing.compare_with("L_5000", evaluation.per_datum["L_5000"]))
 
     """
-    settings = AnnealingSettings(num_chains, num_temperatures, num_leapfrog, from_prior, seed)
-    per_datum = in_batches(
-        anneal,
-        "annealing",
-        model,
-        guide,
-        (x, *covariates),
-        num_data=len(x),
-        settings=settings,
-        batch_size=batch_size,
-        modules=modules,
-        show_progress=show_progress,
+    options = merge_options(options, AnnealingOptions, keywords, function="ais")
+    settings = options.settings(seed)
+    per_datum = run_batches(
+        anneal, "annealing", model, guide, (x, *covariates), num_data=len(x), settings=settings, options=options
     )
     lost, ess = per_datum.pop(LOST), per_datum["ESS"]
     variances = per_datum.pop(VARIANCE + "AIS")
@@ -95,7 +112,7 @@ def ais(
         per_datum["AIS variance"] = variances[variances.sum(1).argmax()]
     acceptance, lowest_acceptance = mean_and_lowest(per_datum["acceptance"])
     return Annealing(
-        bound=Estimate.over_data("AIS", num_chains, per_datum["AIS"], variances),
+        bound=Estimate.over_data("AIS", settings.num_chains, per_datum["AIS"], variances),
         acceptance=acceptance,
         lowest_acceptance=lowest_acceptance,
         ess=ess.mean().item(),
@@ -111,15 +128,15 @@ def ais(
 def anneal(
     programs: ModelGuide, args: tuple[Any, ...], rows: Tensor, settings: AnnealingSettings, *, number: int
 ) -> dict[str, Tensor]:
-    """Return bound, acceptance and effective chains ``(B,)`` of some rows, the batch of that number."""
+    """Return bound, acceptance and effective chains ``(B,)`` of the rows of one batch."""
     with forked_random(stream_seed(settings.seed, "ais", number), rows.device):
-        score_one_particle(programs, args, rows, checked=True)  # refuses data outside the support
+        score_one_particle(programs, args, rows, checked=True)  # raises for data outside the support
     kernel = frozen_kernel(programs, args, rows, settings, number=number)
-    return lower(kernel, settings, number=number)
+    return lower_bound(kernel, settings, number=number)
 
 
-def lower(kernel: Kernel, settings: AnnealingSettings, *, number: int) -> dict[str, Tensor]:
-    """Return what `anneal` does, for a kernel that is already there."""
+def lower_bound(kernel: Kernel, settings: AnnealingSettings, *, number: int) -> dict[str, Tensor]:
+    """Return bound, acceptance and effective chains ``(B,)`` of chains with frozen transitions."""
     with forked_random(stream_seed(settings.seed, "ais", number), kernel.scale.device):
         log_weights, acceptance = kernel.forward(settings.num_chains)
     lost = log_weights.isnan()
@@ -133,8 +150,8 @@ def lower(kernel: Kernel, settings: AnnealingSettings, *, number: int) -> dict[s
     }
 
 
-def in_batches(
-    run: Callable[..., dict[str, Tensor]],
+def run_batches(
+    function: Callable[..., dict[str, Tensor]],
     title: str,
     model: Program,
     guide: Program,
@@ -142,29 +159,28 @@ def in_batches(
     *,
     num_data: int,
     settings: AnnealingSettings,
-    batch_size: int | None,
-    modules: Iterable[nn.Module],
-    show_progress: bool,
+    options: AnnealingOptions,
 ) -> dict[str, Tensor]:
-    """Return what `anneal`, or another function with its arguments, gives for so many data: ``(N,)`` by name."""
-    found, done = [], 0
+    """Return the values ``(N,)`` by name that `anneal`, or a function with its arguments, returns for all batches."""
+    parts, done = [], 0
     with (
-        scoring_context(model, guide, args, modules=modules) as programs,
+        scoring_context(model, guide, args, modules=options.modules) as programs,
         torch.no_grad(),
-        progress(title, num_data, show_progress=show_progress, unit="data") as advance,
+        progress(title, num_data, show_progress=options.show_progress, unit="data") as advance,
     ):
-        walked = iter_batches(programs, num_data, batch_size=batch_of(programs, settings, batch_size, args[0].device))
-        for number, (rows, count) in enumerate(walked):
-            of_batch = run(programs, args, (rows % len(args[0])).to(args[0].device), settings, number=number)
-            found.append({name: value[..., :count].cpu() for name, value in of_batch.items()})
+        device = args[0].device
+        size = choose_batch_size(programs, settings, options.batch_size, device)
+        for number, (rows, count) in enumerate(iter_batches(programs, num_data, batch_size=size)):
+            part = function(programs, args, (rows % len(args[0])).to(device), settings, number=number)
+            parts.append({name: value[..., :count].cpu() for name, value in part.items()})
             done += count
             advance(done)
-    joined = {name: torch.cat([of_batch[name] for of_batch in found], -1) for name in found[0]}
+    values = {name: torch.cat([part[name] for part in parts], -1) for name in parts[0]}
     if programs.base_measure == "counting" and programs.unnormalized is None:
-        require_possible(Estimate.over_data("AIS", settings.num_chains, joined["AIS"], joined[VARIANCE + "AIS"]))
-    return joined
+        require_possible(Estimate.over_data("AIS", settings.num_chains, values["AIS"], values[VARIANCE + "AIS"]))
+    return values
 
 
 def mean_and_lowest(acceptance: Tensor) -> tuple[float | None, float | None]:
-    """Return mean and minimum over data, None where there were no transitions."""
+    """Return mean and minimum over the data, None where there were no transitions."""
     return (None, None) if acceptance.isnan().any() else (acceptance.mean().item(), acceptance.min().item())

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pyrovae.bounds.annealed_importance import LOST, VARIANCE, in_batches, lower, mean_and_lowest
+from pyrovae.bounds.annealed_importance import (
+    LOST,
+    VARIANCE,
+    AnnealingOptions,
+    lower_bound,
+    mean_and_lowest,
+    run_batches,
+)
 from pyrovae.bounds.multi_sample import log_mean_exp, monte_carlo_variances
 from pyrovae.bounds.pilot import frozen_kernel
 from pyrovae.importance import require_tensor, score_one_particle, simulate
 from pyrovae.programs import ModelGuide, Program
 from pyrovae.results import AnnealingSettings, Estimate, Sandwich
-from pyrovae.runtime.arguments import require_integer
+from pyrovae.runtime.arguments import merge_options, require_integer
 from pyrovae.runtime.context import forked_random, stream_seed
 
 
@@ -25,25 +31,20 @@ def bdmc(
     x: Tensor,
     *covariates: Any,
     num_data: int | None = None,
-    num_chains: int = 16,
-    num_temperatures: int = 30,
-    num_leapfrog: int = 5,
-    from_prior: bool = False,
     seed: int = 0,
-    batch_size: int | None = None,
-    modules: Iterable[nn.Module] = (),
-    show_progress: bool = False,
+    options: AnnealingOptions | None = None,
+    **keywords: Any,
 ) -> Sandwich:
-    """Enclose log p(x) of data that are simulated from the model, to see how tight annealing is.
+    """Enclose log p(x) of data that are simulated from the model, to see how tight AIS is.
 
     ``log (1/K) sum_k w_k <= log p(x) <= -log (1/K) sum_k 1 / v_k``, each in expectation
 
     z is drawn from the prior and x from p(x | z), so that z is a draw of the posterior p(z | x). w are the weights of
-    `ais`; v those of chains that start at z and take the same frozen transitions in the opposite order. The pilot that
-    finds them sees x, but never z.
+    `ais`; v are the weights of chains that start at z and take the same frozen transitions in the opposite order. The
+    pilot that finds the transitions sees x, but never z.
 
-    The bounds hold for the simulated data, not for the given ones, which are but a template: of the shape of x and of
-    the covariates. If the sandwich is tight, and the given data are alike, then so is `ais` on them.
+    The bounds hold for the simulated data. The given data are only a template: of the shape of x and of the
+    covariates. If the bounds are close, and the given data are alike, then `ais` is tight on them too.
 
     *Sandwiching the marginal likelihood using bidirectional Monte Carlo (Grosse, Ghahramani, Adams 2015)*,
     https://arxiv.org/abs/1511.02543
@@ -53,70 +54,59 @@ def bdmc(
             observed as it is given, ``obs=x``.
         guide: another.
         x: ``(B, ...)``, a template.
-        covariates: what travels with x along the data plate; they are kept.
-        num_data: how many data are simulated, with the covariates of the first rows, or of all rows several times; B
-            if None.
-        num_chains: K, chains of each datum in either direction.
-        num_temperatures: T, steps from the start to p(x, z).
-        num_leapfrog: leapfrog steps of each transition.
-        from_prior: whether the path starts at p(z) instead of q(z | x).
-        seed: of the random streams.
-        batch_size: data whose chains run together; chosen by the size of a datum if None.
-        modules: those used by the programs that cannot be found from them.
-        show_progress: whether progress is shown.
+        covariates: tensors that travel with x along the data plate; they are used as given.
+        num_data: number of simulated data, which take the covariates of the rows in order, from the first again after
+            the last; B if None.
+        seed: seed of the random streams.
+        options: chains, temperatures and the other fields of `AnnealingOptions`.
+        keywords: fields of `AnnealingOptions`, which replace those of ``options``.
 
     Returns:
-        Both bounds and their paired difference in nats per datum, with standard errors. The Monte Carlo errors are
-        those of the chains, at fixed x and z.
+        Both bounds and their paired difference in nats per datum, with standard errors. Monte Carlo errors are over
+        the chains, at fixed x and z.
 
     Raises:
-        ValueError: if a number is not positive, the pair breaks its contract, or data cannot be simulated from the
+        ValueError: if a number is not positive, the programs break their contract, or data cannot be simulated from the
             model (see `pyrovae.importance.simulation`).
+        TypeError: if a keyword is not an option.
 
     Example:
         >>> print(bdmc(vae.model, vae.guide, x[:100]))
 
     """
-    settings = AnnealingSettings(num_chains, num_temperatures, num_leapfrog, from_prior, seed)
+    options = merge_options(options, AnnealingOptions, keywords, function="bdmc")
+    settings = options.settings(seed)
     if num_data is not None:
         require_integer(num_data, name="num_data")
     require_tensor(x)
     total = len(x) if num_data is None else num_data
-    found = in_batches(
-        enclose,
-        "enclosing",
-        model,
-        guide,
-        (x, *covariates),
-        num_data=total,
-        settings=settings,
-        batch_size=batch_size,
-        modules=modules,
-        show_progress=show_progress,
+    args = (x, *covariates)
+    per_datum = run_batches(
+        enclose, "enclosing", model, guide, args, num_data=total, settings=settings, options=options
     )
-    return _sandwich(found, settings)
+    return _sandwich(per_datum, settings)
 
 
 def enclose(
     programs: ModelGuide, args: tuple[Any, ...], rows: Tensor, settings: AnnealingSettings, *, number: int
 ) -> dict[str, Tensor]:
-    """Return both bounds ``(B,)``, with all that belongs to them, of data simulated for some rows."""
+    """Return both bounds and acceptances ``(B,)`` of data simulated for the rows of one batch."""
     with forked_random(stream_seed(settings.seed, "simulate", number), rows.device):
         args, z = simulate(programs, args, rows)
         rows = torch.arange(len(rows), device=rows.device)
-        score_one_particle(programs, args, rows, checked=True)  # the guide draws inside the support of the prior
+        score_one_particle(programs, args, rows, checked=True)  # raises if the guide draws outside the prior's support
     kernel = frozen_kernel(programs, args, rows, settings, number=number)
-    below = lower(kernel, settings, number=number)
+    lower = lower_bound(kernel, settings, number=number)
     with forked_random(stream_seed(settings.seed, "bdmc", number), rows.device):
         u = kernel.path.space.flatten(z)
         log_weights, acceptance = kernel.backward(u.repeat(settings.num_chains, 1, 1))
     lost = log_weights.isnan()
     inverse = -log_weights.masked_fill(lost, math.inf)
-    return below | {
+    return lower | {
         "BDMC": -log_mean_exp(inverse),
         VARIANCE + "BDMC": monte_carlo_variances(inverse, settings.num_chains),
         "reverse acceptance": acceptance,
-        LOST: below[LOST] + lost.sum(0),
+        LOST: lower[LOST] + lost.sum(0),
     }
 
 

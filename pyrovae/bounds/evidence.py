@@ -1,4 +1,4 @@
-"""The ELBO of each datum, its reconstruction and KL terms apart, and how the KL of each site was computed."""
+"""The ELBO of each datum: its reconstruction and KL terms, and the method by which each KL was computed."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from pyrovae.programs import ModelGuide, Program
 
 @dataclass(frozen=True)
 class ElboTerms:
-    """The terms of the ELBO of each datum, nats.
+    """The terms of the ELBO, nats: of each datum ``(B,)``, or of each particle ``(K, B)``.
 
     Attributes:
-        reconstruction: E_q log p(x | z), ``(B,)``, the mean over particles.
-        kl: KL(q(z | x) || p(z)), ``(B,)``, summed over the latent sites.
-        kl_of: the same for each site.
+        reconstruction: E_q log p(x | z), the mean over particles; or log p(x | z) of each particle.
+        kl: KL(q(z | x) || p(z)), summed over the latent sites.
+        kl_of: the KL of each site.
         methods: for each site "closed form", or the reason why log q - log p was averaged over particles instead.
 
     """
@@ -33,8 +33,13 @@ class ElboTerms:
 
     @property
     def elbo(self) -> Tensor:
-        """Reconstruction - KL, ``(B,)``."""
+        """Reconstruction - KL."""
         return self.reconstruction - self.kl
+
+    def map(self, function: Any) -> ElboTerms:
+        """Return the terms after a linear function, such as a mean over particles."""
+        kl_of = {name: function(value) for name, value in self.kl_of.items()}
+        return ElboTerms(function(self.reconstruction), function(self.kl), kl_of, self.methods)
 
 
 def elbo(
@@ -45,7 +50,7 @@ def elbo(
     num_particles: int = 1,
     modules: Iterable[nn.Module] = (),
 ) -> ElboTerms:
-    """Estimate the ELBO of each datum, with closed-form KL terms where they are right.
+    """Estimate the ELBO of each datum, with closed-form KL terms where they are valid.
 
     The arguments are those of `pyrovae.particles`. No annealing factor, plate size or `pyro.poutine.scale` reaches the
     result.
@@ -57,27 +62,31 @@ def elbo(
     check_num_particles(num_particles)
     args = (x, *covariates)
     with scoring_context(model, guide, args, modules=modules) as programs, torch.no_grad():
-        parts = []
-        for rows, count in iter_batches(programs, len(x), batch_size=len(x)):
-            parts.append((elbo_terms(programs, iter_particles(programs, args, rows, num_particles)), count))
-    return ElboTerms(
-        reconstruction=torch.cat([terms.reconstruction[:count] for terms, count in parts]),
-        kl=torch.cat([terms.kl[:count] for terms, count in parts]),
-        kl_of={name: torch.cat([terms.kl_of[name][:count] for terms, count in parts]) for name in programs.latents},
-        methods=programs.kl,
-    )
+        parts = [
+            elbo_terms(programs, iter_particles(programs, args, rows, num_particles)).map(
+                lambda terms, n=count: terms[:n]
+            )
+            for rows, count in iter_batches(programs, len(x), batch_size=len(x))
+        ]
+    return _joined(parts)
 
 
 def elbo_terms(programs: ModelGuide, particles: Iterable[ParticleBatch]) -> ElboTerms:
     """Average blocks of particles of the same data into the terms of the ELBO ``(B,)``."""
-    total = 0
-    reconstruction: float | Tensor = 0.0
-    kl_of: dict[str, float | Tensor] = dict.fromkeys(programs.latents, 0.0)
-    for block in particles:
-        size = len(block.log_likelihood)
-        total += size
-        reconstruction = reconstruction + block.log_likelihood.sum(0)
-        kl_of = {name: kl_of[name] + value.expand(size, -1).sum(0) for name, value in block.kl.items()}
-    means = {name: torch.as_tensor(value) / total for name, value in kl_of.items()}
-    kl = torch.stack(tuple(means.values())).sum(0)
-    return ElboTerms(torch.as_tensor(reconstruction) / total, kl, means, programs.kl)
+    return _joined([particle_terms(programs, block) for block in particles]).map(lambda terms: terms.mean(0))
+
+
+def particle_terms(programs: ModelGuide, block: ParticleBatch) -> ElboTerms:
+    """Return the terms ``(K, B)`` of the particles of a block; their mean over K estimates the ELBO."""
+    kl_of = {name: block.kl[name].expand_as(block.log_likelihood) for name in programs.latents}
+    return ElboTerms(block.log_likelihood, torch.stack(tuple(kl_of.values())).sum(0), kl_of, programs.kl)
+
+
+def _joined(parts: list[ElboTerms]) -> ElboTerms:
+    """Concatenate terms along their first axis."""
+    return ElboTerms(
+        reconstruction=torch.cat([terms.reconstruction for terms in parts]),
+        kl=torch.cat([terms.kl for terms in parts]),
+        kl_of={name: torch.cat([terms.kl_of[name] for terms in parts]) for name in parts[0].kl_of},
+        methods=parts[0].methods,
+    )

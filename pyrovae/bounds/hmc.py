@@ -1,10 +1,11 @@
-"""Chains that walk from the guide, or from the prior, to the posterior: what AIS and BDMC share."""
+"""Hamiltonian chains from the guide, or from the prior, to the posterior, for AIS and BDMC."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,12 +13,11 @@ from torch import Tensor
 from pyrovae.importance import UnconstrainedLatents
 from pyrovae.programs.layout import to_float64
 
-JITTER = 0.5  # of a step size, relative: equal numbers of equal steps may bring a chain back to where it was
+JITTER = 0.5  # relative change of a step size, since equal steps may return a chain to its start
 
 
-@dataclass(frozen=True)
-class State:
-    """Where chains are: positions and slopes ``(K, B, D)``, log-densities of start and end ``(K, B)``, nats."""
+class State(NamedTuple):
+    """Positions of chains and gradients there ``(K, B, D)``, log-densities of start and end ``(K, B)``, nats."""
 
     u: Tensor
     log_start: Tensor
@@ -27,7 +27,7 @@ class State:
 
     @property
     def tilt(self) -> Tensor:
-        """By how much log f rises from beta = 0 to 1, ``(K, B)``."""
+        """Log f at beta = 1 minus log f at beta = 0, ``(K, B)``."""
         return self.log_end - self.log_start
 
     def log_density(self, beta: float) -> Tensor:
@@ -39,29 +39,22 @@ class State:
         return torch.lerp(self.start_slope, self.end_slope, beta)
 
     def moved(self, accepted: Tensor, to: State) -> State:
-        """Return this state with another one's chains where ``(K, B)`` is true."""
+        """Return this state with the chains of another state where ``(K, B)`` is true."""
+        fields = zip(self, to, strict=True)
         return State(
-            *(
-                torch.where(accepted if here.ndim == 2 else accepted.unsqueeze(-1), there, here)
-                for here, there in zip(self.tensors, to.tensors, strict=True)
-            )
+            *(torch.where(accepted if old.ndim == 2 else accepted.unsqueeze(-1), new, old) for old, new in fields)
         )
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """The fields."""
-        return self.u, self.log_start, self.log_end, self.start_slope, self.end_slope
 
 
 class Path:
-    """The densities between a start that can be drawn from and p(x, u).
+    """Densities between a start, which can be sampled, and p(x, u).
 
     ``log f_beta(u) = (1 - beta) log q(u | x) + beta log p(x, u)``, or from the prior ``log p(u) + beta log p(x | u)``
 
     Args:
-        space: the latent variables of some rows.
-        from_prior: whether the start is the prior, not the guide.
-        chunk_size: rows that are scored at once, a datum with K chains counting K.
+        space: latent variables of the rows.
+        from_prior: start from the prior instead of the guide.
+        chunk_size: rows scored at once, one row for each chain of each datum.
 
     """
 
@@ -74,9 +67,9 @@ class Path:
         return self.space.draw_prior(num_chains) if self.from_prior else self.space.draw(num_chains)[0]
 
     def at(self, u: Tensor) -> State:
-        """Return the state of chains at u ``(K, B, D)``, whose graph is gone."""
+        """Return the state of chains at u ``(K, B, D)``, without an autograd graph."""
         parts = [self._at(part) for part in u.split(self.chains_at_once)]
-        return State(*(torch.cat(pieces) for pieces in zip(*(part.tensors for part in parts), strict=True)))
+        return State(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
     def _at(self, u: Tensor) -> State:
         u = u.detach().requires_grad_()
@@ -95,17 +88,17 @@ def _slope(log_density: Tensor, u: Tensor) -> Tensor:
     """Return the gradient of log-densities ``(K, B)`` by u, zero where they do not depend on it."""
     if not log_density.requires_grad:
         return torch.zeros_like(u)
-    (found,) = torch.autograd.grad(log_density.sum(), u, retain_graph=True, allow_unused=True)
-    return torch.zeros_like(u) if found is None else found
+    (slope,) = torch.autograd.grad(log_density.sum(), u, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(u) if slope is None else slope
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """Transitions at beta = 1/T, ..., (T - 1)/T that leave f_beta as it is, their step sizes frozen.
+    """Transitions at beta = 1/T, ..., (T - 1)/T that leave f_beta invariant, with frozen step sizes.
 
     Attributes:
-        path: from the start to the end.
-        scale: of positions, ``(B, D)``.
+        path: densities from the start to the end.
+        scale: position scale, ``(B, D)``.
         steps: step size at each beta in units of the scale, ``(T - 1, B, 1)``.
         num_leapfrog: leapfrog steps of a transition.
 
@@ -117,7 +110,7 @@ class Kernel:
     num_leapfrog: int
 
     def forward(self, num_chains: int) -> tuple[Tensor, Tensor]:
-        """Run chains from draws of the start.
+        """Run K chains from draws of the start.
 
         ``log w = sum_{t=1}^T (log f_{t/T}(u_{t-1}) - log f_{(t-1)/T}(u_{t-1}))``, so that ``E w = p(x)``
 
@@ -152,18 +145,18 @@ class Kernel:
 
 
 def transition(path: Path, state: State, beta: float, stride: Tensor, num_leapfrog: int) -> tuple[State, Tensor]:
-    """Move chains by Hamiltonian dynamics and accept or reject, which leaves f_beta invariant and is reversible.
+    """Move chains by Hamiltonian dynamics and accept or reject: reversible, with f_beta invariant.
 
     A proposal whose densities are not finite is rejected.
 
     *MCMC using Hamiltonian dynamics (Neal 2011)*, https://arxiv.org/abs/1206.1901
 
     Args:
-        path: with the density.
-        state: of the chains.
+        path: densities from the start to the end.
+        state: state of the chains.
         beta: inverse temperature.
-        stride: step sizes in units of u, ``(B, D)``; each chain's are jittered, whatever its state.
-        num_leapfrog: steps.
+        stride: step sizes in units of u, ``(B, D)``, jittered for each chain independently of its state.
+        num_leapfrog: leapfrog steps.
 
     Returns:
         The new state, and the probabilities ``(K, B)`` with which the proposals were accepted.

@@ -1,4 +1,4 @@
-"""Importance-weighted bounds, from log-weights alone.
+"""Importance-weighted bounds from log-weights.
 
 *Importance weighted autoencoders (Burda, Grosse, Salakhutdinov 2016)*, https://arxiv.org/abs/1509.00519
 """
@@ -50,7 +50,7 @@ def iwae(log_weights: Tensor, ks: Sequence[int] | None = None) -> Tensor:
         raise ValueError(f"K = {total} particles cannot be cut into blocks of {ks[-1]}; draw a multiple of {ks[-1]}")
     blocks, rungs = log_weights, []
     for before, k in itertools.pairwise((1, *ks)):
-        blocks = _blocks(blocks, k // before)  # made of those of the rung before
+        blocks = _blocks(blocks, k // before)  # from the blocks of the rung before
         rungs.append(blocks.mean(0))
     return torch.stack(rungs)
 
@@ -74,11 +74,11 @@ def effective_number(shares: Tensor) -> Tensor:
 
 
 def monte_carlo_variances(log_weights: Tensor, k: int) -> Tensor:
-    """Return estimates of the Monte Carlo variance of L_k of each datum.
+    """Estimate the Monte Carlo variance of L_k of each datum.
 
-    For several blocks, the variance between them. For a single block two estimates: sum each over the data, then take
-    the larger. The delta method, ``Var(w) / (K mean(w)^2)``, is exact for light tails and too small for heavy ones.
-    The other extrapolates V(k), the variance between blocks of k particles, to k = K:
+    For several blocks, the estimate is the variance between them. For a single block there are two estimates: sum each
+    over the data, then take the larger. The delta method, ``Var(w) / (K mean(w)^2)``, is exact for light tails and too
+    small for heavy ones. The other one extrapolates V(k), the variance between blocks of k particles, to k = K:
     ``(1 + 1/4) V(K/4) - V(K/16) / 4`` is exact for ``V(k) = a + b / k`` and up to 1.56 times too large for powers of k
     between these two. It is noisy for one datum, and may be negative.
 
@@ -90,7 +90,7 @@ def monte_carlo_variances(log_weights: Tensor, k: int) -> Tensor:
         k: particles in a block.
 
     Returns:
-        ``(C, B)``, C estimates; none where there is a single particle.
+        ``(C, B)``, C estimates; C = 0 for a single particle.
 
     """
     total = len(log_weights)
@@ -115,16 +115,16 @@ def _blocks(log_weights: Tensor, k: int) -> Tensor:
 
 
 def _variance(values: Tensor) -> Tensor:
-    """Return the variance over the first axis, 0 where all are equal; for many short rows faster than torch's own."""
+    """Return the variance over the first axis, 0 if all are equal; faster than `torch.var` for many short rows."""
     distance = values - values[:1]
     return distance.sub_(distance.mean(0)).square_().sum(0) / (len(values) - 1)
 
 
 def check_ladder(ks: Sequence[int]) -> tuple[int, ...]:
-    """Return rungs that are positive and ascending with each dividing the next, or name the nearest that are.
+    """Return rungs that are positive and ascending, each dividing the next.
 
     Raises:
-        ValueError: with the nearest ladder in the text.
+        ValueError: for other rungs, with the nearest ladder in the text.
 
     """
     try:
@@ -146,21 +146,21 @@ def check_ladder(ks: Sequence[int]) -> tuple[int, ...]:
 
 
 def nearest_ladder(ks: Sequence[int]) -> tuple[int, ...]:
-    """Return the ladder in which each rung divides the next that is nearest in the sum of squared log ratios."""
+    """Return the nearest ladder, by the sum of squared log ratios, in which each rung divides the next."""
     wanted = sorted(set(ks))
 
     def distance(chain: tuple[int, ...]) -> float:
         return sum(math.log(a / b) ** 2 for a, b in zip(chain, wanted, strict=True))
 
     def chains(start: int) -> list[tuple[int, ...]]:
-        found: list[tuple[int, ...]] = [(start,)]
+        ladders: list[tuple[int, ...]] = [(start,)]
         for k in wanted[1:]:
-            found = [
+            ladders = [
                 (*chain, chain[-1] * factor)
-                for chain in found
+                for chain in ladders
                 for factor in {max(2, math.floor(k / chain[-1])), max(2, math.ceil(k / chain[-1]))}
             ]
-        return found
+        return ladders
 
     starts = range(max(1, wanted[0] // 2), 2 * wanted[0] + 1)
     return min((chain for start in starts for chain in chains(start)), key=distance)

@@ -73,6 +73,10 @@ def _run(words: list[str]) -> int:
         return 130
     except (ValueError, TypeError, OSError, torch.OutOfMemoryError) as error:
         return _fail(_first_cause(error))
+    except RuntimeError as error:  # torch has no class for a CPU without memory
+        if "can't allocate memory" not in str(error):
+            raise
+        return _fail(f"there is not enough memory; choose smaller layers or batches ({_first_cause(error)})")
     return 0
 
 

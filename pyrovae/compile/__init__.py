@@ -1,7 +1,7 @@
-"""Functions of tensors, recorded once as graphs of torch's operations and replayed without Python's part in them.
+"""Tracing a function of tensors once, compiling the graph and replaying it without Python.
 
-What a function does in Python is done while it is recorded, never again: numbers, branches and loops stay as they were.
-What it reads from tensors is read at every replay.
+Python control flow and Python numbers are frozen when the function is traced; values of tensors are read at each
+replay.
 """
 
 from pyrovae.compile.inductor import has_compiler

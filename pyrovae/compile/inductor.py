@@ -1,4 +1,4 @@
-"""Graphs compiled by Inductor, with the process left as it was."""
+"""Compilation of FX graphs by Inductor without side effects on the process."""
 
 from __future__ import annotations
 
@@ -11,51 +11,45 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pyrovae.compile.rewrites import rewrite_for_cpu
-
-# patterns: one of them would undo what is rewritten here. Contraction: a product and a sum in one instruction.
-# Thresholds: what a loop may compute at once before Inductor writes something in between to memory
+# contraction: one instruction for a product and a sum; thresholds: size of a loop before Inductor writes intermediate
+# values to memory
 ON_CPU = {
-    "pattern_matcher": False,
     "cpp.enable_floating_point_contract_flag": "fast",
     "realize_reads_threshold": 100,
     "realize_acc_reads_threshold": 100,
     "realize_opcount_threshold": 1000,
 }
-QUIET = ("torch.utils.cpp_extension", "torch._inductor")
+QUIET = ("torch.utils.cpp_extension", "torch._inductor")  # loggers silenced during compilation
 
 
 def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
-    """Return a function that does what a graph of torch's operations does, compiled for inputs like these.
+    """Compile a graph for inputs with the shapes, dtypes and devices of these.
 
-    What was compiled before, in any process, is found in Inductor's cache. That of the stage before is not used: it
-    does not tell apart tensors that share their memory and others.
+    Graphs compiled before, in any process, are found in Inductor's cache. The cache of AOTAutograd is off: its keys do
+    not distinguish tensors that share memory from others.
     """
-    on_cpu = all(each.device.type == "cpu" for each in inputs)
-    if on_cpu:
-        rewrite_for_cpu(graph.graph)
-        graph.recompile()
-    for node in graph.graph.nodes:  # what the tracer noted of values does not hold for what is rewritten
+    on_cpu = all(tensor.device.type == "cpu" for tensor in inputs)
+    for node in graph.graph.nodes:  # metadata of the tracer is invalid after noise was split off
         node.meta = {}
-    with _unchanged():
+    with _process_unchanged():
         from torch import _inductor
         from torch._functorch import config
         from torch._guards import TracingContext, tracing
         from torch._subclasses import FakeTensorMode
         from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-        known = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)  # without it the cache is not used
-        given: list[Any] = [known.from_tensor(each, static_shapes=True) for each in inputs]
-        with tracing(TracingContext(known)), config.patch(enable_autograd_cache=False):
-            return _inductor.compile(graph, given, options=ON_CPU if on_cpu else None)
+        fake_mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)  # required by Inductor's cache
+        fakes: list[Any] = [fake_mode.from_tensor(tensor, static_shapes=True) for tensor in inputs]
+        with tracing(TracingContext(fake_mode)), config.patch(enable_autograd_cache=False):
+            return _inductor.compile(graph, fakes, options=ON_CPU if on_cpu else None)
 
 
 def has_compiler() -> bool:
-    """Tell whether the C++ compiler is there that Inductor needs on a CPU."""
+    """Return whether the C++ compiler that Inductor needs on a CPU is installed."""
     from torch._inductor import cpp_builder, exc
 
     try:
-        with _unchanged():
+        with _process_unchanged():
             cpp_builder.get_cpp_compiler()
     except (exc.InvalidCxxCompiler, RuntimeError, OSError):
         return False
@@ -63,8 +57,8 @@ def has_compiler() -> bool:
 
 
 @contextmanager
-def _unchanged() -> Iterator[None]:
-    """Put back the validation switch, which importing Dynamo's parts moves, and keep their remarks off the screen."""
+def _process_unchanged() -> Iterator[None]:
+    """Restore the validation switch, which importing Dynamo changes, and silence warnings and loggers of Inductor."""
     checks = torch.distributions.Distribution._validate_args
     levels = {name: logging.getLogger(name).level for name in QUIET}
     try:

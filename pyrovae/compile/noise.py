@@ -1,7 +1,6 @@
-"""The random numbers of a graph, drawn by torch before the rest runs.
+"""Random numbers of a graph, drawn by torch before the compiled part runs.
 
-Inductor draws from streams of its own and in an order of its own. What is drawn outside is what the function would
-have drawn.
+Inductor draws from streams of its own in an order of its own. Numbers drawn outside are those of the traced function.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from torch import Tensor, fx
 
 aten = torch.ops.aten
 
-# operations that read only shape, dtype and device of a tensor, and what makes the same of these
+# operations that read only shape, dtype and device of a tensor, and the equivalent operation on these
 SHAPED: dict[Any, Any] = {
     aten.empty_like.default: aten.empty.memory_format,
     aten.zeros_like.default: aten.zeros.default,
@@ -28,37 +27,37 @@ SHAPED: dict[Any, Any] = {
 
 
 def split_noise(module: fx.GraphModule) -> tuple[fx.GraphModule | None, fx.GraphModule] | None:
-    """Split a graph into one that draws its random numbers and one without any, given these as first arguments.
+    """Split a graph into one that draws random numbers and one that takes them as its first arguments.
 
     Returns:
-        The two, the first None where nothing is drawn; or None where the law of a draw may depend on tensors.
+        The two graphs, the first None if nothing is drawn; or None if the distribution of a draw may depend on tensors.
 
     """
     module = _with_masks_of_dropout(module)
     draws = [node for node in module.graph.nodes if is_random(node)]
     if not draws:
         return None, module
-    made = [each for draw in draws for each in ([] if draw.target in SHAPED else draw.all_input_nodes)]
-    if not all(_is_constant(each, draws) for each in made):
+    sources = [node for draw in draws for node in ([] if draw.target in SHAPED else draw.all_input_nodes)]
+    if not all(_is_constant(node, draws) for node in sources):
         return None
     noise, copies = fx.Graph(), dict[fx.Node, fx.Node]()
     for node in module.graph.nodes:
-        if node in draws or node in made:
+        if node in draws or node in sources:
             shaped = node.target in SHAPED
-            copies[node] = _of_its_shape(noise, node) if shaped else noise.node_copy(node, copies.__getitem__)
+            copies[node] = _from_shape(noise, node) if shaped else noise.node_copy(node, copies.__getitem__)
     noise.output(tuple(copies[draw] for draw in draws))
-    rest = fx.Graph()
-    values = {draw: rest.placeholder(f"noise_{number}") for number, draw in enumerate(draws)}
+    compiled = fx.Graph()
+    values = {draw: compiled.placeholder(f"noise_{number}") for number, draw in enumerate(draws)}
     for node in module.graph.nodes:
-        if node in draws and node.args and node.args[0] in made:  # a draw in place, whose place has a name of its own
+        if node in draws and node.args and node.args[0] in sources:  # an in-place draw has two names for its result
             values[node.args[0]] = values[node]
-        elif node not in values and not (node in made and all(user in draws for user in node.users)):
-            values[node] = rest.node_copy(node, values.__getitem__)
-    return fx.GraphModule(module, noise), fx.GraphModule(module, rest)
+        elif node not in values and not (node in sources and all(user in draws for user in node.users)):
+            values[node] = compiled.node_copy(node, values.__getitem__)
+    return fx.GraphModule(module, noise), fx.GraphModule(module, compiled)
 
 
 def is_random(node: fx.Node) -> bool:
-    """Tell whether a node draws random numbers."""
+    """Return whether a node draws random numbers."""
     return (
         node.target is dropout_mask
         or isinstance(node.target, torch._ops.OpOverload)
@@ -66,13 +65,18 @@ def is_random(node: fx.Node) -> bool:
     )
 
 
+def is_mutable(node: fx.Node) -> bool:
+    """Return whether a node writes to one of its arguments."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
 def dropout_mask(shape: Sequence[int], p: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return what `torch.native_dropout` keeps of a tensor of that shape: it draws the same for any values."""
+    """Return the mask that `torch.native_dropout` draws for a tensor of a shape, which does not depend on values."""
     return torch.native_dropout(torch.ones(shape, dtype=dtype, device=device), p, train=True)[1]
 
 
 def _with_masks_of_dropout(module: fx.GraphModule) -> fx.GraphModule:
-    """Return a module whose dropout, which on CUDA is one operation on data, draws its mask and multiplies by it."""
+    """Replace the dropout operation of CUDA, which draws and multiplies at once, by its mask and a product."""
     if not any(_is_dropout(node) for node in module.graph.nodes):
         return module
     graph = fx.Graph()
@@ -82,8 +86,8 @@ def _with_masks_of_dropout(module: fx.GraphModule) -> fx.GraphModule:
         value = x.meta["val"]
         with graph.inserting_before(node):
             mask = graph.call_function(dropout_mask, (tuple(value.shape), p, value.dtype, value.device))
-            kept = graph.call_function(aten.mul.Tensor, (x, mask))
-            scaled = graph.call_function(aten.mul.Tensor, (kept, 1 / (1 - p) if p < 1 else 0.0))
+            masked = graph.call_function(aten.mul.Tensor, (x, mask))
+            scaled = graph.call_function(aten.mul.Tensor, (masked, 1 / (1 - p) if p < 1 else 0.0))
             scaled.meta["val"] = value
         for part in list(node.users):
             part.replace_all_uses_with((scaled, mask)[part.args[1]])
@@ -93,7 +97,7 @@ def _with_masks_of_dropout(module: fx.GraphModule) -> fx.GraphModule:
 
 
 def _is_dropout(node: fx.Node) -> bool:
-    """Tell whether a node is dropout in training mode, of a tensor that lies in memory as it is walked through."""
+    """Return whether a node is dropout in training mode of a contiguous tensor."""
     if node.target is not aten.native_dropout.default or node.args[2] is not True:
         return False
     value = node.args[0].meta.get("val")  # type: ignore[union-attr]
@@ -101,20 +105,15 @@ def _is_dropout(node: fx.Node) -> bool:
 
 
 def _is_constant(node: fx.Node, draws: list[fx.Node]) -> bool:
-    """Tell whether a node makes a tensor out of numbers alone, into which nothing but draws are written."""
-    made = node.op == "call_function" and (node.target in SHAPED or not node.all_input_nodes)
-    return made and not any(_writes(user) for user in node.users if user not in draws)
+    """Return whether a node creates a tensor from numbers alone, to which nothing but draws is written."""
+    created = node.op == "call_function" and (node.target in SHAPED or not node.all_input_nodes)
+    return created and not any(is_mutable(user) for user in node.users if user not in draws)
 
 
-def _writes(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
-
-
-def _of_its_shape(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    """Add what makes the same as a node that takes the shape of a tensor."""
+def _from_shape(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    """Add the equivalent of a node that reads only the shape of a tensor."""
     value = node.meta["val"]
-    made = graph.call_function(
-        SHAPED[node.target], (list(value.shape),), {"dtype": value.dtype, "device": value.device}
-    )
-    made.meta = dict(node.meta)
-    return made
+    options = {"dtype": value.dtype, "device": value.device}
+    created = graph.call_function(SHAPED[node.target], (list(value.shape),), options)
+    created.meta = dict(node.meta)
+    return created

@@ -1,4 +1,4 @@
-"""Data from arrays: shuffled once and split in three, or in three parts already."""
+"""Data from arrays: one array, shuffled and split in three, or three arrays."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def from_arrays(
     """Shuffle data by the seed and split them in three.
 
     Shapes stay as given: an array ``(N, H, W)`` has data of shape ``(H, W)``, and no channel axis is added. Booleans
-    are stored as bytes of 2 levels; integers from 0 to 255 as bytes, other integers as int64, floats as they are.
-    Integers have 2 levels if all are 0 or 1, and bytes 256 if one of them is above 127; smaller ones may be counts or
-    of fewer levels, and have levels only if `levels` says so.
+    are stored as bytes of 2 levels; integers from 0 to 255 as bytes, other integers as int64; floats in torch's default
+    dtype. Integers have 2 levels if all are 0 or 1, and bytes 256 if one of them is above 127; smaller ones may be
+    counts or have fewer levels, and have levels only if `levels` is given.
 
     Args:
         x: numbers, ``(N, *x_shape)``.
@@ -40,8 +40,11 @@ def from_arrays(
         name: the splits are name/train, name/validation and name/test.
         validation: share of the data, in (0, 1), or a number of data as an integer.
         test: likewise.
-        levels: number of values an integer can take, where it is not as above.
+        levels: number of values an integer can take, if the rule above does not give it.
         seed: of the shuffle, and of the noise of `Split.fixed`.
+
+    Raises:
+        ValueError: if the values are not real numbers, or a split would be empty.
 
     """
     stored, levels = store(x, levels=levels)
@@ -55,77 +58,73 @@ def from_arrays(
             f"and test={test} leave {max(0, num_train)} to train on; give more data or smaller shares"
         )
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed)).to(stored.device)
-    splits = (
-        Split(
-            stored[rows],
-            labels=None if whole.labels is None else whole.labels[rows],
-            name=f"{name}/{part}",
-            levels=levels,
-            seed=seed,
-        )
-        for part, rows in zip(PARTS, order.tensor_split([num_train, num_train + num_validation]), strict=True)
-    )
-    return Data(**dict(zip(PARTS, splits, strict=True)), name=name)
+    splits = {}
+    for part, rows in zip(PARTS, order.tensor_split([num_train, num_train + num_validation]), strict=True):
+        labels_of_part = None if whole.labels is None else whole.labels[rows]
+        splits[part] = Split(stored[rows], labels=labels_of_part, name=f"{name}/{part}", levels=levels, seed=seed)
+    return Data(**splits, name=name)
 
 
 def from_splits(
-    train: tuple[Array, Array | None],
-    validation: tuple[Array, Array | None],
-    test: tuple[Array, Array | None],
-    *,
+    *parts: tuple[Array, Array | None],
     name: str,
     levels: int | None = None,
     seed: int = 0,
 ) -> Data:
-    """Make data of three given parts, each a pair of x, ``(N, *x_shape)``, and labels, ``(N,)``, or None.
+    """Make data of three given parts: train, validation and test.
 
-    They are stored as `from_arrays` stores one array, integers alike in all three. Bytes, and floats of torch's default
-    dtype, stay in their file where they are mapped from it with ``np.load(path, mmap_mode="c")``.
+    They are stored as by `from_arrays`, integers in one dtype and with one number of levels. Bytes, and floats of
+    torch's default dtype, stay in their file if they are mapped from it with ``np.load(path, mmap_mode="c")``.
+
+    Args:
+        parts: x, ``(N, *x_shape)``, and labels, ``(N,)``, or None, of each part.
+        name: of the data.
+        levels: number of values an integer can take, as in `from_arrays`.
+        seed: of the noise of `Split.fixed`.
+
     """
-    parts = (train, validation, test)
-    kept = [store(x, levels=levels) for x, _ in parts]
-    counts = [count for _, count in kept]
-    common = max(count or 0 for count in counts) if None not in counts or BYTE_LEVELS in counts else None
-    wide = any(x.dtype == torch.int64 for x, _ in kept)
-    common = None if wide and levels is None else common
-    splits = (
-        Split(
-            x.long() if wide and x.dtype == torch.uint8 else x,
+    stored = [store(x, levels=levels) for x, _ in parts]
+    numbers = [number for _, number in stored]
+    has_int64 = any(x.dtype == torch.int64 for x, _ in stored)
+    if levels is None and not has_int64 and (BYTE_LEVELS in numbers or None not in numbers):
+        levels = max(number or 0 for number in numbers)
+    splits = {}
+    for part, (x, _), (_, labels) in zip(PARTS, stored, parts, strict=True):
+        splits[part] = Split(
+            x.long() if has_int64 and x.dtype == torch.uint8 else x,
             labels=None if labels is None else to_tensor(labels),
             name=f"{name}/{part}",
-            levels=common,
+            levels=levels,
             seed=seed,
         )
-        for part, (_, labels), (x, _) in zip(PARTS, parts, kept, strict=True)
-    )
-    return Data(**dict(zip(PARTS, splits, strict=True)), name=name)
+    return Data(**splits, name=name)
 
 
 def store(x: Array, *, levels: int | None) -> tuple[Tensor, int | None]:
-    """Return numbers as they are kept, and how many values they can take where that is known."""
+    """Return numbers in the dtype in which they are stored, and their number of levels if it is known."""
     stored = to_tensor(x)
     if stored.is_floating_point():
         if levels is not None:
             raise ValueError(
                 f"only integers have levels, but received {stored.dtype} with levels={levels}; drop levels="
             )
-        return stored.to(torch.get_default_dtype()), None  # that of networks
+        return stored.to(torch.get_default_dtype()), None
     if stored.dtype not in (torch.bool, torch.uint8):
         stored = stored.long()
     low, high = (0, 1) if stored.dtype == torch.bool or not stored.numel() else [int(v) for v in stored.aminmax()]
-    bytes_do = low >= 0 and high <= torch.iinfo(torch.uint8).max
-    if levels is None and bytes_do:
+    fits_bytes = low >= 0 and high <= torch.iinfo(torch.uint8).max
+    if levels is None and fits_bytes:
         levels = 2 if high <= 1 else BYTE_LEVELS if high >= BYTE_LEVELS // 2 else None
     elif levels is not None and not (low >= 0 and high < levels):
         raise ValueError(
             f"levels={levels} means integers from 0 to {levels - 1}, but received {low} to {high}; "
             f"give the number of levels that the data have"
         )
-    return stored.to(torch.uint8 if bytes_do else torch.int64), levels
+    return stored.to(torch.uint8 if fits_bytes else torch.int64), levels
 
 
 def to_tensor(x: Array) -> Tensor:
-    """Return numbers, of any shape, as a tensor without gradient."""
+    """Return real numbers of any shape as a tensor without gradient."""
     dtype = x.dtype if isinstance(x, Tensor) else np.asarray(x).dtype
     if dtype.is_complex if isinstance(dtype, torch.dtype) else dtype.kind not in "biuf":
         raise ValueError(
@@ -140,6 +139,7 @@ def to_tensor(x: Array) -> Tensor:
 
 
 def _count(share: float, *, of: int) -> int:
+    """Return the number of data of a share."""
     if isinstance(share, int) and share >= 1:
         return share
     if isinstance(share, float) and 0 < share < 1:

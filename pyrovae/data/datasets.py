@@ -1,32 +1,35 @@
-"""Where data come from: sets with a name, and anything else that holds numbers."""
+"""Data sets by name, from torch, and from any object that holds numbers."""
 
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import re
+from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from pyrovae.data.arrays import Array, from_arrays, from_splits, store, to_tensor
-from pyrovae.data.files import from_file
-from pyrovae.data.images import from_folder
+from pyrovae.data.files import from_file, from_folder, pixels
 from pyrovae.data.splits import Data, Split
-from pyrovae.data.torch_datasets import from_dataset, read_dataset
+
+logger = logging.getLogger("pyrovae")
 
 NAMES = ("digits", "mnist", "fashion_mnist", "kmnist")
 Source = str | Path | Array | tuple[Array, Array] | Dataset[Any] | DataLoader[Any] | Data
 
 
 def digits(*, seed: int = 0) -> Data:
-    """Load the 1797 handwritten digits that scikit-learn carries, without a network.
+    """Load the 1797 handwritten digits that scikit-learn contains, without a network.
 
-    Bytes of 17 levels, ``(1, 8, 8)``; 1297 to train on, 200 for validation, 300 for the test.
+    Bytes of 17 levels, ``(1, 8, 8)``; 1297 for training, 200 for validation, 300 for the test.
 
     *Optical recognition of handwritten digits (Alpaydin, Kaynak 1998)*, https://doi.org/10.24432/C50P49
 
@@ -50,10 +53,13 @@ def mnist(
     https://doi.org/10.1109/5.726791
 
     Args:
-        root: the folder that holds MNIST/raw; where None, the environment variable PYROVAE_DATA, else ~/.cache/pyrovae.
-        download: whether to fetch a copy that is not there.
-        num_validation: how many of the last training images are kept for validation.
+        root: the folder that holds MNIST/raw; if None, the environment variable PYROVAE_DATA, else ~/.cache/pyrovae.
+        download: whether to download a missing copy.
+        num_validation: number of training images, the last ones, that are used for validation.
         seed: of the noise of `Split.fixed`; the splits do not depend on it.
+
+    Raises:
+        ValueError: if there is no copy and it cannot be downloaded.
 
     """
     return _idx("MNIST", "mnist", root=root, download=download, num_validation=num_validation, seed=seed)
@@ -90,20 +96,24 @@ def load(
     test: float = 0.1,
     levels: int | None = None,
 ) -> Data:
-    """Load data from whatever holds them.
+    """Load data from any source.
 
-    That is a name ("digits", "mnist", "fashion_mnist", "kmnist"), a file (`from_file`) or folder (`from_folder`), an
-    array or a pair (x, labels) (`from_arrays`), a torch data set or loader (`from_dataset`), or `Data`, which come
-    back as they are.
+    A source is a name ("digits", "mnist", "fashion_mnist", "kmnist"), a file (`from_file`) or folder (`from_folder`),
+    an array or (x, labels) (`from_arrays`), a torch data set or loader (`from_dataset`), or `Data`, which are returned
+    unchanged.
 
     Args:
         source: the name, path or object.
         root: as in `mnist`, for names.
         download: as in `mnist`, for names.
         seed: of the shuffle, and of the noise of `Split.fixed`.
-        validation: as in `from_arrays`, for data without splits of their own.
+        validation: as in `from_arrays`, for data without splits.
         test: likewise.
-        levels: as in `from_arrays`, for data that do not say it.
+        levels: as in `from_arrays`, for data without a known number.
+
+    Raises:
+        ValueError: if a name or path is unknown, or the data are invalid.
+        TypeError: if the source is of another type.
 
     """
     options: dict[str, Any] = {"validation": validation, "test": test, "seed": seed}
@@ -135,7 +145,7 @@ def load(
     if isinstance(source, tuple) and len(source) == 2:
         return from_arrays(*source, **options)
     raise TypeError(
-        f"data come from a name, a path, an array, a pair (x, labels), a torch data set or a loader, but received "
+        f"data come from a name, a path, an array, (x, labels), a torch data set or a loader, but received "
         f"{type(source).__name__}; stack them to an array (N, ...) first"
     )
 
@@ -147,19 +157,19 @@ def load_split(
     levels: int | None = None,
     seed: int = 0,
 ) -> Split:
-    """Load data as one split, all of them and in their order, such as a test set that is a loader.
+    """Load all data of a source as one split, in their order: a loader of a test set, for example.
 
     Args:
-        source: an array ``(N, *x_shape)``, a pair (x, labels), or a torch data set or loader, as in `from_dataset`.
-        name: of the split; "arrays", or the class of the data set, where None.
+        source: an array ``(N, *x_shape)``, (x, labels), or a torch data set or loader, as in `from_dataset`.
+        name: of the split; "arrays", or the class of the data set, if None.
         levels: as in `from_arrays`.
         seed: of the reading, and of the noise of `Split.fixed`.
 
     Returns:
-        The data as they are; ``.with_transform(data.train.transform)`` lets them be seen as others are.
+        The data without a transform; ``.with_transform(data.train.transform)`` adds the transform of other data.
 
     Raises:
-        TypeError: if the source is of another kind.
+        TypeError: if the source is of another type.
 
     Example:
         >>> test = pyrovae.data.load_split(test_loader).with_transform(data.train.transform)
@@ -168,35 +178,114 @@ def load_split(
     """
     x: Array
     labels: Array | None = None
-    kind = "arrays"
+    default_name = "arrays"
     if isinstance(source, Dataset | DataLoader):
-        x, labels, kind = read_dataset(source, seed=seed)
+        x, labels, default_name = _read_dataset(source, seed=seed)
     elif isinstance(source, tuple) and len(source) == 2:
         x, labels = source
     elif isinstance(source, Tensor | np.ndarray):
         x = source
     else:
         raise TypeError(
-            f"a split is made of an array, a pair (x, labels), a torch data set or a loader, but received "
-            f"{type(source).__name__}; of Data take a part, such as data.test, and of files what load(path) returns"
+            f"a split is made of an array, (x, labels), a torch data set or a loader, but received "
+            f"{type(source).__name__}; of Data take a part, such as data.test, and of files the result of load(path)"
         )
     stored, levels = store(x, levels=levels)
     labels = None if labels is None else to_tensor(labels)
-    return Split(stored, labels=labels, name=name or kind, levels=levels, seed=seed)
+    return Split(stored, labels=labels, name=name or default_name, levels=levels, seed=seed)
 
 
-def _idx(kind: str, name: str, *, root: str | Path | None, download: bool, num_validation: int, seed: int) -> Data:
+def from_dataset(
+    dataset: Dataset[Any] | DataLoader[Any],
+    *,
+    name: str | None = None,
+    validation: float = 0.1,
+    test: float = 0.1,
+    levels: int | None = None,
+    seed: int = 0,
+) -> Data:
+    """Read a data set or loader to its end, stack its elements, and split them as `from_arrays` does.
+
+    Torch's CPU stream is seeded during the reading and then restored, so that a shuffling loader gives one order each
+    time.
+
+    Args:
+        dataset: gives x or (x, y, ...); x is a tensor, an array or a Pillow image; y is a label if it is one number.
+        name: of the data; the class of the data set if None.
+        validation: as in `from_arrays`.
+        test: as in `from_arrays`.
+        levels: as in `from_arrays`.
+        seed: of the reading, of the shuffle, and of the noise of `Split.fixed`.
+
+    """
+    x, labels, source = _read_dataset(dataset, seed=seed)
+    return from_arrays(x, labels, name=name or source, validation=validation, test=test, levels=levels, seed=seed)
+
+
+def _read_dataset(dataset: Dataset[Any] | DataLoader[Any], *, seed: int) -> tuple[Tensor, Tensor | None, str]:
+    """Return x ``(N, *x_shape)``, labels ``(N,)``, None unless every datum has one, and the class of a data set."""
+    batched = isinstance(dataset, DataLoader) and dataset.batch_sampler is not None
+    xs: list[Tensor] = []
+    ys: list[Tensor] = []
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        for index, element in enumerate(_elements(dataset)):
+            x, y = _to_tensors(element)
+            xs.append(x if batched else x[None])
+            if y is not None and y.ndim == int(batched):
+                ys.append(y if batched else y[None])
+            if xs[-1].shape[1:] != xs[0].shape[1:]:
+                raise ValueError(
+                    f"data have one shape, but {'batch' if batched else 'element'} {index} has {(*xs[-1].shape[1:],)} "
+                    f"and the first has {(*xs[0].shape[1:],)}; resize or crop them"
+                )
+    if not xs:
+        raise ValueError("a data set holds one datum or more, but this one gave none; check its files")
+    source = dataset.dataset if isinstance(dataset, DataLoader) else dataset
+    x, labels = torch.cat(xs), torch.cat(ys) if len(ys) == len(xs) else None
+    drops = isinstance(dataset, DataLoader) and dataset.drop_last and not isinstance(source, IterableDataset)
+    num_dropped = len(dataset.sampler) - len(x) if drops else 0  # type: ignore[union-attr,arg-type]
+    if num_dropped:
+        logger.warning("the loader has drop_last=True: the last %d data are left out", num_dropped)
+    return x, labels, type(source).__name__
+
+
+def _elements(dataset: Dataset[Any] | DataLoader[Any]) -> Iterator[Any]:
+    """Yield the elements of a data set, or the batches of a loader."""
+    if isinstance(dataset, DataLoader | IterableDataset):
+        yield from dataset
+    elif hasattr(dataset, "__len__"):
+        yield from (dataset[index] for index in range(len(dataset)))
+    else:
+        raise ValueError(f"{type(dataset).__name__} has no length; give it __len__, or derive it from IterableDataset")
+
+
+def _to_tensors(element: Any) -> tuple[Tensor, Tensor | None]:
+    """Return x and, if it is a number, y of an element of a data set."""
+    x, y = (*element, None)[:2] if isinstance(element, tuple | list) else (element, None)
+    if isinstance(x, dict | str) or x is None:
+        raise ValueError(
+            f"a data set gives x or (x, y, ...), but this one gave {type(x).__name__}; pick x in its __getitem__"
+        )
+    is_number = isinstance(y, int | float) or hasattr(y, "dtype")
+    return to_tensor(pixels(x) if hasattr(x, "convert") else x), to_tensor(y) if is_number else None
+
+
+def _idx(
+    class_name: str, name: str, *, root: str | Path | None, download: bool, num_validation: int, seed: int
+) -> Data:
+    """Load a data set in the format of MNIST by torchvision."""
     from torchvision import datasets
 
     folder = Path(root or os.environ.get("PYROVAE_DATA") or "~/.cache/pyrovae").expanduser()
     try:
-        train, test = (getattr(datasets, kind)(folder, train=part, download=download) for part in (True, False))
+        train, test = (getattr(datasets, class_name)(folder, train=part, download=download) for part in (True, False))
     except (RuntimeError, OSError, EOFError, HTTPException) as error:
         failed = f"the download failed ({type(error).__name__})" if download else "download=False"
         raise ValueError(
-            f"{name} needs a copy of its files, but {folder / kind / 'raw'} holds none and {failed}; either set root= "
-            f"or the environment variable PYROVAE_DATA to a folder that holds {kind}/raw, or allow the download "
-            f"(download=True) where there is a network"
+            f"{name} needs a copy of its files, but {folder / class_name / 'raw'} holds none and {failed}; either set "
+            f"root= or the environment variable PYROVAE_DATA to a folder that holds {class_name}/raw, or allow the "
+            f"download (download=True) where there is a network"
         ) from None
     x, labels = train.data[:, None], train.targets  # (N, 1, 28, 28), (N,)
     if not 1 <= num_validation < len(x):

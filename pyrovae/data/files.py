@@ -1,9 +1,9 @@
-"""Data from one file of numbers: npz, npy or csv."""
+"""Data from a file of numbers (npz, npy or csv), or a folder of images."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -12,6 +12,11 @@ from numpy.typing import NDArray
 
 from pyrovae.data.arrays import PARTS, from_arrays, from_splits
 from pyrovae.data.splits import Data
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 
 
 def from_file(
@@ -23,23 +28,26 @@ def from_file(
     levels: int | None = None,
     seed: int = 0,
 ) -> Data:
-    """Read a file of numbers; split it as `from_arrays` does unless it brings its own splits.
+    """Read a file of numbers, and split it as `from_arrays` does unless it contains splits.
 
     - .npz: ``x_train``, ``x_validation`` and ``x_test``, with or without ``y_train``, ...; or ``x``, with or without
       ``y``; or one array.
     - .npy: one array, ``(N, *x_shape)``.
-    - .csv: numbers separated by commas, a datum a line, under one line of column names or none; ``(N, columns)`` in
+    - .csv: numbers separated by commas, one datum per line, with or without a line of column names; ``(N, columns)`` in
       torch's default dtype.
 
     Nothing is unpickled.
 
     Args:
         path: the file.
-        name: of the data; the file's, without its ending, where None.
+        name: of the data; the name of the file without its suffix if None.
         validation: as in `from_arrays`.
         test: as in `from_arrays`.
         levels: as in `from_arrays`.
         seed: as in `from_arrays`.
+
+    Raises:
+        ValueError: if the file is missing, cannot be read, or holds other arrays.
 
     """
     file = Path(path).expanduser()
@@ -58,11 +66,11 @@ def from_file(
                 f"files of data end in .npz, .npy or .csv, but {file.name} ends in {suffix!r}; "
                 f"convert it, or read it yourself and use from_arrays(x)"
             )
-    given = [f"x_{part}" in arrays for part in PARTS]
-    if all(given):
-        train, held_out, tested = ((arrays[f"x_{part}"], arrays.get(f"y_{part}")) for part in PARTS)
-        return from_splits(train, held_out, tested, name=name, levels=levels, seed=seed)
-    if any(given) or ("x" not in arrays and len(arrays) != 1):
+    has_part = [f"x_{part}" in arrays for part in PARTS]
+    if all(has_part):
+        parts = ((arrays[f"x_{part}"], arrays.get(f"y_{part}")) for part in PARTS)
+        return from_splits(*parts, name=name, levels=levels, seed=seed)
+    if any(has_part) or ("x" not in arrays and len(arrays) != 1):
         raise ValueError(
             f"an npz file of data holds x_train, x_validation and x_test, or x, or one array, but {file.name} holds "
             f"{', '.join(arrays) or 'none'}; rename its arrays"
@@ -71,7 +79,83 @@ def from_file(
     return from_arrays(x, arrays.get("y"), name=name, validation=validation, test=test, levels=levels, seed=seed)
 
 
+def from_folder(
+    path: str | Path,
+    *,
+    name: str | None = None,
+    validation: float = 0.1,
+    test: float = 0.1,
+    levels: int = 256,
+    seed: int = 0,
+) -> Data:
+    """Read the images of a folder, sorted by name, and split them as `from_arrays` does.
+
+    Grey images have shape ``(1, H, W)``, others ``(3, H, W)``. If the images lie in subfolders, one per class, the
+    labels are the ranks of the sorted names of the subfolders.
+
+    Args:
+        path: folder of png, jpg or bmp files of one size.
+        name: of the data; the name of the folder if None.
+        validation: as in `from_arrays`.
+        test: as in `from_arrays`.
+        levels: number of grey levels, if the files use fewer than 256.
+        seed: as in `from_arrays`.
+
+    Raises:
+        ValueError: if there is no image, or images differ in shape.
+
+    """
+    from PIL import Image
+
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"images are read from a folder, but {folder} is not one; for one file use from_file")
+    classes = [sub for sub in sorted(folder.iterdir()) if sub.is_dir() and _images(sub)]
+    files = [file for sub in classes or [folder] for file in _images(sub)]
+    if not files:
+        raise ValueError(
+            f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)}), neither itself nor its subfolders; check the path"
+        )
+    if classes and (loose := _images(folder)):
+        raise ValueError(
+            f"images lie either in {folder} or in its subfolders, but {loose[0].name} lies beside "
+            f"{classes[0].name}/; move it into a subfolder"
+        )
+    arrays: list[NDArray[np.uint8]] = []
+    for file in files:
+        with Image.open(file) as image:
+            arrays.append(pixels(image))
+        if arrays[-1].shape != arrays[0].shape:
+            raise ValueError(
+                f"images have one shape, but {file} has {arrays[-1].shape} and {files[0].name} has "
+                f"{arrays[0].shape}; resize or convert it"
+            )
+    labels = np.array([classes.index(file.parent) for file in files]) if classes else None
+    name = name or folder.resolve().name
+    return from_arrays(np.stack(arrays), labels, name=name, validation=validation, test=test, levels=levels, seed=seed)
+
+
+def pixels(image: Image) -> NDArray[np.uint8]:
+    """Return the bytes of a Pillow image, ``(1, H, W)`` if it is grey, else ``(3, H, W)``, without transparency."""
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(
+            f"images have 8 bits a channel, but {getattr(image, 'filename', '') or 'one'} has mode {image.mode}; "
+            f"convert it, or read it yourself and use from_arrays(x, levels=65536)"
+        )
+    if image.mode in ("1", "L", "LA"):
+        return np.asarray(image.convert("L"))[None]
+    return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+
+
+def _images(folder: Path) -> list[Path]:
+    """Return the image files of a folder, sorted by name."""
+    return sorted(
+        file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
+    )
+
+
 def _arrays(file: Path) -> dict[str, NDArray[Any]]:
+    """Return the arrays of an npy or npz file by name."""
     try:
         with file.open("rb") as stream:
             loaded = np.load(stream, allow_pickle=False)
@@ -84,17 +168,18 @@ def _arrays(file: Path) -> dict[str, NDArray[Any]]:
 
 
 def _table(file: Path) -> NDArray[Any]:
+    """Return the numbers of a csv file, ``(N, columns)``."""
     lines = [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     if lines and not any(_is_number(field) for field in lines[0].split(",")):
         del lines[0]
     if not lines:
-        raise ValueError(f"a csv file holds a datum a line, but {file} holds none; check the path")
+        raise ValueError(f"a csv file holds one datum per line, but {file} holds none; check the path")
     try:
         table = np.loadtxt(lines, delimiter=",", ndmin=2, dtype=np.float64)
     except ValueError as error:
         raise ValueError(
-            f"a csv file holds numbers, as many in each line, but in {file} {error}; drop or encode such columns, "
-            f"and fill in what is missing"
+            f"a csv file holds numbers, as many in each line, but in {file} {error}; drop or encode these columns, "
+            f"and fill in missing values"
         ) from None
     return table.astype(torch.empty(0).numpy().dtype)
 

@@ -1,4 +1,4 @@
-"""Splits: one part of a data set, its values as stored and as a likelihood sees them."""
+"""Splits: one part of a data set, with its stored values and a transform."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from pyrovae.data.transform import BaseMeasure, Transform
 from pyrovae.data.transforms import Form, Identity, default_transform
 
-BLOCK = 2**20  # entries transformed at once
+BLOCK = 2**20  # elements transformed at once
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -23,17 +23,17 @@ class Split:
     """One part of a data set, such as the test set.
 
     Args:
-        stored: the values as they are kept, ``(N, *x_shape)``, on any device.
-        transform: how they become what a likelihood scores.
-        labels: one per datum, ``(N,)``; nothing here learns from them.
-        name: such as "mnist/test"; together with `seed` it fixes the noise of `fixed`.
+        stored: the stored values, ``(N, *x_shape)``, on any device.
+        transform: map from stored values to the values that a likelihood scores.
+        labels: one per datum, ``(N,)``; not used for training.
+        name: such as "mnist/test"; together with `seed` it determines the noise of `fixed`.
         levels: number of values an integer can take, 0 to levels - 1; None for floats and counts.
         seed: of the noise of `fixed`.
-        covariates: what a conditional model p(x | z, c) is given, floating point, ``(N, C)``, such as one-hot labels.
+        covariates: inputs c of a conditional model p(x | z, c), floating point, ``(N, C)``, such as one-hot labels.
 
     Raises:
-        ValueError: if there are no data, labels in their place, NaNs among them, labels or covariates of another
-            number, or values that the transform does not take.
+        ValueError: if there are no data, labels in place of data, values that are not finite, labels or covariates of
+            another length, or values outside the domain of the transform.
 
     """
 
@@ -60,41 +60,38 @@ class Split:
                 f"{self.name}: labels have shape ({shape[0]},), one per datum, but received {(*self.labels.shape,)}; "
                 f"give the labels of these data, or none"
             )
-        if bad := count_not_finite(self.stored):
-            raise ValueError(
-                f"{self.name}: data are finite, but {bad} of {self.stored.numel()} values are NaN or infinite; "
-                f"drop or fill them in first"
-            )
+        self._require_finite("data", self.stored)
         self.transform.check(self.stored, levels=self.levels)
-        self._check_covariates()
+        if self.covariates is not None:
+            self._check_covariates(self.covariates)
 
-    def _check_covariates(self) -> None:
-        if self.covariates is None:
-            return
-        shape = (*self.covariates.shape,)
-        if not self.covariates.is_floating_point() or len(shape) != 2 or shape[0] != len(self) or shape[1] < 1:
+    def _check_covariates(self, covariates: Tensor) -> None:
+        shape = (*covariates.shape,)
+        if not covariates.is_floating_point() or len(shape) != 2 or shape[0] != len(self) or shape[1] < 1:
             raise ValueError(
                 f"{self.name}: covariates are floating point, of shape ({len(self)}, C), one row per datum, but "
-                f"received {shape} of {self.covariates.dtype}; give rows of numbers, such as "
-                f"one_hot(labels, 10).float()"
+                f"received {shape} of {covariates.dtype}; give rows of numbers, such as one_hot(labels, 10).float()"
             )
-        if self.covariates.device != self.stored.device:
+        if covariates.device != self.stored.device:
             raise ValueError(
                 f"{self.name}: data and covariates lie on one device, but the data are on {self.stored.device} and the "
-                f"covariates on {self.covariates.device}; move one of them by .to(device)"
+                f"covariates on {covariates.device}; move one of them by .to(device)"
             )
-        if bad := count_not_finite(self.covariates):
+        self._require_finite("covariates", covariates)
+
+    def _require_finite(self, role: str, values: Tensor) -> None:
+        if invalid := count_not_finite(values):
             raise ValueError(
-                f"{self.name}: covariates are finite, but {bad} of {self.covariates.numel()} values are NaN or "
-                f"infinite; drop or fill them in first"
+                f"{self.name}: {role} are finite, but {invalid} of {values.numel()} values are NaN or infinite; "
+                f"drop or fill them in first"
             )
 
     def __len__(self) -> int:
         return len(self.stored)
 
     def __repr__(self) -> str:
-        given = "" if self.covariates is None else f", {self.covariates.shape[1]} covariates"
-        return f"Split({self.name!r}, {len(self)} of {self.storage}, {self.transform}{given})"
+        covariates = "" if self.covariates is None else f", {self.covariates.shape[1]} covariates"
+        return f"Split({self.name!r}, {len(self)} of {self.storage}, {self.transform}{covariates})"
 
     @property
     def x_shape(self) -> tuple[int, ...]:
@@ -103,33 +100,39 @@ class Split:
 
     @property
     def storage(self) -> str:
-        """Shape, dtype and levels in words."""
+        """Shape, dtype and levels as text."""
         levels = "" if self.levels is None else f" ({self.levels} levels)"
         return f"shape {self.x_shape}, {str(self.stored.dtype).removeprefix('torch.')}{levels}"
 
+    @property
+    def given(self) -> tuple[Tensor, ...]:
+        """Further arguments of a conditional model beside x: the covariates, if any."""
+        return () if self.covariates is None else (self.covariates,)
+
     @cached_property
     def base_measure(self) -> BaseMeasure:
-        """The transform's, but Lebesgue where floats that are not whole numbers are kept as they are."""
-        kept = self.stored.is_floating_point() and isinstance(self.transform, Identity)
-        return "Lebesgue" if kept and bool((self.stored != self.stored.round()).any()) else self.transform.base_measure
+        """The measure of the transform, but Lebesgue for untransformed floats that are not integers."""
+        untransformed = self.stored.is_floating_point() and isinstance(self.transform, Identity)
+        fractional = untransformed and bool((self.stored != self.stored.round()).any())
+        return "Lebesgue" if fractional else self.transform.base_measure
 
     def draw(self, rows: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Transform some data with fresh noise, or take them from `fixed` where the transform draws but once.
+        """Transform some data with fresh noise, or take them from `fixed` if the transform draws noise once.
 
         Args:
             rows: indices, ``(B,)``.
-            generator: source of the noise, on the device of `stored`; torch's default stream where None.
+            generator: source of the noise, on the device of `stored`; torch's default stream if None.
 
         Returns:
             x, ``(B, *x_shape)``, on the device of `stored`.
 
         """
         if self.transform.once:
-            return self._fixed[rows]
+            return self.fixed()[rows]
         return self.transform.apply(self.stored[rows], levels=self.levels, generator=generator)
 
     def fixed(self) -> Tensor:
-        """Return the whole split, ``(N, *x_shape)``, its noise drawn once.
+        """Return the transformed split, ``(N, *x_shape)``, with fixed noise.
 
         It is the same at every call, on every device and in every process.
         """
@@ -137,25 +140,24 @@ class Split:
 
     @cached_property
     def _fixed(self) -> Tensor:
-        stream = f"{self.seed}:{self._whole_name}".encode(errors="surrogatepass")  # names of files need not be text
-        digest = hashlib.sha256(stream).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        stream = f"{self.seed}:{_without_range(self.name)}".encode(errors="surrogatepass")  # file names may be bytes
+        seed = int.from_bytes(hashlib.sha256(stream).digest()[:8], "big") >> 1
+        generator = torch.Generator().manual_seed(seed)
         with torch.inference_mode(mode=False), torch.no_grad():
             stored = self.stored.cpu()
             if not self.transform.random:
                 return self.transform.apply(stored, levels=self.levels).to(self.stored.device)
-            blocks = []
-            for start in range(0, len(self), self._block):
-                rows = torch.arange(start, start + self._block).clamp(max=len(self) - 1)
-                filled = stored[rows]  # noise for a full block wherever the split ends, so that first(n) draws the same
+            blocks, size = [], rows_per_block(stored)
+            for start in range(0, len(self), size):
+                rows = torch.arange(start, start + size).clamp(max=len(self) - 1)
+                filled = stored[rows]  # every block is full, so that first(n) draws the same noise
                 blocks.append(self.transform.apply(filled, levels=self.levels, generator=generator))
             return torch.cat(blocks)[: len(self)].clone().to(self.stored.device)
 
     def mean(self) -> Tensor:
         """Return the expected x, averaged over the split, ``(*x_shape)``, float32."""
         total = torch.zeros(self.x_shape, dtype=torch.float64)
-        for start in range(0, len(self), self._block):
-            block = self.stored[start : start + self._block]
+        for block in self.stored.split(rows_per_block(self.stored)):
             total += self.transform.mean(block, levels=self.levels).sum(0).cpu()
         return (total / len(self)).float().to(self.stored.device)
 
@@ -164,52 +166,39 @@ class Split:
         return fingerprint(self.fixed(), *self.given)
 
     def to(self, device: torch.device | str) -> Split:
-        """Return the same split on another device."""
-        labels = None if self.labels is None else self.labels.to(device)
-        covariates = None if self.covariates is None else self.covariates.to(device)
-        return replace(self, stored=self.stored.to(device), labels=labels, covariates=covariates)
-
-    def with_transform(self, transform: Transform) -> Split:
-        """Return the same stored values, seen in another way."""
-        return replace(self, transform=transform)
-
-    def with_covariates(self, covariates: Tensor | None) -> Split:
-        """Return the same data with covariates ``(N, C)`` beside them, moved to their device, or with none."""
-        return replace(self, covariates=None if covariates is None else covariates.to(self.stored.device))
-
-    @property
-    def given(self) -> tuple[Tensor, ...]:
-        """What a conditional model is called with beside x: the covariates, or nothing."""
-        return () if self.covariates is None else (self.covariates,)
+        """Return the split on another device."""
+        return self._map(lambda x: x.to(device))
 
     def first(self, n: int) -> Split:
-        """Return the first n data, with the noise they have in the whole split; all of them where n reaches the end."""
+        """Return the first n data with their noise in the whole split; all data if there are no more than n."""
         if n < 1:
             raise ValueError(f"{self.name}: a split holds one datum or more, but received first({n}); give n >= 1")
         if n >= len(self):
             return self
-        labels = None if self.labels is None else self.labels[:n]
-        covariates = None if self.covariates is None else self.covariates[:n]
-        name = f"{self._whole_name}[:{n}]"
-        return replace(self, stored=self.stored[:n], labels=labels, covariates=covariates, name=name)
+        return replace(self._map(lambda x: x[:n]), name=f"{_without_range(self.name)}[:{n}]")
 
-    @property
-    def _whole_name(self) -> str:
-        return re.sub(r"\[:\d+\]$", "", self.name)
+    def with_transform(self, transform: Transform) -> Split:
+        """Return the same stored values with another transform."""
+        return replace(self, transform=transform)
 
-    @property
-    def _block(self) -> int:
-        return max(1, BLOCK // math.prod(self.x_shape))
+    def with_covariates(self, covariates: Tensor | None) -> Split:
+        """Return the same data with covariates ``(N, C)``, moved to the device of the data, or without."""
+        return replace(self, covariates=None if covariates is None else covariates.to(self.stored.device))
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Split:
+        """Return the split with a function applied to data, labels and covariates."""
+        tensors = {"stored": self.stored, "labels": self.labels, "covariates": self.covariates}
+        return replace(self, **{name: None if x is None else function(x) for name, x in tensors.items()})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Data:
-    """A data set in three parts, of the same shape and stored alike.
+    """A data set in three parts of the same shape and storage.
 
     Args:
-        train: what is learned from.
-        validation: what decides when to stop.
-        test: what is reported.
+        train: split to train on.
+        validation: split that decides when to stop.
+        test: split to report.
         name: such as "mnist".
 
     Raises:
@@ -223,28 +212,26 @@ class Data:
     name: str
 
     def __post_init__(self) -> None:
-        if len({split.storage for split in self._splits}) > 1:
-            received = ", ".join(f"{split.name} of {split.storage}" for split in self._splits)
+        splits = (self.train, self.validation, self.test)
+        if len({split.storage for split in splits}) > 1:
+            received = ", ".join(f"{split.name} of {split.storage}" for split in splits)
             raise ValueError(
                 f"{self.name}: the splits have one shape, dtype and number of levels, but received {received}; "
-                f"bring them to one, or split a single array with from_arrays(x)"
+                f"convert them, or split a single array with from_arrays(x)"
             )
-        numbers = [0 if split.covariates is None else split.covariates.shape[1] for split in self._splits]
+        numbers = [sum(c.shape[1] for c in split.given) for split in splits]
         if len({*numbers}) > 1:
-            received = ", ".join(f"{split.name} with {c}" for split, c in zip(self._splits, numbers, strict=True))
+            received = ", ".join(f"{split.name} with {c}" for split, c in zip(splits, numbers, strict=True))
             raise ValueError(
                 f"{self.name}: the splits have one number of covariates, but received {received}; give them to all by "
                 f"data.with_covariates(...)"
             )
 
     def __str__(self) -> str:
-        sizes = " + ".join(f"{len(split):,}" for split in self._splits)
-        transforms = " / ".join(dict.fromkeys(str(split.transform) for split in self._splits))
+        splits = (self.train, self.validation, self.test)
+        sizes = " + ".join(f"{len(split):,}" for split in splits)
+        transforms = " / ".join(dict.fromkeys(str(split.transform) for split in splits))
         return f"{self.name}: {sizes} (train + validation + test) of {self.train.storage}, {transforms}"
-
-    @property
-    def _splits(self) -> tuple[Split, Split, Split]:
-        return self.train, self.validation, self.test
 
     @property
     def x_shape(self) -> tuple[int, ...]:
@@ -252,39 +239,46 @@ class Data:
         return self.train.x_shape
 
     def to(self, device: torch.device | str) -> Data:
-        """Return the same data on another device."""
-        train, validation, test = (split.to(device) for split in self._splits)
-        return replace(self, train=train, validation=validation, test=test)
+        """Return the data on another device."""
+        return self._map(lambda split: split.to(device))
 
     def with_transform(self, transform: Transform) -> Data:
-        """Return the same stored values, seen in another way."""
-        train, validation, test = (split.with_transform(transform) for split in self._splits)
-        return replace(self, train=train, validation=validation, test=test)
+        """Return the same stored values with another transform."""
+        return self._map(lambda split: split.with_transform(transform))
 
     def with_covariates(self, make: Callable[[Split], Tensor]) -> Data:
-        """Return the same data with covariates beside them.
+        """Return the same data with covariates.
 
         Args:
-            make: returns those of one split, ``(N, C)``, for instance
+            make: returns the covariates of one split, ``(N, C)``, for instance
                 ``lambda split: one_hot(split.labels, 10).float()``.
 
         """
-        train, validation, test = (split.with_covariates(make(split)) for split in self._splits)
-        return replace(self, train=train, validation=validation, test=test)
+        return self._map(lambda split: split.with_covariates(make(split)))
 
     def for_form(self, form: Form) -> Data:
-        """Return the data as a likelihood of this form wants them; what is fitted is fitted to the training split."""
+        """Return the data with the default transform of a form, fitted to the training split if it has parameters."""
         return self.with_transform(default_transform(form, self.train.stored, levels=self.train.levels))
+
+    def _map(self, function: Callable[[Split], Split]) -> Data:
+        """Return the data with a function applied to each split."""
+        train, validation, test = map(function, (self.train, self.validation, self.test))
+        return replace(self, train=train, validation=validation, test=test)
+
+
+def rows_per_block(values: Tensor) -> int:
+    """Return the number of rows of values ``(N, ...)`` that are processed at once."""
+    return max(1, BLOCK // max(1, math.prod(values.shape[1:])))
 
 
 def count_not_finite(values: Tensor) -> int:
-    """Return how many of some values ``(N, ...)`` are NaN or infinite, without a copy as large as they are."""
+    """Return the number of values ``(N, ...)`` that are NaN or infinite, block by block to save memory."""
     if not values.is_floating_point() and not values.is_complex():
         return 0
-    bad = torch.zeros((), dtype=torch.int64, device=values.device)
-    for block in values.split(max(1, BLOCK // max(1, math.prod(values.shape[1:])))):
-        bad += (~block.isfinite()).sum()
-    return int(bad)
+    count = torch.zeros((), dtype=torch.int64, device=values.device)
+    for block in values.split(rows_per_block(values)):
+        count += (~block.isfinite()).sum()
+    return int(count)
 
 
 def fingerprint(*tensors: Tensor) -> str:
@@ -294,3 +288,8 @@ def fingerprint(*tensors: Tensor) -> str:
         digest.update(f"{tensor.dtype} {(*tensor.shape,)};".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _without_range(name: str) -> str:
+    """Return the name of the whole split, without the range that `Split.first` appends."""
+    return re.sub(r"\[:\d+\]$", "", name)

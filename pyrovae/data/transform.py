@@ -1,4 +1,4 @@
-"""A transform: how stored values become what a likelihood scores."""
+"""Base class of transforms from stored values to the values that a likelihood scores."""
 
 from __future__ import annotations
 
@@ -17,19 +17,18 @@ BaseMeasure = Literal["counting", "Lebesgue"]
 class Transform(ABC):
     """A map from stored values u to values x, with or without noise.
 
-    To write your own, copy `Identity`: derive a frozen dataclass, set `base_measure` (and `random` where there is
-    noise), and write `apply` and `mean`. Where a density of x gives a density of u, or a bound on its probability,
-    write `log_abs_det_jacobian` too; where not every u will do, write `check`. Draw noise entry by entry from
-    `generator`, and keep `apply` free of checks on values: it runs inside recorded training steps, where nothing may
-    wait for the device.
+    To write your own, copy `Identity`: derive a frozen dataclass, set `base_measure` (and `random` if there is noise),
+    and write `apply` and `mean`. If a density of x gives a density of u, or a bound on its probability, write
+    `log_abs_det_jacobian` too; if some u are invalid, write `check`. Draw noise element by element from `generator`,
+    and keep `apply` free of checks of values: it runs in compiled training steps, which must not wait for the device.
     """
 
     random: ClassVar[bool] = False
     """Whether each call draws fresh noise."""
     once: ClassVar[bool] = False
-    """Whether the noise of the training set, too, is drawn once for all epochs."""
+    """Whether the noise of the training set is drawn once for all epochs."""
     base_measure: ClassVar[BaseMeasure]
-    """The measure on which x has a density; `Split.base_measure` refines it for floats kept as they are."""
+    """The measure on which x has a density; `Split.base_measure` refines it for untransformed floats."""
 
     def __call__(self, stored: Tensor, *, levels: int | None, generator: torch.Generator | None = None) -> Tensor:
         """Check the values, then transform them.
@@ -37,46 +36,54 @@ class Transform(ABC):
         Args:
             stored: values u, ``(B, *x_shape)``.
             levels: number of values an integer u can take, 0 to levels - 1; None for floats and counts.
-            generator: source of the noise; torch's default stream of the device where None.
+            generator: source of the noise; torch's default stream of the device if None.
 
         Returns:
-            x, ``(B, *x_shape)``, in the dtype of `stored` where that is floating, else in torch's default dtype.
+            x, ``(B, *x_shape)``, in the dtype of `stored` if it is floating point, else in torch's default dtype.
+
+        Raises:
+            ValueError: if values are invalid.
 
         """
         self.check(stored, levels=levels)
         return self.apply(stored, levels=levels, generator=generator)
 
     def check(self, stored: Tensor, *, levels: int | None) -> None:  # noqa: B027
-        """Raise a ValueError where `stored`, ``(B, *x_shape)``, holds values that this transform does not take."""
+        """Raise a ValueError if `stored`, ``(B, *x_shape)``, has values outside the domain of the transform."""
 
     @abstractmethod
     def apply(self, stored: Tensor, *, levels: int | None, generator: torch.Generator | None = None) -> Tensor:
-        """Transform values, ``(B, *x_shape)``, that are known to be in order; arguments as in the call."""
+        """Transform valid values, ``(B, *x_shape)``; arguments as in the call."""
 
     @abstractmethod
     def mean(self, stored: Tensor, *, levels: int | None) -> Tensor:
         """Return the expected x over the noise, ``(B, *x_shape)``."""
 
     def log_abs_det_jacobian(self, x_shape: Sequence[int], *, levels: int | None) -> float | None:
-        """Return log |dx/du| in nats per datum, or None where a density of x says nothing of p(u).
+        """Return log |dx/du| in nats per datum, or None if a density of x does not bound p(u).
 
-        log p(u) = log p(x) + log |dx/du|; with noise the right side is a lower bound once averaged over it.
+        log p(u) = log p(x) + log |dx/du|; with noise the right side, averaged over the noise, is a lower bound.
         """
         return None
 
     def describe(self) -> dict[str, object]:
-        """Return the class name and the fields, as JSON can hold them."""
+        """Return the class name and the fields, in types of JSON."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {"class": type(self).__name__} | {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
 def float_dtype(stored: Tensor) -> torch.dtype:
-    """Return the dtype of transformed values: their own where that is floating, else torch's default."""
+    """Return the dtype of transformed values: the stored dtype if it is floating point, else torch's default."""
     return stored.dtype if stored.is_floating_point() else torch.get_default_dtype()
 
 
 def level_count(stored: Tensor, *, levels: int | None) -> int:
-    """Return the number of values an integer can take, two for booleans; refuse where nothing says it."""
+    """Return the number of values an integer can take, two for booleans.
+
+    Raises:
+        ValueError: if it is unknown or below two.
+
+    """
     levels = 2 if levels is None and stored.dtype == torch.bool else levels
     if levels is None or levels < 2:
         raise ValueError(
@@ -88,7 +95,7 @@ def level_count(stored: Tensor, *, levels: int | None) -> int:
 
 
 def check_levels(stored: Tensor, *, levels: int | None) -> None:
-    """Raise a ValueError where integers leave 0 .. levels - 1; bytes with 256 levels cost nothing."""
+    """Raise a ValueError if integers lie outside 0 to levels - 1; bytes with 256 levels need no pass over the data."""
     count = level_count(stored, levels=levels)
     if stored.numel() and stored.dtype != torch.bool and not (stored.dtype == torch.uint8 and count >= 256):
         low, high = (bound.item() for bound in stored.aminmax())

@@ -1,16 +1,16 @@
-"""The transforms: what may be done to stored values before a likelihood scores them."""
+"""Transforms of stored values: binarization, dequantization, standardization and others."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from functools import cached_property
+from typing import ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor
 
-from pyrovae.data.standardization import Standardization
 from pyrovae.data.transform import BaseMeasure, Transform, check_levels, float_dtype, level_count
 
 __all__ = [
@@ -31,12 +31,12 @@ Form = Literal["binary", "unit", "continuous", "levels", "counts"]
 
 @dataclass(frozen=True)
 class Identity(Transform):
-    """x = u: binary values, levels, counts, and floats that are ready."""
+    """x = u: binary values, levels, counts, and floats that need no transform."""
 
     base_measure: ClassVar[BaseMeasure] = "counting"
 
     def check(self, stored: Tensor, *, levels: int | None) -> None:
-        """Refuse integers that the dtype of x does not hold exactly."""
+        """Raise a ValueError for integers that the dtype of x cannot represent exactly."""
         if stored.is_floating_point() or stored.dtype in (torch.bool, torch.uint8, torch.int8, torch.int16):
             return
         dtype = float_dtype(stored)
@@ -63,10 +63,10 @@ class Identity(Transform):
 
 @dataclass(frozen=True)
 class _Probability(Transform):
-    """Transforms that read u as p = u / (levels - 1), floats as p itself."""
+    """Base of transforms of probabilities: p = u / (levels - 1) of integers, p = u of floats."""
 
     def check(self, stored: Tensor, *, levels: int | None) -> None:
-        """Refuse floats outside [0, 1] and integers outside 0 .. levels - 1."""
+        """Raise a ValueError for floats outside [0, 1] and integers outside 0 to levels - 1."""
         if not stored.is_floating_point():
             check_levels(stored, levels=levels)
         elif stored.numel():
@@ -98,42 +98,40 @@ class Grey(_Probability):
 
 
 @dataclass(frozen=True)
-class _Coins(_Probability):
-    """x ~ Bernoulli(p)."""
+class DynamicBinarization(_Probability):
+    """x ~ Bernoulli(p), with fresh noise at every call.
+
+    *On the quantitative analysis of deep belief networks (Salakhutdinov, Murray 2008)*,
+    https://doi.org/10.1145/1390156.1390266
+    """
 
     random: ClassVar[bool] = True
     base_measure: ClassVar[BaseMeasure] = "counting"
 
     def apply(self, stored: Tensor, *, levels: int | None, generator: torch.Generator | None = None) -> Tensor:
         """Return zeros and ones, ``(B, *x_shape)``."""
-        p = _probability(stored, levels=levels, dtype=torch.float32)  # not the default: a seed fixes the coins
+        p = _probability(stored, levels=levels, dtype=torch.float32)  # not the default dtype: the seed fixes x
         noise_dtype = torch.promote_types(p.dtype, torch.float32)
         noise = torch.rand(p.shape, dtype=noise_dtype, device=p.device, generator=generator)
         return (noise < p).to(float_dtype(stored))
 
 
 @dataclass(frozen=True)
-class DynamicBinarization(_Coins):
-    """x ~ Bernoulli(p), afresh at every call.
-
-    *On the quantitative analysis of deep belief networks (Salakhutdinov, Murray 2008)*,
-    https://doi.org/10.1145/1390156.1390266
-    """
-
-
-@dataclass(frozen=True)
-class StaticBinarization(_Coins):
-    """x ~ Bernoulli(p), drawn once for all epochs; not Larochelle's file of static MNIST, whose draws are others."""
+class StaticBinarization(DynamicBinarization):
+    """x ~ Bernoulli(p), drawn once for all epochs; not the draws of Larochelle's static MNIST."""
 
     once: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
 class Threshold(_Probability):
-    """x = 1 where p > level, else 0.
+    """x = 1 if p > level, else 0.
 
     Args:
         level: in [0, 1).
+
+    Raises:
+        ValueError: if the level lies outside.
 
     """
 
@@ -164,7 +162,7 @@ class Dequantization(Transform):
     base_measure: ClassVar[BaseMeasure] = "Lebesgue"
 
     def check(self, stored: Tensor, *, levels: int | None) -> None:
-        """Refuse floats, and integers outside 0 .. levels - 1."""
+        """Raise a ValueError for floats, and integers outside 0 to levels - 1."""
         if stored.is_floating_point():
             raise ValueError(
                 f"Dequantization takes integers, but received {stored.dtype}; "
@@ -190,13 +188,107 @@ class Dequantization(Transform):
         return -math.prod(x_shape) * math.log(levels)
 
 
+@dataclass(frozen=True)
+class Standardization(Transform):
+    """x = (u - loc) / scale, column by column.
+
+    Args:
+        loc: one float per column (element of the last axis).
+        scale: one positive float per column.
+
+    Raises:
+        ValueError: if the numbers of columns differ, or a value is invalid.
+
+    """
+
+    base_measure: ClassVar[BaseMeasure] = "Lebesgue"
+    loc: Sequence[float]
+    scale: Sequence[float]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "loc", tuple(float(value) for value in self.loc))
+        object.__setattr__(self, "scale", tuple(float(value) for value in self.scale))
+        if len(self.loc) != len(self.scale):
+            raise ValueError(
+                f"loc and scale have one entry per column, but received {len(self.loc)} and {len(self.scale)}"
+            )
+        for column, (loc, scale) in enumerate(zip(self.loc, self.scale, strict=True)):
+            if not (math.isfinite(loc) and 0 < scale < math.inf):
+                raise ValueError(
+                    f"loc is finite, scale finite and positive, but column {column} has loc {loc:g}, scale {scale:g}; "
+                    f"Standardization.fit(stored) computes both"
+                )
+
+    @classmethod
+    def fit(cls, stored: Tensor) -> Self:
+        """Compute the mean and standard deviation of each column; give it only the training set.
+
+        Args:
+            stored: floats or integers, ``(N, columns)``.
+
+        Raises:
+            ValueError: if they have another shape, or a constant column.
+
+        """
+        if stored.ndim != 2:
+            raise ValueError(
+                f"fit takes data of shape (N, columns), but received {(*stored.shape,)}; "
+                f"flatten them, or scale images with Grey() or Dequantization()"
+            )
+        constant = (stored == stored[0]).all(0).nonzero().flatten().tolist()
+        if constant:
+            raise ValueError(
+                f"a column needs two different values to have a scale, but column {constant[0]} is constant at "
+                f"{stored[0, constant[0]].item():g} (constant columns: {constant}); drop it"
+            )
+        values = stored.cpu().double()
+        return cls(values.mean(0).tolist(), values.std(0, correction=0).tolist())
+
+    def __str__(self) -> str:
+        return f"Standardization({len(self.loc)} columns)"
+
+    @cached_property
+    def _tensors(self) -> dict[tuple[torch.device, torch.dtype], Tensor]:
+        """Loc and scale, ``(2, columns)``, by device and dtype."""
+        return {}
+
+    def check(self, stored: Tensor, *, levels: int | None) -> None:
+        """Raise a ValueError for another number of columns."""
+        if stored.shape[-1:] != (len(self.loc),):
+            raise ValueError(
+                f"Standardization was made for {len(self.loc)} columns, but the data have shape {(*stored.shape,)}; "
+                f"fit it to these data"
+            )
+        self.apply(stored[:0], levels=levels)  # creates the tensors, which a compiled step cannot
+
+    def apply(self, stored: Tensor, *, levels: int | None, generator: torch.Generator | None = None) -> Tensor:
+        """Return standardized values, ``(B, *x_shape)``."""
+        key = (stored.device, float_dtype(stored))
+        if key not in self._tensors:
+            with torch.inference_mode(mode=False):
+                self._tensors[key] = torch.tensor([self.loc, self.scale], device=key[0], dtype=key[1])
+        loc, scale = self._tensors[key].unbind()
+        return (stored - loc) / scale
+
+    def mean(self, stored: Tensor, *, levels: int | None) -> Tensor:
+        """Return standardized values, ``(B, *x_shape)``."""
+        return self.apply(stored, levels=levels)
+
+    def log_abs_det_jacobian(self, x_shape: Sequence[int], *, levels: int | None) -> float | None:
+        """Return minus the sum of log scale, in nats per datum."""
+        return -math.prod(x_shape[:-1]) * sum(math.log(scale) for scale in self.scale)
+
+
 def default_transform(form: Form, stored: Tensor, *, levels: int | None) -> Transform:
-    """Choose what a likelihood that declares this form of data wants to be given.
+    """Return the default transform for a likelihood that scores data of this form.
 
     Args:
         form: "binary", "unit" (in [0, 1]), "continuous", "levels" (0 to levels - 1) or "counts".
         stored: the training values, ``(N, *x_shape)``.
         levels: number of values an integer can take; None for floats and counts.
+
+    Raises:
+        ValueError: if the form is unknown.
 
     """
     match form:

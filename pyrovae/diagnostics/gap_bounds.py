@@ -1,39 +1,81 @@
-"""The bounds between which the gaps lie, for one batch of data."""
+"""Bounds whose differences are the gaps, for one batch of data."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from pyrovae.bounds.evidence import particle_terms
 from pyrovae.bounds.multi_sample import iwae, monte_carlo_variances
 from pyrovae.diagnostics.refine import DiagonalGaussian, best_of, further_starts, refine, start
 from pyrovae.diagnostics.refit import Refit
 from pyrovae.importance import UnconstrainedLatents, iter_particles
 from pyrovae.programs import ModelGuide
 from pyrovae.programs.layout import to_float64
+from pyrovae.runtime.arguments import require_integer
 from pyrovae.runtime.context import forked_random, stream_seed
 
-VARIANCE = "variance of "
+VARIANCE = "variance of "  # prefix of the Monte Carlo variances' names
+NUMBERS = ("num_particles", "num_steps", "num_starts", "refit_epochs", "batch_size")  # options that are reported
+
+
+@dataclass(frozen=True)
+class GapOptions:
+    """How the gaps are estimated.
+
+    Attributes:
+        bound_label: name of the given bound.
+        bound_variances: ``(N,)`` or ``(C, N)``, one or several estimates of the Monte Carlo variances of the given
+            bound; the estimate with the largest sum counts; None if they are unknown.
+        num_particles: K, fresh draws of each datum from which each bound is estimated.
+        num_steps: gradient steps of the refinement.
+        num_starts: starts of the refinement for each datum; the best result counts.
+        refit_epochs: passes over the data in which the guide's own parameters are fitted to them; 0 skips the refit.
+        batch_size: data refined together.
+        modules: modules of the programs that cannot be found from the programs.
+        show_progress: show a progress bar.
+
+    Raises:
+        ValueError: if a number is out of range.
+
+    """
+
+    bound_label: str = "the given bound"
+    bound_variances: Tensor | None = None
+    num_particles: int = 1000
+    num_steps: int = 300
+    num_starts: int = 3
+    refit_epochs: int = 50
+    batch_size: int = 200
+    modules: Iterable[nn.Module] = ()
+    show_progress: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in NUMBERS:
+            require_integer(getattr(self, name), name=name, least=0 if name == "refit_epochs" else 1)
 
 
 class GapBounds:
-    """The ELBO of the guide, that of a refined Gaussian, and a tighter bound, of some rows of the data.
+    """ELBO of the guide, ELBO of a refined Gaussian, and a tighter bound, for one batch of data.
 
     Args:
         programs: from `scoring_context`.
-        args: what its programs are called with, the data first.
+        args: arguments of the programs, the data first.
         rows: ``(B,)``, rows of the data.
-        stream: a seed and the number of the batch; each bound draws from a stream of its own.
+        stream: seed and number of the batch; each bound has its own random stream.
 
     """
 
     def __init__(self, programs: ModelGuide, args: tuple[Any, ...], rows: Tensor, stream: tuple[int, int]) -> None:
         self.programs, self.args, self.rows, self.stream = programs, args, rows, stream
-        self.num_weights = 0  # in the bound that is estimated where none is given
+        self.num_weights = 0  # particles of the tighter bound
         with self.random("space"):
             self.space = UnconstrainedLatents(programs, args, rows)
 
@@ -41,22 +83,19 @@ class GapBounds:
         """Return the context in which draws come from a stream of this batch."""
         return forked_random(stream_seed(self.stream[0], f"gaps {word}", self.stream[1]), self.rows.device)
 
-    def values(
-        self, new: Refit, *, num_particles: int, num_steps: int, num_starts: int, tight: bool
-    ) -> dict[str, Tensor]:
-        """Return the bounds ``(B,)``, their Monte Carlo variances ``(C, B)``, and how the refinement went: its history
-        ``(num_steps, B)`` and whether it ended apart from where the guide leads ``(B,)``.
+    def values(self, new: Refit, options: GapOptions, *, tight: bool) -> dict[str, Tensor]:
+        """Return the bounds ``(B,)``, their Monte Carlo variances ``(C, B)``, the history of the refinement
+        ``(num_steps, B)``, and whether it ended apart from the result of the guide's start ``(B,)``.
 
         Args:
-            new: parameters for the guide.
-            num_particles: K, draws of each.
-            num_steps: of the refinement.
-            num_starts: of the refinement, for each datum.
-            tight: whether the tighter bound is wanted.
+            new: new parameters of the guide.
+            options: numbers of draws, steps and starts.
+            tight: whether to estimate the tighter bound too.
 
         """
+        num_particles = options.num_particles
         elbo, *drawn = self.guide(num_particles)
-        q, history, apart = self.refined(num_steps, num_starts)
+        q, history, apart = self.refined(options.num_steps, options.num_starts)
         with self.random("refined"):
             u = q.draw(num_particles, drawn[0].dtype)
         log_joint, log_q = self.space.log_joint(u), q.log_prob(to_float64(u))
@@ -70,53 +109,53 @@ class GapBounds:
             result |= {name: iwae(weights[name], (k,))[0], VARIANCE + name: monte_carlo_variances(weights[name], k)}
         if new.values:
             with new.in_place():
-                again, *_ = self.guide(num_particles)  # the same stream, so that most of the noise cancels
+                again, *_ = self.guide(num_particles)  # the same draws, so that most noise cancels
             result |= {"refitted": again.mean(0), VARIANCE + "refitted": monte_carlo_variances(again, 1)}
             result[VARIANCE + "over-fitting"] = monte_carlo_variances(again - elbo, 1)
         return result
 
     def refined(self, num_steps: int, num_starts: int) -> tuple[DiagonalGaussian, Tensor, Tensor]:
-        """Return the best Gaussian of each datum of several starts, its history, and where it lies apart."""
+        """Return the best Gaussian of each datum from several starts, its history, and where it lies apart."""
         with self.random("refine"):
             starts = further_starts(self.space, start(self.space), num_starts)
             return best_of(*refine(self.space, starts, num_steps=num_steps))
 
     def guide(self, num_particles: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Draw from the guide: what the ELBO is the mean of, u ``(K, B, D)``, log p(x, u) and log q(u | x)."""
+        """Draw from the guide: the ELBO of each particle ``(K, B)``, u ``(K, B, D)``, log p(x, u) and log q(u | x)."""
         with self.random("guide"):
-            found = list(iter_particles(self.programs, self.args, self.rows, num_particles))
-        u = torch.cat([self.space.flatten(block.z) for block in found])
+            particles = list(iter_particles(self.programs, self.args, self.rows, num_particles))
+        u = torch.cat([self.space.flatten(block.z) for block in particles])
         log_det = self.space.log_det(u)
         return (
-            torch.cat([block.log_likelihood - sum(block.kl.values()) for block in found]),
+            torch.cat([particle_terms(self.programs, block).elbo for block in particles]),
             u,
-            torch.cat([block.log_prior + block.log_likelihood for block in found]) + log_det,
-            torch.cat([block.log_guide for block in found]) + log_det,
+            torch.cat([block.log_prior + block.log_likelihood for block in particles]) + log_det,
+            torch.cat([block.log_guide for block in particles]) + log_det,
         )
 
     def mixed(
-        self, q: DiagonalGaussian, ours: tuple[Tensor, ...], u: Tensor, log_joint: Tensor, log_guide: Tensor
+        self, q: DiagonalGaussian, drawn: tuple[Tensor, ...], u: Tensor, log_joint: Tensor, log_guide: Tensor
     ) -> Tensor:
-        """Return log-weights ``(2 K, B)`` of draws of q and of the guide under their mixture, in turns from either.
+        """Return log-weights ``(2 K, B)`` of draws of q and of the guide, alternating, under their mixture.
 
         *Optimally combining sampling techniques for Monte Carlo rendering (Veach, Guibas 1995)*,
         https://doi.org/10.1145/218380.218498
 
         Args:
             q: the refined Gaussian.
-            ours: its draws u, log p(x, u) and log q(u).
+            drawn: draws u of q, log p(x, u) and log q(u).
             u: draws of the guide.
-            log_joint: log p(x, u) of these.
-            log_guide: their log q(u | x).
+            log_joint: log p(x, u) of the guide's draws.
+            log_guide: log q(u | x) of the guide's draws.
 
         Returns:
-            Those of q alone, ``(K, B)``, where the guide has no density of a given u.
+            The weights; if the guide has no density of a given u, the weights of q alone, ``(K, B)``.
 
         """
         try:
-            guide_of_ours = self.space.log_guide(ours[0])
+            guide_of_drawn = self.space.log_guide(drawn[0])
         except ValueError:
-            return ours[1] - ours[2]
-        first = ours[1] - torch.logaddexp(ours[2], guide_of_ours)
+            return drawn[1] - drawn[2]
+        first = drawn[1] - torch.logaddexp(drawn[2], guide_of_drawn)
         second = log_joint - torch.logaddexp(q.log_prob(to_float64(u)), log_guide)
-        return torch.stack([first, second], 1).flatten(0, 1) + math.log(2)  # blocks of it are alike
+        return torch.stack([first, second], 1).flatten(0, 1) + math.log(2)  # so each block holds draws of both

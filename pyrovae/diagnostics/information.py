@@ -1,4 +1,4 @@
-"""How much a code tells of its datum: the codes of some data under the posteriors of all."""
+"""Mutual information of data and codes, from the density of codes under the posteriors of all data."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import Tensor
 from pyrovae.importance import draw_guide, iter_batches, score_guide, sum_over_sites
 from pyrovae.programs import ModelGuide
 
-AGGREGATE = 10_000  # data that q(z) is over, at most
-DRAWS = 10  # codes of a datum, at most
-PAIRS = 2**24, 2**20  # log q(z_n | x_m) to compute, at most: of a pair that broadcasts, and of one that does not
-RUN = 2**21  # elements of z in one run of the guide
+MAX_AGGREGATE = 10_000  # data that q(z) averages over, at most
+MAX_DRAWS = 10  # codes of a datum, at most
+MAX_DENSITIES = 2**24, 2**20  # values log q(z_n | x_m), at most: for programs that broadcast, and for others
+RUN_ELEMENTS = 2**21  # elements of z in one run of the guide
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Information:
     """Codes of T data against the posteriors of M, nats.
 
     Attributes:
-        rows: which data the codes are of, ``(T,)``.
-        below: ``log q(z | x_n) - log mean_m q(z | x_m)``, ``(R, T)`` for R codes each: at most log M.
-        above: the same with n left out of the mean.
+        rows: the T data whose codes are taken, ``(T,)``.
+        below: ``log q(z | x_n) - log mean_m q(z | x_m)``, ``(R, T)`` for R codes of each datum; at most log M.
+        above: the same with n left out of the mean, ``(R, T)``.
         num_aggregate: M.
 
     """
@@ -42,36 +42,34 @@ def information(
     args: tuple[Any, ...],
     num_data: int,
     *,
-    most: int = AGGREGATE,
     advance: Callable[[int], object],
 ) -> Information:
-    """Compare codes with the aggregate posterior; random numbers come from torch's default stream.
+    """Compare codes with the aggregate posterior, with draws from torch's default stream.
 
     ``I(x; z) = E_n E_{q(z | x_n)} log (q(z | x_n) / q(z))``, ``q(z) = (1 / M) sum_m q(z | x_m)``
 
-    With n among the m the mean is, for fresh data, a lower bound of I(x; z); with n left out, an upper bound.
+    With n among the m, the mean is a lower bound of I(x; z) in expectation; with n left out, an upper bound.
 
     *On variational bounds of mutual information (Poole, Ozair, van den Oord, Alemi, Tucker 2019)*,
     https://arxiv.org/abs/1905.06922
 
     Args:
-        programs: from `inspected`.
-        args: what its programs are called with, the data first.
-        num_data: N, at least 2.
-        most: data that q(z) is over at most; then, and those whose codes are taken, are drawn at random.
-        advance: told how many of the T data are done.
+        programs: from `scoring_context`.
+        args: arguments of the programs, the data first.
+        num_data: N, at least 2. If N is large, the M data of q(z) and the T data are drawn at random.
+        advance: function called with the number of finished data, out of T.
 
     """
-    size = min(num_data, most)
+    size = min(num_data, MAX_AGGREGATE)
     members = torch.randperm(num_data)[:size].sort().values if size < num_data else torch.arange(num_data)
-    budget = max(2, PAIRS[0 if programs.broadcasts else 1] // size)
-    speakers = members if budget >= size else members[torch.randperm(size)[:budget].sort().values]
-    num_draws = max(1, min(DRAWS, budget // len(speakers)))
+    budget = max(2, MAX_DENSITIES[0 if programs.broadcasts else 1] // size)
+    chosen = members if budget >= size else members[torch.randperm(size)[:budget].sort().values]
+    num_draws = max(1, min(MAX_DRAWS, budget // len(chosen)))
     elements = sum(latent.num_elements for latent in programs.latents.values())
-    batch = max(1, math.isqrt(RUN // max(1, elements)))
+    batch = max(1, math.isqrt(RUN_ELEMENTS // max(1, elements)))
     below, above, done = [], [], 0
-    for positions, count in iter_batches(programs, len(speakers), batch_size=max(1, batch // num_draws)):
-        owners = speakers[positions]
+    for positions, count in iter_batches(programs, len(chosen), batch_size=max(1, batch // num_draws)):
+        owners = chosen[positions]
         z, log_guide = draw_guide(programs, args, owners.to(args[0].device), num_draws)
         z = {name: value[:, :count].flatten(0, 1) for name, value in z.items()}  # (R * T', ...)
         own = sum_over_sites(log_guide)[:, :count].flatten()
@@ -80,13 +78,13 @@ def information(
         above.append((own - others + math.log(size - 1)).unflatten(0, (num_draws, count)))
         done += count
         advance(done)
-    return Information(speakers, torch.cat(below, 1).cpu(), torch.cat(above, 1).cpu(), size)
+    return Information(chosen, torch.cat(below, 1).cpu(), torch.cat(above, 1).cpu(), size)
 
 
 def _others(
     programs: ModelGuide, args: tuple[Any, ...], members: Tensor, owners: Tensor, z: dict[str, Tensor], batch: int
 ) -> Tensor:
-    """Return log sum_m q(z_t | x_m) over all m but the owner of z_t: ``(T,)`` for z of each site ``(T, ...)``."""
+    """Return log sum_m q(z_t | x_m) without the owner of z_t among the m: ``(T,)`` for z of each site ``(T, ...)``."""
     device = args[0].device
     total = torch.full((len(owners),), -math.inf, dtype=torch.float64, device=device)
     for positions, count in iter_batches(programs, len(members), batch_size=batch):

@@ -1,8 +1,8 @@
-"""Whether K is enough, told from the ladder of bounds itself, beside k-hat and the delta method.
+"""Verdict on K from the rungs of the ladder, the k-hats and the delta method.
 
 Weights of finite variance give ``L_K = log p(x) - c / K + ...``, so that each tenfold K closes nine tenths of the gap.
 Weights with a Pareto tail k between 1/2 and 1 give a gap that falls like ``K^(1 - 1/k)``, and where K is far too small
-for the guide L_K grows by about as many nats at every rung: there no rung says where the ladder ends.
+for the guide L_K grows by about as many nats at every rung, so that the rungs do not show the limit.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from pyrovae.results import mean_and_error
 from pyrovae.results.tables import percent
 
 ENOUGH, PERHAPS, NOT_ENOUGH = "K is enough", "K may not be enough", "K is not enough"
-NOT_ASYMPTOTIC, UNKNOWN = "not asymptotic", "cannot be told"
+NOT_ASYMPTOTIC, UNKNOWN = "not asymptotic", "unknown"
 
-SLOW = 0.5  # power of a gap that takes four times K to halve: that of weights with a Pareto tail of 2/3
-SLOWEST = 0.05  # a gap is extrapolated by no less: slower ones cannot be told from none at all
-FEW = 0.05  # share of data with a k-hat above its threshold that leaves a mean over data sound
-MANY = 0.5  # share above which the weights of the set as a whole are not to be trusted
-LARGEST = 10**12  # number of particles above which none is named
+SLOW = 0.5  # power of a gap that halves when K is multiplied by four, as of weights with a Pareto tail of 2/3
+SLOWEST = 0.05  # smallest power for extrapolation; smaller ones cannot be distinguished from 0
+FEW = 0.05  # share of data with a k-hat above its threshold up to which a mean over the data is sound
+MANY = 0.5  # share above which the weights of the whole data set are unreliable
+LARGEST = 10**12  # largest number of particles that a verdict names
 ROUNDING = 1e-9  # rise of a rung, relative to its value, that rounding explains
 
 
 @dataclass(frozen=True)
 class Ladder:
-    """What the last three rungs, means over the data, say of the gap that remains at the last one.
+    """Estimate of the gap that remains at the last rung, from the last three rungs, which are means over the data.
 
     Attributes:
-        ks: the rungs.
-        increment: mean L_K of the last rung minus that of the one before, nats; None of a single rung.
-        increment_error: its standard error over the data, paired.
-        power: a of a gap that falls like K^-a, solved from the last three rungs; 1 is what finite variance gives.
-        power_error: its standard error.
-        extrapolated: the gap that is left, nats: 1 / K continued, or K^-a where the rungs are clearly slower.
+        ks: numbers of particles.
+        increment: mean L_K of the last rung minus the rung before, nats; None for a single rung.
+        increment_error: standard error of the increment over the data, paired.
+        power: a of a gap that falls like K^-a, solved from the last three rungs; 1 for weights of finite variance.
+        power_error: standard error of the power.
+        extrapolated: remaining gap, nats: by 1 / K, or by K^-a where the rungs are clearly slower.
 
     """
 
@@ -49,19 +49,19 @@ class Ladder:
     extrapolated: float | None
 
     def gap(self, power: float) -> float | None:
-        """Return the gap that is left at the last rung if it falls like K^-power, nats."""
+        """Return the remaining gap at the last rung if it falls like K^-power, nats."""
         if self.increment is None:
             return None
         return self.increment / math.expm1(power * math.log(self.ks[-1] / self.ks[-2]))
 
     @property
     def slow(self) -> bool:
-        """Whether the gap falls clearly slower than an asymptotic one."""
+        """Whether the gap falls clearly slower than 1 / sqrt K."""
         return _below(self.power, self.power_error, SLOW)
 
 
 def read_ladder(rungs: Mapping[int, Tensor]) -> Ladder:
-    """Return what the rungs L_K say of the gap that remains.
+    """Estimate the remaining gap from the rungs L_K.
 
     ``L_K = log p - c K^-a`` for three rungs K1 < K2 < K3 gives
     ``(L_3 - L_2) / (L_2 - L_1) = (1 - (K2/K3)^a) / ((K2/K1)^a - 1)``, which is solved for a, and
@@ -84,9 +84,9 @@ def read_ladder(rungs: Mapping[int, Tensor]) -> Ladder:
     power = power_error = None
     if len(ks) > 2:
         power, power_error = _power(rungs[ks[-2]] - rungs[ks[-3]], last, math.log(ks[-2] / ks[-3]), step)
-    found = Ladder(ks, increment, error, power, power_error, None)
+    ladder = Ladder(ks, increment, error, power, power_error, None)
     used = max(SLOWEST, power) if power is not None and _below(power, power_error, 1.0) else 1.0
-    return replace(found, extrapolated=found.gap(used))
+    return replace(ladder, extrapolated=ladder.gap(used))
 
 
 def assess(
@@ -99,31 +99,31 @@ def assess(
     share_above: float | None,
     tolerance: float,
 ) -> tuple[str, str]:
-    """Return the verdict on the last rung, and the reason in a sentence.
+    """Return the verdict on the last rung, and the reason as a sentence.
 
-    K is enough only if k-hat is above its threshold for few data and the gap that remains, the larger of the delta
-    method's and the ladder's, is within the tolerance. All three see only what the guide draws: a mode that it never
-    visits is missing in L_K, and leaves no trace in them. A k-hat above its threshold does not say that L_K is low for
-    that datum, but that its weights cannot tell: one lucky weight may even have raised it. Where that is so for more
-    than half of the data, K is not enough; where it is for some, the weights alone do not decide.
+    K is enough only if k-hat is above its threshold for few data and the remaining gap, the larger of the delta
+    method's and the ladder's, is within the tolerance. All three depend on the guide's draws alone: they do not detect
+    a mode that the guide never visits. A k-hat above its threshold does not mean that L_K is low for that datum, but
+    that its weights are unreliable: one large weight may even have raised L_K. If this holds for more than half of the
+    data, K is not enough; if it holds for some, the weights alone do not decide.
 
     Args:
         ladder: from `read_ladder`.
-        num_bad: how many data have a bound that is not finite.
+        num_bad: number of data whose bound is not finite.
         num_data: N.
         bias: mean of the delta method's gaps, nats.
-        threshold: of k-hat; None where K is too small for one.
-        share_above: share of data whose k-hat is above it.
-        tolerance: nats.
+        threshold: threshold of k-hat; None if K is too small for k-hat.
+        share_above: share of data whose k-hat is above the threshold.
+        tolerance: largest remaining gap, nats, for which K is enough.
 
     """
     label = f"L_{ladder.ks[-1]}"
     if num_bad:
         return UNKNOWN, f"{num_bad} of {num_data} data have a {label} that is not finite; find out why first"
     gaps = {"delta method": bias, "ladder": ladder.extrapolated}
-    found = {name: gap for name, gap in gaps.items() if gap is not None}
-    remaining = max(found.values(), default=None)
-    missing = f"({', '.join(f'{name} {_nats(gap)}' for name, gap in found.items())})"
+    known = {name: gap for name, gap in gaps.items() if gap is not None}
+    remaining = max(known.values(), default=None)
+    missing = f"({', '.join(f'{name} {_nats(gap)}' for name, gap in known.items())})"
     heavy = share_above is not None and share_above > FEW
     tails = f"k-hat is above {threshold:.2f} for {percent(share_above)} of the data" if share_above is not None else ""
     loose = f"; {tails}: {label} is loose, estimate log p(x) by AIS" if heavy else ""
@@ -131,10 +131,13 @@ def assess(
         assert ladder.power is not None
         return NOT_ASYMPTOTIC, (
             f"from L_{ladder.ks[-2]} to {label} the mean rose by {ladder.increment:.3f} nats, and "
-            f"{_pace(ladder.power)}, so that nothing tells where it ends{loose}"
+            f"{_pace(ladder.power)}, so that the ladder does not show its limit{loose}"
         )
     if share_above is not None and share_above > MANY:
-        return NOT_ENOUGH, f"{tails}: {label} is loose, or cannot be told from a loose bound; estimate log p(x) by AIS"
+        return (
+            NOT_ENOUGH,
+            f"{tails}: {label} is loose, or cannot be distinguished from a loose bound; estimate log p(x) by AIS",
+        )
     if remaining is not None and remaining > tolerance:
         return NOT_ENOUGH, (
             f"about {_nats(remaining)} are missing in the mean of {label} {missing}, more than {tolerance:g}; "
@@ -142,11 +145,11 @@ def assess(
         )
     if heavy:
         return UNKNOWN, (
-            f"{tails}, whose weights say little of the gap that is left for them; by the others about "
-            f"{_nats(remaining or 0.0)} are missing in {label} {missing}; AIS can tell"
+            f"{tails}, whose weights do not measure their remaining gap; by the others about "
+            f"{_nats(remaining or 0.0)} are missing in {label} {missing}; run AIS to decide"
         )
     if remaining is None:
-        return UNKNOWN, "a single particle says nothing of the gap; evaluate a larger K"
+        return UNKNOWN, "a single particle does not show the gap; evaluate a larger K"
     if share_above is None:
         return UNKNOWN, "k-hat is not available, K being below 25; evaluate a larger K"
     if len(ladder.ks) < 3 or ladder.increment is None:
@@ -161,7 +164,7 @@ def assess(
 
 
 def _wanted(ladder: Ladder, bias: float | None, tolerance: float) -> str:
-    """Return the K that brings the gap to the tolerance: by the measured power, and by c / K where that fits too."""
+    """Return the K at which the gap reaches the tolerance: by the measured power, and by c / K if that fits too."""
 
     def at(power: float) -> str:
         gap = max(bias or 0.0, ladder.gap(power) or 0.0)
@@ -201,7 +204,7 @@ def _pace(power: float) -> str:
 
 
 def _below(value: float | None, error: float | None, limit: float) -> bool:
-    """Tell whether a value is below a limit by more than two standard errors."""
+    """Return whether a value is below a limit by more than two standard errors."""
     return value is not None and error is not None and value + 2 * error < limit
 
 
@@ -210,6 +213,6 @@ def _nats(value: float) -> str:
 
 
 def _rounded_up(value: float) -> int:
-    """Return the next whole number with two digits that count."""
+    """Return a number rounded up to two significant digits."""
     unit = 10 ** max(0, math.floor(math.log10(value)) - 1)
     return math.ceil(value / unit) * unit

@@ -1,4 +1,4 @@
-"""Pareto k-hat: how heavy the right tail of importance weights is.
+"""Pareto k-hat: the weight of the right tail of importance weights.
 
 *Pareto smoothed importance sampling (Vehtari, Simpson, Gelman, Yao, Gabry 2024)*, https://arxiv.org/abs/1507.02646
 """
@@ -13,10 +13,10 @@ from torch import Tensor
 from pyrovae.programs.layout import to_float64
 
 FEWEST = 25  # particles: a fifth of them is the tail, and a fit takes five values
-TAIL = 5
+TAIL = 5  # fewest values of a tail
 CHUNK = 2**21  # elements of one table of the fit: grid x tail x data
 ROUNDING = 1e-6, 1e-2  # spread of the tail, relative to log w and at most in nats, below which weights are constant
-PRIOR_WEIGHT, PRIOR_SHAPE = 10, 0.5  # of the prior on k, in draws and in k
+PRIOR_WEIGHT, PRIOR_SHAPE = 10, 0.5  # weight, in draws, and mean of the prior on k
 
 
 def pareto_khat(log_weights: Tensor) -> Tensor:
@@ -26,8 +26,8 @@ def pareto_khat(log_weights: Tensor) -> Tensor:
     ``min(K / 5, 3 sqrt K)`` of them; k-hat is its shape. Weights have about 1 / k finite moments: above 0.5 their
     variance is infinite and the gap of L_K falls slower than 1 / K; above `khat_threshold` a mean over K is unsound.
 
-    It needs no smoothing, looks at the right tail alone, and is the same for weights times a constant. It sees only
-    the draws: weights that are large where the guide never goes leave no trace in it.
+    It needs no smoothing, depends on the right tail alone, and is the same for weights times a constant. It does not
+    detect weights that are large where the guide never draws.
 
     *A new and efficient estimation method for the generalized Pareto distribution (Zhang, Stephens 2009)*,
     https://doi.org/10.1198/tech.2009.08017
@@ -63,7 +63,7 @@ def pareto_khat(log_weights: Tensor) -> Tensor:
 
 
 def khat_threshold(num_particles: int) -> float:
-    """Return the k-hat above which an average over K weights is not to be trusted: ``min(1 - 1 / log10 K, 0.7)``.
+    """Return the k-hat above which an average over K weights is unreliable: ``min(1 - 1 / log10 K, 0.7)``.
 
     Args:
         num_particles: K, at least 2.

@@ -1,4 +1,4 @@
-"""The diagonal Gaussian of each datum by itself, moved until its ELBO no longer rises: what no encoder has to share."""
+"""A diagonal Gaussian for each datum, optimized without an encoder until its ELBO stops rising."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 from pyrovae.importance import UnconstrainedLatents
 from pyrovae.programs.layout import to_float64
 
-START_DRAWS = 128  # of the guide, whose moments are the start
-RATES = (0.3, 0.01)  # of Adam at both ends, in standard deviations of a mean and e-folds of a standard deviation a step
+START_DRAWS = 128  # draws of the guide whose moments are the start
+RATES = (0.3, 0.01)  # first and last rate of Adam: standard deviations of a mean, e-folds of a standard deviation
 BETAS = (0.9, 0.99)
-AVERAGED = 0.4  # of the steps, the last ones, whose mean is the result
-PRIOR_DRAWS = 128  # from which further starts are chosen
-BETTER = 0.01  # nats by which a start has to be better than the guide's to be taken
-STRAIGHT = 0.02  # deviation from a straight line, relative to its rise, that counts as none in float32
+AVERAGED = 0.4  # share of the steps, the last ones, whose mean is the result
+PRIOR_DRAWS = 128  # draws of the prior from which further starts are chosen
+MIN_GAIN = 0.01  # nats by which another start must exceed the guide's to replace it
+STRAIGHT = 0.02  # deviation from a straight line, relative to its rise, that float32 rounding explains
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class DiagonalGaussian:
 
     Attributes:
         mean: ``(B, D)``, or ``(S, B, D)`` of S Gaussians for each datum.
-        scale: standard deviations, of the same shape.
+        scale: standard deviations, of the same shape as the mean.
 
     """
 
@@ -54,9 +54,9 @@ def start(space: UnconstrainedLatents) -> DiagonalGaussian:
 def further_starts(space: UnconstrainedLatents, q: DiagonalGaussian, num_starts: int) -> DiagonalGaussian:
     """Return S starts ``(S, B, D)``: q, and Gaussians of its scale around draws of the prior.
 
-    Each is drawn with a probability in proportion to ``p(x | u)`` and to the squared distance from the nearest start
-    before it, so that they lie on other modes of a posterior that has several, as far as 128 draws reach. A prior
-    without draws leaves q alone.
+    Each is drawn with a probability in proportion to ``p(x | u)`` and to the squared distance from the nearest earlier
+    start. So the starts lie on different modes of a posterior that has several, as far as 128 draws reach. If the
+    prior cannot be sampled, q is the only start.
 
     *k-means++: the advantages of careful seeding (Arthur, Vassilvitskii 2007)*, https://dl.acm.org/doi/10.5555/1283383.1283494
     """
@@ -79,8 +79,8 @@ def further_starts(space: UnconstrainedLatents, q: DiagonalGaussian, num_starts:
 def best_of(q: DiagonalGaussian, history: Tensor) -> tuple[DiagonalGaussian, Tensor, Tensor]:
     """Return the best of S Gaussians of each datum, its history ``(num_steps, B)``, and where it lies apart ``(B,)``.
 
-    Another one than the first has to be better by 0.01 nats and three standard errors over the last steps, whose draws
-    all Gaussians share. It lies apart if its mean is more than three standard deviations from that of the first.
+    A Gaussian replaces the first one if it is better by 0.01 nats and three standard errors over the last steps, whose
+    draws all Gaussians share. It lies apart if its mean is more than three standard deviations from the first one's.
 
     Args:
         q: ``(S, B, D)``.
@@ -90,67 +90,62 @@ def best_of(q: DiagonalGaussian, history: Tensor) -> tuple[DiagonalGaussian, Ten
     last = history[-max(2, round(AVERAGED * len(history))) :]
     gain = last - last[:, :1]
     mean, error = gain.mean(0), gain.std(0) / math.sqrt(len(gain))
-    clear = (mean > 3 * error) & (mean > BETTER)  # never where an error is NaN
+    clear = (mean > 3 * error) & (mean > MIN_GAIN)  # never where an error is NaN
     best = torch.where(clear, mean, 0.0).argmax(0)  # (B,), the first where none is better
     where = best[None, :, None].expand(1, -1, q.mean.shape[-1])
-    found = DiagonalGaussian(q.mean.gather(0, where)[0], q.scale.gather(0, where)[0])
-    apart = ((found.mean - q.mean[0]).abs() > 3 * torch.maximum(found.scale, q.scale[0])).any(-1)
-    return found, history.gather(1, best.expand(len(history), 1, -1))[:, 0], apart
+    chosen = DiagonalGaussian(q.mean.gather(0, where)[0], q.scale.gather(0, where)[0])
+    apart = ((chosen.mean - q.mean[0]).abs() > 3 * torch.maximum(chosen.scale, q.scale[0])).any(-1)
+    return chosen, history.gather(1, best.expand(len(history), 1, -1))[:, 0], apart
 
 
-def refine(
-    space: UnconstrainedLatents, q: DiagonalGaussian, *, num_steps: int, num_pairs: int = 1
-) -> tuple[DiagonalGaussian, Tensor]:
-    """Maximize the ELBO of a diagonal Gaussian of each datum, all data together and each by itself.
+def refine(space: UnconstrainedLatents, q: DiagonalGaussian, *, num_steps: int) -> tuple[DiagonalGaussian, Tensor]:
+    """Maximize the ELBO of a diagonal Gaussian of each datum, for all data at once.
 
     ``L(m, s) = E[log p(x, m + s e) - log q(m + s e)]`` with ``e ~ N(0, I)``
 
-    Steps are Adam's, in units of the standard deviations s as they are at that step, with a rate that decays. Draws
-    come in pairs e, -e, and the gradient follows them through log p - log q, so that its noise vanishes where q is the
-    exact posterior. The result is the mean of the last steps' m and log s, never the step that looked best, which would
-    be the one whose noise was largest. Where the gradient of a datum is not finite, that step counts as one without.
+    Steps are Adam's, in units of the standard deviations s at that step, with a rate that decays. Each step draws a
+    pair e, -e for each datum; the gradient follows it through log p - log q, so that its noise vanishes where q is the
+    exact posterior. The result is the mean of the last steps' m and log s; the step with the highest estimate would be
+    the one with the largest noise. Where the gradient of a datum is not finite, it counts as zero in that step.
 
     *Sticking the landing (Roeder, Wu, Duvenaud 2017)*, https://arxiv.org/abs/1703.09194
 
     Args:
-        space: the latent vectors of the data.
-        q: where to start.
-        num_steps: of Adam.
-        num_pairs: pairs of draws of a step, for each datum.
+        space: latent vectors of the data.
+        q: start.
+        num_steps: steps of Adam.
 
     Returns:
-        The Gaussian, and what each step estimated of the ELBO of each datum ``(num_steps, B)``, nats; several of each
-        datum where q is several, ``(num_steps, S, B)``.
+        The Gaussian, and the estimate of the ELBO at each step ``(num_steps, B)``, nats; ``(num_steps, S, B)`` for S
+        Gaussians of each datum.
 
     """
     dtype = space.draw(1)[0].dtype
-    place = torch.stack([q.mean, q.scale.log()])  # (2, B, D) or (2, S, B, D)
-    first, second = torch.zeros_like(place), torch.zeros_like(place)
-    kept, values = torch.zeros_like(place), []
-    num_kept = max(1, round(AVERAGED * num_steps))
+    position = torch.stack([q.mean, q.scale.log()])  # (2, B, D) or (2, S, B, D)
+    first, second = torch.zeros_like(position), torch.zeros_like(position)
+    total, values = torch.zeros_like(position), []
+    num_averaged = max(1, round(AVERAGED * num_steps))
     for step in range(1, num_steps + 1):
-        here = DiagonalGaussian(place[0], place[1].exp())
-        gradient, value = _gradient(space, here, num_pairs, dtype)
+        here = DiagonalGaussian(position[0], position[1].exp())
+        gradient, value = _gradient(space, here, dtype)
         values.append(value)
         first = BETAS[0] * first + (1 - BETAS[0]) * gradient
         second = BETAS[1] * second + (1 - BETAS[1]) * gradient**2
         move = first / (1 - BETAS[0] ** step) / ((second / (1 - BETAS[1] ** step)).sqrt() + 1e-8)
         rate = RATES[0] * (RATES[1] / RATES[0]) ** ((step - 1) / num_steps)
-        place = place + rate * move * torch.stack([here.scale, torch.ones_like(here.scale)])
-        if step > num_steps - num_kept:
-            kept += place
-    mean, log_scale = kept / num_kept
+        position = position + rate * move * torch.stack([here.scale, torch.ones_like(here.scale)])
+        if step > num_steps - num_averaged:
+            total += position
+    mean, log_scale = total / num_averaged
     return DiagonalGaussian(mean, log_scale.exp()), torch.stack(values)
 
 
-def _gradient(
-    space: UnconstrainedLatents, q: DiagonalGaussian, num_pairs: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def _gradient(space: UnconstrainedLatents, q: DiagonalGaussian, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return the gradient of the ELBO by m / s and log s ``(2, ..., B, D)``, and an estimate of it ``(..., B)``."""
-    noise = to_float64(torch.randn(num_pairs, *q.mean.shape[-2:], dtype=dtype, device=q.mean.device))
+    noise = to_float64(torch.randn(1, *q.mean.shape[-2:], dtype=dtype, device=q.mean.device))
     noise = torch.cat([noise, -noise])
     noise = noise.reshape(len(noise), *[1] * (q.mean.ndim - 2), *q.mean.shape[-2:])  # the same for all Gaussians
-    u = (q.mean + q.scale * noise).to(dtype).requires_grad_()  # (2 P, B, D) or (2 P, S, B, D)
+    u = (q.mean + q.scale * noise).to(dtype).requires_grad_()  # (2, B, D) or (2, S, B, D)
     with torch.enable_grad():
         log_joint = space.log_joint(u.reshape(-1, *u.shape[-2:])).reshape(u.shape[:-1])
         (slope,) = torch.autograd.grad(log_joint.sum(), u)
@@ -161,9 +156,9 @@ def _gradient(
 
 
 def is_diagonal_gaussian(space: UnconstrainedLatents) -> bool | None:
-    """Tell whether the guide is a diagonal Gaussian over u: each slope of log q is then a straight line in its own u_d.
+    """Return whether the guide is a diagonal Gaussian over u: each slope of log q is then linear in its own u_d.
 
-    None where log q(u | x) or its slope cannot be computed for u that were not drawn this moment.
+    None if log q(u | x) or its slope cannot be computed for given u.
     """
     u = space.draw(8)[0].requires_grad_()
     try:

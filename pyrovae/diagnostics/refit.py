@@ -1,4 +1,4 @@
-"""The guide fitted anew to the data it is judged on, the model held fixed, and put back as it was."""
+"""Refit of the guide to the evaluated data, with the model held fixed."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyrovae.bounds.evidence import particle_terms
 from pyrovae.importance import draw_guide, score_model, score_one_particle, sum_over_sites
 from pyrovae.programs import ModelGuide, run
 from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.runtime.progress_bar import progress
 
-LEARNING_RATE = 1e-3  # of Adam at the start; it decays to zero
+LEARNING_RATE = 1e-3  # first rate of Adam, which decays to zero
 BATCH = 64  # data in a step
 
 
 @dataclass(frozen=True)
 class Refit:
-    """What a guide's own parameters became, which are in place only inside `in_place`.
+    """New values of a guide's own parameters, in effect only inside `in_place`.
 
     Attributes:
-        parameters: the guide's own, those that log p(x, z) of a given z does not depend on.
-        values: what each became; none where there was no refit.
-        num_shared: parameters that guide and model share, which were held.
-        why: the reason for a refit that is missing.
+        parameters: the guide's own parameters; log p(x, z) of a given z does not depend on them.
+        values: the new value of each; empty if there was no refit.
+        num_shared: number of parameters that guide and model share, which were held fixed.
+        why: the reason if there was no refit.
 
     """
 
@@ -40,7 +41,7 @@ class Refit:
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """Give the guide its new parameters inside the block, and the old ones, to the last bit, afterwards."""
+        """Use the new values inside the block, and restore the old ones, to the last bit, afterwards."""
         with restored(self.parameters):
             _put(self.parameters, self.values)
             yield
@@ -49,23 +50,23 @@ class Refit:
 def refit(
     programs: ModelGuide, args: tuple[Any, ...], *, num_epochs: int, seed: int = 0, show_progress: bool = False
 ) -> Refit:
-    """Maximize the ELBO of given data over the parameters that the guide alone uses, in evaluation mode.
+    """Maximize the ELBO of given data over the parameters that only the guide uses, in evaluation mode.
 
-    Minibatches of one draw a datum, Adam with a small rate that decays to zero, and the last parameters are the result.
-    A guide that is fitted to few data follows them closely, whatever it was trained on: what it gains is over-fitting
-    of the old one only as far as a refit on as many training data would gain less.
+    Minibatches take one draw for each datum; the rate of Adam decays to zero, and the last parameters are the result.
+    A guide that is fitted to few data follows them closely, whatever it was trained on. Its gain measures over-fitting
+    of the old guide only as far as a refit on as many training data would gain less.
 
     *Amortized inference regularization (Shu et al. 2018)*, https://arxiv.org/abs/1805.08913
 
     Args:
-        programs: from `inspected`.
-        args: what its programs are called with, the data first.
-        num_epochs: over the data.
-        seed: of the minibatches and draws.
-        show_progress: whether progress is shown.
+        programs: from `scoring_context`.
+        args: arguments of the programs, the data first.
+        num_epochs: passes over the data.
+        seed: seed of the minibatches and draws.
+        show_progress: show a progress bar.
 
     Returns:
-        The new values; the parameters themselves are as before, also after an exception.
+        The new values; the parameters are restored, also after an exception.
 
     """
     if num_epochs == 0:
@@ -107,17 +108,17 @@ def refit(
 def own_parameters(programs: ModelGuide, args: tuple[Any, ...]) -> tuple[list[Tensor], int, str | None]:
     """Return the parameters that reach the guide's draws or their density but not log p(x, z) of a given z.
 
-    Those that require gradients, or all where none does, as of a model that was frozen for evaluation.
+    Of these only parameters that require gradients count, unless none does, as in a model frozen for evaluation.
 
     Returns:
-        The parameters; how many the guide shares with the model; why there are none.
+        The parameters, the number of parameters that the guide shares with the model, and the reason if there are none.
 
     """
-    everything = _parameters(programs)
+    parameters = _parameters(programs)
     rows = torch.arange(programs.num_rows if programs.draws_rows else min(3, len(args[0])), device=args[0].device)
-    with restored(everything), torch.enable_grad(), forked_random(0, args[0].device):
-        trained = {id(parameter) for parameter in everything if parameter.requires_grad}
-        for parameter in everything:
+    with restored(parameters), torch.enable_grad(), forked_random(0, args[0].device):
+        trained = {id(parameter) for parameter in parameters if parameter.requires_grad}
+        for parameter in parameters:
             parameter.requires_grad_()
         guide_trace, _ = run(*programs.bind(args, rows))
         for name in programs.latents:
@@ -125,11 +126,11 @@ def own_parameters(programs: ModelGuide, args: tuple[Any, ...]) -> tuple[list[Te
             if not getattr(fn, "has_rsample", False):
                 return [], 0, f"the guide's draw of {name!r} has no gradient: {type(fn).__name__} has no rsample"
         z, log_guide = draw_guide(programs, args, rows, 1)
-        of_guide = _reached([sum_over_sites(log_guide), *z.values()], everything)
+        of_guide = _reached([sum_over_sites(log_guide), *z.values()], parameters)
         given = {name: value.detach() for name, value in z.items()}
         scores = score_model(programs, args, rows, given, with_kl=False)
-        of_model = _reached([sum_over_sites(scores.prior), scores.likelihood], everything)
-    own = [parameter for parameter in everything if id(parameter) in of_guide - of_model]
+        of_model = _reached([sum_over_sites(scores.prior), scores.likelihood], parameters)
+    own = [parameter for parameter in parameters if id(parameter) in of_guide - of_model]
     own = [parameter for parameter in own if id(parameter) in trained] or own
     if own:
         return own, len(of_guide & of_model), None
@@ -140,7 +141,7 @@ def own_parameters(programs: ModelGuide, args: tuple[Any, ...]) -> tuple[list[Te
 
 @contextlib.contextmanager
 def restored(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Put values, gradients and whether gradients are required back as they were, whatever happens inside."""
+    """Restore values, gradients and requires_grad of tensors after the block, also after an exception."""
     before = [(tensor.detach().clone(), tensor.grad, tensor.requires_grad) for tensor in tensors]
     try:
         yield
@@ -160,8 +161,9 @@ def _put(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 def _parameters(programs: ModelGuide) -> list[Tensor]:
     """Return the parameters of modules and the unconstrained ones of Pyro's store, each once."""
     stored = dict(pyro.get_param_store().named_parameters())
-    found = [p for module in programs.modules for p in module.parameters()] + [stored[name] for name in programs.params]
-    return list({id(p): p for p in found if p.is_floating_point()}.values())
+    parameters = [p for module in programs.modules for p in module.parameters()]
+    parameters += [stored[name] for name in programs.params]
+    return list({id(p): p for p in parameters if p.is_floating_point()}.values())
 
 
 def _reached(values: Sequence[Tensor], tensors: Sequence[Tensor]) -> set[int]:
@@ -174,7 +176,7 @@ def _reached(values: Sequence[Tensor], tensors: Sequence[Tensor]) -> set[int]:
 
 
 def _minibatches(num_data: int, size: int, *, fixed: bool) -> Iterator[tuple[Tensor, int]]:
-    """Yield shuffled rows and how many of them count; the last are filled up where the size of a run is fixed."""
+    """Yield shuffled rows and how many of them count; the last batch is filled up if the size is fixed."""
     order = torch.randperm(num_data)
     for begin in range(0, num_data, size):
         count = min(size, num_data - begin)
@@ -182,7 +184,6 @@ def _minibatches(num_data: int, size: int, *, fixed: bool) -> Iterator[tuple[Ten
 
 
 def _loss(programs: ModelGuide, args: tuple[Any, ...], rows: Tensor, count: int) -> Tensor:
-    """Return minus the mean ELBO of some rows, free of plate and scale factors, with closed-form KL where right."""
+    """Return minus the mean ELBO of some rows, without plate and scale factors, with closed-form KL where valid."""
     block = score_one_particle(programs, args, rows, checked=False)
-    elbo = block.log_likelihood - torch.stack([kl.expand_as(block.log_likelihood) for kl in block.kl.values()]).sum(0)
-    return -elbo[0, :count].mean()
+    return -particle_terms(programs, block).elbo[0, :count].mean()

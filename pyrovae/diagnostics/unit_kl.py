@@ -1,4 +1,4 @@
-"""The KL of each latent unit, where it is a sum over units."""
+"""KL of each latent unit, for sites whose KL is a sum over units."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pyrovae.programs import ModelGuide, run
 from pyrovae.programs.analytic_kl import CLOSED_FORM, closed_form_kl, kl_by_dimension
 from pyrovae.programs.layout import from_pyro, log_prob, per_datum, to_float64
 
-RUNS = 16  # draws of the latent variables for a KL that is no closed form, or not the same for each
+RUNS = 16  # draws of the latent variables, if the KL has no closed form or differs between draws
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class UnitKL:
     """KL(q(z | x) || p(z)) in nats.
 
     Attributes:
-        units: of each unit ``(B, D)``, NaN where its site's is no sum over units.
-        total: of each datum ``(B,)``.
-        total_variance: its Monte Carlo variance ``(B,)``, 0 where it is a closed form.
-        why: why some units have none; None if all have.
+        units: KL of each unit ``(B, D)``, NaN if the KL of its site is not a sum over units.
+        total: KL of each datum ``(B,)``.
+        total_variance: Monte Carlo variance of the total ``(B,)``, 0 for a closed form.
+        why: the reason if some units have no KL.
 
     """
 
@@ -38,13 +38,13 @@ class UnitKL:
 
 
 def unit_kl(programs: ModelGuide, args: tuple[Any, ...], rows: Tensor, *, sizes: Mapping[str, int]) -> UnitKL:
-    """Return the KL of some rows ``(B,)``, closed forms being used where they are right.
+    """Return the KL of some rows ``(B,)``, in closed form where it is valid.
 
     Args:
-        programs: from `inspected`.
-        args: what its programs are called with, the data first.
+        programs: from `scoring_context`.
+        args: arguments of the programs, the data first.
         rows: ``(B,)``, rows of the data.
-        sizes: units of each site.
+        sizes: number of units of each site.
 
     """
     exact = len(programs.latents) == 1 and programs.kl[next(iter(programs.latents))] == CLOSED_FORM
@@ -60,11 +60,11 @@ def unit_kl(programs: ModelGuide, args: tuple[Any, ...], rows: Tensor, *, sizes:
                 joint[name] = None
                 values = _of_site(programs, name, *traces, has_particles=chunk.has_particles)
             parts[name].append(chunk.trim(values))
-    found = {name: torch.cat(values).reshape(runs, len(rows), -1) for name, values in parts.items()}  # (R, B, D or 1)
-    total = torch.cat(list(found.values()), 2).sum(2)  # (R, B)
+    joined = {name: torch.cat(values).reshape(runs, len(rows), -1) for name, values in parts.items()}  # (R, B, D or 1)
+    total = torch.cat(list(joined.values()), 2).sum(2)  # (R, B)
     units = [
         values.new_full((len(rows), sizes[name]), math.nan) if name in joint else values.mean(0)
-        for name, values in found.items()
+        for name, values in joined.items()
     ]
     return UnitKL(
         units=torch.cat(units, 1),
@@ -77,7 +77,7 @@ def unit_kl(programs: ModelGuide, args: tuple[Any, ...], rows: Tensor, *, sizes:
 def _by_unit(
     programs: ModelGuide, name: str, guide_trace: poutine.Trace, model_trace: poutine.Trace, *, has_particles: bool
 ) -> Tensor | None:
-    """Return the KL of each unit of a site, ``(K, B, ...)`` or ``(B, ...)``; None where it is no sum."""
+    """Return the KL of each unit of a site, ``(K, B, ...)`` or ``(B, ...)``; None if it is not a sum."""
     site = guide_trace.nodes[name]
     values = kl_by_dimension(site, model_trace.nodes[name], closed_form=programs.kl[name] == CLOSED_FORM)
     if values is None:

@@ -1,6 +1,6 @@
-"""Evaluation of any Pyro model/guide pair: its ELBO beside its IWAE bounds, and how far these can be trusted."""
+"""Evaluation of any Pyro model and guide: the ELBO, the IWAE bounds, and how reliable they are."""
 
 from pyrovae.evaluation.checks import Checks
-from pyrovae.evaluation.evaluator import evaluate
+from pyrovae.evaluation.evaluator import EvaluationOptions, evaluate
 
-__all__ = ["Checks", "evaluate"]
+__all__ = ["Checks", "EvaluationOptions", "evaluate"]

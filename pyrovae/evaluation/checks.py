@@ -1,4 +1,4 @@
-"""What is found out beside the bounds, each on the first data of a set."""
+"""Diagnostics beside the bounds, each on the first data of a set."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from torch import Tensor
 
 from pyrovae.bounds.annealed_importance import ais
 from pyrovae.bounds.bidirectional import bdmc
-from pyrovae.diagnostics.gaps import gaps
-from pyrovae.diagnostics.latents import latents
+from pyrovae.diagnostics.inference_gaps import gaps
+from pyrovae.diagnostics.latent_use import latents
+from pyrovae.evaluation.batch_scoring import VARIANCE
 from pyrovae.evaluation.resume import Journal
 from pyrovae.programs import Program, take_rows
-from pyrovae.results import Annealing, CheckResults, Estimate, Gaps, Latents, Sandwich
+from pyrovae.results import Annealing, CheckResults, Estimate, Gaps, Latents, PairedDifference, Sandwich
 from pyrovae.runtime.arguments import require_integer
 
 R = TypeVar("R")
 
-TIGHT = 1000  # particles with which L_K may stand for log p(x); below, the split finds a bound of its own
+MIN_LADDER = 1000  # particles from which L_K may stand for log p(x); below, `gaps` estimates a bound of its own
 CHAINS = ("num_chains", "num_temperatures", "num_leapfrog")
 
 
@@ -31,17 +32,17 @@ def _option(default: int, text: str) -> Any:
 
 @dataclass(frozen=True)
 class Checks:
-    """What `evaluate` finds out beside the bounds, and on how many data: the first of the set, 0 for none.
+    """Diagnostics that `evaluate` runs beside the bounds, each on the first data of the set; 0 data skip one.
 
     Attributes:
-        num_annealed: data of annealed importance sampling (AIS), a bound that is tight where L_K is not.
+        num_annealed: data for annealed importance sampling (AIS), a bound that is tight where L_K is not.
         num_simulated: data simulated from the model, for which AIS has an upper bound beside it (BDMC).
-        num_refined: data for which the gap between the ELBO and the tightest bound is taken apart.
-        num_encoded: data that tell which latent units are in use, and what the code says of x.
-        num_chains: of AIS, for each datum.
-        num_temperatures: of AIS, from the guide to the joint density.
-        num_leapfrog: steps of a transition of AIS.
-        refit_epochs: passes over the refined data in which the guide is fitted to them; 0 for none.
+        num_refined: data for which the gap between the ELBO and the tightest bound is split into its parts.
+        num_encoded: data by which latent units are found active or not, and I(x; z) is estimated.
+        num_chains: chains of AIS for each datum.
+        num_temperatures: temperatures of AIS, from the guide to the joint density.
+        num_leapfrog: leapfrog steps of a transition of AIS.
+        refit_epochs: passes over the refined data in which the guide is fitted to them; 0 skips the refit.
 
     Raises:
         ValueError: if a number is out of range.
@@ -51,7 +52,7 @@ class Checks:
     num_annealed: int = _option(100, "data of annealed importance sampling (AIS), tight where L_K is not; 0: none")
     num_simulated: int = _option(100, "data simulated from the model, where AIS meets an upper bound (BDMC); 0: none")
     num_refined: int = _option(100, "data for which the gap from the ELBO to the tightest bound is split; 0: none")
-    num_encoded: int = _option(1000, "data that tell which latent units are in use; 0: none")
+    num_encoded: int = _option(1000, "data by which latent units are found active or not; 0: none")
     num_chains: int = _option(16, "chains of AIS for each datum")
     num_temperatures: int = _option(30, "temperatures of AIS, from the guide to the joint density")
     num_leapfrog: int = _option(5, "leapfrog steps of a transition of AIS")
@@ -63,6 +64,54 @@ class Checks:
             require_integer(getattr(self, option.name), name=option.name, least=1 if option.name in CHAINS else 0)
 
 
+@dataclass(frozen=True)
+class CheckRunner:
+    """Run checks on the first rows of the data, and skip a check that the programs do not allow.
+
+    A finished check is saved in the journal and not run again. A skipped check is not saved.
+
+    Attributes:
+        programs: model and guide.
+        args: all data, and what travels with them, on the device.
+        checks: numbers of data and options.
+        draws_rows: whether the programs draw rows of the data themselves.
+        journal: progress file.
+        common: seed, modules and show_progress.
+        left_out: for each skipped check the reason.
+
+    """
+
+    programs: tuple[Program, Program]
+    args: tuple[Tensor, ...]
+    checks: Checks
+    draws_rows: bool
+    journal: Journal
+    common: dict[str, Any]
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def run(self, name: str, num: int, check: Callable[..., R], record: type[R]) -> R | None:
+        """Return the record of a check of the first ``num`` data, None if it is skipped."""
+        num_data, asked = len(self.args[0]), asdict(self.checks)
+        if num == 0:
+            return None
+        if self.draws_rows and num < num_data:
+            self.left_out[name] = (
+                f"model and guide draw rows of the data themselves, so that a check takes all {num_data} data or none; "
+                "ask for as many, or write the plate as plate('data', len(x))"
+            )
+            return None
+        if (saved := self.journal.load_record(name, record, asked=asked)) is not None:
+            return saved
+        rows = torch.arange(min(num, num_data))
+        try:
+            result = check(*self.programs, *take_rows(self.args, rows), **self.common)
+        except ValueError as error:
+            self.left_out[name] = str(error).splitlines()[0]
+            return None
+        self.journal.save_record(name, result, asked=asked)
+        return result
+
+
 def run_checks(
     model: Program,
     guide: Program,
@@ -72,89 +121,63 @@ def run_checks(
     name: str,
     tightest: Estimate,
     per_datum: Mapping[str, Tensor],
-    variances: Tensor,
     draws_rows: bool,
-    finished: Journal,
+    journal: Journal,
     **common: Any,
 ) -> CheckResults:
-    """Run the checks on the first rows of data; one that a pair does not allow is left out, with the reason.
-
-    A check that is finished is kept, and not run again. A refusal is not: it comes at the start of a check.
+    """Run the checks on the first rows of the data.
 
     Args:
         model: a Pyro program.
         guide: another.
         args: the data, and what travels with them, on the device.
-        checks: what to do.
-        name: of the data.
+        checks: numbers of data and options.
+        name: name of the data.
         tightest: the largest rung over all data.
-        per_datum: its values ``(N,)``, by label, nats.
-        variances: estimates of their Monte Carlo variances ``(C, N)``.
-        draws_rows: whether the pair draws rows of the data by itself.
-        finished: keeps the checks that are, of these options.
-        common: seed, modules and whether progress is shown.
+        per_datum: values ``(N,)`` by label, nats, and Monte Carlo variances ``(C, N)``.
+        draws_rows: whether model and guide draw rows of the data themselves.
+        journal: progress file.
+        common: seed, modules and show_progress.
 
     """
-    left_out: dict[str, str] = {}
-    rung = per_datum[tightest.label]
-    asked = asdict(checks)
+    runner = CheckRunner((model, guide), args, checks, draws_rows, journal, common)
+    rung, variances = per_datum[tightest.label], per_datum[VARIANCE + tightest.label]
+    chains = {option: getattr(checks, option) for option in CHAINS}
 
-    def attempt(what: str, num: int, check: Callable[..., R], kind: type[R]) -> R | None:
-        if num == 0:
-            return None
-        if draws_rows and num < len(args[0]):
-            left_out[what] = (
-                f"the pair draws rows of the data by itself, so that a check takes all {len(args[0])} data or none; "
-                "ask for as many, or write the plate as plate('data', len(x))"
-            )
-            return None
-        found = finished.found(what, kind, asked=asked)
-        if found is not None:
-            return found
-        try:
-            found = check(model, guide, *take_rows(args, torch.arange(min(num, len(args[0])))), **common)
-        except ValueError as error:
-            left_out[what] = str(error).splitlines()[0]
-            return None
-        finished.keep(what, found, asked=asked)
-        return found
+    def first(num: int) -> str:
+        return name if num == len(rung) else f"the first {num} of {name}"
 
-    def anneal(check: Callable[..., R]) -> Callable[..., R]:
-        return functools.partial(check, **{name: getattr(checks, name) for name in CHAINS})
-
-    annealing = attempt("AIS", checks.num_annealed, anneal(ais), Annealing)
-    sandwich = attempt("BDMC", checks.num_simulated, anneal(bdmc), Sandwich)
+    annealing = runner.run("AIS", checks.num_annealed, functools.partial(ais, **chains), Annealing)
+    sandwich = runner.run("BDMC", checks.num_simulated, functools.partial(bdmc, **chains), Sandwich)
     same_data = higher = None
     if annealing is not None:
         num = annealing.num_data
         same_data = Estimate.over_data(tightest.name, tightest.num_particles, rung[:num], variances[:, :num])
         higher = annealing.compare_with(tightest.label, rung[:num])
-        annealing = replace(annealing, data=_first(name, num, len(rung)))
+        annealing = replace(annealing, data=first(num))
 
-    def split(*pair_and_data: Any, **options: Any) -> Gaps:
-        num = len(pair_and_data[2])
-        use_ais = higher is not None and higher.num_data >= num and (higher.value or 0.0) > 2 * (higher.se or 0.0)
-        bound: dict[str, Any] = {}
-        if use_ais and annealing is not None:
+    def split(model: Program, guide: Program, x: Tensor, *covariates: Any, **options: Any) -> Gaps:
+        num = len(x)
+        if annealing is not None and higher is not None and _is_clearly_higher(higher, num):
             noise = annealing.per_datum.get("AIS variance")
-            bound = {"bound": annealing.per_datum["AIS"][:num], "bound_label": "AIS"}
-            bound["bound_variances"] = None if noise is None else noise[:num]
-        elif tightest.num_particles >= TIGHT:
-            bound = {"bound": rung[:num], "bound_label": tightest.label, "bound_variances": variances[:, :num]}
-        options |= bound
-        found = gaps(*pair_and_data, refit_epochs=checks.refit_epochs, **options)
-        return replace(found, data=_first(name, num, len(rung)))
+            options |= {"bound": annealing.per_datum["AIS"][:num], "bound_label": "AIS"}
+            options["bound_variances"] = None if noise is None else noise[:num]
+        elif tightest.num_particles >= MIN_LADDER:
+            options |= {"bound": rung[:num], "bound_label": tightest.label, "bound_variances": variances[:, :num]}
+        result = gaps(model, guide, x, *covariates, refit_epochs=checks.refit_epochs, **options)
+        return replace(result, data=first(num))
 
     return CheckResults(
         annealing=annealing,
         same_data=same_data,
         higher=higher,
         sandwich=sandwich,
-        gaps=attempt("gaps", checks.num_refined, split, Gaps),
-        latents=attempt("latent units", checks.num_encoded, latents, Latents),
-        left_out=left_out,
+        gaps=runner.run("gaps", checks.num_refined, split, Gaps),
+        latents=runner.run("latent units", checks.num_encoded, latents, Latents),
+        left_out=runner.left_out,
     )
 
 
-def _first(name: str, num: int, total: int) -> str:
-    return name if num == total else f"the first {num} of {name}"
+def _is_clearly_higher(difference: PairedDifference, num_data: int) -> bool:
+    """Return whether AIS exceeds the ladder on at least so many data by more than two standard errors."""
+    return difference.num_data >= num_data and (difference.value or 0.0) > 2 * (difference.se or 0.0)

@@ -1,4 +1,4 @@
-"""What is finished of an evaluation in a file, so that an interrupted one goes on where it was."""
+"""Progress file that lets an interrupted evaluation resume."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ CHECK, SIZES = "check/", "sizes"
 
 
 class Journal:
-    """The values per datum of the batches that are finished, and the records of the checks that are.
+    """The statistics of finished batches and the records of finished checks, in a file.
 
-    Batches are written now and then, a check as soon as it is finished, under a temporary name that is then changed. A
-    file of another evaluation, or a damaged one, is ignored and then written over. Records are JSON beside the tensors;
-    nothing is unpickled. Only the main process has a file.
+    Batches are written every 10 seconds, a check as soon as it is finished. The file is replaced at once, so that it is
+    never half written. A damaged file, or one of another evaluation, is ignored and replaced. Records are JSON beside
+    the tensors; nothing is unpickled. Only the main process has a file.
 
-    As a context manager, it removes the file at the end of a block that raises nothing. A caller of `evaluate` keeps it
-    until the result is on disk:
+    As a context manager, a journal removes its file at the end of a block that raises nothing. A caller of `evaluate`
+    keeps the file in this way until the result is on disk:
 
         with Journal("unfinished.safetensors") as journal:
             evaluation = evaluate(model, guide, data, journal=journal)
             write_report("runs/first", evaluation, model=model, guide=guide, data=data)
 
     Args:
-        path: of the file; None keeps nothing.
-        key: what tells one evaluation from another: data, weights, ladder, seed, batches; from `evaluate` if left out.
+        path: path of the file; None keeps everything in memory.
+        key: text that differs between evaluations of other data, weights or options; `evaluate` sets it.
 
     """
 
@@ -56,7 +56,7 @@ class Journal:
         self.start(key)
 
     def start(self, key: str) -> None:
-        """Load the progress of an evaluation."""
+        """Load the progress of the evaluation with this key."""
         self.key = key
         self._parts: list[dict[str, Tensor]] = []
         self._checks: dict[str, dict[str, Any]] = {}
@@ -69,49 +69,49 @@ class Journal:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
-        """Remove the file, unless something was raised."""
+        """Remove the file, unless the block raised an exception."""
         if kind is None:
             self.remove()
 
     def read(self) -> list[dict[str, Tensor]]:
-        """Return the values per datum ``(..., B)`` of each finished batch, from the first on."""
+        """Return the statistics ``(..., B)`` of each finished batch, in order."""
         return [dict(part) for part in self._parts]
 
     def add(self, part: Mapping[str, Tensor]) -> None:
-        """Take in one more batch, and write if that is some time ago."""
+        """Add the statistics of one batch, and write the file if the last time is long ago."""
         self._parts.append(dict(part))
         self._changed = True
         if time.monotonic() - self._last >= SECONDS_BETWEEN_WRITES:
             self.write()
 
-    def found(self, name: str, kind: type[R], *, asked: Mapping[str, Any]) -> R | None:
-        """Return what a check found, None where it is not finished or was asked for with other options.
+    def load_record(self, name: str, record: type[R], *, asked: Mapping[str, Any]) -> R | None:
+        """Return the record of a check, None if the check is not finished or its options differ.
 
         Args:
-            name: of the check.
-            kind: class of its record.
-            asked: the options, as JSON holds them.
+            name: name of the check.
+            record: class of the record.
+            asked: options of the check, as JSON holds them.
 
         """
-        kept = self._checks.get(name)
-        if kept is None or kept["asked"] != asked:
+        saved = self._checks.get(name)
+        if saved is None or saved["asked"] != asked:
             return None
         prefix = f"{CHECK}{name}/"
         tensors = {k.removeprefix(prefix): v for k, v in self._tensors.items() if k.startswith(prefix)}
         try:
-            return from_plain(kind, kept["record"], tensors)
-        except ValueError:  # another pyrovae of the same version wrote it
+            return from_plain(record, saved["record"], tensors)
+        except ValueError:  # written by another pyrovae of the same version
             return None
 
-    def keep(self, name: str, record: Any, *, asked: Mapping[str, Any]) -> None:
-        """Take in what a check found, and write."""
-        kept = {"asked": dict(asked), "record": to_plain(record)}
+    def save_record(self, name: str, record: Any, *, asked: Mapping[str, Any]) -> None:
+        """Add the record of a check, and write the file; a record that is not strict JSON is left out."""
+        saved = {"asked": dict(asked), "record": to_plain(record)}
         try:
-            json.dumps(kept, allow_nan=False)
-        except ValueError:  # a number that is not finite is no JSON: such a check starts anew
+            json.dumps(saved, allow_nan=False)
+        except ValueError:  # NaN and infinity are not JSON: this check will run again
             return
         prefix = f"{CHECK}{name}/"
-        self._checks[name] = kept
+        self._checks[name] = saved
         self._tensors = {k: v for k, v in self._tensors.items() if not k.startswith(prefix)}
         self._tensors |= {
             prefix + k: v.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -121,15 +121,14 @@ class Journal:
         self.write()
 
     def write(self) -> None:
-        """Write what is finished, if there is anything new."""
+        """Write the file if anything is new; a failure is logged once and tried again later."""
         if self.path is None or not self._changed:
             return
         sizes = [next(iter(part.values())).shape[-1] for part in self._parts]
         values = {name: torch.cat([part[name] for part in self._parts], -1) for name in self._parts[0]}
         values |= self._tensors | {SIZES: torch.tensor(sizes)}
-        records = json.dumps(
-            {"names": list(values), "checks": self._checks}, allow_nan=False
-        )  # tensors lose their order
+        names = list(values)  # safetensors does not keep the order
+        records = json.dumps({"names": names, "checks": self._checks}, allow_nan=False)
         metadata = {KEY: self.key, RECORDS: records, DIGEST: _digest(values, records)}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,18 +137,18 @@ class Journal:
             self._changed = False
         except OSError as error:
             if not self._warned:
-                logger.warning("what is finished cannot be kept for another time: %s", error)
+                logger.warning("the progress of this evaluation cannot be saved: %s", error)
             self._warned = True
         self._last = time.monotonic()
 
     def remove(self) -> None:
-        """Remove the file, if there is one."""
+        """Remove the file if it exists."""
         if self.path is not None:
             with suppress(OSError):
                 self.path.unlink()
 
     def _load(self) -> None:
-        """Read the file, if it is one of this evaluation and whole."""
+        """Read the file if it belongs to this evaluation and is complete."""
         if self.path is None:
             return
         try:
@@ -163,11 +162,11 @@ class Journal:
         records = metadata.get(RECORDS, "")
         if metadata.get(DIGEST) != _digest(values, records):
             return
-        kept = json.loads(records)
-        self._checks = kept["checks"]
+        saved = json.loads(records)
+        self._checks = saved["checks"]
         sizes = values[SIZES].tolist()
         self._parts = [{} for _ in sizes]
-        for name in kept["names"]:
+        for name in saved["names"]:
             if name.startswith(CHECK):
                 self._tensors[name] = values[name]
             elif name != SIZES:
@@ -176,6 +175,6 @@ class Journal:
 
 
 def _digest(values: Mapping[str, Tensor], records: str) -> str:
-    """Return the SHA-256 of all that a journal holds."""
+    """Return the SHA-256 of the contents of a journal."""
     names = sorted(values)
     return hashlib.sha256(f"{names} {fingerprint(*(values[name] for name in names))} {records}".encode()).hexdigest()

@@ -2,7 +2,6 @@
 
 from pyrovae.importance.chunks import chunk_sizes, iter_batches, on_device, rows_per_chunk
 from pyrovae.importance.compiled_scoring import CompiledRuns, compiled_runs
-from pyrovae.importance.observations import argument_roles, observed_values
 from pyrovae.importance.particle_batches import (
     ParticleBatch,
     draw_guide,
@@ -24,13 +23,11 @@ __all__ = [
     "draw_guide",
     "scoring_context",
     "find_low_precision",
-    "observed_values",
     "on_device",
     "score_one_particle",
     "per_datum",
     "compiled_runs",
     "require_tensor",
-    "argument_roles",
     "rows_per_chunk",
     "score_model",
     "score_guide",

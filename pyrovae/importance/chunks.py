@@ -7,7 +7,7 @@ computing some millions of elements.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,18 +22,18 @@ FEWEST_ROWS = 64  # rows of the smallest chunk
 
 @dataclass(frozen=True)
 class ChunkSizes:
-    """How much is computed at once.
+    """Chunk sizes of a device type.
 
     Attributes:
         scored: elements of the largest tensor of the model, x or the output of a module, where it scores particles; no
-            number but for rounding depends on it.
-        compiled: the same where that is compiled, which holds more of them in memory.
-        moved: the same with gradients, where chains are moved; batches of AIS, and so its draws, depend on it.
-        rows: that a program is run on, at most.
-        drawn: elements of z that the guide draws. Draws depend on it, and on the next two.
-        drawn_rows: for which it draws them, at most: a flow holds its hidden layers for each. Where a pair takes no
-            axis of particles, so that its encoder runs for each, it is the number of rows above.
-        particles: of one batch, whose log-weights are kept.
+            number depends on it, except for rounding.
+        compiled: the same for compiled runs, which hold more such tensors in memory.
+        moved: the same with gradients, where chains move; batches of AIS, and so its draws, depend on it.
+        rows: most rows of one run of a program.
+        drawn: elements of z in one run of the guide. Draws depend on it, and on the next two.
+        drawn_rows: most rows of such a run: a flow holds its hidden layers for each. Without an axis of particles the
+            encoder runs for each row, and ``rows`` is the limit.
+        particles: particles of one batch, whose log-weights are kept.
 
     """
 
@@ -55,19 +55,19 @@ ON_CUDA = ChunkSizes(
 
 
 def chunk_sizes(device: torch.device) -> ChunkSizes:
-    """Return how much is computed at once on a device."""
+    """Return the chunk sizes of a device."""
     return ON_CUDA if device.type == "cuda" else ON_CPU
 
 
 def rows_per_chunk(
     programs: ModelGuide, device: torch.device, *, gradients: bool = False, compiled: bool = False
 ) -> int:
-    """Return how many rows the model is run on at once.
+    """Return the number of rows of one run of the model.
 
     Args:
         programs: from `scoring_context`.
         device: of the data.
-        gradients: whether they are asked for.
+        gradients: whether gradients are computed.
         compiled: whether the run is compiled.
 
     """
@@ -76,11 +76,18 @@ def rows_per_chunk(
     return min(sizes.rows, max(FEWEST_ROWS, elements // max(1, programs.num_units)))
 
 
+def even_chunk_size(programs: ModelGuide, rows: Tensor, num_particles: int, *, size: int) -> int:
+    """Return a chunk size, at most the given one, at which the last chunk is nearly as long as the others."""
+    total, unit = (num_particles, len(rows)) if programs.broadcasts else (num_particles * len(rows), 1)
+    limit = max(1, size // unit)
+    return math.ceil(total / math.ceil(total / limit)) * unit
+
+
 @dataclass(frozen=True)
 class Chunk:
     """One run of a program: on K particles of some rows, or on rows that repeat the data.
 
-    A run covers ``length`` particles, or rows, of which the first ``count`` are asked for; the others repeat the first.
+    A run covers ``length`` particles, or rows. The first ``count`` of them are results, the others repeat the first.
     """
 
     rows: Tensor
@@ -90,33 +97,32 @@ class Chunk:
     has_particles: bool = False
 
     def with_plate(self, programs: ModelGuide, program: Program) -> Program:
-        """Return a program with this chunk's axis of particles."""
-        return (
-            pyro.plate(PARTICLE_PLATE, self.length, dim=-1 - programs.nesting)(program)
-            if self.has_particles
-            else program
-        )
+        """Return a program with the axis of particles of this chunk."""
+        if not self.has_particles:
+            return program
+        plated: Program = pyro.plate(PARTICLE_PLATE, self.length, dim=-1 - programs.nesting)(program)
+        return plated
 
     def slice(self, value: Tensor) -> Tensor:
-        """Return this chunk's part of ``(K, B, ...)`` or ``(K * B, ...)``, filled up to the length of the run."""
+        """Return the part of ``(K, B, ...)`` or ``(K * B, ...)`` of this chunk, filled up to the length of the run."""
         return _filled(value[self.start : self.start + self.count], self.length)
 
     def trim(self, result: Tensor) -> Tensor:
-        """Return what counts of a result of this chunk's run."""
+        """Return a result of this chunk's run without the repeated particles or rows."""
         return result[: self.count]
 
 
 def iter_chunks(
     programs: ModelGuide, rows: Tensor, num_particles: int, *, size: int, alike: bool = False
 ) -> Iterator[Chunk]:
-    """Yield the runs that cover all particles of some rows.
+    """Yield the chunks that cover all particles of some rows.
 
     Args:
         programs: from `scoring_context`.
         rows: ``(B,)``, rows of the data.
         num_particles: K.
-        size: rows of one run, a datum with K particles counting K; about as many at most.
-        alike: whether all runs have the same length, the last filled up.
+        size: most rows of one run, a datum with K particles counting K.
+        alike: whether all runs have the same length, the last one filled up.
 
     """
     if programs.broadcasts:
@@ -133,11 +139,37 @@ def iter_chunks(
         yield Chunk(_filled(part, length), start, len(part), length)
 
 
-class ChunkBuffer:
-    """What the runs find of K particles of B rows, several results of each.
+def map_chunks(
+    function: Callable[[Chunk], Sequence[Tensor]],
+    programs: ModelGuide,
+    rows: Tensor,
+    num_particles: int,
+    *,
+    size: int,
+    alike: bool = False,
+) -> list[Tensor]:
+    """Run a function on each chunk, and return its results joined, each ``(K, B, ...)``.
 
-    Without gradients they are written into one tensor as they come. If the small results of each run were kept, each
-    would break up the memory that the large tensors of a run have left, and the next run would have to ask for new.
+    Args:
+        function: returns tensors ``(K', B, ...)``, or ``(K' * B, ...)`` for a chunk without particles.
+        programs: from `scoring_context`.
+        rows: ``(B,)``, rows of the data.
+        num_particles: K.
+        size: most rows of one run, a datum with K particles counting K.
+        alike: whether all runs have the same length.
+
+    """
+    buffer = ChunkBuffer(num_particles, len(rows))
+    for chunk in iter_chunks(programs, rows, num_particles, size=size, alike=alike):
+        buffer.add(chunk, function(chunk))
+    return buffer.joined()
+
+
+class ChunkBuffer:
+    """Results of the runs that cover K particles of B rows.
+
+    Without gradients each result is written into one tensor at once. Small results that are kept would fragment the
+    memory that the large tensors of a run have left, so that the next run has to allocate.
 
     Args:
         num_particles: K.
@@ -147,44 +179,42 @@ class ChunkBuffer:
 
     def __init__(self, num_particles: int, num_rows: int) -> None:
         self.shape = (num_particles, num_rows)
+        self._has_particles = False
         self._parts: list[list[Tensor]] = []
-        self._whole: list[Tensor] = []
+        self._buffers: list[Tensor] = []
 
     def add(self, chunk: Chunk, results: Sequence[Tensor]) -> None:
-        """Take the results of one run, each ``(K', B)`` or ``(K' * B,)``."""
-        results = [chunk.trim(each) for each in results]
-        if any(each.requires_grad for each in results):
+        """Add the results of one run, each ``(K', B, ...)`` or ``(K' * B, ...)``."""
+        results = [chunk.trim(result) for result in results]
+        self._has_particles = chunk.has_particles
+        length = self.shape[0] if chunk.has_particles else math.prod(self.shape)
+        if chunk.count == length or any(result.requires_grad for result in results):
             self._parts.append(results)
             return
-        if not self._whole:
-            length = self.shape[0] if chunk.has_particles else math.prod(self.shape)
-            self._whole = [each.new_empty((length, *each.shape[1:])) for each in results]
-        for whole, each in zip(self._whole, results, strict=True):
-            part = whole[chunk.start : chunk.start + chunk.count]
-            part.copy_(each.reshape(part.shape))  # nothing is repeated in silence
+        if not self._buffers:
+            self._buffers = [result.new_empty((length, *result.shape[1:])) for result in results]
+        for buffer, result in zip(self._buffers, results, strict=True):
+            part = buffer[chunk.start : chunk.start + chunk.count]
+            part.copy_(result.reshape(part.shape))  # copy_ alone would broadcast
 
     def joined(self) -> list[Tensor]:
-        """Return each result of all runs, ``(K, B)``."""
-        whole = [torch.cat(parts) for parts in zip(*self._parts, strict=True)] or self._whole
-        return [each.reshape(self.shape) for each in whole]
-
-
-def even_chunk_size(programs: ModelGuide, rows: Tensor, num_particles: int, *, size: int) -> int:
-    """Return a size of runs, at most the given one, at which the last is nearly as long as the others."""
-    whole, unit = (num_particles, len(rows)) if programs.broadcasts else (num_particles * len(rows), 1)
-    limit = max(1, size // unit)
-    return math.ceil(whole / math.ceil(whole / limit)) * unit
+        """Return each result of all runs, ``(K, B, ...)``."""
+        whole = [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*self._parts, strict=True)]
+        whole = whole or self._buffers
+        num_dims = 2 if self._has_particles else 1
+        return [result.reshape(*self.shape, *result.shape[num_dims:]) for result in whole]
 
 
 def _filled(part: Tensor, length: int) -> Tensor:
-    """Return a tensor of that length, the first row repeated at its end where some are missing."""
+    """Return a tensor of that length, with the first row repeated at its end where some are missing."""
     missing = length - len(part)
     return torch.cat([part, part[:1].expand(missing, *part.shape[1:])]) if missing else part
 
 
 def iter_batches(programs: ModelGuide, num_data: int, *, batch_size: int) -> Iterator[tuple[Tensor, int]]:
-    """Yield rows ``(B,)`` that cover all data once, and how many of them count: a pair that draws its own rows takes a
-    fixed number, so that its last batch is filled up.
+    """Yield rows ``(B,)`` that cover all data once, and how many of them count.
+
+    Programs that draw their own rows take a fixed number, so that their last batch is filled up.
     """
     size = programs.num_rows if programs.draws_rows else min(batch_size, programs.max_rows)
     for start in range(0, num_data, size):
@@ -196,9 +226,9 @@ def iter_batches(programs: ModelGuide, num_data: int, *, batch_size: int) -> Ite
 def on_device(
     programs: ModelGuide, args: tuple[Any, ...], rows: Tensor, device: torch.device
 ) -> tuple[tuple[Any, ...], Tensor]:
-    """Return arguments on a device, and which of their rows are the given ones ``(B,)``.
+    """Return arguments on a device, and the positions of the given rows ``(B,)`` among theirs.
 
-    Of data that lie elsewhere no other rows are brought there, unless the pair takes all of them.
+    Only these rows are copied there, unless the programs take all data.
     """
     if programs.draws_rows:
         return tuple(argument.to(device) for argument in args), rows.to(device)

@@ -10,9 +10,9 @@ from pyro import poutine
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
-from pyrovae.programs import ChosenRows, ModelGuide, Program, nan_at, take_rows, unwrap_own_error
-from pyrovae.programs.layout import from_pyro, log_prob, per_datum
-from pyrovae.programs.support import unmasked
+from pyrovae.programs import ChosenRows, ModelGuide, Program, find_nan, take_rows, unwrap_own_error
+from pyrovae.programs.layout import from_pyro, log_probs
+from pyrovae.programs.site_checks import unmasked
 
 RELATIVE, ABSOLUTE = 1e-5, 1e-3  # differences at which two log-probabilities are still the same, the second in nats
 
@@ -64,7 +64,7 @@ class _Drawn(UnconditionMessenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] in self.names:
-            if nan := nan_at([msg]):  # which raises where it is drawn from, and on CUDA ends the process
+            if nan := find_nan([msg]):  # which raises where it is drawn from, and on CUDA ends the process
                 raise ValueError(f"{nan}, so that no data can be simulated")
             super()._pyro_sample(msg)
 
@@ -125,9 +125,10 @@ def _check(programs: ModelGuide, drawn: poutine.Trace, again: poutine.Trace) -> 
                 f"{name!r} does not observe the simulated data that the model was given, but something made of them; "
                 "write obs=x and transform the data before the call"
             )
-    for name in (*programs.latents, *programs.observed):
-        a, b = (per_datum(programs, log_prob(trace.nodes[name]), trace.nodes[name]) for trace in (drawn, again))
-        if not _same(a, b, RELATIVE, ABSOLUTE):
+    names = (*programs.latents, *programs.observed)
+    before, after = (log_probs(programs, trace, names) for trace in (drawn, again))
+    for name in names:
+        if not _same(before[name], after[name], RELATIVE, ABSOLUTE):
             raise ValueError(
                 f"the probability of {name!r} changes when simulated data take the place of the given ones: the model "
                 "uses the data in another way than by observing them; pass what it uses as a covariate"

@@ -9,13 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from pyro import poutine
 from torch import Tensor
 from torch.distributions import biject_to
 from torch.distributions.transforms import Transform
 
-from pyrovae.importance.chunks import iter_chunks
-from pyrovae.importance.particle_batches import draw_guide, score_guide, score_model
+from pyrovae.importance.particle_batches import draw_guide, draw_prior, score_guide, score_model
 from pyrovae.programs import ModelGuide, run
 from pyrovae.programs.layout import from_pyro, sum_over_sites, to_float64
 from pyrovae.runtime.context import forked_random
@@ -102,25 +100,8 @@ class UnconstrainedLatents:
 
     def draw_prior(self, num_particles: int) -> Tensor:
         """Draw u ``(K, B, D)`` from the prior."""
-        found: dict[str, list[Tensor]] = {name: [] for name in self.programs.latents}
         with torch.no_grad():
-            for chunk in iter_chunks(self.programs, self.rows, num_particles, size=num_particles * len(self.rows)):
-                model, _ = self.programs.bind(self.args, chunk.rows)
-                trace = poutine.trace(chunk.with_plate(self.programs, model)).get_trace()
-                for name in self.programs.latents:
-                    found[name].append(
-                        chunk.trim(
-                            from_pyro(
-                                self.programs,
-                                name,
-                                trace.nodes[name]["value"],
-                                has_particles=chunk.has_particles,
-                            )
-                        )
-                    )
-        z = {name: torch.cat(parts) for name, parts in found.items()}
-        shape = (num_particles, len(self.rows))
-        return self.flatten(z if self.programs.broadcasts else {name: v.unflatten(0, shape) for name, v in z.items()})
+            return self.flatten(draw_prior(self.programs, self.args, self.rows, num_particles))
 
     def flatten(self, z: Mapping[str, Tensor]) -> Tensor:
         """Return u ``(K, B, D)`` for z ``(K, B, ...)`` of each site."""

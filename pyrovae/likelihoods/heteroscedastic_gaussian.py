@@ -19,9 +19,9 @@ class HeteroscedasticGaussian(Likelihood):
     ``log p(x | z) = -1/2 sum_i [log 2 pi + log s_i^2 + (x_i - m_i)^2 / s_i^2]``, a density on the real numbers
 
     A large scale for elements that are hard to predict also weakens the gradient of their means; compare with a learned
-    common scale, ``Gaussian(x_shape, learn_scale=True)``. If an element is reproduced exactly, the density grows without
-    bound as the scale shrinks, and ``min_scale`` decides the maximum of the likelihood: report it with the number, and
-    raise it if log p(x) follows it.
+    common scale, ``Gaussian(x_shape, learn_scale=True)``. If an element is reproduced exactly, the density grows
+    without bound as the scale shrinks, and ``min_scale`` decides the maximum of the likelihood: report it with the
+    number, and raise it if log p(x) follows it.
 
     *Leveraging the exact likelihood of deep latent variable models (Mattei, Frellsen 2018)*,
     https://arxiv.org/abs/1802.04826; *Simple and effective VAE training with calibrated decoders (Rybkin, Daniilidis,
@@ -60,7 +60,7 @@ class HeteroscedasticGaussian(Likelihood):
         return self._params_at(mean, torch.ones(()))
 
     def start(self, x: Tensor, mean: Tensor) -> Tensor:
-        """Return the mean and one scale for all elements: the standard deviation of data ``(N, *x_shape)`` around it."""
+        """Return the mean, and the standard deviation of all elements of data ``(N, *x_shape)`` as scale."""
         return self._params_at(mean, (x - mean).square().mean().sqrt())
 
     def _params_at(self, mean: Tensor, scale: Tensor) -> Tensor:

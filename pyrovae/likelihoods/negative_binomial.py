@@ -39,8 +39,8 @@ class NegativeBinomial(Likelihood):
         super().__init__(x_shape)
         if not (total_count > 0 and math.isfinite(total_count)):
             raise ValueError(
-                f"`total_count` of NegativeBinomial must be positive and finite, got {total_count}; 1.0 is the default, "
-                "Poisson the limit of large values"
+                f"`total_count` of NegativeBinomial must be positive and finite, got {total_count}; 1.0 is default, "
+                "and Poisson the limit of large values"
             )
         log_total_count = torch.full(self.x_shape, math.log(total_count))
         if learn_total_count:
@@ -58,7 +58,7 @@ class NegativeBinomial(Likelihood):
         return mean.clamp(min=0.001).log().unsqueeze(-1)
 
     def start(self, x: Tensor, mean: Tensor) -> Tensor:
-        """Fit learned r of 1 to the variance of data ``(N, *x_shape)``, within [0.1, 100], and return the initial parameters."""
+        """Fit learned r of 1 to the variance of data ``(N, *x_shape)``, in [0.1, 100]; return initial parameters."""
         excess = (x - mean).square().mean(0) - mean
         if self.log_total_count.requires_grad and not self.log_total_count.any():
             with torch.no_grad():

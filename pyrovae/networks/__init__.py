@@ -1,16 +1,15 @@
-"""Encoders and decoders: torch only, any number of batch axes to the left.
+"""Encoders and decoders in plain torch, for any number of batch axes.
 
-MLP          linear layers with Glorot's start
+MLP          linear layers
 GatedMLP     linear layers with gates
-Conv         convolutions, for images of any size from 4 x 4 on
-ResNet       residual networks with batch normalization, for the same; the encoder is torchvision's
-Encoder      how to write your own; Decoder beside it
+Conv         convolutions, for images of 4 x 4 pixels or more
+ResNet       residual networks with batch normalization, for images of 4 x 4 pixels or more
+Encoder      base class, which says how to write your own; likewise Decoder
 """
 
 from pyrovae.networks.base import Decoder, Encoder
 from pyrovae.networks.conv import ConvDecoder, ConvEncoder
-from pyrovae.networks.gated_mlp import GatedMLPDecoder, GatedMLPEncoder
-from pyrovae.networks.mlp import MLPDecoder, MLPEncoder
+from pyrovae.networks.mlp import GatedMLPDecoder, GatedMLPEncoder, MLPDecoder, MLPEncoder
 from pyrovae.networks.resnet import ResNetDecoder, ResNetEncoder
 
 __all__ = [

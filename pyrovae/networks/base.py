@@ -1,25 +1,24 @@
-"""The encoder and the decoder, and how to write one."""
+"""Base classes of encoders and decoders, and how to write one."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from pyrovae.networks.fold import fold
-from pyrovae.networks.head import output_bias, set_output
+from pyrovae.networks.layers import output_bias, set_output
 from pyrovae.runtime.serialization import Described
 
 
 class Network(Described, nn.Module, ABC):
-    """What encoders and decoders share: an output for each datum, any batch axes, and covariates.
+    """Base of encoders and decoders: checks of shapes and dtypes, batch axes, and covariates.
 
     Attributes:
         out_shape: shape of the output for one datum.
-        covariate_dim: C, the number of covariates of one datum.
+        covariate_dim: C, number of covariates of one datum.
 
     """
 
@@ -45,24 +44,24 @@ class Network(Described, nn.Module, ABC):
     def run(self, x: Tensor, covariates: Tensor | None) -> Tensor:
         """Map the input of N data, and their covariates ``(N, covariate_dim)`` if any, to ``(N, *out_shape)``."""
 
-    def _folded(self, x: Tensor, event_dim: int, covariates: tuple[Tensor, ...]) -> Tensor:
-        """Run the network on checked covariates and on input with so many axes per datum."""
+    def _run_folded(self, x: Tensor, event_dim: int, covariates: tuple[Tensor, ...]) -> Tensor:
+        """Check dtypes and covariates, and run the network on input with any batch axes."""
         if self.covariate_dim or covariates:
-            self._check_dtype(x)  # joining would make one dtype of two
+            self._check_dtype(x)  # concatenation would promote the narrower dtype
             self._check_covariates(covariates, x.shape[: x.ndim - event_dim])
 
-        def joined(rows: Tensor, *others: Tensor) -> Tensor:
-            return self.run(rows, torch.cat(others, -1) if len(others) > 1 else others[0] if others else None)
+        def run(rows: Tensor, *others: Tensor) -> Tensor:
+            return self.run(rows, torch.cat(others, -1) if others else None)
 
         try:
-            return fold(joined, (x, *covariates), (event_dim, *(1 for _ in covariates)))
+            return fold(run, (x, *covariates), (event_dim, *(1 for _ in covariates)))
         except RuntimeError as error:
-            if "type" in str(error):  # layers refuse another dtype than theirs
+            if "type" in str(error):  # torch's layers raise it for input of another dtype
                 self._check_dtype(x)
             raise
 
     def _check_dtype(self, x: Tensor) -> None:
-        """Refuse input of another dtype than the parameters'."""
+        """Raise a ValueError if input and parameters have different dtypes."""
         weight = next(self.parameters(), x)
         if x.dtype != weight.dtype:
             raise ValueError(
@@ -71,15 +70,15 @@ class Network(Described, nn.Module, ABC):
             )
 
     def _check_covariates(self, covariates: tuple[Tensor, ...], batch: torch.Size) -> None:
-        """Refuse covariates that are missing, unexpected, of another kind, or that do not belong to the data."""
+        """Raise a ValueError if covariates are missing or unexpected, or have the wrong dtype or shape."""
         dtype = next((weight.dtype for weight in self.parameters()), torch.get_default_dtype())
         received = ", ".join(f"{tuple(c.shape)} of {c.dtype}" for c in covariates) or "none"
-        if not self.covariate_dim and covariates:
+        if not self.covariate_dim:
             raise ValueError(
                 f"the {self._role} takes no covariates, but received {received}; build it with covariate_dim=, the sum "
                 "of their last axes"
             )
-        if self.covariate_dim and not covariates:
+        if not covariates:
             raise ValueError(
                 f"the {self._role} takes covariates of shape (*batch, {self.covariate_dim}), but received none; give "
                 "them beside the data, or to a data set by data.with_covariates(...)"
@@ -106,17 +105,18 @@ class Network(Described, nn.Module, ABC):
 class Encoder(Network):
     """A network from a datum to the parameters of its posterior.
 
-    To write your own, copy `MLPEncoder` (the shortest): make the layers in the constructor and map N data to N outputs
-    in `run`; checks, batch axes and covariates are here. Any other ``torch.nn.Module`` of that meaning does too.
+    To write your own, copy `MLPEncoder` (the shortest): construct the layers, and map N data to N outputs in `run`; the
+    base class checks shapes and handles batch axes and covariates. Any other ``torch.nn.Module`` with the same input
+    and output works too.
 
     Args:
         x_shape: shape of one datum.
         out_shape: shape of the output for one datum, ``posterior.param_shape``.
-        covariate_dim: C, how many covariates are seen beside a datum.
+        covariate_dim: C, number of covariates of a datum.
 
     Raises:
-        ValueError: if a shape is empty or the number negative; and in a call if data or covariates have another shape
-            or dtype than was promised.
+        ValueError: if a shape is empty or the number negative; in a call, if data or covariates have another shape or
+            dtype.
 
     """
 
@@ -143,24 +143,24 @@ class Encoder(Network):
                 f"the encoder takes floating-point data, but received {x.dtype}; pyrovae.data.load(x) keeps bytes as "
                 "bytes and transforms them batch by batch"
             )
-        return self._folded(x, len(self.x_shape), covariates)
+        return self._run_folded(x, len(self.x_shape), covariates)
 
 
 class Decoder(Network):
     """A network from a latent variable to the parameters of the likelihood.
 
-    To write your own, copy `MLPDecoder` (the shortest); see `Encoder`. Name its last layer by `output_layer`, and `fit`
+    To write your own, copy `MLPDecoder` (the shortest); see `Encoder`. If `output_layer` returns the last layer, `fit`
     starts the output at the average datum.
 
     Args:
         latent_dim: D, the number of latent dimensions.
         out_shape: shape of the output for one datum, ``likelihood.param_shape``.
-        covariate_dim: C, how many covariates are seen beside z.
-        initial_params: ``out_shape``, where the output starts.
+        covariate_dim: C, number of covariates.
+        initial_params: ``out_shape``, the initial output.
 
     Raises:
-        ValueError: if a shape is empty, a number too small, or the initial parameters have another shape; and in a call
-            if z or covariates have another shape or dtype than was promised.
+        ValueError: if a shape is empty, a number too small, or the initial parameters have another shape; in a call, if
+            z or covariates have another shape or dtype.
 
     """
 
@@ -196,7 +196,7 @@ class Decoder(Network):
         return untouched
 
     def is_untouched(self) -> bool:
-        """Return whether the bias of the last layer was neither trained nor set: it is all zeros, and not frozen."""
+        """Return whether the bias of the last layer was neither set nor trained: it is all zeros, and not frozen."""
         layer = self.output_layer()
         return layer is not None and output_bias(layer).requires_grad and not output_bias(layer).any()
 
@@ -207,4 +207,32 @@ class Decoder(Network):
                 f"the decoder takes latent variables of shape (*batch, {self.latent_dim}), but received "
                 f"{tuple(z.shape)}; build it with latent_dim=prior.latent_dim"
             )
-        return self._folded(z, 1, covariates)
+        return self._run_folded(z, 1, covariates)
+
+
+def fold(net: Callable[..., Tensor], inputs: Sequence[Tensor], event_dims: Sequence[int]) -> Tensor:
+    """Fold the batch axes of the inputs into one, run a network, and unfold its output.
+
+    Batch axes are broadcast against each other. An axis along which every input is expanded, such as the particles of
+    ``x.expand(K, B, ...)``, is run once and the output expanded, so that the work is not done K times and batch
+    normalization sees each datum once. The output shares memory along the axis: do not write into it.
+
+    Args:
+        net: maps ``(N, *event)`` of each input to ``(N, *out)``.
+        inputs: ``(*batch, *event)`` each, with batch axes that broadcast.
+        event_dims: number of event axes of each input.
+
+    Returns:
+        ``(*batch, *out)``
+
+    """
+    if len(inputs) == 1 and inputs[0].ndim == event_dims[0] + 1 and inputs[0].stride(0):  # fast path
+        return net(inputs[0])
+    batch = torch.broadcast_shapes(*(x.shape[: x.ndim - dims] for x, dims in zip(inputs, event_dims, strict=True)))
+    full = [x.expand(*batch, *x.shape[x.ndim - dims :]) for x, dims in zip(inputs, event_dims, strict=True)]
+    repeated = [n > 1 and all(x.stride(axis) == 0 for x in full) for axis, n in enumerate(batch)]
+    distinct = [slice(1) if once else slice(None) for once in repeated]
+    own = torch.Size(1 if once else n for once, n in zip(repeated, batch, strict=True))
+    out = net(*(x[tuple(distinct)].reshape(own.numel(), *x.shape[len(batch) :]) for x in full))  # (N, *out)
+    out = out.reshape(*own, *out.shape[1:])
+    return out.expand(*batch, *out.shape[len(batch) :]) if any(repeated) else out

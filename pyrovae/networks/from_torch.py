@@ -1,4 +1,4 @@
-"""Encoders and decoders that are networks of plain torch, or functions of them."""
+"""Encoders and decoders from networks or functions in plain torch."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ Function = Callable[[Tensor], Any]
 
 
 class TorchEncoder(Encoder):
-    """An encoder from a function of x that returns mean and log-variance, whose numbers are left as they are.
+    """An encoder from a function of x that returns mean and log-variance, which are used as they are.
 
     Args:
         encode: maps ``(N, *x_shape)`` to mean and log-variance, each ``(N, latent_dim)``.
         x_shape: shape of one datum.
         latent_dim: D, the number of latent dimensions.
-        flat: whether it takes x as rows ``(N, prod(x_shape))``.
-        modules: what it uses, where it is neither a module nor the method of one.
+        flat: whether ``encode`` takes x as rows ``(N, prod(x_shape))``.
+        modules: modules that ``encode`` uses, if it is neither a module nor a method of one.
 
     Raises:
-        TypeError: if it cannot be called, or its modules are not known.
-        ValueError: in a call, if it takes or returns other shapes.
+        TypeError: if ``encode`` is not callable, or its modules are unknown.
+        ValueError: in a call, if ``encode`` takes or returns other shapes.
 
     """
 
@@ -43,57 +43,49 @@ class TorchEncoder(Encoder):
     ) -> None:
         super().__init__(x_shape, (latent_dim, 2))
         self.encode, self.flat, self.latent_dim = encode, flat, latent_dim
-        self.used = modules_of("encode", encode, modules)
+        self.used = _modules_of("encode", encode, modules)
 
     def run(self, x: Tensor, covariates: Tensor | None) -> Tensor:
         """Map ``(N, *x_shape)`` to ``(N, latent_dim, 2)``."""
         rows = x.flatten(1)  # (N, prod(x_shape))
-        given, other = (rows, x) if self.flat else (x, rows)
+        value, other = (rows, x) if self.flat else (x, rows)
         try:
-            found = self.encode(given)
+            output = self.encode(value)
         except RuntimeError:
-            if self._takes(other):
+            if _accepts(self.encode, other):
                 raise ValueError(
-                    f"encode fails on x of shape {tuple(given.shape)}, but takes {tuple(other.shape)}; say "
+                    f"encode fails on x of shape {tuple(value.shape)}, but takes {tuple(other.shape)}; say "
                     f"flat={not self.flat}"
                 ) from None
             raise
         shape = (len(x), self.latent_dim)
-        if not isinstance(found, (tuple, list)) or [_shape(part) for part in found] != [shape, shape]:
+        if not isinstance(output, (tuple, list)) or [_shape(part) for part in output] != [shape, shape]:
             raise ValueError(
                 f"encode returns (mean, log_variance), each of shape (B, {self.latent_dim}), but returned "
-                f"{_shapes(found)} for x of shape {tuple(given.shape)}; wrap it in a function that returns these two"
-                + ("" if self.flat or given.ndim == 2 else ", or say flat=True if it takes rows")
+                f"{_describe(output)} for x of shape {tuple(value.shape)}; wrap it in a function that returns these two"
+                + ("" if self.flat or value.ndim == 2 else ", or say flat=True if it takes rows")
             )
-        return torch.stack(list(found), -1)  # (N, latent_dim, 2)
-
-    def _takes(self, x: Tensor) -> bool:
-        """Tell whether the function takes x, which it was not given."""
-        try:
-            self.encode(x)
-        except Exception:  # whatever it is, the first error is the one to show
-            return False
-        return True
+        return torch.stack(list(output), -1)  # (N, latent_dim, 2)
 
 
 class TorchDecoder(Decoder):
-    """A decoder from a function of z that returns what the likelihood is given, or probabilities in place of logits.
+    """A decoder from a function of z that returns parameters of the likelihood, or probabilities in place of logits.
 
-    A probability of float32 near 1 has lost what log(1 - p) needs, from a logit of 10 on more than 1e-3 nats, and is 1
-    from 17 on: let the function return logits where it can.
+    float32 probabilities near 1 have lost the digits of log(1 - p): the error is above 1e-3 nats from a logit of 10 on,
+    and p is 1 from a logit of 17 on. Let the function return logits if it can.
 
     Args:
-        decode: maps ``(N, latent_dim)`` to one tensor per parameter, ``(N, *x_shape)`` or flat; or, of several, to one
-            tensor ``(N, *x_shape, n_params)``.
+        decode: maps ``(N, latent_dim)`` to one tensor per parameter, ``(N, *x_shape)`` or flat; for several parameters
+            also to one tensor ``(N, *x_shape, n_params)``.
         latent_dim: D, the number of latent dimensions.
         out_shape: ``likelihood.param_shape``, which is ``(*x_shape, n_params)``.
-        probabilities: whether these are probabilities, to be made logits. None: they are not, which the first of them
-            must confirm by not all lying in [0, 1]; so that logits are meant.
-        modules: what it uses, where it is neither a module nor the method of one.
+        probabilities: whether ``decode`` returns probabilities, which are converted to logits. None means logits, and
+            the first output is an error if all of it lies in [0, 1].
+        modules: modules that ``decode`` uses, if it is neither a module nor a method of one.
 
     Raises:
-        TypeError: if it cannot be called, or its modules are not known.
-        ValueError: in a call, if it returns another shape, or what are no probabilities, or some that are 0 or 1.
+        TypeError: if ``decode`` is not callable, or its modules are unknown.
+        ValueError: in a call, if ``decode`` returns another shape, or probabilities that are invalid, 0 or 1.
 
     """
 
@@ -108,91 +100,99 @@ class TorchDecoder(Decoder):
     ) -> None:
         super().__init__(latent_dim, out_shape)
         self.decode, self.probabilities = decode, probabilities
-        self.used = modules_of("decode", decode, modules)
+        self.used = _modules_of("decode", decode, modules)
 
     def run(self, z: Tensor, covariates: Tensor | None) -> Tensor:
         """Map ``(N, latent_dim)`` to ``(N, *out_shape)``."""
-        params = self._shaped(self.decode(z), z)  # (N, *out_shape)
+        params = self._to_params(self.decode(z), z)  # (N, *out_shape)
         if self.probabilities is None:
             _require_logits(params)
             self.probabilities = False
         return _logits(params) if self.probabilities else params
 
-    def _shaped(self, found: Any, z: Tensor) -> Tensor:
-        """Return what the function returned as ``(N, *out_shape)``."""
+    def _to_params(self, output: Any, z: Tensor) -> Tensor:
+        """Return the output of the function as ``(N, *out_shape)``."""
         *x_shape, n_params = self.out_shape
-        whole, full, rows = ((len(z), *each) for each in (self.out_shape, x_shape, (math.prod(x_shape),)))
-        if isinstance(found, Tensor) and _shape(found) == whole:
-            return found
-        several = tuple(found) if isinstance(found, (tuple, list)) else (found,)
-        if len(several) == n_params and all(_shape(part) in (full, rows) for part in several):
-            return torch.stack([part.reshape(full) for part in several], -1)  # (N, *x_shape, n_params)
-        each = f"(B, {', '.join(map(str, x_shape))}) or (B, {math.prod(x_shape)})"
-        wanted = f"a tensor of shape {each}" if n_params == 1 else f"{n_params} tensors, each of shape {each}"
+        full, rows = (len(z), *x_shape), (len(z), math.prod(x_shape))
+        if _shape(output) == (len(z), *self.out_shape):
+            return output
+        parts = tuple(output) if isinstance(output, (tuple, list)) else (output,)
+        if len(parts) == n_params and all(_shape(part) in (full, rows) for part in parts):
+            return torch.stack([part.reshape(full) for part in parts], -1)  # (N, *x_shape, n_params)
+        shapes = f"(B, {', '.join(map(str, x_shape))}) or (B, {math.prod(x_shape)})"
+        valid = f"a tensor of shape {shapes}" if n_params == 1 else f"{n_params} tensors, each of shape {shapes}"
         raise ValueError(
-            f"decode returns {wanted}, but returned {_shapes(found)} for z of shape {tuple(z.shape)}; wrap it in a "
+            f"decode returns {valid}, but returned {_describe(output)} for z of shape {tuple(z.shape)}; wrap it in a "
             "function that does"
         )
 
 
-def modules_of(role: str, function: Function, named: Iterable[nn.Module] | None) -> nn.ModuleList:
-    """Return the modules that a function uses beside itself: its owner, and those that are named.
+def _modules_of(role: str, function: Function, modules: Iterable[nn.Module] | None) -> nn.ModuleList:
+    """Return the modules that a function uses: its owner, and the given ones.
 
     Raises:
-        TypeError: if it cannot be called, its modules are not known, or something named is none.
+        TypeError: if it is not callable, its modules are unknown, or a given one is not a module.
 
     """
     if isinstance(function, type) or not callable(function):
         raise TypeError(f"{role} is a module or a function, but received {function!r}")
     bare = function.func if isinstance(function, functools.partial) else function
     owner = bare.__self__ if inspect.ismethod(bare) else bare
-    own = [owner] if isinstance(owner, nn.Module) else []
-    if not own and named is None:
+    if modules is None and not isinstance(owner, nn.Module):
         raise TypeError(
-            f"{role} is neither a module nor the method of one, so that the modules that it uses are not seen; name "
-            "them by modules=[...], an empty list if there are none: they are evaluated in eval mode, and moved"
+            f"{role} is neither a module nor the method of one, so that its modules are unknown; name them by "
+            "modules=[...], an empty list if there are none: they are moved, and evaluated in eval mode"
         )
-    others = list(named or ())
+    own = [owner] if isinstance(owner, nn.Module) and owner is not function else []
+    others = list(modules or ())
     for module in others:
         if not isinstance(module, nn.Module):
             raise TypeError(f"modules holds torch modules, but it contains a {type(module).__name__}")
-    return nn.ModuleList([*(module for module in own if module is not function), *others])
+    return nn.ModuleList([*own, *others])
 
 
 def _logits(probabilities: Tensor) -> Tensor:
-    """Return ``log(p / (1 - p))``, which is exact to rounding for every p that is not 0 or 1."""
+    """Return ``log(p / (1 - p))``, which is exact to rounding for every p other than 0 and 1."""
     low, high = (bound.item() for bound in probabilities.aminmax())
     if not (low >= 0 and high <= 1):
         raise ValueError(
             f"decode returns probabilities, but returned values from {low:.4g} to {high:.4g}; leave out "
             "probabilities=True if these are logits"
         )
-    saturated = int(((probabilities == 0) | (probabilities == 1)).sum())
-    if saturated:
+    if saturated := int(((probabilities == 0) | (probabilities == 1)).sum()):
         raise ValueError(
             f"probabilities lie strictly between 0 and 1, but decode returned {saturated} of {probabilities.numel()} "
-            f"that {probabilities.dtype} cannot tell from 0 or 1, which would make log p(x) infinite; let it return "
-            "logits (leave out its last sigmoid, and probabilities=True), or convert model and data to torch.float64"
+            f"that {probabilities.dtype} rounds to 0 or 1, which would make log p(x) infinite; let it return logits "
+            "(leave out its last sigmoid, and probabilities=True), or convert model and data to torch.float64"
         )
     return probabilities.logit()
 
 
 def _require_logits(params: Tensor) -> None:
-    """Refuse logits that all lie between 0 and 1 without being all the same: these are probabilities."""
+    """Raise a ValueError if logits look like probabilities: all between 0 and 1, and not constant."""
     low, high = (bound.item() for bound in params.aminmax())
     if low >= 0 and high <= 1 and low < high:
         raise ValueError(
-            f"decode returns logits, but all that it returned lie between 0 and 1 (from {low:.4g} to {high:.4g}), as "
-            "probabilities do; say probabilities=True, or probabilities=False if they are logits"
+            f"decode returns logits, but its whole output lies between 0 and 1 (from {low:.4g} to {high:.4g}), like "
+            "probabilities; say probabilities=True, or probabilities=False if they are logits"
         )
+
+
+def _accepts(function: Function, x: Tensor) -> bool:
+    """Return whether a function takes x without an error."""
+    try:
+        function(x)
+    except Exception:  # the caller raises the first error, so this one is not needed
+        return False
+    return True
 
 
 def _shape(part: Any) -> tuple[int, ...] | None:
     return tuple(part.shape) if isinstance(part, Tensor) else None
 
 
-def _shapes(found: Any) -> str:
-    """Return what a function returned, in words."""
-    if isinstance(found, (tuple, list)):
-        return f"{len(found)} values ({', '.join(map(_shapes, found))})"
-    return f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+def _describe(output: Any) -> str:
+    """Return a description of the output of a function, for errors."""
+    if isinstance(output, (tuple, list)):
+        return f"{len(output)} values ({', '.join(map(_describe, output))})"
+    return f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"

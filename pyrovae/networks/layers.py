@@ -1,15 +1,18 @@
-"""Linear layers, of which the networks are made, and the memory that training them takes."""
+"""Layers and heads of the networks, and their initial values."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pyrovae.runtime import memory
-
 Initialize = Callable[[Tensor], object]
+
+MAX_OWN_PARAMS = 8  # parameters per element up to which each has weights of its own
 
 
 def he(weight: Tensor) -> Tensor:
@@ -40,7 +43,7 @@ def linear(fan_in: int, fan_out: int, initialize: Initialize = glorot) -> nn.Lin
 class Tanh(nn.Tanh):
     """`torch.nn.Tanh`, four times as fast on a CPU where no gradient is recorded.
 
-    ``tanh(x) = 2 sigmoid(2 x) - 1``, with an error of 2e-7 at most in float32 and 4e-16 in float64
+    ``tanh(x) = 2 sigmoid(2 x) - 1``, with an error of at most 2e-7 in float32 and 4e-16 in float64
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -50,46 +53,138 @@ class Tanh(nn.Tanh):
         return torch.mul(x, 2).sigmoid_().mul_(2).sub_(1)
 
 
-def nonlinearity(activation: type[nn.Module]) -> nn.Module:
-    """Return a layer of a class, in its faster form where there is one."""
-    return Tanh() if activation is nn.Tanh else activation()
-
-
 def hidden_layers(
-    widths: Sequence[int],
-    activation: type[nn.Module],
-    *,
-    then: int | None = None,
-    initialize: Initialize = glorot,
-    gated: bool = False,
+    widths: Sequence[int], activation: type[nn.Module], *, initialize: Initialize = glorot
 ) -> list[nn.Module]:
-    """Return layers of the given widths, that of the input first, each with its activation.
+    """Return linear layers, each followed by its activation.
 
     Args:
         widths: of the input and of each layer.
-        activation: class of the nonlinearity.
-        then: width of the linear output that follows, if one does, which counts in what is checked.
+        activation: class of the nonlinearity; `torch.nn.GLU` halves its input, so its layers emit twice their width.
         initialize: fills the weights.
-        gated: whether a layer emits twice its width, of which the activation makes one.
 
     Raises:
-        ValueError: if a layer has no units, or training them does not fit into memory.
+        ValueError: if a layer has no units.
 
     """
-    everything = (*widths,) if then is None else (*widths, then)
-    if min(everything) < 1:
-        raise ValueError(f"every layer has at least one unit, but received widths {everything}")
-    factor = 2 if gated else 1
-    pairs = list(zip(widths, widths[1:], strict=False))
-    weights = factor * sum(a * b for a, b in pairs) + widths[-1] * (then or 0)
-    require_training(weights, what=f"a network with layers of {everything} units", hint="choose smaller layers")
+    if min(widths) < 1:
+        raise ValueError(f"every layer has at least one unit, but received widths {tuple(widths)}; choose larger ones")
+    factor = 2 if activation is nn.GLU else 1
     layers: list[nn.Module] = []
-    for fan_in, fan_out in pairs:
-        layers += [linear(fan_in, factor * fan_out, initialize), nonlinearity(activation)]
+    for fan_in, fan_out in pairwise(widths):
+        layers.append(linear(fan_in, factor * fan_out, initialize))
+        layers.append(Tanh() if activation is nn.Tanh else activation())
     return layers
 
 
-def require_training(weights: float, *, what: str, hint: str) -> None:
-    """Refuse a network whose training does not fit: its weights, their gradients and the two moments of Adam."""
-    size = 4 * torch.get_default_dtype().itemsize * float(weights)
-    memory.require(size, what=f"training {what}", hint=hint)
+class SharedMap(nn.Module):
+    """One linear map from features to parameters, shared by all elements, with a bias per element and parameter.
+
+    Map and bias are one operation, so that only one tensor as large as the output, ``(N, E, P)``, is allocated.
+
+    Args:
+        features: F, number of features of each element.
+        elements: E, number of elements.
+        num_params: P, number of parameters of each element.
+        initialize: fills the map.
+
+    """
+
+    def __init__(self, features: int, elements: int, num_params: int, *, initialize: Initialize) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_params, features))
+        self.bias = nn.Parameter(torch.zeros(elements, num_params))
+        initialize(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, E, F)`` to ``(N, E, P)``."""
+        return torch.baddbmm(self.bias, x, self.weight.T.expand(len(x), -1, -1))
+
+
+def dense_head(
+    width: int,
+    out_shape: Sequence[int],
+    *,
+    features: int,
+    activation: type[nn.Module],
+    initialize: Initialize = glorot,
+    initial_params: Tensor | None = None,
+) -> nn.Module:
+    """Return the head of a decoder of linear layers, from ``(N, width)`` to ``(N, *out_shape)``, flattened or not.
+
+    Up to 8 parameters per element come from one linear layer. More, such as the 256 logits of a categorical pixel, come
+    from a few features per element, a nonlinearity, and a map that all elements share: a linear layer would have 256
+    times as many weights as for a binary image.
+
+    Args:
+        width: of the last hidden layer.
+        out_shape: ``(*x_shape, n_params)``.
+        features: number of features per element, where the map is shared.
+        activation: class of the nonlinearity between features and map.
+        initialize: fills the weights.
+        initial_params: ``out_shape``, the initial bias; zero if None.
+
+    Raises:
+        ValueError: if the number of features is not positive.
+
+    """
+    if features < 1:
+        raise ValueError(f"an element has 1 feature or more, but received features={features}; choose features=8")
+    *x_shape, num_params = out_shape
+    elements, is_shared = math.prod(x_shape), len(out_shape) > 1 and num_params > MAX_OWN_PARAMS
+    head: nn.Module = linear(width, elements * (features if is_shared else num_params), initialize)
+    if is_shared:
+        shared = SharedMap(features, elements, num_params, initialize=initialize)
+        head = nn.Sequential(head, activation(), nn.Unflatten(1, (elements, features)), shared)
+    if initial_params is not None:
+        set_output(head, initial_params)
+    return head
+
+
+class ImageHead(nn.Module):
+    """The head of a decoder of images: a 1 x 1 convolution, and a bias per element and parameter.
+
+    It works with the channels last, so that the output for images of one channel is contiguous.
+
+    Args:
+        features: F, channels of the feature maps.
+        image: ``(C, H, W)``.
+        num_params: P, number of parameters per element of the image.
+        initial_params: ``(..., P)`` with the elements of the image, the initial bias; zero if None.
+
+    """
+
+    def __init__(
+        self, features: int, image: tuple[int, int, int], num_params: int, *, initial_params: Tensor | None = None
+    ) -> None:
+        super().__init__()
+        self.image, self.num_params = image, num_params
+        channels, height, width = image
+        self.map = SharedMap(features, height * width, channels * num_params, initialize=glorot)
+        if initial_params is not None:
+            set_output(self, initial_params)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, F, H, W)`` to ``(N, C, H, W, P)``."""
+        out = self.map(x.flatten(2).mT)  # (N, H * W, C * P)
+        return out.unflatten(2, (-1, self.num_params)).unflatten(1, self.image[1:]).movedim(3, 1)
+
+
+def output_bias(head: nn.Module) -> nn.Parameter:
+    """Return the bias of the head of a decoder, of any shape."""
+    last: Any = head.map if isinstance(head, ImageHead) else head[-1] if isinstance(head, nn.Sequential) else head
+    return last.bias
+
+
+@torch.no_grad()
+def set_output(head: nn.Module, params: Tensor) -> None:
+    """Set the bias of the head of a decoder to parameters ``(*x_shape, n_params)``, its output for features of 0."""
+    if isinstance(head, ImageHead):
+        params = params.reshape(*head.image, head.num_params).movedim(0, 2)  # (H, W, C, P)
+    bias = output_bias(head)
+    bias.copy_(params.reshape(bias.shape))
+
+
+def join(x: Tensor, covariates: Tensor | None) -> Tensor:
+    """Concatenate ``(N, D)`` and covariates ``(N, C)``, if any."""
+    return x if covariates is None else torch.cat([x, covariates], -1)

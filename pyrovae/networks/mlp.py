@@ -1,32 +1,30 @@
-"""Multilayer perceptrons."""
+"""Multilayer perceptrons, with and without gates."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from pyrovae.networks.base import Decoder, Encoder
-from pyrovae.networks.head import dense_head, head_width
-from pyrovae.networks.layers import hidden_layers, linear
+from pyrovae.networks.layers import dense_head, he, hidden_layers, join, linear
 
 
 class MLPEncoder(Encoder):
-    """From a datum to the parameters of its posterior, by linear layers.
+    """Linear layers from a datum to the parameters of its posterior.
 
-    Weights start at Glorot's uniform distribution and biases at zero.
+    Initial weights are drawn from Glorot's uniform distribution; initial biases are zero.
 
     Args:
         x_shape: shape of one datum.
         out_shape: shape of the output for one datum, ``posterior.param_shape``.
-        covariate_dim: C, how many covariates are joined to the flattened datum.
+        covariate_dim: C, number of covariates, appended to the flattened datum.
         hidden: widths of the hidden layers.
         activation: class of the nonlinearity between layers.
 
     Raises:
-        ValueError: if a layer has no units, or training the network does not fit into memory.
+        ValueError: if a layer has no units.
 
     """
 
@@ -41,33 +39,32 @@ class MLPEncoder(Encoder):
     ) -> None:
         super().__init__(x_shape, out_shape, covariate_dim=covariate_dim)
         widths = (math.prod(x_shape) + covariate_dim, *hidden)
-        layers = hidden_layers(widths, activation, then=math.prod(out_shape))
-        self.layers = nn.Sequential(*layers, linear(widths[-1], math.prod(out_shape)))
+        self.layers = nn.Sequential(*hidden_layers(widths, activation), linear(widths[-1], math.prod(out_shape)))
 
     def run(self, x: Tensor, covariates: Tensor | None) -> Tensor:
         """Map ``(N, *x_shape)`` to ``(N, *out_shape)``."""
-        flat = x.flatten(1)  # (N, prod(x_shape))
-        return self.layers(joined(flat, covariates)).unflatten(-1, self.out_shape)  # (N, *out_shape)
+        return self.layers(join(x.flatten(1), covariates)).unflatten(-1, self.out_shape)  # (N, *out_shape)
 
 
 class MLPDecoder(Decoder):
-    """From a latent variable to the parameters of the likelihood, by linear layers.
+    """Linear layers from a latent variable to the parameters of the likelihood.
 
-    Weights start at Glorot's uniform distribution and biases at zero, but for the last layer's, which can be given.
+    Initial weights are drawn from Glorot's uniform distribution; initial biases are zero, except the last layer's if
+    given.
 
     Args:
         latent_dim: D, the number of latent dimensions.
         out_shape: shape of the output for one datum, ``likelihood.param_shape``.
-        covariate_dim: C, how many covariates are joined to z.
+        covariate_dim: C, number of covariates, appended to z.
         hidden: widths of the hidden layers.
         activation: class of the nonlinearity between layers.
-        features: of each element, where it has more than 8 parameters: these come from a map that elements share.
-        initial_params: ``out_shape``, the bias of the last layer at the start, for instance
-            ``likelihood.initial_params(data.train.mean())``; the output at z = 0 (and covariates of 0) where the
-            activation is 0 at 0.
+        features: of each element; more than 8 parameters per element are a map of them that all elements share.
+        initial_params: ``out_shape``, the initial bias of the last layer, for instance
+            ``likelihood.initial_params(data.train.mean())``. It is the initial output at z = 0 (and covariates of 0) if
+            the activation is 0 at 0.
 
     Raises:
-        ValueError: if a layer has no units, or training the network does not fit into memory.
+        ValueError: if a layer has no units.
 
     """
 
@@ -84,7 +81,7 @@ class MLPDecoder(Decoder):
     ) -> None:
         super().__init__(latent_dim, out_shape, covariate_dim=covariate_dim, initial_params=initial_params)
         widths = (latent_dim + covariate_dim, *hidden)
-        layers = hidden_layers(widths, activation, then=head_width(out_shape, features))
+        layers = hidden_layers(widths, activation)
         head = dense_head(
             widths[-1], out_shape, features=features, activation=activation, initial_params=initial_params
         )
@@ -96,9 +93,92 @@ class MLPDecoder(Decoder):
 
     def run(self, z: Tensor, covariates: Tensor | None) -> Tensor:
         """Map ``(N, latent_dim)`` to ``(N, *out_shape)``."""
-        return self.layers(joined(z, covariates)).reshape(-1, *self.out_shape)
+        return self.layers(join(z, covariates)).reshape(-1, *self.out_shape)
 
 
-def joined(x: Tensor, covariates: Tensor | None) -> Tensor:
-    """Return ``(N, D)`` and covariates ``(N, C)`` side by side."""
-    return x if covariates is None else torch.cat([x, covariates], -1)
+class GatedMLPEncoder(Encoder):
+    """Gated layers ``(W1 x + b1) * sigmoid(W2 x + b2)`` from a datum to the parameters of its posterior.
+
+    Initial weights are drawn from He's normal distribution; initial biases are zero. W1 and W2 are the two halves of
+    one linear layer.
+
+    *Language modeling with gated convolutional networks (Dauphin et al. 2017)*, https://arxiv.org/abs/1612.08083;
+    for images *VAE with a VampPrior (Tomczak, Welling 2018)*, https://arxiv.org/abs/1705.07120
+
+    Args:
+        x_shape: shape of one datum.
+        out_shape: shape of the output for one datum, ``posterior.param_shape``.
+        covariate_dim: C, number of covariates, appended to the flattened datum.
+        hidden: widths of the hidden layers.
+
+    Raises:
+        ValueError: if a layer has no units.
+
+    """
+
+    def __init__(
+        self,
+        x_shape: Sequence[int],
+        out_shape: Sequence[int],
+        *,
+        covariate_dim: int = 0,
+        hidden: Sequence[int] = (300, 300),
+    ) -> None:
+        super().__init__(x_shape, out_shape, covariate_dim=covariate_dim)
+        widths = (math.prod(x_shape) + covariate_dim, *hidden)
+        layers = hidden_layers(widths, nn.GLU, initialize=he)
+        self.layers = nn.Sequential(*layers, linear(widths[-1], math.prod(out_shape), he))
+
+    def run(self, x: Tensor, covariates: Tensor | None) -> Tensor:
+        """Map ``(N, *x_shape)`` to ``(N, *out_shape)``."""
+        return self.layers(join(x.flatten(1), covariates)).unflatten(-1, self.out_shape)  # (N, *out_shape)
+
+
+class GatedMLPDecoder(Decoder):
+    """Gated layers ``(W1 z + b1) * sigmoid(W2 z + b2)`` from a latent variable to the parameters of the likelihood.
+
+    See `GatedMLPEncoder`.
+
+    Args:
+        latent_dim: D, the number of latent dimensions.
+        out_shape: shape of the output for one datum, ``likelihood.param_shape``.
+        covariate_dim: C, number of covariates, appended to z.
+        hidden: widths of the hidden layers.
+        features: of each element; more than 8 parameters per element are a map of them that all elements share.
+        initial_params: ``out_shape``, the initial bias of the last layer, as in `MLPDecoder`.
+
+    Raises:
+        ValueError: if a layer has no units.
+
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        out_shape: Sequence[int],
+        *,
+        covariate_dim: int = 0,
+        hidden: Sequence[int] = (300, 300),
+        features: int = 8,
+        initial_params: Tensor | None = None,
+    ) -> None:
+        super().__init__(latent_dim, out_shape, covariate_dim=covariate_dim, initial_params=initial_params)
+        widths = (latent_dim + covariate_dim, *hidden)
+        layers = hidden_layers(widths, nn.GLU, initialize=he)
+        head = dense_head(
+            widths[-1],
+            out_shape,
+            features=features,
+            activation=nn.SiLU,
+            initialize=he,
+            initial_params=initial_params,
+        )
+        self.layers = nn.Sequential(*layers, head)
+
+    def output_layer(self) -> nn.Module:
+        """Return the last layer."""
+        return self.layers[-1]
+
+    def run(self, z: Tensor, covariates: Tensor | None) -> Tensor:
+        """Map ``(N, latent_dim)`` to ``(N, *out_shape)``."""
+        return self.layers(join(z, covariates)).reshape(-1, *self.out_shape)

@@ -1,4 +1,4 @@
-"""The contract itself: what a pair's traces must show, and what is said where they do not."""
+"""The contract of model and guide, checked on their traces."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from torch import nn
 
 from pyrovae.data.transform import BaseMeasure
 from pyrovae.programs.analytic_kl import MASKED_DIFFERENTLY, closed_form_kl, latent_sites
+from pyrovae.programs.latent_checks import require_common_masks
 from pyrovae.programs.model_guide import Latent, ModelGuide, Program, straight_through
-from pyrovae.programs.support import UNNORMALIZED, is_discrete, is_improper, is_point, require_common_masks
+from pyrovae.programs.site_checks import UNNORMALIZED, is_discrete, layers
+
+Sites = dict[str, Any]
 
 
 def read_contract(
@@ -26,26 +29,29 @@ def read_contract(
     plates: set[str],
     draws_rows: bool,
 ) -> ModelGuide:
-    """Read a pair's structure off its traces, or say how it breaks the contract.
+    """Return the structure of model and guide, read off their traces.
 
     Args:
         model: the generative program.
         guide: the inference program.
-        modules: those they are made of.
+        modules: their modules.
         guide_trace: of one run of the guide, log-probabilities computed.
         model_trace: of the model replayed against it.
         plates: names of the plates that may hold the data.
-        draws_rows: whether the pair draws its own rows from all data.
+        draws_rows: whether the programs draw their own rows from all data.
+
+    Raises:
+        ValueError: if the programs break the contract; the text says how, and how to mend it.
 
     """
     guide_sites, model_sites = latent_sites(guide_trace), latent_sites(model_trace)
-    observed = {
-        name: site
-        for name, site in model_trace.nodes.items()
-        if site["type"] == "sample" and site["is_observed"] and not site["infer"].get("_deterministic")
-    }
+    observed = _observed(model_trace)
     _check_names(guide_sites, model_sites, observed)
-    _check_guide(guide_trace)
+    if own := _observed(guide_trace):
+        raise ValueError(
+            f"the guide's site {next(iter(own))!r} is observed (pyro.factor is, too), so that its draws do not have "
+            "the density that the guide states; leave it out, or move it into the model"
+        )
     require_common_masks(guide_sites, model_sites)
     sites = (*guide_sites.values(), *model_sites.values(), *observed.values())
     plate = _data_plate(sites, plates)
@@ -87,19 +93,26 @@ def read_contract(
     )
 
 
+def _observed(trace: poutine.Trace) -> Sites:
+    """Return the observed sites of a trace by name, without `pyro.deterministic`."""
+    return {
+        name: site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and site["is_observed"] and not site["infer"].get("_deterministic")
+    }
+
+
 def _num_elements(site: Any) -> int:
-    """Return the size of what a site holds: its value, or the largest parameter of its distribution."""
-    sizes, inside = [site["value"].numel()], [site["fn"]]
-    while inside:
-        for held in vars(inside.pop()).values():
-            if isinstance(held, torch.distributions.Distribution):
-                inside.append(held)
-            elif isinstance(held, torch.Tensor):
-                sizes.append(held.numel())
+    """Return the number of elements of a site's value, or of the largest parameter of its distribution."""
+    sizes, fns = [site["value"].numel()], [site["fn"]]
+    while fns:
+        values = list(vars(fns.pop()).values())
+        fns += [value for value in values if isinstance(value, torch.distributions.Distribution)]
+        sizes += [value.numel() for value in values if isinstance(value, torch.Tensor)]
     return max(sizes)
 
 
-def _base_measure(observed: dict[str, Any]) -> BaseMeasure | None:
+def _base_measure(observed: Sites) -> BaseMeasure | None:
     """Return the measure on which all observed sites have their density; factors have none."""
     discrete = {is_discrete(site["fn"]) for site in observed.values() if not isinstance(site["fn"], dist.Unit)}
     if discrete == {True}:
@@ -107,18 +120,22 @@ def _base_measure(observed: dict[str, Any]) -> BaseMeasure | None:
     return "Lebesgue" if discrete == {False} else None
 
 
-def _factors(observed: dict[str, Any]) -> tuple[str, ...]:
+def _factors(observed: Sites) -> tuple[str, ...]:
     return tuple(name for name, site in observed.items() if isinstance(site["fn"], dist.Unit))
 
 
-def _unnormalized(observed: dict[str, Any], latent: dict[str, Any]) -> str | None:
+def _unnormalized(observed: Sites, latent: Sites) -> str | None:
     """Return the reason why a model is not a normalized distribution, None if it is."""
+
+    def has(site: Any, kind: type) -> bool:
+        return any(isinstance(fn, kind) for fn in layers(site["fn"]))
+
     factors = _factors(observed)
-    allowed = [name for name, site in observed.items() if site["infer"].get(UNNORMALIZED)]
     reasons = [f"pyro.factor {', '.join(map(repr, factors))} in the model"] if factors else []
-    reasons += [f"{name!r} observes a point (Delta)" for name, site in observed.items() if is_point(site["fn"])]
-    reasons += [f"improper prior of {name!r}" for name, site in latent.items() if is_improper(site["fn"])]
-    reasons += ["unnormalized=True allows values outside the support"] if allowed else []
+    reasons += [f"{name!r} observes a point (Delta)" for name, site in observed.items() if has(site, dist.Delta)]
+    reasons += [f"improper prior of {name!r}" for name, site in latent.items() if has(site, dist.ImproperUniform)]
+    if any(site["infer"].get(UNNORMALIZED) for site in observed.values()):
+        reasons.append("unnormalized=True allows values outside the support")
     return "; ".join(reasons) or None
 
 
@@ -129,14 +146,14 @@ def _kl_method(name: str, model_trace: poutine.Trace, guide_trace: poutine.Trace
 
 
 def _free_params(modules: tuple[nn.Module, ...], *traces: poutine.Trace) -> tuple[str, ...]:
-    """Return the names of the stored parameters that a pair uses, but for those of its modules."""
+    """Return the names of the stored parameters that the programs use outside their modules."""
     owned = {id(parameter) for module in modules for parameter in module.parameters()}
     names = {name: None for trace in traces for name, site in trace.nodes.items() if site["type"] == "param"}
     stored = dict(pyro.get_param_store().named_parameters())
     return tuple(name for name in names if name in stored and id(stored[name]) not in owned)
 
 
-def _check_names(guide_sites: dict[str, Any], model_sites: dict[str, Any], observed: dict[str, Any]) -> None:
+def _check_names(guide_sites: Sites, model_sites: Sites, observed: Sites) -> None:
     if not observed:
         raise ValueError("the model observes nothing; give one of its sample statements obs=x")
     if not guide_sites:
@@ -155,17 +172,8 @@ def _check_names(guide_sites: dict[str, Any], model_sites: dict[str, Any], obser
             )
 
 
-def _check_guide(trace: poutine.Trace) -> None:
-    for name, site in trace.nodes.items():
-        if site["type"] == "sample" and site["is_observed"] and not site["infer"].get("_deterministic"):
-            raise ValueError(
-                f"the guide's site {name!r} is observed (pyro.factor is, too), so that its draws do not have the "
-                "density that the guide states; leave it out, or move it into the model"
-            )
-
-
 def _data_plate(sites: tuple[Any, ...], plates: set[str]) -> Any:
-    """Return the frame of the plate, one of those that may hold the data, that all sites lie in."""
+    """Return the frame of the plate that holds all sites, among the plates that may hold the data."""
     stacks = [{frame.name: frame for frame in site["cond_indep_stack"]} for site in sites]
     for name, frame in stacks[0].items():
         if name in plates and all(name in stack for stack in stacks):

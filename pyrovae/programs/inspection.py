@@ -1,12 +1,11 @@
-"""The first runs of a pair, which show its structure."""
+"""First runs of a model and its guide, from which their structure is read."""
 
 from __future__ import annotations
 
 import functools
 import logging
-import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro
@@ -19,14 +18,18 @@ from torch import Tensor, nn
 from pyrovae.compile.trace import first_line
 from pyrovae.programs.analytic_kl import latent_sites
 from pyrovae.programs.contract import read_contract
-from pyrovae.programs.model_guide import PARTICLE_PLATE, Latent, ModelGuide, Program, take_rows
+from pyrovae.programs.latent_checks import require_common_measure
+from pyrovae.programs.layout import from_pyro, log_probs, to_pyro
+from pyrovae.programs.link_warnings import find_link_warnings
+from pyrovae.programs.model_guide import PARTICLE_PLATE, ModelGuide, Program, replace_draws, take_rows
 from pyrovae.programs.modules import RunModules, find_modules
-from pyrovae.programs.outputs import largest_output
-from pyrovae.programs.support import require_common_measure
-from pyrovae.programs.validation import nan_in, run_validated, unwrap_own_error
+from pyrovae.programs.site_checks import find_nan, find_nan_log_prob
+from pyrovae.programs.validation import run_validated, unwrap_own_error
 from pyrovae.runtime.context import forked_random, frozen_unremarked, full_precision, validation
 
 logger = logging.getLogger("pyrovae")
+
+FIRST_ROWS, SECOND_ROWS = 3, 2  # data points of the first two runs
 
 
 def inspect_programs(
@@ -39,200 +42,293 @@ def inspect_programs(
     device: torch.device | None = None,
     nan_counts: bool = False,
 ) -> ModelGuide:
-    """Run a pair on a few rows, with all checks on and in a random stream of its own, and read off its structure.
+    """Run model and guide on a few rows, with all checks on and a forked random stream, and return their structure.
 
-    Modules that run are in evaluation mode meanwhile.
+    Both run once on 3 rows, and once with an axis of particles on 2. Programs that do not take particles run a third
+    time, without them; programs that draw their own rows run on all data. Modules that run are in evaluation mode.
 
     Args:
         model: a Pyro program called with ``args``.
         guide: another, with the same arguments.
-        args: the data ``(N, ...)`` and whatever travels with them along the plate, or a few rows of these.
-        modules: those that neither run as modules nor can be found from the programs.
-        all_data: returns all data where ``args`` holds a few rows; asked if the pair draws its own rows.
+        args: the data ``(N, ...)`` and other arguments along the plate, or a few rows of them.
+        modules: modules that neither run as modules nor can be found from the programs.
+        all_data: returns all data where ``args`` holds a few rows; called if the programs draw their own rows.
         device: to which modules are moved as they run; where they are if None.
-        nan_counts: whether a pair that computes NaN is taken as it is, since they will be counted.
+        nan_counts: whether programs that compute NaN pass, because the caller counts NaN.
 
     Returns:
-        The pair's structure.
+        The structure of model and guide.
 
     Raises:
-        ValueError: if the pair breaks the contract; the text says how and what to do.
+        ValueError: if the programs break the contract; the text says how, and how to mend it.
 
     """
-    found = tuple({id(module): module for module in (*modules, *find_modules(model, guide))}.values())
+    modules = tuple({id(module): module for module in (*modules, *find_modules(model, guide))}.values())
     fork, exact = forked_random(0, args[0].device), full_precision()
     with fork, exact, validation(enabled=False), frozen_unremarked(), torch.no_grad(), RunModules(device) as ran:
-        traces, used, plates, draws_rows = _first_run(
-            model, guide, args, all_data or (lambda: args), nan_counts=nan_counts
+        programs = _Inspector(model, guide, modules, ran, nan_counts=nan_counts).inspect(
+            args, all_data or (lambda: args)
         )
-        if (nan := nan_in(*traces)) is not None and not nan_counts:
-            raise ValueError(nan)
-        found = (*found, *(module for module in ran.beside(found) if not _is_stored(module)))
-        programs = read_contract(model, guide, found, *traces, plates=plates, draws_rows=draws_rows)
-        rows = torch.arange(programs.num_rows, device=args[0].device) % len(used[0])
-        broadcasts = _broadcasts(programs, *programs.bind(used, rows), args[0].device)
-        programs = replace(programs, broadcasts=bool(broadcasts), nan=nan)
-        num_units = max(programs.num_elements, largest_output(programs, used, rows))
-        programs = replace(programs, num_units=num_units, all_modules=(*found, *ran.beside(found)))
-    if broadcasts is False:
-        logger.warning(
-            "the pair does not take an axis of particles to the left of its plate; "
-            "it is run with its data repeated along the plate instead, which is right but slower"
-        )
-    return programs
-
-
-def _is_stored(module: nn.Module) -> bool:
-    """Tell whether all tensors of a module are in Pyro's store, where its programs put them by ``pyro.module``."""
-    stored = {id(value) for _, value in pyro.get_param_store().named_parameters()}
-    return all(id(tensor) in stored for tensor in (*module.parameters(), *module.buffers()))
+        modules = programs.modules
+        return replace(programs, all_modules=(*modules, *ran.beside(modules)))
 
 
 def run(model: Program, guide: Program) -> tuple[poutine.Trace, poutine.Trace]:
-    """Return the guide's trace and that of the model replayed against it."""
+    """Return the trace of the guide and the trace of the model replayed against it."""
     guide_trace = poutine.trace(guide).get_trace()
     return guide_trace, poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace()
 
 
-def _first_run(
-    model: Program,
-    guide: Program,
-    args: tuple[Any, ...],
-    all_data: Callable[[], tuple[Any, ...]],
-    *,
-    nan_counts: bool,
-) -> tuple[tuple[poutine.Trace, poutine.Trace], tuple[Any, ...], set[str], bool]:
-    """Run on 2 and then on 3 rows; a pair whose plate does not follow draws its own rows and is given all of them.
+@dataclass(frozen=True)
+class _Run:
+    """Traces of one run, and the elements of each output of a module in the model."""
 
-    Returns:
-        The traces, the arguments of that run, names of the plates that may hold the data, whether rows are drawn.
+    guide_trace: poutine.Trace
+    model_trace: poutine.Trace
+    outputs: list[int]
+
+    def plates(self, size: int | None = None) -> list[Any]:
+        """Return the vectorized plates of all sample sites of the model, or those of one size."""
+        sites = (site for site in self.model_trace.nodes.values() if site["type"] == "sample")
+        frames = [frame for site in sites for frame in site["cond_indep_stack"] if frame.vectorized]
+        return frames if size is None else [frame for frame in frames if frame.size == size]
+
+
+class _Inspector:
+    """The runs of an inspection.
+
+    Args:
+        model: the generative program.
+        guide: the inference program.
+        modules: modules found in them.
+        ran: records the modules that run.
+        nan_counts: whether NaN passes.
 
     """
-    failure: Exception | None = None
-    plates: set[str] | None = None
-    for size in (2, 3):
-        example_inputs = take_rows(args, torch.arange(size, device=args[0].device) % len(args[0]))
+
+    def __init__(
+        self, model: Program, guide: Program, modules: tuple[nn.Module, ...], ran: RunModules, *, nan_counts: bool
+    ) -> None:
+        self.model, self.guide, self.modules, self.ran, self.nan_counts = model, guide, modules, ran, nan_counts
+
+    def inspect(self, args: tuple[Any, ...], all_data: Callable[[], tuple[Any, ...]]) -> ModelGuide:
+        """Return the structure of programs whose plate follows the data, read off two runs on a few rows."""
+        few = take_rows(args, torch.arange(FIRST_ROWS, device=args[0].device) % len(args[0]))
         try:
-            traces = _checked_run(model, guide, example_inputs, nan_counts=nan_counts)
-        except Exception as error:  # a program of the user's may raise anything
-            failure = error
-            break
-        following = {frame.name for frame in _frames(traces[1]) if frame.size == size}
-        plates = following if plates is None else plates & following
-        if not plates or _draws_from_many(traces[1], plates):
-            break
-    else:
-        return traces, example_inputs, plates or set(), False
-    try:
-        args = all_data()
-    except ValueError as error:  # they do not fit
-        if failure is None:
-            raise
-        raise ValueError(f"the pair fails on a few rows ({first_line(failure)}), and {error}") from failure
-    rows = _EarlyRows(len(args[0]), args[0].device)
-    try:
-        traces = _checked_run(rows(model), rows(guide), args, nan_counts=nan_counts)
-    except Exception as error:
-        failures = [error] if failure is None else [error, failure]  # few rows may fail only because they are few
-        told = next(filter(None, map(unwrap_own_error, failures)), failures[-1])
-        raise told from told.__cause__
-    frames = _frames(traces[1])
-    following = {frame.name for frame in frames if frame.size == frame.full_size == len(args[0])}
-    if plates and plates & following:
-        return traces, args, plates & following, False
-    fixed = [frame for frame in frames if frame.size == frame.full_size == len(args[0])]
-    if failure is not None and fixed:
-        raise ValueError(
-            f"the plate {fixed[0].name!r} has {fixed[0].size} rows whatever data it is given, so that the pair cannot "
-            f"be run on some of them; write pyro.plate({fixed[0].name!r}, len(x))"
-        ) from failure
-    return traces, args, {frame.name for frame in frames if frame.size < frame.full_size}, True
+            first, warnings = self._run_with_gradients(few)
+        except Exception as error:  # a program may raise anything
+            return self._inspect_on_all_data(all_data, set(), error)
+        plates = {frame.name for frame in first.plates(FIRST_ROWS)}
+        while plates and not _draws_from_many(first, plates):
+            programs = self._read(first, plates, draws_rows=False)
+            broadcasts, second = self._run_with_particles(programs, first, few, num_rows=SECOND_ROWS)
+            try:
+                second = second or self._run(tuple(take_rows(few, torch.arange(SECOND_ROWS, device=few[0].device))))
+            except Exception as error:
+                return self._inspect_on_all_data(all_data, set(), error)
+            following = {frame.name for frame in second.plates(SECOND_ROWS)}
+            if programs.plate in following:
+                programs = replace(programs, link_warnings=warnings)
+                return self._complete(programs, first, second, broadcasts=broadcasts, num_rows=SECOND_ROWS)
+            plates &= following
+        return self._inspect_on_all_data(all_data, plates, None)
+
+    def _inspect_on_all_data(
+        self, all_data: Callable[[], tuple[Any, ...]], plates: set[str], failure: Exception | None
+    ) -> ModelGuide:
+        """Return the structure of programs that draw their own rows, or take so many data as there are.
+
+        Args:
+            all_data: returns the data.
+            plates: names of plates that followed the size of a few rows.
+            failure: the error on a few rows.
+
+        """
+        try:
+            args = all_data()
+        except ValueError as error:  # they do not fit into memory
+            if failure is None:
+                raise
+            raise ValueError(
+                f"the model or guide fails on a few rows ({first_line(failure)}), and {error}"
+            ) from failure
+        num_data = len(args[0])
+        try:
+            first = self._run(args, _EarlyRows(num_data, args[0].device))
+        except Exception as error:
+            failures = [error] if failure is None else [error, failure]  # few rows may fail because they are few
+            cause = next(filter(None, map(unwrap_own_error, failures)), failures[-1])
+            raise cause from cause.__cause__
+        whole = [frame.name for frame in first.plates(num_data) if frame.full_size == num_data]
+        if plates & set(whole):
+            programs = self._read(first, plates & set(whole), draws_rows=False)
+        elif failure is not None and whole:
+            raise ValueError(
+                f"the plate {whole[0]!r} has {num_data} rows whatever data it is given, so that model and guide cannot "
+                f"be run on some of them; write pyro.plate({whole[0]!r}, len(x))"
+            ) from failure
+        else:
+            drawn = {frame.name for frame in first.plates() if frame.size < frame.full_size}
+            programs = self._read(first, drawn, draws_rows=True)
+        broadcasts, second = self._run_with_particles(programs, first, args, num_rows=programs.num_rows)
+        return self._complete(programs, first, second, broadcasts=broadcasts, num_rows=programs.num_rows)
+
+    def _run(self, args: tuple[Any, ...], rows: Messenger | None = None, *, gradients: bool = False) -> _Run:
+        """Run guide and model with all checks on."""
+
+        def attempt() -> _Run:
+            model, guide = (functools.partial(program, *args) for program in (self.model, self.guide))
+            with torch.set_grad_enabled(gradients):
+                guide_trace = poutine.trace(rows(guide) if rows else guide).get_trace()
+                replayed = poutine.replay(model, trace=_with_leaves(guide_trace) if gradients else guide_trace)
+                self.ran.outputs.clear()
+                model_trace = poutine.trace(rows(replayed) if rows else replayed).get_trace()
+            drawn, scored = latent_sites(guide_trace), latent_sites(model_trace)
+            for name in drawn if drawn.keys() == scored.keys() else ():
+                require_common_measure(drawn[name], scored[name])
+            for trace in (guide_trace, model_trace):
+                trace.compute_log_prob()
+                for site in trace.nodes.values():
+                    if site["type"] == "sample" and isinstance(site["log_prob"], Tensor) and not _draws_rows(site):
+                        check_site_shape(site, max_plate_nesting=float("inf"))
+            return _Run(guide_trace, model_trace, list(self.ran.outputs))
+
+        return run_validated(attempt, args[0].device, nan_counts=self.nan_counts)
+
+    def _run_with_gradients(self, args: tuple[Any, ...]) -> tuple[_Run, tuple[str, ...]]:
+        """Run with gradients where the programs allow them, and find link functions in their graph."""
+        try:
+            first = self._run(args, gradients=True)
+        except RuntimeError:
+            return self._run(args), ()
+        return first, find_link_warnings(first.guide_trace, first.model_trace)
+
+    def _read(self, first: _Run, plates: set[str], *, draws_rows: bool) -> ModelGuide:
+        """Check the contract, and read the structure off the first run."""
+        sites = [
+            site
+            for trace in (first.guide_trace, first.model_trace)
+            for site in trace.nodes.values()
+            if site["type"] == "sample"
+        ]
+        nan = find_nan_log_prob(sites)
+        nan = nan and (find_nan(sites) or nan)
+        if nan is not None and not self.nan_counts:
+            raise ValueError(nan)
+        hidden = (module for module in self.ran.beside(self.modules) if not _is_stored(module))
+        programs = read_contract(
+            self.model,
+            self.guide,
+            (*self.modules, *hidden),
+            first.guide_trace,
+            first.model_trace,
+            plates=plates,
+            draws_rows=draws_rows,
+        )
+        return replace(programs, nan=nan)
+
+    def _run_with_particles(
+        self, programs: ModelGuide, first: _Run, args: tuple[Any, ...], *, num_rows: int
+    ) -> tuple[bool | None, _Run | None]:
+        """Run with an axis of particles, one of which has the draws of the first run, and compare log-probabilities.
+
+        Returns:
+            Whether they agree, None if all are NaN; and the run if they do.
+
+        """
+        rows = torch.arange(num_rows, device=args[0].device) % len(args[0])
+        plate = pyro.plate(PARTICLE_PLATE, _num_particles(num_rows), dim=-1 - programs.nesting)
+        try:
+            draws = {}
+            for name in programs.latents:
+                site = first.guide_trace.nodes[name]
+                values = (site["fn"](), site["value"], site["fn"]())[: plate.size]
+                z = torch.stack([from_pyro(programs, name, value)[:num_rows] for value in values])
+                draws[name] = to_pyro(programs, name, z, has_particles=True)
+            model, guide = programs.bind(args, rows)
+            guide_trace = poutine.trace(replace_draws(plate(guide), draws)).get_trace()
+            self.ran.outputs.clear()
+            model_trace = poutine.trace(poutine.condition(plate(model), data=draws)).get_trace()
+            second = _Run(guide_trace, model_trace, list(self.ran.outputs))
+            agreement = _agree(programs, first, second, num_rows)
+        except Exception:  # whatever fails with particles, the programs do not take them
+            return False, None
+        return agreement, second if agreement else None
+
+    def _complete(
+        self, programs: ModelGuide, first: _Run, second: _Run | None, *, broadcasts: bool | None, num_rows: int
+    ) -> ModelGuide:
+        """Return the structure with particles and chunk sizes, and warn of programs that do not take particles.
+
+        The units of a data point are the elements of the largest output of a module in the model, as far as it grows
+        from the first run to the second.
+        """
+        units = max(first.outputs, default=0) // programs.num_rows
+        if second is not None and len(first.outputs) == len(second.outputs):
+            growth = num_rows * (_num_particles(num_rows) if broadcasts else 1) - programs.num_rows
+            units = max(((b - a) // growth for a, b in zip(first.outputs, second.outputs, strict=True)), default=0)
+        if broadcasts is False:
+            logger.warning(
+                "model and guide do not take an axis of particles to the left of their plate; "
+                "they run with their data repeated along the plate instead, which is right but slower"
+            )
+        return replace(programs, broadcasts=bool(broadcasts), num_units=max(programs.num_elements, units))
 
 
-def _checked_run(
-    model: Program, guide: Program, args: tuple[Any, ...], *, nan_counts: bool
-) -> tuple[poutine.Trace, poutine.Trace]:
-    def attempt() -> tuple[poutine.Trace, poutine.Trace]:
-        traces = run(functools.partial(model, *args), functools.partial(guide, *args))
-        drawn, scored = (latent_sites(trace) for trace in traces)
-        for name in drawn if drawn.keys() == scored.keys() else ():
-            require_common_measure(drawn[name], scored[name])
-        _log_probs(*traces)
-        return traces
-
-    return run_validated(attempt, args[0].device, nan_counts=nan_counts)
+def _num_particles(num_rows: int) -> int:
+    """Return a number of particles that cannot be mistaken for the number of rows."""
+    return 2 if num_rows == 3 else 3
 
 
-def _log_probs(*traces: poutine.Trace) -> None:
-    """Compute all log-probabilities, which also checks shapes and supports."""
-    for trace in traces:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Encountered NaN")  # which is told otherwise
-            trace.compute_log_prob()
-        for site in trace.nodes.values():
-            if site["type"] == "sample" and isinstance(site["log_prob"], Tensor) and not _draws_rows(site):
-                check_site_shape(site, max_plate_nesting=float("inf"))
+def _agree(programs: ModelGuide, first: _Run, second: _Run, num_rows: int) -> bool | None:
+    """Return whether the second particle has the log-probabilities of the first run; None if some site is NaN alone."""
+    known = True
+    for one, many in ((first.guide_trace, second.guide_trace), (first.model_trace, second.model_trace)):
+        names = [name for name in (*programs.latents, *programs.observed) if name in one.nodes]
+        alone, together = log_probs(programs, one, names), log_probs(programs, many, names, has_particles=True)
+        for name in names:
+            a, b = alone[name][:num_rows], together[name][1]
+            if a.shape != b.shape or not torch.allclose(a, b, rtol=1e-3, atol=1e-3, equal_nan=True):
+                return False
+            known = known and not a.isnan().all()
+    return True if known else None
+
+
+def _with_leaves(trace: poutine.Trace) -> poutine.Trace:
+    """Return a copy of the guide's trace whose draws are leaves of the autograd graph."""
+    leaves = poutine.Trace()
+    for name, site in trace.nodes.items():
+        value = site.get("value")
+        if site["type"] == "sample" and isinstance(value, Tensor) and value.is_floating_point():
+            leaf = value.detach().requires_grad_()
+            if hasattr(value, "_unquantize"):  # z of a straight-through distribution before rounding
+                leaf._unquantize = value._unquantize.detach()  # type: ignore[attr-defined]
+            site = {**site, "value": leaf}
+        leaves.add_node(name, **site)
+    return leaves
+
+
+def _is_stored(module: nn.Module) -> bool:
+    """Return whether all tensors of a module are in Pyro's store, where ``pyro.module`` puts them."""
+    stored = {id(value) for _, value in pyro.get_param_store().named_parameters()}
+    return all(id(tensor) in stored for tensor in (*module.parameters(), *module.buffers()))
 
 
 def _draws_rows(site: Any) -> bool:
-    """Tell whether a site is a plate's draw of its rows."""
+    """Return whether a site is a plate's draw of its rows."""
     return type(site["fn"]).__name__ == "_Subsample"
 
 
-def _draws_from_many(trace: poutine.Trace, plates: set[str]) -> bool:
-    """Tell whether a plate that followed a few rows in size would draw some of many, as with ``min(128, len(x))``."""
-    frames = {frame.name: frame for frame in _frames(trace)}
-    sizes = {name: getattr(trace.nodes[name]["fn"], "subsample_size", None) for name in plates if name in trace.nodes}
+def _draws_from_many(first: _Run, plates: set[str]) -> bool:
+    """Return whether a plate that followed a few rows in size would draw some of many, as with ``min(128, len(x))``."""
+    frames = {frame.name: frame for frame in first.plates()}
+    nodes = first.model_trace.nodes
+    sizes = {name: getattr(nodes[name]["fn"], "subsample_size", None) for name in plates if name in nodes}
     return any(size is not None and frames[name].size == frames[name].full_size for name, size in sizes.items())
 
 
-def _frames(trace: poutine.Trace) -> list[Any]:
-    """Return the vectorized plates of all sample sites of a trace."""
-    sites = (site for site in trace.nodes.values() if site["type"] == "sample")
-    return [frame for site in sites for frame in site["cond_indep_stack"] if frame.vectorized]
-
-
-def _broadcasts(programs: ModelGuide, model: Program, guide: Program, device: torch.device) -> bool | None:
-    """Tell whether a particle axis gives, for each particle, what a run without that axis gives; None where all that is
-    found is NaN, so that it cannot be told.
-    """
-    particles = pyro.plate(PARTICLE_PLATE, 2, dim=-1 - programs.nesting)
-
-    def agree() -> bool | None:
-        together = run(particles(model), particles(guide))
-        _log_probs(*together)
-        found: list[bool | None] = []
-        for k in range(2):
-            values = {name: _particle(latent, together[0].nodes[name], k) for name, latent in programs.latents.items()}
-            alone = [poutine.trace(poutine.condition(program, data=values)).get_trace() for program in (guide, model)]
-            _log_probs(*alone)
-            for many, one in zip(together, alone, strict=True):
-                names = [name for name in (*programs.latents, *programs.observed) if name in many.nodes]
-                found += [_agree(many.nodes[name], one.nodes[name], k) for name in names]
-        return False if False in found else None if None in found else True
-
-    try:
-        return run_validated(agree, device, nan_counts=True)
-    except Exception:  # whatever fails under an extra axis, the answer is the same
-        return False
-
-
-def _particle(latent: Latent, site: Any, k: int) -> Tensor:
-    """Return the value of one particle of a site."""
-    value = getattr(site["value"], "_unquantize", site["value"])[k]
-    return value if latent.quantize is None else latent.quantize.apply(value)
-
-
-def _agree(many: Any, one: Any, k: int) -> bool | None:
-    """Tell whether a site has the same log-probabilities in both runs; None if there are none that are numbers."""
-    a, b = many["unscaled_log_prob"], one["unscaled_log_prob"]
-    if a[k].numel() != b.numel() or not torch.allclose(a[k].reshape(b.shape), b, rtol=1e-3, atol=1e-3, equal_nan=True):
-        return False
-    return None if b.isnan().all() else True
-
-
 class _EarlyRows(Messenger):
-    """Makes plates that draw their own rows take early ones, of which there are so many."""
+    """Give plates that draw their own rows the first rows of the data."""
 
     def __init__(self, num_rows: int, device: torch.device) -> None:
         super().__init__()

@@ -5,16 +5,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from torch import Tensor
 
 from pyrovae.distributions import Elements
 from pyrovae.distributions.elements import SumsElements
 from pyrovae.distributions.normal import normal_log_prob_sum
+from pyrovae.programs.analytic_kl import closed_form_kl
 from pyrovae.programs.model_guide import ModelGuide
 
 
@@ -51,6 +53,34 @@ def per_datum(programs: ModelGuide, value: Tensor, site: Mapping[str, Any], *, h
     value = value.reshape((1,) * (lead + programs.nesting - value.ndim) + tuple(value.shape))
     value = value.movedim(lead + programs.nesting + programs.dim, lead)  # (K, B, plates inside) or (B, plates inside)
     return value.flatten(lead + 1).sum(-1) if value.ndim > lead + 1 else value
+
+
+def log_probs(
+    programs: ModelGuide, trace: poutine.Trace, names: Iterable[str], *, has_particles: bool = False
+) -> dict[str, Tensor]:
+    """Return the log-probability of each datum at some sites of a trace, ``(K, B)`` or ``(B,)``, nats."""
+    sites = {name: trace.nodes[name] for name in names}
+    return {
+        name: per_datum(programs, log_prob(site), site, has_particles=has_particles) for name, site in sites.items()
+    }
+
+
+def closed_forms(
+    programs: ModelGuide,
+    names: Iterable[str],
+    model_trace: poutine.Trace,
+    guide_trace: poutine.Trace,
+    *,
+    has_particles: bool = False,
+) -> dict[str, Tensor]:
+    """Return the closed-form KL of each datum at sites that have one, ``(K, B)`` or ``(B,)``, nats."""
+    terms = {}
+    for name in names:
+        kl, method = closed_form_kl(name, model_trace, guide_trace)
+        if kl is None:
+            raise ValueError(f"the KL of {name!r} had a closed form in the first run, but has none here: {method}")
+        terms[name] = per_datum(programs, to_float64(kl), guide_trace.nodes[name], has_particles=has_particles)
+    return terms
 
 
 def from_pyro(programs: ModelGuide, name: str, value: Tensor, *, has_particles: bool = False) -> Tensor:

@@ -1,4 +1,4 @@
-"""Networks that return probabilities where logits belong, or scales where their logarithms belong."""
+"""Warnings of networks that return probabilities where logits belong, or scales where their logarithms belong."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from pyro import poutine
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pyrovae.programs.analytic_kl import latent_sites
 from pyrovae.programs.model_guide import ModelGuide
-from pyrovae.runtime.context import forked_random, frozen_unremarked, module_mode, validation
 
 logger = logging.getLogger("pyrovae")
 
 PROBABILITY = ("Sigmoid", "Hardsigmoid", "Softmax")
 POSITIVE = ("Softplus", "Exp", "Sigmoid", "Relu", "Abs", "Sqrt")
-OUTPUTS = {  # attributes of distributions that networks fill, with what not to fill them with
+OUTPUTS = {  # parameters of distributions: their description, and the functions they must not come out of
     "logits": ("logits", PROBABILITY),
     "log_rate": ("logarithms of rates", POSITIVE[:2]),
     "log_mean": ("logarithms of means", POSITIVE[:2]),
@@ -31,82 +30,75 @@ SHAPE = (
 )
 ARITHMETIC = ("Add", "Div", "Mul", "Sub")
 FLOOR = "Asinh"  # the operation before the exponential of `likelihoods.parametrization.floored`
-ENDS = 0.01, 0.99  # that values between 0 and 1 reach if they are probabilities of something learned
-MANY = 100  # values of which all but probabilities leave [0, 1]
+ENDS = 0.01, 0.99  # reached by the values between 0 and 1 of a network's probabilities
+MANY = 100  # smallest number of values among which logits leave [0, 1]
 
 
-def warn_of_links(programs: ModelGuide, args: tuple[Any, ...]) -> None:
-    """Warn of logits and logarithms that a network returns as probabilities, rates or scales.
+def warn_of_links(programs: ModelGuide) -> None:
+    """Log the warnings that inspection found: networks that apply a link function which the distribution applies."""
+    for warning in programs.link_warnings:
+        logger.warning("%s", warning)
 
-    The autograd graph of one run shows logits that come out of a sigmoid or softmax, logarithms that come out of a
-    softplus or exponential, and standard deviations of a guide that are the exponential of a positive function, so
-    that all are above 1. Logits without a graph are judged by their values.
+
+def find_link_warnings(guide_trace: poutine.Trace, model_trace: poutine.Trace) -> tuple[str, ...]:
+    """Describe logits and logarithms that a network returns as probabilities, rates or scales.
+
+    The autograd graph shows logits that come out of a sigmoid or softmax, logarithms that come out of a softplus or
+    exponential, and standard deviations of a guide that are the exponential of a positive function, so that all are
+    above 1. Logits without a graph are judged by their values.
 
     Args:
-        programs: from `inspect_programs`.
-        args: the data ``(N, ...)`` and whatever travels with them, or a few rows of these.
+        guide_trace: a run of the guide with gradients.
+        model_trace: the model replayed against the same draws, as leaves of the graph.
 
     """
-    if programs.draws_rows:
-        return  # which takes all data, and many rows
-    rows = torch.arange(min(programs.num_rows, len(args[0])), device=args[0].device)
-    with (
-        forked_random(0, args[0].device),
-        module_mode(programs.all_modules, training=False),
-        validation(enabled=False),
-        frozen_unremarked(),
-        torch.enable_grad(),
-    ):
-        try:
-            found = list(_doubts(programs, args, rows))
-        except Exception:  # a program that ran without gradients need not run with them
-            return
-    for doubt in found:
-        logger.warning("%s", doubt)
+    try:
+        return (*_scale_warnings(guide_trace), *_output_warnings(model_trace))
+    except Exception:  # a program may return anything
+        return ()
 
 
-def _doubts(programs: ModelGuide, args: tuple[Any, ...], rows: Tensor) -> Iterator[str]:
-    """Yield, in words, each doubtful parameter."""
-    model, guide = programs.bind(args, rows)
-    drawn = poutine.trace(guide).get_trace()
-    for name in programs.latents:
-        for fn in _distributions(drawn.nodes[name]["fn"]):
+def _scale_warnings(guide_trace: poutine.Trace) -> Iterator[str]:
+    """Yield a warning for each latent site whose standard deviations are exponentials of a positive function."""
+    for name, site in latent_sites(guide_trace).items():
+        for fn in _distributions(site["fn"]):
             scale = vars(fn).get("scale")
             if isinstance(scale, Tensor) and (source := _scale_source(scale)):
                 yield (
                     f"the standard deviations of the guide at {name!r} are exponentials of {source}(...) and all above "
                     "1: the encoder seems to return standard deviations where log-variances belong"
                 )
-        value = drawn.nodes[name]["value"]
-        drawn.nodes[name]["value"] = value.detach().requires_grad_(value.is_floating_point())
-    trace = poutine.trace(poutine.replay(model, trace=drawn)).get_trace()
-    for name in programs.observed:
-        for fn in _distributions(trace.nodes[name]["fn"]):
-            for parameter, (words, wanted) in OUTPUTS.items():
-                value = vars(fn).get(parameter)
-                if not isinstance(value, Tensor):
-                    continue
-                if source := _source(value, wanted):
-                    yield (
-                        f"the {words} of {name!r} come out of {source}(...), but the distribution takes them without "
-                        "it; leave it out of the decoder"
-                    )
-                elif parameter == "logits" and _like_probabilities(value):
-                    yield (
-                        f"the logits of {name!r} all lie between 0 and 1 and reach both ends, as probabilities do; let "
-                        "the decoder return logits, without a sigmoid at its end"
-                    )
+
+
+def _output_warnings(model_trace: poutine.Trace) -> Iterator[str]:
+    """Yield a warning for each parameter of an observed site that comes out of a link function."""
+    sites = [site for site in model_trace.nodes.values() if site["type"] == "sample" and site["is_observed"]]
+    for name, fn in [(site["name"], fn) for site in sites for fn in _distributions(site["fn"])]:
+        for parameter, (description, wanted) in OUTPUTS.items():
+            value = vars(fn).get(parameter)
+            if not isinstance(value, Tensor):
+                continue
+            if source := _source(value, wanted):
+                yield (
+                    f"the {description} of {name!r} come out of {source}(...), but the distribution takes them without "
+                    "it; leave it out of the decoder"
+                )
+            elif parameter == "logits" and _like_probabilities(value):
+                yield (
+                    f"the logits of {name!r} all lie between 0 and 1 and reach both ends, as probabilities do; let "
+                    "the decoder return logits, without a sigmoid at its end"
+                )
 
 
 def _distributions(fn: Any) -> Iterator[Distribution]:
-    """Yield a distribution and those that it is made of, one inside the other."""
+    """Yield a distribution and its base distributions, from the outside in."""
     while isinstance(fn, Distribution):
         yield fn
         fn = vars(fn).get("base_dist")
 
 
 def _scale_source(scale: Tensor) -> str | None:
-    """Return the positive operation that a scale is the exponential of, if all scales are above 1."""
+    """Return the positive operation whose exponential a scale is, if all scales are above 1."""
     operations = [name for name in _operations(scale) if name not in SHAPE]
     if operations[:1] != ["Exp"] or not (scale >= 1).all():
         return None
@@ -114,7 +106,7 @@ def _scale_source(scale: Tensor) -> str | None:
 
 
 def _source(value: Tensor, wanted: tuple[str, ...]) -> str | None:
-    """Return which of the wanted operations a value comes out of; None if some of it lies outside their range."""
+    """Return the wanted operation that a value comes out of; None if some elements lie outside its range."""
     if not ((value >= 0) & (value <= (1.0 if wanted is PROBABILITY else math.inf))).all():
         return None
     operations = [name for name in _operations(value) if name not in SHAPE]
@@ -128,14 +120,14 @@ def _first(operations: list[str], wanted: tuple[str, ...]) -> str | None:
 
 
 def _operations(value: Tensor) -> Iterator[str]:
-    """Yield the operations that a value is the result of, from the last one back to where several inputs meet.
+    """Yield the operations that lead to a value, from the last one back to where several inputs meet.
 
-    Of what a stack joined and an unbind took apart, it is followed to the same part.
+    A part that an unbind takes of a stack is followed to the same part of the stack.
     """
     node, position, part = value.grad_fn, value.output_nr, 0
     while node is not None:
         name = type(node).__name__.partition("Backward")[0]
-        inputs = [programs for programs in node.next_functions if programs[0] is not None]
+        inputs = [source for source in node.next_functions if source[0] is not None]
         if name in ("Unbind", "Split", "SplitWithSizes", "UnsafeSplit"):
             part = position
         elif name == "Select":
@@ -148,7 +140,7 @@ def _operations(value: Tensor) -> Iterator[str]:
 
 
 def _like_probabilities(values: Tensor) -> bool:
-    """Tell whether values without a graph are probabilities: all inside [0, 1], near both ends, and many."""
+    """Return whether values without a graph look like probabilities: many, inside [0, 1], and near both ends."""
     if values.grad_fn is not None or values.numel() < MANY:
         return False
     low, high = (bound.item() for bound in values.aminmax())

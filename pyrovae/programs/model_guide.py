@@ -1,14 +1,15 @@
-"""What is known of a model/guide pair once it has been inspected."""
+"""Structure of a model and its guide, as inspection finds it."""
 
 from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.distributions import RelaxedBernoulliStraightThrough, RelaxedOneHotCategoricalStraightThrough
 from pyro.distributions.relaxed_straight_through import QuantizeBernoulli, QuantizeCategorical
 from pyro.poutine.messenger import Messenger
@@ -19,7 +20,6 @@ from pyrovae.data.transform import BaseMeasure
 Program = Callable[..., Any]
 
 PARTICLE_PLATE = "pyrovae particles"
-_STRAIGHT_THROUGH = (RelaxedBernoulliStraightThrough, RelaxedOneHotCategoricalStraightThrough)
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Latent:
     """One latent site.
 
     Attributes:
-        plate_dims: batch dimensions of the plates that it lies in, negative.
+        plate_dims: batch dimensions of its plates, negative.
         event_dim: number of its event axes.
         num_elements: its elements per datum.
-        quantize: rounding of z by a straight-through distribution of Pyro: the programs see the result, and z itself,
+        quantize: rounding of z by a straight-through distribution of Pyro: the programs see the rounded value, and z,
             which has the density, is the value before. None for other distributions.
 
     """
@@ -48,31 +48,31 @@ class Latent:
 
 @dataclass(frozen=True)
 class ModelGuide:
-    """What one run of a model and its guide shows.
+    """A model and its guide, with the structure that their first runs show.
 
     Attributes:
         model: the generative program.
         guide: the inference program.
-        modules: the modules found in the two programs, then others that ran and hold tensors which Pyro's store does
-            not have.
+        modules: the modules found in the two programs, then others that ran and hold tensors outside Pyro's store.
         all_modules: these, and the others that ran.
-        params: names of the ``pyro.param`` values that they use and that belong to none of these modules.
+        params: names of the ``pyro.param`` values that the programs use and that belong to none of these modules.
         plate: name of the data plate.
         dim: its dimension among the batch axes, counted from the right, negative.
-        num_rows: rows of the plate in one run; for a pair that draws its own rows this number is fixed.
+        num_rows: rows of the plate in one run; fixed for programs that draw their own rows.
         plate_size: full size of the plate: Pyro multiplies log-probabilities by ``plate_size / num_rows``.
-        draws_rows: whether the pair takes all data and draws rows by itself.
+        draws_rows: whether the programs take all data and draw rows by themselves.
         nesting: number of batch axes that plates take up.
         latents: the latent sites by name, in the guide's order.
         observed: names of the observed sites.
         num_elements: observed elements per datum, or parameters of their distribution if those are more.
         num_units: the same, or elements of the largest output of a module in the model, if those are more.
-        base_measure: of what is observed, "counting" or "Lebesgue"; None where sites differ or do not say.
+        base_measure: measure of the observed values, "counting" or "Lebesgue"; None where sites differ or declare none.
         factors: names of the observed sites that are a `pyro.factor`.
         unnormalized: the reason why the model is not a normalized distribution of its data, None if it is.
         kl: for each latent site, `CLOSED_FORM` or the reason why its KL is estimated by Monte Carlo.
-        broadcasts: whether it can be run with an axis of particles to the left of its plates.
-        nan: in words what was NaN in that run, if anything was.
+        broadcasts: whether the programs run with an axis of particles to the left of their plates.
+        nan: description of the first NaN of the first run, None if there was none.
+        link_warnings: descriptions of networks that return probabilities or scales where logits or logarithms belong.
 
     """
 
@@ -97,40 +97,50 @@ class ModelGuide:
     all_modules: tuple[nn.Module, ...] = ()
     broadcasts: bool = True
     nan: str | None = None
+    link_warnings: tuple[str, ...] = ()
 
     @property
     def max_rows(self) -> int:
-        """The most rows that one run can take."""
+        """Largest number of rows of one run."""
         return self.plate_size if self.plate_size > self.num_rows else sys.maxsize
 
     def bind(self, args: tuple[Any, ...], rows: Tensor) -> tuple[Program, Program]:
         """Return model and guide without arguments, run on the given rows ``(R,)`` of the data."""
+        model, guide = self.model, self.guide
         if self.draws_rows:
-            return tuple(
-                functools.partial(ChosenRows(self.plate, rows)(program), *args) for program in (self.model, self.guide)
-            )  # type: ignore[return-value]
-        taken = take_rows(args, rows)
-        return functools.partial(self.model, *taken), functools.partial(self.guide, *taken)
+            model, guide = (ChosenRows(self.plate, rows)(program) for program in (model, guide))
+        else:
+            args = take_rows(args, rows)
+        return functools.partial(model, *args), functools.partial(guide, *args)
 
 
 def straight_through(fn: Any) -> type[torch.autograd.Function] | None:
-    """Return the rounding of a straight-through distribution, None for any other."""
-    while hasattr(fn, "base_dist") and not isinstance(fn, _STRAIGHT_THROUGH):
-        fn = fn.base_dist
-    for kind, quantize in zip(_STRAIGHT_THROUGH, (QuantizeBernoulli, QuantizeCategorical), strict=True):
-        if isinstance(fn, kind):
-            return quantize
+    """Return the rounding function of a straight-through distribution, None for any other."""
+    while fn is not None:
+        if isinstance(fn, RelaxedBernoulliStraightThrough):
+            return QuantizeBernoulli
+        if isinstance(fn, RelaxedOneHotCategoricalStraightThrough):
+            return QuantizeCategorical
+        fn = getattr(fn, "base_dist", None)
     return None
 
 
 def take_rows(args: tuple[Any, ...], rows: Tensor) -> tuple[Any, ...]:
-    """Return the given rows of every tensor that is as long as the first one; other arguments stay as they are."""
+    """Return the given rows of every tensor that is as long as the first one; other arguments are unchanged."""
     length = len(args[0])
     return tuple(a[rows.to(a.device)] if isinstance(a, Tensor) and a.ndim and len(a) == length else a for a in args)
 
 
+def replace_draws(guide: Program, draws: Mapping[str, Tensor]) -> Program:
+    """Return the guide with its draws replaced, its sites still latent."""
+    trace = poutine.Trace()
+    for name, value in draws.items():
+        trace.add_node(name, name=name, type="sample", value=value, is_observed=False, infer={}, fn=None)
+    return poutine.replay(guide, trace=trace)
+
+
 class ChosenRows(Messenger):
-    """Makes a plate that draws its own rows take the given ones.
+    """Give a plate that draws its own rows the given ones.
 
     Args:
         plate: its name.

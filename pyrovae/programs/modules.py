@@ -1,4 +1,4 @@
-"""The modules that a program is made of."""
+"""Modules that a program refers to, and modules that run."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from pyrovae.programs.model_guide import Program
 
 
 def find_modules(*programs: Program) -> tuple[nn.Module, ...]:
-    """Return the modules that programs are made of: their own object, or what they refer to by name or closure.
+    """Return the modules of programs: the object that owns them, or those they refer to by name or closure.
 
     Modules inside others are not listed again.
     """
@@ -29,9 +29,12 @@ def find_modules(*programs: Program) -> tuple[nn.Module, ...]:
 
 
 class RunModules:
-    """The modules that run inside the block, in evaluation mode until its end.
+    """Record the modules that run inside the block, and keep them in evaluation mode until its end.
 
-    Modules that a program makes anew in each run are not kept alive, and not among them.
+    Modules that a program creates in each run are not kept alive, and not recorded.
+
+    Attributes:
+        outputs: elements of each tensor that a module returned, until it is cleared.
 
     Args:
         device: to which modules are moved as they run; where they are if None.
@@ -40,6 +43,7 @@ class RunModules:
 
     def __init__(self, device: torch.device | None = None) -> None:
         self.device = device
+        self.outputs: list[int] = []
         self._ran: list[weakref.ref[nn.Module]] = []
         self._modes: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 
@@ -48,11 +52,12 @@ class RunModules:
         self._warnings = warnings.catch_warnings()
         self._warnings.__enter__()
         warnings.filterwarnings("ignore", ".*when there are global hooks")  # of a compiled module
-        self._hook = register_module_forward_pre_hook(self._note)
+        self._hooks = register_module_forward_pre_hook(self._before), register_module_forward_hook(self._after)
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
         self._warnings.__exit__(*error)
         for part, mode in self._modes.items():
             part.training = mode
@@ -63,9 +68,9 @@ class RunModules:
         alive = [module for ref in self._ran if (module := ref()) is not None]
         return _outermost([module for module in alive if id(module) not in known])
 
-    def _note(self, module: nn.Module, args: Any) -> None:
+    def _before(self, module: nn.Module, args: Any) -> None:
         if torch.compiler.is_compiling() or module in self._modes or threading.get_ident() != self._thread:
-            return  # a module that is compiled was noted as a whole
+            return  # a compiled module was recorded as a whole
         if self.device is not None:
             module.to(self.device)
         self._ran.append(weakref.ref(module))
@@ -73,6 +78,11 @@ class RunModules:
         self._modes.update(modes)
         for part in modes:
             part.training = False
+
+    def _after(self, module: nn.Module, args: Any, output: Any) -> None:
+        if not torch.compiler.is_compiling() and threading.get_ident() == self._thread:
+            outputs = output if isinstance(output, (tuple, list)) else (output,)
+            self.outputs.extend(value.numel() for value in outputs if isinstance(value, Tensor))
 
 
 def _outermost(modules: Iterable[nn.Module]) -> tuple[nn.Module, ...]:
@@ -83,7 +93,7 @@ def _outermost(modules: Iterable[nn.Module]) -> tuple[nn.Module, ...]:
 
 
 def _referred(thing: object, *, depth: int, seen: set[int]) -> Iterator[nn.Module]:
-    """Yield the modules that are reached from an object in a few steps, each once and in a fixed order."""
+    """Yield the modules within a few references of an object, each once and in a fixed order."""
     if id(thing) in seen or depth == 0 or isinstance(thing, (type, types.ModuleType, Tensor)):
         return
     seen.add(id(thing))
@@ -96,7 +106,7 @@ def _referred(thing: object, *, depth: int, seen: set[int]) -> Iterator[nn.Modul
 
 
 def _parts(thing: object) -> list[object]:
-    """Return what an object refers to: a function's names and defaults, a method's owner, a container's items."""
+    """Return the references of an object: a function's names and defaults, a method's owner, a container's items."""
     if isinstance(thing, functools.partial):
         return [thing.func, *thing.args, *thing.keywords.values()]
     if inspect.ismethod(thing):
@@ -114,7 +124,7 @@ def _parts(thing: object) -> list[object]:
 
 
 def _global_names(code: types.CodeType) -> list[str]:
-    """Return the global names that a function or one written inside it reads."""
+    """Return the global names that a function and its inner functions read."""
     names = [i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")]
     inside = [name for part in code.co_consts if isinstance(part, types.CodeType) for name in _global_names(part)]
     return [*names, *inside]

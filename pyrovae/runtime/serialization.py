@@ -155,10 +155,19 @@ def _find(path: str, allow: Collection[str]) -> type:
             f"this run was made with {path}, but a run folder may import only from pyrovae; "
             f"if you trust it, allow the package {package!r}: allow=[{package!r}], or --allow {package}"
         )
-    try:
-        part_class = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError):
-        raise ValueError(f"this run was made with {path}, which this version of pyrovae does not have") from None
+    part_class = _import(module, name)
+    if part_class is None and package == "pyrovae":  # an earlier version kept the part in another file of its package
+        part_class = _import(module.rpartition(".")[0], name)
+    if part_class is None:
+        raise ValueError(f"this run was made with {path}, which this version of pyrovae does not have")
     if not (isinstance(part_class, type) and issubclass(part_class, (Described, nn.Module))):
         raise ValueError(f"{path} is not a part of a model")
     return part_class
+
+
+def _import(module: str, name: str) -> Any:
+    """Return an attribute of a module, or None if there is none."""
+    try:
+        return getattr(importlib.import_module(module), name, None)
+    except (ImportError, ValueError):  # ValueError for an empty name
+        return None

@@ -27,7 +27,7 @@ from pyrovae.testing.small_models import small_vae
 from pyrovae.testing.stages import CheckFailed, Stages, require
 
 MAX_COUNT = 400  # largest count of the sums over each of two elements
-UNIT_TOLERANCE = 3e-3  # of the total of a density that is infinite at 1, where floating-point numbers end 1e-16 below
+UNIT_TOLERANCE = 5e-3  # of the total of a density that is infinite at 1, where floating-point numbers end 1e-16 below
 
 
 def likelihood_checks(likelihood: Likelihood) -> Stages:
@@ -61,14 +61,14 @@ def _mean_value(likelihood: Likelihood) -> float:
     """Return a mean that is valid for every likelihood of this form."""
     if likelihood.form == "levels":
         return 0.4 * (_num_levels(likelihood) - 1)
-    return {"binary": 0.4, "unit": 0.4, "continuous": 0.3, "counts": 2.5}[likelihood.form]
+    return {"binary": 0.4, "unit": 0.3, "continuous": 0.3, "counts": 2.5}[likelihood.form]
 
 
 def _far_mean(likelihood: Likelihood) -> float:
     """Return a second valid mean."""
     if likelihood.form == "levels":
         return 0.8 * (_num_levels(likelihood) - 1)
-    return {"binary": 0.9, "unit": 0.9, "continuous": 4.0, "counts": 10.0}[likelihood.form]
+    return {"binary": 0.9, "unit": 0.1, "continuous": 4.0, "counts": 10.0}[likelihood.form]
 
 
 def _num_levels(likelihood: Likelihood) -> int:

@@ -14,10 +14,10 @@ import torch
 from pyro.infer import SVI
 from torch import Tensor, nn
 
-from pyrovae.data.synthetic import LinearGaussian
 from pyrovae.objectives import ELBO, ImportanceWeighted, Objective
 from pyrovae.runtime.context import forked_random, own_store
 from pyrovae.testing.common_checks import MAX_ERRORS, standard_errors
+from pyrovae.testing.small_models import LinearGaussian
 from pyrovae.testing.stages import Stages, require
 
 NUM_DATA = 200

@@ -3,12 +3,13 @@
 from pyrovae.training.captured_step import CapturedStep, StepTerms, capture
 from pyrovae.training.checkpoint import Run, load, load_weights
 from pyrovae.training.config import Training
-from pyrovae.training.fitting import fit
+from pyrovae.training.fitting import FitOptions, fit
 from pyrovae.training.loop import DivergenceError
 
 __all__ = [
     "CapturedStep",
     "DivergenceError",
+    "FitOptions",
     "Run",
     "StepTerms",
     "Training",

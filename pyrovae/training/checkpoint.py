@@ -8,13 +8,13 @@ import json
 import logging
 import platform
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from pyrovae.compile.trace import first_line
 from pyrovae.programs import Program
@@ -53,14 +53,7 @@ class Progress:
     best_validation: float
 
 
-STATE_TYPES = {
-    "epoch": int,
-    "values": dict,
-    "optimizer": dict,
-    "best_epoch": int,
-    "best_validation": float,
-    "has_best": bool,
-}
+TYPES = {"epoch": int, "values": dict, "optimizer": dict, "best_epoch": int, "best_validation": float, "has_best": bool}
 
 
 class Checkpoint:
@@ -71,89 +64,92 @@ class Checkpoint:
     epoch, ``manifest.json`` the hash of each file.
     """
 
-    def __init__(self, folder: RunFolder) -> None:
-        self.folder = folder
-        self._unsaved: dict[str, bytes] = {}  # files of a new run, saved with its first state
+    def __init__(self, folder: RunFolder, settings: Mapping[str, Any], model: Program) -> None:
+        self.folder, self.settings, self.model = folder, dict(settings), model
+        self._is_saved = False  # whether the folder has the settings
 
-    def create(self, settings: Mapping[str, Any], model: Program) -> None:
-        """Start a run; its settings are saved with its first state.
+    def open(self, stack: ExitStack, *, resume: bool) -> Progress | None:
+        """Lock the folder until the stack ends, and return the state of a run to be resumed, None for a new run.
 
         Raises:
-            ValueError: if the folder holds a run already.
+            ValueError: if the folder holds a run already, or the run to be resumed does not fit (see `_check`).
 
         """
+        if not resume:
+            self.folder.create()
+        stack.enter_context(self.folder.lock("trained"))
+        if resume:
+            contents = _read(self.folder)
+            config = json.loads(contents[CONFIG])
+            self._check(config, json.loads(contents[MODEL]) if MODEL in contents else None)
+            self.settings = config | self.settings
+            return _progress(contents)
         if TRAINER in self.folder:
             raise ValueError(f"{self.folder.path} holds a run already; resume it, or choose another folder")
-        self._unsaved = {CONFIG: _json({**settings, "versions": versions()})}
-        description = _described(model)
-        if description is not None:
-            self._unsaved[MODEL] = _json(description)
+        self.settings["versions"] = versions()
+        return None
 
-    def resume(self, settings: Mapping[str, Any], model: Program) -> Progress:
-        """Return the state of a run after the last complete epoch, if the settings give the same numbers.
+    def _check(self, config: Mapping[str, Any], description: Mapping[str, Any] | None) -> None:
+        """Check that training goes on with the same numbers as without the interruption.
 
         Raises:
-            ValueError: if there is no complete run, or its settings differ. All but ``epochs``, ``patience``,
-                ``device`` and ``engine`` must be the same, and ``epochs`` too if the learning rate decays.
+            ValueError: if the model or the settings differ. All but ``epochs``, ``patience``, ``device`` and ``engine``
+                must be the same, and ``epochs`` too if the learning rate decays.
 
         """
-        contents, path = _read(self.folder), self.folder.path
-        config = json.loads(contents[CONFIG])
-        free = {"epochs", "patience", "device", "engine"}  # settings that may change
-        if settings["training"]["final_learning_rate"] is not None:
+        free = {"epochs", "patience", "device", "engine"}
+        if self.settings["training"]["final_learning_rate"] is not None:
             free.remove("epochs")
         defaults = {"training": asdict(Training())}  # for options that the run is too old to have
         for group in ("training", "objective", "optimizer", "data"):
             before = defaults.get(group, {}) | config[group]
-            for name, value in _plain(settings[group]).items():
+            for name, value in _plain(self.settings[group]).items():
                 if name not in free and before.get(name) != value:
                     raise ValueError(
-                        f"the run {path} was made with {group}.{name} = {before.get(name)!r}, but received "
+                        f"the run {self.folder.path} was made with {group}.{name} = {before.get(name)!r}, but received "
                         f"{value!r}; resume with the same settings, or start another run"
                     )
-        written = json.loads(contents[MODEL]) if MODEL in contents else None
-        if written is not None and written not in (_described(model), _described(model, complete=False)):
+        own = (_described(self.model), _described(self.model, complete=False))
+        if description is not None and description not in own:
             raise ValueError(
-                f"the run {path} has another model: its {MODEL} describes other parts, or other options of them; "
-                "resume with the same model, or start another run"
+                f"the run {self.folder.path} has another model: its {MODEL} describes other parts, or other options of "
+                "them; resume with the same model, or start another run"
             )
-        return _progress(contents)
-
-    def update_settings(self, settings: Mapping[str, Any]) -> None:
-        """Replace some settings of the run; the settings of a new run are saved with its first state."""
-        before = self._unsaved[CONFIG] if self._unsaved else self.folder.read(CONFIG)
-        content = _json({**json.loads(before), **settings})
-        if self._unsaved:
-            self._unsaved[CONFIG] = content
-        else:
-            self.folder.write({CONFIG: content})
 
     def save(self, progress: Progress) -> None:
-        """Save the state after an epoch."""
-        values, optimizer = tree_map_only(Tensor, Tensor.cpu, (progress.values, progress.optimizer))
+        """Save the state after an epoch; the first time, also the settings."""
         trainer = {
             "epoch": len(progress.epochs),
-            "values": values,
-            "optimizer": optimizer,
+            "values": progress.values,
+            "optimizer": progress.optimizer,
             "best_epoch": progress.best_epoch,
             "best_validation": progress.best_validation,
             "has_best": progress.best is not None,
         }
         buffer = io.BytesIO()
         torch.save(trainer, buffer)
-        self.folder.write(
-            {
-                **self._unsaved,
-                WEIGHTS: to_bytes(progress.values if progress.best is None else progress.best),
-                TRAINER: buffer.getvalue(),
-                METRICS: History(progress.epochs, 0, "").to_json_lines().encode(),
-            }
-        )
-        self._unsaved = {}
+        files = {
+            WEIGHTS: to_bytes(progress.values if progress.best is None else progress.best),
+            TRAINER: buffer.getvalue(),
+            METRICS: History(progress.epochs, 0, "").to_json_lines().encode(),
+        }
+        if not self._is_saved:
+            files[CONFIG] = _json(self.settings)
+            description = _described(self.model)
+            if description is not None:
+                files[MODEL] = _json(description)
+        self.folder.write(files)
+        self._is_saved = True
 
-    def read(self) -> Progress:
-        """Read the state after the last complete epoch."""
-        return _progress(_read(self.folder))
+
+def read_progress(folder: RunFolder) -> Progress:
+    """Return the state of training after the last complete epoch of a run.
+
+    Raises:
+        ValueError: if a file is missing or changed.
+
+    """
+    return _progress(_read(folder))
 
 
 def _read(folder: RunFolder) -> dict[str, bytes]:
@@ -173,7 +169,7 @@ def _progress(contents: Mapping[str, bytes]) -> Progress:
         trainer = torch.load(io.BytesIO(contents[TRAINER]), weights_only=True, map_location="cpu")
     except Exception as error:  # torch raises errors of several types
         raise ValueError(f"{TRAINER} is not a state of training ({first_line(error)}); train again") from None
-    for name, type_ in STATE_TYPES.items():
+    for name, type_ in TYPES.items():
         if not isinstance(trainer, dict) or not isinstance(trainer.get(name), type_):
             raise ValueError(f"{TRAINER} is not a state of training: {name!r} must be a {type_.__name__}; train again")
     weights = from_bytes(contents[WEIGHTS])

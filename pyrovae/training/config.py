@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,8 +67,8 @@ class Training:
             value = getattr(self, name)
             if value is not None:
                 require_integer(value, name=name, least=least)
-        check_engine(self.engine)
-        check_precision(self.precision)
+        check_choice("engine", self.engine, ENGINES)
+        check_choice("precision", self.precision, PRECISIONS)
         for name in ("learning_rate", "final_learning_rate", "clip_norm"):
             check_positive(name, getattr(self, name))
 
@@ -83,19 +84,18 @@ class Training:
 def check_positive(name: str, value: float | None) -> None:
     """Raise a ValueError unless a number is positive and finite; None is accepted."""
     if value is not None and not (isinstance(value, (int, float)) and value > 0 and math.isfinite(value)):
-        raise ValueError(f"{name} is positive and finite, but received {value!r}")
+        raise ValueError(f"`{name}` must be positive and finite, got {value!r}")
 
 
-def check_engine(name: str) -> None:
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise a ValueError unless a value is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}")
+
+
+def check_engine(engine: str) -> None:
     """Raise a ValueError unless an engine exists."""
-    if name not in ENGINES:
-        raise ValueError(f"engine is one of {', '.join(ENGINES)}, but received {name!r}; auto decides by itself")
-
-
-def check_precision(name: str) -> None:
-    """Raise a ValueError unless a precision exists."""
-    if name not in PRECISIONS:
-        raise ValueError(f"precision is one of {', '.join(PRECISIONS)}, but received {name!r}; float32 is the default")
+    check_choice("engine", engine, ENGINES)
 
 
 def choose_device(name: str) -> torch.device:

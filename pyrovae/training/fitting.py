@@ -1,4 +1,4 @@
-"""Stochastic variational inference on any pair."""
+"""Stochastic variational inference on any model and guide."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from torch import nn
 from pyrovae.data import Data, Split, fingerprint
 from pyrovae.data.loader import Loader, Source
 from pyrovae.objectives import ELBO, Objective
-from pyrovae.programs import Program, Unnormalized, find_modules, inspect_programs, warn_of_links
+from pyrovae.programs import ModelGuide, Program, Unnormalized, find_modules, inspect_programs, warn_of_links
 from pyrovae.results import Epoch, History
 from pyrovae.results.observed_data import DISCRETE
+from pyrovae.runtime.arguments import merge_options
 from pyrovae.runtime.context import (
     MODULE_DIVIDER,
     forked_random,
@@ -26,16 +27,42 @@ from pyrovae.runtime.context import (
     own_store,
     stream_seed,
 )
-from pyrovae.training.checkpoint import Checkpoint, Progress
+from pyrovae.training.batch_sources import Placement
+from pyrovae.training.checkpoint import Checkpoint
 from pyrovae.training.config import Training, choose_device
 from pyrovae.training.loop import Loop
-from pyrovae.training.placement import Placement
 from pyrovae.training.run_folder import RunFolder
 from pyrovae.training.start import start_at_data
 from pyrovae.training.step import MakeOptimizer, fused_adam
 from pyrovae.vae import require_form
 
 logger = logging.getLogger("pyrovae")
+
+
+@dataclasses.dataclass(frozen=True)
+class FitOptions:
+    """Further options of `fit`, each of which is also a keyword of it.
+
+    Attributes:
+        resume: continue the run in the folder, to the same numbers as without the interruption.
+        on_epoch: called after each epoch, in the main process if several train together; training stops if it returns
+            True.
+        optimizer: makes the optimizer of all parameters; its learning rate is set at the start of each epoch.
+        modules: modules of the programs that neither run nor can be found from them.
+        command: options of a command line, saved with the configuration.
+        unnormalized: whether values outside the support of a distribution with ``validate_args=False`` are scored; the
+            objective is then no bound on a log-probability.
+        show_progress: whether to show a progress bar.
+
+    """
+
+    resume: bool = False
+    on_epoch: Callable[[Epoch], bool | None] | None = None
+    optimizer: MakeOptimizer = fused_adam
+    modules: Iterable[nn.Module] = ()
+    command: Mapping[str, Any] | None = None
+    unnormalized: bool = False
+    show_progress: bool = True
 
 
 def fit(
@@ -46,138 +73,126 @@ def fit(
     objective: PyroELBO | None = None,
     training: Training | None = None,
     folder: str | Path | None = None,
-    resume: bool = False,
-    on_epoch: Callable[[Epoch], bool | None] | None = None,
-    optimizer: MakeOptimizer = fused_adam,
-    modules: Iterable[nn.Module] = (),
-    command: Mapping[str, Any] | None = None,
-    unnormalized: bool = False,
-    show_progress: bool = True,
+    options: FitOptions | None = None,
+    **fields: Any,
 ) -> History:
-    """Fit a Pyro model/guide pair by gradient steps on an objective.
+    """Fit a Pyro model and guide by gradient steps on an objective.
 
-    Modules are trained in place, whether they are registered by `pyro.module`, referred to, or run, and stay on the
-    device of training. Values of `pyro.param` are trained in a store of this call's own and left in the caller's. One
-    line on the logger gives the number of trained parameters, another any tensors that the loss depends on and training
-    does not move. The output and learned scales of a fresh `VAE` start at the mean and spread of the training data,
-    unless ``Training(start_at_data=False)``.
+    Modules are trained in place, whether `pyro.module` registers them, the programs refer to them, or they run, and
+    stay on the device of training. Values of `pyro.param` are trained in a parameter store of this call and copied to
+    the caller's. One log line gives the number of trained parameters, another names tensors that the loss depends on
+    and training does not change. The output and learned scales of a fresh `VAE` start at the mean and spread of the
+    training data, unless ``Training(start_at_data=False)``.
 
-    Random streams, validation switches and module modes are as before afterwards. Pyro's checks are on during the first
-    epoch, or its first 500 steps where steps are recorded afterwards.
+    Random streams, validation switches and module modes are restored afterwards. Pyro's checks are on during the first
+    epoch, or its first 500 steps if the loss is traced afterwards.
 
-    Processes that ``torchrun`` started, and that initialized ``torch.distributed``, train together: each takes its rows
-    of every minibatch, with the draws that one process would have made for them, and the first keeps the run.
+    Processes that ``torchrun`` started, and that initialized ``torch.distributed``, train together as with
+    ``DistributedDataParallel``: each takes its rows of every minibatch and draws noise from a random stream of its own,
+    gradients are averaged, and the main process writes the run.
 
-    Data that would take much of the device's memory stay where they are, in memory or in a file that is mapped, and are
-    prefetched, to the same numbers; one line on the logger says so.
+    Data that would fill much of the device's memory stay in host memory, or in a memory-mapped file, and are
+    prefetched, to the same numbers; a log line says so.
 
     Args:
         model: a Pyro program called with one minibatch; see `pyrovae.programs` for the contract.
         guide: another.
-        data: a data set, whose training part is fitted and whose validation part is watched; or one split, the data
-            ``(N, ...)`` themselves, or a tuple of them and of what travels with them along the plate.
+        data: a data set, whose training part is fitted and whose validation part is monitored; one split; the data
+            ``(N, ...)``; or a tuple of the data and other tensors along the plate.
         objective: any `pyro.infer.ELBO` with a differentiable loss; `pyrovae.objectives.ELBO` by default.
         training: epochs, batch size, learning rate, early stopping, seed and device.
-        folder: where to keep configuration, weights, trainer state, metrics and manifest; nothing is kept by default.
-        resume: go on with the run in the folder, to the same numbers as without the interruption.
-        on_epoch: called after each epoch, in the first process where several train together; training stops where it
-            returns True.
-        optimizer: makes the optimizer of all parameters; its learning rate is set at the start of each epoch.
-        modules: those used by the programs that neither run nor can be found from them.
-        command: options that led here, to be kept with the configuration.
-        unnormalized: whether values outside the support of a distribution with ``validate_args=False`` are scored; the
-            objective is then no bound on a log-probability.
-        show_progress: whether progress is shown.
+        folder: run folder for configuration, weights, trainer state, metrics and manifest; none by default.
+        options: further options.
+        fields: fields of `FitOptions`, such as ``resume=True``, which replace those of ``options``.
 
     Returns:
-        What each epoch showed, in nats per datum; larger is better.
+        Bounds and learning rate of each epoch, in nats per datum; larger is better.
 
     Raises:
-        ValueError: if the pair breaks its contract, there is nothing to train, the pair draws rows of data that do not
-            fit, or the folder holds another run, is being trained by another process, or cannot be written.
+        ValueError: if the programs break their contract, there is nothing to train, they draw rows of data that do not
+            fit in memory, or the folder holds another run, is in use by another process, or cannot be written.
+        TypeError: if a keyword is not a field of `FitOptions`.
         DivergenceError: if the loss is not finite; the last complete epoch stays in the folder.
 
     Example:
         >>> history = fit(vae.model, vae.guide, data, training=Training(epochs=50), folder="runs/first")
 
     """
+    options = merge_options(options, FitOptions, fields, function="fit")
     training = training or Training()
     device = choose_device(training.device)
     sources = (data.train, data.validation) if isinstance(data, Data) else (data,)
-    rows = [Loader(source) for source in sources]
+    loaders = [Loader(source) for source in sources]
     require_form(model, *sources)
-    if resume and folder is None:
+    if options.resume and folder is None:
         raise ValueError("resume goes on with the run in a folder, but there is none; pass folder=")
-    if training.patience is not None and len(rows) == 1:
+    if training.patience is not None and len(loaders) == 1:
         raise ValueError("early stopping watches validation data, but there are none; pass a Data, or patience=None")
-    placed = Placement(rows, device)
-    found = tuple({id(module): module for module in (*modules, *find_modules(model, guide))}.values())
-    for module in found:
+    placement = Placement(loaders, device)
+    modules = tuple({id(module): module for module in (*options.modules, *find_modules(model, guide))}.values())
+    for module in modules:
         module.to(device)
-    kept: list[str] = []
+    trained_params: list[str] = []
     with (
-        own_store(found, keep=kept),
-        module_mode(found, training=True),
+        own_store(modules, keep=trained_params),
+        module_mode(modules, training=True),
         forked_random(stream_seed(training.seed, "fit"), device),
         frozen_unremarked(),
         ExitStack() as stack,
     ):
-        with module_mode(found, training=False):
-            scored = Unnormalized()(model) if unnormalized else model
-            few = placed.few()
-            programs = inspect_programs(scored, guide, few, modules=found, all_data=placed.everything, device=device)
-            warn_of_links(programs, few)
+        with module_mode(modules, training=False):
+            scored = Unnormalized()(model) if options.unnormalized else model
+            inputs = placement.example_inputs()
+            programs = inspect_programs(
+                scored, guide, inputs, modules=modules, all_data=placement.all_data, device=device
+            )
+            warn_of_links(programs)
         stack.enter_context(module_mode(programs.all_modules, training=True))
-        placed.tell()
-        num_values = None if isinstance(rows[0].source, tuple) else rows[0].num_values
-        if programs.base_measure == "Lebesgue" and num_values is not None:
-            logger.warning(DISCRETE.format(num_values))
-        kept += [name for name in programs.params if MODULE_DIVIDER not in name]
-        loop = Loop(
-            programs, placed.rows, objective or ELBO(), training, device, optimizer, prefetched=placed.prefetched
-        )
-        loop.share()
-        if folder is not None:
-            settings = {
-                "training": dataclasses.asdict(training),
-                "objective": _describe_objective(loop.objective),
-                "optimizer": {"class": type(loop.optimizer).__name__},
-                "data": _describe_data(placed.rows[0]),
-                "command": dict(command or {}),
-            }
-            checkpoint = Checkpoint(RunFolder(folder))
-            progress = loop.group.from_first(lambda: _open(checkpoint, settings, model, stack, resume=resume))
-            if progress is not None:
-                loop.restore(progress)
-            loop.checkpoint = checkpoint if loop.group.first else None
-        start = ""
-        if training.start_at_data and not resume:
-            start = start_at_data(model, placed.rows[0])
-            loop.group.copy_from_first(loop.leaves.trained)
-        if loop.checkpoint is not None:
-            loop.checkpoint.update_settings(settings if resume else {"start": start or None})
-            if not resume:
-                loop.checkpoint.save(loop.progress())
-        logger.log(
-            logging.WARNING if show_progress and loop.group.first else logging.INFO,
-            "training %s parameters%s",
-            f"{sum(parameter.numel() for parameter in loop.leaves.trained):,}",
-            f"; it starts with {start}" if start else "",
-        )
-        return loop.run(on_epoch, show_progress=show_progress)
+        _log_data(placement, programs)
+        trained_params += [name for name in programs.params if MODULE_DIVIDER not in name]
+        loop = Loop(programs, placement, objective or ELBO(), training, device, options.optimizer)
+        loop.synchronize()
+        _start(loop, model, placement.loaders[0], folder, options, stack)
+        return loop.run(options.on_epoch, show_progress=options.show_progress)
 
 
-def _open(
-    checkpoint: Checkpoint, settings: Mapping[str, Any], model: Program, stack: ExitStack, *, resume: bool
-) -> Progress | None:
-    """Lock the folder of a run until the stack ends, and return its state if it is resumed."""
-    if not resume:
-        checkpoint.folder.create()
-    stack.enter_context(checkpoint.folder.lock("trained"))
-    if resume:
-        return checkpoint.resume(settings, model)
-    checkpoint.create(settings, model)
-    return None
+def _log_data(placement: Placement, programs: ModelGuide) -> None:
+    placement.log()
+    num_values = placement.loaders[0].num_values
+    if programs.base_measure == "Lebesgue" and num_values is not None:
+        logger.warning(DISCRETE.format(num_values))
+
+
+def _start(
+    loop: Loop, model: Program, train: Loader, folder: str | Path | None, options: FitOptions, stack: ExitStack
+) -> None:
+    """Start a run or resume it, and write its settings to the folder, which is locked until the stack ends."""
+    if folder is not None:
+        settings = {
+            "training": dataclasses.asdict(loop.training),
+            "objective": _describe_objective(loop.objective),
+            "optimizer": {"class": type(loop.optimizer).__name__},
+            "data": _describe_data(train),
+            "command": dict(options.command or {}),
+        }
+        checkpoint = Checkpoint(RunFolder(folder), settings, model)
+        progress = loop.group.from_first(lambda: checkpoint.open(stack, resume=options.resume))
+        if progress is not None:
+            loop.restore(progress)
+        loop.checkpoint = checkpoint if loop.group.first else None
+    start = ""
+    if loop.training.start_at_data and not options.resume:
+        start = start_at_data(model, train)
+        loop.group.copy_from_first(loop.tensors.trained)
+    if loop.checkpoint is not None and not options.resume:
+        loop.checkpoint.settings["start"] = start or None
+        loop.checkpoint.save(loop.progress())
+    logger.log(
+        logging.WARNING if options.show_progress and loop.group.first else logging.INFO,
+        "training %s parameters%s",
+        f"{sum(parameter.numel() for parameter in loop.tensors.trained):,}",
+        f"; it starts with {start}" if start else "",
+    )
 
 
 def _describe_objective(objective: PyroELBO) -> dict[str, Any]:
@@ -186,9 +201,9 @@ def _describe_objective(objective: PyroELBO) -> dict[str, Any]:
     return {"class": type(objective).__name__, "num_particles": objective.num_particles}
 
 
-def _describe_data(rows: Loader) -> dict[str, Any]:
-    if isinstance(rows.source, Split):
-        split = rows.source
+def _describe_data(loader: Loader) -> dict[str, Any]:
+    if isinstance(loader.source, Split):
+        split = loader.source
         stored = fingerprint(split.stored, *split.given)
         return {"name": split.name, "num_data": len(split), "hash": stored, "transform": split.transform.describe()}
-    return {"name": "tensors", "num_data": len(rows), "hash": rows.hash(), "transform": None}
+    return {"name": "tensors", "num_data": len(loader), "hash": loader.hash(), "transform": None}

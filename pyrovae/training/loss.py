@@ -1,4 +1,4 @@
-"""The loss of one minibatch as a function of tensors: what every engine computes, eagerly or recorded."""
+"""Loss of one minibatch as a function of tensors, which all engines compute."""
 
 from __future__ import annotations
 
@@ -12,33 +12,26 @@ from torch import Tensor
 
 from pyrovae.objectives import Objective
 from pyrovae.programs import ModelGuide, Program, run_validated
-from pyrovae.runtime.context import registered_once
-from pyrovae.runtime.distributed import Shard, group
 from pyrovae.training.bfloat16 import bfloat16_networks
-from pyrovae.training.shared_noise import SharedNoise
 
 Bind = Callable[..., tuple[Program, Program, int]]
 
 
 class StepLoss:
-    """The loss of one minibatch.
-
-    Attributes:
-        share: the part of the minibatch that the inputs are, where processes share it; None if they are all of it.
-        row_axes: of the draws of noise, where processes share them.
+    """Loss of one minibatch.
 
     Args:
-        programs: the structure of the programs.
-        objective: with a differentiable loss.
-        bind: from the inputs of a step to model and guide without arguments, and their number of data.
-        half: whether networks compute in bfloat16; see `bfloat16_networks`.
+        programs: structure of model and guide.
+        objective: an objective with a differentiable loss.
+        bind: returns model and guide without arguments, and the number of data, for the inputs of a step.
+        bfloat16: whether networks compute in bfloat16; see `bfloat16_networks`.
 
     Raises:
         TypeError: if the objective has no differentiable loss.
 
     """
 
-    def __init__(self, programs: ModelGuide, objective: PyroELBO, bind: Bind, *, half: bool = False) -> None:
+    def __init__(self, programs: ModelGuide, objective: PyroELBO, bind: Bind, *, bfloat16: bool = False) -> None:
         if isinstance(objective, type):
             raise TypeError(
                 f"an objective is an object, but received the class {objective.__name__}; give {objective.__name__}()"
@@ -48,44 +41,31 @@ class StepLoss:
                 "training needs an objective with a differentiable loss, which "
                 f"{type(objective).__name__} does not have; use pyrovae.objectives, or train with pyro.infer.SVI"
             )
-        self.programs, self.objective, self.bind, self.half = programs, objective, bind, half
-        self.share: Shard | None = None
-        self.row_axes: list[int | None] = []
-        self._registered: set[tuple[str, int]] = set()
+        self.programs, self.objective, self.bind, self.bfloat16 = programs, objective, bind, bfloat16
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss per datum, differentiable, and what is shown of it.
+        """Return the loss and its terms; with validation on, Pyro's checks raise one-line errors.
 
         Args:
-            inputs: tensors, those that `bind` takes.
+            inputs: tensors that `bind` takes.
 
         Returns:
-            The loss, 0-dim, nats; and loss, reconstruction and KL per datum, ``(3,)``, nats, the last two free of
-            Pyro's scales and zero where the objective does not tell. Where processes share the minibatch, these are
-            this process's parts of sums over all of them.
+            The loss per datum, 0-dim, nats, differentiable; and loss, reconstruction and KL per datum, ``(3,)``, nats,
+            detached. The last two are free of Pyro's scales, and zero for an objective without terms.
 
         """
-        if self.share is None and not self.half:
-            return self._terms(*inputs)
-        noise = nullcontext() if self.share is None else SharedNoise(self.row_axes, self.share, group().rank)
-        with noise, bfloat16_networks(self.programs.all_modules) if self.half else nullcontext():
-            loss, shown = self._terms(*inputs)
-        return (loss, shown) if self.share is None else (loss * self.share.weight, shown * self.share.weight)
+        with bfloat16_networks(self.programs.all_modules) if self.bfloat16 else nullcontext():
+            if is_validation_enabled():
+                return run_validated(lambda: self._compute(*inputs), inputs[0].device, nan_counts=False)
+            return self._compute(*inputs)
 
-    def _terms(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return loss and what is shown; with Pyro's checks on, what they find is told in one line."""
-        if not is_validation_enabled():
-            return self._computed(*inputs)
-        return run_validated(lambda: self._computed(*inputs), inputs[0].device, nan_counts=False)
-
-    def _computed(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def _compute(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         model, guide, count = self.bind(*inputs)
         size = self.programs.plate_size if self.programs.plate_size != self.programs.num_rows else count
         if not isinstance(self.objective, Objective):
             loss = self.objective.differentiable_loss(model, guide) / size
             return loss, torch.stack([loss, torch.zeros_like(loss), torch.zeros_like(loss)]).detach()
-        with registered_once(self._registered):
-            terms = self.objective.terms_of(self.programs, model, guide)
-        loss = terms.loss / size
-        shown = torch.stack([terms.loss.detach(), terms.reconstruction, terms.kl])
-        return loss, shown / count if size == count else torch.cat([shown[:1] / size, shown[1:] / count])
+        terms = self.objective.terms_of(self.programs, model, guide)
+        metrics = torch.stack([terms.loss.detach(), terms.reconstruction, terms.kl])
+        metrics = metrics / count if size == count else torch.cat([metrics[:1] / size, metrics[1:] / count])
+        return terms.loss / size, metrics

@@ -1,40 +1,43 @@
-"""One gradient step, eager; and what all engines have in common."""
+"""One gradient step: eager, or traced once and replayed."""
 
 from __future__ import annotations
 
 import inspect
 import logging
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pyrovae.compile import Recording, record
+from pyrovae.compile import NotRecordableError, Recording, has_compiler, layout_of, record
 from pyrovae.objectives import Objective
 from pyrovae.runtime.distributed import group
-from pyrovae.training.adam import Adam
-from pyrovae.training.leaves import Leaves
 from pyrovae.training.loss import StepLoss
+from pyrovae.training.program_tensors import ProgramTensors
 
 logger = logging.getLogger("pyrovae")
 
 MakeOptimizer = Callable[[list[Tensor]], torch.optim.Optimizer]
 
+REPEATS = 200  # eager steps on inputs of another shape than the first before these are traced too
+MOST_SHAPES = 4  # largest number of traced shapes
+# steps from which an engine pays: a trace takes a second, Inductor half a minute, a CUDA graph a few seconds
+TRACED_FROM, COMPILED_FROM, GRAPHED_FROM = 2_000, 20_000, 500
+
 
 def fused_adam(parameters: list[Tensor]) -> torch.optim.Optimizer:
-    """Return Adam that updates all parameters in one pass."""
-    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
-    return Adam(parameters) if fused else torch.optim.Adam(parameters)
+    """Return torch's Adam, fused on CPU and CUDA."""
+    devices = {parameter.device.type for parameter in parameters}
+    return torch.optim.Adam(parameters, fused=devices <= {"cpu", "cuda"} or None, capturable="cuda" in devices)
 
 
-def make_optimizer_of(make: MakeOptimizer, parameters: list[Tensor]) -> torch.optim.Optimizer:
+def build_optimizer(make: MakeOptimizer, parameters: list[Tensor]) -> torch.optim.Optimizer:
     """Return the optimizer that a function makes of the parameters.
 
     Raises:
-        TypeError: if it makes none of torch's, or one that asks for the loss again and again, such as LBFGS.
+        TypeError: if it makes none of torch's, or one that evaluates the loss several times, such as LBFGS.
 
     """
     if not callable(make) or not isinstance(optimizer := make(parameters), torch.optim.Optimizer):
@@ -51,13 +54,13 @@ def make_optimizer_of(make: MakeOptimizer, parameters: list[Tensor]) -> torch.op
     return optimizer
 
 
-class Step(ABC):
+class EagerStep:
     """Loss, gradients, clipping and update of one minibatch, without waiting for the device.
 
     Args:
-        loss: of a minibatch.
-        leaves: tensors of the pair.
-        optimizer: of those that are trained.
+        loss: loss of a minibatch.
+        tensors: parameters and buffers of the programs.
+        optimizer: optimizer of the trained ones.
         clip_norm: largest norm of the gradient of the loss per datum, or None.
 
     """
@@ -65,178 +68,221 @@ class Step(ABC):
     def __init__(
         self,
         loss: StepLoss,
-        leaves: Leaves,
+        tensors: ProgramTensors,
         optimizer: torch.optim.Optimizer,
         *,
         clip_norm: float | None = None,
     ) -> None:
-        self.loss, self.leaves, self.optimizer, self.clip_norm = loss, leaves, optimizer, clip_norm
+        self.loss, self.tensors, self.optimizer, self.clip_norm = loss, tensors, optimizer, clip_norm
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        """Move the parameters once.
+    def __call__(self, *inputs: Tensor, weight: float | None = None) -> Tensor:
+        """Update the parameters once.
 
         Args:
-            inputs: of the loss.
+            inputs: inputs of the loss.
+            weight: share of the minibatch that this process has, if several processes train together.
 
         Returns:
-            Loss, reconstruction and KL per datum, ``(3,)``, nats, as `StepLoss` gives them.
+            Loss, reconstruction and KL per datum, ``(3,)``, nats, averaged over the processes.
 
         """
-        if self.leaves.moved():
-            self.leaves.refresh(self.optimizer)
+        state = self.tensors.check()
         with torch.enable_grad():
-            shown = self.run(*inputs)
+            metrics, gradients = self.compute_gradients(state, inputs)
+        metrics = self.apply_gradients(metrics, gradients, weight)
         if isinstance(self.loss.objective, Objective):
             self.loss.objective.step += 1
-        return shown
+        return metrics
 
-    @abstractmethod
-    def run(self, *inputs: Tensor) -> Tensor:
-        """Move the parameters; arguments and result are those of the call."""
+    def compute_gradients(self, state: Hashable, inputs: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor | None]]:
+        """Return the metrics and the gradients of the loss per datum, None for tensors that it does not depend on."""
+        self.clear_gradients()
+        loss, metrics = self.loss(*inputs)
+        self.tensors.report_untrained(loss)
+        return metrics, self._gradients(loss)
 
-    def release(self) -> None:
-        """Let go of the memory that steps keep for the next one."""
-        self.drop()
+    def _gradients(self, loss: Tensor) -> list[Tensor | None]:
+        thawed = [tensor for tensor in self.tensors.trained if tensor.requires_grad]
+        gradients = iter(torch.autograd.grad(loss, thawed, allow_unused=True))
+        return [next(gradients) if tensor.requires_grad else None for tensor in self.tensors.trained]
 
-    def drop(self) -> None:
-        """Give up the last gradients before new ones are made, in the memory that becomes free."""
-        for parameter in self.leaves.trained:
+    def clear_gradients(self) -> None:
+        """Free the last gradients, so that the next ones can take their memory."""
+        for parameter in self.tensors.trained:
             parameter.grad = None
 
-    def take(self, shown: Tensor, gradients: Iterable[Tensor | None]) -> Tensor:
-        """Hand the gradients of the loss per datum to the parameters, summed over processes and clipped.
-
-        Args:
-            shown: loss, reconstruction and KL per datum, ``(3,)``.
-            gradients: of the tensors that are trained; None for one that the loss does not depend on.
-
-        Returns:
-            What is shown, summed over processes too.
-
-        """
+    def apply_gradients(self, metrics: Tensor, gradients: Iterable[Tensor | None], weight: float | None) -> Tensor:
+        """Average gradients and metrics over processes, clip the gradients and update the parameters."""
         gradients = list(gradients)
-        if self.loss.share is not None:
-            shown, *summed = group().sum([shown, *(each for each in gradients if each is not None)])
-            found = iter(summed)
-            gradients = [None if each is None else next(found) for each in gradients]
-        taken: set[int] = set()
-        for parameter, gradient in zip(self.leaves.trained, gradients, strict=True):
+        if weight is not None:
+            present = [gradient for gradient in gradients if gradient is not None]
+            metrics, *summed = group().sum([tensor * weight for tensor in (metrics, *present)])
+            averages = iter(summed)
+            gradients = [None if gradient is None else next(averages) for gradient in gradients]
+        used: set[int] = set()
+        for parameter, gradient in zip(self.tensors.trained, gradients, strict=True):
             if gradient is not None:
-                if gradient.stride() != parameter.stride() or gradient.data_ptr() in taken:
-                    gradient = torch.empty_like(parameter).copy_(gradient)  # kernels walk both by one layout
-                taken.add(gradient.data_ptr())
+                if gradient.stride() != parameter.stride() or gradient.data_ptr() in used:
+                    gradient = torch.empty_like(parameter).copy_(gradient)  # fused kernels assume equal strides
+                used.add(gradient.data_ptr())
             parameter.grad = gradient
         if self.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.leaves.trained, self.clip_norm)
-        return shown
-
-
-class EagerStep(Step):
-    """A step that runs the programs anew each time."""
-
-    def run(self, *inputs: Tensor) -> Tensor:
-        """Move the parameters."""
-        self.drop()
-        loss, shown = self.loss(*inputs)
-        self.leaves.report_untrained(loss)
-        shown = self.take(shown, torch.autograd.grad(loss, self.leaves.trained, allow_unused=True))
+            torch.nn.utils.clip_grad_norm_(self.tensors.trained, self.clip_norm)
         self.optimizer.step()
-        return shown
+        return metrics
+
+    def release(self) -> None:
+        """Free the memory that is kept between steps."""
+        self.clear_gradients()
 
 
-class RecordedLoss(NamedTuple):
-    """Loss and gradients of minibatches of one shape, recorded.
+class TracedLoss(NamedTuple):
+    """Trace of loss and gradients for minibatches of one shape.
 
     Attributes:
-        recording: returns what is shown, then the gradients.
-        has_gradient: which of the tensors that are trained have one.
+        recording: returns the metrics, then the gradients.
+        has_gradient: whether each trained tensor has a gradient.
 
     """
 
     recording: Recording
-    has_gradient: tuple[bool, ...]
+    has_gradient: list[bool]
 
 
-class CapturableStep(EagerStep):
-    """What steps that capture their work have in common: when to do so anew, and that they run eagerly if it fails.
+class TracedStep(EagerStep):
+    """A step that replays the trace of its loss and gradients; clipping and update are torch's.
+
+    A replay reads data, parameters, buffers, the weight of the KL and the number of steps. The loss is traced again if
+    modules change their mode, parameters are frozen, buffers are replaced or options of the objective change. Inputs of
+    another shape, such as a short last minibatch, run eagerly until they have come often. A loss that cannot be traced
+    runs eagerly; a trace that cannot be compiled is replayed uncompiled.
 
     Args:
-        args: those of `Step`.
-        options: those of `Step`.
+        args: arguments of `EagerStep`.
+        compiled: whether Inductor compiles the trace.
+        options: options of `EagerStep`.
 
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    def __init__(self, *args: Any, compiled: bool, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.failed = False
-        self._state: tuple[object, ...] = ()
-        self._weighed: tuple[Tensor | None, float | Tensor] = (None, 1.0)
-        self._count, self._counts = torch.zeros((), dtype=torch.int64), False
+        self.compiled, self.failed = compiled, False
+        first = self.tensors.trained[0]
+        self._kl_weight = torch.ones((), dtype=first.dtype, device=first.device)
+        self._num_steps = torch.zeros((), dtype=torch.int64, device=first.device)
+        self._state: Hashable = None
+        self._traces: dict[Hashable, TracedLoss] = {}
+        self._seen: dict[Hashable, int] = {}
 
-    def changed(self) -> bool:
-        """Tell, once, whether tensors were replaced, modes switched, or options changed that a capture holds fixed."""
-        before, self._state = self._state, (self.leaves.version, getattr(self.loss.objective, "fixed", None))
-        return before != self._state
+    def compute_gradients(self, state: Hashable, inputs: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor | None]]:
+        """Return the metrics and the gradients of the loss per datum, by a replay if there is a trace."""
+        objective = self.loss.objective
+        traced = None if self.failed else self._find_trace((state, getattr(objective, "fixed", None)), inputs)
+        if traced is None:
+            return super().compute_gradients(state, inputs)
+        if isinstance(objective, Objective):
+            self._kl_weight.fill_(objective.kl_weight())
+            self._num_steps.fill_(objective.step)
+        self.clear_gradients()
+        metrics, *gradients = traced.recording(*inputs)
+        present = iter(gradients)
+        # a CUDA graph overwrites its results in the next replay
+        return metrics.clone(), [next(present) if has else None for has in traced.has_gradient]
 
-    def record(self, inputs: Sequence[Tensor], weight: Tensor) -> RecordedLoss:
-        """Record loss and gradients for inputs like these.
+    def _find_trace(self, state: Hashable, inputs: tuple[Tensor, ...]) -> TracedLoss | None:
+        """Return the trace for inputs of this shape, or None if they run eagerly."""
+        if state != self._state:
+            self._state, self._traces, self._seen = state, {}, {}
+        layout = layout_of(inputs)
+        if layout not in self._traces:
+            self._seen[layout] = self._seen.get(layout, 0) + 1
+            first = next(iter(self._seen)) == layout
+            if not first and (self._seen[layout] < REPEATS or len(self._traces) >= MOST_SHAPES):
+                return None
+            try:
+                self._traces[layout] = self.trace(inputs)
+            except NotRecordableError as error:
+                self.failed = True
+                logger.warning("the step is run eagerly: %s", error)
+                return None
+        return self._traces[layout]
 
-        Args:
-            inputs: of the loss.
-            weight: a tensor that stands for the weight of the KL.
+    def trace(self, inputs: tuple[Tensor, ...]) -> TracedLoss:
+        """Trace loss and gradients for inputs of a shape, and compile them.
 
         Raises:
-            NotRecordableError: with the reason, if that is impossible.
+            NotRecordableError: with the reason, if the loss cannot be traced.
 
         """
-        trained = self.leaves.trained
         has_gradient: list[bool] = []
 
         def loss_and_gradients(*inputs: Tensor) -> list[Tensor]:
-            loss, shown = self.loss(*inputs)
-            gradients = torch.autograd.grad(loss, trained, allow_unused=True)
+            loss, metrics = self.loss(*inputs)
+            gradients = self._gradients(loss)
             has_gradient[:] = [gradient is not None for gradient in gradients]
-            return [shown, *(gradient for gradient in gradients if gradient is not None)]
+            return [metrics, *(gradient for gradient in gradients if gradient is not None)]
 
-        self._count = self._count.to(weight.device)
-        with self._numbers_held(weight):
-            recording = record(loss_and_gradients, inputs, leaves=[*self.leaves.all, weight, self._count])
-        self._counts = self._counts or recording.reads(self._count)
-        return RecordedLoss(recording, tuple(has_gradient))
-
-    def take_from(self, recorded: RecordedLoss, inputs: Sequence[Tensor]) -> Tensor:
-        """Hand the gradients of a replay to the parameters, and return what is shown."""
-        shown, *gradients = recorded.recording(*inputs)
-        found = iter(gradients)
-        return self.take(shown, [next(found) if has else None for has in recorded.has_gradient])
-
-    def give_up(self, reason: str) -> None:
-        """Run eagerly from now on, and say why in one line."""
-        self.failed = True
-        logger.warning("the step is run eagerly: %s", reason)
+        with self._numbers_as_tensors():
+            leaves = [*self.tensors.all, self._kl_weight, self._num_steps]
+            recording = record(loss_and_gradients, inputs, leaves=leaves)
+        try:
+            if self.compiled:
+                if inputs[0].device.type == "cpu" and not has_compiler():
+                    raise NotRecordableError("no C++ compiler is found")
+                recording.compile(inputs)
+        except NotRecordableError as error:
+            self.compiled = False
+            logger.warning("the recorded step is not compiled: %s", error)
+        try:
+            recording.capture_kernels(inputs)
+        except NotRecordableError as error:
+            logger.warning("the kernels of the step are not captured in a CUDA graph: %s", error)
+        return TracedLoss(recording, has_gradient)
 
     @contextmanager
-    def _numbers_held(self, weight: Tensor) -> Iterator[None]:
-        """Let tensors stand for the weight of the KL and the number of steps inside the block."""
+    def _numbers_as_tensors(self) -> Iterator[None]:
+        """Replace the weight of the KL and the number of steps of the objective by tensors inside the block."""
         if not isinstance(self.loss.objective, Objective):
             yield
             return
         objective: Any = self.loss.objective
-        number, objective.step, objective.kl_weight = objective.step, self._count, lambda: weight
+        number, objective.step, objective.kl_weight = objective.step, self._num_steps, lambda: self._kl_weight
         try:
             yield
         finally:
             objective.step = number
             del objective.kl_weight
 
-    def set_weight(self, weight: Tensor) -> None:
-        """Write the present weight of the KL, and the number of steps, into the tensors that stand for them, where they
-        are others than last time.
-        """
-        if isinstance(self.loss.objective, Objective):
-            value, (place, last) = self.loss.objective.kl_weight(), self._weighed
-            if place is not weight or last != value:
-                weight.fill_(value)
-                self._weighed = weight, value
-            if self._counts:
-                self._count.fill_(self.loss.objective.step)
+    def release(self) -> None:
+        """Free the memory that is kept between steps, and the traces, which hold the data."""
+        super().release()
+        self._traces = {}
+
+
+def make_step(
+    loss: StepLoss,
+    tensors: ProgramTensors,
+    optimizer: torch.optim.Optimizer,
+    *,
+    clip_norm: float | None = None,
+    engine: str = "captured",
+    num_steps: int = 0,
+) -> EagerStep:
+    """Return the step of an engine.
+
+    Args:
+        loss: loss of a minibatch.
+        tensors: parameters and buffers of the programs.
+        optimizer: optimizer of the trained ones.
+        clip_norm: largest norm of the gradient of the loss per datum, or None.
+        engine: "captured" for a trace compiled by Inductor, on CUDA launched as a CUDA graph; "eager"; or "auto" for
+            the engine that pays for the number of steps.
+        num_steps: number of steps ahead, for "auto".
+
+    """
+    device, auto = tensors.trained[0].device.type, engine == "auto"
+    traced_from = GRAPHED_FROM if device == "cuda" else TRACED_FROM
+    if engine == "eager" or device not in ("cpu", "cuda") or (auto and num_steps < traced_from):
+        return EagerStep(loss, tensors, optimizer, clip_norm=clip_norm)
+    compiled = not auto or (num_steps >= COMPILED_FROM and (device == "cuda" or has_compiler()))
+    return TracedStep(loss, tensors, optimizer, clip_norm=clip_norm, compiled=compiled)

@@ -1,0 +1,224 @@
+"""Use of the latent variables: active units, mutual information, and the fit of the prior to the codes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyrovae.diagnostics.information import Information, information
+from pyrovae.diagnostics.unit_kl import unit_kl
+from pyrovae.diagnostics.unit_verdicts import active_units, assess_collapse, assess_prior
+from pyrovae.importance import (
+    UnconstrainedLatents,
+    draw_guide,
+    iter_batches,
+    require_tensor,
+    score_model,
+    scoring_context,
+    sum_over_sites,
+)
+from pyrovae.programs import ModelGuide, Program
+from pyrovae.results import Estimate
+from pyrovae.results.latent_record import Latents
+from pyrovae.runtime.context import forked_random, stream_seed
+from pyrovae.runtime.progress_bar import progress
+
+ROUNDING = 1e-10  # nats below which a value is zero
+BATCH_ELEMENTS = 2**20  # elements of u that are drawn at once
+PRIOR_DRAWS = 4000  # draws for the moments of the prior
+
+
+def latents(
+    model: Program,
+    guide: Program,
+    x: Tensor,
+    *covariates: Any,
+    num_draws: int = 100,
+    seed: int = 0,
+    modules: Iterable[nn.Module] = (),
+    show_progress: bool = False,
+) -> Latents:
+    """Find the active latent units, estimate the information of codes about x, and assess the fit of the prior.
+
+    ``E_x KL(q(z | x) || p(z)) = I(x; z) + KL(q(z) || p(z))``, ``q(z) = (1 / N) sum_n q(z | x_n)``
+
+    If all x have the same code (I = 0), the posterior has collapsed, whether the KL is zero or large. If the marginal
+    KL is zero and I is not, the prior fits. Units are the dimensions of z on an unconstrained scale, which is z itself
+    for a site without constraints. A unit is active if the variance of its posterior mean over x exceeds 0.01.
+    I(x; z) over N data cannot exceed log N: a value near log N is only a lower limit.
+
+    *Importance weighted autoencoders (Burda, Grosse, Salakhutdinov 2016)*, https://arxiv.org/abs/1509.00519
+
+    *ELBO surgery (Hoffman, Johnson 2016)*, http://approximateinference.org/accepted/HoffmanJohnson2016.pdf
+
+    Args:
+        model: a Pyro program called with ``(x, *covariates)``.
+        guide: another.
+        x: ``(N, ...)``, the data, at least 2.
+        covariates: tensors that travel with x along the data plate.
+        num_draws: draws of each posterior for its mean and variance, at least 2.
+        seed: seed of the draws.
+        modules: modules of the programs that cannot be found from the programs.
+        show_progress: show a progress bar.
+
+    Returns:
+        The parts of the KL in nats per datum with standard errors, the units, and a verdict.
+
+    Raises:
+        ValueError: if there are fewer than 2 data or draws, or the programs break their contract.
+
+    Example:
+        >>> print(latents(vae.model, vae.guide, data.test.fixed()))
+
+    """
+    require_tensor(x)
+    for name, number in (("data", len(x)), ("draws", num_draws)):
+        if number < 2:
+            raise ValueError(f"a variance takes at least 2 {name}, but received {number}; give more")
+    args = (x, *covariates)
+    with (
+        scoring_context(model, guide, args, modules=modules) as programs,
+        torch.no_grad(),
+        progress("latent variables", 2 * len(x), show_progress=show_progress, unit="data") as advance,
+    ):
+        with forked_random(stream_seed(seed, "latents", 0), x.device):
+            codes = _codes(programs, args, num_draws, advance)
+        with forked_random(stream_seed(seed, "latents", 1), x.device):
+            compared = information(programs, args, len(x), advance=lambda done: advance(len(x) + done))
+        with forked_random(stream_seed(seed, "latents", 2), x.device):
+            prior = _prior_moments(programs, args)
+    return _summarize(codes, compared, prior, num_draws=num_draws, num_covariates=len(covariates), seed=seed)
+
+
+@dataclass(frozen=True)
+class _Codes:
+    """Moments of each posterior ``(N, D)``, the KL of each unit ``(N, D)``, NaN for a unit without one, and the KL of
+    each datum with its Monte Carlo variance ``(N,)``.
+    """
+
+    names: tuple[str, ...]
+    mean: Tensor
+    variance: Tensor
+    unit_kl: Tensor
+    kl: Tensor
+    kl_variance: Tensor
+    why: str | None
+
+
+def _codes(programs: ModelGuide, args: tuple[Any, ...], num_draws: int, advance: Any) -> _Codes:
+    parts: list[tuple[Tensor, ...]] = []
+    elements = num_draws * sum(latent.num_elements for latent in programs.latents.values())
+    done = 0
+    for rows, count in iter_batches(programs, len(args[0]), batch_size=max(1, BATCH_ELEMENTS // max(1, elements))):
+        rows = rows.to(args[0].device)
+        space = UnconstrainedLatents(programs, args, rows)
+        u, _ = space.draw(num_draws)
+        kl = unit_kl(programs, args, rows, sizes=space.sizes)
+        part = (u.mean(0), u.var(0), kl.units, kl.total, kl.total_variance)
+        parts.append(tuple(value[:count].cpu().double() for value in part))
+        done += count
+        advance(done)
+    mean, variance, units, total, noise = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    return _Codes(space.names, mean, variance, units, total, noise, kl.why)
+
+
+def _prior_moments(programs: ModelGuide, args: tuple[Any, ...]) -> tuple[Tensor, Tensor] | None:
+    """Return mean and variance of each unit under the prior ``(D,)``, or None if the prior differs between data."""
+    rows, _ = next(iter(iter_batches(programs, len(args[0]), batch_size=min(len(args[0]), 64))))
+    rows = rows.to(args[0].device)
+    z, _ = draw_guide(programs, args, rows, 1)
+    own = sum_over_sites(score_model(programs, args, rows, z, with_kl=False).prior)
+    moved = {name: value.roll(1, 1) for name, value in z.items()}
+    others = sum_over_sites(score_model(programs, args, rows, moved, with_kl=False).prior)
+    if not torch.allclose(own.roll(1, 1), others, rtol=1e-4, atol=1e-4, equal_nan=True):
+        return None
+    u = UnconstrainedLatents(programs, args, rows).draw_prior(-(-PRIOR_DRAWS // len(rows))).flatten(0, 1).cpu().double()
+    return u.mean(0), u.var(0)
+
+
+def _summarize(
+    codes: _Codes,
+    compared: Information,
+    prior: tuple[Tensor, Tensor] | None,
+    *,
+    num_draws: int,
+    num_covariates: int,
+    seed: int,
+) -> Latents:
+    count, ceiling = len(codes.kl), math.log(compared.num_aggregate)
+    num_codes = compared.below.numel()
+    kl = Estimate.over_data("KL", num_draws, codes.kl, codes.kl_variance.unsqueeze(0))
+    below, above = _bounded(_over_codes(compared.below), _over_codes(compared.above), kl, ceiling)
+    marginal = _marginal(codes.kl, compared, kl, below, same_prior=prior is not None)
+    units = active_units(codes.names, codes.mean, codes.variance, codes.unit_kl, prior, num_draws=num_draws)
+    verdict, reason = assess_collapse(units, kl, below)
+    prior_verdict, prior_reason = assess_prior(kl, above, marginal)
+    return Latents(
+        num_data=count,
+        num_draws=num_draws,
+        num_covariates=num_covariates,
+        units=units,
+        kl=kl,
+        information=below,
+        information_above=above,
+        marginal_kl=marginal,
+        num_aggregate=compared.num_aggregate,
+        num_codes=num_codes,
+        ceiling=ceiling,
+        why_units=codes.why,
+        verdict=verdict,
+        reason=reason,
+        prior_verdict=prior_verdict,
+        prior_reason=prior_reason,
+        seed=seed,
+        per_datum={"KL": codes.kl, "information": compared.below.mean(0)},
+    )
+
+
+def _over_codes(values: Tensor) -> Estimate:
+    """Return the mean of values ``(R, T)`` of R codes of T data; values that rounding explains count as zero."""
+    draws = len(values)
+    values = torch.where(values.abs() < ROUNDING, 0.0, values)
+    variances = values.var(0).unsqueeze(0) / draws if draws > 1 else values[:0]
+    return Estimate.over_data("I(x; z)", draws, values.mean(0), variances)
+
+
+def _bounded(below: Estimate, above: Estimate, kl: Estimate, ceiling: float) -> tuple[Estimate, Estimate]:
+    """Clamp both bounds of I(x; z) to the limits 0, log M, and the KL, which is at least I.
+
+    An upper bound that exceeds the KL is replaced by it, errors included.
+    """
+    if below.value is None or above.value is None:
+        return below, above
+    if kl.value is not None and above.value > kl.value:
+        above = replace(kl, name=above.name)
+    assert above.value is not None
+    below = replace(below, value=max(0.0, min(below.value, ceiling, max(above.value, 0.0))))
+    assert below.value is not None
+    return below, replace(above, value=max(above.value, below.value))
+
+
+def _marginal(kl: Tensor, compared: Information, total: Estimate, below: Estimate, *, same_prior: bool) -> Estimate:
+    """Return KL(q(z) || p(z)): the mean KL of all N data minus the information of T of the data."""
+    why = None if same_prior else "the prior differs between data, so that q(z) cannot be compared with a single prior"
+    why = why or total.why or below.why
+    if why is not None:
+        return Estimate("marginal KL", below.num_particles, None, None, None, why)
+    assert total.value is not None
+    assert below.value is not None
+    values = compared.below.mean(0)
+    covariance = torch.stack([values, kl[compared.rows]]).cov()
+    variance = covariance[0, 0] / len(values) + (kl.var() - 2 * covariance[0, 1]) / len(kl)
+    noise = [error**2 for error in (total.se_monte_carlo, below.se_monte_carlo) if error is not None]
+    return Estimate(
+        "marginal KL",
+        below.num_particles,
+        total.value - below.value,
+        variance.clamp(min=0).sqrt().item(),
+        math.sqrt(sum(noise)) if below.se_monte_carlo is not None else None,
+    )

@@ -1,0 +1,225 @@
+"""Diagnostics of importance weights: how many of them count, and how far L_K lies below log p(x)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from pyrovae.bounds.multi_sample import effective_number
+from pyrovae.diagnostics.ladder import ENOUGH, NOT_ENOUGH, PERHAPS, UNKNOWN, assess, read_ladder
+from pyrovae.diagnostics.psis import FEWEST, khat_threshold, pareto_khat
+from pyrovae.programs.layout import to_float64
+from pyrovae.results import CheckResults, Estimate, Weights
+from pyrovae.results.tightness import Quantiles
+
+NAMES = ("khat", "ESS", "largest weight", "bias", "jackknife")
+
+
+def weight_diagnostics(log_weights: Tensor) -> dict[str, Tensor]:
+    """Return the diagnostics of the weights of each datum, by name.
+
+    Args:
+        log_weights: log p(x, z) - log q(z | x), ``(K, ...)``, nats.
+
+    Returns:
+        Each ``(...)``, float64: "khat", "ESS", "largest weight", "bias" and "jackknife", which are `pareto_khat`,
+        `effective_sample_size`, `largest_weight`, `bias_estimate` and `jackknife`. NaN where a weight is NaN, where
+        all are zero, and where K is too small.
+
+    """
+    shares, total = _shares(log_weights), len(log_weights)
+    values = (
+        pareto_khat(log_weights),
+        effective_number(shares),
+        shares.amax(0),
+        _relative_variance(shares) / (2 * total),
+        _jackknife(to_float64(log_weights), shares),
+    )
+    return dict(zip(NAMES, values, strict=True))
+
+
+def largest_weight(log_weights: Tensor) -> Tensor:
+    """Return the share of the largest weight in the sum of weights ``(K, ...)``: ``(...)``, between 1 / K and 1."""
+    return _shares(log_weights).amax(0)
+
+
+def relative_variance(log_weights: Tensor) -> Tensor:
+    """Return the variance of the weights relative to their mean, ``Var(w) / mean(w)^2``, with K - 1 in the variance.
+
+    It cannot exceed K, whatever the true variance is: where few weights make up the sum, it is too small.
+
+    Args:
+        log_weights: ``(K, ...)``, nats, K at least 2.
+
+    Returns:
+        ``(...)``, float64; NaN for a single particle.
+
+    """
+    return _relative_variance(_shares(log_weights))
+
+
+def bias_estimate(log_weights: Tensor) -> Tensor:
+    """Return how far the bound L_K lies below log p(x) by the delta method: ``Var(w) / (2 K mean(w)^2)``.
+
+    It is accurate if the variance of the weights is finite and K is much larger than the variance. It cannot exceed
+    1/2 nat: for heavy tails, where tens of nats may be missing, it is far too small.
+
+    *Debiasing evidence approximations: on importance-weighted autoencoders and jackknife variational inference
+    (Nowozin 2018)*, https://openreview.net/forum?id=HyZoi-WRb
+
+    Args:
+        log_weights: ``(K, ...)``, nats.
+
+    Returns:
+        ``(...)``, nats; NaN for a single particle.
+
+    """
+    return relative_variance(log_weights) / (2 * len(log_weights))
+
+
+def jackknife(log_weights: Tensor) -> Tensor:
+    """Return the first-order jackknife estimate of log p(x), which is not a bound.
+
+    ``K L_K - (K - 1) mean_i L_{K-1}^(-i)``, where L_{K-1}^(-i) is the bound without the i-th particle
+
+    It removes the 1 / K term of the gap, so that it lies above L_K, and may lie above log p(x): read it as a correction
+    of L_K, not as a bound. Leave-one-out values are exact.
+
+    *Debiasing evidence approximations: on importance-weighted autoencoders and jackknife variational inference
+    (Nowozin 2018)*, https://openreview.net/forum?id=HyZoi-WRb
+
+    Args:
+        log_weights: ``(K, ...)``, nats.
+
+    Returns:
+        ``(...)``, nats; NaN for a single particle; inf where a single weight is not zero.
+
+    Example:
+        >>> jackknife(torch.tensor([1.0, 2.0, 3.0, 4.0]).log())
+        tensor(0.9597, dtype=torch.float64)
+
+    """
+    return _jackknife(to_float64(log_weights), _shares(log_weights))
+
+
+def _relative_variance(shares: Tensor) -> Tensor:
+    total = len(shares)
+    return ((total * shares - 1) ** 2).sum(0) / (total - 1) if total > 1 else torch.full_like(shares[0], math.nan)
+
+
+def _jackknife(log_weights: Tensor, shares: Tensor) -> Tensor:
+    total = len(log_weights)
+    if total == 1:
+        return torch.full_like(log_weights[0], math.nan)
+    largest, where = shares.max(0, keepdim=True)
+    left = ((1 / total - shares) * total / (total - 1)).log1p()  # log of the mean without i over the mean of all
+    others = log_weights.scatter(0, where, -math.inf).logsumexp(0, keepdim=True)
+    of_largest = others - log_weights.logsumexp(0, keepdim=True) - math.log1p(-1 / total)
+    left = torch.where(largest > 0.5, left.scatter(0, where, of_largest), left)  # 1 - share has lost its digits
+    return log_weights.logsumexp(0) - math.log(total) - (total - 1) * left.mean(0)
+
+
+def summarize_weights(per_datum: Mapping[str, Tensor], *, ks: Sequence[int], tolerance: float = 0.05) -> Weights:
+    """Summarize the weights of a data set at its largest K, with a verdict on K.
+
+    Args:
+        per_datum: the values ``(N,)`` of `weight_diagnostics` at the largest K, and of "L_k" for each rung.
+        ks: the rungs, ascending.
+        tolerance: nats that L_K may lie below log p(x) if K is enough.
+
+    """
+    khat, num_particles = per_datum["khat"], ks[-1]
+    bound = per_datum[f"L_{num_particles}"]
+    zero = int(bound.isneginf().sum())
+    nan = int((~bound.isfinite()).sum()) - zero
+    available = khat[~khat.isnan()]
+    threshold = khat_threshold(num_particles) if num_particles >= FEWEST else None
+    above = int((available > threshold).sum()) if threshold is not None else 0
+    bias = per_datum["bias"]
+    ladder = read_ladder({k: per_datum[f"L_{k}"] for k in ks})
+    mean_bias = bias.mean().item() if bias.isfinite().all() else None
+    verdict, reason = assess(
+        ladder,
+        num_bad=nan + zero,
+        num_data=len(bound),
+        bias=mean_bias,
+        threshold=threshold,
+        share_above=above / len(available) if len(available) else None,
+        tolerance=tolerance,
+    )
+    values = per_datum["jackknife"]
+    return Weights(
+        num_particles=num_particles,
+        num_data=len(bound),
+        threshold=threshold,
+        num_above=above,
+        num_unavailable=len(khat) - len(available),
+        why_unavailable=_why_unavailable(num_particles, nan, zero) if len(available) < len(khat) else None,
+        num_constant=int(khat.isneginf().sum()),
+        num_nan=nan,
+        num_zero=zero,
+        khat=Quantiles.of(khat),
+        ess=Quantiles.of(per_datum["ESS"]),
+        largest=Quantiles.of(per_datum["largest weight"]),
+        bias=mean_bias,
+        jackknife=Estimate.over_data("jackknife", num_particles, values, values.new_empty((0, len(values)))),
+        increment=ladder.increment,
+        increment_error=ladder.increment_error,
+        power=ladder.power,
+        power_error=ladder.power_error,
+        extrapolated=ladder.extrapolated,
+        tolerance=tolerance,
+        verdict=verdict,
+        reason=reason,
+    )
+
+
+def assess_with_checks(weights: Weights, checked: CheckResults | None) -> Weights:
+    """Return the summary with a verdict amended by AIS and BDMC, which may reach modes that the guide never draws.
+
+    If AIS is above L_K on the same data by more than the tolerance, K is not enough. If BDMC leaves log p(x) of
+    simulated data open by more than the tolerance, K may not be enough. Both by two Monte Carlo standard errors.
+    """
+    if checked is None or weights.verdict not in (ENOUGH, UNKNOWN):
+        return weights
+    label = f"L_{weights.num_particles}"
+    if checked.higher is not None and checked.annealing is not None and checked.same_data is not None:
+        higher = checked.higher.value
+        noise = _noise(checked.higher.se, checked.annealing.bound, checked.same_data)
+        if higher is not None and higher - 2 * noise > weights.tolerance:
+            reason = f"AIS is {higher:.3f} nats above {label} on the same {checked.higher.num_data} data"
+            return replace(weights, verdict=NOT_ENOUGH, reason=f"{reason}; by the weights: {weights.reason}")
+    if checked.sandwich is not None and weights.verdict == ENOUGH:
+        gap, total = checked.sandwich.gap, checked.sandwich.num_data
+        if gap.value is None:
+            reason = f"BDMC has no bounds for {checked.sandwich.num_not_finite} of {total} simulated data"
+        elif gap.value - 2 * _noise(gap.se_data, gap) > weights.tolerance:
+            reason = f"BDMC leaves log p(x) of {total} simulated data open by {gap.value:.3f} nats"
+        else:
+            return weights
+        reason += f", so that the guide may miss a part of the posterior that neither {label} nor AIS reaches"
+        return replace(weights, verdict=PERHAPS, reason=f"{reason}; by the weights: {weights.reason}")
+    return weights
+
+
+def _noise(over_data: float | None, *estimates: Estimate) -> float:
+    """Return the Monte Carlo error of a difference of estimates, or the error over the data if one is unknown, nats."""
+    errors = [estimate.se_monte_carlo for estimate in estimates]
+    return (over_data or 0.0) if None in errors else math.hypot(*(error for error in errors if error is not None))
+
+
+def _shares(log_weights: Tensor) -> Tensor:
+    """Return the weights over their sum, ``(K, ...)``."""
+    return to_float64(log_weights).softmax(0)
+
+
+def _why_unavailable(num_particles: int, nan: int, zero: int) -> str | None:
+    """Return the reasons for data without a k-hat."""
+    if num_particles < FEWEST:
+        return f"k-hat needs K of at least {FEWEST}, and K is {num_particles}"
+    parts = [(nan, "weights that are NaN or infinite"), (zero, "weights that are all zero")]
+    return ", ".join(f"{reason} ({count})" for count, reason in parts if count)

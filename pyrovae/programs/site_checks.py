@@ -1,0 +1,255 @@
+"""Checks of single sample sites: parameters, shapes, supports, masks and NaN."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.distributions import Distribution
+from torch.distributions.utils import lazy_property
+
+Site = Mapping[str, Any]
+
+UNNORMALIZED = "unnormalized"  # key of a site's `infer` that allows values outside the support
+LOWER_DIMENSIONAL = tuple(  # supports that a value meets up to rounding only
+    type(constraint)
+    for constraint in (
+        constraints.simplex,
+        constraints.sphere,
+        constraints.corr_cholesky,
+        constraints.corr_matrix,
+        constraints.lower_cholesky,
+        constraints.lower_triangular,
+        constraints.positive_definite,
+    )
+)
+_WRAPPERS = (torch.distributions.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
+_COMPONENTS = ("base_dist", "_component_distribution", "component0", "component1")
+
+
+class Unnormalized(Messenger):
+    """Let a program score values outside the support of its distributions.
+
+    The results are not log-probabilities, and are marked accordingly: ``evaluate(..., unnormalized=True)`` is
+    ``evaluate(Unnormalized()(model), ...)``.
+    """
+
+    def _pyro_sample(self, msg: Any) -> None:
+        msg["infer"] = {**(msg["infer"] or {}), UNNORMALIZED: True}
+        msg["fn"] = _unchecked(msg["fn"])
+
+
+def require_supported(site: Site) -> None:
+    """Check that a value lies in the support of its distribution, whatever ``validate_args`` is.
+
+    Values with log-probability -inf and supports that are met up to rounding, such as a simplex, pass.
+
+    Raises:
+        ValueError: with the number of elements outside the support, the first one, and a hint.
+
+    """
+    if not site["infer"].get(UNNORMALIZED) and (fault := _support_fault(site, strict=False)):
+        raise ValueError(fault)
+
+
+def find_fault(sites: Iterable[Site]) -> str | None:
+    """Return a description of the first parameter or value that its distribution does not accept, NaN aside."""
+    faults = (_shape_fault(site) or _parameter_fault(site) or _support_fault(site, strict=True) for site in sites)
+    return next(filter(None, faults), None)
+
+
+def find_nan(sites: Iterable[Site]) -> str | None:
+    """Return a description of the first parameter or value that contains NaN."""
+    for site in sites:
+        values = [(name, value) for name, value, _ in _parameters(site["fn"])]
+        values += [("the value", site["value"])] if isinstance(site["value"], Tensor) else []
+        for name, value in values:
+            if value.isnan().any():
+                return _describe(name, site, value.isnan(), "are NaN")
+    return None
+
+
+def find_nan_log_prob(sites: Iterable[Site]) -> str | None:
+    """Return a description of the first log-probability that contains NaN."""
+    for site in sites:
+        with suppress(Exception):  # a distribution may have no log_prob
+            log_prob = site["log_prob"] if "log_prob" in site else site["fn"].log_prob(site["value"])
+            if log_prob.isnan().any():
+                return _describe("the log-probability", site, log_prob.isnan(), "are NaN")
+    return None
+
+
+def unmasked(site: Site, shape: Sequence[int]) -> Tensor:
+    """Return a boolean tensor of a shape to which the site's value expands, False where any mask hides an element."""
+    value, fn = site["value"], site["fn"]
+    masks = [] if site["mask"] is None else [(site["mask"], fn.event_dim)]
+    masks += [(layer._mask, layer.event_dim) for layer in layers(fn) if isinstance(layer, dist.MaskedDistribution)]
+    visible = torch.ones(torch.Size(shape), dtype=torch.bool, device=value.device)
+    for mask, event_dim in masks:
+        mask = torch.as_tensor(mask, device=value.device).bool()
+        visible = visible & mask.reshape((*mask.shape, *[1] * event_dim)).expand(visible.shape)
+    return visible
+
+
+def is_discrete(fn: Any) -> bool | None:
+    """Return whether a distribution has a discrete support, None if it does not declare its support."""
+    return getattr(own_attribute(fn, "support"), "is_discrete", None)
+
+
+def own_attribute(fn: Any, name: str, default: Any = None) -> Any:
+    """Return an attribute of a distribution, or the default if it is not implemented."""
+    try:
+        return getattr(fn, name, default)
+    except NotImplementedError:
+        return default
+
+
+def element_constraint(constraint: Any) -> Any:
+    """Return a constraint on single elements, without the axes over which it is reduced."""
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    return constraint
+
+
+def constraint_name(constraint: Any) -> str:
+    """Return the name of a constraint, without bounds that are large tensors."""
+    many = any(isinstance(bound, Tensor) and bound.numel() > 1 for bound in vars(constraint).values())
+    return f"{type(constraint).__name__.removeprefix('_')}(...)" if many else str(constraint)
+
+
+def unwrapped(fn: Any) -> Any:
+    """Return a distribution without the wrappers of independence, masks and expansion."""
+    while isinstance(fn, _WRAPPERS):
+        fn = fn.base_dist
+    return fn
+
+
+def layers(fn: Any) -> list[Any]:
+    """Return a distribution and its chain of base distributions, from the outside in."""
+    chain = [fn]
+    while (inner := getattr(chain[-1], "base_dist", None)) is not None:
+        chain.append(inner)
+    return chain
+
+
+def components(fn: Any) -> Iterator[Any]:
+    """Yield a distribution and the distributions of its draws, without the choice of a mixture component."""
+    yield fn
+    for name in _COMPONENTS:
+        if isinstance(inner := getattr(fn, name, None), Distribution):
+            yield from components(inner)
+
+
+def _unchecked(fn: Any) -> Any:
+    """Return a copy of a distribution that does not check its values at any level."""
+    if not isinstance(fn, Distribution):
+        return fn
+    fn = copy.copy(fn)
+    fn._validate_args = False
+    for name in _COMPONENTS:
+        if name in vars(fn):
+            setattr(fn, name, _unchecked(getattr(fn, name)))
+    return fn
+
+
+def _support_fault(site: Site, *, strict: bool) -> str | None:
+    """Return a description of the values outside the support of their distribution.
+
+    Args:
+        site: a sample site.
+        strict: whether masked values, values with log-probability -inf, and supports that are met up to rounding
+            count too.
+
+    """
+    fn, value = site["fn"], site["value"]
+    support = element_constraint(own_attribute(fn, "support")) if isinstance(fn, Distribution) else None
+    if support is None or constraints.is_dependent(support) or not isinstance(value, Tensor):
+        return None
+    if isinstance(support, LOWER_DIMENSIONAL) and not strict:
+        return None
+    inside, nan = support.check(value), value.isnan()
+    if is_discrete(fn):  # torch checks only the sum of a multinomial
+        whole = value == value.round()
+        inside = inside & (whole if inside.ndim == value.ndim else whole.all(-1))
+    for bound in vars(support).values():
+        nan = nan | bound.isnan() if isinstance(bound, Tensor) else nan
+    by_event = inside.ndim < value.ndim
+    outside = ~inside & ~(nan.flatten(inside.ndim).any(-1) if by_event else nan)
+    if outside.any() and not strict:
+        if not by_event:
+            shape = torch.broadcast_shapes(outside.shape, (*fn.batch_shape, *fn.event_shape))
+            outside = outside & unmasked(site, shape)
+        log_prob = _element_log_prob(fn, value)
+        if log_prob is not None and log_prob.shape == outside.shape:
+            outside = outside & (log_prob != -math.inf)
+    if not outside.any():
+        return None
+    first = "" if by_event else f" (the first is {value.expand(outside.shape)[outside][0].item():.6g})"
+    hint = (
+        "their score is not a log-probability, whatever validate_args says; binarize or rescale the data, choose "
+        "a distribution for them, or pass unnormalized=True to fit, capture or evaluate for numbers that are not "
+        "log-probabilities"
+        if site["is_observed"]
+        else "give model and guide the same support"
+    )
+    name = f"{constraint_name(support)} of {type(unwrapped(fn)).__name__}"
+    return f"{_describe('the value', site, outside, f'lie outside the support {name}')}{first}; {hint}"
+
+
+def _element_log_prob(fn: Any, value: Tensor) -> Tensor | None:
+    """Return the log-probability of each element or event, unchecked; None if it cannot be computed."""
+    with suppress(Exception):  # a distribution may fail outside its support
+        log_prob: Tensor = _unchecked(unwrapped(fn)).log_prob(value)
+        return log_prob
+    return None
+
+
+def _parameter_fault(site: Site) -> str | None:
+    """Return a description of the first parameter that does not satisfy its constraint, NaN aside."""
+    for name, value, constraint in _parameters(site["fn"]):
+        inside, nan = constraint.check(value), value.isnan()
+        bad = ~inside & ~(nan.flatten(inside.ndim).any(-1) if inside.ndim < nan.ndim else nan)
+        if bad.any():
+            first = f" (the first is {value[bad][0].item():.6g})" if bad.shape == value.shape else ""
+            return _describe(name, site, bad, f"do not satisfy {constraint_name(constraint)}{first}")
+    return None
+
+
+def _shape_fault(site: Site) -> str | None:
+    """Return a description of a value whose shape its distribution cannot score."""
+    fn, value = site["fn"], site["value"]
+    if not isinstance(fn, Distribution) or not isinstance(value, Tensor):
+        return None
+    shape = fn.batch_shape + fn.event_shape
+    events = value.ndim >= len(fn.event_shape) and value.shape[value.ndim - len(fn.event_shape) :] == fn.event_shape
+    alike = all(1 in sizes or len(set(sizes)) == 1 for sizes in zip(value.shape[::-1], shape[::-1], strict=False))
+    if events and alike:
+        return None
+    return (
+        f"the value at the site {site['name']!r} has the shape {tuple(value.shape)}, but its distribution has batches "
+        f"{tuple(fn.batch_shape)} of events {tuple(fn.event_shape)}"
+    )
+
+
+def _parameters(fn: Any) -> Iterator[tuple[str, Tensor, Any]]:
+    """Yield description, value and constraint of each parameter of a distribution and of its base distributions."""
+    if not isinstance(fn, Distribution):  # the draw of a plate's rows
+        return
+    for name, constraint in own_attribute(fn, "arg_constraints", {}).items():
+        lazy = name not in vars(fn) and isinstance(getattr(type(fn), name, None), lazy_property)
+        if not lazy and not constraints.is_dependent(constraint) and isinstance(value := getattr(fn, name), Tensor):
+            yield f"{name} of {type(fn).__name__}", value, element_constraint(constraint)
+    for inner in vars(fn).values():
+        yield from _parameters(inner)
+
+
+def _describe(name: str, site: Site, which: Tensor, fault: str) -> str:
+    return f"{name} at the site {site['name']!r}: {int(which.sum())} of {which.numel()} {fault}"

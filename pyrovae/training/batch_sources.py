@@ -1,0 +1,170 @@
+"""Minibatches as the inputs of steps: a few tensors, from which the arguments of the programs are made on the device.
+
+Operations on the inputs inside a step are traced with it: rows are gathered and binarized there.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+
+import torch
+from torch import Tensor
+
+from pyrovae.data.loader import Loader
+from pyrovae.data.prefetch import gather_ahead
+from pyrovae.programs import ModelGuide, Program
+from pyrovae.runtime import memory
+
+logger = logging.getLogger("pyrovae")
+
+# share of free memory that data may take: weights, gradients, moments of Adam and activations need the remainder, whose
+# size is unknown before the first step
+RESIDENT_SHARE = 0.5
+
+Batches = AbstractContextManager[Iterator[tuple[Tensor, ...]]]
+
+
+class Placement:
+    """Data on the device of training, or left in host memory if they would take too much of the device's.
+
+    Attributes:
+        loaders: training data, then validation data if there are any.
+        prefetched: whether they are left in host memory, so that minibatches are copied one by one.
+
+    Args:
+        loaders: as above.
+        device: device of training.
+
+    Raises:
+        ValueError: if tensors made once for all epochs do not fit in host memory, or data that lie on another
+            accelerator do not fit on this one.
+
+    """
+
+    def __init__(self, loaders: Sequence[Loader], device: torch.device) -> None:
+        self.loaders, self.device = list(loaders), device
+        self._fixed_bytes = sum(
+            loader.num_fixed_bytes for number, loader in enumerate(loaders) if number or loader.drawn_once
+        )
+        self._size = self._fixed_bytes + sum(loader.num_bytes for loader in loaders)
+        self._free = memory.available(device)
+        on_host = all(loader.is_on("cpu") for loader in loaders)
+        self.prefetched = on_host and self._size > RESIDENT_SHARE * self._free
+        if self.prefetched:
+            memory.require(
+                float(self._fixed_bytes),
+                what="what is made of the data once for all epochs",
+                hint="train on a part of it",
+            )
+        else:
+            self._move(hint="train on a part of it")
+
+    def example_inputs(self) -> tuple[Tensor, ...]:
+        """Return three rows of the training data, or all if there are fewer, as arguments on the device."""
+        train = self.loaders[0]
+        return train.arguments(*(tensor[:3].to(self.device) for tensor in train.stored_rows()))
+
+    def all_data(self) -> tuple[Tensor, ...]:
+        """Move all data to the device, for programs that draw rows themselves; return the training data as arguments.
+
+        Raises:
+            ValueError: if they do not fit.
+
+        """
+        if self.prefetched:
+            self._move(hint='write the plate as pyro.plate("data", len(x)), which is given minibatches')
+        return self.loaders[0].everything()
+
+    def log(self) -> None:
+        """Log whether the data are prefetched."""
+        if self.prefetched:
+            logger.warning(
+                "the data are prefetched minibatch by minibatch: they take %s, and %s are free on %s",
+                memory.in_words(self._size),
+                memory.in_words(self._free),
+                self.device,
+            )
+
+    def _move(self, *, hint: str) -> None:
+        size = self._fixed_bytes + sum(loader.num_bytes for loader in self.loaders if not loader.is_on(self.device))
+        memory.require(float(size), what="the data set", hint=hint, device=self.device)
+        self.loaders, self.prefetched = [loader.to(self.device) for loader in self.loaders], False
+
+
+def bind_arguments(programs: ModelGuide, *args: Tensor) -> tuple[Program, Program, int]:
+    """Return model and guide without arguments, called with these, and the number of data."""
+    return functools.partial(programs.model, *args), functools.partial(programs.guide, *args), len(args[0])
+
+
+class DeviceBatches:
+    """Shuffled minibatches of data.
+
+    The inputs of a step are row numbers ``(B,)`` of data on the device, or rows ``(B, ...)`` as stored in host memory,
+    copied ahead of the steps. Order and noise are the same for both.
+
+    Args:
+        programs: structure of model and guide.
+        loader: the training data.
+        batch_size: B; the last minibatch of an epoch may be smaller.
+        device: device of training.
+        prefetched: whether the data lie in host memory.
+
+    """
+
+    def __init__(
+        self, programs: ModelGuide, loader: Loader, batch_size: int, device: torch.device, *, prefetched: bool = False
+    ) -> None:
+        self.programs, self.loader, self.device, self.prefetched = programs, loader, device, prefetched
+        self.batch_size = min(batch_size, len(loader))
+
+    def epoch(self) -> Batches:
+        """Draw the order of the data from torch's default stream; return the inputs of all steps in a context."""
+        order = torch.randperm(len(self.loader), device=self.device)
+        if not self.prefetched:
+            return nullcontext((rows,) for rows in order.split(self.batch_size))
+        return closing(gather_ahead(self.loader.stored_rows(), order.cpu().split(self.batch_size), self.device))
+
+    def bind(self, *inputs: Tensor) -> tuple[Program, Program, int]:
+        """Return model and guide without arguments, and the number of data."""
+        args = self.loader.arguments(*inputs) if self.prefetched else self.loader.draw(inputs[0])
+        return bind_arguments(self.programs, *args)
+
+    def count(self, *inputs: Tensor) -> int:
+        """Return the number of data in the inputs of a step."""
+        return len(inputs[0])
+
+
+class SubsampledBatches:
+    """All data, of which the programs draw rows themselves; the inputs are the row numbers, then all data.
+
+    Args:
+        programs: structure of model and guide, whose plate fixes the number of rows.
+        loader: the training data, on the device.
+        device: device of training.
+
+    """
+
+    def __init__(self, programs: ModelGuide, loader: Loader, device: torch.device) -> None:
+        self.programs, self.loader, self.device, self.batch_size = programs, loader, device, programs.num_rows
+
+    def epoch(self) -> Batches:
+        """Draw noise and order of the data from torch's default stream; return the inputs of all steps in a context.
+
+        All minibatches have the same size: the last one is filled with rows of the first.
+        """
+        args = self.loader.everything()
+        order = torch.randperm(len(self.loader), device=self.device)
+        starts = range(0, len(order), self.batch_size)
+        places = torch.arange(self.batch_size, device=self.device)
+        return nullcontext((order[(start + places) % len(order)], *args) for start in starts)
+
+    def bind(self, *inputs: Tensor) -> tuple[Program, Program, int]:
+        """Return model and guide that draw the given rows, and the number of rows."""
+        return *self.programs.bind(inputs[1:], inputs[0]), self.batch_size
+
+    def count(self, *inputs: Tensor) -> int:
+        """Return the number of rows that the programs draw."""
+        return self.batch_size

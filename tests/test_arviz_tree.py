@@ -1,0 +1,230 @@
+"""Draws from p(z | x) that the installed ArviZ reads and plots."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from conftest import linear_gaussian, make_vae, pair_of
+from matplotlib import pyplot
+from torch import Tensor
+
+from pyrovae.importance.sampling import particles
+from pyrovae.report import arviz_tree as tree
+from pyrovae.report import to_datatree
+from pyrovae.results import Particles
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
+    import arviz
+
+
+@pytest.fixture
+def _plots() -> Iterator[None]:
+    """Let ArviZ draw through pyplot without a screen, and forget what it drew."""
+    with matplotlib.rc_context({"backend": "agg"}):
+        yield
+        pyplot.close("all")
+
+
+def test_resampled_draws_follow_the_posterior_and_arviz_reads_them(tmp_path: Path) -> None:
+    truth = linear_gaussian()
+    x = truth.sample(4)
+    record = particles(*pair_of(truth, offset=0.2, widen=1.3), x, num_particles=20_000)
+    to_datatree(record, x).to_netcdf(tmp_path / "draws.nc", engine="h5netcdf")
+    back = arviz.from_netcdf(tmp_path / "draws.nc")
+    assert {"posterior", "log_likelihood", "sample_stats", "observed_data"} == groups(back)
+    z = torch.as_tensor(back["posterior"]["z"].values)
+    assert back["posterior"]["z"].dims == ("chain", "draw", "datum", "z_dim")
+    assert z.dtype == torch.float32
+    exact = truth.posterior(x)
+    assert torch.allclose(z.double().mean((0, 1)), exact.mean, atol=0.03)
+    assert torch.allclose(z.double().var((0, 1)), exact.variance, rtol=0.08)
+    assert torch.equal(torch.as_tensor(back["sample_stats"]["log_weights"].values[0]), record.log_weights)
+    assert back["sample_stats"]["log_weights"].dims == ("chain", "particle", "datum")
+    assert torch.equal(torch.as_tensor(back["observed_data"]["x"].values), x)
+    summary = arviz.summary(back, var_names=["z"], kind="stats")
+    assert summary["mean"].astype(float).to_numpy() == pytest.approx(z.mean((0, 1)).flatten().tolist(), abs=0.01)
+
+
+def groups(back: Any) -> set[str]:
+    """Return the names of the groups: a method in one ArviZ, a property in the other."""
+    found = back.groups
+    return {str(name).strip("/") for name in (found() if callable(found) else found)} - {""}
+
+
+def few(num: int = 3, *, size: int = 40, x: Tensor | None = None) -> tuple[Particles, Tensor]:
+    """Return particles of a few images whose log-likelihood is the first of the two latent dimensions."""
+    z = torch.randn(size, num, 2)
+    record = Particles({"z": z}, torch.randn(size, num), z[..., 0].clone(), torch.randn(size, num))
+    return record, torch.randint(2, (num, 1, 4, 6)).double() if x is None else x
+
+
+@pytest.mark.usefixtures("_plots")
+def test_what_is_written_comes_back_and_arviz_plots_it(tmp_path: Path) -> None:
+    record, x = few()
+    made = to_datatree(
+        record,
+        x,
+        covariates=[torch.eye(3)],
+        labels=torch.tensor([7, 8, 9]),
+        per_datum={"khat": torch.tensor([0.1, 0.2, 0.3]), "largest weight": torch.tensor([0.5, 0.6, float("nan")])},
+        attributes={"L_50": -20.25, "data_hash": "ab", "bits_per_dimension": None, "K": 40, "validated": True},
+        num_draws=25,
+        seed=3,
+    )
+    (tmp_path / "evaluation.nc").write_bytes(tree.to_netcdf(made))
+    back = arviz.from_netcdf(tmp_path / "evaluation.nc")
+    assert groups(back) == {"posterior", "log_likelihood", "sample_stats", "observed_data", "constant_data"}
+    expected = {
+        "posterior": {"z": ("chain", "draw", "datum", "z_dim")},
+        "log_likelihood": {"x": ("chain", "draw", "datum")},
+        "sample_stats": {
+            "log_weights": ("chain", "particle", "datum"),
+            "khat": ("datum",),
+            "largest_weight": ("datum",),
+        },
+        "observed_data": {"x": ("datum", "channel", "height", "width")},
+        "constant_data": {"covariates": ("datum", "covariates_dim"), "labels": ("datum",)},
+    }
+    for group, variables in expected.items():
+        assert {name: back[group][name].dims for name in back[group].data_vars} == variables
+        for name in variables:
+            assert np.array_equal(back[group][name].values, made[group][name].values, equal_nan=True)
+            assert back[group][name].dtype == made[group][name].dtype
+    assert back["posterior"]["z"].shape == (1, 25, 3, 2)
+    assert back["constant_data"]["labels"].values.tolist() == [7, 8, 9]
+    attributes = dict(back.attrs)
+    assert attributes["L_50"] == -20.25
+    assert (attributes["data_hash"], attributes["K"], attributes["validated"]) == ("ab", 40, 1)
+    assert (attributes["seed"], attributes["num_particles"], attributes["num_data"]) == (3, 40, 3)
+    assert "bits_per_dimension" not in attributes
+    assert "data_left_out" not in attributes
+    assert len(arviz.summary(back, var_names=["z"], kind="stats")) == 6
+    arviz.plot_forest(back, var_names=["z"])
+    arviz.plot_pair(back, var_names=["z"], coords={"datum": 0})
+    assert len(pyplot.get_fignums()) >= 2
+
+
+def test_draws_and_their_log_likelihood_belong_together() -> None:
+    record, x = few()
+    made = to_datatree(record, x, num_draws=500)
+    z, likelihood = made["posterior"]["z"].values[0], made["log_likelihood"]["x"].values[0]
+    assert np.allclose(z[..., 0], likelihood, atol=1e-6)  # as the particles were made
+    for datum in range(3):
+        assert set(likelihood[:, datum]) <= set(record.log_likelihood[:, datum].tolist())
+        often = record.log_weights[:, datum].argmax()
+        share = (likelihood[:, datum] == record.log_likelihood[often, datum].item()).mean()
+        assert share == pytest.approx(record.log_weights[:, datum].softmax(0).max().item(), abs=0.08)
+
+
+def test_the_same_seed_gives_the_same_file() -> None:
+    record, x = few()
+    first, again, other = (to_datatree(record, x, seed=seed) for seed in (0, 0, 1))
+    assert tree.to_netcdf(first) == tree.to_netcdf(again)
+    assert not np.array_equal(first["posterior"]["z"].values, other["posterior"]["z"].values)
+
+
+def test_files_are_compressed() -> None:
+    record, x = few(50, size=200)
+    record.z["z"] = torch.zeros(200, 50, 100)
+    content = tree.to_netcdf(to_datatree(record, x))
+    assert len(content) < 4 * 200 * 50 * 100 / 10
+
+
+@pytest.mark.parametrize(
+    ("x", "dims"),
+    [
+        (torch.zeros(3), ()),
+        (torch.zeros(3, 5), ("column",)),
+        (torch.zeros(3, 4, 6), ("height", "width")),
+        (torch.zeros(3, 2, 4, 6), ("channel", "height", "width")),
+        (torch.zeros(3, 2, 2, 4, 6), ("x_dim_0", "x_dim_1", "x_dim_2", "x_dim_3")),
+    ],
+)
+def test_axes_of_data_have_names(x: Tensor, dims: tuple[str, ...]) -> None:
+    record, _ = few()
+    assert to_datatree(record, x)["observed_data"]["x"].dims == ("datum", *dims)
+
+
+def test_sites_have_axes_of_their_own() -> None:
+    record, x = few()
+    record.z.update(scale=torch.rand(40, 3), field=torch.rand(40, 3, 2, 5))
+    made = to_datatree(record, x, covariates=[torch.eye(3), torch.zeros(3)])
+    lead = ("chain", "draw", "datum")
+    assert made["posterior"]["scale"].dims == lead
+    assert made["posterior"]["field"].dims == (*lead, "field_dim_0", "field_dim_1")
+    assert made["constant_data"]["covariates_0"].dims == ("datum", "covariates_0_dim")
+    assert made["constant_data"]["covariates_1"].dims == ("datum",)
+
+
+def test_no_weight_no_draws(tmp_path: Path) -> None:
+    zeros = torch.zeros(5, 2)
+    record = Particles({"z": zeros}, zeros, zeros - torch.tensor([0.0, torch.inf]), zeros)
+    with pytest.raises(ValueError, match=r"1 of 2 data have none \(rows 1\); leave them out"):
+        to_datatree(record, torch.zeros(2, 1))
+    dead = Particles({"z": zeros}, zeros, torch.full_like(zeros, -torch.inf), zeros)
+    empty = to_datatree(dead, torch.zeros(2, 1), per_datum={"ESS": torch.ones(2)}, leave_out=True)
+    (tmp_path / "empty.nc").write_bytes(tree.to_netcdf(empty))
+    back = arviz.from_netcdf(tmp_path / "empty.nc")
+    assert back.attrs["data_left_out"] == "0, 1"
+    assert back["posterior"]["z"].shape == (1, 5, 0)
+
+
+def test_data_without_weight_are_left_out_and_named(tmp_path: Path) -> None:
+    record, x = few(5)
+    record.log_prior[:, 1] = -torch.inf
+    record.log_prior[3, 3] = torch.nan
+    record.log_prior[2, 4] = -torch.inf  # one particle only
+    made = to_datatree(
+        record,
+        x,
+        covariates=[torch.arange(5.0)],
+        labels=torch.arange(5),
+        per_datum={"ESS": torch.arange(5.0)},
+        leave_out=True,
+    )
+    (tmp_path / "evaluation.nc").write_bytes(tree.to_netcdf(made))
+    back = arviz.from_netcdf(tmp_path / "evaluation.nc")
+    assert back.attrs["data_left_out"] == "1, 3"
+    assert back.attrs["num_data"] == 5
+    for group in ("posterior", "log_likelihood", "sample_stats", "observed_data", "constant_data"):
+        assert back[group]["datum"].values.tolist() == [0, 2, 4]
+    assert back["constant_data"]["labels"].values.tolist() == [0, 2, 4]
+    assert back["constant_data"]["covariates"].values.tolist() == [0, 2, 4]
+    assert back["sample_stats"]["ESS"].values.tolist() == [0, 2, 4]
+    assert np.array_equal(back["observed_data"]["x"].values, x[[0, 2, 4]])
+    lost = record.log_likelihood[2, 4].item()
+    assert lost not in back["log_likelihood"]["x"].sel(datum=4).values
+    assert set(back["log_likelihood"]["x"].sel(datum=2).values[0]) <= set(record.log_likelihood[:, 2].tolist())
+
+
+def test_attributes_are_text_or_numbers() -> None:
+    record, x = few()
+    with pytest.raises(TypeError, match="text or numbers, but 'ks' is a list; give str"):
+        to_datatree(record, x, attributes={"ks": [1, 5]})  # type: ignore[dict-item]
+
+
+def test_draws_of_a_vae_in_float32(tmp_path: Path) -> None:
+    torch.set_default_dtype(torch.float32)
+    vae, x = make_vae(2), torch.randint(2, (3, 1, 8, 8)).float()
+    record = particles(vae.model, vae.guide, x, num_particles=30)
+    (tmp_path / "draws.nc").write_bytes(tree.to_netcdf(to_datatree(record, x, num_draws=10)))
+    back = arviz.from_netcdf(tmp_path / "draws.nc")
+    assert back["posterior"]["z"].shape == (1, 10, 3, 2)
+    assert back["sample_stats"]["log_weights"].dtype == np.float64
+
+
+def test_names_of_sites_and_attributes_are_cleaned() -> None:
+    zeros = torch.zeros(5, 3)
+    record = Particles({"scope/z\x00": torch.randn(5, 3, 2)}, zeros, zeros, zeros)
+    found = to_datatree(record, torch.zeros(3, 2), attributes={"data": "a\x00\udc80"})
+    assert tree.to_netcdf(found)
+    assert list(found["posterior"].data_vars) == [r"scope.z\x00"]
+    assert found.attrs["data"] == r"a\x00\udc80"

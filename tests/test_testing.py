@@ -20,7 +20,6 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import register_kl
 
-import pyrovae
 from pyrovae import bounds, likelihoods, networks, objectives, posteriors, priors, testing
 from pyrovae.likelihoods import Likelihood
 from pyrovae.objectives import ELBO, DReG, Objective, schedules
@@ -620,7 +619,8 @@ def test_the_example_of_a_base_class_passes(
 ) -> None:
     script = types.ModuleType("script")  # classes must be importable
     monkeypatch.setitem(sys.modules, "script", script)
-    vars(script).update(vars(pyrovae) | vars(objectives) | {"torch": torch, "bounds": bounds, "schedules": schedules})
+    names = {"torch": torch, "bounds": bounds, "schedules": schedules}
+    vars(script).update({base.__name__: base for base, *_ in EXAMPLES} | names)
     lines = re.findall(r"^\s*(?:>>>|\.\.\.) ?(.*)$", base.__doc__ or "", re.M)
     code = "\n".join(line for line in lines if not line.startswith(("pyrovae.fit", "testing.check")))
     exec(compile("from dataclasses import dataclass\n" + code, "example", "exec"), vars(script))
@@ -664,9 +664,7 @@ def test_the_printed_report(capsys: pytest.CaptureFixture[str]) -> None:
     assert str(ConformanceReport("X", (Check("a", passed=True, detail=""),))) == "pass  a\nX passes all checks"
 
 
-@pytest.mark.parametrize(
-    "part", [DeadParameter((2,)), posteriors.IAF(2, hidden=(8,)), priors.DiagonalNormal(2), Raises((2,))]
-)
+@pytest.mark.parametrize("part", [DeadParameter((2,)), priors.DiagonalNormal(2), Raises((2,))])
 def test_a_check_changes_nothing(part: nn.Module, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     part.float().train()

@@ -20,7 +20,7 @@ from pyrovae.evaluation import evaluate as evaluate_programs
 from pyrovae.evaluation.evaluator import weights_hash
 from pyrovae.evaluation.resume import Journal
 from pyrovae.report import write_report
-from pyrovae.report.folder import REPORT, check_report_name, find_report
+from pyrovae.report.report_files import REPORT, check_report_name, find_report
 from pyrovae.results import Evaluation
 from pyrovae.runtime.distributed import Group, init_distributed
 from pyrovae.training import Run

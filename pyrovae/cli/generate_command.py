@@ -11,8 +11,9 @@ import numpy as np
 from pyrovae.cli.data_options import add_run, load_run
 from pyrovae.cli.parser import Parser
 from pyrovae.cli.terminal import print_text, writing
-from pyrovae.report.images import is_image, samples
-from pyrovae.report.png import to_png
+from pyrovae.report.image_figures import samples
+from pyrovae.report.panels import is_image
+from pyrovae.report.style import to_png
 
 
 def generate(argv: Sequence[str]) -> None:

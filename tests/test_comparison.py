@@ -521,7 +521,7 @@ def test_every_format_prints_the_same_numbers(kind: str) -> None:
     names = {
         "markdown": ("plain", r"50 % & p\|q_r", "[a, b] +- #1"),
         "latex": ("plain", r"50 \% \& p\textbar{}q\_r", r"{}[a, b] $\pm$ \#1"),
-        "html": ("plain", "50 % &amp; p|q_r", "[a, b] &plusmn; #1"),
+        "html": ("plain", "50 % &amp; p|q_r", "[a, b] ± #1"),
     }
     for row, name in zip(comparison.rows, names.get(kind, tuple(NAMES)), strict=True):
         start = starts[kind].format(name)

@@ -16,7 +16,8 @@ from matplotlib import pyplot
 from torch import Tensor
 
 from pyrovae.importance.sampling import particles
-from pyrovae.report import to_datatree, tree
+from pyrovae.report import arviz_tree as tree
+from pyrovae.report import to_datatree
 from pyrovae.results import Particles
 
 with warnings.catch_warnings():

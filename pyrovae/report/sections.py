@@ -80,7 +80,7 @@ def headlines(evaluation: Evaluation) -> list[Headline]:
         found.append(Headline("bits per dimension", Number(evaluation.bits_per_dimension, 4), f"at {last.label}"))
     if checked is not None and checked.latents is not None:
         units = checked.latents
-        note = f"{units.num_unknown} cannot be told" if units.num_unknown else "by the variance of their means"
+        note = f"{units.num_unknown} unknown" if units.num_unknown else "by the variance of their means"
         found.append(Headline("active units", f"{units.num_active} of {len(units.units)}", note))
     return found
 

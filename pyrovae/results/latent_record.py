@@ -107,7 +107,7 @@ class Latents(Tabled):
             ("    at most (each x left out of q(z), or the KL)", self.information_above),
             ("  marginal KL(q(z) || p(z))", self.marginal_kl),
         )
-        unknown = f", {self.num_unknown} cannot be told" if self.num_unknown else ""
+        unknown = f", {self.num_unknown} unknown" if self.num_unknown else ""
         split = Table(
             ("", "nats", "se data", "se MC"),
             tuple((name, *found.cells()) for name, found in rows),

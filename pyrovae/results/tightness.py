@@ -72,7 +72,7 @@ class Weights(Tabled):
         extrapolated: the gap that is left at the last rung by the ladder, nats.
         tolerance: nats that may be missing for K to be enough.
         verdict: "K is enough", which holds as far as the guide's draws reach; "K may not be enough" where BDMC does not
-            bear that out; "K is not enough", "not asymptotic" or "cannot be told".
+            bear that out; "K is not enough", "not asymptotic" or "unknown".
         reason: of the verdict, a sentence.
 
     """

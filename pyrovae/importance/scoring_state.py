@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyrovae.data.loader import Loader
 from pyrovae.programs import ModelGuide, Program, find_modules, inspect_programs
-from pyrovae.runtime.context import full_precision, module_mode, own_store, registered_once, validation
+from pyrovae.runtime.context import frozen_unremarked, full_precision, module_mode, own_store, validation
 
 
 def require_tensor(x: object) -> None:
@@ -72,5 +72,5 @@ def scoring_context(
     with own_store(modules), full_precision(), module_mode(modules, training=False):
         programs = inspect_programs(model, guide, args, modules=modules, all_data=all_data, nan_counts=True)
         _require_finite(programs.modules)
-        with validation(enabled=False), registered_once(set()), module_mode(programs.all_modules, training=False):
+        with validation(enabled=False), frozen_unremarked(), module_mode(programs.all_modules, training=False):
             yield programs

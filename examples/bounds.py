@@ -1,11 +1,11 @@
-"""Every estimate of log p(x) side by side, for a VAE and for a plain Pyro pair with two latent layers.
+"""Every estimate of log p(x), for a VAE and for a plain Pyro model and guide with two latent layers.
 
     python examples/bounds.py                  the digits that come with scikit-learn; about a minute
-    python examples/bounds.py --data mnist     MNIST; most of the time goes into K = 5000 on 10,000 images
+    python examples/bounds.py --data mnist     MNIST; K = 5000 on 10,000 images takes most of the time
 
-First the ELBO, the ladder of IWAE bounds, annealed importance sampling (AIS) and the upper bound of bidirectional Monte
-Carlo (BDMC), each called by itself on the same few data; then `evaluate`, which finds out all of it and says how far
-the numbers can be trusted. All of it works for any model and guide that keep the contract of `pyrovae.programs`.
+First come the ELBO, the ladder of IWAE bounds, annealed importance sampling (AIS) and the upper bound of bidirectional
+Monte Carlo (BDMC), each computed on the same few data points. Then `evaluate` computes all of them and reports how
+reliable they are. All of these work for any model and guide under the contract of `pyrovae.programs`.
 """
 
 import argparse
@@ -20,12 +20,12 @@ from pyrovae import VAE, Checks, Training, bounds, likelihoods, networks, poster
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--data", default="digits")
-parser.add_argument("--smoke", action="store_true", help="a few seconds, to see that it runs")
+parser.add_argument("--smoke", action="store_true", help="run for a few seconds, as a test")
 options = parser.parse_args()
 
 latent_dim = 16
-num_few = 10 if options.smoke else 100  # data of the first table, and of the checks
-ks = (1, 5, 50) if options.smoke else (1, 5, 50, 500, 5000)  # each divides the next
+num_few = 10 if options.smoke else 100  # data points of the first table and of the checks
+ks = (1, 5, 50) if options.smoke else (1, 5, 50, 500, 5000)  # each a divisor of the next
 training = Training(epochs=1 if options.smoke else 60)
 anneal = {"num_chains": 4, "num_temperatures": 5} if options.smoke else {}
 checks = Checks(num_annealed=num_few, num_simulated=num_few, num_refined=num_few, num_encoded=num_few, **anneal)
@@ -55,7 +55,7 @@ print(f"ELBO   {terms.elbo.mean():.3f}")
 for k, bound in zip(ks, bounds.iwae(weights, ks), strict=True):
     print(f"L_{k:<5}{bound.mean():.3f}")
 print(annealed)
-print(bounds.bdmc(vae.model, vae.guide, x, **anneal))  # of data that the model itself makes
+print(bounds.bdmc(vae.model, vae.guide, x, **anneal))  # on data simulated from the model
 
 print("\nThe VAE, all at once\n")
 print(pyrovae.evaluate(vae.model, vae.guide, data.test, ks=ks, checks=checks))

@@ -2,8 +2,8 @@
 
     python examples/by_hand.py                  about half a minute
 
-Only the data, the objective and the evaluation come from pyrovae: whatever is written in Pyro can be evaluated. Prints
-the training ELBO now and then, and at the end the ELBO beside the IWAE bounds, in nats per datum.
+Only the data, the objective and the evaluation come from pyrovae, which evaluates any Pyro model and guide. Prints the
+training ELBO every ten epochs, and at the end the ELBO and the IWAE bounds, in nats per datum.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from torch import nn
 import pyrovae
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--smoke", action="store_true", help="a few seconds, to see that it runs")
+parser.add_argument("--smoke", action="store_true", help="run for a few seconds, as a test")
 options = parser.parse_args()
 
 epochs = 2 if options.smoke else 60

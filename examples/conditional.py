@@ -3,8 +3,8 @@
     python examples/conditional.py                  the digits that come with scikit-learn; about a minute
     python examples/conditional.py --data mnist     MNIST; about half an hour on two cores
 
-prints bounds on log p(x | label), and below which label the test images would be given by Bayes' rule with these
-bounds: a conditional density is a classifier.
+prints bounds on log p(x | label), then classifies the test images by the label with the largest bound: by Bayes' rule,
+a conditional density is a classifier.
 """
 
 import argparse
@@ -18,12 +18,12 @@ from pyrovae import VAE, Training, likelihoods, networks, posteriors, priors
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--data", default="digits")
-parser.add_argument("--smoke", action="store_true", help="a few seconds, to see that it runs")
+parser.add_argument("--smoke", action="store_true", help="run for a few seconds, as a test")
 options = parser.parse_args()
 
 latent_dim, num_labels = 16, 10
 training = Training(epochs=1 if options.smoke else 80, batch_size=64, final_learning_rate=1e-4)
-ks = (1, 5, 50) if options.smoke else (1, 5, 50, 500, 5000)  # each divides the next
+ks = (1, 5, 50) if options.smoke else (1, 5, 50, 500, 5000)  # each a divisor of the next
 num_classified = 10 if options.smoke else 100
 
 plain = pyrovae.data.load(options.data).for_form("binary")
@@ -64,5 +64,5 @@ for label in range(num_labels):
     covariate = nn.functional.one_hot(torch.full((len(x),), label), num_labels).float()
     weights = pyrovae.log_weights(vae.model, vae.guide, x, covariate, num_particles=50)  # (50, B)
     bounds.append(pyrovae.bounds.iwae(weights)[0])
-found = torch.stack(bounds).argmax(0).cpu()  # (B,), the label with the largest L_50; labels are about equally frequent
-print(f"\n{(found == labels).sum()} of {len(x)} test images get their label from L_50 of log p(x | label)")
+predicted = torch.stack(bounds).argmax(0).cpu()  # (B,), labels with the largest L_50, if all are equally frequent
+print(f"\n{(predicted == labels).sum()} of {len(x)} test images get their label from L_50 of log p(x | label)")

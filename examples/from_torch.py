@@ -1,10 +1,10 @@
-"""A VAE in plain torch, trained by a plain loop, and evaluated by pyrovae.
+"""A VAE in plain torch, trained by a plain loop and evaluated by pyrovae.
 
     python examples/from_torch.py                  the digits that come with scikit-learn; half a minute
     python examples/from_torch.py --data mnist     MNIST
 
-Neither the networks nor their training know of pyrovae. `VAE.from_torch` makes a VAE of the two functions that any such
-code has, and `evaluate` prints its ELBO beside the IWAE bounds on the test data, in nats per datum.
+The networks and their training do not use pyrovae. `VAE.from_torch` makes a VAE from its encode and decode functions,
+and `evaluate` prints the ELBO and the IWAE bounds of the test data, in nats per datum.
 """
 
 import argparse
@@ -18,16 +18,16 @@ from pyrovae import VAE
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--data", default="digits")
-parser.add_argument("--smoke", action="store_true", help="a few seconds, to see that it runs")
+parser.add_argument("--smoke", action="store_true", help="run for a few seconds, as a test")
 options = parser.parse_args()
 
 latent_dim = 8 if options.data == "digits" else 20
 epochs = 2 if options.smoke else 100 if options.data == "digits" else 20
-ks = (1, 5, 50) if options.smoke else (1, 5, 50, 500, 5000)  # each divides the next
+ks = (1, 5, 50) if options.smoke else (1, 5, 50, 500, 5000)  # each a divisor of the next
 
 
 class PlainVAE(nn.Module):
-    """One hidden layer each way, as tutorials write it."""
+    """One hidden layer in each network, as in tutorials."""
 
     def __init__(self, num_pixels: int) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
 for epoch in range(1, epochs + 1):
     total = 0.0
     for rows in torch.randperm(len(grey)).split(64):
-        loss = net.loss(grey[rows].bernoulli())  # fresh binary images for each minibatch
+        loss = net.loss(grey[rows].bernoulli())  # new binary images for each minibatch
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -70,7 +70,7 @@ for epoch in range(1, epochs + 1):
     if epoch % 10 == 0 or epoch == epochs:
         print(f"epoch {epoch:3d}  ELBO {-total / len(grey):.2f}")
 
-# From here on it is a VAE like any other: evaluate it, draw from it.
+# From here on it is a VAE like any other.
 vae = VAE.from_torch(net.encode, net.decode, latent_dim=latent_dim, x_shape=data.x_shape, flat=True)
 evaluation = pyrovae.evaluate(vae.model, vae.guide, data.test, ks=ks)
 print(f"\n{evaluation}")

@@ -1,9 +1,10 @@
-"""Every likelihood on the same digits, in blocks of those that may be compared.
+"""Every likelihood on the same digits, with one table for each group of comparable likelihoods.
 
     python examples/likelihoods.py                  the digits that come with scikit-learn; about four minutes
     python examples/likelihoods.py --data mnist     MNIST; hours on two cores
 
-prints one table for each kind of data: binary images, stored levels, and dequantized ones, which densities score.
+prints one table for each form of the data: binary images for masses, stored levels, and dequantized images for
+densities.
 """
 
 import argparse
@@ -15,12 +16,12 @@ from pyrovae import VAE, Training, likelihoods, networks, posteriors, priors
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--data", default="digits")
-parser.add_argument("--smoke", action="store_true", help="a few seconds, to see that it runs")
+parser.add_argument("--smoke", action="store_true", help="run for a few seconds, as a test")
 options = parser.parse_args()
 
 latent_dim = 16
 training = Training(epochs=1 if options.smoke else 80, batch_size=64, final_learning_rate=1e-4)
-ks = (1, 50) if options.smoke else (1, 50, 5000)  # each divides the next
+ks = (1, 50) if options.smoke else (1, 50, 5000)  # each a divisor of the next
 num_test = 20 if options.smoke else 200
 
 menu = {
@@ -41,7 +42,7 @@ menu = {
 stored = pyrovae.data.load(options.data)
 evaluations = {}
 for name, (part, choices) in menu.items():
-    data = stored.for_form(part.form)  # binarized, as stored, or dequantized: what this likelihood scores
+    data = stored.for_form(part.form)  # binarized, as stored, or dequantized, as the likelihood needs it
     torch.manual_seed(0)
     likelihood = part.for_data(data, **choices)
     posterior = posteriors.DiagonalNormal(latent_dim)

@@ -3,8 +3,8 @@
     python examples/objectives.py                  the digits that come with scikit-learn; about four minutes
     python examples/objectives.py --data mnist     MNIST; hours on two cores
 
-prints the ELBO, L_5000 and how far each is above training on the ELBO, paired datum by datum. The model is the same
-throughout: only what was minimized differs. What maximizes L_50 need not have a good ELBO.
+prints the ELBO, L_5000 and their paired differences from training on the ELBO. All runs have the same model; only the
+objective differs. A model that maximizes L_50 need not have a good ELBO.
 """
 
 import argparse
@@ -17,12 +17,12 @@ from pyrovae.objectives import schedules
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--data", default="digits")
-parser.add_argument("--smoke", action="store_true", help="a few seconds, to see that it runs")
+parser.add_argument("--smoke", action="store_true", help="run for a few seconds, as a test")
 options = parser.parse_args()
 
 latent_dim = 16
 training = Training(epochs=1 if options.smoke else 80, batch_size=64, final_learning_rate=1e-4)
-ks = (1, 50) if options.smoke else (1, 50, 5000)  # each divides the next
+ks = (1, 50) if options.smoke else (1, 50, 5000)  # each a divisor of the next
 num_test = 20 if options.smoke else 200
 
 data = pyrovae.data.load(options.data).for_form("binary")

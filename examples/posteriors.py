@@ -3,9 +3,9 @@
     python examples/posteriors.py                  the digits that come with scikit-learn; about three minutes
     python examples/posteriors.py --data mnist     MNIST; hours on two cores
 
-prints the ELBO, L_5000, how the KL was computed, and how far each posterior is above the diagonal one, paired datum by
-datum. A posterior is never part of log p(x): a better one closes the gap between the ELBO and L_5000, and lets the
-decoder learn a better model.
+prints the ELBO, L_5000, the method of the KL, and paired differences from the diagonal posterior. A posterior is not
+part of log p(x). A better posterior reduces the gap between the ELBO and L_5000, so that the decoder learns a better
+model.
 """
 
 import argparse
@@ -17,12 +17,12 @@ from pyrovae import VAE, Training, likelihoods, networks, posteriors, priors
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--data", default="digits")
-parser.add_argument("--smoke", action="store_true", help="a few seconds, to see that it runs")
+parser.add_argument("--smoke", action="store_true", help="run for a few seconds, as a test")
 options = parser.parse_args()
 
 latent_dim = 16
 training = Training(epochs=1 if options.smoke else 80, batch_size=64, final_learning_rate=1e-4)
-ks = (1, 50) if options.smoke else (1, 50, 5000)  # each divides the next
+ks = (1, 50) if options.smoke else (1, 50, 5000)  # each a divisor of the next
 num_test = 20 if options.smoke else 200
 
 data = pyrovae.data.load(options.data).for_form("binary")
@@ -44,7 +44,7 @@ for name, make_posterior in menu.items():
             latent_dim, likelihood.param_shape, initial_params=likelihood.initial_params(data.train.mean())
         ),
         likelihood=likelihood,
-        encoder=networks.MLPEncoder(data.x_shape, posterior.param_shape),  # its shape is the posterior's to say
+        encoder=networks.MLPEncoder(data.x_shape, posterior.param_shape),  # the posterior gives the shape
         posterior=posterior,
     )
     print(name, flush=True)

@@ -3,7 +3,7 @@
     python examples/priors.py                  the digits that come with scikit-learn; about three minutes
     python examples/priors.py --data mnist     MNIST; hours on two cores
 
-prints the ELBO, L_5000, how the KL was computed, and how far each prior is above N(0, I), paired datum by datum.
+prints the ELBO, L_5000, the method of the KL, and paired differences from N(0, I).
 """
 
 import argparse
@@ -15,17 +15,17 @@ from pyrovae import VAE, Training, likelihoods, networks, posteriors, priors
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--data", default="digits")
-parser.add_argument("--smoke", action="store_true", help="a few seconds, to see that it runs")
+parser.add_argument("--smoke", action="store_true", help="run for a few seconds, as a test")
 options = parser.parse_args()
 
 latent_dim = 16
 training = Training(epochs=1 if options.smoke else 80, batch_size=64, final_learning_rate=1e-4)
-ks = (1, 50) if options.smoke else (1, 50, 5000)  # each divides the next
+ks = (1, 50) if options.smoke else (1, 50, 5000)  # each a divisor of the next
 num_test = 20 if options.smoke else 200
 
 data = pyrovae.data.load(options.data).for_form("binary")
 likelihood = likelihoods.Bernoulli(data.x_shape)
-some = data.train.first(100).fixed()  # where the pseudo-inputs of Vamp start
+examples = data.train.first(100).fixed()  # initial pseudo-inputs of Vamp
 
 menu = {
     "StandardNormal": lambda encoder, posterior: priors.StandardNormal(latent_dim),
@@ -33,7 +33,7 @@ menu = {
     "StudentT": lambda encoder, posterior: priors.StudentT(latent_dim, df=5.0),
     "MixtureOfGaussians": lambda encoder, posterior: priors.MixtureOfGaussians(latent_dim, num_components=10),
     "Flow": lambda encoder, posterior: priors.Flow(latent_dim),
-    "Vamp": lambda encoder, posterior: priors.Vamp(encoder, posterior, num_components=100, data=some),
+    "Vamp": lambda encoder, posterior: priors.Vamp(encoder, posterior, num_components=100, data=examples),
 }
 
 evaluations = {}
@@ -44,7 +44,7 @@ for name, make_prior in menu.items():
     decoder = networks.MLPDecoder(
         latent_dim, likelihood.param_shape, initial_params=likelihood.initial_params(data.train.mean())
     )
-    prior = make_prior(encoder, posterior)  # made after encoder and posterior, which Vamp shares
+    prior = make_prior(encoder, posterior)  # after encoder and posterior, which Vamp shares
     vae = VAE(prior=prior, decoder=decoder, likelihood=likelihood, encoder=encoder, posterior=posterior)
     print(name, flush=True)
     pyrovae.fit(vae.model, vae.guide, data, training=training)

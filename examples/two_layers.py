@@ -1,11 +1,11 @@
-"""Two stochastic layers as a plain Pyro model and guide, trained and evaluated like any other pair.
+"""Two stochastic layers as a plain Pyro model and guide.
 
     python examples/two_layers.py                  the digits that come with scikit-learn; about a minute
     python examples/two_layers.py --data mnist     MNIST, with the sizes of the paper; hours on two cores
 
-The model goes z2 -> z1 -> x, the guide x -> z1 -> z2: the second model of *Importance weighted autoencoders (Burda,
-Grosse, Salakhutdinov 2016)*, https://arxiv.org/abs/1509.00519. In that order the closed-form KL of z1 would not be a
-term of the ELBO; the table says how each was computed.
+The model samples z2 -> z1 -> x, the guide x -> z1 -> z2, as in *Importance weighted autoencoders (Burda, Grosse,
+Salakhutdinov 2016)*, https://arxiv.org/abs/1509.00519. In this order the closed-form KL of z1 is not a term of the
+ELBO; the table names the method for each latent.
 """
 
 import argparse
@@ -20,14 +20,14 @@ from pyrovae import Training, likelihoods, objectives
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--data", default="digits")
-parser.add_argument("--smoke", action="store_true", help="a few seconds, to see that it runs")
+parser.add_argument("--smoke", action="store_true", help="run for a few seconds, as a test")
 options = parser.parse_args()
 
 small = options.data == "digits"
 z1_dim, z2_dim = (20, 10) if small else (100, 50)
 x_width, z_width = (100, 50) if small else (200, 100)  # hidden units between x and z1, and between z1 and z2
 training = Training(epochs=1 if options.smoke else 80, batch_size=64)
-ks = (1, 5, 50) if options.smoke else (1, 5, 50, 500, 5000)  # each divides the next
+ks = (1, 5, 50) if options.smoke else (1, 5, 50, 500, 5000)  # each a divisor of the next
 
 data = pyrovae.data.load(options.data).for_form("binary")
 likelihood = likelihoods.Bernoulli(data.x_shape)

@@ -3,7 +3,7 @@
     python examples/vae.py                      the digits that come with scikit-learn; half a minute
     python examples/vae.py --data mnist         MNIST; about a quarter of an hour on two cores
 
-prints the ELBO beside the IWAE bounds on the test data, in nats per datum, and writes a report to runs/vae.
+prints the ELBO and the IWAE bounds of the test data, in nats per datum, and writes a report to runs/vae.
 """
 
 import argparse
@@ -14,15 +14,15 @@ from pyrovae import VAE, Training, likelihoods, networks, posteriors, priors
 parser = argparse.ArgumentParser()
 parser.add_argument("--data", default="digits")
 parser.add_argument("--folder", default="runs/vae")
-parser.add_argument("--smoke", action="store_true", help="a few seconds, to see that it runs")
+parser.add_argument("--smoke", action="store_true", help="run for a few seconds, as a test")
 options = parser.parse_args()
 
-latent_dim = 16  # more than the data need: what is not needed collapses onto the prior
+latent_dim = 16  # more than the data need: unused dimensions collapse onto the prior
 hidden = (200, 200)
 epochs = 2 if options.smoke else 100
-ks = (1, 5, 50) if options.smoke else (1, 5, 50, 500, 5000)  # each divides the next
+ks = (1, 5, 50) if options.smoke else (1, 5, 50, 500, 5000)  # each a divisor of the next
 
-# The data: bytes, from which each minibatch draws fresh binary images; the test images are drawn once.
+# The data are bytes. Each minibatch draws new binary images from them; the test images are drawn once.
 data = pyrovae.data.load(options.data).for_form("binary")
 print(data)
 
@@ -35,11 +35,11 @@ decoder = networks.MLPDecoder(
     latent_dim,
     likelihood.param_shape,
     hidden=hidden,
-    initial_params=likelihood.initial_params(data.train.mean()),  # the average image, so that it need not be learned
+    initial_params=likelihood.initial_params(data.train.mean()),  # start at the average image
 )
 vae = VAE(prior=prior, decoder=decoder, likelihood=likelihood, encoder=encoder, posterior=posterior)
 
-# vae.model and vae.guide are Pyro programs; fit does SVI on them.
+# vae.model and vae.guide are Pyro programs; fit runs SVI on them.
 training = Training(epochs=epochs, patience=20)
 history = pyrovae.fit(vae.model, vae.guide, data, training=training)
 print(f"\n{history}\n")

@@ -1,4 +1,4 @@
-"""The variational autoencoder: one model/guide pair, and what one does with it once it is trained."""
+"""The variational autoencoder: a Pyro model and guide, and samples and reconstructions of a trained model."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from pyrovae.runtime.serialization import Described
 class VAE(Described, nn.Module):
     """A latent variable model p(z) p(x | z) with an amortized posterior q(z | x).
 
-    `model` and `guide` are the only places with Pyro statements: read them to see what is fitted, copy them to write a
-    pair of your own. Called with covariates beside x, such as one-hot labels, they are a conditional model p(x | c):
-    both networks are handed them, and a prior that is `conditional` too.
+    `model` and `guide` contain all Pyro statements: copy them to write your own model and guide. Called with covariates
+    beside x, such as one-hot labels, they are a conditional model p(x | c): both networks receive the covariates, and
+    also the prior if it is `conditional`.
 
     *Auto-encoding variational Bayes (Kingma, Welling 2014)*, https://arxiv.org/abs/1312.6114
 
@@ -39,8 +39,8 @@ class VAE(Described, nn.Module):
         posterior: q(z | x) given the encoder's output.
 
     Raises:
-        ValueError: if two neighboring parts do not fit.
-        TypeError: if one has another role.
+        ValueError: if the shapes of two parts differ.
+        TypeError: if a part is of another class.
 
     Example:
         >>> likelihood = likelihoods.Bernoulli((1, 8, 8))
@@ -67,23 +67,22 @@ class VAE(Described, nn.Module):
             ("posterior", posterior, Posterior),
         ):
             if not isinstance(part, base):
-                kind = f"the class {part.__qualname__}" if isinstance(part, type) else f"a {type(part).__qualname__}"
+                received = (
+                    f"the class {part.__qualname__}" if isinstance(part, type) else f"a {type(part).__qualname__}"
+                )
                 raise TypeError(
-                    f"the {role} of a VAE is of a class derived from {base.__qualname__}, but received {kind} "
+                    f"the {role} of a VAE is of a class derived from {base.__qualname__}, but received {received} "
                     f"of {getattr(part, '__module__', 'nowhere')}; make one of pyrovae.{base.__module__.split('.')[1]}"
                 )
-        if prior.latent_dim != posterior.latent_dim:
-            raise ValueError(
-                f"prior and posterior share the latent variable, but the prior has {prior.latent_dim} dimensions and "
-                f"the posterior {posterior.latent_dim}; give both the same latent_dim"
-            )
-        if getattr(decoder, "latent_dim", prior.latent_dim) != prior.latent_dim:
-            raise ValueError(
-                f"prior and decoder share the latent variable, but the prior has {prior.latent_dim} dimensions and the "
-                f"decoder {decoder.latent_dim}; give both the same latent_dim"
-            )
-        _check_fit("decoder", decoder, likelihood, "likelihood")
-        _check_fit("encoder", encoder, posterior, "posterior")
+        for role, network in (("posterior", posterior), ("decoder", decoder)):
+            latent_dim = getattr(network, "latent_dim", prior.latent_dim)
+            if latent_dim != prior.latent_dim:
+                raise ValueError(
+                    f"prior and {role} share the latent variable, but the prior has {prior.latent_dim} dimensions and "
+                    f"the {role} {latent_dim}; give both the same latent_dim"
+                )
+        _check_out_shape("decoder", decoder, likelihood, "likelihood")
+        _check_out_shape("encoder", encoder, posterior, "posterior")
         self.prior = prior
         self.decoder = decoder
         self.likelihood = likelihood
@@ -104,31 +103,32 @@ class VAE(Described, nn.Module):
         probabilities: bool | None = None,
         modules: Iterable[nn.Module] | None = None,
     ) -> VAE:
-        """Make a VAE of networks in plain torch, trained or not, so that it can be evaluated, reported and drawn from.
+        """Construct a VAE from networks in plain torch, trained or not.
 
-        The networks are used, not copied, and their numbers are left as they are: the log-variance is not clamped, and
-        the encoder sees x itself. In float32 a log-variance below -14 makes log q(z | x) inexact; convert model and
-        data to float64 where there are such.
+        The networks are used, not copied, and their outputs are not changed: the log-variance is not clamped, and the
+        encoder sees x itself. In float32 a log-variance below -14 makes log q(z | x) inexact; convert model and data to
+        float64 in this case.
 
         Args:
             encode: a module, a method of one, or a function, from x ``(B, *x_shape)`` to mean and log-variance of
                 q(z | x), each ``(B, latent_dim)``.
-            decode: the same from z ``(B, latent_dim)`` to what the likelihood is given, for Bernoulli logits: ``(B,
-                *x_shape)`` or flat ``(B, prod(x_shape))``; for a likelihood of several parameters one such tensor each.
+            decode: likewise, from z ``(B, latent_dim)`` to a parameter of the likelihood, for Bernoulli logits: ``(B,
+                *x_shape)`` or flat ``(B, prod(x_shape))``; for several parameters one tensor each.
             latent_dim: D, the number of latent dimensions.
-            x_shape: shape of one datum, as the data come.
-            likelihood: p(x | z); Bernoulli if None. ``likelihoods.Gaussian(x_shape, scale=0.1)`` takes means.
+            x_shape: shape of one datum.
+            likelihood: p(x | z); Bernoulli if None. The parameter of ``likelihoods.Gaussian(x_shape, scale=0.1)`` is
+                the mean.
             prior: p(z); N(0, I) if None.
             flat: whether encode takes x as rows ``(B, prod(x_shape))``.
-            probabilities: whether decode returns probabilities in place of logits. None, for logits, refuses those that
-                all lie in [0, 1]. Logits are better: float32 probabilities near 1 have lost digits, and 0 and 1 are
-                refused.
-            modules: what the functions use, needed where one is neither a module nor the method of one.
+            probabilities: whether decode returns probabilities in place of logits. None means logits, and an error if
+                all outputs lie in [0, 1]. Logits are better: float32 probabilities near 1 have lost digits, and 0 and 1
+                are invalid.
+            modules: modules that the functions use, needed if one is neither a module nor a method of one.
 
         Raises:
-            TypeError: if a function cannot be called, or the modules that it uses are not known.
-            ValueError: if shapes do not fit together; and in a call if a function takes or returns other shapes, or
-                what are no probabilities.
+            TypeError: if a function is not callable, or its modules are unknown.
+            ValueError: if shapes do not agree; in a call, if a function takes or returns other shapes, or invalid
+                probabilities.
 
         Example:
             >>> vae = VAE.from_torch(net.encode, net.decode, latent_dim=8, x_shape=(1, 28, 28))
@@ -143,32 +143,32 @@ class VAE(Described, nn.Module):
                 f"the likelihood scores data of x_shape, but received one of {likelihood.x_shape} and x_shape="
                 f"{tuple(x_shape)}; build it with the same x_shape"
             )
-        by_logits = isinstance(likelihood, (Bernoulli, ContinuousBernoulli))
-        if probabilities and not by_logits:
+        has_logits = isinstance(likelihood, (Bernoulli, ContinuousBernoulli))
+        if probabilities and not has_logits:
             raise ValueError(
                 f"{type(likelihood).__name__} is not given by probabilities; leave out probabilities=True, or choose "
                 "likelihoods.Bernoulli"
             )
-        if likelihood.form in ("counts", "levels"):  # which encoders see rescaled, but this one was made for x
-            likelihood = copy.copy(likelihood)  # its parameters are those of the one that was given
-            likelihood.encoder_input = _itself  # type: ignore[method-assign]
-        named = None if modules is None else list(modules)
+        if likelihood.form in ("counts", "levels"):  # other encoders see these rescaled
+            likelihood = copy.copy(likelihood)  # shares the parameters
+            likelihood.encoder_input = _identity  # type: ignore[method-assign]
+        modules = None if modules is None else list(modules)
         return cls(
             prior=prior,
             decoder=TorchDecoder(
                 decode,
                 latent_dim,
                 likelihood.param_shape,
-                probabilities=probabilities if by_logits else False,
-                modules=named,
+                probabilities=probabilities if has_logits else False,
+                modules=modules,
             ),
             likelihood=likelihood,
-            encoder=TorchEncoder(encode, x_shape, latent_dim, flat=flat, modules=named),
+            encoder=TorchEncoder(encode, x_shape, latent_dim, flat=flat, modules=modules),
             posterior=posterior,
         )
 
     def model(self, x: Tensor, *covariates: Tensor) -> None:
-        """Score data ``(B, *x_shape)`` under p(z) p(x | z); covariates ``(B, ...)`` are seen by the parts too."""
+        """Score data ``(B, *x_shape)``, given covariates ``(B, ...)`` if any, under p(z) p(x | z)."""
         pyro.module("vae", self)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", self.prior(*covariates) if self.prior.conditional else self.prior())
@@ -181,29 +181,29 @@ class VAE(Described, nn.Module):
             pyro.sample("z", self.posterior(self.encoder(self.likelihood.encoder_input(x), *covariates)))
 
     def encode(self, x: Tensor, *covariates: Tensor) -> TorchDistribution:
-        """Return q(z | x) for data ``(*batch, *x_shape)``, differentiable, in the mode in which the modules are."""
+        """Return q(z | x) for data ``(*batch, *x_shape)``, differentiable, in the current mode of the modules."""
         return self.posterior(self.encoder(self.likelihood.encoder_input(x), *covariates))
 
     def decode(self, z: Tensor, *covariates: Tensor) -> TorchDistribution:
-        """Return p(x | z) for latent variables ``(*batch, latent_dim)``, differentiable, in the mode of the modules."""
+        """Return p(x | z) for latent variables ``(*batch, latent_dim)``, differentiable, in the current mode."""
         return self.likelihood(self.decoder(z, *covariates))
 
     @torch.no_grad()
     def generate(self, num_samples: int, *covariates: Tensor, seed: int = 0, mean: bool = False) -> Tensor:
-        """Draw x ~ p(x), in a random stream of its own.
+        """Draw x ~ p(x), in a separate random stream.
 
         Args:
-            num_samples: how many.
-            covariates: ``(num_samples, ...)`` each, of a conditional model.
+            num_samples: N, the number of samples.
+            covariates: of a conditional model, ``(N, ...)`` each.
             seed: of the draw; the same seed gives the same samples.
-            mean: return E[x | z] for a drawn z instead of a draw of x, as pictures in papers do.
+            mean: return E[x | z] for a draw of z instead of a draw of x, as in the figures of most papers.
 
         Returns:
-            ``(num_samples, *x_shape)``
+            x, ``(N, *x_shape)``.
 
         Raises:
-            ValueError: if the number is not positive or so large that the samples do not fit, or there are not as many
-                covariates.
+            ValueError: if the number is not positive or larger than the memory allows, or the covariates have another
+                number of rows.
 
         """
         if num_samples < 1:
@@ -214,18 +214,17 @@ class VAE(Described, nn.Module):
                     f"{num_samples} samples take covariates of shape ({num_samples}, ...), one row each, but received "
                     f"{tuple(covariate.shape)}; repeat or choose rows"
                 )
-        rows = num_samples * float(torch.Size(self.likelihood.param_shape).numel() + self.prior.latent_dim)
-        memory.require(
-            4 * 4 * rows, what=f"drawing {num_samples} samples", hint="draw fewer at a time", device=self._device
-        )
-        with module_mode([self], training=False), forked_random(stream_seed(seed, "generate"), self._device):
+        device = next((tensor.device for tensor in (*self.parameters(), *self.buffers())), torch.device("cpu"))
+        size = 16.0 * num_samples * (math.prod(self.likelihood.param_shape) + self.prior.latent_dim)
+        memory.require(size, what=f"drawing {num_samples} samples", hint="draw fewer at a time", device=device)
+        with module_mode([self], training=False), forked_random(stream_seed(seed, "generate"), device):
             z = self.prior(*covariates).sample() if self.prior.conditional else self.prior().sample((num_samples,))
             p_x = self.decode(z, *covariates)
             return p_x.mean if mean else p_x.sample()
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, *covariates: Tensor) -> Tensor:
-        """Return E[x | z] at the posterior mean z of each datum: ``(B, *x_shape)`` to the same shape."""
+        """Return E[x | z] at the posterior mean z of each datum ``(B, *x_shape)``, in the same shape."""
         with module_mode([self], training=False):
             return self.decode(self.encode(x, *covariates).mean, *covariates).mean
 
@@ -236,8 +235,8 @@ class VAE(Described, nn.Module):
         Args:
             start: ``(B, *x_shape)``.
             end: ``(B, *x_shape)``.
-            covariates: ``(B, ...)`` each, of a conditional model; the same along a line.
-            num_steps: points on each line, both ends included.
+            covariates: of a conditional model, ``(B, ...)`` each, constant along a line.
+            num_steps: number of points on each line, including both ends.
 
         Returns:
             ``(B, num_steps, *x_shape)``, the mean of x at each point.
@@ -251,13 +250,13 @@ class VAE(Described, nn.Module):
 
     @torch.no_grad()
     def traverse(self, x: Tensor, *covariates: Tensor, dims: Sequence[int], values: Tensor) -> Tensor:
-        """Decode the code of one datum with one latent dimension at a time moved through the given values.
+        """Decode the code of one datum with one latent dimension at a time set to the given values.
 
         Args:
-            x: ``x_shape``, one datum.
-            covariates: those of the datum, without a batch axis, of a conditional model.
-            dims: latent dimensions to move.
-            values: ``(V,)``, the values they take.
+            x: one datum, ``x_shape``.
+            covariates: of a conditional model, for this datum, without a batch axis.
+            dims: latent dimensions to change.
+            values: values of the dimension, ``(V,)``.
 
         Returns:
             ``(len(dims), V, *x_shape)``, the mean of x at each point.
@@ -270,16 +269,13 @@ class VAE(Described, nn.Module):
                 z[row, :, dim] = values.to(z)
             return self.decode(z, *(c.expand(*z.shape[:2], *c.shape) for c in covariates)).mean
 
-    @property
-    def _device(self) -> torch.device:
-        return next((tensor.device for tensor in (*self.parameters(), *self.buffers())), torch.device("cpu"))
 
-
-def _itself(x: Tensor) -> Tensor:
+def _identity(x: Tensor) -> Tensor:
     return x
 
 
-def _check_fit(role: str, network: nn.Module, part: Likelihood | Posterior, name: str) -> None:
+def _check_out_shape(role: str, network: nn.Module, part: Likelihood | Posterior, name: str) -> None:
+    """Raise a ValueError if the output of a network has another shape than the parameters of its part."""
     out_shape = getattr(network, "out_shape", part.param_shape)
     if tuple(out_shape) != part.param_shape:
         raise ValueError(
@@ -289,11 +285,11 @@ def _check_fit(role: str, network: nn.Module, part: Likelihood | Posterior, name
 
 
 def require_form(model: object, *sources: object) -> None:
-    """Refuse data that the likelihood of a VAE, whose method the model is, does not score."""
+    """Raise a ValueError if the model is a method of a VAE whose likelihood does not score the data."""
     owner = getattr(model, "__self__", None)
+    if not isinstance(owner, VAE):
+        return
     for source in sources:
-        if not isinstance(owner, VAE):
-            continue
         if isinstance(source, Split):
             owner.likelihood.require_form(source)
         x = source[0] if isinstance(source, tuple) and source else source

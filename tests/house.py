@@ -1,6 +1,6 @@
-"""Measurements of the package: size, structure and language, one line each.
+"""Measurements of the package: size, structure and language.
 
-Run ``python tests/house.py``. The goals are those of the project's plan; a line without a goal is for information.
+Run ``python tests/house.py``. Goals are from the plan of the project; a line without a goal is for information.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ import pyrovae
 PACKAGE = Path(pyrovae.__file__).parent
 TESTS = Path(__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-PHRASES = {  # at most so many in 1,000 words of docstrings
+PHRASES = {  # largest number in 1,000 words of docstrings
     r"what (is|are|was|it|they)": 0.2,
     r"(that|those) of": 0.1,
     r"tells?|told": 0.1,
     r"of which": 0.5,
 }
-OPTIONS = 8  # arguments of a function
+OPTIONS = 8  # largest number of arguments of a function
+PARTS = {"likelihoods", "priors", "posteriors", "distributions"}  # packages that may share base names
 
 
 def main() -> None:
@@ -40,17 +41,17 @@ def main() -> None:
     _line("package: rooms", len(rooms()), goal=20)
     _line("tests: lines", sum(len(path.read_text().splitlines()) for path in TESTS.glob("*.py")), goal=11_000)
     repeated = repeated_names()
-    _line("base names of files that occur more than once", len(repeated), goal=1, which=repeated)
+    _line("base names of files that occur more than once", len(repeated), goal=0, names=repeated)
     hidden = hidden_modules()
-    _line("public functions that hide their module", len(hidden), goal=0, which=hidden)
+    _line("public functions that hide their module", len(hidden), goal=0, names=hidden)
     private = private_users()
-    _line("files that use private names of torch or Pyro", len(private), goal=4, which=private)
+    _line("files that use private names of torch or Pyro", len(private), goal=4, names=private)
     for function in (pyrovae.evaluate, pyrovae.fit, pyrovae.bounds.ais, pyrovae.diagnostics.gaps):
         _line(f"arguments of {function.__name__}", len(inspect.signature(function).parameters), goal=OPTIONS)
     runs, functions, files = cost_of_evaluate()
     _line("runs of model and guide before the first particles", runs, goal=6)
     _line("functions of the package that evaluate calls", functions, goal=60)
-    _line("files in which they are", files, goal=18)
+    _line("files of these functions", files, goal=18)
     words = " ".join(docstrings()).split()
     _line("docstrings: share of lines, percent", round(100 * docstring_lines() / lines))
     text = " ".join(words)
@@ -65,13 +66,14 @@ def rooms() -> list[str]:
 
 
 def repeated_names() -> list[str]:
-    """Return the base names of more than one file."""
-    counts = Counter(path.stem for path in FILES)
+    """Return the base names of more than one file; a part and its distribution may have the same."""
+    places = {(path.stem, "parts" if path.parent.name in PARTS else str(path.parent)) for path in FILES}
+    counts = Counter(stem for stem, _ in places)
     return sorted(name for name, count in counts.items() if count > 1 and name not in ("__init__", "base"))
 
 
 def hidden_modules() -> list[str]:
-    """Return the functions that have taken the name of the module they live in."""
+    """Return the modules that a function of the same name hides."""
     hidden = []
     for path in FILES:
         names = path.relative_to(PACKAGE.parent).with_suffix("").parts
@@ -87,7 +89,7 @@ def hidden_modules() -> list[str]:
 
 def private_users() -> list[str]:
     """Return the files that import or read a private name of torch or Pyro."""
-    found = []
+    users = []
     for path in FILES:
         tree = ast.parse(path.read_text())
         names = [
@@ -99,8 +101,8 @@ def private_users() -> list[str]:
         names += [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
         names = [name for name in names if re.match(r"(torch|pyro)\.", name)]
         if any(re.search(r"\._[a-z]", name) for name in names):
-            found.append(str(path.relative_to(PACKAGE)))
-    return found
+            users.append(str(path.relative_to(PACKAGE)))
+    return users
 
 
 def docstrings() -> Iterator[str]:
@@ -117,7 +119,7 @@ def docstring_lines() -> int:
 
 
 def cost_of_evaluate() -> tuple[int, int, int]:
-    """Evaluate a small VAE, and return runs before the first particles, functions called, and files they are in."""
+    """Evaluate a small VAE; return the runs before the first particles, the functions called, and their files."""
     data = pyrovae.data.digits().for_form("binary")
     likelihood = pyrovae.likelihoods.Bernoulli(data.x_shape)
     posterior = pyrovae.posteriors.DiagonalNormal(2)
@@ -159,11 +161,12 @@ def cost_of_evaluate() -> tuple[int, int, int]:
     return before_particles, len(called), len({file for file, _ in called})
 
 
-def _line(name: str, value: float, *, goal: float | None = None, which: list[str] | None = None) -> None:
+def _line(name: str, value: float, *, goal: float | None = None, names: list[str] | None = None) -> None:
+    """Print one measurement, and the names behind it if it exceeds its goal."""
     verdict = "" if goal is None else f"goal {goal:g}" + ("" if value <= goal else "  <-")
     print(f"{name:56}{value:>9}   {verdict}")
-    if which and goal is not None and value > goal:
-        print(f"    {', '.join(which)}")
+    if names and goal is not None and value > goal:
+        print(f"    {', '.join(names)}")
 
 
 if __name__ == "__main__":

@@ -20,18 +20,15 @@ from torch import Tensor
 
 import pyrovae
 from pyrovae import bounds, diagnostics, likelihoods, posteriors, priors
-from pyrovae.bounds import hmc as annealing
 from pyrovae.bounds.hmc import Kernel, Path, transition
 from pyrovae.importance import UnconstrainedLatents, scoring_context, simulate
 from pyrovae.importance.sampling import log_weights
-from pyrovae.results import Annealing, AnnealingSettings, PairedDifference, Sandwich
-from pyrovae.runtime.context import stream_seed
+from pyrovae.results import AnnealingSettings, PairedDifference, Sandwich
 from pyrovae.testing import log_evidence, small_vae
 
 ais_file, bdmc_file, pilot_file = (
     importlib.import_module(f"pyrovae.bounds.{n}") for n in ("annealed_importance", "bidirectional", "pilot")
 )
-SPOILED = [(0.0, 1.0), (0.3, 1.0), (0.0, 1.5), (0.2, 0.6)]
 
 
 def excess(values: Tensor) -> tuple[float, float]:
@@ -41,14 +38,14 @@ def excess(values: Tensor) -> tuple[float, float]:
 
 def captured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[Any, ...], dict[str, Tensor]]]:
     """Return a list that the simulated arguments and z of each batch are added to."""
-    found: list[tuple[tuple[Any, ...], dict[str, Tensor]]] = []
+    batches: list[tuple[tuple[Any, ...], dict[str, Tensor]]] = []
 
     def keeping(*args: Any) -> Any:
-        found.append(simulate(*args))
-        return found[-1]
+        batches.append(simulate(*args))
+        return batches[-1]
 
     monkeypatch.setattr(bdmc_file, "simulate", keeping)
-    return found
+    return batches
 
 
 def check_sandwich(sandwich: Sandwich, exact: Tensor, *, width: float, each: float = math.inf) -> None:
@@ -122,32 +119,6 @@ def test_transition_leaves_the_path_invariant(from_prior: bool) -> None:  # noqa
         assert (moved.u != state.u).float().mean().item() == pytest.approx(accepted.mean().item(), abs=0.01)
 
 
-def test_backward_visits_the_states_of_forward_and_has_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    truth = linear_gaussian()
-    x = truth.sample(3)
-    _, kernel = kernel_of(pair_of(truth, widen=1.5), x, steps=[0.1, 0.2, 0.3, 0.4])
-    visited: list[tuple[float, float]] = []
-    ways = {"by": 1.0}
-
-    def shifted(path: Path, state: Any, beta: float, stride: Tensor, _: int) -> tuple[Any, Tensor]:
-        visited.append((beta, stride.mean().item()))
-        found = path.at(state.u + ways["by"] * stride * math.exp(beta))
-        kept.append(found.u)
-        return found, torch.ones_like(found.log_start)
-
-    kept: list[Tensor] = []
-    monkeypatch.setattr(annealing, "transition", shifted)
-    with torch.no_grad():
-        forward, _ = kernel.forward(7)
-        ways["by"] = -1.0
-        backward, _ = kernel.backward(kept[-1])
-    assert [beta for beta, _ in visited[:4]] == pytest.approx([0.2, 0.4, 0.6, 0.8])
-    assert [step for _, step in visited[:4]] == pytest.approx([0.1, 0.2, 0.3, 0.4])
-    assert visited[4:] == visited[:4][::-1]
-    assert torch.allclose(forward, backward, rtol=1e-12)
-    assert forward.std() > 0.1
-
-
 def test_one_temperature_is_importance_sampling() -> None:
     truth = linear_gaussian()
     x = truth.sample(300)
@@ -171,92 +142,51 @@ def test_more_temperatures_tighten_both_sides() -> None:
 # ---- bounds against known log p(x)
 
 
-@pytest.mark.parametrize(("offset", "widen"), SPOILED)
-@pytest.mark.parametrize("from_prior", [False, True])
+@pytest.mark.parametrize(
+    ("offset", "widen", "from_prior"), [(0.0, 1.0, False), (0.3, 1.5, False), (0.2, 0.6, False), (0.2, 0.6, True)]
+)
 def test_linear_gaussian_lies_between(
     offset: float,
     widen: float,
     from_prior: bool,  # noqa: FBT001
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found = captured(monkeypatch)
-    for seed in range(2):
-        truth = linear_gaussian(seed=seed)
-        pair = pair_of(truth, offset=offset, widen=widen)
-        options = {"num_temperatures": 12, "from_prior": from_prior, "seed": seed}
-        sandwich = bounds.bdmc(*pair, truth.sample(60), **options)
-        check_sandwich(sandwich, truth.log_prob(found[-1][0][0]), width=1.0 if from_prior else 0.1)
-        if (offset, widen, from_prior) == (0.0, 1.0, False):
-            assert sandwich.per_datum["BDMC"].sub(truth.log_prob(found[-1][0][0])).abs().max() < 1e-9
-            assert abs(sandwich.gap.value) < 1e-9
-        x = truth.sample(60, seed=seed)
-        annealed = bounds.ais(*pair, x, **options)
-        low = annealed.bound.value - truth.log_prob(x).mean().item()
-        slack = 4 * annealed.bound.se_monte_carlo + 1e-9
-        assert -(1.0 if from_prior else 0.1) - slack < low < slack
+    batches = captured(monkeypatch)
+    truth = linear_gaussian()
+    pair = pair_of(truth, offset=offset, widen=widen)
+    options = {"num_temperatures": 12, "from_prior": from_prior}
+    sandwich = bounds.bdmc(*pair, truth.sample(60), **options)
+    exact = truth.log_prob(batches[-1][0][0])
+    check_sandwich(sandwich, exact, width=1.0 if from_prior else 0.1)
+    if (offset, widen) == (0.0, 1.0):
+        assert sandwich.per_datum["BDMC"].sub(exact).abs().max() < 1e-9
+        assert abs(sandwich.gap.value) < 1e-9
+    x = truth.sample(60, seed=1)
+    annealed = bounds.ais(*pair, x, **options)
+    low = annealed.bound.value - truth.log_prob(x).mean().item()
+    slack = 4 * annealed.bound.se_monte_carlo + 1e-9
+    assert -(1.0 if from_prior else 0.1) - slack < low < slack
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
-def test_wide_guide_of_ten_dimensions_is_tight_with_the_defaults(seed: int) -> None:
-    truth = linear_gaussian(latent_dim=10, x_dim=20, seed=seed)
-    sandwich = bounds.bdmc(*pair_of(truth, widen=1.5), truth.sample(100), seed=seed)
+def test_wide_guide_of_ten_dimensions_is_tight_with_the_defaults() -> None:
+    truth = linear_gaussian(latent_dim=10, x_dim=20)
+    sandwich = bounds.bdmc(*pair_of(truth, widen=1.5), truth.sample(100))
     assert sandwich.gap.value < 0.05 + 4 * sandwich.gap.se_data
     assert sandwich.gap.se_data < 0.05
     assert sandwich.gap.value > -4 * sandwich.gap.se_data
     assert 0.8 < sandwich.acceptance < 0.97
 
 
-def narrow_pair(seed: int) -> tuple[LinearGaussian, Tensor, ModelGuide]:
-    """Return a narrow likelihood of 20 pixels, data, and a guide that misses its posterior a little."""
-    generator = torch.Generator().manual_seed(seed)
-    truth = LinearGaussian(torch.randn(20, 10, generator=generator), torch.zeros(20), 0.1)
-    x = truth.sample(12, seed=seed)
-    offset = 0.1 * torch.randn(12, 10, generator=generator)
-
-    def model(x: Tensor, _: Tensor) -> None:
-        pair_of(truth)[0](x)
-
-    def guide(x: Tensor, offset: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(truth.posterior(x).mean + offset, 0.05).to_event(1))
-
-    return truth, torch.cat([x, offset], 1), (model, guide)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
-def test_narrow_likelihood_where_importance_sampling_fails(seed: int) -> None:
-    truth, both, pair = narrow_pair(seed)
-    args = both.split([20, 10], 1)
-    exact = truth.log_prob(args[0]).mean().item()
-    l_5000 = bounds.iwae(log_weights(*pair, *args, num_particles=5000))[0]
-    annealed = bounds.ais(*pair, *args, num_temperatures=100, seed=seed)
-    assert l_5000.mean().item() < exact - 10
-    assert abs(annealed.bound.value - exact) < 1
-    higher = annealed.compare_with("L_5000", l_5000)
-    assert higher.value == pytest.approx(annealed.bound.value - l_5000.mean().item())
-    assert str(higher).startswith(f"AIS is higher than L_5000 by {higher.value:.3f} +- ")
-
-
-@pytest.mark.parametrize("from_prior", [False, True])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_nonlinear_decoder_lies_between(
-    seed: int,
-    from_prior: bool,  # noqa: FBT001
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    found = captured(monkeypatch)
-    vae = small_vae(seed=seed)
-    sandwich = bounds.bdmc(
-        vae.model, vae.guide, torch.zeros(40, 4), num_temperatures=15, from_prior=from_prior, seed=seed
-    )
-    exact = log_evidence(vae, found[-1][0][0])
-    check_sandwich(sandwich, exact, width=0.05)
-    assert exact.std() > 0.1
+def vamp() -> dict[str, Any]:
+    plain = small_vae()
+    prior = priors.Vamp(plain.encoder, plain.posterior, num_components=3, data=torch.rand(3, 4))
+    return {"prior": prior, "encoder": plain.encoder, "posterior": plain.posterior}
 
 
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {
+    "plain": dict,
+    "Vamp": vamp,
     "IAF": lambda: {"posterior": posteriors.IAF(2, hidden=(8,))},
     "mixture": lambda: {"prior": priors.MixtureOfGaussians(2, num_components=3)},
     "categorical": lambda: {"likelihood": likelihoods.Categorical((2,), 4)},
@@ -273,15 +203,6 @@ def test_parts_lie_between(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     check_sandwich(sandwich, log_evidence(vae, found[-1][0][0]), width=0.2)
 
 
-def test_vamp_prior_lies_between(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = captured(monkeypatch)
-    plain = small_vae()
-    prior = priors.Vamp(plain.encoder, plain.posterior, num_components=3, data=torch.rand(3, 4))
-    vae = small_vae(prior=prior, encoder=plain.encoder, posterior=plain.posterior)
-    sandwich = bounds.bdmc(vae.model, vae.guide, torch.zeros(24, 4), num_temperatures=8)
-    check_sandwich(sandwich, log_evidence(vae, found[-1][0][0]), width=0.2)
-
-
 def two_layer_evidence(pair: TwoLayers, x: Tensor) -> Tensor:
     """Return log p(x) by Gauss-Hermite quadrature over z1, whose marginal is normal."""
     nodes, weights = (torch.tensor(value) for value in hermegauss(32))
@@ -293,7 +214,7 @@ def two_layer_evidence(pair: TwoLayers, x: Tensor) -> Tensor:
     return (likelihood + volume.unsqueeze(1)).logsumexp(0)
 
 
-@pytest.mark.parametrize(("bottom_up", "from_prior"), [(True, False), (False, False), (True, True)])
+@pytest.mark.parametrize(("bottom_up", "from_prior"), [(True, False), (False, True)])
 @torch.no_grad()
 def test_two_layers_lie_between(
     bottom_up: bool,  # noqa: FBT001
@@ -326,19 +247,6 @@ def log_normal() -> tuple[ModelGuide, Callable[[Tensor], Tensor], Tensor]:
     return (model, guide), dist.Normal(0.0, math.sqrt(1.25)).log_prob, torch.zeros(40)
 
 
-def gamma() -> tuple[ModelGuide, Callable[[Tensor], Tensor], Tensor]:
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Gamma(torch.tensor(2.0), 0.5))
-            pyro.sample("x", dist.Poisson(z), obs=x)
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Gamma(0.7 * (2.0 + x), 1.2))
-
-    return (model, guide), dist.GammaPoisson(torch.tensor(2.0), 0.5).log_prob, torch.ones(40)
-
-
 def dirichlet() -> tuple[ModelGuide, Callable[[Tensor], Tensor], Tensor]:
     prior = torch.tensor([1.0, 2.0, 1.5])
 
@@ -355,8 +263,7 @@ def dirichlet() -> tuple[ModelGuide, Callable[[Tensor], Tensor], Tensor]:
     return (model, guide), dist.DirichletMultinomial(prior, total_count=torch.tensor(8.0)).log_prob, template
 
 
-@pytest.mark.parametrize("from_prior", [False, True])
-@pytest.mark.parametrize("make", [log_normal, gamma, dirichlet])
+@pytest.mark.parametrize(("make", "from_prior"), [(log_normal, True), (dirichlet, False)])
 def test_constrained_latents_lie_between(
     make: Callable[[], tuple[ModelGuide, Callable[[Tensor], Tensor], Tensor]],
     from_prior: bool,  # noqa: FBT001
@@ -448,13 +355,6 @@ def test_pilot_has_draws_of_its_own_and_finds_each_datum_its_steps() -> None:
     assert accepted.max() < 0.97
 
 
-def test_effective_number_of_chains() -> None:
-    weights = torch.tensor([[1.0, 0.0, 0.0], [2.0, 5.0, 0.0], [3.0, 0.0, 0.0], [4.0, 0.0, 0.0]])
-    assert bounds.effective_sample_size(weights.log() - 500).nan_to_num(0.0).tolist() == pytest.approx(
-        [10 / 3, 1.0, 0.0]
-    )
-
-
 def test_chunks_do_not_change_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     vae = make_vae()
     x = torch.bernoulli(torch.full((6, 1, 8, 8), 0.5))
@@ -465,28 +365,6 @@ def test_chunks_do_not_change_the_numbers(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.undo()
         for name, value in whole.per_datum.items():
             assert torch.allclose(value, pieces.per_datum[name], rtol=1e-8)
-
-
-def test_process_is_left_as_it_was() -> None:
-    vae = make_vae()
-    vae.encoder.eval()
-    for index, parameter in enumerate(vae.parameters()):
-        parameter.requires_grad = index % 2 == 0
-        parameter.grad = torch.ones_like(parameter) if index % 3 == 0 else None
-    modes = [module.training for module in vae.modules()]
-    x = torch.bernoulli(torch.full((3, 1, 8, 8), 0.5))
-    kept, stream, weights = x.clone(), torch.get_rng_state(), [p.detach().clone() for p in vae.parameters()]
-    bounds.ais(vae.model, vae.guide, x, num_temperatures=3)
-    bounds.bdmc(vae.model, vae.guide, x, num_temperatures=3)
-    assert torch.equal(stream, torch.get_rng_state())
-    assert [module.training for module in vae.modules()] == modes
-    assert torch.equal(x, kept)
-    assert not x.requires_grad
-    assert len(pyro.get_param_store()) == 0
-    for index, (parameter, before) in enumerate(zip(vae.parameters(), weights, strict=True)):
-        assert parameter.requires_grad == (index % 2 == 0)
-        assert torch.equal(parameter, before)
-        assert parameter.grad is None if index % 3 else bool((parameter.grad == 1).all())
 
 
 def test_float32_meets_float64() -> None:
@@ -538,7 +416,7 @@ def shaped_pair(kind: str, truth: LinearGaussian) -> ModelGuide:
     return model, guide
 
 
-@pytest.mark.parametrize("kind", ["plain", "cat", "draws rows", "draws rows, cat"])
+@pytest.mark.parametrize("kind", ["cat", "draws rows", pytest.param("draws rows, cat", marks=pytest.mark.slow)])
 def test_pairs_of_other_layouts_lie_between(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = captured(monkeypatch)
     truth = linear_gaussian()
@@ -552,25 +430,6 @@ def test_pairs_of_other_layouts_lie_between(kind: str, monkeypatch: pytest.Monke
     shifts = torch.cat([args[1] for args, _ in found])[:20]
     assert torch.equal(shifts, shift.repeat(3, 1)[:20])
     check_sandwich(sandwich, truth.log_prob(torch.cat([args[0] for args, _ in found])[:20] - shifts), width=0.1)
-
-
-def test_latents_in_an_inner_plate_and_masks(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = captured(monkeypatch)
-
-    def model(x: Tensor, seen: Tensor) -> None:
-        with pyro.plate("data", len(x), dim=-2), pyro.plate("parts", 3, dim=-1):
-            z = pyro.sample("z", dist.Normal(torch.tensor(0.0), 1.0))
-            pyro.sample("x", dist.Normal(z, 0.5).mask(seen), obs=x)
-
-    def guide(x: Tensor, seen: Tensor) -> None:
-        with pyro.plate("data", len(x), dim=-2), pyro.plate("parts", 3, dim=-1):
-            pyro.sample("z", dist.Normal(torch.where(seen, 0.7 * x, 0.0), torch.where(seen, 0.6, 1.2)))
-
-    seen = torch.rand(30, 3) < 0.7
-    sandwich = bounds.bdmc(model, guide, torch.zeros(30, 3), seen, num_temperatures=10)
-    ((args, _),) = found
-    exact = (dist.Normal(0.0, math.sqrt(1.25)).log_prob(args[0]) * seen).sum(1)
-    check_sandwich(sandwich, exact, width=0.1)
 
 
 # ---- data simulated from the model
@@ -645,29 +504,6 @@ def test_models_that_cannot_be_simulated_are_refused(model: Any, message: str) -
         simulated(model, torch.rand(5, 4))
 
 
-def test_a_datum_that_is_two_arguments_is_ambiguous() -> None:
-    x = torch.rand(5, 4)
-    with pytest.raises(ValueError, match="what 'x' observes is not an argument"):
-        simulated(observing(lambda x: x.clone()), x, x.clone())
-
-
-def test_a_distribution_without_draws_is_refused() -> None:
-    class Silent(dist.Normal):
-        def sample(self, *_: Any) -> Tensor:
-            raise NotImplementedError("no draws")
-
-        def rsample(self, *_: Any) -> Tensor:
-            raise NotImplementedError("no draws")
-
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            pyro.sample("x", Silent(z, 1.0).to_event(1), obs=x)
-
-    with pytest.raises(ValueError, match=r"cannot be drawn from .*give it a method sample"):
-        simulated(model, torch.rand(5, 2))
-
-
 # ---- numbers that are not finite, and records
 
 
@@ -692,10 +528,9 @@ def patchy_pair() -> ModelGuide:
 
 
 @pytest.mark.filterwarnings("ignore:Encountered")
-@pytest.mark.parametrize("from_prior", [False, True])
-def test_proposals_that_are_not_finite_are_rejected(from_prior: bool) -> None:  # noqa: FBT001
+def test_proposals_that_are_not_finite_are_rejected() -> None:
     x = torch.cat([torch.zeros(40), torch.full((2,), 60.0)])
-    annealed = bounds.ais(*patchy_pair(), x, num_temperatures=8, num_chains=64, from_prior=from_prior)
+    annealed = bounds.ais(*patchy_pair(), x, num_temperatures=8, num_chains=64)
     normal = dist.Normal(0.0, 1.0)
     exact = (normal.log_prob(torch.tensor(0.0)) + math.log(normal.cdf(torch.tensor(3.0)) - 0.5)).item()
     mean, error = excess(annealed.per_datum["AIS"][:40] - exact)
@@ -754,18 +589,14 @@ def test_one_datum() -> None:
     assert max(errors) < sandwich.gap.se_monte_carlo < math.hypot(*errors) + 1e-12
 
 
-@pytest.mark.parametrize("bound", [bounds.ais, bounds.bdmc])
-@pytest.mark.parametrize("name", ["num_chains", "num_temperatures", "num_leapfrog"])
-@pytest.mark.parametrize("value", [0, -1, 2.5, True])
-def test_numbers_that_are_not_positive_are_refused(bound: Any, name: str, value: Any) -> None:
-    truth = linear_gaussian()
-    with pytest.raises(ValueError, match=rf"`{name}` must be an integer >= 1, got {value}"):
-        bound(*pair_of(truth), truth.sample(2), **{name: value})
-
-
-def test_other_refusals() -> None:
+def test_invalid_arguments_are_refused() -> None:
     truth = linear_gaussian()
     pair, x = pair_of(truth), truth.sample(2)
+    for name, value in (("num_chains", 0), ("num_temperatures", 2.5), ("num_leapfrog", True)):
+        with pytest.raises(ValueError, match=f"`{name}` must be an integer >= 1, got {value}"):
+            bounds.ais(*pair, x, **{name: value})
+    with pytest.raises(TypeError, match="ais has the options num_chains, .*, but received 'chains'"):
+        bounds.ais(*pair, x, chains=3)
     with pytest.raises(ValueError, match="`num_data` must be an integer >= 1, got 0"):
         bounds.bdmc(*pair, x, num_data=0)
     for bound in (bounds.ais, bounds.bdmc):
@@ -773,33 +604,6 @@ def test_other_refusals() -> None:
             bound(*pair, x, batch_size=0)
         with pytest.raises(ValueError, match="the data set is empty; give at least one datum"):
             bound(*pair, x[:0])
-    with pytest.raises(ValueError, match=r"moving 1000000000000 chains of 1 data needs about .*choose fewer"):
-        bounds.ais(*pair, x, num_chains=10**12)
-
-
-def test_records_print_their_meaning() -> None:
-    truth = linear_gaussian()
-    pair, x = pair_of(truth, widen=1.3), truth.sample(6)
-    annealed = bounds.ais(*pair, x, num_temperatures=4, num_chains=8, seed=3)
-    assert isinstance(annealed, Annealing)
-    assert set(annealed.per_datum) == {"AIS", "AIS variance", "acceptance", "ESS"}
-    assert annealed.bound.se_monte_carlo == pytest.approx(annealed.per_datum["AIS variance"].sum().sqrt().item() / 6)
-    assert annealed.acceptance == pytest.approx(annealed.per_datum["acceptance"].mean().item())
-    assert annealed.lowest_acceptance == annealed.per_datum["acceptance"].min().item()
-    assert 1 <= annealed.lowest_ess < annealed.ess <= 8
-    assert (annealed.bound.name, annealed.bound.num_particles) == ("AIS", 8)
-    words = " ".join(str(annealed).split())
-    assert "on the given data, 6 data, from the guide: 8 chains, 4 temperatures, 5 leapfrog steps, seed 3" in words
-    assert "lower bound on log p(x), in expectation" in words
-    sandwich = bounds.bdmc(*pair, x, num_temperatures=4, from_prior=True)
-    assert isinstance(sandwich, Sandwich)
-    assert set(sandwich.per_datum) == {"AIS", "BDMC", "acceptance", "reverse acceptance", "ESS"}
-    words = " ".join(str(sandwich).split())
-    assert "6 data SIMULATED from the model, from the prior: 16 chains" in words
-    assert "Both bounds hold for data simulated from the model, not for those it was given" in words
-    for record in (annealed, sandwich):
-        json.dumps(asdict(record) | {"per_datum": None}, allow_nan=False)
-        assert all("nats" in table.header for table in record.tables())
 
 
 def test_which_bound_is_higher_is_said_in_words() -> None:
@@ -810,13 +614,6 @@ def test_which_bound_is_higher_is_said_in_words() -> None:
     assert up.se == pytest.approx(math.sqrt(1 / 12) / math.sqrt(3))
     assert str(up) == "AIS is higher than L_50 by 1.167 +- 0.167 nats; it is for 3 of 3 data"
     assert str(down) == "L_50 is higher than AIS by 1.167 +- 0.167 nats; it is for 3 of 3 data"
-    assert "within two standard errors" in str(PairedDifference.over_data("AIS", a, "L_50", a.flip(0) + 0.1))
-    assert str(PairedDifference.over_data("AIS", a, "L_50", a)) == "AIS and L_50 are equal"
-    lost = PairedDifference.over_data("AIS", a, "L_50", b * math.inf)
-    assert (
-        str(lost)
-        == "AIS and L_50 are not compared: 3 of 3 data have a value that is not finite, which no mean may hide"
-    )
     with pytest.raises(ValueError, match=r"paired datum by datum, but received values of shapes \(3,\) and \(2,\)"):
         PairedDifference.over_data("AIS", a, "L_50", b[:2])
 
@@ -842,15 +639,6 @@ def test_what_is_masked_stays_as_it_was_given() -> None:
     missing = found.per_datum["BDMC"][~seen]  # log p of nothing is 0
     assert missing.mean() > -4 * missing.std() / len(missing) ** 0.5
     assert found.gap.value > -4 * found.gap.se_data
-
-    def inside(x: Tensor, seen: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            fn = dist.Normal(z @ truth.weight.T + truth.bias, truth.scale).to_event(1).mask(seen)
-            pyro.sample("x", fn, obs=x)
-
-    again = bounds.bdmc(inside, guide, x, seen)
-    torch.testing.assert_close(again.per_datum["BDMC"], found.per_datum["BDMC"])
 
 
 def test_a_guide_that_leaves_the_support_of_the_prior_is_refused() -> None:
@@ -888,25 +676,6 @@ def test_a_guide_without_a_density_of_given_z_is_told() -> None:
     checks = pyrovae.Checks(num_annealed=4, num_simulated=4, num_refined=4, num_encoded=4)
     found = pyrovae.evaluate(model, guide, x, ks=(1, 10), checks=checks, modules=[planar], show_progress=False)
     assert {"AIS", "BDMC"} <= set(found.checked.left_out)
-
-
-def test_the_pilot_has_a_stream_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    truth = linear_gaussian()
-    asked: dict[str, list[str]] = {"pilot": [], "chains": []}
-
-    def recording(place: str) -> Callable[..., int]:
-        def stream(*words: int | str) -> int:
-            asked[place].append(str(words[1]))
-            return stream_seed(*words)
-
-        return stream
-
-    monkeypatch.setattr(pilot_file, "stream_seed", recording("pilot"))
-    monkeypatch.setattr(ais_file, "stream_seed", recording("chains"))
-    bounds.bdmc(*pair_of(truth), truth.sample(3), num_temperatures=2)
-    assert asked["pilot"]
-    assert asked["chains"]
-    assert not {*asked["pilot"]} & {*asked["chains"], "simulate", "bdmc"}
 
 
 @pytest.mark.parametrize("cut", [True, False])

@@ -10,7 +10,6 @@ from conftest import TwoLayers, linear_gaussian, pair_of, scalar_pair
 from pyro.infer import RenyiELBO
 
 from pyrovae import bounds
-from pyrovae.bounds.multi_sample import nearest_ladder
 from pyrovae.evaluation import evaluate
 from pyrovae.importance.sampling import log_joint, log_weights, particles
 from pyrovae.results import Estimate, bits_per_dimension
@@ -47,9 +46,8 @@ def test_bits_per_dimension() -> None:
     assert bits_per_dimension(0.0, num_dimensions=784, log_abs_det_jacobian=log_det) == pytest.approx(8.0, abs=1e-12)
 
 
-@pytest.mark.parametrize("x_dim", [3, 20])
-def test_exact_guide_makes_every_weight_exact(x_dim: int) -> None:
-    truth = linear_gaussian(x_dim=x_dim)
+def test_exact_guide_makes_every_weight_exact() -> None:
+    truth = linear_gaussian(x_dim=20)
     x = truth.sample(16)
     exact = truth.log_prob(x)
     model, guide = pair_of(truth)
@@ -63,12 +61,11 @@ def test_exact_guide_makes_every_weight_exact(x_dim: int) -> None:
     assert abs(difference) < 4 * evaluation.elbo.se_monte_carlo
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_spoiled_guide_orders_the_bounds_below_the_truth(seed: int) -> None:
-    truth = linear_gaussian(seed=seed)
-    x = truth.sample(50, seed=seed)
+def test_spoiled_guide_orders_the_bounds_below_the_truth() -> None:
+    truth = linear_gaussian()
+    x = truth.sample(50)
     exact = truth.log_prob(x)
-    evaluation = evaluate(*pair_of(truth, offset=0.3, widen=1.5), x, ks=(1, 50, 5000), seed=seed, show_progress=False)
+    evaluation = evaluate(*pair_of(truth, offset=0.3, widen=1.5), x, ks=(1, 50, 5000), show_progress=False)
     elbo, _, _, l_1, l_50, l_5000 = evaluation.estimates
     assert l_50.value - elbo.value > 4 * math.hypot(elbo.se_monte_carlo, l_50.se_monte_carlo)
     rise, error = mean_and_error(evaluation.per_datum["L_5000"] - evaluation.per_datum["L_50"])  # of the same draws
@@ -120,20 +117,9 @@ def test_exact_log_p_and_posterior_of_the_reference_table() -> None:
     assert log_p.item() == pytest.approx(-2.09103060, abs=5e-9)
 
 
-def test_weight_variance_of_the_reference_table() -> None:
-    weights = log_weights(*scalar_pair(0.3, 0.36), ONE_AND_A_HALF, num_particles=4_000_000)[:, 0]
-    squared = ((weights + 1.8236574894).exp() - 1) ** 2
-    mean, error = mean_and_error(squared)
-    assert error < 1e-3
-    assert abs(mean - 0.13798791) < 4 * error
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_ladder_is_monotone_for_every_datum(seed: int) -> None:
+def test_ladder_is_monotone_for_every_datum() -> None:
     truth = linear_gaussian()
-    evaluation = evaluate(
-        *pair_of(truth, widen=0.4), truth.sample(40), ks=(1, 2, 6, 60, 600), seed=seed, show_progress=False
-    )
+    evaluation = evaluate(*pair_of(truth, widen=0.4), truth.sample(40), ks=(1, 2, 6, 60, 600), show_progress=False)
     ladder = torch.stack([evaluation.per_datum[f"L_{k}"] for k in (1, 2, 6, 60, 600)])
     assert (ladder.diff(dim=0) >= -1e-12).all()
 
@@ -147,13 +133,6 @@ def test_rungs_that_do_not_divide_are_refused_with_the_nearest(ks: tuple[int, ..
     with pytest.raises(ValueError, match=r"each K must divide the next") as error:
         evaluate(*pair_of(truth), truth.sample(2), ks=ks, show_progress=False)
     assert str(error.value).endswith(f"the nearest that do are {nearest}")
-
-
-def test_nearest_ladder_divides_and_leaves_good_ones_alone() -> None:
-    assert nearest_ladder((1, 5, 50, 500, 5000)) == (1, 5, 50, 500, 5000)
-    for ks in [(7, 9), (2, 3, 4, 5), (1, 100, 150, 1000)]:
-        found = nearest_ladder(ks)
-        assert all(b % a == 0 and b > a for a, b in zip(found, found[1:], strict=False))
 
 
 def test_weights_are_not_a_multiple_of_the_last_rung() -> None:
@@ -190,7 +169,7 @@ def heavy_weights(num_data: int, k: float) -> torch.Tensor:
     return k * torch.empty(512, num_data).exponential_()
 
 
-@pytest.mark.parametrize("k", [0.7, 0.9, 1.2])
+@pytest.mark.parametrize("k", [0.7, 1.2])
 def test_monte_carlo_error_covers_where_weights_are_heavy_tailed(k: float) -> None:
     """30 data at a time, against the mean of L_512 over all of them, which is nearly exact."""
     rounds, num_data = 200, 30
@@ -204,19 +183,6 @@ def test_monte_carlo_error_covers_where_weights_are_heavy_tailed(k: float) -> No
     errors = variances.sum(1).sqrt() / values.var().mul(len(values)).sqrt()
     assert errors[0] < 0.85  # the delta method alone
     assert 0.9 < errors[1] < 1.35
-
-
-def test_both_monte_carlo_errors_agree_where_weights_are_light() -> None:
-    for total in (5, 16, 400):
-        delta, other = bounds.monte_carlo_variances(0.1 * torch.randn(total, 3000), total).mean(1)
-        assert other.item() == pytest.approx(delta.item(), rel=0.2)
-
-
-def test_a_single_datum_has_an_error_that_is_not_negative() -> None:
-    for seed in range(20):
-        weights = 2 * torch.randn(64, 1, generator=torch.Generator().manual_seed(seed))
-        found = Estimate.over_data("IWAE", 64, bounds.iwae(weights)[0], bounds.monte_carlo_variances(weights, 64))
-        assert found.se_monte_carlo > 0
 
 
 def test_an_error_is_finite_where_blocks_of_weights_are_zero() -> None:

@@ -107,12 +107,17 @@ def drawn(vae: VAE, x: Tensor) -> dict[str, Tensor]:
 
 
 USES = [evaluated, annealed, bracketed, split_up, told_apart, weighted, drawn]
-OF_EACH = {"StandardNormal": USES, "IAF": [evaluated, annealed, split_up]}  # its flow is run backwards there
+OF_EACH = {"StandardNormal": USES, "IAF": [evaluated, annealed, split_up]}  # the flow of IAF runs backwards in them
+SLOW = (bracketed, split_up)
 
 
 @pytest.mark.parametrize(
     ("name", "use"),
-    [(name, use) for name in VAES for use in OF_EACH.get(name, [evaluated, drawn])],
+    [
+        pytest.param(name, use, marks=pytest.mark.slow if use in SLOW or name in ("DiagonalNormal", "StudentT") else ())
+        for name in VAES
+        for use in OF_EACH.get(name, [evaluated])
+    ],
 )
 def test_everything_there_is_as_here(monkeypatch: pytest.MonkeyPatch, name: str, use: Callable[..., Any]) -> None:
     monkeypatch.setattr(sizes, "ON_CPU", sizes.ON_CUDA)

@@ -24,14 +24,11 @@ from test_cli import FEW, HIDDEN, fails
 
 import pyrovae
 from pyrovae.cli import main
-from pyrovae.cli.evaluate_command import NAMED
-from pyrovae.cli.evaluate_command import _name as report_name
 from pyrovae.evaluation import batch_scoring as evaluation
 from pyrovae.evaluation import checks
 from pyrovae.evaluation.resume import Journal
 from pyrovae.report import read_report, write_report
-from pyrovae.report.folder import report_names
-from pyrovae.report.tree import to_netcdf
+from pyrovae.report.arviz_tree import to_netcdf
 from pyrovae.results import Evaluation
 from pyrovae.training.run_folder import RunFolder
 
@@ -45,7 +42,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work in an empty folder, and leave out the pictures of reports, which other tests look at."""
     torch.set_default_dtype(torch.float32)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pyrovae.report.folder.sections", lambda _: [])
+    monkeypatch.setattr("pyrovae.report.report_files.report_sections", lambda _: [])
 
 
 @pytest.fixture(scope="module")
@@ -146,23 +143,6 @@ def test_names_of_reports_stay_in_the_run(capsys: pytest.CaptureFixture[str]) ->
     assert "--overwrite is given on the command line only" in fails(capsys, *SMALL, "--config", "c.json")
 
 
-def test_names_say_what_is_not_the_default() -> None:
-    defaults = {"ks": [1, 5], "checks": "true", **dict.fromkeys(NAMED)} | {"ks": [1, 5], "num_annealed": 100}
-
-    def name(**options: object) -> str:
-        return report_name(defaults, defaults | options)
-
-    assert name() == "report"
-    assert name(split="validation", num_data=50, ks=[1, 10]) == "report-validation-first-50-K-1-10"
-    assert name(num_annealed=1000, refit_epochs=3) == "report-annealed-1000-refit_epochs-3"
-    assert name(num_annealed=1000, checks="false") == "report-no-checks"
-    assert name(data="some/where/../my data\x1b[31m.npz") == "report-my-data-31m"
-    long = [name(ks=list(range(1, number))) for number in (200, 201)]
-    assert long[0] != long[1]
-    assert all(len(text) < 100 for text in long)
-    assert len(name(data="\u6570" * 200).encode()) <= 200
-
-
 class Killed(BaseException):
     """Stands for the death of the process."""
 
@@ -175,14 +155,11 @@ def fail_with(error: BaseException) -> Callable[..., None]:
 
 
 FAILURES: dict[str, tuple[str, BaseException]] = {
-    "full disk, temporary file": ("pyrovae.report.folder.to_netcdf", OSError(errno.ENOSPC, "No space left on device")),
     "full disk, run folder": (
         "pyrovae.training.run_folder.os.replace",
         OSError(errno.ENOSPC, "No space left on device"),
     ),
-    "refused": ("pyrovae.report.folder.render", ValueError("something")),
-    "a program's error": ("pyrovae.report.folder.sections", RuntimeError("something")),
-    "interrupted": ("pyrovae.report.folder.render", KeyboardInterrupt()),
+    "interrupted": ("pyrovae.report.report_files.render", KeyboardInterrupt()),
     "killed before": ("pyrovae.cli.evaluate_command.write_report", Killed()),
 }
 CHECKED = [*SMALL, *FEW, "--report", "report"]
@@ -280,7 +257,7 @@ def output(stream: Any, monkeypatch: pytest.MonkeyPatch, name: str = "stdout") -
         yield
 
 
-@pytest.mark.parametrize(("name", "buffered"), [("stdout", True), ("stdout", False), ("stderr", False)])
+@pytest.mark.parametrize(("name", "buffered"), [("stdout", True), ("stderr", False)])
 def test_a_closed_output_loses_nothing(
     run: Path, monkeypatch: pytest.MonkeyPatch, *, name: str, buffered: bool
 ) -> None:
@@ -293,21 +270,6 @@ def test_a_closed_output_loses_nothing(
             assert main(UNCHECKED) == 0
     assert read_report(run).num_data == 6
     assert not journals(run)
-
-
-def test_a_pipe_that_breaks_in_the_work_is_an_error(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """As where a model prints."""
-    monkeypatch.setattr("pyrovae.cli.evaluate_command.evaluate", fail_with(BrokenPipeError(errno.EPIPE, "Broken pipe")))
-    assert "Broken pipe" in fails(capsys, *UNCHECKED)
-    assert not report_names(run)
-
-
-def test_no_output_at_all_loses_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with output(None, monkeypatch):
-        assert main(UNCHECKED) == 0
-    assert read_report(run).num_data == 6
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
@@ -374,7 +336,7 @@ def test_a_report_is_written_whole_or_not_at_all(
 ) -> None:
     """Every file operation fails in turn, with all that follow it."""
     draws = xarray.DataTree.from_dict({"posterior": xarray.Dataset()})
-    monkeypatch.setattr("pyrovae.report.folder._draws", lambda *_: to_netcdf(draws))
+    monkeypatch.setattr("pyrovae.report.report_files._draws", lambda *_: to_netcdf(draws))
     vae, data = make_vae(), torch.bernoulli(torch.full((6, 1, 8, 8), 0.5))
     found = pyrovae.evaluate(vae.model, vae.guide, data, ks=(1, 4), device="cpu", show_progress=False)
     old, new = replace(found, date="2026-01-01"), replace(found, date="2026-02-02", num_data=7)
@@ -405,7 +367,7 @@ def test_a_report_is_written_whole_or_not_at_all(
 
 
 def test_another_evaluation_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyrovae.report.folder._draws", lambda *_: b"draws")
+    monkeypatch.setattr("pyrovae.report.report_files._draws", lambda *_: b"draws")
     vae, part = make_vae(), torch.bernoulli(torch.full((7, 1, 8, 8), 0.5))
     found, other = (pyrovae.evaluate(vae.model, vae.guide, part, ks=ks, show_progress=False) for ks in ((1, 4), (1, 5)))
     options: Any = {"model": vae.model, "guide": vae.guide, "data": part}

@@ -84,7 +84,7 @@ def fitted(precision: str, engine: str) -> tuple[Any, torch.Tensor]:
     torch.manual_seed(0)
     data = pyrovae.data.digits().for_form("binary")
     vae = make_vae(8)
-    training = Training(epochs=12, learning_rate=3e-3, precision=precision, device="cpu", engine=engine)
+    training = Training(epochs=5, learning_rate=5e-3, precision=precision, device="cpu", engine=engine)
     history = fit(vae.model, vae.guide, data, training=training, objective=ELBO(), show_progress=False)
     found = pyrovae.evaluate(vae.model, vae.guide, data, ks=(1, 10), show_progress=False)
     return history, torch.tensor([found.elbo.value, found.iwae[-1].value])
@@ -119,10 +119,9 @@ def test_an_unknown_precision_is_refused() -> None:
 
 def test_a_model_in_half_precision_gives_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     vae, x = make_vae(), torch.bernoulli(torch.full((4, 1, 8, 8), 0.5))
-    checks = pyrovae.Checks(2, 2, 2, 2, refit_epochs=0)
     for dtype, count in ((torch.bfloat16, 1), (torch.float32, 0)):
         caplog.clear()
-        evaluate(vae.to(dtype).model, vae.guide, x.to(dtype), ks=(1, 5), checks=checks, show_progress=False)
+        evaluate(vae.to(dtype).model, vae.guide, x.to(dtype), ks=(1, 5), show_progress=False)
         assert sum(str(dtype) in message and "off by a nat" in message for message in caplog.messages) == count
 
 

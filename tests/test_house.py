@@ -1,4 +1,4 @@
-"""The house: a room imports only from rooms above it, and the map in the package's docstring is true."""
+"""Structure of the package: imports between packages, the map in its docstring, and a new part in one file."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 import pyrovae
 
@@ -45,35 +43,24 @@ def room_of(path: Path) -> str:
 
 
 def imported_rooms(path: Path) -> set[str]:
-    found = set()
+    rooms = set()
     for node in ast.walk(ast.parse(path.read_text())):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom) and node.module == "pyrovae":
             names = [f"pyrovae.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             names = [node.module or ""]
-        found |= {name.split(".")[1] for name in names if name.startswith("pyrovae.")}
-    return found
+        rooms |= {name.split(".")[1] for name in names if name.startswith("pyrovae.")}
+    return rooms
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_rooms_import_only_from_above(path: Path) -> None:
-    room = room_of(path)
-    if room == "__init__":
-        return
-    for other in imported_rooms(path) - {room}:
-        assert FLOOR[other] < FLOOR[room], f"{room} imports {other}, which lies below it"
-
-
-def test_every_file_has_a_room_and_every_room_files() -> None:
+def test_rooms_import_only_from_above() -> None:
+    """Networks, likelihoods, priors and posteriors are on one floor, so they do not import each other."""
     assert {room_of(path) for path in FILES} == set(FLOOR)
-
-
-@pytest.mark.parametrize("name", ["networks", "likelihoods", "priors", "posteriors"])
-def test_parts_do_not_know_each_other(name: str) -> None:
-    parts = {"networks", "likelihoods", "priors", "posteriors"}
-    for path in (PACKAGE / name).glob("*.py"):
-        assert not (imported_rooms(path) & (parts - {name}))
+    for path in FILES:
+        room = room_of(path)
+        below = {other for other in imported_rooms(path) - {room} if FLOOR[other] >= FLOOR[room]}
+        assert not below or room == "__init__", f"{path.relative_to(PACKAGE)} imports {below} from below"
 
 
 def test_networks_are_torch_only() -> None:
@@ -81,10 +68,10 @@ def test_networks_are_torch_only() -> None:
         assert "pyro." not in path.read_text().replace("pyrovae.", "")
 
 
-def test_the_map_names_what_exists() -> None:
+def test_the_map_names_rooms_and_parts() -> None:
     entries: list[str] = []
     for line in (pyrovae.__doc__ or "").split("\n\n")[2].splitlines():
-        if line.startswith(" "):  # goes on with the entry above
+        if line.startswith(" "):  # continues the entry above
             entries[-1] += line
         else:
             entries.append(line)
@@ -146,7 +133,7 @@ cli.main(["train", "--help"])
 
 
 def test_a_new_likelihood_is_one_file_and_two_lines(tmp_path: Path) -> None:
-    """What stands in its room is trained by the library and listed by the command line; nothing else knows its name."""
+    """The library trains a class of its package and the command line lists it; no other file has its name."""
     shutil.copytree(PACKAGE, tmp_path / "pyrovae", ignore=shutil.ignore_patterns("__pycache__"))
     room = tmp_path / "pyrovae" / "likelihoods"
     (room / "cauchy.py").write_text(CAUCHY.lstrip())

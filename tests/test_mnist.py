@@ -1,4 +1,4 @@
-"""A published network on MNIST reaches what plain PyTorch reaches."""
+"""MNIST from a local copy: its splits, and the ELBO of a published network."""
 
 from __future__ import annotations
 
@@ -15,9 +15,28 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 ROOT = Path(os.environ.get("PYROVAE_DATA", SHARED))
 
 
+pytestmark = pytest.mark.skipif(not (ROOT / "MNIST").exists(), reason="no copy of MNIST; PYROVAE_DATA names its folder")
+
+
+def test_splits_of_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_default_dtype(torch.float32)
+    monkeypatch.setenv("PYROVAE_DATA", str(ROOT))
+    data = pyrovae.data.mnist(download=False, num_validation=400)
+    assert str(data) == (
+        "mnist: 59,600 + 400 + 10,000 (train + validation + test) of shape (1, 28, 28), uint8 (256 levels), Identity()"
+    )
+    grey = data.with_transform(pyrovae.data.transforms.Grey())
+    assert grey.train.mean().mean().item() == pytest.approx(0.1307, abs=2e-4)
+    assert data.test.labels is not None
+    assert data.test.labels[:5].tolist() == [7, 2, 1, 0, 4]
+    assert data.validation.labels is not None
+    assert data.validation.labels[-1] == 8
+    with pytest.raises(ValueError, match="1 to 59999 of the 60000 training images, but received num_validation=60000"):
+        pyrovae.data.mnist(root=ROOT, download=False, num_validation=60_000)
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not (ROOT / "MNIST").exists(), reason="no copy of MNIST; PYROVAE_DATA names its folder")
-def test_mnist() -> None:
+def test_elbo_of_a_published_network() -> None:
     torch.set_default_dtype(torch.float32)
     data = pyrovae.data.mnist(root=ROOT, download=False, num_validation=400).for_form("binary")
     likelihood, posterior = likelihoods.Bernoulli(data.x_shape), posteriors.DiagonalNormal(50)

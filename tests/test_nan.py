@@ -173,11 +173,11 @@ def test_units_that_are_nan_for_some_data_have_not_collapsed(tmp_path: Path) -> 
     assert found.checked is not None
     latents = found.checked.latents
     assert latents is not None
-    assert {unit.verdict for unit in latents.units} == {"cannot be told: not finite for some data"}
-    assert "0 of 3 units are active (variance of the mean above 0.01), 3 cannot be told" in str(latents)
+    assert {unit.verdict for unit in latents.units} == {"unknown: not finite for some data"}
+    assert "0 of 3 units are active (variance of the mean above 0.01), 3 unknown" in str(latents)
     assert from_plain(Latents, json.loads(json.dumps(to_plain(latents), allow_nan=False))) == latents
     folder = write_report(tmp_path, found, model=model, guide=guide, data=X)
-    assert "3 cannot be told" in (folder / "index.html").read_text()
+    assert "3 unknown" in (folder / "index.html").read_text()
     assert read_report(tmp_path) == found
 
 

@@ -387,8 +387,6 @@ def test_a_decoder_that_ignores_z_learns_p_of_x_given_label() -> None:
     wrong = data.with_covariates(lambda split: one_hot((split.labels + 1) % 10, 10).float())
     mistaken = evaluate(vae.model, vae.guide, wrong, ks=(1,), show_progress=False)
     assert right.reconstruction.value > mistaken.reconstruction.value + 5
-    assert right.data_hash != mistaken.data_hash
-    assert right.data_hash == data.test.hash()
 
 
 def test_interpolation_and_traversal_take_covariates() -> None:

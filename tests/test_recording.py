@@ -92,7 +92,7 @@ class Dropped(nn.Module):
         return [loss.detach(), *torch.autograd.grad(loss, list(self.parameters()))]
 
 
-@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=compiler)])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=[compiler, pytest.mark.slow])])
 def test_dropout_of_a_gpu_is_a_mask_that_is_drawn_and_a_product(compiled: bool) -> None:  # noqa: FBT001
     module = Dropped()
     recording = record(module, [torch.randn(6, 4)], leaves=list(module.parameters()))
@@ -215,6 +215,7 @@ def test_chains_of_exponentials_are_compiled_soon(part: Any) -> None:
 
 
 @compiler
+@pytest.mark.slow
 def test_what_was_compiled_before_is_found_again() -> None:
     def compiled() -> None:
         x = torch.ones(3, 5)
@@ -228,6 +229,7 @@ def test_what_was_compiled_before_is_found_again() -> None:
 
 
 @compiler
+@pytest.mark.slow
 def test_what_shares_memory_is_not_taken_for_what_does_not() -> None:
     def counted(*, shared: bool) -> tuple[Tensor, Tensor]:
         whole = torch.zeros(64, 2)
@@ -251,6 +253,7 @@ def test_what_shares_memory_is_not_taken_for_what_does_not() -> None:
 
 
 @compiler
+@pytest.mark.slow
 def test_threads_take_turns_at_the_compiler() -> None:
     x = torch.full((7, 5), 2.0)
     recordings = [record(lambda x, number=number: [x.cos() * number], [x], leaves=[]) for number in range(3)]

@@ -1,4 +1,4 @@
-"""Training: what it learns, that it can be taken up again to the last bit, what it keeps, and what it refuses."""
+"""Training: accuracy, resuming to the last bit, run folders, divergence and refusals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import ModelGuide, TwoLayers, linear_gaussian, pair_of
+from conftest import ModelGuide, linear_gaussian, pair_of
 from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO
 from pyro.nn import PyroModule, PyroParam, pyro_method
@@ -25,9 +25,10 @@ from torch.distributions import constraints
 from pyrovae import likelihoods, networks, posteriors, priors
 from pyrovae.data import Data, Split, from_arrays, transforms
 from pyrovae.evaluation import evaluate
-from pyrovae.objectives import ELBO, IWAE, STL, DReG, schedules
+from pyrovae.objectives import ELBO, IWAE, DReG, schedules
+from pyrovae.results import History
 from pyrovae.runtime.serialization import Described, describe
-from pyrovae.training import DivergenceError, Training, fit, load, load_weights
+from pyrovae.training import DivergenceError, FitOptions, Training, fit, load, load_weights
 from pyrovae.training.run_folder import RunFolder
 from pyrovae.vae import VAE
 
@@ -70,6 +71,14 @@ def grey(num_data: int = 80, *, transform: transforms.Transform | None = None) -
     generator = torch.Generator().manual_seed(6)
     x = torch.rand(num_data, 4, generator=generator, dtype=torch.float64)
     return from_arrays(x, validation=16, test=16).with_transform(transform or transforms.DynamicBinarization())
+
+
+def quiet_fit(model: Any, guide: Any, data: Any, **options: Any) -> History:
+    return fit(model, guide, data, **({"show_progress": False} | options))
+
+
+def train(v: VAE, data: Any, **options: Any) -> History:
+    return quiet_fit(v.model, v.guide, data, **options)
 
 
 def state(module: nn.Module) -> dict[str, Tensor]:
@@ -133,15 +142,15 @@ PLATES: dict[str, tuple[Callable[[Tensor], Any], Callable[[Tensor, Any], Tensor]
 }
 
 
-@pytest.mark.parametrize("form", PLATES)
+@pytest.mark.parametrize("form", ["plate(N, subsample_size=len(x))", "draws rows of its data"])
 def test_training_reaches_the_exact_answer(form: str) -> None:
     x = TRUTH.sample(200)
     (model, guide), posterior = hand_written(*PLATES[form])
     training = quick(epochs=60, batch_size=30, learning_rate=0.05, final_learning_rate=1e-4)
-    history = fit(model, guide, x, training=training, show_progress=False)
+    history = quiet_fit(model, guide, x, training=training)
     exact = TRUTH.posterior(x)
     assert torch.allclose(posterior.log_scale.exp() ** 2, exact.variance, rtol=0.1)
-    evaluation = evaluate(model, guide, x, ks=(1, 100), show_progress=False)
+    evaluation = evaluate(model, guide, x, ks=(1, 100))
     truth = TRUTH.log_prob(x).mean().item()
     assert evaluation.iwae[1].value == pytest.approx(truth, abs=5e-3)
     assert evaluation.elbo.value == pytest.approx(truth, abs=0.05)
@@ -149,7 +158,7 @@ def test_training_reaches_the_exact_answer(form: str) -> None:
     assert history.epochs[-1].steps == 60 * 7
 
 
-@pytest.mark.parametrize("form", ["plate(len(x))", "plate(N, subsample_size=len(x))", "draws rows"])
+@pytest.mark.parametrize("form", ["plate(N, subsample_size=len(x))", "draws rows"])
 def test_reported_elbo_is_free_of_scales(form: str) -> None:
     x = TRUTH.sample(200)
 
@@ -158,7 +167,7 @@ def test_reported_elbo_is_free_of_scales(form: str) -> None:
         (model, guide), _ = hand_written(*PLATES[form])
         with_scale = (poutine.scale(model, scale=factor), poutine.scale(guide, scale=factor))
         training = quick(epochs=1, batch_size=30, learning_rate=1e-12)
-        return fit(*with_scale, x, training=training, show_progress=False).epochs[0]
+        return quiet_fit(*with_scale, x, training=training).epochs[0]
 
     plain, scaled = first_epoch(1.0), first_epoch(0.01)
     assert scaled.elbo == pytest.approx(plain.elbo, rel=1e-6)
@@ -177,18 +186,18 @@ def test_gradient_is_per_datum_whatever_the_plate(form: str) -> None:
         return torch.optim.SGD(parameters, lr=1.0)
 
     training = quick(epochs=1, batch_size=200, learning_rate=1e-4)
-    fit(model, guide, x, training=training, optimizer=sgd, show_progress=False)
+    quiet_fit(model, guide, x, training=training, optimizer=sgd)
     moved = (posterior.mean.bias - before).norm() / 1e-4 / (7 if form == "draws rows" else 1)
     assert 0.5 < moved < 50  # a sum over 200 data would be two orders of magnitude larger
 
 
 def test_a_vae_learns_two_kinds_of_data() -> None:
     v = vae().double()
-    history = fit(v.model, v.guide, binary(200), training=quick(epochs=60), show_progress=False)
+    history = train(v, binary(200), training=quick(epochs=30, learning_rate=0.05))
     entropy = math.log(2) + 4 * -(0.05 * math.log(0.05) + 0.95 * math.log(0.95))
     assert history.epochs[0].elbo < -2.5
     assert -entropy - 0.5 < history.epochs[-1].elbo < -entropy + 0.3
-    assert history.why_stopped == "all 60 epochs done"
+    assert history.why_stopped == "all 30 epochs done"
 
 
 def test_two_vaes_of_one_name_both_learn() -> None:
@@ -196,15 +205,12 @@ def test_two_vaes_of_one_name_both_learn() -> None:
     for v in (vae(1).double(), vae(2).double()):
         pyro.module("vae", v)
         before = state(v)
-        history = fit(v.model, v.guide, data, training=quick(epochs=20), show_progress=False)
+        history = train(v, data, training=quick(epochs=20))
         assert not equal(before, state(v))
         assert history.epochs[-1].elbo > history.epochs[0].elbo + 0.3
 
 
-def test_two_layers_and_tuples_are_trained() -> None:
-    pair = TwoLayers(bottom_up=True)
-    history = fit(pair.model, pair.guide, binary(), training=quick(epochs=20), show_progress=False)
-    assert history.epochs[-1].elbo > history.epochs[0].elbo + 0.3
+def test_tensors_along_the_plate_are_trained_with_the_data() -> None:
     net = nn.Linear(2, 5)
 
     def model(x: Tensor, c: Tensor) -> None:
@@ -221,9 +227,9 @@ def test_two_layers_and_tuples_are_trained() -> None:
     c = torch.randn(200, 2)
     effect = torch.randn(5, 2)
     x = TRUTH.sample(200) + c @ effect.T
-    fit(model, guide, (x, c), training=quick(epochs=40), show_progress=False)
+    quiet_fit(model, guide, (x, c), training=quick(epochs=40))
     assert (net.weight - effect).abs().max() < 0.4
-    evaluation = evaluate(model, guide, (x, c), ks=(1, 2), show_progress=False)
+    evaluation = evaluate(model, guide, (x, c), ks=(1, 2))
     truth = TRUTH.log_prob(x - c @ effect.T).mean().item()
     assert evaluation.iwae[1].value == pytest.approx(truth, abs=0.2)
 
@@ -244,25 +250,23 @@ def test_values_of_pyro_param_come_back_trained() -> None:
     model, guide = pair_of_params()
     pyro.param("another", torch.tensor(3.0))
     net = nn.Linear(1, 1)
-    fit(model, guide, x, training=quick(epochs=30, batch_size=50), modules=[net], show_progress=False)
+    quiet_fit(model, guide, x, training=quick(epochs=30, batch_size=50), modules=[net])
     store = pyro.get_param_store()
     assert set(store.keys()) == {"another", "scale", "bias"}
     assert store["another"].item() == 3.0
     assert pyro.param("scale").item() == pytest.approx(TRUTH.scale, abs=0.1)
     assert (pyro.param("bias") - TRUTH.bias).abs().max() < 0.3
     assert store.get_state()["constraints"]["scale"] is constraints.positive
-    assert evaluate(model, guide, x, ks=(1,), show_progress=False).elbo.value == pytest.approx(
-        TRUTH.log_prob(x).mean().item(), abs=0.2
-    )
+    assert evaluate(model, guide, x, ks=(1,)).elbo.value == pytest.approx(TRUTH.log_prob(x).mean().item(), abs=0.2)
 
 
 def test_existing_values_are_the_start_and_modules_do_not_leak() -> None:
     v = vae().double()
     pyro.param("scale", torch.tensor(TRUTH.scale), constraint=constraints.positive)
     model, guide = pair_of_params()
-    fit(model, guide, TRUTH.sample(20), training=quick(epochs=1, learning_rate=1e-9), show_progress=False)
+    quiet_fit(model, guide, TRUTH.sample(20), training=quick(epochs=1, learning_rate=1e-9))
     assert pyro.param("scale").item() == pytest.approx(TRUTH.scale, abs=1e-6)
-    fit(v.model, v.guide, binary(), training=quick(epochs=1), show_progress=False)
+    train(v, binary(), training=quick(epochs=1))
     assert set(pyro.get_param_store().keys()) == {"scale", "bias"}
 
 
@@ -283,7 +287,7 @@ def test_a_pyro_module_is_trained_in_place() -> None:
     x = TRUTH.sample(500)
     _, guide = pair_of(TRUTH)
     poutine.trace(first.model).get_trace(x)  # its tensor is now in the caller's store
-    fit(second.model, guide, x, training=quick(epochs=20, batch_size=50), show_progress=False)
+    quiet_fit(second.model, guide, x, training=quick(epochs=20, batch_size=50))
     assert second.scale.item() == pytest.approx(TRUTH.scale, abs=0.1)
     assert first.scale.item() == pytest.approx(3.0)
     assert list(pyro.get_param_store().keys()) == ["scale"]
@@ -293,44 +297,9 @@ def test_frozen_parameters_stay() -> None:
     v = vae().double()
     v.decoder.requires_grad_(requires_grad=False)
     before = state(v)
-    fit(v.model, v.guide, binary(), training=quick(), show_progress=False)
+    train(v, binary(), training=quick())
     moved = {name.split(".")[0] for name, value in state(v).items() if not torch.equal(value, before[name])}
     assert moved == {"encoder"}
-
-
-class Hidden:
-    """A place where no module is looked for."""
-
-    net: nn.Module
-
-
-def hidden_pair() -> ModelGuide:
-    torch.manual_seed(2)
-    Hidden.net = nn.Linear(4, 4)
-
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Bernoulli(logits=torch.cat([z, -z], -1)).to_event(1), obs=x)
-
-    def guide(x: Tensor) -> None:
-        net = pyro.module("net", Hidden.net)
-        with pyro.plate("data", len(x)):
-            mean, log_scale = net(x).chunk(2, -1)
-            pyro.sample("z", dist.Normal(mean, log_scale.exp()).to_event(1))
-
-    return model, guide
-
-
-def test_registered_modules_that_are_not_found_are_trained_kept_and_resumed(tmp_path: Path) -> None:
-    training = quick(epochs=6, patience=5)
-    history = fit(*hidden_pair(), grey(), training=training, folder=tmp_path / "whole", show_progress=False)
-    expected = state(Hidden.net)
-    fit(*hidden_pair(), grey(), training=training, folder=tmp_path / "cut", on_epoch=stop_after(2), show_progress=False)
-    again = fit(*hidden_pair(), grey(), training=training, folder=tmp_path / "cut", resume=True, show_progress=False)
-    assert numbers(again) == numbers(history)
-    assert equal(state(Hidden.net), expected)
-    assert not pyro.get_param_store().keys()
 
 
 def hidden_networks() -> tuple[ModelGuide, list[nn.Module]]:
@@ -360,14 +329,16 @@ def test_networks_that_run_are_trained_as_those_that_are_found(
     training, histories = quick(epochs=4, patience=3), []
     for make, folder, options in (
         (pair_with_everything, "found", {}),
-        (hidden_networks, "whole", {"shown": True}),
+        (hidden_networks, "whole", {"show_progress": True}),
         (hidden_networks, "cut", {"on_epoch": stop_after(2)}),
         (hidden_networks, "cut", {"resume": True}),
     ):
         pair, nets = make()
         pyro.clear_param_store()
         nets[1][2].eval()
-        history = fit(*pair, grey(), training=training, folder=tmp_path / folder, **({"shown": False} | options))
+        history = fit(
+            *pair, grey(), training=training, folder=tmp_path / folder, **({"show_progress": False} | options)
+        )
         histories.append((numbers(history), [state(net) for net in nets]))
         assert [part.training for part in nets[1].modules()] == [True, True, True, False, True]
     (found, values), (whole, values_whole), _, (resumed, values_resumed) = histories
@@ -399,7 +370,7 @@ def test_what_the_loss_depends_on_and_nobody_trains_is_named(caplog: pytest.LogC
             pyro.sample("z", dist.Normal(mean * scale[:, 0], log_scale.exp()).to_event(1))
 
     before = state(frozen), state(net)
-    fit(model, guide, binary(), training=quick(epochs=1), show_progress=False)
+    quiet_fit(model, guide, binary(), training=quick(epochs=1))
     assert equal(state(frozen), before[0])
     assert not equal(state(net), before[1])
     assert not loose.any()
@@ -468,16 +439,6 @@ def test_what_was_trained_or_set_is_where_training_starts(caplog: pytest.LogCapt
     assert [START in record.message for record in caplog.records] == [True, False, True]
 
 
-def test_resuming_starts_where_the_run_was(tmp_path: Path) -> None:
-    data, training = grey(transform=transforms.Identity()), quick(epochs=3)
-    whole, cut, again = (real_vae(learn_scale=True) for _ in range(3))
-    fit(whole.model, whole.guide, data, training=training, show_progress=False)
-    fit(cut.model, cut.guide, data, training=training, folder=tmp_path, on_epoch=stop_after(1), show_progress=False)
-    fit(again.model, again.guide, data, training=training, folder=tmp_path, resume=True, show_progress=False)
-    assert equal(state(again), state(whole))
-    assert START in json.loads((tmp_path / "config.json").read_text())["start"]
-
-
 def test_a_likelihood_without_a_start_is_trained_from_where_it_is(caplog: pytest.LogCaptureFixture) -> None:
     class Own(likelihoods.Gaussian):
         def initial_params(self, mean: Tensor) -> Tensor:
@@ -485,7 +446,7 @@ def test_a_likelihood_without_a_start_is_trained_from_where_it_is(caplog: pytest
 
     v = real_vae()
     v.likelihood = Own((4,))
-    fit(v.model, v.guide, torch.randn(40, 4), training=quick(epochs=1), show_progress=False)
+    train(v, torch.randn(40, 4), training=quick(epochs=1))
     assert "does not start at the mean of the training data: NotImplementedError" in caplog.text
 
 
@@ -497,7 +458,7 @@ def test_a_seed_fixes_the_numbers() -> None:
     for seed in (0, 0, 1):
         v = vae().double()
         torch.manual_seed(len(runs))  # the caller's stream does not matter
-        runs.append((numbers(fit(v.model, v.guide, grey(), training=quick(seed=seed), show_progress=False)), state(v)))
+        runs.append((numbers(train(v, grey(), training=quick(seed=seed))), state(v)))
     assert runs[0][0] == runs[1][0]
     assert equal(runs[0][1], runs[1][1])
     assert runs[0][0] != runs[2][0]
@@ -523,8 +484,9 @@ def pair_with_everything() -> tuple[ModelGuide, list[nn.Module]]:
     return (model, guide), [decoder, encoder]
 
 
-@pytest.mark.parametrize("options", [{}, {"patience": 3}, {"final_learning_rate": 1e-4}, {"clip_norm": 0.1}])
-@pytest.mark.parametrize("stop", [1, 3])
+@pytest.mark.parametrize(
+    ("options", "stop"), [({"clip_norm": 0.1}, 1), ({"patience": 3}, 3), ({"final_learning_rate": 1e-4}, 3)]
+)
 def test_resuming_gives_the_numbers_of_an_uninterrupted_run(tmp_path: Path, options: Any, stop: int) -> None:
     training = quick(epochs=7, learning_rate=0.05, **options)
     found = []
@@ -533,12 +495,12 @@ def test_resuming_gives_the_numbers_of_an_uninterrupted_run(tmp_path: Path, opti
         (model, guide), modules = pair_with_everything()
         folder = tmp_path / str(interrupted)
         if interrupted:
-            fit(model, guide, grey(), training=training, folder=folder, on_epoch=stop_after(stop), show_progress=False)
+            quiet_fit(model, guide, grey(), training=training, folder=folder, on_epoch=stop_after(stop))
             pyro.clear_param_store()
             (model, guide), modules = pair_with_everything()
-            history = fit(model, guide, grey(), training=training, folder=folder, resume=True, show_progress=False)
+            history = quiet_fit(model, guide, grey(), training=training, folder=folder, resume=True)
         else:
-            history = fit(model, guide, grey(), training=training, folder=folder, show_progress=False)
+            history = quiet_fit(model, guide, grey(), training=training, folder=folder)
         values = {f"{i}.{name}": value for i, module in enumerate(modules) for name, value in state(module).items()}
         values["bias"] = pyro.param("bias").detach().clone()
         found.append((numbers(history), values, history.best_epoch, history.why_stopped))
@@ -550,13 +512,11 @@ def test_resuming_gives_the_numbers_of_an_uninterrupted_run(tmp_path: Path, opti
 def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
     v = vae().double()
     training = quick(epochs=300, learning_rate=0.3, patience=2)
-    history = fit(v.model, v.guide, grey(), training=training, folder=tmp_path, show_progress=False)
+    history = train(v, grey(), training=training, folder=tmp_path)
     assert history.why_stopped.startswith("stopped early")
     after = state(v)
     again = vae(9).double()
-    resumed = fit(
-        again.model, again.guide, grey(), training=training, folder=tmp_path, resume=True, show_progress=False
-    )
+    resumed = train(again, grey(), training=training, folder=tmp_path, resume=True)
     assert numbers(resumed) == numbers(history)
     assert resumed.why_stopped == history.why_stopped
     assert equal(state(again), after)
@@ -564,9 +524,9 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
 
 def test_more_epochs_go_on_where_the_run_ended(tmp_path: Path) -> None:
     a, b = vae().double(), vae().double()
-    whole = fit(a.model, a.guide, grey(), training=quick(epochs=5), show_progress=False)
-    fit(b.model, b.guide, grey(), training=quick(epochs=2), folder=tmp_path, show_progress=False)
-    rest = fit(b.model, b.guide, grey(), training=quick(epochs=5), folder=tmp_path, resume=True, show_progress=False)
+    whole = train(a, grey(), training=quick(epochs=5))
+    train(b, grey(), training=quick(epochs=2), folder=tmp_path)
+    rest = train(b, grey(), training=quick(epochs=5), folder=tmp_path, resume=True)
     assert numbers(rest) == numbers(whole)
     assert equal(state(a), state(b))
     assert json.loads((tmp_path / "config.json").read_text())["training"]["epochs"] == 5
@@ -575,28 +535,34 @@ def test_more_epochs_go_on_where_the_run_ended(tmp_path: Path) -> None:
 # options
 
 
-def test_early_stopping_keeps_the_best_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("objective", "bound"), [(ELBO, "ELBO"), (lambda: IWAE(num_particles=5), "L_5")])
+def test_early_stopping_restores_the_best_weights(tmp_path: Path, objective: Any, bound: str) -> None:
     v = vae().double()
     states: dict[int, dict[str, Tensor]] = {}
-
-    def keep(epoch: Any) -> None:
-        states[epoch.epoch] = state(v)
-
     training = quick(epochs=300, learning_rate=0.3, patience=4)
-    history = fit(v.model, v.guide, grey(), training=training, folder=tmp_path, on_epoch=keep, show_progress=False)
-    curve = [epoch.validation["elbo"] for epoch in history.epochs]
+    history = train(
+        v,
+        grey(),
+        objective=objective(),
+        training=training,
+        folder=tmp_path,
+        on_epoch=lambda epoch: states.update({epoch.epoch: state(v)}),
+    )
+    curve = [epoch.validation[bound.replace("ELBO", "elbo")] for epoch in history.epochs]
     assert history.best_epoch == curve.index(max(curve)) + 1
     assert len(curve) == history.best_epoch + 4
     assert equal(state(v), states[history.best_epoch])
     assert equal(state(load(tmp_path).vae), states[history.best_epoch])
-    assert f"no better validation ELBO since epoch {history.best_epoch}" in history.why_stopped
+    assert f"no better validation {bound} since epoch {history.best_epoch}" in history.why_stopped
+    assert f"validation {bound}" in str(history)
+    assert all(bound == "ELBO" or epoch.validation[bound] > epoch.validation["elbo"] for epoch in history.epochs)
 
 
 def test_validation_is_the_elbo_of_the_fixed_validation_data() -> None:
     v = vae().double()
     data = grey()
-    history = fit(v.model, v.guide, data, training=quick(epochs=1), show_progress=False)
-    evaluation = evaluate(v.model, v.guide, data.validation, ks=(1, 4000), show_progress=False)
+    history = train(v, data, training=quick(epochs=1))
+    evaluation = evaluate(v.model, v.guide, data.validation, ks=(1, 4000))
     assert history.epochs[0].validation["kl"] == pytest.approx(evaluation.kl.value, rel=1e-9)
     assert history.epochs[0].validation["elbo"] == pytest.approx(evaluation.elbo.value, abs=0.5)
 
@@ -609,7 +575,7 @@ def test_gradients_are_clipped_as_a_whole() -> None:
         return torch.optim.SGD(parameters, lr=1.0)
 
     training = quick(epochs=1, batch_size=60, learning_rate=0.5, clip_norm=1e-3, start_at_data=False)
-    fit(v.model, v.guide, binary(), training=training, optimizer=sgd, show_progress=False)
+    train(v, binary(), training=training, optimizer=sgd)
     moved = torch.cat([(value - before[name]).flatten() for name, value in state(v).items()]).norm()
     assert moved.item() == pytest.approx(0.5 * 1e-3, rel=1e-3)
 
@@ -617,179 +583,65 @@ def test_gradients_are_clipped_as_a_whole() -> None:
 def test_the_learning_rate_follows_a_cosine() -> None:
     v = vae().double()
     training = quick(epochs=5, learning_rate=1e-2, final_learning_rate=1e-4)
-    history = fit(v.model, v.guide, binary(), training=training, show_progress=False)
+    history = train(v, binary(), training=training)
     expected = [1e-4 + (1e-2 - 1e-4) * (1 + math.cos(math.pi * i / 4)) / 2 for i in range(5)]
     assert [epoch.learning_rate for epoch in history.epochs] == pytest.approx(expected, rel=1e-12)
 
 
-def test_on_epoch_stops() -> None:
-    v = vae().double()
-    history = fit(v.model, v.guide, binary(), training=quick(), on_epoch=stop_after(2), show_progress=False)
-    assert len(history.epochs) == 2
-    assert history.why_stopped == "stopped by on_epoch after epoch 2"
-
-
-def test_beta_does_not_reach_the_reported_elbo() -> None:
-    found = []
-    for beta in (1.0, 50.0):
-        v = vae().double()
-        training = quick(epochs=1, learning_rate=1e-12)
-        found.append(fit(v.model, v.guide, binary(), objective=ELBO(beta=beta), training=training, show_progress=False))
-    assert found[0].epochs[0].elbo == pytest.approx(found[1].epochs[0].elbo, rel=1e-6)
-
-
 def test_an_objective_of_pyros() -> None:
     v = vae().double()
-    history = fit(v.model, v.guide, binary(), objective=Trace_ELBO(), training=quick(epochs=20), show_progress=False)
+    history = train(v, binary(), objective=Trace_ELBO(), training=quick(epochs=20))
     assert history.epochs[-1].elbo > history.epochs[0].elbo + 0.3
     assert history.epochs[-1].kl is None
     with pytest.raises(TypeError, match="a differentiable loss, which RenyiELBO does not have"):
-        fit(v.model, v.guide, binary(), objective=RenyiELBO(num_particles=2), training=quick(), show_progress=False)
+        train(v, binary(), objective=RenyiELBO(num_particles=2), training=quick())
 
 
 # other objectives
 
 
 OBJECTIVES: dict[str, Callable[[], Any]] = {
-    "IWAE": lambda: IWAE(num_particles=5),
-    "STL": STL,
     "DReG": lambda: DReG(num_particles=5),
-    "annealed": lambda: ELBO(annealing=schedules.Linear(15)),
     "cyclical, with free bits": lambda: ELBO(annealing=schedules.Cyclical(9), free_bits=0.2),
 }
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_every_objective_learns(name: str) -> None:
+def test_an_importance_weighted_bound_is_learned() -> None:
     v = vae().double()
-    history = fit(
-        v.model, v.guide, binary(200), objective=OBJECTIVES[name](), training=quick(epochs=30), show_progress=False
-    )
-    assert history.epochs[-1].elbo > history.epochs[0].elbo + 0.5
-    epoch = history.epochs[-1]
-    assert epoch.elbo == epoch.reconstruction - epoch.kl
-    assert epoch.objective != pytest.approx(epoch.elbo, abs=1e-3) or name in ("STL", "annealed")
-    if name in ("IWAE", "DReG"):
-        assert epoch.objective > epoch.elbo  # the mean of log-weights lies below the logarithm of their mean
+    objective, training = IWAE(num_particles=5), quick(epochs=12, learning_rate=0.05)
+    epochs = train(v, binary(200), objective=objective, training=training).epochs
+    assert epochs[-1].objective > epochs[0].objective + 0.5
+    assert epochs[-1].elbo == epochs[-1].reconstruction - epochs[-1].kl
+    assert epochs[-1].objective > epochs[-1].elbo  # the mean of log-weights lies below the logarithm of their mean
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_every_objective_is_taken_up_again_to_the_last_bit(tmp_path: Path, name: str) -> None:
-    training = quick(epochs=6, learning_rate=0.05, patience=5)
+def test_every_objective_is_resumed_to_the_last_bit(tmp_path: Path, name: str) -> None:
     a, b, c = (vae().double() for _ in range(3))
-    whole = fit(a.model, a.guide, grey(), objective=OBJECTIVES[name](), training=training, show_progress=False)
-    fit(
-        b.model,
-        b.guide,
-        grey(),
-        objective=OBJECTIVES[name](),
-        training=training,
-        folder=tmp_path,
-        on_epoch=stop_after(2),
-        show_progress=False,
-    )
-    resumed = fit(
-        c.model,
-        c.guide,
-        grey(),
-        objective=OBJECTIVES[name](),
-        training=training,
-        folder=tmp_path,
-        resume=True,
-        show_progress=False,
-    )
-    assert numbers(resumed) == numbers(whole)
+
+    def again(v: VAE, **options: Any) -> History:
+        training = quick(epochs=6, learning_rate=0.05, patience=5)
+        return train(v, grey(), objective=OBJECTIVES[name](), training=training, **options)
+
+    whole = again(a)
+    again(b, folder=tmp_path, on_epoch=stop_after(2))
+    assert numbers(again(c, folder=tmp_path, resume=True)) == numbers(whole)
     assert equal(state(c), state(a))
     assert json.loads((tmp_path / "config.json").read_text())["objective"] == OBJECTIVES[name]().describe()
-    with pytest.raises(ValueError, match="objective"):
-        fit(c.model, c.guide, grey(), training=training, folder=tmp_path, resume=True, show_progress=False)
 
 
-@dataclasses.dataclass(frozen=True)
-class Logged(schedules.Linear):
-    """A schedule that remembers the steps that it was asked for."""
-
-    asked: tuple[list[int], ...] = ()
-
-    def __call__(self, step: int) -> float:
-        self.asked[0].append(step)
-        return super().__call__(step)
-
-
-def test_steps_are_counted_by_training_alone_and_go_on_after_an_interruption(tmp_path: Path) -> None:
-    v, asked = vae().double(), []
-    objective = ELBO(annealing=Logged(100, asked=(asked,)))
-    objective.step = 77  # of an earlier use
-    fit(v.model, v.guide, grey(), objective=objective, training=quick(epochs=2), folder=tmp_path, show_progress=False)
-    assert asked == list(range(6))  # 48 data in batches of 16; validation does not ask
-    assert objective.step == 6
-    asked.clear()
-    again = ELBO(annealing=Logged(100, asked=([0, 1, 2, 3, 4, 5],)))  # described alike
-    again.annealing.asked[0][:] = json.loads((tmp_path / "config.json").read_text())["objective"]["annealing"]["asked"][
-        0
-    ]
-    steps = again.annealing.asked[0]
-    known = len(steps)
-    fit(
-        v.model,
-        v.guide,
-        grey(),
-        objective=again,
-        training=quick(epochs=3),
-        folder=tmp_path,
-        resume=True,
-        show_progress=False,
-    )
-    assert steps[known:] == [6, 7, 8]
-
-
-@pytest.mark.parametrize("make", [IWAE, DReG])
-def test_early_stopping_watches_the_bound_that_is_maximized(tmp_path: Path, make: Any) -> None:
-    v = vae().double()
-    states: dict[int, dict[str, Tensor]] = {}
-
-    def keep(epoch: Any) -> None:
-        states[epoch.epoch] = state(v)
-
-    training = quick(epochs=300, learning_rate=0.3, patience=4)
-    objective = make(num_particles=5)
-    history = fit(
-        v.model,
-        v.guide,
-        grey(),
-        objective=objective,
-        training=training,
-        folder=tmp_path,
-        on_epoch=keep,
-        show_progress=False,
-    )
-    curve = [epoch.validation["L_5"] for epoch in history.epochs]
-    assert history.best_epoch == curve.index(max(curve)) + 1
-    assert len(curve) == history.best_epoch + 4
-    assert equal(state(v), states[history.best_epoch])
-    assert f"no better validation L_5 since epoch {history.best_epoch}" in history.why_stopped
-    assert "validation L_5" in str(history)
-    assert all(epoch.validation["L_5"] > epoch.validation["elbo"] for epoch in history.epochs)
-    assert str(load(tmp_path).history).splitlines()[0] == str(history).splitlines()[0]
-
-
-def test_the_watched_bound_is_that_of_the_validation_data() -> None:
-    v, data = vae().double(), grey()
-    history = fit(
-        v.model, v.guide, data, objective=IWAE(num_particles=500), training=quick(epochs=1), show_progress=False
-    )
-    evaluation = evaluate(v.model, v.guide, data.validation, ks=(1, 500, 5000), show_progress=False)
-    assert evaluation.iwae[1].value > evaluation.iwae[0].value + 0.05
-    assert history.epochs[0].validation["L_500"] == pytest.approx(evaluation.iwae[1].value, abs=0.02)
+def test_the_objective_counts_the_steps_of_training(tmp_path: Path) -> None:
+    v, objective = vae().double(), ELBO(annealing=schedules.Linear(100))
+    objective.step = 77  # from an earlier use
+    options = {"folder": tmp_path, "show_progress": False}
+    train(v, grey(), objective=objective, training=quick(epochs=2), **options)
+    assert objective.step == 6  # 48 data in batches of 16
+    again = ELBO(annealing=schedules.Linear(100))
+    train(v, grey(), objective=again, training=quick(epochs=3), resume=True, **options)
+    assert again.step == 9
 
 
 # divergence
-
-
-def test_an_importance_weighted_loss_that_explodes_stops_training_in_words() -> None:
-    v = vae().double()
-    with pytest.raises(DivergenceError, match="stopped in epoch 1 at its step [234]: .* is not finite"):
-        fit(v.model, v.guide, grey(), objective=IWAE(), training=quick(learning_rate=1e300), show_progress=False)
 
 
 @pytest.mark.parametrize("with_folder", [True, False])
@@ -800,7 +652,7 @@ def test_a_loss_that_explodes_in_the_first_epoch_stops_training(tmp_path: Path, 
     kept = f"{tmp_path} holds the weights of epoch 0" if with_folder else "give fit a folder to keep"
     training = quick(learning_rate=1e300, start_at_data=False)
     with pytest.raises(DivergenceError, match="stopped in epoch 1 at its step [234]: .* is not finite") as error:
-        fit(v.model, v.guide, grey(), training=training, folder=folder, show_progress=False)
+        train(v, grey(), training=training, folder=folder)
     assert kept in str(error.value)
     assert "lower the learning rate (1e+300) or set clip_norm" in str(error.value)
     if with_folder:
@@ -809,14 +661,14 @@ def test_a_loss_that_explodes_in_the_first_epoch_stops_training(tmp_path: Path, 
 
 def test_a_run_whose_description_leaves_out_defaults_is_loaded_and_resumed(tmp_path: Path) -> None:
     first = vae()
-    fit(first.model, first.guide, grey(), training=quick(epochs=1), folder=tmp_path, show_progress=False)
+    train(first, grey(), training=quick(epochs=1), folder=tmp_path)
     folder = RunFolder(tmp_path)
     assert json.loads(folder.read("model.json")) == describe(first)
     assert "activation" in json.loads(folder.read("model.json"))["arguments"]["encoder"]["arguments"]
     folder.write({"model.json": json.dumps(describe(first, complete=False)).encode()})
     assert equal(state(load(tmp_path).vae), state(first))
     again = vae(1)
-    fit(again.model, again.guide, grey(), training=quick(epochs=2), folder=tmp_path, resume=True, show_progress=False)
+    train(again, grey(), training=quick(epochs=2), folder=tmp_path, resume=True)
 
 
 def test_a_nan_after_the_first_epoch_leaves_the_last_good_one(tmp_path: Path) -> None:
@@ -829,12 +681,12 @@ def test_a_nan_after_the_first_epoch_leaves_the_last_good_one(tmp_path: Path) ->
             v.encoder.layers[0].weight.data[0, 0] = math.nan
 
     with pytest.raises(DivergenceError, match=r"stopped in epoch 3 at its step 1: (KL|the loss|loss) is not finite"):
-        fit(v.model, v.guide, grey(), training=quick(), folder=tmp_path, on_epoch=poison, show_progress=False)
+        train(v, grey(), training=quick(), folder=tmp_path, on_epoch=poison)
     run = load(tmp_path)
     assert equal(state(run.vae), states[1])
     assert [epoch.epoch for epoch in run.history.epochs] == [1, 2]
     again = vae().double()
-    history = fit(again.model, again.guide, grey(), training=quick(), folder=tmp_path, resume=True, show_progress=False)
+    history = train(again, grey(), training=quick(), folder=tmp_path, resume=True)
     assert len(history.epochs) == 4
 
 
@@ -851,7 +703,7 @@ def test_the_term_that_is_not_finite_is_named() -> None:
             pyro.factor("late", late.expand(len(x)))
 
     with pytest.raises(DivergenceError, match="reconstruction is not finite"):
-        fit(model, v.guide, binary(), training=quick(epochs=10), show_progress=False)
+        quiet_fit(model, v.guide, binary(), training=quick(epochs=10))
 
 
 def test_a_last_step_to_nan_is_not_kept(tmp_path: Path) -> None:
@@ -865,27 +717,14 @@ def test_a_last_step_to_nan_is_not_kept(tmp_path: Path) -> None:
                     parameter.data.fill_(math.nan)
 
     with pytest.raises(DivergenceError, match="epoch 1 at its step 1: a parameter is not finite"):
-        fit(
-            v.model,
-            v.guide,
+        train(
+            v,
             binary(),
             training=quick(batch_size=60, start_at_data=False),
             optimizer=lambda parameters: Broken(parameters, lr=1.0),
             folder=tmp_path,
-            show_progress=False,
         )
     assert equal(state(load(tmp_path).vae), start)
-
-
-def test_a_program_that_is_wrong_from_the_start_keeps_its_own_error() -> None:
-    net = nn.Linear(5, 3)
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(net(x), -1.0).to_event(1))
-
-    with pytest.raises(ValueError, match="scale of Normal at the site 'z': 30 of 30 do not satisfy Gre"):
-        fit(pair_of(TRUTH)[0], guide, TRUTH.sample(10), training=quick(), show_progress=False)
 
 
 # the run folder
@@ -893,7 +732,7 @@ def test_a_program_that_is_wrong_from_the_start_keeps_its_own_error() -> None:
 
 def run_in(folder: Path, *, seed: int = 0, **options: Any) -> VAE:
     v = vae(seed)
-    fit(v.model, v.guide, grey(), training=quick(epochs=2, **options), folder=folder, show_progress=False)
+    train(v, grey(), training=quick(epochs=2, **options), folder=folder)
     return v
 
 
@@ -929,7 +768,7 @@ def test_a_loaded_run_gives_the_same_numbers(tmp_path: Path) -> None:
     assert equal(state(run.vae), state(v))
     assert not run.vae.training
     test = grey().test
-    a, b = (evaluate(m.model, m.guide, test, ks=(1, 10), show_progress=False) for m in (v, run.vae))
+    a, b = (evaluate(m.model, m.guide, test, ks=(1, 10)) for m in (v, run.vae))
     for name, value in a.per_datum.items():
         torch.testing.assert_close(value, b.per_datum[name], rtol=0, atol=0, equal_nan=True)
     assert [epoch.epoch for epoch in run.history.epochs] == [1, 2]
@@ -944,8 +783,10 @@ def test_weights_keep_their_dtype_whatever_the_default(tmp_path: Path) -> None:
         load_weights(tmp_path, [vae()])
 
 
-@pytest.mark.parametrize("name", sorted(FILES))
-@pytest.mark.parametrize("damage", ["missing", "truncated", "edited"])
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [*((name, "edited") for name in sorted(FILES)), ("trainer.pt", "missing"), ("metrics.jsonl", "truncated")],
+)
 def test_damaged_files_are_refused_by_name(tmp_path: Path, name: str, damage: str) -> None:
     run_in(tmp_path)
     content = (tmp_path / name).read_bytes()
@@ -959,22 +800,14 @@ def test_damaged_files_are_refused_by_name(tmp_path: Path, name: str, damage: st
         load(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b'{"files": 3}', b"\xff\xfe"])
-def test_a_damaged_manifest_is_refused(tmp_path: Path, content: bytes) -> None:
-    run_in(tmp_path)
-    (tmp_path / "manifest.json").write_bytes(content)
-    with pytest.raises(ValueError, match=r"manifest.json is damaged"):
-        load(tmp_path)
-
-
 def test_no_run_is_refused(tmp_path: Path) -> None:
     v = vae()
     with pytest.raises(ValueError, match="is not a run folder: it has no manifest.json"):
         load(tmp_path / "nothing")
     with pytest.raises(ValueError, match="is not a run folder"):
-        fit(v.model, v.guide, grey(), training=quick(), folder=tmp_path / "nothing", resume=True, show_progress=False)
+        train(v, grey(), training=quick(), folder=tmp_path / "nothing", resume=True)
     with pytest.raises(ValueError, match="pass folder="):
-        fit(v.model, v.guide, grey(), training=quick(), resume=True, show_progress=False)
+        train(v, grey(), training=quick(), resume=True)
 
 
 @pytest.mark.parametrize("inside", [True, False])
@@ -984,7 +817,7 @@ def test_a_file_in_the_way_is_refused(tmp_path: Path, inside: bool) -> None:  # 
     before = state(v)
     folder = tmp_path / "file" / "run" if inside else tmp_path / "file"
     with pytest.raises(ValueError, match="the run folder .*file.* cannot be written"):
-        fit(v.model, v.guide, grey(), training=quick(), folder=folder, show_progress=False)
+        train(v, grey(), training=quick(), folder=folder)
     assert equal(state(v), before)
 
 
@@ -993,7 +826,7 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     v = vae(1)
     with pytest.raises(ValueError, match="holds a run already; resume it, or choose another folder"):
-        fit(v.model, v.guide, grey(), training=quick(), folder=tmp_path, show_progress=False)
+        train(v, grey(), training=quick(), folder=tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -1001,74 +834,52 @@ def sgd(parameters: list[Tensor]) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=1.0)
 
 
-@pytest.mark.parametrize(
-    ("changed", "text"),
-    [
-        ({"training": quick(learning_rate=0.5)}, "training.learning_rate = 0.02, but received 0.5"),
+def test_resuming_with_other_settings_is_refused(tmp_path: Path) -> None:
+    v = run_in(tmp_path)
+    changes: list[tuple[dict[str, Any], str]] = [
         ({"training": quick(seed=3)}, "training.seed = 0, but received 3"),
-        ({"training": quick(batch_size=8)}, "training.batch_size = 16, but received 8"),
         ({"objective": ELBO(beta=2.0)}, "objective.beta = 1.0, but received 2.0"),
         ({"objective": Trace_ELBO()}, "objective.class = 'ELBO', but received 'Trace_ELBO'"),
         ({"optimizer": sgd}, "optimizer.class = 'Adam', but received 'SGD'"),
-        ({"data": lambda: grey(60)}, "data.num_data = 48, but received 28"),
-        ({"data": lambda: grey(transform=transforms.Threshold())}, "data.transform = "),
-    ],
-)
-def test_resuming_with_other_settings_is_refused(tmp_path: Path, changed: dict[str, Any], text: str) -> None:
-    v = run_in(tmp_path)
-    options = {"data": grey, "training": quick()} | changed
-    options["data"] = options["data"]()  # made here, in the dtype of the test
-    with pytest.raises(ValueError, match="resume with the same settings") as error:
-        fit(v.model, v.guide, options.pop("data"), **options, folder=tmp_path, resume=True, show_progress=False)
-    assert text in str(error.value)
+        ({"data": grey(60)}, "data.num_data = 48, but received 28"),
+        ({"data": grey(transform=transforms.Threshold())}, "data.transform = "),
+    ]
+    for changed, text in changes:
+        options = {"data": grey(), "training": quick()} | changed
+        with pytest.raises(ValueError, match="resume with the same settings") as error:
+            train(v, options.pop("data"), **options, folder=tmp_path, resume=True)
+        assert text in str(error.value)
 
 
 def test_a_run_from_before_an_option_existed_is_resumed(tmp_path: Path) -> None:
     v = vae().double()
-    fit(v.model, v.guide, grey(), training=quick(epochs=2), folder=tmp_path, show_progress=False)
+    train(v, grey(), training=quick(epochs=2), folder=tmp_path)
     folder = RunFolder(tmp_path)
     config = json.loads(folder.read("config.json"))
     del config["training"]["engine"], config["training"]["precision"]
     folder.write({"config.json": json.dumps(config).encode()})
     again = vae().double()
-    history = fit(
-        again.model, again.guide, grey(), training=quick(epochs=3), folder=tmp_path, resume=True, show_progress=False
-    )
+    history = train(again, grey(), training=quick(epochs=3), folder=tmp_path, resume=True)
     assert len(history.epochs) == 3
     rounded = quick(epochs=4, precision="bfloat16")
     with pytest.raises(ValueError, match="training.precision = 'float32', but received 'bfloat16'"):
-        fit(again.model, again.guide, grey(), training=rounded, folder=tmp_path, resume=True, show_progress=False)
+        train(again, grey(), training=rounded, folder=tmp_path, resume=True)
 
 
 def test_a_run_of_a_gpu_is_resumed_on_a_cpu(tmp_path: Path) -> None:
-    """A graph's optimizer is "capturable" and reads its learning rate from a tensor; torch refuses that on a CPU."""
-    options = {"optimizer": lambda parameters: torch.optim.Adam(parameters, foreach=True), "shown": False}
+    """The optimizer there is "capturable", which torch refuses on a CPU."""
+    options = {"optimizer": lambda parameters: torch.optim.Adam(parameters, foreach=True), "show_progress": False}
     a, b, c = (vae().double() for _ in range(3))
-    whole = fit(a.model, a.guide, grey(), training=quick(epochs=4), **options)
-    fit(b.model, b.guide, grey(), training=quick(epochs=2), folder=tmp_path, **options)
+    whole = train(a, grey(), training=quick(epochs=4), **options)
+    train(b, grey(), training=quick(epochs=2), folder=tmp_path, **options)
     folder = RunFolder(tmp_path)
     trainer = torch.load(tmp_path / "trainer.pt", weights_only=True)
     trainer["optimizer"]["param_groups"][0].update(capturable=True, lr=torch.tensor(1e-3))
     written = io.BytesIO()
     torch.save(trainer, written)
     folder.write({"trainer.pt": written.getvalue()})
-    resumed = fit(c.model, c.guide, grey(), training=quick(epochs=4), folder=tmp_path, resume=True, **options)
+    resumed = train(c, grey(), training=quick(epochs=4), folder=tmp_path, resume=True, **options)
     assert numbers(resumed) == numbers(whole)
-
-
-def test_a_state_of_other_parameters_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
-    """The fused kernel would write outside of memory."""
-    run_in(tmp_path)
-    trainer = torch.load(tmp_path / "trainer.pt", weights_only=True)
-    trainer["optimizer"]["state"][0]["exp_avg"] = torch.zeros(1)
-    written = io.BytesIO()
-    torch.save(trainer, written)
-    RunFolder(tmp_path).write({"trainer.pt": written.getvalue()})
-    v = vae(1)
-    before = state(v)
-    with pytest.raises(ValueError, match=r"trainer.pt does not fit .*: state\[0\]\['exp_avg'\] must be \(6, 2\)"):
-        fit(v.model, v.guide, grey(), training=quick(), folder=tmp_path, resume=True, show_progress=False)
-    assert equal(state(v), before)
 
 
 def test_other_contents_than_a_state_of_training_are_refused(tmp_path: Path) -> None:
@@ -1094,20 +905,12 @@ def test_other_contents_than_a_state_of_training_are_refused(tmp_path: Path) -> 
 def test_a_decaying_rate_cannot_be_resumed_with_more_epochs(tmp_path: Path) -> None:
     v = run_in(tmp_path, final_learning_rate=1e-4)
     with pytest.raises(ValueError, match=r"training.epochs = 2, but received 4"):
-        fit(
-            v.model,
-            v.guide,
-            grey(),
-            training=quick(final_learning_rate=1e-4),
-            folder=tmp_path,
-            resume=True,
-            show_progress=False,
-        )
+        train(v, grey(), training=quick(final_learning_rate=1e-4), folder=tmp_path, resume=True)
 
 
 def test_a_network_from_outside_is_imported_only_where_allowed(tmp_path: Path) -> None:
     v = vae(encoder=Encoder(2))
-    fit(v.model, v.guide, grey(), training=quick(epochs=1), folder=tmp_path, show_progress=False)
+    train(v, grey(), training=quick(epochs=1), folder=tmp_path)
     package = __name__.partition(".")[0]
     with pytest.raises(
         ValueError, match=rf"allow the package '{package}': allow=\['{package}'\], or --allow {package}"
@@ -1120,7 +923,7 @@ def test_a_network_from_outside_is_imported_only_where_allowed(tmp_path: Path) -
 
 def test_a_model_that_cannot_be_described_is_loaded_by_its_weights(tmp_path: Path) -> None:
     v = vae(encoder=nn.Sequential(nn.Linear(4, 4), nn.Unflatten(-1, (2, 2))))
-    fit(v.model, v.guide, grey(), training=quick(epochs=1), folder=tmp_path, show_progress=False)
+    train(v, grey(), training=quick(epochs=1), folder=tmp_path)
     with pytest.raises(ValueError, match="use training.load_weights"):
         load(tmp_path)
     other = vae(1, encoder=nn.Sequential(nn.Linear(4, 4), nn.Unflatten(-1, (2, 2))))
@@ -1132,7 +935,7 @@ def test_a_model_that_cannot_be_described_is_loaded_by_its_weights(tmp_path: Pat
 
 def test_weights_of_a_hand_written_pair(tmp_path: Path) -> None:
     (model, guide), modules = pair_with_everything()
-    fit(model, guide, grey(), training=quick(epochs=1), modules=modules, folder=tmp_path, show_progress=False)
+    quiet_fit(model, guide, grey(), training=quick(epochs=1), modules=modules, folder=tmp_path)
     trained, bias = [state(module) for module in modules], pyro.param("bias").detach().clone()
     pyro.clear_param_store()
     (model, guide), fresh = pair_with_everything()
@@ -1167,7 +970,7 @@ def test_an_interrupt_leaves_the_last_epoch_and_nothing_switched(tmp_path: Path,
 
     before = left_behind(v)
     with pytest.raises(KeyboardInterrupt):
-        fit(model, v.guide, grey(), training=quick(), folder=tmp_path, on_epoch=on_epoch, show_progress=False)
+        quiet_fit(model, v.guide, grey(), training=quick(), folder=tmp_path, on_epoch=on_epoch)
     assert left_behind(v) == before
     assert len(states) == 2
     restored = vae(4)
@@ -1195,7 +998,7 @@ def test_training_leaves_nothing_behind(of_torch: bool) -> None:  # noqa: FBT001
     try:
         torch.distributions.Distribution.set_default_validate_args(of_torch)
         before = left_behind(v)
-        fit(v.model, v.guide, grey(), training=quick(patience=2), show_progress=False)
+        train(v, grey(), training=quick(patience=2))
         assert left_behind(v) == before
     finally:
         pyro.enable_validation(True)  # noqa: FBT003 (Pyro's)
@@ -1206,13 +1009,13 @@ def test_training_leaves_nothing_behind(of_torch: bool) -> None:  # noqa: FBT001
 
 def test_nothing_to_train_is_refused() -> None:
     with pytest.raises(ValueError, match=r"there is nothing to train.*modules=\[...\]"):
-        fit(*pair_of(TRUTH), TRUTH.sample(10), training=quick(), show_progress=False)
+        quiet_fit(*pair_of(TRUTH), TRUTH.sample(10), training=quick())
 
 
 def test_early_stopping_needs_validation_data() -> None:
     v = vae().double()
     with pytest.raises(ValueError, match="early stopping watches validation data, but there are none"):
-        fit(v.model, v.guide, binary(), training=quick(patience=1), show_progress=False)
+        train(v, binary(), training=quick(patience=1))
 
 
 @pytest.mark.parametrize(
@@ -1228,23 +1031,18 @@ def test_early_stopping_needs_validation_data() -> None:
 def test_data_that_cannot_be_fitted_are_refused(data: Any, error: type[Exception], text: str) -> None:
     v = vae().double()
     with pytest.raises(error, match=text):
-        fit(v.model, v.guide, data, training=quick(), show_progress=False)
+        train(v, data, training=quick())
     with pytest.raises(error, match=text):
-        evaluate(v.model, v.guide, data, ks=(1,), show_progress=False)
+        evaluate(v.model, v.guide, data, ks=(1,))
 
 
-def test_labels_in_place_of_data_are_refused() -> None:
-    with pytest.raises(ValueError, match="look like labels"):
-        from_arrays(torch.arange(10))
-
-
-@pytest.mark.parametrize("row", [0, 99, 199])
+@pytest.mark.parametrize("row", [0, 199])
 def test_grey_values_under_bernoulli_are_refused_with_the_cure(row: int) -> None:
     v = vae().double()
     x = binary(200)
     x[row] = 0.5
     with pytest.raises(ValueError, match="scores data that are 0 or 1, but .* binarize them") as error:
-        fit(v.model, v.guide, x, training=quick(), show_progress=False)
+        train(v, x, training=quick())
     assert not isinstance(error.value, DivergenceError)
 
 
@@ -1259,15 +1057,14 @@ def test_grey_validation_data_are_refused_too() -> None:
         name="d",
     )
     with pytest.raises(ValueError, match="binarize them"):
-        fit(v.model, v.guide, data, training=quick(), show_progress=False)
+        train(v, data, training=quick())
 
 
 @pytest.mark.parametrize(
     ("options", "text"),
     [
         ({"epochs": -1}, "`epochs` must be an integer >= 0"),
-        ({"epochs": 2.5}, "epochs is a whole number"),
-        ({"epochs": True}, "epochs is a whole number"),
+        ({"epochs": True}, "`epochs` must be an integer"),
         ({"batch_size": 0}, "`batch_size` must be an integer >= 1"),
         ({"patience": 0}, "`patience` must be an integer >= 1"),
         ({"learning_rate": 0.0}, "`learning_rate` must be positive and finite"),
@@ -1284,4 +1081,15 @@ def test_options_out_of_range_are_refused(options: dict[str, Any], text: str) ->
 def test_a_device_that_is_not_there_is_refused() -> None:
     v = vae().double()
     with pytest.raises(ValueError, match="the device 'nonsense' cannot be used here"):
-        fit(v.model, v.guide, binary(), training=quick(device="nonsense"), show_progress=False)
+        train(v, binary(), training=quick(device="nonsense"))
+
+
+def test_options_are_keywords_or_a_record() -> None:
+    v = vae().double()
+    stopped = []
+    for options in ({"on_epoch": stop_after(1)}, {"options": FitOptions(on_epoch=stop_after(1))}):
+        history = train(v, binary(), training=quick(), shown=False, **options)
+        stopped.append(history.why_stopped)
+    assert stopped == ["stopped by on_epoch after epoch 1"] * 2
+    with pytest.raises(TypeError, match="fit has the options resume, .*, but received 'epochs'"):
+        train(v, binary(), epochs=3)

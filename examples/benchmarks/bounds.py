@@ -1,26 +1,25 @@
-"""What L_5000 of one image costs, beside the matrix products that it cannot do without and beside others.
+"""Cost of L_5000 of one image, compared with its matrix products alone and with other packages.
 
     python examples/benchmarks/bounds.py                about fifteen minutes on two cores
     python examples/benchmarks/bounds.py --threads 1    the same on one core
     python examples/benchmarks/bounds.py --device cuda  the same on a GPU
 
-prints the machine first, then one row for each contender: milliseconds per image, peak memory above the imports, the
-mean difference of its L_K from ours with that difference's standard error, and its time as a multiple of the floor's
-and of ours. Peak memory at K = 10^6 and over 10,000 images comes last. (After so little training one L_K varies by half
-a nat from draw to draw: the differences show that all estimate the same thing, no more.)
+prints the machine, then one row for each contender: milliseconds per image, peak memory above the imports, the mean
+difference of its L_K from ours with a standard error, and its time as a multiple of the floor and of ours. Peak memory
+at K = 10^6 and over 10,000 images comes last. After so little training one L_K varies by half a nat between draws: the
+differences show only that all contenders estimate the same quantity.
 
-The model is a VAE of MNIST's test images, binarized, with tanh layers 784-200-200-50 and Bernoulli pixels in float32,
-after one epoch of training; where MNIST is not in the folder PYROVAE_DATA, of random images of 8 x 8. Contenders take
-turns, and medians over the rounds are shown. The floor is the decoder's three matrix products on as many rows. It is
-measured before and after each turn, and in turns of minutes every few seconds, for which these stop: a machine is
-faster at some times than at others. Pythae's `get_nll` is measured where it is installed: it draws 100 particles at a
-time however many it is asked for, so it is asked for a multiple of 100.
+The model is a VAE of the binarized test images of MNIST, with tanh layers 784-200-200-50 and Bernoulli pixels in
+float32, after one epoch of training. If MNIST is not in the folder PYROVAE_DATA, the images are random, of 8 x 8.
+Contenders take turns, and the table has medians over the rounds. The floor is the three matrix products of the decoder
+on the same number of rows. It is measured before and after each turn, and every few seconds within a turn of minutes,
+since the speed of a machine varies. Pythae's `get_nll` is measured if Pythae is installed. It draws particles in groups
+of 100, so the number of particles is a multiple of 100.
 
-Ours has two rows. Few images are scored by running the programs anew for each chunk of particles. For many, such as the
-10,000 of MNIST's test set, the scoring is recorded and compiled on a CPU, which `evaluate` does by itself; its row has
-the time of a whole call for all of them, in three rounds, in which the compiler's work is found in its cache. What a
-first and a second call take is printed below. On a GPU nothing is compiled, and memory is the GPU's, without the
-context.
+Ours has two rows. For few images the model and guide run for each chunk of particles. For many, such as the 10,000 test
+images of MNIST, `evaluate` traces and compiles the scoring on a CPU. That row has the time of a whole call in three
+rounds, with a warm cache of the compiler; the times of a first and a second call are printed below. On a GPU nothing is
+compiled, and memory is GPU memory without the context.
 """
 
 import argparse
@@ -58,12 +57,12 @@ except ImportError:
     PythaeVAE = None
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--rounds", type=int, default=7, help="in each of which every contender has its turn")
-parser.add_argument("--images", type=int, default=26, help="that ours evaluates in a turn; the others take a quarter")
-parser.add_argument("--many", type=int, default=10_000, help="images that ours evaluates where it compiles")
+parser.add_argument("--rounds", type=int, default=7, help="number of turns of each contender")
+parser.add_argument("--images", type=int, default=26, help="images of a turn of ours; other contenders have a quarter")
+parser.add_argument("--many", type=int, default=10_000, help="images of the compiled row")
 parser.add_argument("--threads", type=int, default=torch.get_num_threads())
 parser.add_argument("--device", default="cpu", help="cpu or cuda")
-parser.add_argument("--smoke", action="store_true", help="a few seconds, to see that it runs")
+parser.add_argument("--smoke", action="store_true", help="run for a few seconds, as a test")
 parser.add_argument("--memory", default="", help=argparse.SUPPRESS)
 options = parser.parse_args()
 torch.set_num_threads(options.threads)
@@ -76,7 +75,7 @@ num_others, num_many = max(2, num_images // 4), 8 if options.smoke else options.
 SECONDS_BETWEEN_RESTS = 2.0
 seeds = itertools.count()
 rests: list[float] = []  # milliseconds per image of the floor, measured within a turn
-rested = math.inf  # when that was last
+rested = math.inf  # time of the last measurement
 
 
 def build(x_shape: tuple[int, ...]) -> VAE:
@@ -97,7 +96,7 @@ def stock(network: nn.Module) -> nn.Module:
 
 
 def ours(x: Tensor, **options: Any) -> Tensor:
-    options = {"engine": "eager", "shown": False, **options}
+    options = {"engine": "eager", "show_progress": False, **options}
     found = pyrovae.evaluate(vae.model, vae.guide, x, ks=(num_particles,), seed=next(seeds), **options)
     return found.per_datum[f"L_{num_particles}"]
 
@@ -108,7 +107,7 @@ def compiled(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def plain(x: Tensor) -> Tensor:
-    """Return L_K of each image as one writes it by hand: the particles of one image in chunks."""
+    """Return L_K of each image by a loop over images, with particles in chunks."""
     bounds, decode = [], stock(vae.decoder)
     for image in x:
         mean, log_variance = vae.encoder(image.unsqueeze(0)).unbind(-1)
@@ -126,7 +125,7 @@ def plain(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def pyros(x: Tensor) -> Tensor:
-    """Return L_K of each image by Pyro, which weighs a minibatch as a whole and so takes one at a time."""
+    """Return L_K of each image by Pyro, one image at a time, since its weights are those of a whole minibatch."""
     decode = stock(vae.decoder)
 
     def model(x: Tensor) -> None:
@@ -175,7 +174,7 @@ def timed(contender: Callable[[Tensor], Tensor], x: Tensor) -> float:
 
 
 def rest(done: float) -> None:
-    """Measure the floor if it is some seconds since it was measured last."""
+    """Measure the floor if the last measurement was some seconds ago."""
     global rested
     if time.perf_counter() - rested > SECONDS_BETWEEN_RESTS and done < num_many:
         rests.append(timed(floor, data[:num_images]))
@@ -219,7 +218,7 @@ def peak_mib() -> float:
 
 
 def measured_memory(name: str) -> float:
-    """Return the peak above the imports of a process of its own that runs one contender."""
+    """Return the peak memory above the imports of one contender, in a process of its own."""
     command = [sys.executable, __file__, "--memory", name, "--threads", str(options.threads)]
     command += ["--many", str(options.many), "--device", options.device, *["--smoke"] * options.smoke]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
@@ -227,7 +226,7 @@ def measured_memory(name: str) -> float:
 
 FLOOR, OURS = "matrix products", "pyrovae.evaluate"
 COMPILED = f"pyrovae.evaluate, {'' if on_gpu else 'compiled, '}{num_many} images"
-MOST_ROUNDS = 3  # of what takes minutes
+MOST_ROUNDS = 3  # rounds of a turn of minutes
 contenders: dict[str, Callable[[Tensor], Tensor]] = {
     FLOOR: floor,
     OURS: ours,
@@ -235,7 +234,7 @@ contenders: dict[str, Callable[[Tensor], Tensor]] = {
     "plain PyTorch loop": plain,
     "Pyro's vectorized_importance_weights": pyros,
 }
-if options.memory:  # in a process of its own, of which this is the peak
+if options.memory:  # the process of `measured_memory`
     imported = peak_mib()
     large = options.memory.startswith("K ="), options.memory.startswith("N =")
     vae, data = build((1, 28, 28)), torch.rand(10_000 if large[1] else 208, 1, 28, 28).round()  # 208: two batches
@@ -257,7 +256,7 @@ if Path("/proc/cpuinfo").exists():
 print(f"{cpu}, {torch.get_num_threads()} threads of {os.cpu_count()} cores, {platform.system()}")
 print(f"Python {platform.python_version()}, torch {torch.__version__}, Pyro {pyro.__version__}, {date.today()}")
 
-# measured first: a process starts with the peak of the one that made it
+# measured first: a process inherits the peak of its parent
 names = [OURS] if options.smoke else [*contenders, *["Pythae's get_nll"] * (PythaeVAE is not None)]
 memory = {name: measured_memory(name) for name in names}
 few = slice(1 if options.smoke else None)

@@ -1,4 +1,4 @@
-"""Those who train a VAE in `step.py`: each takes turns of some steps, on the same networks and data as the others."""
+"""Contenders of `step.py`: each trains the same networks on the same data, in turns of some steps."""
 
 import itertools
 import logging
@@ -23,7 +23,7 @@ SCAN, EAGER, CAPTURED, FLOOR = "NumPyro's update in lax.scan", "pyrovae, eager",
 
 
 class Case(NamedTuple):
-    """What a contender trains, and on what."""
+    """Model and data of a contender."""
 
     vae: VAE
     split: Split
@@ -33,15 +33,15 @@ class Case(NamedTuple):
 
 
 class Contender(NamedTuple):
-    """How a contender takes its turn."""
+    """Functions of a contender."""
 
-    turn: Callable[[int], float]  # takes so many steps and returns a loss, nats per datum, when all are done
-    rewind: Callable[[], None]  # puts the weights back where they started
+    turn: Callable[[int], float]  # takes a number of steps and returns the last loss, nats per datum
+    rewind: Callable[[], None]  # resets the weights
     device: str
 
 
 def make_case(name: str, *, num_rows: int, device: str) -> Case:
-    """Return the case of a name such as before/784-400-20/128."""
+    """Return the case for a name such as before/784-400-20/128."""
     block, shape, batch_size = name.split("/")
     pixels, *hidden, latent_dim = map(int, shape.split("-"))
     torch.manual_seed(0)
@@ -91,9 +91,9 @@ def stepwise(case: Case, step: Callable[[Tensor], Any], *, gathers: bool = False
     """Return turns of single steps of the case's networks.
 
     Args:
-        case: whose weights are moved.
-        step: takes x, and returns a loss.
-        gathers: whether it takes rows in its place where x is binarized within the step.
+        case: model and data.
+        step: function of x that returns a loss.
+        gathers: whether the step itself gathers rows, if x is binarized within the step.
 
     """
     take = (lambda rows: step(binarized(case.split, rows))) if case.within and not gathers else step
@@ -115,7 +115,7 @@ def stepwise(case: Case, step: Callable[[Tensor], Any], *, gathers: bool = False
 
 
 def stock(case: Case, *, validated: bool = True) -> Contender:
-    """Return the step as Pyro's own example of a VAE takes it."""
+    """Return the step of Pyro's own example of a VAE."""
     pyro.enable_validation(is_validate=validated)
     encoder, decoder = plain(case.vae)
     latent_dim = case.vae.prior.latent_dim
@@ -218,7 +218,7 @@ def numpyros(case: Case, *, scanned: bool) -> Contender:
 
 
 def pythaes(case: Case) -> Contender:
-    """Return turns that are epochs of Pythae's trainer, over a loader that has its minibatches in memory."""
+    """Return turns of Pythae's trainer: epochs over a loader with minibatches in memory."""
     from pythae.data.datasets import BaseDataset, DatasetOutput
     from pythae.models import VAE as PythaeVAE
     from pythae.models import VAEConfig
@@ -275,7 +275,7 @@ def ours(case: Case, *, engine: str) -> Contender:
 
 
 def floor(case: Case) -> Contender:
-    """Return the matrix products alone, on tensors of the sizes that they have in a step."""
+    """Return the matrix products of a step alone."""
     x, count = case.x, len(case.x)
     products: list[tuple[Tensor, Tensor, Tensor]] = []
 

@@ -1,13 +1,13 @@
-"""What a training step costs with each part, beside plain PyTorch with the same density and networks.
+"""Cost of a training step with each part, compared with plain PyTorch for the same density and networks.
 
     python examples/benchmarks/parts.py                 every part; about five minutes on two cores
-    python examples/benchmarks/parts.py --only priors   the rows of one room, or of one part by its name
+    python examples/benchmarks/parts.py --only priors   the rows of one package, or of one part by its name
 
-prints the machine first, then one row for each part: milliseconds per step of the default model with that part in it.
+prints the machine, then one row for each part: milliseconds per step of the default model with that part.
 
-A step is loss, gradients and update by fused Adam on one minibatch of 128 images of 28 x 28 random elements that is
-already there. Ours is the step of `pyrovae.fit`; the plain one is written by hand below, densities and KL terms
-included, around the layers of the same networks. Before it is timed, both must give the same loss on the same noise.
+A step is loss, gradients and update by fused Adam on one minibatch in memory, of 128 images of 28 x 28 random elements.
+Ours is the step of `pyrovae.fit`. The plain step is written below, with densities and KL terms, around the layers of
+the same networks. Before the timing, both must give the same loss for the same noise.
 """
 
 import argparse
@@ -36,10 +36,12 @@ from pyrovae import VAE, likelihoods, networks, posteriors, priors
 from pyrovae.runtime.context import own_store, validation
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--rounds", type=int, default=25, help="of five steps of ours and five plain ones")
+parser.add_argument(
+    "--rounds", type=int, default=25, help="number of rounds, of five steps of ours and five plain ones"
+)
 parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-parser.add_argument("--only", default="", help="rows whose room or part has this in its name")
-parser.add_argument("--smoke", action="store_true", help="a few seconds, to see that it runs")
+parser.add_argument("--only", default="", help="rows whose package or part has this in its name")
+parser.add_argument("--smoke", action="store_true", help="run for a few seconds, as a test")
 parser.add_argument("--memory", action="store_true", help=argparse.SUPPRESS)
 options = parser.parse_args()
 torch.set_num_threads(options.threads)
@@ -47,7 +49,7 @@ torch.set_num_threads(options.threads)
 x_shape, latent_dim, batch_size = (1, 28, 28), 50, 128
 LOG_2_PI = math.log(2 * math.pi)
 
-# Plain PyTorch: log p(x | z) of each likelihood, summed over the minibatch, from what the decoder emits.
+# Plain PyTorch: log p(x | z) of each likelihood, summed over the minibatch, from the output of the decoder.
 
 
 def bernoulli(vae: VAE, params: Tensor, x: Tensor) -> Tensor:
@@ -60,7 +62,7 @@ def categorical(vae: VAE, params: Tensor, x: Tensor) -> Tensor:
 
 def continuous_bernoulli(vae: VAE, params: Tensor, x: Tensor) -> Tensor:
     logits = params.squeeze(-1)
-    near = logits.abs() < 1e-2  # where the constant is that of its series
+    near = logits.abs() < 1e-2  # the constant by its series
     far = torch.where(near, 1.0, logits)
     log_constant = torch.where(near, math.log(2) + logits**2 / 12, (far / (far / 2).tanh()).abs().log())
     return log_constant.sum() - functional.binary_cross_entropy_with_logits(logits, x, reduction="sum")
@@ -128,12 +130,12 @@ def student_t(vae: VAE, params: Tensor, x: Tensor) -> Tensor:
     return (norm - (df + 1) / 2 * (y**2 / df).log1p()).sum()
 
 
-# Plain PyTorch: z, and KL(q(z | x) || p(z)) summed over the minibatch, from what the encoder emits. The priors stand
-# beside a diagonal normal posterior, the posteriors beside a standard normal prior.
+# Plain PyTorch: z, and KL(q(z | x) || p(z)) summed over the minibatch, from the output of the encoder. Priors have a
+# diagonal normal posterior, posteriors a standard normal prior.
 
 
 def diagonal(params: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return mean and log-variance, noise, and the z that it makes."""
+    """Return mean, log-variance, noise and z."""
     mean, log_variance = params[..., 0], params[..., 1].clamp(-10, 10)
     noise = torch.randn_like(mean)
     return mean, log_variance, noise, mean + (0.5 * log_variance).exp() * noise
@@ -201,7 +203,7 @@ def full_normal(vae: VAE, params: Tensor) -> tuple[Tensor, Tensor]:
 
 def low_rank_normal(vae: VAE, params: Tensor) -> tuple[Tensor, Tensor]:
     mean, log_variance, along = params[..., 0], params[..., 1].clamp(-10, 10), params[..., 2:]
-    along = along / math.sqrt(along.shape[-1])  # what the scale multiplies
+    along = along / math.sqrt(along.shape[-1])  # directions before the scale
     scale = (0.5 * log_variance).exp()
     noise, few = torch.randn_like(mean), torch.randn(len(mean), along.shape[-1])
     z = mean + scale * (noise + (along @ few.unsqueeze(-1)).squeeze(-1))
@@ -272,7 +274,7 @@ def build(
     posterior: type = posteriors.DiagonalNormal,
     nets: tuple[type, type] = mlp,
 ) -> VAE:
-    """Return the default model with one part in the place of another."""
+    """Return the default model with another part."""
     torch.manual_seed(0)
     p_x, q_z = likelihood(x_shape), posterior(latent_dim)
     encoder, decoder = nets[0](x_shape, q_z.param_shape), nets[1](latent_dim, p_x.param_shape)
@@ -294,7 +296,7 @@ def random_data(form: str) -> Tensor:
 
 
 def our_step(vae: VAE) -> Step:
-    """Return the eager step of `pyrovae.fit`: also the reconstruction and KL that are shown while it trains."""
+    """Return the eager step of `pyrovae.fit`, which also computes the reconstruction and the KL."""
     capture = pyrovae.training.capture(vae.model, vae.guide, random_data(vae.likelihood.form), engine="eager")
     return lambda x: capture(x).loss
 
@@ -316,31 +318,31 @@ def plain_step(vae: VAE, scored: Scored, latent: Latent) -> Step:
 
 def measure(name: str, vae: VAE, scored: Scored, latent: Latent) -> tuple[float, float]:
     """Return milliseconds of our step and of the plain one, in turns, each the median of its rounds."""
-    rounds, warm_up, steps = (options.rounds, 2, 5) if name != "ResNet" else (6, 1, 1)  # whose steps take seconds
+    rounds, warm_up, steps = (options.rounds, 2, 5) if name != "ResNet" else (6, 1, 1)  # its steps take seconds
     if options.smoke:
         rounds, warm_up, steps = 1, 0, 1
     batches = [random_data(vae.likelihood.form) for _ in range(steps)]
-    pair = (our_step(vae), plain_step(copy.deepcopy(vae), scored, latent))
+    both = (our_step(vae), plain_step(copy.deepcopy(vae), scored, latent))
     losses = []
-    for step in pair:
+    for step in both:
         torch.manual_seed(1)
         losses.append(float(step(batches[0])))
     assert math.isclose(*losses, rel_tol=1e-4), f"ours and plain differ: {losses}"
-    found: tuple[list[float], list[float]] = ([], [])
+    times: tuple[list[float], list[float]] = ([], [])
     for _ in range(warm_up + rounds):
-        for step, milliseconds in zip(pair, found, strict=True):
+        for step, milliseconds in zip(both, times, strict=True):
             started = time.perf_counter()
             for x in batches:
                 step(x)
             milliseconds.append(1000 * (time.perf_counter() - started) / steps)
-    return statistics.median(found[0][warm_up:]), statistics.median(found[1][warm_up:])
+    return statistics.median(times[0][warm_up:]), statistics.median(times[1][warm_up:])
 
 
 def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-if options.memory:  # in a process of its own, of which this is the peak
+if options.memory:  # a process of its own
     imported = peak_mib()
     with own_store(), validation(enabled=False):
         step = our_step(build(likelihood=likelihoods.Categorical).train())
@@ -354,7 +356,7 @@ if Path("/proc/cpuinfo").exists():
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text() + "model name: " + cpu)[1]
 print(f"{cpu}, {torch.get_num_threads()} threads of {os.cpu_count()} cores, {platform.system()}")
 print(f"Python {platform.python_version()}, torch {torch.__version__}, Pyro {pyro.__version__}, {date.today()}")
-# measured first: a process starts with the peak of the one that made it
+# measured first: a process inherits the peak of its parent
 command = [sys.executable, __file__, "--memory", "--threads", str(options.threads), *["--smoke"] * options.smoke]
 memory = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 assert memory < 1024, f"training a Categorical of 256 levels took {memory:.0f} MiB"

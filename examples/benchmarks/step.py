@@ -1,30 +1,27 @@
-"""What one training step costs beside those of others and beside the matrix products that it cannot do without.
+"""Cost of one training step, compared with other packages and with its matrix products alone.
 
     python examples/benchmarks/step.py                          every size of network and minibatch
     python examples/benchmarks/step.py --only 784-400-20/128    one of each
 
-prints the machine first, then one row for each contender: milliseconds per step, and its time as a multiple of stock
-Pyro's and of the floor's. Last come the ratios that this package has set itself as goals, and where the time of its
-captured step goes.
+prints the machine, then one row for each contender: milliseconds per step, and its time as a multiple of stock Pyro
+and of the floor. Last come the ratios with a goal, and the parts of the time of the captured step.
 
 A step is loss, gradients and an update by Adam with learning rate 1e-3, in float32, of a VAE with tanh layers,
 Bernoulli pixels, a N(0, I) prior, a diagonal normal guide and the closed form of their KL; 784-400-20 has one hidden
 layer of 400 units and 20 latent dimensions. Contenders start at the same weights, and their losses there must agree
-before any is timed. Others than ours do not clamp the log-variance.
+before the timing. Only ours clamps the log-variance.
 
-With x binarized before, a minibatch of zeros and ones is already there, the same at every step. With x binarized within
-the step, the data are 10,000 rows of bytes; each step gathers the next rows of a fixed permutation and draws their
-pixels.
+With x binarized before the step, all steps use one minibatch of zeros and ones. With x binarized within the step, the
+data are 10,000 rows of bytes; each step gathers the next rows of a fixed permutation and draws their pixels.
 
-The floor is the products with the weights of each layer that does not touch z: forward, with the gradient for the
-weights, and, but for the layer that reads x, with the gradient for the layer's input. With one hidden layer these are
-five, with two they are eleven. They are written into memory that is reused. Where x is binarized within the step, the
-floor gathers and draws too.
+The floor has the products with the weights of each layer not adjacent to z: the forward product, the gradient of the
+weights, and the gradient of the input except for the first layer. There are five with one hidden layer, and eleven with
+two. They write into reused memory. If x is binarized within the step, the floor gathers and draws too.
 
-Every contender runs in a process of its own, so that no allocator, thread pool or switch touches another's. They take
-turns of some steps each; one runs while the others wait. Medians over the rounds are shown, of the times and of the
-ratios within a round. Other processes slow some contenders more than others: the last lines tell how much they took of
-the cores. NumPyro and Pythae are measured where they are installed.
+Every contender runs in a process of its own, so that allocators, thread pools and switches are separate. Contenders
+take turns of some steps while the others wait. The table has medians over the rounds, of the times and of the ratios
+within a round. The last lines give the share of the cores that other processes used, which slow some contenders more
+than others. NumPyro and Pythae are measured if they are installed.
 """
 
 import argparse
@@ -63,10 +60,10 @@ from contenders import (
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--only", default="", help="rows with this in block/network/batch, such as before/784-400-20/128")
-parser.add_argument("--rounds", type=int, default=7, help="in each of which every contender has its turn")
+parser.add_argument("--rounds", type=int, default=7, help="number of turns of each contender")
 parser.add_argument("--threads", type=int, default=torch.get_num_threads())
 parser.add_argument("--device", default="cpu", help="cpu or cuda, for all but NumPyro, which takes what jax has")
-parser.add_argument("--smoke", action="store_true", help="less than a minute, to see that it runs")
+parser.add_argument("--smoke", action="store_true", help="run for less than a minute, as a test")
 parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
 parser.add_argument("--kernels", action="store_true", help=argparse.SUPPRESS)
 options = parser.parse_args()
@@ -74,19 +71,19 @@ options = parser.parse_args()
 shapes = ["64-16-4"] if options.smoke else ["784-400-20", "784-200-200-50", "784-1000-1000-100"]
 batch_sizes = [8] if options.smoke else [20, 128, 1024]
 rounds, num_rows = (1, 100) if options.smoke else (options.rounds, 10_000)
-turn_milliseconds = 10 if options.smoke else 150  # of stock Pyro, whose number of steps all take in a turn
-pause = 0.02  # seconds between turns, in which the threads of the last one fall asleep
+turn_milliseconds = 10 if options.smoke else 150  # length of a turn of stock Pyro; others take as many steps
+pause = 0.02  # seconds between turns, in which idle threads fall asleep
 contenders = dict(CONTENDERS)
-if options.smoke:  # of what differs by a switch, one; Inductor alone takes longer than all the rest
+if options.smoke:  # one contender for each switch, and no compiler
     for name in (UNCHECKED, UNFUSED, COMPILED):
         del contenders[name]
 that_gather = (STOCK, CAPTURED, FLOOR) if options.smoke else (STOCK, FUSED, EAGER, CAPTURED, FLOOR)
 
 
 def work(name: str) -> None:
-    """Be one contender: take the turns that the standard input asks for, and tell how long they were."""
+    """Run one contender: take the turns that the standard input asks for, and print their times."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # output of libraries goes to the standard error
     torch.set_num_threads(options.threads)
     cell, contender = name.rsplit("/", 1)
 
@@ -102,7 +99,7 @@ def work(name: str) -> None:
     except ImportError as error:
         answer(missing=str(error))
         return
-    for _ in range(3):  # what compiles does so now, and ours records its second step
+    for _ in range(3):  # compile, and trace the second step of ours
         found.turn(1)
     answer(device=found.device)
     for line in sys.stdin:
@@ -113,14 +110,14 @@ def work(name: str) -> None:
         if "draws" in question:
             answer(losses=[found.rewind() or found.turn(1) for _ in range(question["draws"])])
             continue
-        found.turn(1)  # memory and threads that others have pushed aside come back
+        found.turn(1)  # warm up memory and threads
         started = time.perf_counter()
         found.turn(question["steps"])
         answer(milliseconds=1000 * (time.perf_counter() - started) / question["steps"])
 
 
 def profile(contender: Contender, steps: int) -> dict[str, float]:
-    """Return the milliseconds per step that matrix products, Adam's kernel, compiled loops and all the rest take."""
+    """Return the milliseconds per step of matrix products, Adam's kernel, compiled loops and the remainder."""
     kinds = {"aten::mm": "matrix products", "aten::addmm": "matrix products", "aten::_fused_adam_": "Adam's kernel"}
     loops, rest = "loops over elements", "Python and what is between"
     started = time.perf_counter()
@@ -137,13 +134,13 @@ def profile(contender: Contender, steps: int) -> dict[str, float]:
 
 
 class Worker:
-    """A contender in a process of its own, seen from outside."""
+    """A contender in a process of its own."""
 
     def __init__(self, cell: str, name: str, *, kernels: bool = False) -> None:
         self.name = name
         command = [sys.executable, __file__, "--worker", f"{cell}/{name}", "--threads", str(options.threads)]
         command += ["--device", options.device, *["--smoke"] * options.smoke, *["--kernels"] * kernels]
-        threads = {"OMP_NUM_THREADS": str(options.threads), "NPROC": str(options.threads)}  # NPROC is what XLA reads
+        threads = {"OMP_NUM_THREADS": str(options.threads), "NPROC": str(options.threads)}  # NPROC is for XLA
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -160,13 +157,13 @@ class Worker:
         return json.loads(line)
 
     def ask(self, **question: int) -> Any:
-        """Return what was asked for, while no other contender runs."""
+        """Return the answer to a question, while no other contender runs."""
         time.sleep(pause)
         print(json.dumps(question), file=self.process.stdin, flush=True)
         return next(iter(self.answer().values()))
 
     def end(self) -> None:
-        """Let the process come to its end."""
+        """End the process."""
         self.process.stdin.close()
         self.process.wait()
         self.process.stdout.close()
@@ -206,7 +203,7 @@ recipe_milliseconds: list[float] = []
 
 
 def seconds_of_others(workers: list[Worker]) -> float:
-    """Return the CPU seconds that went to others than the contenders since the machine started."""
+    """Return the CPU seconds of other processes since the machine started."""
     times = psutil.cpu_times()._asdict()
     everything = sum(
         seconds for kind, seconds in times.items() if kind not in ("idle", "iowait", "guest", "guest_nice")
@@ -215,7 +212,7 @@ def seconds_of_others(workers: list[Worker]) -> float:
 
 
 def check_losses(workers: list[Worker], cell: str) -> None:
-    """Refuse contenders whose mean losses at the same weights differ by more than the noise explains."""
+    """Require mean losses at the same weights to agree within the noise."""
     draws = 8 if options.smoke else max(4, 1280 // int(cell.rsplit("/", 1)[1]))
     found = torch.tensor([worker.ask(draws=draws) for worker in workers], dtype=torch.float64)
     error = float((found.var(-1).mean() / draws).sqrt())
@@ -226,7 +223,7 @@ def check_losses(workers: list[Worker], cell: str) -> None:
 
 
 def measure(cell: str) -> None:
-    """Give the contenders of one cell their turns and print their rows."""
+    """Run the contenders of one cell and print their rows."""
     block, shape, batch_size = cell.split("/")
     named = [Worker(cell, name) for name in contenders if block == "before" or name in that_gather]
     devices = {}
@@ -251,7 +248,7 @@ def measure(cell: str) -> None:
     for worker in named:
         worker.end()
     if cell == "before/784-400-20/128" and options.device == "cpu":
-        profiled = Worker(cell, CAPTURED, kernels=True)  # which tells its loops apart, so that it is no contender
+        profiled = Worker(cell, CAPTURED, kernels=True)  # with names for its loops, which cost time
         profiled.answer()
         parts.update(profiled.ask(profiled=50))
         profiled.end()

@@ -93,8 +93,7 @@ def ais(
         The bound in nats per datum, with standard errors, acceptance, effective chains and the values per datum.
 
     Raises:
-        ValueError: if a number is not positive, the programs break their contract, or the chains do not fit into
-            memory.
+        ValueError: if a number is not positive, or the programs break their contract.
         TypeError: if a keyword is not an option.
 
     Example:

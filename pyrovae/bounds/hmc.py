@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +16,7 @@ from pyrovae.programs.layout import to_float64
 JITTER = 0.5  # relative change of a step size, since equal steps may return a chain to its start
 
 
-@dataclass(frozen=True)
-class State:
+class State(NamedTuple):
     """Positions of chains and gradients there ``(K, B, D)``, log-densities of start and end ``(K, B)``, nats."""
 
     u: Tensor
@@ -40,17 +40,10 @@ class State:
 
     def moved(self, accepted: Tensor, to: State) -> State:
         """Return this state with the chains of another state where ``(K, B)`` is true."""
+        fields = zip(self, to, strict=True)
         return State(
-            *(
-                torch.where(accepted if here.ndim == 2 else accepted.unsqueeze(-1), there, here)
-                for here, there in zip(self.tensors, to.tensors, strict=True)
-            )
+            *(torch.where(accepted if old.ndim == 2 else accepted.unsqueeze(-1), new, old) for old, new in fields)
         )
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """The fields."""
-        return self.u, self.log_start, self.log_end, self.start_slope, self.end_slope
 
 
 class Path:
@@ -76,7 +69,7 @@ class Path:
     def at(self, u: Tensor) -> State:
         """Return the state of chains at u ``(K, B, D)``, without an autograd graph."""
         parts = [self._at(part) for part in u.split(self.chains_at_once)]
-        return State(*(torch.cat(pieces) for pieces in zip(*(part.tensors for part in parts), strict=True)))
+        return State(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
     def _at(self, u: Tensor) -> State:
         u = u.detach().requires_grad_()
@@ -95,8 +88,8 @@ def _slope(log_density: Tensor, u: Tensor) -> Tensor:
     """Return the gradient of log-densities ``(K, B)`` by u, zero where they do not depend on it."""
     if not log_density.requires_grad:
         return torch.zeros_like(u)
-    (found,) = torch.autograd.grad(log_density.sum(), u, retain_graph=True, allow_unused=True)
-    return torch.zeros_like(u) if found is None else found
+    (slope,) = torch.autograd.grad(log_density.sum(), u, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(u) if slope is None else slope
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from pyrovae.importance import UnconstrainedLatents, rows_per_chunk
 from pyrovae.programs import ModelGuide
 from pyrovae.programs.layout import to_float64
 from pyrovae.results import AnnealingSettings
-from pyrovae.runtime import memory
 from pyrovae.runtime.arguments import require_integer
 from pyrovae.runtime.context import forked_random, stream_seed
 
@@ -24,7 +23,6 @@ PILOT_CHAINS = 4  # chains of each datum
 FIRST_TRANSITIONS = 8  # transitions at the first temperature, until a step size is found
 FIRST_STEP = 1.0  # first step size, in units of the position scale
 RATE = 1.0  # change of the log step size for each unit of excess acceptance
-NUM_TENSORS = 16  # tensors of the shape of the positions that a transition holds at once
 
 
 def frozen_kernel(
@@ -35,12 +33,6 @@ def frozen_kernel(
         space = UnconstrainedLatents(programs, args, rows)
         if number == 0:
             space.tell_of_cut_gradient()
-        memory.require(
-            8.0 * NUM_TENSORS * settings.num_chains * len(rows) * space.dim,
-            what=f"moving {settings.num_chains} chains of {len(rows)} data",
-            hint="choose fewer, or a smaller batch_size",
-            device=rows.device,
-        )
         chunk_size = rows_per_chunk(programs, rows.device, gradients=True)
         return pilot(Path(space, from_prior=settings.from_prior, chunk_size=chunk_size), settings)
 

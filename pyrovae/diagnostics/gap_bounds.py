@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyrovae.bounds.evidence import particle_terms
 from pyrovae.bounds.multi_sample import iwae, monte_carlo_variances
@@ -16,9 +18,48 @@ from pyrovae.diagnostics.refit import Refit
 from pyrovae.importance import UnconstrainedLatents, iter_particles
 from pyrovae.programs import ModelGuide
 from pyrovae.programs.layout import to_float64
+from pyrovae.runtime.arguments import require_integer
 from pyrovae.runtime.context import forked_random, stream_seed
 
-VARIANCE = "variance of "
+VARIANCE = "variance of "  # prefix of the Monte Carlo variances' names
+NUMBERS = ("num_particles", "num_steps", "num_starts", "refit_epochs", "batch_size")  # options that are reported
+
+
+@dataclass(frozen=True)
+class GapOptions:
+    """How the gaps are estimated.
+
+    Attributes:
+        bound_label: name of the given bound.
+        bound_variances: ``(N,)`` or ``(C, N)``, one or several estimates of the Monte Carlo variances of the given
+            bound; the estimate with the largest sum counts; None if they are unknown.
+        num_particles: K, fresh draws of each datum from which each bound is estimated.
+        num_steps: gradient steps of the refinement.
+        num_starts: starts of the refinement for each datum; the best result counts.
+        refit_epochs: passes over the data in which the guide's own parameters are fitted to them; 0 skips the refit.
+        batch_size: data refined together.
+        modules: modules of the programs that cannot be found from the programs.
+        show_progress: show a progress bar.
+
+    Raises:
+        ValueError: if a number is out of range.
+
+    """
+
+    bound_label: str = "the given bound"
+    bound_variances: Tensor | None = None
+    num_particles: int = 1000
+    num_steps: int = 300
+    num_starts: int = 3
+    refit_epochs: int = 50
+    batch_size: int = 200
+    modules: Iterable[nn.Module] = ()
+    show_progress: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in NUMBERS:
+            require_integer(getattr(self, name), name=name, least=0 if name == "refit_epochs" else 1)
 
 
 class GapBounds:
@@ -42,22 +83,19 @@ class GapBounds:
         """Return the context in which draws come from a stream of this batch."""
         return forked_random(stream_seed(self.stream[0], f"gaps {word}", self.stream[1]), self.rows.device)
 
-    def values(
-        self, new: Refit, *, num_particles: int, num_steps: int, num_starts: int, tight: bool
-    ) -> dict[str, Tensor]:
+    def values(self, new: Refit, options: GapOptions, *, tight: bool) -> dict[str, Tensor]:
         """Return the bounds ``(B,)``, their Monte Carlo variances ``(C, B)``, the history of the refinement
         ``(num_steps, B)``, and whether it ended apart from the result of the guide's start ``(B,)``.
 
         Args:
             new: new parameters of the guide.
-            num_particles: K, draws for each bound.
-            num_steps: steps of the refinement.
-            num_starts: starts of the refinement for each datum.
+            options: numbers of draws, steps and starts.
             tight: whether to estimate the tighter bound too.
 
         """
+        num_particles = options.num_particles
         elbo, *drawn = self.guide(num_particles)
-        q, history, apart = self.refined(num_steps, num_starts)
+        q, history, apart = self.refined(options.num_steps, options.num_starts)
         with self.random("refined"):
             u = q.draw(num_particles, drawn[0].dtype)
         log_joint, log_q = self.space.log_joint(u), q.log_prob(to_float64(u))

@@ -3,65 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pyrovae.diagnostics.gap_bounds import VARIANCE, GapBounds
+from pyrovae.diagnostics.gap_bounds import NUMBERS, VARIANCE, GapBounds, GapOptions
 from pyrovae.diagnostics.refine import is_diagonal_gaussian
 from pyrovae.diagnostics.refit import Refit, refit
 from pyrovae.importance import iter_batches, require_tensor, scoring_context
-from pyrovae.importance.sampling import check_num_particles
 from pyrovae.programs import ModelGuide, Program
 from pyrovae.results import Estimate
 from pyrovae.results.tightness import Gaps
 from pyrovae.runtime import memory
-from pyrovae.runtime.arguments import merge_options, require_integer
+from pyrovae.runtime.arguments import merge_options
 from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.runtime.progress_bar import progress
-
-NUMBERS = ("num_particles", "num_steps", "num_starts", "refit_epochs", "batch_size")  # options that are reported
-
-
-@dataclass(frozen=True)
-class GapOptions:
-    """How the gaps are estimated.
-
-    Attributes:
-        bound_label: name of the given bound.
-        bound_variances: ``(N,)`` or ``(C, N)``, one or several estimates of the Monte Carlo variances of the given
-            bound, of which the one with the largest sum counts; None if they are unknown.
-        num_particles: K, fresh draws of each datum from which each bound is estimated.
-        num_steps: gradient steps of the refinement.
-        num_starts: starts of the refinement for each datum; the best result counts.
-        refit_epochs: passes over the data in which the guide's own parameters are fitted to them; 0 skips the refit.
-        batch_size: data refined together.
-        modules: modules of the programs that cannot be found from the programs.
-        show_progress: show a progress bar.
-
-    Raises:
-        ValueError: if a number is out of range.
-
-    """
-
-    bound_label: str = "the given bound"
-    bound_variances: Tensor | None = None
-    num_particles: int = 1000
-    num_steps: int = 300
-    num_starts: int = 3
-    refit_epochs: int = 50
-    batch_size: int = 200
-    modules: Iterable[nn.Module] = ()
-    show_progress: bool = False
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        check_num_particles(self.num_particles)
-        for name in NUMBERS[1:]:
-            require_integer(getattr(self, name), name=name, least=0 if name == "refit_epochs" else 1)
 
 
 def gaps(
@@ -159,13 +116,7 @@ def _bounds(
             batch = GapBounds(programs, args, rows.to(x.device), (seed, number))
             if number == 0:
                 batch.space.tell_of_cut_gradient()
-            part = batch.values(
-                refitted,
-                num_particles=options.num_particles,
-                num_steps=options.num_steps,
-                num_starts=options.num_starts,
-                tight=tight,
-            )
+            part = batch.values(refitted, options, tight=tight)
             parts.append({name: value[..., :count].cpu().double() for name, value in part.items()})
             done += count
             advance(done)

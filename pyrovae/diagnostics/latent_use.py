@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pyrovae.diagnostics.information import Information, information
 from pyrovae.diagnostics.unit_kl import unit_kl
-from pyrovae.diagnostics.units import active_units, assess_collapse, assess_prior
+from pyrovae.diagnostics.unit_verdicts import active_units, assess_collapse, assess_prior
 from pyrovae.importance import (
     UnconstrainedLatents,
     draw_guide,

@@ -15,7 +15,7 @@ from pyrovae.bounds.multi_sample import iwae, monte_carlo_variances
 from pyrovae.diagnostics import weight_diagnostics
 from pyrovae.evaluation.observations import Observations, ObservedSites
 from pyrovae.evaluation.resume import Journal
-from pyrovae.importance import ParticleBatch, compiled_runs, iter_batches, iter_particles, on_device
+from pyrovae.importance import CompiledRuns, ParticleBatch, compiled_runs, iter_batches, iter_particles, on_device
 from pyrovae.programs import ModelGuide, run
 from pyrovae.results import ObservedData
 from pyrovae.runtime import memory
@@ -28,8 +28,18 @@ OBSERVED = "observed"  # name of the observed values of a batch
 
 
 @dataclass(frozen=True)
+class Batch:
+    """Rows of arguments on the device; the first ``count`` are data, the others fill up the plate."""
+
+    number: int
+    rows: Tensor
+    count: int
+    args: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
 class BatchScoring:
-    """The scoring of all data by their particles.
+    """Scoring of all data by their particles.
 
     Batch i draws from the stream (seed, "evaluate", i). Each rank takes every n-th batch of n ranks.
 
@@ -65,79 +75,71 @@ class BatchScoring:
         parts = ranks.from_first(journal.read)
         done = sum(part["ELBO"].shape[-1] for part in parts)
         observations = Observations(self.programs)
-        batches = enumerate(self.batches())
-        for number, batch in itertools.islice(batches, len(parts)):
-            observations.add(self.observe(number, batch), batch[2], batch[0])
+        batches = self.batches()
+        for batch in itertools.islice(batches, len(parts)):
+            observations.add(self.observe(batch), batch.args, batch.rows)
         memory.keep_freed()
-        compiled = compiled_runs(
-            self.programs, self.engine, num_rows=self.ks[-1] * len(self.args[0]), device=self.device
-        )
-        main_shows = show_progress and ranks.first
-        with progress("evaluating", len(self.args[0]), show_progress=main_shows, unit="data") as bar:
+        num_data, num_rows = len(self.args[0]), self.ks[-1] * len(self.args[0])
+        compiled = compiled_runs(self.programs, self.engine, num_rows=num_rows, device=self.device)
+        with progress("evaluating", num_data, show_progress=show_progress and ranks.first, unit="data") as bar:
+            num_scored = 0  # data of the batches that all ranks score now
 
-            def advance(num_done: float) -> None:
-                bar(num_done)
+            def advance(share: float) -> None:
+                bar(done + share * num_scored)
                 if on_progress is not None:
-                    on_progress(num_done)
+                    on_progress(done + share * num_scored)
 
-            advance(done)
+            advance(0.0)
             try:
                 while turn := list(itertools.islice(batches, ranks.size)):  # one batch for each rank
-                    part: dict[str, Tensor] = {}
-                    num_data = sum(count for _, (_, count, _) in turn)
-                    for number, batch in turn[ranks.rank : ranks.rank + 1]:
-
-                        def advance_within(share: float, done: int = done, num_data: int = num_data) -> None:
-                            advance(done + num_data * share)
-
-                        part = self.score(number, batch, compiled, advance_within)
-                    for (_, (rows, _, args)), scored in zip(turn, ranks.gather(part), strict=False):
-                        observations.add(scored.pop(OBSERVED), args, rows)
+                    num_scored = sum(batch.count for batch in turn)
+                    part = self.score(turn[ranks.rank], compiled, advance) if ranks.rank < len(turn) else {}
+                    for batch, scored in zip(turn, ranks.gather(part), strict=False):
+                        observations.add(scored.pop(OBSERVED), batch.args, batch.rows)
                         parts.append(scored)
                         journal.add(scored)
-                        done += scored["ELBO"].shape[-1]
-                    advance(done)
+                    done += num_scored
+                    advance(0.0)
             finally:
                 journal.write()
         return {name: torch.cat([part[name] for part in parts], -1) for name in parts[0]}, observations.summary()
 
-    def batches(self) -> Iterator[tuple[Tensor, int, tuple[Any, ...]]]:
-        """Yield the rows of each batch, how many of them count, and the arguments that they are rows of."""
+    def batches(self) -> Iterator[Batch]:
+        """Yield the batches in order."""
         args = self.args
         if self.programs.draws_rows:
             args = tuple(argument.to(self.device) for argument in args)
-        for selected, count in iter_batches(self.programs, len(args[0]), batch_size=self.batch_size):
+        selections = iter_batches(self.programs, len(args[0]), batch_size=self.batch_size)
+        for number, (selected, count) in enumerate(selections):
             batch_args, rows = on_device(self.programs, args, selected, self.device)
-            yield rows, count, batch_args
+            yield Batch(number, rows, count, batch_args)
 
-    def score(self, number: int, batch: Any, compiled: Any, advance: Callable[[float], None]) -> dict[str, Tensor]:
+    def score(self, batch: Batch, compiled: CompiledRuns | None, advance: Callable[[float], None]) -> dict[str, Tensor]:
         """Return the statistics of one batch and its observed values ``(D, B)``."""
-        rows, count, args = batch
 
-        def watched(particles: Iterator[ParticleBatch]) -> Iterator[ParticleBatch]:
+        def reported(particles: Iterator[ParticleBatch]) -> Iterator[ParticleBatch]:
             num_drawn = 0
             for block in particles:
                 yield block
                 num_drawn += len(block.log_prior)
                 advance(num_drawn / self.ks[-1])
 
-        with forked_random(self._stream(number), self.device), ObservedSites(self.programs) as observed:
+        with forked_random(self._stream(batch), self.device), ObservedSites(self.programs) as observed:
             particles = iter_particles(
-                self.programs, args, rows, self.ks[-1], chunk_size=self.chunk_size, compiled=compiled
+                self.programs, batch.args, batch.rows, self.ks[-1], chunk_size=self.chunk_size, compiled=compiled
             )
-            statistics = batch_statistics(self.programs, watched(particles), self.ks)
+            statistics = batch_statistics(self.programs, reported(particles), self.ks)
         statistics[OBSERVED] = observed.values()
-        return {name: value[..., :count] for name, value in statistics.items()}
+        return {name: value[..., : batch.count] for name, value in statistics.items()}
 
-    def observe(self, number: int, batch: Any) -> Tensor:
+    def observe(self, batch: Batch) -> Tensor:
         """Return the values ``(D, B)`` that the model observes of one batch, from the draws of `score`."""
-        rows, count, args = batch
-        with forked_random(self._stream(number), self.device), ObservedSites(self.programs) as observed:
-            run(*self.programs.bind(args, rows))
-        return observed.values()[:, :count]
+        with forked_random(self._stream(batch), self.device), ObservedSites(self.programs) as observed:
+            run(*self.programs.bind(batch.args, batch.rows))
+        return observed.values()[:, : batch.count]
 
-    def _stream(self, number: int) -> int:
-        return stream_seed(self.seed, "evaluate", number)
+    def _stream(self, batch: Batch) -> int:
+        return stream_seed(self.seed, "evaluate", batch.number)
 
 
 def batch_statistics(programs: ModelGuide, particles: Iterator[ParticleBatch], ks: Sequence[int]) -> dict[str, Tensor]:

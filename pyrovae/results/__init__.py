@@ -1,4 +1,4 @@
-"""What the package reports: frozen records that carry their meaning, print as tables and go to JSON and back.
+"""Results: frozen records that print as tables and convert to JSON and back.
 
 Every value is an estimate in nats per datum, larger being better, with two standard errors: over the data, which
 contains the Monte Carlo noise, and over Monte Carlo draws at fixed data. They answer different questions and are never
@@ -21,9 +21,9 @@ Block, Checked, Observed = ComparisonTable, CheckResults, ObservedData  # former
 __all__ = [
     "Annealing",
     "AnnealingSettings",
-    "ComparisonTable",
     "CheckResults",
     "Comparison",
+    "ComparisonTable",
     "Difference",
     "Epoch",
     "Estimate",

@@ -17,8 +17,6 @@ from typing import Any
 import pyro
 import torch
 from pyro.nn import PyroModule
-from pyro.poutine.lift_messenger import LiftMessenger
-from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 
 MODULE_DIVIDER = "$$$"  # what pyro.module puts between a module's name and its parameter's
@@ -121,37 +119,6 @@ def values_kept(tensors: Iterable[Tensor]) -> Iterator[None]:
     finally:
         for tensor, value in written:
             tensor.copy_(value)
-
-
-@contextmanager
-def registered_once(known: set[tuple[str, int]]) -> Iterator[None]:
-    """Let ``pyro.module`` register a module the first time only, inside the block.
-
-    It walks through all parameters each time, with a statement for each, to let handlers know them and the store hold
-    them: 0.4 of the 5.4 milliseconds of a step of the default model, and a third of what a small run costs. Our
-    objectives and bounds read none of that; others may, such as Pyro's objectives that are compiled. Statements of
-    ``pyro.param`` are left alone, and so are modules inside a program's own `pyro.poutine.lift` or trace of parameters.
-
-    Args:
-        known: names and identities of the modules that are registered, to which new ones are added.
-
-    """
-    register = pyro.module
-
-    def module(name: str, nn_module: nn.Module, update_module_params: bool = False) -> nn.Module:  # noqa: FBT001, FBT002
-        key = (name, id(nn_module))
-        watched = any(isinstance(each, LiftMessenger) or getattr(each, "param_only", False) for each in _PYRO_STACK)
-        if key in known and not update_module_params and not watched:
-            return nn_module
-        registered = register(name, nn_module, update_module_params)
-        known.add(key)
-        return registered
-
-    try:
-        pyro.module = module
-        yield
-    finally:
-        pyro.module = register
 
 
 @contextmanager

@@ -15,14 +15,14 @@ from pyrovae.priors import Prior
 
 @contextmanager
 def bfloat16_networks(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Let modules compute under torch's autocast to bfloat16 inside the block, and return float32.
+    """Run modules under torch's autocast to bfloat16 inside the block, and convert their results to float32.
 
-    What is inside a call of one of them, the matrix products and convolutions of a network and the activations between
-    them, is rounded to eight bits; what a program does with their outputs, log-probabilities above all, is not.
-    Parameters, gradients and the optimizer stay in float32.
+    Matrix products, convolutions and activations inside a call of a module are rounded to eight bits. Log-probabilities
+    and other operations of a program on the results are not. Parameters, gradients and the optimizer stay in float32.
 
     Args:
-        modules: whose calls, and those of the modules inside them, are meant.
+        modules: modules whose calls, and calls of their submodules, are rounded. Parts that return distributions are
+            not.
 
     """
     depth = 0
@@ -42,10 +42,10 @@ def bfloat16_networks(modules: Iterable[nn.Module]) -> Iterator[None]:
         if depth:
             return output
         region.__exit__(None, None, None)
-        return _widened(output)
+        return _to_float32(output)
 
-    inside = {id(part): part for module in modules for part in module.modules()}.values()
-    networks = [part for part in inside if not isinstance(part, (ConditionalPart, Prior))]  # those make distributions
+    parts = {id(part): part for module in modules for part in module.modules()}.values()
+    networks = [part for part in parts if not isinstance(part, (ConditionalPart, Prior))]
     hooks = [part.register_forward_pre_hook(enter) for part in networks]
     hooks += [part.register_forward_hook(leave, always_call=True) for part in networks]
     try:
@@ -55,10 +55,10 @@ def bfloat16_networks(modules: Iterable[nn.Module]) -> Iterator[None]:
             hook.remove()
 
 
-def _widened(output: Any) -> Any:
-    """Return tensors, or a tuple of them, in float32 where they were bfloat16."""
+def _to_float32(output: Any) -> Any:
+    """Convert bfloat16 tensors, in a tuple or list or alone, to float32."""
     if isinstance(output, Tensor):
         return output.float() if output.dtype == torch.bfloat16 else output
     if type(output) in (tuple, list):
-        return type(output)(_widened(each) for each in output)
+        return type(output)(_to_float32(value) for value in output)
     return output

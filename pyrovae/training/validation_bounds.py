@@ -1,4 +1,4 @@
-"""The bounds on validation data that training watches."""
+"""Bounds on the validation data during training."""
 
 from __future__ import annotations
 
@@ -19,45 +19,44 @@ from pyrovae.runtime.distributed import group
 
 logger = logging.getLogger("pyrovae")
 
-SETTLED = 50  # minibatches, after which the start of running statistics weighs less than 1 %, with torch's momentum
-VALIDATION_ROWS = 1024  # scored at once, fewer if they are large
-VALIDATION_ELEMENTS = 2**24
+SETTLED = 50  # minibatches after which the initial running statistics weigh less than 1 %, with torch's momentum
+VALIDATION_ROWS = 1024  # largest number of rows scored at once
+VALIDATION_ELEMENTS = 2**24  # largest number of elements scored at once
 
 
 @torch.no_grad()
 def compute_bounds(
-    programs: ModelGuide, rows: Loader, *, num_weighted: int, seed: int, device: torch.device, checked: bool
+    programs: ModelGuide, loader: Loader, *, num_weighted: int, seed: int, device: torch.device, checked: bool
 ) -> tuple[float, float, float]:
-    """Return reconstruction, KL and L_K of validation data, nats per datum, always with the same draws.
+    """Return reconstruction, KL and L_K of validation data, nats per datum, with the same draws in each call.
 
-    Processes take turns at the batches.
+    Processes that train together divide the batches among them.
 
     Args:
-        programs: in training mode or not.
-        rows: the data.
+        programs: structure of model and guide.
+        loader: the data.
         num_weighted: K.
-        seed: of the draws; batch i has a stream of its own.
-        device: to compute on.
-        checked: whether Pyro checks shapes and supports, and refuses NaN.
+        seed: seed of the draws; each batch has a stream of its own.
+        device: device of the computation.
+        checked: whether Pyro checks shapes and supports, and NaN is an error.
 
     """
-    processes, args = group(), rows.fixed()
+    processes, args = group(), loader.fixed()
     sums = torch.zeros(3, dtype=torch.float64)
-    most = min(VALIDATION_ROWS, max(1, VALIDATION_ELEMENTS // max(1, programs.num_elements)))
+    batch_size = min(VALIDATION_ROWS, max(1, VALIDATION_ELEMENTS // max(1, programs.num_elements)))
     with module_mode(programs.all_modules, training=False), validation(enabled=False):
-        for number, (some, count) in enumerate(iter_batches(programs, len(rows), batch_size=most)):
+        for number, (rows, count) in enumerate(iter_batches(programs, len(loader), batch_size=batch_size)):
             if number % processes.size == processes.rank:
                 with forked_random(stream_seed(seed, "validation", number), device):
-                    sums += _summed(
-                        programs, *on_device(programs, args, some, device), count, num_weighted, checked=checked
-                    )
+                    batch = on_device(programs, args, rows, device)
+                    sums += _sum_terms(programs, *batch, count, num_weighted, checked=checked)
     (sums,) = processes.sum([sums])
-    reconstruction, kl, bound = (sums / len(rows)).tolist()
+    reconstruction, kl, bound = (sums / len(loader)).tolist()
     return reconstruction, kl, bound
 
 
 def report_early_statistics(modules: Iterable[nn.Module]) -> None:
-    """Say in one line on the logger if running statistics of batch normalization are of few minibatches."""
+    """Log a warning if the running statistics of batch normalization come from few minibatches."""
     layers = [part for module in modules for part in module.modules() if isinstance(part, _BatchNorm)]
     seen = [int(layer.num_batches_tracked) for layer in layers if layer.num_batches_tracked is not None]
     if 0 < min(seen, default=0) < SETTLED:
@@ -69,13 +68,13 @@ def report_early_statistics(modules: Iterable[nn.Module]) -> None:
         )
 
 
-def _summed(
+def _sum_terms(
     programs: ModelGuide, args: tuple[Tensor, ...], rows: Tensor, count: int, num_weighted: int, *, checked: bool
 ) -> Tensor:
-    """Return reconstruction, KL and L_K summed over the first rows that count: ``(3,)``, nats, float64."""
+    """Return reconstruction, KL and L_K summed over the first `count` rows, ``(3,)``, nats, float64."""
     one = score_one_particle(programs, args, rows, checked=checked, nan_counts=False)
-    found = [one] if num_weighted == 1 else list(iter_particles(programs, args, rows, num_weighted))
-    terms = elbo_terms(programs, found)
-    log_weights = torch.cat([b.log_prior + b.log_likelihood - b.log_guide for b in found])
+    particles = [one] if num_weighted == 1 else list(iter_particles(programs, args, rows, num_weighted))
+    terms = elbo_terms(programs, particles)
+    log_weights = torch.cat([b.log_prior + b.log_likelihood - b.log_guide for b in particles])
     values = (terms.reconstruction, terms.kl, iwae(log_weights)[0])
     return torch.stack([value[:count].sum() for value in values]).cpu().double()

@@ -1,0 +1,337 @@
+"""Reports of evaluations in run folders: write, read, and compare them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import nn
+
+from pyrovae import results
+from pyrovae.data import Split
+from pyrovae.data.loader import Loader, Source
+from pyrovae.evaluation.evaluator import weights_hash
+from pyrovae.importance.sampling import particles
+from pyrovae.programs import Program, Unnormalized
+from pyrovae.report.arviz_tree import to_datatree, to_netcdf
+from pyrovae.report.page import render
+from pyrovae.report.sections import ReportContext, headlines, report_sections
+from pyrovae.results import Comparison, Evaluation, History
+from pyrovae.results.record import tensors_of
+from pyrovae.runtime.context import forked_random, stream_seed
+from pyrovae.training.checkpoint import versions
+from pyrovae.training.run_folder import RunFolder
+from pyrovae.vae import VAE
+
+REPORT = "report"  # default name of a report
+NUMBERS, VALUES = "evaluation.json", "per_datum.safetensors"
+NAME = re.compile(r"\w[\w.-]*")
+NUM_DATA, NUM_PARTICLES, NUM_DRAWS = 100, 1000, 200  # in evaluation.nc
+DIAGNOSTICS = ("khat", "ESS", "largest weight")  # in evaluation.nc
+
+Run = str | Path | Evaluation
+
+
+def write_report(
+    folder: str | Path,
+    evaluation: Evaluation,
+    *,
+    model: Program,
+    guide: Program,
+    data: Source,
+    history: History | None = None,
+    settings: Mapping[str, Any] | None = None,
+    modules: Iterable[nn.Module] = (),
+    name: str = REPORT,
+    overwrite: bool = False,
+) -> Path:
+    """Write an evaluation into a run folder: one self-contained page, and its numbers beside it.
+
+    The same evaluation of the same model and guide gives the same files, to the byte. If the call fails, an earlier
+    report stays complete.
+
+    Args:
+        folder: run folder; it may be new.
+        evaluation: estimates.
+        model: evaluated model; figures of data need the model of a `VAE`.
+        guide: evaluated guide.
+        data: evaluated data.
+        history: metrics of training, if known.
+        settings: settings of the run, to be listed.
+        modules: modules of the programs that cannot be found from them.
+        name: name of the report and of its sub-folder.
+        overwrite: whether to replace another evaluation of that name.
+
+    Returns:
+        The sub-folder: ``index.html``, ``evaluation.json``, ``per_datum.safetensors`` with the values per datum, and
+        ``evaluation.nc``, draws from p(z | x) for the first data in the groups that ArviZ reads.
+
+    Raises:
+        ValueError: if the folder cannot be written to; if model, guide or data are not those of the evaluation; if the
+            name is invalid or belongs to another evaluation.
+
+    Example:
+        >>> write_report("runs/first", evaluation, model=vae.model, guide=vae.guide, data=data.test)
+
+    """
+    run, rows = RunFolder(folder), Loader(data)
+    check_report_name(name)
+    if not overwrite:
+        find_report(run, name, lambda found: replace(found, date=evaluation.date) == evaluation)
+    weights = weights_hash(model, guide, modules)
+    if weights != evaluation.settings.get("weights", weights):
+        raise ValueError(
+            "the report shows the model and guide that were evaluated, but their weights are others (the SHA-256 "
+            "differ); give the model and guide that evaluate was given, or evaluate these"
+        )
+    if rows.hash() != evaluation.data_hash:
+        raise ValueError(
+            f"the report shows the data that were evaluated, {evaluation.data}, but received others (their SHA-256 "
+            "differ); give the split that evaluate was given"
+        )
+    x, *covariates = rows.fixed()
+    owner = getattr(model, "__self__", None)
+    context = ReportContext(
+        evaluation,
+        vae=owner if isinstance(owner, VAE) else None,
+        x=x,
+        covariates=tuple(covariates),
+        labels=data.labels if isinstance(data, Split) else None,
+        history=history,
+        settings=settings,
+    )
+    page = render(
+        report_sections(context),
+        title=f"log {evaluation.density} of {evaluation.data}",
+        date=evaluation.date,
+        summary=headlines(evaluation),
+    )
+    values = {name: tensor.clone() for name, tensor in tensors_of(evaluation).items()}  # names may share a tensor
+    files = {
+        "index.html": page.encode(),
+        NUMBERS: evaluation.to_json().encode(),
+        VALUES: safetensors.torch.save(values),
+        "evaluation.nc": _draws(context, model, guide, modules),
+    }
+    run.write({f"{name}/{file}": content for file, content in files.items()})
+    return run.path / name
+
+
+def report_names(folder: str | Path) -> tuple[str, ...]:
+    """Return the names of the reports in a run folder."""
+    paths = map(Path, RunFolder(folder).manifest())
+    return tuple(path.parent.name for path in paths if path.name == NUMBERS and len(path.parts) == 2)
+
+
+def check_report_name(name: str) -> None:
+    """Check that the name of a report is one visible sub-folder.
+
+    Raises:
+        ValueError: if it is not.
+
+    """
+    if not NAME.fullmatch(name):
+        raise ValueError(
+            f"the name of a report is one of a folder, of letters, digits, '.', '_' and '-', but received {name!r}; "
+            f"choose one such as {REPORT}-2"
+        )
+
+
+def find_report(run: RunFolder, name: str, is_same: Callable[[Evaluation], bool]) -> Evaluation | None:
+    """Return the evaluation of a report, or None if there is no report of that name.
+
+    Args:
+        run: run folder.
+        name: name of the report.
+        is_same: returns whether an evaluation is the one to be written.
+
+    Raises:
+        ValueError: if the report holds another evaluation, or cannot be read.
+
+    """
+    if name not in report_names(run.path):
+        return None
+    content = "what this pyrovae cannot read, or was changed"
+    try:
+        evaluation = read_report(run.path, name=name)
+    except ValueError:
+        pass
+    else:
+        if is_same(evaluation):
+            return evaluation
+        content = (
+            f"an evaluation of other weights, data or options: {evaluation.data}, {evaluation.num_data} data, up to "
+            f"K = {evaluation.iwae[-1].num_particles}, of {evaluation.date[:10]}"
+        )
+    raise ValueError(
+        f"{run.path / name} holds {content}; keep it and choose another name (name=, --report), or replace it "
+        "(overwrite=True, --overwrite)"
+    )
+
+
+def read_report(folder: str | Path, *, name: str | None = None) -> Evaluation:
+    """Return an evaluation from the files of `write_report`, with its values per datum.
+
+    Args:
+        folder: run folder.
+        name: name of the report; if None, "report", or the only one.
+
+    Raises:
+        ValueError: if there is no report, or several and no name; if its files were changed, or another version of
+            pyrovae wrote them.
+
+    """
+    run = RunFolder(folder)
+    if name is None:
+        names = report_names(folder)
+        name = REPORT if REPORT in names or not names else names[0]
+        if len(names) > 1 and name != REPORT:
+            raise ValueError(
+                f"the run {folder} has several reports, {', '.join(names)}; name one of them (name=, --report)"
+            )
+    remedy = f"evaluate it again: pyrovae evaluate {run.path} --overwrite"
+    text, values = run.read_files([f"{name}/{file}" for file in (NUMBERS, VALUES)], remedy=remedy).values()
+    try:
+        return Evaluation.from_json(text.decode(), safetensors.torch.load(values))
+    except ValueError as error:
+        theirs, ours = _version(text), versions()["pyrovae"]
+        wrote = f"another version of pyrovae ({theirs}, this is {ours})" if theirs != ours else "another pyrovae"
+        raise ValueError(f"the report of {folder} was written by {wrote} and cannot be read; {remedy}") from error
+
+
+def _version(text: bytes) -> str:
+    """Return the version of pyrovae that a report names."""
+    try:
+        return str(json.loads(text)["versions"]["pyrovae"])
+    except (ValueError, KeyError, TypeError):
+        return "not known"
+
+
+def compare(
+    runs: Mapping[str, Run] | Iterable[str | Path],
+    *,
+    reference: str | Path | None = None,
+    blocks: bool = False,
+    name: str | None = None,
+) -> Comparison:
+    """Compare evaluated runs on the same data, each paired datum by datum with a reference, as `pyrovae.compare` does.
+
+    Args:
+        runs: run folders; or folders and evaluations by the name of the model. A folder without a name is named by as
+            many of its last parts as distinguish it from the others.
+        reference: name or folder of the run to which the others are compared; the first if None.
+        blocks: whether to put evaluations that may not be compared in separate tables.
+        name: name of the report in each folder; if None, the one that all have in common ("report" if they have
+            several), else the only one of each.
+
+    Returns:
+        The comparison, which prints as a table and has ``to_markdown``, ``to_latex`` and ``to_csv``.
+
+    Raises:
+        ValueError: if a folder is not a run, was not evaluated, was changed, or is given twice; if the report is
+            ambiguous without a name; or if the runs may not be compared, see `pyrovae.compare`.
+        TypeError: if runs are neither folders nor evaluations by name.
+
+    Example:
+        >>> print(compare(["runs/digits-1", "runs/digits-2"]))
+
+    """
+    sources = dict(runs) if isinstance(runs, Mapping) else _named(runs)
+    names = [set(report_names(source)) for source in sources.values() if isinstance(source, (str, Path))]
+    common = set.intersection(*names) if names else set()
+    if name is None and common and (REPORT in common or len(common) == 1):
+        name = REPORT if REPORT in common else next(iter(common))
+    evaluations = {model: _read(source, name) for model, source in sources.items()}
+    named = None if reference is None else _name_of(reference, sources)
+    return results.compare(evaluations, reference=named, blocks=blocks)
+
+
+def _named(runs: Iterable[str | Path]) -> dict[str, Run]:
+    """Return folders by names that distinguish them."""
+    if isinstance(runs, (str, Path, Evaluation)) or not isinstance(runs, Iterable):
+        raise TypeError(f"compare takes several run folders, but received {runs!r}; give a list of them")
+    folders = list(runs)
+    for folder in folders:
+        if not isinstance(folder, (str, Path)):
+            raise TypeError(
+                f"a list holds run folders, but it contains a {type(folder).__name__}; give evaluations by name, "
+                "for instance {'first': a, 'second': b}"
+            )
+    for path, count in Counter(Path(folder).resolve() for folder in folders).items():
+        if count > 1:
+            raise ValueError(f"a model is compared with others, but {path} is given {count} times; name each run once")
+    paths = [Path(os.path.abspath(folder)) for folder in folders]  # a link keeps its own name
+    names, depth = [path.name for path in paths], 1
+    while any(count > 1 for count in Counter(names).values()):
+        depth += 1
+        names = [
+            "/".join(path.parts[-depth:]) if names.count(name) > 1 else name
+            for path, name in zip(paths, names, strict=True)
+        ]
+    return dict(zip(names, folders, strict=True))
+
+
+def _name_of(reference: str | Path, sources: Mapping[str, Run]) -> str:
+    """Return the name of the reference, given by its name or folder."""
+    if reference in sources:
+        return str(reference)
+    wanted = Path(reference).resolve()
+    for name, source in sources.items():
+        if not isinstance(source, Evaluation) and Path(source).resolve() == wanted:
+            return name
+    return str(reference)
+
+
+def _read(source: Run, name: str | None) -> Evaluation:
+    """Return an evaluation, read from its run folder if necessary."""
+    if isinstance(source, Evaluation):
+        return source
+    if not isinstance(source, (str, Path)):
+        raise TypeError(f"compare takes run folders or evaluations, but received a {type(source).__name__}")
+    run = RunFolder(source)
+    if not run.path.is_dir():
+        raise ValueError(f"there is no run folder {source}; train a model with pyrovae train")
+    names = report_names(source)
+    if run.manifest() and not names:
+        raise ValueError(f"the run {source} was never evaluated; evaluate it first: pyrovae evaluate {source}")
+    if name is not None and names and name not in names:
+        raise ValueError(
+            f"the run {source} has no report {name!r}; choose from {', '.join(names)}, or evaluate it first"
+        )
+    return read_report(source, name=name)
+
+
+def _draws(context: ReportContext, model: Program, guide: Program, modules: Iterable[nn.Module]) -> bytes:
+    """Return the content of ``evaluation.nc``."""
+    evaluation, labels = context.evaluation, context.labels
+    x, *covariates = (tensor[:NUM_DATA] for tensor in (context.x, *context.covariates))
+    model = Unnormalized()(model) if evaluation.unnormalized else model
+    k = min(NUM_PARTICLES, evaluation.iwae[-1].num_particles)
+    with forked_random(stream_seed(evaluation.seed, "draws"), x.device):
+        record = particles(model, guide, x, *covariates, num_particles=k, modules=modules)
+    tree = to_datatree(
+        record,
+        x,
+        covariates=covariates,
+        labels=None if labels is None else labels[:NUM_DATA],
+        per_datum={name: value[:NUM_DATA] for name, value in evaluation.per_datum.items() if name in DIAGNOSTICS},
+        attributes={
+            **{estimate.label: estimate.value for estimate in evaluation.estimates},
+            "data": evaluation.data,
+            "data_hash": evaluation.data_hash,
+            "base_measure": evaluation.base_measure,
+            "seed": evaluation.seed,
+            **{f"{name} version": version for name, version in evaluation.versions.items()},
+        },
+        num_draws=NUM_DRAWS,
+        seed=evaluation.seed,
+        leave_out=True,
+    )
+    return to_netcdf(tree)

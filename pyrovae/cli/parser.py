@@ -71,7 +71,7 @@ class Parser(argparse.ArgumentParser):
         group.add_argument(f"--{name}", default=default, help=text + default_text(default), **settings)
 
     def add_record(self, title: str, record: type) -> None:
-        """Add an option for each field of a dataclass, which holds the default and the help."""
+        """Add an option for each field of a dataclass, with the docstring's text as help."""
         group = self.add_argument_group(title)
         for name, option in options_of(record).items():
             group.add_argument(

@@ -109,11 +109,7 @@ def _option(part: type, name: str, parameter: inspect.Parameter) -> Option | Non
 
 
 def _argument_text(part: type, name: str) -> str:
-    """Return the help of a field, or the docstring's text on an argument."""
-    if dataclasses.is_dataclass(part):
-        field = part.__dataclass_fields__[name]
-        if "help" in field.metadata:
-            return field.metadata["help"]
+    """Return the text of a docstring on an argument."""
     pattern = rf"^\s+{name}: (.+?)(?=\n\s+\w+: |\n\s*\n|\Z)"
     match = re.search(pattern, inspect.getdoc(part) or "", re.MULTILINE | re.DOTALL)
     return _one_line(match.group(1)) if match else ""

@@ -1,18 +1,18 @@
-"""A page as Chromium shows it: what its console says, how large its parts are, which pixels it has, how it prints.
+"""A page as Chromium shows it: its console, the sizes of its parts, its pixels, and its print.
 
-One start of the browser measures and photographs a page at several widths, each in a frame of its own, so that the
-narrow ones are not widened to the least window that Chromium has.
+One start of the browser measures and photographs a page at several widths, each in a frame of its own, so that narrow
+frames are not widened to the smallest window of Chromium.
 """
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,12 @@ FLAGS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
     *("--enable-logging=stderr", "--force-color-profile=srgb", "--force-device-scale-factor=1"),
 )
-DARK, LIGHT = 0, 1  # of Chromium's preferredColorScheme
 PROBE = """
 <script>
 addEventListener("load", () => {
   const box = (element) => {
     const {x, y, width, height} = element.getBoundingClientRect();
-    return {name: element.localName, x: x + scrollX, y: y + scrollY, width, height};
+    return {x: x + scrollX, y: y + scrollY, width, height};
   };
   const luminance = (color) => {
     const [r, g, b] = color.match(/[\\d.]+/g).map((value) => value / 255)
@@ -43,21 +42,15 @@ addEventListener("load", () => {
     return (high + 0.05) / (low + 0.05);
   };
   const page = document.documentElement, paper = getComputedStyle(page).backgroundColor;
-  const texts = [...document.body.querySelectorAll("*")].filter((element) => !element.closest("svg")
-    && [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim()));
+  const texts = [...document.body.querySelectorAll("*")].filter(
+    (element) => [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim()));
   parent.postMessage({
     width: innerWidth, scrollWidth: page.scrollWidth, height: page.scrollHeight, paper,
-    figures: [...document.querySelectorAll("figure svg, img")].map(box),
+    figures: [...document.querySelectorAll("figure img")].map(box),
     boxes: [...document.querySelectorAll("h1, h2, p, dl, nav, .scroll, .notes, figcaption")].map(box),
-    rows: [...document.querySelectorAll("tr")].map(
-      (row) => [...row.cells].map((cell) => getComputedStyle(cell).textAlign)),
     overflows: [...document.querySelectorAll(".scroll")].map((box) => getComputedStyle(box).overflowX),
     contrasts: texts.map((element) => [element.textContent, contrast(getComputedStyle(element).color, paper)]),
-    glyphs: [...document.querySelectorAll("figure svg:not(.card) use")].filter(
-      (use) => document.querySelector(use.getAttribute("href")).getAttribute("transform")
-    ).map((use) => contrast(getComputedStyle(use).fill, paper)),
-    scales: [...document.querySelectorAll("figure svg")].map(
-      (svg) => svg.getBoundingClientRect().width / svg.viewBox.baseVal.width),
+    scales: [...document.querySelectorAll("figure img")].map((img) => img.width / img.getAttribute("width")),
   }, "*");
 });
 </script>
@@ -79,7 +72,7 @@ class Sight:
     """A page at one width.
 
     Attributes:
-        found: what the probe measured.
+        found: measurements of the probe.
         pixels: ``(height, width, 3)``, bytes.
 
     """
@@ -94,13 +87,13 @@ class Sight:
 
 
 def chromium() -> str | None:
-    """Return the path of a Chromium, None where there is none."""
+    """Return the path of a Chromium, or None."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
 def look(page: str, folder: Path, *, widths: Sequence[int], height: int, dark: bool) -> tuple[list[Sight], list[str]]:
-    """Show a page in frames of several widths and one height; return a sight of each and what the console said."""
-    policy = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')  # which forbids the probe
+    """Show a page in frames of several widths and one height; return a sight of each and the lines of the console."""
+    policy = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')  # forbids the probe
     (folder / "probed.html").write_text(policy.sub("", page).replace("</body>", f"{PROBE}</body>"), encoding="utf-8")
     lefts = [sum(widths[:index]) for index in range(len(widths))]
     frames = "".join(
@@ -109,57 +102,31 @@ def look(page: str, folder: Path, *, widths: Sequence[int], height: int, dark: b
     )
     (folder / "frames.html").write_text(FRAMES.format(frames=frames), encoding="utf-8")
     picture = folder / "picture.png"
-    done = _run(
-        folder,
-        f"--window-size={sum(widths)},{height}",
-        f"--blink-settings=preferredColorScheme={DARK if dark else LIGHT}",
-        *("--virtual-time-budget=5000", "--dump-dom", f"--screenshot={picture}"),
-        (folder / "frames.html").as_uri(),
-    )
-    found = {record["width"]: record for record in json.loads(_Found.read(done.stdout))}
+    window = (f"--window-size={sum(widths)},{height}", "--virtual-time-budget=5000", "--dump-dom")
+    done = _run(folder, *window, f"--screenshot={picture}", (folder / "frames.html").as_uri(), dark=dark)
+    (text,) = re.findall(r'<pre id="found"[^>]*>(.*?)</pre>', done.stdout, flags=re.S)
+    found = {record["width"]: record for record in json.loads(html.unescape(text))}
     pixels = np.asarray(Image.open(picture).convert("RGB"))
     sights = [Sight(found[width], pixels[:, left : left + width]) for width, left in zip(widths, lefts, strict=True)]
     return sights, _console(done.stderr)
 
 
 def to_pdf(page: str, folder: Path, *, dark: bool) -> tuple[bytes, list[str]]:
-    """Print a page as it is; return the PDF and what the console said."""
+    """Print a page; return the PDF and the lines of the console."""
     (folder / "index.html").write_text(page, encoding="utf-8")
     target = folder / "page.pdf"
-    scheme = f"--blink-settings=preferredColorScheme={DARK if dark else LIGHT}"
-    done = _run(folder, scheme, "--no-pdf-header-footer", f"--print-to-pdf={target}", (folder / "index.html").as_uri())
+    url = (folder / "index.html").as_uri()
+    done = _run(folder, "--no-pdf-header-footer", f"--print-to-pdf={target}", url, dark=dark)
     return target.read_bytes(), _console(done.stderr)
 
 
-def _run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def _run(folder: Path, *arguments: str, dark: bool) -> subprocess.CompletedProcess[str]:
     program = chromium()
     assert program is not None
-    command = [program, *FLAGS, f"--user-data-dir={folder / 'profile'}", *arguments]
+    scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
+    command = [program, *FLAGS, scheme, f"--user-data-dir={folder / 'profile'}", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
 
 
 def _console(log: str) -> list[str]:
     return [line for line in log.splitlines() if ":CONSOLE" in line]
-
-
-class _Found(HTMLParser):
-    """Reads what the frames told out of a page."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inside, self.text = False, ""
-
-    @classmethod
-    def read(cls, page: str) -> str:
-        parser = cls()
-        parser.feed(page)
-        return parser.text
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.inside = ("id", "found") in attrs
-
-    def handle_data(self, data: str) -> None:
-        self.text += data if self.inside else ""
-
-    def handle_endtag(self, tag: str) -> None:
-        self.inside = False

@@ -270,7 +270,7 @@ def test_the_choices_name_every_class() -> None:
 def test_every_class_of_every_menu_trains_and_is_evaluated(
     choice: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pyrovae.report.folder.sections", lambda _: [])  # no pictures
+    monkeypatch.setattr("pyrovae.report.report_files.report_sections", lambda _: [])  # no pictures
     words = []
     for role, name in choice.items():
         small = [f"--{role}.hidden", "8"] if role in ("encoder", "decoder") else []

@@ -226,7 +226,7 @@ def test_heavy_tails_of_few_data_do_not_count_and_of_many_do() -> None:
     assert judged(mixed, tolerance=1.0).verdict == "K is enough"
     mixed[:, :12] = heavy
     record = judged(mixed, tolerance=1.0)
-    assert record.verdict == "cannot be told"
+    assert record.verdict == "unknown"
     assert record.num_above == 12
     assert "12.0 % of the data, whose weights do not measure their remaining gap" in record.reason
     mixed[:, :51] = heavy
@@ -245,7 +245,7 @@ def test_heavy_tails_of_few_data_do_not_count_and_of_many_do() -> None:
 )
 def test_too_little_to_tell(ks: tuple[int, ...], reason: str) -> None:
     record = judged(0.1 * torch.randn(ks[-1], 30), ks)
-    assert record.verdict == "cannot be told"
+    assert record.verdict == "unknown"
     assert reason in record.reason
 
 
@@ -257,7 +257,7 @@ def test_what_is_not_finite_is_counted_and_named() -> None:
     record = judged(weights, KS[:4])
     assert (record.num_nan, record.num_zero, record.num_unavailable) == (2, 1, 3)
     assert record.why_unavailable == "weights that are NaN or infinite (2), weights that are all zero (1)"
-    assert record.verdict == "cannot be told"
+    assert record.verdict == "unknown"
     assert "3 of 10 data have a L_500 that is not finite" in record.reason
     assert record.bias is None
     assert record.jackknife.value is None

@@ -28,7 +28,7 @@ from pyrovae.evaluation import batch_scoring as evaluation
 from pyrovae.evaluation import checks
 from pyrovae.evaluation.resume import Journal
 from pyrovae.report import read_report, write_report
-from pyrovae.report.tree import to_netcdf
+from pyrovae.report.arviz_tree import to_netcdf
 from pyrovae.results import Evaluation
 from pyrovae.training.run_folder import RunFolder
 
@@ -42,7 +42,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work in an empty folder, and leave out the pictures of reports, which other tests look at."""
     torch.set_default_dtype(torch.float32)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pyrovae.report.folder.sections", lambda _: [])
+    monkeypatch.setattr("pyrovae.report.report_files.report_sections", lambda _: [])
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +159,7 @@ FAILURES: dict[str, tuple[str, BaseException]] = {
         "pyrovae.training.run_folder.os.replace",
         OSError(errno.ENOSPC, "No space left on device"),
     ),
-    "interrupted": ("pyrovae.report.folder.render", KeyboardInterrupt()),
+    "interrupted": ("pyrovae.report.report_files.render", KeyboardInterrupt()),
     "killed before": ("pyrovae.cli.evaluate_command.write_report", Killed()),
 }
 CHECKED = [*SMALL, *FEW, "--report", "report"]
@@ -336,7 +336,7 @@ def test_a_report_is_written_whole_or_not_at_all(
 ) -> None:
     """Every file operation fails in turn, with all that follow it."""
     draws = xarray.DataTree.from_dict({"posterior": xarray.Dataset()})
-    monkeypatch.setattr("pyrovae.report.folder._draws", lambda *_: to_netcdf(draws))
+    monkeypatch.setattr("pyrovae.report.report_files._draws", lambda *_: to_netcdf(draws))
     vae, data = make_vae(), torch.bernoulli(torch.full((6, 1, 8, 8), 0.5))
     found = pyrovae.evaluate(vae.model, vae.guide, data, ks=(1, 4), device="cpu", show_progress=False)
     old, new = replace(found, date="2026-01-01"), replace(found, date="2026-02-02", num_data=7)
@@ -367,7 +367,7 @@ def test_a_report_is_written_whole_or_not_at_all(
 
 
 def test_another_evaluation_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyrovae.report.folder._draws", lambda *_: b"draws")
+    monkeypatch.setattr("pyrovae.report.report_files._draws", lambda *_: b"draws")
     vae, part = make_vae(), torch.bernoulli(torch.full((7, 1, 8, 8), 0.5))
     found, other = (pyrovae.evaluate(vae.model, vae.guide, part, ks=ks, show_progress=False) for ks in ((1, 4), (1, 5)))
     options: Any = {"model": vae.model, "guide": vae.guide, "data": part}

@@ -27,8 +27,8 @@ import pyrovae.cli
 from pyrovae import Training, likelihoods
 from pyrovae.data import Data, fingerprint, from_arrays, transforms
 from pyrovae.evaluation import evaluate
-from pyrovae.report import folder as report_folder
 from pyrovae.report import read_report, write_report
+from pyrovae.report import report_files as report_folder
 from pyrovae.results import Epoch
 from pyrovae.runtime import locked, replacing
 from pyrovae.training.checkpoint import Checkpoint, Progress, read_progress

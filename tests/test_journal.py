@@ -65,6 +65,7 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_numbers(
         again = run(problem, journal)
     assert rest.count == 3  # of six batches three were finished
     assert again.estimates == whole.estimates
+    assert again.observed == whole.observed
     for name, value in whole.per_datum.items():
         torch.testing.assert_close(again.per_datum[name], value, rtol=0, atol=0, equal_nan=True)
     assert not list(journal.parent.iterdir())

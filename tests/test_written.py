@@ -62,9 +62,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Evaluation, 
 
 def text_of(page: str) -> str:
     """Return what is read on a page, without its pictures, one line for each row or paragraph."""
-    bare = re.sub(r"<svg.*?</svg>|<style>.*?</style>", "", page, flags=re.S)
+    bare = re.sub(r"<img[^>]*>|<style>.*?</style>", "", page, flags=re.S)
     lines = re.sub(r"</(tr|p|dt|dd|caption|h\d)>|<br>", "\n", bare)
-    return html.unescape(re.sub(r"<(/t[dh]|t[dh][^>]*)>", " ", lines).replace("&plusmn;", "+-"))
+    return html.unescape(re.sub(r"<(/t[dh]|t[dh][^>]*)>", " ", lines)).replace("±", "+-")
 
 
 def test_numbers_are_those_of_terminal_and_json(report: tuple[Path, Evaluation, Any, Any]) -> None:

@@ -32,7 +32,7 @@ class GapOptions:
     Attributes:
         bound_label: name of the given bound.
         bound_variances: ``(N,)`` or ``(C, N)``, one or several estimates of the Monte Carlo variances of the given
-            bound, of which the one with the largest sum counts; None if they are unknown.
+            bound; the estimate with the largest sum counts; None if they are unknown.
         num_particles: K, fresh draws of each datum from which each bound is estimated.
         num_steps: gradient steps of the refinement.
         num_starts: starts of the refinement for each datum; the best result counts.

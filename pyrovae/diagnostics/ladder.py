@@ -17,7 +17,7 @@ from pyrovae.results import mean_and_error
 from pyrovae.results.tables import percent
 
 ENOUGH, PERHAPS, NOT_ENOUGH = "K is enough", "K may not be enough", "K is not enough"
-NOT_ASYMPTOTIC, UNKNOWN = "not asymptotic", "cannot be told"
+NOT_ASYMPTOTIC, UNKNOWN = "not asymptotic", "unknown"
 
 SLOW = 0.5  # power of a gap that halves when K is multiplied by four, as of weights with a Pareto tail of 2/3
 SLOWEST = 0.05  # smallest power for extrapolation; smaller ones cannot be distinguished from 0

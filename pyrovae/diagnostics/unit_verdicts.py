@@ -121,7 +121,7 @@ def assess_prior(kl: Estimate, above: Estimate, marginal: Estimate) -> tuple[str
 def unit_verdict(kl: float | None, misfit: float | None, *, active: bool | None) -> str:
     """Return whether a unit is active, and whether the prior fits its codes, in words."""
     if active is None:
-        return "cannot be told: not finite for some data"
+        return "unknown: not finite for some data"
     far = misfit is not None and misfit > MAX_FITTING[0]
     if active:
         return "active" if misfit is None else "active, away from the prior" if far else "active, prior fits"

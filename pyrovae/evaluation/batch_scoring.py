@@ -29,7 +29,7 @@ OBSERVED = "observed"  # name of the observed values of a batch
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of arguments on the device, of which the first ones count."""
+    """Rows of arguments on the device; the first ``count`` are data, the others fill up the plate."""
 
     number: int
     rows: Tensor

@@ -127,7 +127,7 @@ def evaluate(
     options = merge_options(options, EvaluationOptions, keywords, function="evaluate")
     ks = check_ladder(ks)
     if checks is not None and not isinstance(checks, Checks):
-        raise TypeError(f"checks is what pyrovae.Checks() returns, or None, but received {checks!r}")
+        raise TypeError(f"checks must be a pyrovae.Checks or None, but received {checks!r}")
     task = _prepare(model, guide, data, ks, checks, seed, options)
     journal = options.journal if isinstance(options.journal, Journal) else Journal(options.journal)
     programs, per_datum, observed = _score(task, journal)

@@ -79,7 +79,7 @@ class Observations:
         Args:
             values: ``(D, B)``, from `ObservedSites`.
             args: the arguments of the programs, the data first.
-            rows: rows of these, at least B, of which the first B are the values' data.
+            rows: rows of the arguments, at least B; the first B are the values' data.
 
         """
         if self.digests is None:

@@ -1,4 +1,4 @@
-"""Pictures of a run, each a function that returns a matplotlib figure.
+"""Report of an evaluation: figures, each a function that returns a matplotlib figure, and files.
 
 - `training_curves`: the ELBO and its terms over the epochs;
 - `ladder`: the ELBO beside the IWAE bounds and AIS, with both standard errors;
@@ -6,28 +6,23 @@
 - `forest`: paired differences of several models, with their intervals;
 - `weight_histograms`: k-hat, effective sample size and largest weight over the data;
 - `reconstructions`, `samples`, `traversals`, `interpolations`: data and E[x | z];
-- `thumbnails`: the data that a diagnostic finds hardest;
+- `thumbnails`: the data with the largest values of a diagnostic;
 - `latent_space`: posterior means against the prior;
-- `kl_per_unit`: what each latent unit carries, and which are active;
-- `write_report`: all of them as files beside the numbers, and `read_report` reads the numbers back;
-- `compare`: the numbers of several runs side by side;
+- `kl_per_unit`: information in each latent unit, and which units are active;
+- `write_report`: one page of figures and tables in a run folder, and `read_report` for its numbers;
+- `compare`: numbers of several runs side by side;
 - `to_datatree`: draws from p(z | x) for ArviZ.
 
-Nothing here touches pyplot or leaves a trace in matplotlib's settings.
+No function uses pyplot or changes matplotlib's settings.
 """
 
-from pyrovae.report.bounds import ladder
-from pyrovae.report.compare import compare
-from pyrovae.report.curves import training_curves
-from pyrovae.report.folder import read_report, write_report
-from pyrovae.report.forest import forest
-from pyrovae.report.gaps import waterfall
-from pyrovae.report.hardest import thumbnails
-from pyrovae.report.images import interpolations, reconstructions, samples, traversals
-from pyrovae.report.latents import latent_space
-from pyrovae.report.tree import to_datatree
-from pyrovae.report.units import kl_per_unit
-from pyrovae.report.weights import weight_histograms
+from pyrovae.report.arviz_tree import to_datatree
+from pyrovae.report.bound_figures import forest, ladder, waterfall
+from pyrovae.report.diagnostic_figures import kl_per_unit, training_curves, weight_histograms
+from pyrovae.report.image_figures import interpolations, reconstructions, samples, thumbnails, traversals
+from pyrovae.report.latent_figures import latent_space
+from pyrovae.report.report_files import read_report, write_report
+from pyrovae.report.run_comparison import compare
 
 __all__ = [
     "compare",

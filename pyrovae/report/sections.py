@@ -1,9 +1,9 @@
-"""What a report of an evaluation says, section by section."""
+"""Content of the report of an evaluation, section by section."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,15 +11,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyrovae.report.bounds import ladder
-from pyrovae.report.content import Caution, Definitions, Headline, Part, Picture, Section
-from pyrovae.report.curves import training_curves
-from pyrovae.report.gaps import waterfall
-from pyrovae.report.hardest import thumbnails
-from pyrovae.report.images import interpolations, reconstructions, samples, traversals
-from pyrovae.report.latents import latent_space
-from pyrovae.report.units import kl_per_unit
-from pyrovae.report.weights import weight_histograms
+from pyrovae.report.bound_figures import ladder, waterfall
+from pyrovae.report.diagnostic_figures import kl_per_unit, training_curves, weight_histograms
+from pyrovae.report.image_figures import interpolations, reconstructions, samples, thumbnails, traversals
+from pyrovae.report.latent_figures import latent_space
+from pyrovae.report.page import Caution, Definitions, Headline, Part, Picture, Section
 from pyrovae.results import Evaluation, History, Number
 from pyrovae.results.tables import percent
 from pyrovae.vae import VAE
@@ -29,16 +25,16 @@ DOUBTS = ("K is not enough", "K may not be enough", "not asymptotic")
 
 @dataclass(frozen=True)
 class ReportContext:
-    """What a report is about.
+    """Everything that a report shows.
 
     Attributes:
-        evaluation: the numbers.
-        vae: the model, for pictures of data; None for a pair that was written by hand.
-        x: ``(N, *x_shape)``, the data that were evaluated.
+        evaluation: estimates.
+        vae: model, for figures of data; None for a hand-written model and guide.
+        x: ``(N, *x_shape)``, the evaluated data.
         covariates: ``(N, ...)`` each.
-        labels: ``(N,)``, which only color points.
-        history: of training, where that is known.
-        settings: of the run, where they are known.
+        labels: ``(N,)``, which color points.
+        history: metrics of training, if known.
+        settings: settings of the run, if known.
 
     """
 
@@ -54,70 +50,52 @@ class ReportContext:
 def headlines(evaluation: Evaluation) -> list[Headline]:
     """Return the numbers at the top of a report."""
     weights, checked, last = evaluation.weights, evaluation.checked, evaluation.iwae[-1]
-    loose = weights is not None and weights.verdict in DOUBTS
-    found = [
+    doubt = weights.verdict if weights is not None and weights.verdict in DOUBTS else None
+    lines = [
         Headline("ELBO", Number(evaluation.elbo.value, error=evaluation.elbo.se_data), "nats per datum"),
-        Headline(
-            last.label,
-            Number(last.value, error=last.se_data),
-            weights.verdict if loose and weights else "nats per datum",
-            doubtful=loose,
-        ),
+        Headline(last.label, Number(last.value, error=last.se_data), doubt or "nats per datum", doubt is not None),
     ]
-    higher = checked.higher if checked is not None else None
-    if higher is not None:
-        name = f"AIS \N{MINUS SIGN} {last.label}"
+    if checked is not None and (higher := checked.higher) is not None:
+        value = Number(higher.value, signed=True, error=higher.se)
         note = f"nats, on the same {higher.num_data} data"
-        found.append(Headline(name, Number(higher.value, signed=True, error=higher.se), note))
+        lines.append(Headline(f"AIS \N{MINUS SIGN} {last.label}", value, note))
     if weights is not None and weights.share_above is not None:
+        doubtful = doubt is not None and weights.share_above > 0.05
         note = f"of the data, above {weights.threshold:.2f}"
-        found.append(
-            Headline(
-                "k-hat too high", percent(weights.share_above), note, doubtful=loose and weights.share_above > 0.05
-            )
-        )
+        lines.append(Headline("k-hat too high", percent(weights.share_above), note, doubtful))
     if evaluation.bits_per_dimension is not None:
-        found.append(Headline("bits per dimension", Number(evaluation.bits_per_dimension, 4), f"at {last.label}"))
-    if checked is not None and checked.latents is not None:
-        units = checked.latents
-        note = f"{units.num_unknown} cannot be told" if units.num_unknown else "by the variance of their means"
-        found.append(Headline("active units", f"{units.num_active} of {len(units.units)}", note))
-    return found
+        lines.append(Headline("bits per dimension", Number(evaluation.bits_per_dimension, 4), f"at {last.label}"))
+    if checked is not None and (latents := checked.latents) is not None:
+        note = f"{latents.num_unknown} unknown" if latents.num_unknown else "by the variance of their means"
+        lines.append(Headline("active units", f"{latents.num_active} of {len(latents.units)}", note))
+    return lines
 
 
-def sections(shown: ReportContext) -> list[Section]:
-    """Return the sections of a report, those that apply."""
+def report_sections(context: ReportContext) -> list[Section]:
+    """Return the sections of a report that apply."""
     writers: tuple[Callable[[ReportContext], Section | None], ...] = (
-        _bounds,
-        _sandwich,
-        _gaps,
-        _weights,
-        _latents,
-        _pictures,
-        _training,
-        _provenance,
+        *(_bounds, _sandwich, _gaps, _weights, _latents, _data, _training, _provenance),
     )
-    found = [section for section in (write(shown) for write in writers) if section is not None]
-    warnings = [Caution(warning) for warning in shown.evaluation.warnings]
-    return [replace(section, parts=(*warnings, *section.parts)) for section in found]
+    sections = [section for write in writers if (section := write(context)) is not None]
+    warnings = [Caution(warning) for warning in context.evaluation.warnings]
+    return [replace(section, parts=(*warnings, *section.parts)) for section in sections]
 
 
-def _bounds(shown: ReportContext) -> Section:
-    evaluation = shown.evaluation
-    last, weights = evaluation.iwae[-1].label, evaluation.weights
+def _bounds(context: ReportContext) -> Section:
+    evaluation = context.evaluation
+    weights, checked, last = evaluation.weights, evaluation.checked, evaluation.iwae[-1].label
     parts: list[Part] = [evaluation.bounds_table()]
     if weights is not None and weights.verdict in DOUBTS:
-        higher = evaluation.checked.higher if evaluation.checked else None
-        parts.append(Caution(f"{weights.verdict}: {weights.reason}." + (f" {higher}." if higher else "")))
-    annealing = evaluation.checked.annealing if evaluation.checked else None
-    whole = annealing is not None and annealing.num_data == evaluation.num_data
-    extra = [annealing.bound] if annealing is not None and whole else []
+        higher = f" {checked.higher}." if checked is not None and checked.higher is not None else ""
+        parts.append(Caution(f"{weights.verdict}: {weights.reason}.{higher}"))
+    annealing = checked.annealing if checked is not None else None
+    extra = [annealing.bound] if annealing is not None and annealing.num_data == evaluation.num_data else []
     known = any(estimate.value is not None for estimate in (evaluation.elbo, *evaluation.iwae))
     parts += _picture(
         lambda: ladder(evaluation, extra) if known else None,
         alt=f"The ELBO and the IWAE bounds up to {last} over the number of particles, with standard errors.",
         caption="All rungs come from the same draws. Thin bars are the standard error over draws at fixed data, "
-        "broad ones that over the data; the paired gain has the standard error of differences.",
+        "broad ones the standard error over the data; the paired gain has the standard error of differences.",
     )
     prose = (
         f"Every row but the KL is a lower bound on the mean of log {evaluation.density}, or a part of one, in nats per "
@@ -126,23 +104,23 @@ def _bounds(shown: ReportContext) -> Section:
     return Section("Bounds", prose, parts)
 
 
-def _sandwich(shown: ReportContext) -> Section | None:
-    checked = shown.evaluation.checked
+def _sandwich(context: ReportContext) -> Section | None:
+    checked = context.evaluation.checked
     if checked is None or (checked.annealing is None and checked.sandwich is None and not checked.left_out):
         return None
-    parts: list[Part] = [checked.annealed()] if checked.annealing is not None else []
+    parts: list[Part] = [checked.annealing_table()] if checked.annealing is not None else []
     parts += checked.sandwich.tables() if checked.sandwich is not None else ()
     parts += [Caution(f"{name} was left out: {why}") for name, why in checked.left_out.items()]
     prose = (
-        "Annealed importance sampling walks from the guide to the posterior and often comes closer to log p(x) than "
-        "L_K at the same cost, though it need not. How close can be told for data that the model itself makes: there "
-        "the reversed walk gives an upper bound."
+        "Annealed importance sampling moves from the guide to the posterior in small steps. It often comes closer to "
+        "log p(x) than L_K at the same cost, but not always. For data simulated from the model, the reversed steps "
+        "give an upper bound, so that the distance to log p(x) is known there."
     )
     return Section("Sandwich", prose, parts)
 
 
-def _gaps(shown: ReportContext) -> Section | None:
-    gaps = shown.evaluation.checked.gaps if shown.evaluation.checked else None
+def _gaps(context: ReportContext) -> Section | None:
+    gaps = context.evaluation.checked.gaps if context.evaluation.checked else None
     if gaps is None:
         return None
     picture = _picture(
@@ -151,89 +129,86 @@ def _gaps(shown: ReportContext) -> Section | None:
         caption="Each step is a mean of differences datum by datum, with its standard error over the data.",
     )
     prose = (
-        "The amortization gap is what one encoder for all data costs against a diagonal Gaussian found for each datum "
-        "by itself, the approximation gap what the diagonal Gaussian costs against the tightest bound."
+        "The amortization gap is the cost of one encoder for all data, compared with a diagonal Gaussian optimized for "
+        "each datum. The approximation gap is the cost of the diagonal Gaussian, compared with the tightest bound."
     )
     return Section("Where the gap comes from", prose, [*picture, *gaps.tables()])
 
 
-def _weights(shown: ReportContext) -> Section | None:
-    evaluation = shown.evaluation
-    weights = evaluation.weights
+def _weights(context: ReportContext) -> Section | None:
+    evaluation, weights = context.evaluation, context.evaluation.weights
     if weights is None:
         return None
-    spread, missing = weights.tables()
-    parts: list[Part] = [spread]
+    quantiles, gap = weights.tables()
+    k, threshold = weights.num_particles, weights.threshold
+    parts: list[Part] = [quantiles]
     parts += _picture(
-        lambda: weight_histograms(
-            evaluation.per_datum, threshold=weights.threshold, num_particles=weights.num_particles
-        ),
+        lambda: weight_histograms(evaluation.per_datum, threshold=threshold, num_particles=k),
         alt="Histograms over the data of k-hat, of the effective sample size and of the largest weight.",
-        caption=f"Of the {weights.num_particles:,} weights of each datum. A k-hat above its threshold says that their "
-        "mean is decided by weights that were hardly ever drawn, so that L_K cannot be relied on for that datum.",
+        caption=f"Of the {k:,} weights of each datum. Where k-hat is above its threshold, the mean of the weights "
+        "depends on weights that were hardly ever drawn, and L_K is unreliable for that datum.",
     )
-    parts.append(missing)
-    khat = evaluation.per_datum.get("khat")
-    vae = shown.vae
+    parts.append(gap)
+    khat, vae = evaluation.per_datum.get("khat"), context.vae
     if vae is not None and khat is not None:
         parts += _picture(
-            lambda: thumbnails(vae, shown.x, khat, covariates=shown.covariates),
+            lambda: thumbnails(vae, context.x, khat, covariates=context.covariates),
             alt="The ten data with the largest k-hat.",
             caption="The data whose posterior the guide fits worst, by k-hat.",
         )
     prose = (
         "L_K is as good as the weights p(x, z) / q(z | x) that it averages. k-hat is the shape of the tail of a "
-        "datum's weights, by Pareto smoothed importance sampling: above a threshold that depends on K their mean "
-        "cannot be trusted. The effective sample size says how many of the K particles count, the largest weight what "
-        "share of the sum one of them has."
+        "datum's weights, by Pareto smoothed importance sampling: above a threshold that depends on K their mean is "
+        "unreliable. The effective sample size is the number of the K particles that count, the largest weight is the "
+        "share of the sum that one particle has."
     )
     return Section("Is the guide any good?", prose, parts)
 
 
-def _latents(shown: ReportContext) -> Section | None:
-    latents = shown.evaluation.checked.latents if shown.evaluation.checked else None
-    vae = shown.vae
+def _latents(context: ReportContext) -> Section | None:
+    latents = context.evaluation.checked.latents if context.evaluation.checked else None
+    vae = context.vae
     parts: list[Part] = []
     if latents is not None:
-        kls = [unit.kl for unit in latents.units]
         split, units = latents.tables()
-        parts += [split]
-        parts += _picture(
+        kls = [unit.kl for unit in latents.units]
+        activities = [math.nan if unit.activity is None else unit.activity for unit in latents.units]
+        figure = _picture(
             lambda: kl_per_unit(
                 [unit.name for unit in latents.units],
-                torch.tensor([kl for kl in kls if kl is not None]) if None not in kls else None,
+                None if None in kls else torch.tensor(kls),
                 torch.tensor([bool(unit.active) for unit in latents.units]),
-                variance=torch.tensor([math.nan if unit.activity is None else unit.activity for unit in latents.units]),
+                variance=torch.tensor(activities),
                 threshold=0.01,
             ),
-            alt="Bars of what each latent unit carries, active ones apart from inactive ones.",
+            alt="Bars of the information in each latent unit, active units apart from inactive ones.",
             caption="Units that are active have a posterior mean that varies by more than 0.01 over the data.",
         )
-        parts.append(units)
+        parts += [split, *figure, units]
     if vae is not None:
         parts += _picture(
-            lambda: latent_space(vae, shown.x, shown.labels, covariates=shown.covariates),
+            lambda: latent_space(vae, context.x, context.labels, covariates=context.covariates),
             alt="Posterior means of the data in two latent dimensions, against the prior.",
             caption="Posterior means of the data in the latent dimensions that carry most, against the prior.",
         )
     prose = (
-        "What the code z says of x: the KL is the mutual information of the two and the distance of the codes of all "
-        "data together, q(z), from the prior. A unit collapses where different x get the same code; a small KL alone "
-        "may be a prior that fits."
+        "The KL is the mutual information of the code z and x, plus the distance of the codes of all data together, "
+        "q(z), from the prior. A unit collapses where different x get the same code; a small KL alone may be a prior "
+        "that fits."
     )
     return Section("Latent units", prose, parts) if parts else None
 
 
-def _pictures(shown: ReportContext) -> Section | None:
-    vae, x, given = shown.vae, shown.x, shown.covariates
+def _data(context: ReportContext) -> Section | None:
+    vae, x, given = context.vae, context.x, context.covariates
     if vae is None:
         return None
-    per_datum, last = shown.evaluation.per_datum, shown.evaluation.iwae[-1].label
+    per_datum, last = context.evaluation.per_datum, context.evaluation.iwae[-1].label
     gap = per_datum[last] - per_datum["ELBO"] if last in per_datum else None
-    what = f"{last} \N{MINUS SIGN} ELBO (nats)"
+    name = f"{last} \N{MINUS SIGN} ELBO (nats)"
     parts = [
         *_picture(
-            lambda: reconstructions(vae, x, covariates=given, order=gap, what=what),
+            lambda: reconstructions(vae, x, covariates=given, order=gap, what=name),
             alt="Data above their reconstructions, ordered by the gap between the bounds.",
             caption=f"Data and E[x | z] at the mean of the posterior, from the smallest to the largest {last} - ELBO.",
         ),
@@ -249,15 +224,15 @@ def _pictures(shown: ReportContext) -> Section | None:
         ),
         *_picture(
             lambda: interpolations(vae, x, covariates=given),
-            alt="Rows of images between pairs of data.",
+            alt="Rows of images between two data.",
             caption="E[x | z] on straight lines between the codes of two data, which stand at the ends.",
         ),
     ]
     return Section("Data and the model", "", parts) if parts else None
 
 
-def _training(shown: ReportContext) -> Section | None:
-    history = shown.history
+def _training(context: ReportContext) -> Section | None:
+    history = context.history
     if history is None or not history.epochs:
         return None
     picture = _picture(
@@ -265,12 +240,12 @@ def _training(shown: ReportContext) -> Section | None:
         alt="The ELBO and its terms over the epochs, for training and validation data.",
         caption=f"The weights that were evaluated are those of epoch {history.best_epoch}.",
     )
-    return Section("Training", "", [*picture])
+    return Section("Training", "", picture)
 
 
-def _provenance(shown: ReportContext) -> Section:
-    evaluation = shown.evaluation
-    numbers = {
+def _provenance(context: ReportContext) -> Section:
+    evaluation = context.evaluation
+    entries = {
         "data": evaluation.data,
         "number of data": evaluation.num_data,
         "transform": evaluation.data_transform or "none",
@@ -282,28 +257,23 @@ def _provenance(shown: ReportContext) -> Section:
         "particles": [estimate.num_particles for estimate in evaluation.iwae],
         **evaluation.settings,
     }
-    run = [] if shown.settings is None else [Definitions(_said(shown.settings), title="Run")]
-    parts = [Definitions(numbers, title="Evaluation"), Definitions(evaluation.versions, title="Versions"), *run]
+    parts = [Definitions(entries, title="Evaluation"), Definitions(evaluation.versions, title="Versions")]
+    if context.settings is not None:
+        parts.append(Definitions(_without_unset(context.settings), title="Run"))
     return Section("Configuration, versions, hashes", "", parts)
 
 
-def _picture(draw: Callable[[], Figure | None], *, alt: str, caption: str) -> Iterator[Part]:
-    """Yield a picture, if there is one to be drawn, or the reason why it cannot be."""
+def _picture(draw: Callable[[], Figure | None], *, alt: str, caption: str) -> list[Part]:
+    """Return a figure if there is one, or a caution with the error of the function that draws it."""
     try:
         figure = draw()
     except ValueError as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        yield Caution(f"A picture is left out: {reason.removesuffix(':')}.")
-        return
-    if figure is not None:
-        yield Picture(figure, alt=alt, caption=caption)
+        return [Caution(f"A picture is left out: {reason.removesuffix(':')}.")]
+    return [] if figure is None else [Picture(figure, alt=alt, caption=caption)]
 
 
-def _said(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what settings say, without those that are not set."""
-    found = {}
-    for name, value in settings.items():
-        inner = _said(value) if isinstance(value, Mapping) else value
-        if inner is not None and inner != {} and inner != []:
-            found[name] = inner
-    return found
+def _without_unset(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings without those that are None or empty."""
+    inner = {name: _without_unset(value) if isinstance(value, Mapping) else value for name, value in settings.items()}
+    return {name: value for name, value in inner.items() if value is not None and value not in ({}, [])}

@@ -1,8 +1,9 @@
-"""How pictures look: palette, sizes of type and bare panel, none of it left behind in matplotlib's settings."""
+"""Style of the figures: palette, type sizes and panels, without a change of matplotlib's settings."""
 
 from __future__ import annotations
 
 import functools
+import io
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -15,7 +16,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 P = ParamSpec("P")
 R = TypeVar("R")
 
-PAPER, INK, FAINT, GRID, WASH = "#ffffff", "#333333", "#737373", "#e4e4e4", "#dddddd"
+INK, FAINT, GRID = "#333333", "#737373", "#e4e4e4"
+DOTTED: dict[str, Any] = {"color": INK, "linewidth": 1.1, "linestyle": (0, (1, 2))}
 
 # *Accessible color sequences for data visualization (Petroff 2021)*, https://arxiv.org/abs/2107.02270
 PALETTE = (
@@ -24,22 +26,16 @@ PALETTE = (
 )
 FIRST, SECOND = PALETTE[0], PALETTE[6]
 
-# Colors by name, on white and on the dark of a screen at night; a color that is not here reads well on both.
-SHADES = {
-    "paper": (PAPER, "#16181b"),
-    "ink": (INK, "#d9dbde"),
-    "faint": (FAINT, "#9a9ea4"),
-    "grid": (GRID, "#2e3237"),
-    "wash": (WASH, "#43484f"),
-    "black": ("#000000", "#f2f2f2"),
-    "red": (PALETTE[2], "#dd4030"),
-    "purple": (PALETTE[4], "#a966d9"),
+# Shades on a dark screen; other colors are legible on both
+DARK = {
+    **{"#ffffff": "#16181b", INK: "#d9dbde", FAINT: "#9a9ea4", GRID: "#2e3237"},
+    **{PALETTE[2]: "#dd4030", PALETTE[4]: "#a966d9"},
 }
 
 STYLE: Any = {
     "axes.axisbelow": True,
     "axes.edgecolor": FAINT,
-    "axes.facecolor": "white",
+    "axes.facecolor": "none",
     "axes.grid": False,
     "axes.labelcolor": INK,
     "axes.labelsize": 9.5,
@@ -63,12 +59,14 @@ STYLE: Any = {
     "legend.title_fontsize": 9.0,
     "savefig.facecolor": "auto",
     "savefig.transparent": False,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "pyrovae",
     "text.color": INK,
 }
 
 
 def styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """Let a function draw in the package's style, with matplotlib's settings as before afterwards."""
+    """Decorate a function that draws or saves a figure to do so in this style, and restore matplotlib's settings."""
 
     @functools.wraps(draw)
     def drawing(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -79,13 +77,12 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
 
 def blank(width: float, height: float) -> Figure:
-    """Return an empty figure of a size in inches, whose panels do not touch."""
-    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, wspace=0.04, hspace=0.04)
-    return Figure(figsize=(width, height), layout=layout)
+    """Return an empty figure of a size in inches, with space between its panels."""
+    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, wspace=0.04))
 
 
 def dress(axes: Axes, *, title: str = "", grid: bool = False) -> Axes:
-    """Give a panel its title, quiet ticks and, where values are read off it, horizontal lines."""
+    """Add a title, small ticks and optionally horizontal grid lines to a panel, and return it."""
     axes.set_title(title)
     axes.tick_params(which="both", color=FAINT, labelcolor=INK, labelsize=9, length=3, width=0.8, direction="out")
     if grid:
@@ -94,9 +91,39 @@ def dress(axes: Axes, *, title: str = "", grid: bool = False) -> Axes:
 
 
 def legend_below(figure: Figure, labels: Sequence[str], *, columns: int = 4) -> None:
-    """Put one legend for all panels below them, of those labels that are drawn in one of them."""
+    """Add one legend below all panels, with the given labels that occur in a panel."""
     handles: dict[str, Artist] = {}
     for axes in figure.axes:
         handles |= zip(*reversed(axes.get_legend_handles_labels()), strict=True)
     drawn = [label for label in labels if label in handles]
     figure.legend([handles[label] for label in drawn], drawn, loc="outside lower center", ncols=columns)
+
+
+def minus_signs(text: str) -> str:
+    """Return a number with a minus sign in the place of a hyphen, and with a sign for infinity."""
+    return text.replace("-", "\N{MINUS SIGN}").replace("inf", "\N{INFINITY}")
+
+
+@styled
+def to_png(figure: Figure, dots_per_inch: int = 150) -> bytes:
+    """Return a figure as the content of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dots_per_inch)
+    return buffer.getvalue()
+
+
+@styled
+def to_svg(figure: Figure) -> bytes:
+    """Return a figure as the content of an SVG file, without background, with shades for light and dark screens.
+
+    The same figure gives the same bytes. Text is drawn as paths.
+    """
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", dpi=192, facecolor="none", edgecolor="none", metadata={"Date": None})
+    shades = (
+        f'[style*="{name}: {light}"] {{ {name}: {dark} !important }}'
+        for light, dark in DARK.items()
+        for name in ("fill", "stroke")
+    )
+    dark = f"@media (prefers-color-scheme: dark) {{ {' '.join(shades)} }}"
+    return buffer.getvalue().replace("</style>", f"{dark}</style>", 1).encode()

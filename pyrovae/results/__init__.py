@@ -1,4 +1,4 @@
-"""What the package reports: frozen records that carry their meaning, print as tables and go to JSON and back.
+"""Results: frozen records that print as tables and convert to JSON and back.
 
 Every value is an estimate in nats per datum, larger being better, with two standard errors: over the data, which
 contains the Monte Carlo noise, and over Monte Carlo draws at fixed data. They answer different questions and are never
@@ -6,7 +6,8 @@ added.
 """
 
 from pyrovae.results.annealed_bounds import Annealing, AnnealingSettings, Sandwich
-from pyrovae.results.comparison_table import Comparison, ComparisonTable, Row, compare
+from pyrovae.results.comparison import Comparison, compare
+from pyrovae.results.comparison_table import ComparisonTable, Row
 from pyrovae.results.estimates import Difference, Estimate, PairedDifference, mean_and_error
 from pyrovae.results.evaluation_record import CheckResults, Evaluation, bits_per_dimension
 from pyrovae.results.history import Epoch, History
@@ -21,9 +22,9 @@ Block, Checked, Observed = ComparisonTable, CheckResults, ObservedData  # former
 __all__ = [
     "Annealing",
     "AnnealingSettings",
-    "ComparisonTable",
     "CheckResults",
     "Comparison",
+    "ComparisonTable",
     "Difference",
     "Epoch",
     "Estimate",

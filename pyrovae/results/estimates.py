@@ -1,8 +1,9 @@
-"""One number: a mean over data with its two standard errors, or the reason why there is none."""
+"""Means over data with their standard errors: estimates, and paired differences of two models or bounds."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from scipy.special import stdtrit
@@ -11,20 +12,21 @@ from torch import Tensor
 from pyrovae.results.tables import Number
 
 ROUNDING = 1e-3  # nats by which float32 may put a log-probability above 0
+ONE_DATUM = "a single datum has no standard error"
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over data, in nats per datum, with its two standard errors.
+    """A mean over data, in nats per datum, with two standard errors.
 
     Attributes:
         name: "ELBO", "reconstruction", "KL", "IWAE", "AIS" or "BDMC".
-        num_particles: K, particles per datum inside the logarithm for an IWAE bound, in the average for the terms of
-            the ELBO; chains for AIS and BDMC.
-        value: the estimate, or None where there is none.
-        se_data: standard error over the data, None for a single datum.
-        se_monte_carlo: standard error over the draws at fixed data, None for a single draw.
-        why: the reason for a None.
+        num_particles: K: particles per datum inside the logarithm of an IWAE bound or in the average of the terms of
+            the ELBO; chains of AIS and BDMC.
+        value: the estimate, or None.
+        se_data: standard error over the data; None for a single datum.
+        se_monte_carlo: standard error over the draws at fixed data; None for a single draw.
+        why: reason for a None.
 
     """
 
@@ -37,11 +39,11 @@ class Estimate:
 
     @property
     def label(self) -> str:
-        """The name in tables and pictures, such as ``L_50``."""
+        """The name in tables and figures, such as ``L_50``."""
         return f"L_{self.num_particles}" if self.name == "IWAE" else self.name
 
     def cells(self, *, signed: bool = False) -> tuple[Number, Number, Number]:
-        """Return value and both standard errors as they stand in tables."""
+        """Return the value and both standard errors as cells of a table."""
         return Number(self.value, signed=signed), Number(self.se_data), Number(self.se_monte_carlo, 4)
 
     @classmethod
@@ -49,37 +51,44 @@ class Estimate:
         """Return the mean over data.
 
         Args:
-            name: of the estimate.
+            name: name of the estimate.
             num_particles: K.
-            values: of each datum ``(N,)``, nats.
-            variances: ``(C, N)``, C estimates of the Monte Carlo variance of each; summed over the data, the largest
-                counts. See `pyrovae.bounds.monte_carlo_variances`.
+            values: ``(N,)``, one value per datum, nats.
+            variances: ``(C, N)``, C estimates of the Monte Carlo variance of each value; the largest of their sums over
+                the data is used. See `pyrovae.bounds.monte_carlo_variances`.
 
         """
-        bad = int((~values.isfinite()).sum())
-        if bad:
-            why = f"{bad} of {len(values)} data have a value that is not finite, which no mean may hide"
+        if why := _not_finite(values):
             return cls(name, num_particles, None, None, None, why)
         known = variances.sum(1).clamp(min=0)
         known = known[known.isfinite()]
         monte_carlo = known.sqrt().amax().item() / len(values) if len(known) else None
         mean, error = mean_and_error(values)
-        return cls(
-            name,
-            num_particles,
-            mean,
-            error,
-            monte_carlo,
-            "a single datum has no standard error" if error is None else None,
-        )
+        return cls(name, num_particles, mean, error, monte_carlo, ONE_DATUM if error is None else None)
+
+
+def mean_and_error(values: Tensor) -> tuple[float | None, float | None]:
+    """Return the mean of values ``(N,)`` and its standard error; None if a value is not finite or N is 1."""
+    if not len(values) or not values.isfinite().all():
+        return None, None
+    error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else None
+    return values.mean().item(), error
+
+
+def reasons(estimates: Iterable[Estimate]) -> dict[str, list[str]]:
+    """Return the labels of the estimates with missing numbers, by the reason."""
+    labels: dict[str, list[str]] = {}
+    for estimate in estimates:
+        if estimate.why:
+            labels.setdefault(estimate.why, []).append(estimate.label)
+    return labels
 
 
 def require_possible(*estimates: Estimate) -> None:
-    """Refuse an estimate of a log-probability that is above zero by more than four standard errors.
+    """Check that no log-probability of discrete data is above zero by more than four Monte Carlo standard errors.
 
     Args:
-        estimates: bounds on the log-probability of discrete data. Those without a Monte Carlo standard error, of a
-            single draw, are passed over.
+        estimates: bounds on the log-probability of discrete data; those of a single draw are not checked.
 
     Raises:
         ValueError: with the estimate and the usual causes.
@@ -95,14 +104,6 @@ def require_possible(*estimates: Estimate) -> None:
             )
 
 
-def mean_and_error(values: Tensor) -> tuple[float | None, float | None]:
-    """Return the mean of values ``(N,)`` and its standard error: None where one is not finite, or of a single one."""
-    if not len(values) or not values.isfinite().all():
-        return None, None
-    error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else None
-    return values.mean().item(), error
-
-
 @dataclass(frozen=True)
 class Difference:
     """A mean difference over data, in nats per datum, with its standard error and 95 % interval.
@@ -110,10 +111,10 @@ class Difference:
     Attributes:
         mean: None where a value is not finite.
         se: standard error of the mean over the data; None for a single datum.
-        low: lower end of the interval ``mean -+ t se``, t being the 0.975 quantile of Student's t with N - 1 degrees
-            of freedom.
-        high: its upper end.
-        why: the reason for a None.
+        low: lower end of the interval ``mean -+ t se`` with the 0.975 quantile t of Student's t with N - 1 degrees of
+            freedom.
+        high: upper end of the interval.
+        why: reason for a None.
 
     """
 
@@ -125,7 +126,7 @@ class Difference:
 
     @property
     def resolved(self) -> bool | None:
-        """Whether the interval excludes 0; None where there is none."""
+        """Whether the interval excludes 0; None without an interval."""
         return None if self.low is None or self.high is None else self.low > 0 or self.high < 0
 
     @classmethod
@@ -133,7 +134,7 @@ class Difference:
         """Return the mean of ``ours - theirs``, values of the same data ``(N,)``, nats.
 
         Raises:
-            ValueError: if they differ in number.
+            ValueError: if their shapes differ.
 
         """
         if ours.shape != theirs.shape or ours.ndim != 1:
@@ -142,27 +143,23 @@ class Difference:
                 f"{tuple(theirs.shape)}; compute both on the same data"
             )
         values = ours.double() - theirs.double()
-        bad = int((~values.isfinite()).sum())
-        if bad:
-            why = f"{bad} of {len(values)} data have a value that is not finite, which no mean may hide"
-            return cls(None, None, None, None, why)
         mean, se = mean_and_error(values)
         if mean is None or se is None:
-            return cls(mean, None, None, None, "a single datum has no standard error")
+            return cls(mean, None, None, None, _not_finite(values) or ONE_DATUM)
         half = float(stdtrit(len(values) - 1, 0.975)) * se
         return cls(mean, se, mean - half, mean + half)
 
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Which of two bounds is higher on the same data, nats per datum.
+    """The higher of two bounds on the same data, in nats per datum.
 
     Attributes:
-        first: the name of one bound.
-        second: the name of the other.
+        first: name of one bound.
+        second: name of the other bound.
         difference: first - second, paired datum by datum.
-        num_higher: data for which the first is higher.
-        num_data: how many data there are.
+        num_higher: number of data for which the first is higher.
+        num_data: number of data.
 
     """
 
@@ -177,7 +174,7 @@ class PairedDifference:
         """Return the mean over data of ``a - b``, each ``(N,)`` for the same data.
 
         Raises:
-            ValueError: if they are not values of the same data.
+            ValueError: if their shapes differ.
 
         """
         difference = Difference.over_data(a, b.to(a.device))
@@ -185,27 +182,31 @@ class PairedDifference:
 
     @property
     def value(self) -> float | None:
-        """Mean difference, None where one is not finite."""
+        """Mean difference; None where a value is not finite."""
         return self.difference.mean
 
     @property
     def se(self) -> float | None:
-        """Its standard error over the data, None for a single datum."""
+        """Standard error over the data; None for a single datum."""
         return self.difference.se
 
     @property
     def why(self) -> str | None:
-        """The reason for a None."""
+        """Reason for a None."""
         return self.difference.why
 
     def __str__(self) -> str:
-        """Return which is higher, in words."""
         if self.value is None:
             return f"{self.first} and {self.second} are not compared: {self.why}"
-        higher, lower = (self.first, self.second) if self.value > 0 else (self.second, self.first)
-        by = Number(abs(self.value), error=self.se)
         if self.value == 0:
             return f"{self.first} and {self.second} are equal"
+        higher, lower = (self.first, self.second) if self.value > 0 else (self.second, self.first)
         count = self.num_higher if self.value > 0 else self.num_data - self.num_higher
         doubt = ", which is within two standard errors" if self.se is not None and abs(self.value) < 2 * self.se else ""
+        by = Number(abs(self.value), error=self.se)
         return f"{higher} is higher than {lower} by {by} nats{doubt}; it is for {count} of {self.num_data} data"
+
+
+def _not_finite(values: Tensor) -> str | None:
+    bad = int((~values.isfinite()).sum())
+    return f"{bad} of {len(values)} data have a value that is not finite, which no mean may hide" if bad else None

@@ -1,4 +1,4 @@
-"""What training showed."""
+"""Records of training."""
 
 from __future__ import annotations
 
@@ -6,24 +6,26 @@ import json
 import math
 from dataclasses import asdict, dataclass
 
-from pyrovae.results.tables import align, number
+from pyrovae.results.tables import Cell, Number, Table, Tabled
+
+ROWS = 12  # epochs in a table
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch of training showed, in nats per datum; larger is better.
+    """Metrics of one epoch of training, in nats per datum; larger is better.
 
     Attributes:
-        epoch: its number, from 1.
+        epoch: number of the epoch, from 1.
         steps: gradient steps so far.
-        elbo: training ELBO, the mean over the epoch; it lags behind, since the parameters move meanwhile.
-        reconstruction: its first part, None where the objective does not tell.
-        kl: its second part.
+        elbo: training ELBO, the mean over the epoch; it lags behind, since the parameters change meanwhile.
+        reconstruction: first term of the ELBO; None if the objective does not report it.
+        kl: second term of the ELBO.
         validation: the same three on the validation data at the end of the epoch, and ``L_K`` where training maximizes
-            it; None without such data.
-        learning_rate: at the end of the epoch.
-        seconds: that the epoch took.
-        objective: minus the loss, the mean over the epoch; with beta, annealing or free bits it is no bound.
+            it; None without validation data.
+        learning_rate: learning rate at the end of the epoch.
+        seconds: duration of the epoch.
+        objective: minus the loss, the mean over the epoch; with beta, annealing or free bits it is not a bound.
 
     """
 
@@ -39,13 +41,13 @@ class Epoch:
 
 
 @dataclass(frozen=True)
-class History:
-    """What training showed, epoch by epoch, and why it ended.
+class History(Tabled):
+    """Metrics of training, epoch by epoch, and the reason for its end.
 
     Attributes:
-        epochs: one record each.
-        best_epoch: the epoch whose weights the modules now hold; the last one without early stopping.
-        why_stopped: in words.
+        epochs: one record per epoch.
+        best_epoch: epoch of the weights that the modules hold; the last one without early stopping.
+        why_stopped: reason in words.
 
     """
 
@@ -53,29 +55,26 @@ class History:
     best_epoch: int
     why_stopped: str
 
-    def __str__(self) -> str:
+    def tables(self) -> tuple[Table, ...]:
         """Return a table of at most a dozen epochs."""
-        watched = next((name for epoch in self.epochs for name in epoch.validation or () if name[:2] == "L_"), "elbo")
-        rows = [("epoch", "ELBO", "reconstruction", "KL", f"validation {watched.replace('elbo', 'ELBO')}", "seconds")]
-        stride = math.ceil(len(self.epochs) / 12) or 1
+        names = (name for epoch in self.epochs for name in epoch.validation or () if name[:2] == "L_")
+        watched = next(names, "elbo")
+        stride = math.ceil(len(self.epochs) / ROWS) or 1
+        rows: list[tuple[Cell, ...]] = []
         for epoch in self.epochs[::-stride][::-1]:
-            rows.append(
-                (
-                    str(epoch.epoch),
-                    number(epoch.elbo, 3),
-                    number(epoch.reconstruction, 3),
-                    number(epoch.kl, 3),
-                    number(epoch.validation[watched] if epoch.validation else None, 3),
-                    f"{epoch.seconds:.1f}",
-                )
-            )
-        return "\n".join([*align(rows), "", f"{self.why_stopped}; the weights are those of epoch {self.best_epoch}"])
+            validation = epoch.validation[watched] if epoch.validation else None
+            terms = map(Number, (epoch.elbo, epoch.reconstruction, epoch.kl, validation))
+            rows.append((str(epoch.epoch), *terms, Number(epoch.seconds, 1)))
+        watched = watched.replace("elbo", "ELBO")
+        header = ("epoch", "ELBO", "reconstruction", "KL", f"validation {watched}", "seconds")
+        note = f"{self.why_stopped}; the weights are those of epoch {self.best_epoch}"
+        return (Table(header, tuple(rows), notes=(note,)),)
 
     def to_json_lines(self) -> str:
-        """Return one line of strict JSON for each epoch."""
+        """Return one line of strict JSON per epoch."""
         return "".join(json.dumps(asdict(epoch), allow_nan=False) + "\n" for epoch in self.epochs)
 
     @staticmethod
     def epochs_from_json_lines(text: str) -> tuple[Epoch, ...]:
-        """Read what `to_json_lines` wrote."""
+        """Return the epochs from the lines of `to_json_lines`."""
         return tuple(Epoch(**json.loads(line)) for line in text.splitlines())

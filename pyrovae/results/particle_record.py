@@ -11,10 +11,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Particles:
-    """Draws from a guide and their log-probabilities.
+    """Draws of a guide and their log-probabilities.
 
     Attributes:
-        z: for each latent site ``(K, B, ...)``.
+        z: values of each latent site, ``(K, B, ...)``.
         log_prior: log p(z), ``(K, B)``, nats.
         log_likelihood: log p(x | z), ``(K, B)``, nats.
         log_guide: log q(z | x), ``(K, B)``, nats.
@@ -33,10 +33,7 @@ class Particles:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Particles]) -> Particles:
-        """Join particles of different data."""
-        return cls(
-            z={name: torch.cat([part.z[name] for part in parts], 1) for name in parts[0].z},
-            log_prior=torch.cat([part.log_prior for part in parts], 1),
-            log_likelihood=torch.cat([part.log_likelihood for part in parts], 1),
-            log_guide=torch.cat([part.log_guide for part in parts], 1),
-        )
+        """Return the particles of several batches of data as one record."""
+        names = ("log_prior", "log_likelihood", "log_guide")
+        log_probs = {name: torch.cat([getattr(part, name) for part in parts], 1) for name in names}
+        return cls({site: torch.cat([part.z[site] for part in parts], 1) for site in parts[0].z}, **log_probs)

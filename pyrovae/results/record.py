@@ -1,4 +1,4 @@
-"""Records as plain values that JSON holds, and back."""
+"""Records as plain JSON values, and back."""
 
 from __future__ import annotations
 
@@ -12,91 +12,79 @@ from torch import Tensor
 
 R = TypeVar("R")
 
-PER_DATUM = "per_datum"
+PER_DATUM = "per_datum"  # field of the tensors, which are not part of the JSON
 
 
 def to_plain(record: Any) -> dict[str, Any]:
-    """Return the fields of a record, records inside it too, without the values per datum."""
-    return {
-        field.name: _plain(getattr(record, field.name))
-        for field in dataclasses.fields(record)
-        if field.name != PER_DATUM
-    }
+    """Return the fields of a record and of the records in it as plain values, without the values per datum."""
+    names = (field.name for field in dataclasses.fields(record) if field.name != PER_DATUM)
+    return {name: _to_plain(getattr(record, name)) for name in names}
 
 
-def from_plain(kind: type[R], plain: Any, per_datum: dict[str, Tensor] | None = None) -> R:
-    """Return the record of a class that `to_plain` made plain.
+def from_plain(cls: type[R], plain: Any, per_datum: dict[str, Tensor] | None = None) -> R:
+    """Return a record from plain values.
 
     Args:
-        kind: a frozen dataclass; its annotations tell what its fields are.
-        plain: what `to_plain` returned, or JSON made of it. A field with a default may be missing: an earlier version
-            may have written it.
-        per_datum: what `tensors_of` returned.
+        cls: a frozen dataclass, whose annotations give the types of the fields.
+        plain: the result of `to_plain`, or JSON made of it. A field with a default may be missing: records of earlier
+            versions lack it.
+        per_datum: the result of `tensors_of`.
 
     Raises:
-        ValueError: if other fields are missing, or some are unknown.
+        ValueError: if other fields are missing or unknown.
 
     """
-    hints = _hints(kind)  # type: ignore[arg-type]
-    fields = [field for field in dataclasses.fields(kind) if field.name != PER_DATUM]  # type: ignore[arg-type]
-    required = (dataclasses.MISSING, dataclasses.MISSING)
-    late = {field.name for field in fields if (field.default, field.default_factory) != required}
-    found = set(plain) if isinstance(plain, dict) else set()
-    names = {field.name for field in fields} - (late - found)
-    if not isinstance(plain, dict) or found != names:
-        differing = ", ".join(sorted(names ^ found))
+    fields = [field for field in dataclasses.fields(cls) if field.name != PER_DATUM]  # type: ignore[arg-type]
+    missing = dataclasses.MISSING
+    required = {field.name for field in fields if field.default is missing and field.default_factory is missing}
+    names = set(plain) if isinstance(plain, dict) else set()
+    wrong = (names - {field.name for field in fields}) | (required - names)
+    if wrong or not isinstance(plain, dict):
         raise ValueError(
-            f"this is not the {kind.__name__} that this version of pyrovae writes: it differs in {differing}"
+            f"this is not the {cls.__name__} that this version of pyrovae writes: it differs in "
+            f"{', '.join(sorted(wrong))}"
         )
-    tensors = per_datum or {}
-    values = {
-        name: _value(
-            hints[name], value, {k.removeprefix(f"{name}/"): v for k, v in tensors.items() if _inside(k, name)}
-        )
-        for name, value in plain.items()
-    }
+    hints, tensors = _hints(cls), per_datum or {}  # type: ignore[arg-type]
+    values = {}
+    for name, value in plain.items():
+        inner = {key.removeprefix(f"{name}/"): v for key, v in tensors.items() if key.startswith(f"{name}/")}
+        values[name] = _from_plain(hints[name], value, inner)
     if PER_DATUM in hints:
         values[PER_DATUM] = {name: value for name, value in tensors.items() if "/" not in name}
-    return kind(**values)
+    return cls(**values)
 
 
 def tensors_of(record: Any) -> dict[str, Tensor]:
-    """Return the values per datum of a record and of those inside it, by name, such as ``annealing/AIS``."""
-    found = dict(getattr(record, PER_DATUM, {}))
+    """Return the values per datum of a record and of the records in it, by name, such as ``annealing/AIS``."""
+    tensors = dict(getattr(record, PER_DATUM, {}))
     for field in dataclasses.fields(record):
         value = getattr(record, field.name)
         if dataclasses.is_dataclass(value):
-            found |= {f"{field.name}/{name}": tensor for name, tensor in tensors_of(value).items()}
-    return found
+            tensors |= {f"{field.name}/{name}": tensor for name, tensor in tensors_of(value).items()}
+    return tensors
 
 
-def _plain(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return to_plain(value)
     if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return value
+        return [_to_plain(item) for item in value]
+    return {key: _to_plain(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
-def _value(hint: Any, value: Any, tensors: dict[str, Tensor]) -> Any:
+def _from_plain(hint: Any, value: Any, tensors: dict[str, Tensor]) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        kinds = [argument for argument in arguments if argument is not type(None)]
-        return None if value is None else _value(kinds[0], value, tensors) if len(kinds) == 1 else value
+        classes = [argument for argument in arguments if argument is not type(None)]
+        return value if value is None or len(classes) > 1 else _from_plain(classes[0], value, tensors)
     if origin is tuple:
-        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
-        return tuple(_value(kind, item, tensors) for kind, item in zip(kinds, value, strict=True))
+        hints = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
+        return tuple(_from_plain(item_hint, item, tensors) for item_hint, item in zip(hints, value, strict=True))
     if origin is dict:
-        return {key: _value(arguments[1], item, tensors) for key, item in value.items()}
+        return {key: _from_plain(arguments[1], item, tensors) for key, item in value.items()}
     return from_plain(hint, value, tensors) if dataclasses.is_dataclass(hint) else value  # type: ignore[arg-type]
 
 
-def _inside(name: str, field: str) -> bool:
-    return name.startswith(f"{field}/")
-
-
 @functools.cache
-def _hints(kind: Any) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
+def _hints(cls: Any) -> dict[str, Any]:
+    return typing.get_type_hints(cls)

@@ -1,21 +1,43 @@
-"""Tables that print as text, Markdown, LaTeX, CSV or HTML, with the same numbers in each."""
+"""Tables of numbers with errors, as text, Markdown, LaTeX, CSV, HTML or a pandas frame."""
 
 from __future__ import annotations
 
-import csv
-import html
-import io
 import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-WIDTH = 120  # of lines of text
+import jinja2
+
+if TYPE_CHECKING:
+    import pandas
+
+WIDTH = 120  # characters of a line of text
 
 # Control characters, surrogates, and characters without width, some of which reverse the text
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 FORMULA = re.compile(r"\s*[=+@-].")  # start of a cell that spreadsheets evaluate
 NUMBER = re.compile(r"\s*[+-]?[\d.]+(e[+-]?\d+)?")
+WORD = re.compile(r"[^\W\d_]{3}")
+LATEX = str.maketrans(
+    {character: f"\\{character}" for character in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+)
+HTML = """\
+{%- macro cell(value) %}{{ value | string | replace("+-", "\N{PLUS-MINUS SIGN}") | replace("  ", "&ensp;" | safe) }}
+{%- endmacro -%}
+{%- macro words(index) %}{% if index in worded %} class="words"{% endif %}{% endmacro -%}
+<table>{% if table.title %}<caption>
+{%- for line in table.title %}{{ line }}{% if not loop.last %}<br>{% endif %}{% endfor %}</caption>{% endif %}
+<thead><tr>
+{%- for name in table.header %}<th scope="col"{{ words(loop.index0) }}>{{ cell(name) }}</th>{% endfor %}</tr></thead>
+<tbody>
+{%- for row in table.rows %}<tr><th scope="row">{{ cell(row[0]) }}</th>
+{%- for value in row[1:] %}<td{{ words(loop.index) }}>{{ cell(value) }}</td>{% endfor %}</tr>
+{% endfor %}</tbody></table>
+{%- for line in table.notes %}<p>{{ cell(line) }}</p>{% endfor %}"""
 
 
 def printable(text: str) -> str:
@@ -28,15 +50,20 @@ def printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
+def percent(share: float, digits: int = 1) -> str:
+    """Return a share as text, such as ``5.3 %``."""
+    return f"{100 * share:.{digits}f} %"
+
+
 @dataclass(frozen=True)
 class Number:
     """A number in a table.
 
     Attributes:
-        value: None where there is none, which prints as a dash.
-        digits: behind the point.
-        signed: whether a plus is printed too, as of differences.
-        error: its standard error, printed behind it.
+        value: the number; None prints as a dash.
+        digits: digits after the decimal point.
+        signed: whether to print a plus sign, as for differences.
+        error: standard error, printed after the number.
 
     """
 
@@ -46,7 +73,6 @@ class Number:
     error: float | None = None
 
     def __str__(self) -> str:
-        """Return it as it is printed."""
         if self.value is None:
             return "-"
         text = f"{self.value:{'+' if self.signed else ''}.{self.digits}f}"
@@ -55,12 +81,12 @@ class Number:
 
 @dataclass(frozen=True)
 class Interval:
-    """Two ends in one cell of a table, as of a confidence interval.
+    """A confidence interval in a table.
 
     Attributes:
-        low: its lower end; None where there is none, which prints as a dash.
-        high: its upper end.
-        digits: behind the point.
+        low: lower end; None prints the interval as a dash.
+        high: upper end.
+        digits: digits after the decimal point.
 
     """
 
@@ -69,7 +95,6 @@ class Interval:
     digits: int = 3
 
     def __str__(self) -> str:
-        """Return it as it is printed, with both signs."""
         if self.low is None or self.high is None:
             return "-"
         return f"[{self.low:+.{self.digits}f}, {self.high:+.{self.digits}f}]"
@@ -80,13 +105,13 @@ Cell = str | Number | Interval
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text and numbers under one header; every text in it is made `printable`.
+    """Rows of text and numbers under one header; all text is made `printable`.
 
     Attributes:
-        header: of each column; the first column holds the names of the rows.
-        rows: as long as the header.
-        title: sentences above it.
-        notes: sentences below it.
+        header: names of the columns; the first column holds the names of the rows.
+        rows: cells, as many in each row as in the header.
+        title: sentences above the table.
+        notes: sentences below the table.
 
     """
 
@@ -96,20 +121,48 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Escape control characters in the names of data, models and sites."""
         rows = (tuple(printable(cell) if isinstance(cell, str) else cell for cell in row) for row in self.rows)
         object.__setattr__(self, "rows", tuple(rows))
         for name in ("header", "title", "notes"):
             object.__setattr__(self, name, tuple(map(printable, getattr(self, name))))
 
     def __str__(self) -> str:
-        """Return it as text, sentences being wrapped."""
-        lines = [*_wrapped(self.title), ""] if self.title else []
-        lines += align([self.header, *([str(cell) for cell in row] for row in self.rows)])
-        return "\n".join([*lines, "", *_wrapped(self.notes)] if self.notes else lines)
+        """Return the table as text: sentences wrapped, the first column flush left, the others flush right."""
+        rows = [self.header, *([str(cell) for cell in row] for row in self.rows)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        form = "  ".join(f"{{:{'>' if i else '<'}{width}}}" for i, width in enumerate(widths))
+        lines = [form.format(*row).rstrip() for row in rows]
+        above = [*_wrapped(self.title), ""] if self.title else []
+        below = ["", *_wrapped(self.notes)] if self.notes else []
+        return "\n".join([*above, *lines, *below])
+
+    def to_frame(self) -> pandas.DataFrame:
+        """Return the rows as a frame: numbers in full, errors and the ends of intervals in columns of their own."""
+        import pandas
+
+        columns = list(zip(*self.rows, strict=True)) or [()] * len(self.header)
+        with_error = [any(isinstance(cell, Number) and cell.error is not None for cell in cells) for cells in columns]
+        names, values = [], []
+        for name, cells, error in zip(self.header, columns, with_error, strict=True):
+            if any(isinstance(cell, Interval) for cell in cells):
+                names += [f"{name} low", f"{name} high"]
+                values += [[getattr(cell, end, None) for cell in cells] for end in ("low", "high")]
+                continue
+            names.append(name)
+            values.append([cell.value if isinstance(cell, Number) else cell for cell in cells])
+            if error:
+                names.append("se" if sum(with_error) == 1 else f"se of {name}")
+                values.append([getattr(cell, "error", None) for cell in cells])
+        frame = pandas.DataFrame(dict(enumerate(values)), dtype=object)
+        return frame.set_axis(names, axis=1)
+
+    def to_csv(self) -> str:
+        """Return the frame as comma-separated values, with text quoted that a spreadsheet would evaluate."""
+        frame = self.to_frame().map(_no_formula)
+        return frame.to_csv(index=False, header=[_no_formula(name) for name in frame], lineterminator="\n")
 
     def to_markdown(self) -> str:
-        """Return it in Markdown, title and notes as paragraphs."""
+        """Return the table in Markdown, title and notes as paragraphs."""
         rows = [self.header, ("---", *("---:" for _ in self.header[1:])), *self.rows]
         lines = ["| " + " | ".join(_markdown(cell) for cell in row) + " |" for row in rows]
         above = [*(_markdown(line) + "  " for line in self.title), ""] if self.title else []
@@ -117,61 +170,28 @@ class Table:
         return "\n".join([*above, *lines, *below]) + "\n"
 
     def to_latex(self) -> str:
-        """Return it as a LaTeX ``tabular`` of the package booktabs, title and notes as comments."""
-        rows = [" & ".join(map(_latex, row)) + r" \\" for row in (self.header, *self.rows)]
-        return "\n".join(
-            [
-                *(f"% {line}" for line in self.title),
-                rf"\begin{{tabular}}{{l{'r' * (len(self.header) - 1)}}}",
-                *(r"\toprule", rows[0], r"\midrule", *rows[1:], r"\bottomrule"),
-                r"\end{tabular}",
-                *(f"% {line}" for line in self.notes),
-                "",
-            ]
-        )
-
-    def to_csv(self) -> str:
-        """Return header and rows as comma-separated values: numbers in full, errors in columns of their own."""
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        columns = list(zip(*self.rows, strict=True)) or [()] * len(self.header)
-        errors = [any(isinstance(cell, Number) and cell.error is not None for cell in column) for column in columns]
-        names = [
-            [f"{name} low", f"{name} high"]
-            if any(isinstance(cell, Interval) for cell in column)
-            else [name, "se" if sum(errors) == 1 else f"se of {name}"][: 1 + error]
-            for name, column, error in zip(self.header, columns, errors, strict=True)
-        ]
-        writer.writerow([_csv_text(name) for several in names for name in several])
-        for row in self.rows:
-            cells = [_csv_values(cell, len(several)) for cell, several in zip(row, names, strict=True)]
-            writer.writerow([value for values in cells for value in values])
-        return buffer.getvalue()
+        """Return the table as a LaTeX ``tabular`` with the rules of booktabs, title and notes as comments."""
+        header, *rows = (" & ".join(map(_latex, row)) + r" \\" for row in (self.header, *self.rows))
+        begin = rf"\begin{{tabular}}{{l{'r' * (len(self.header) - 1)}}}"
+        lines = (begin, r"\toprule", header, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}")
+        title, notes = ([f"% {line}" for line in lines] for lines in (self.title, self.notes))
+        return "\n".join([*title, *lines, *notes, ""])
 
     def to_html(self) -> str:
-        """Return it as HTML without styles; rows keep the indentation of their names."""
-
-        def row(cells: Sequence[Cell], kind: str) -> str:
-            first, *rest = [html.escape(str(cell)).replace("+-", "&plusmn;").replace("  ", "&ensp;") for cell in cells]
-            scope = "col" if kind == "th" else "row"
-            others = "".join(f"<{kind}>{text}</{kind}>" for text in rest)
-            return f'<tr><th scope="{scope}">{first}</th>{others}</tr>'
-
-        caption = f"<caption>{'<br>'.join(map(html.escape, self.title))}</caption>" if self.title else ""
-        body = "".join(row(cells, "td") for cells in self.rows)
-        notes = "".join(f"<p>{html.escape(line)}</p>" for line in self.notes)
-        return f"<table>{caption}<thead>{row(self.header, 'th')}</thead><tbody>{body}</tbody></table>{notes}"
+        """Return the table as HTML without styles; columns of words have the class ``words``."""
+        columns = enumerate(zip(*self.rows, strict=True))
+        worded = {i for i, cells in columns if i and any(isinstance(c, str) and WORD.search(c) for c in cells)}
+        return jinja2.Template(HTML, autoescape=True).render(table=self, worded=worded)
 
 
 class Tabled:
-    """A record that shows itself as tables, in a terminal and in a notebook."""
+    """Base class of records that print as tables, in a terminal and in a notebook."""
 
     def tables(self) -> tuple[Table, ...]:
-        """Return its tables."""
+        """Return the tables of this record."""
         raise NotImplementedError
 
     def __str__(self) -> str:
-        """Return the tables as text."""
         return "\n\n".join(str(table) for table in self.tables())
 
     def to_markdown(self) -> str:
@@ -179,78 +199,37 @@ class Tabled:
         return "\n".join(table.to_markdown() for table in self.tables())
 
     def to_latex(self) -> str:
-        """Return the tables in LaTeX, each a ``tabular`` of the package booktabs."""
+        """Return the tables in LaTeX, each a ``tabular`` with the rules of booktabs."""
         return "\n".join(table.to_latex() for table in self.tables())
 
     def to_csv(self) -> str:
-        """Return the tables as comma-separated values, an empty line between them."""
+        """Return the tables as comma-separated values, with an empty line between them."""
         return "\n".join(table.to_csv() for table in self.tables())
 
     def _repr_html_(self) -> str:
         return "".join(f"<div>{table.to_html()}</div>" for table in self.tables())
 
 
-def percent(share: float, digits: int = 1) -> str:
-    """Return a share as it is printed, such as ``5.3 %``."""
-    return f"{100 * share:.{digits}f} %"
-
-
-def align(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows of cells as lines, the first column flush left and the others flush right."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-
-
-def number(value: float | None, digits: int) -> str:
-    """Return a value with so many digits, a dash where there is none."""
-    return str(Number(value, digits))
-
-
 def _wrapped(sentences: Sequence[str]) -> list[str]:
-    """Return sentences as lines that are not too wide."""
     wrapper = textwrap.TextWrapper(WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
     return [line for sentence in sentences for line in wrapper.wrap(sentence) or [""]]
 
 
-def _csv_values(cell: Cell, count: int) -> list[object]:
-    """Return a cell as the values of its one or two columns."""
-    if isinstance(cell, Interval):
-        return [cell.low, cell.high]
-    programs: list[object] = [cell.value, cell.error] if isinstance(cell, Number) else [_csv_text(cell), None]
-    return programs[:count]
-
-
-def _csv_text(text: str) -> str:
-    """Return a text, quoted if a spreadsheet would evaluate it as a formula."""
-    return f"'{text}" if FORMULA.match(text) and not NUMBER.fullmatch(text) else text
+def _no_formula(value: Any) -> Any:
+    """Return a value, or a text quoted if a spreadsheet would evaluate it."""
+    formula = isinstance(value, str) and FORMULA.match(value) and not NUMBER.fullmatch(value)
+    return f"'{value}" if formula else value
 
 
 def _markdown(cell: Cell) -> str:
-    """Return a cell in Markdown, with escapes for what would start another cell or a tag."""
+    """Return a cell in Markdown, escaped where it would start another cell or a tag."""
     return re.sub(r"[\\|<]", r"\\\g<0>", str(cell))
 
 
-_LATEX = {
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-}
-
-
 def _latex(cell: Cell) -> str:
-    """Return a cell in LaTeX, numbers in mathematics, where a minus is no hyphen."""
+    """Return a cell in LaTeX, numbers in math mode, which sets a minus sign and not a hyphen."""
     text = str(cell)
     if not isinstance(cell, str) and text != "-":
         return "$" + text.replace("+-", r"\pm") + "$"
-    escaped = "".join(_LATEX.get(character, character) for character in text).replace("+-", r"$\pm$")
-    return "{}" + escaped if escaped.startswith(("[", "*")) else escaped  # which LaTeX would read as options of a row
+    escaped = text.translate(LATEX).replace("+-", r"$\pm$")
+    return "{}" + escaped if escaped.startswith(("[", "*")) else escaped  # else LaTeX reads the options of a row

@@ -1,4 +1,4 @@
-"""What the importance weights of a data set say of its largest bound."""
+"""Tightness of the bounds: importance weights behind the largest K, and the steps from the ELBO to log p(x)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from pyrovae.results.estimates import Estimate
+from pyrovae.results.estimates import Estimate, reasons
 from pyrovae.results.tables import Number, Table, Tabled, percent
 
 SHARES = (0.05, 0.5, 0.95)
-ENOUGH_DATA = 30  # from which on Monte Carlo errors of heavy-tailed weights cover
+ENOUGH_DATA = 30  # number of data from which Monte Carlo intervals of heavy-tailed weights cover as they should
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class Quantiles:
     """The 5 %, 50 % and 95 % quantiles of a diagnostic over the data.
 
     Attributes:
-        low: a twentieth of the data lie below; None where that one is infinite, or none is available.
-        median: half of the data lie below.
-        high: a twentieth of the data lie above.
+        low: 5 % quantile; None if it is infinite or no value is available.
+        median: 50 % quantile.
+        high: 95 % quantile.
 
     """
 
@@ -33,47 +33,47 @@ class Quantiles:
 
     @classmethod
     def of(cls, values: Tensor) -> Quantiles:
-        """Return those of values ``(N,)``, NaN (not available) left aside, interpolated between data."""
+        """Return the quantiles of values ``(N,)`` without NaN, interpolated between data."""
         known = values[~values.isnan()].double().numpy()
         if not len(known):
             return cls(None, None, None)
         with np.errstate(invalid="ignore"):  # between a finite value and an infinite one
-            found = np.quantile(known, SHARES).tolist()
-        return cls(*(value if math.isfinite(value) else None for value in found))
+            quantiles = np.quantile(known, SHARES).tolist()
+        return cls(*(value if math.isfinite(value) else None for value in quantiles))
 
     def cells(self, digits: int) -> tuple[Number, ...]:
-        """Return them as a row of a table."""
+        """Return the quantiles as cells of a table."""
         return tuple(Number(value, digits) for value in (self.low, self.median, self.high))
 
 
 @dataclass(frozen=True)
 class Weights(Tabled):
-    """How heavy the weights behind L_K are, how far L_K may lie below log p(x), and whether K is enough.
+    """Tails of the importance weights behind L_K, the estimated gap from L_K to log p(x), and whether K is enough.
 
     Attributes:
-        num_particles: K, of the largest rung.
+        num_particles: K of the largest rung.
         num_data: N.
-        threshold: k-hat above which an average over K weights is not to be trusted; None where K is below 25.
-        num_above: data whose k-hat is above it.
-        num_unavailable: data without a k-hat.
-        why_unavailable: the reasons, in words; None where there are none.
-        num_constant: data whose largest weights are all the same, but for rounding, so that k-hat is -inf.
-        num_nan: data with a weight that is NaN or infinite.
-        num_zero: data whose weights are all zero.
-        khat: over the data.
-        ess: effective sample sizes.
-        largest: shares of the largest weight.
-        bias: mean gap of L_K by the delta method, nats; None where one is not finite.
-        jackknife: estimate of log p(x) without the 1 / K of the gap; not a bound.
+        threshold: k-hat above which a mean over K weights is unreliable; None for K below 25.
+        num_above: number of data with a k-hat above the threshold.
+        num_unavailable: number of data without a k-hat.
+        why_unavailable: reasons for those, or None.
+        num_constant: number of data whose largest weights are equal up to rounding, with a k-hat of -inf.
+        num_nan: number of data with a NaN or infinite weight.
+        num_zero: number of data whose weights are all zero.
+        khat: k-hat over the data.
+        ess: effective sample size over the data.
+        largest: share of the largest weight over the data.
+        bias: mean gap of L_K by the delta method, nats; None where a gap is not finite.
+        jackknife: estimate of log p(x) without the 1 / K term of the gap; not a bound.
         increment: rise of the mean from the rung before the last, nats.
-        increment_error: its standard error over the data, paired.
-        power: a of a gap that falls like K^-a over the last three rungs.
-        power_error: its standard error.
-        extrapolated: the gap that is left at the last rung by the ladder, nats.
-        tolerance: nats that may be missing for K to be enough.
-        verdict: "K is enough", which holds as far as the guide's draws reach; "K may not be enough" where BDMC does not
-            bear that out; "K is not enough", "not asymptotic" or "cannot be told".
-        reason: of the verdict, a sentence.
+        increment_error: standard error of the rise over the data, paired.
+        power: exponent a of a gap proportional to K^-a over the last three rungs.
+        power_error: standard error of the exponent.
+        extrapolated: gap left at the last rung by extrapolation of the ladder, nats.
+        tolerance: gap up to which K is enough, nats.
+        verdict: "K is enough", which holds as far as the guide's draws reach; "K may not be enough" where BDMC
+            disagrees; "K is not enough", "not asymptotic" or "unknown".
+        reason: reason for the verdict, a sentence.
 
     """
 
@@ -102,14 +102,14 @@ class Weights(Tabled):
 
     @property
     def share_above(self) -> float | None:
-        """Share of the data with a k-hat whose k-hat is above its threshold."""
+        """Share of the data with a k-hat that have it above the threshold."""
         available = self.num_data - self.num_unavailable
         return self.num_above / available if available else None
 
     def tables(self) -> tuple[Table, ...]:
-        """Return the quantiles over the data, and what is missing in the bound."""
+        """Return the quantiles over the data, and the gap that is left."""
         label = f"L_{self.num_particles}"
-        spread = Table(
+        quantiles = Table(
             ("", "5 %", "median", "95 %"),
             (
                 ("k-hat", *self.khat.cells(2)),
@@ -125,37 +125,33 @@ class Weights(Tabled):
                 f"k-hat is high, and of fewer than {ENOUGH_DATA} data an interval of 1.96 se MC around {label} covers "
                 "its mean about 0.78 (one datum) to 0.93 of the time, not 0.95"
             )
-        missing = Table(
+        power = None if self.power is None else -self.power
+        gap = Table(
             ("", "nats"),
             (
                 ("gap by the delta method", Number(self.bias, 4)),
                 ("gap by the ladder", Number(self.extrapolated, 4)),
                 ("rise at the last rung", Number(self.increment, 4, signed=True, error=self.increment_error)),
-                ("power of K in the gap (no unit)", Number(_negative(self.power), 2, error=self.power_error)),
+                ("power of K in the gap (no unit)", Number(power, 2, error=self.power_error)),
                 ("jackknife (not a bound)", Number(self.jackknife.value, 3, error=self.jackknife.se_data)),
             ),
             title=(f"{self.verdict}: {self.reason}",),
             notes=tuple(notes),
         )
-        return spread, missing
+        return quantiles, gap
 
     def _counts(self) -> tuple[str, ...]:
         notes = []
         if self.share_above is not None:
             notes.append(f"k-hat is above {self.threshold:.2f} for {self.num_above} data ({percent(self.share_above)})")
-        for count, what in (
-            (self.num_unavailable, f"k-hat is not available, {self.why_unavailable}"),
-            (self.num_constant, "weights constant but for rounding, k-hat -inf"),
-            (self.num_nan, "a weight that is NaN or infinite"),
-            (self.num_zero, "all weights zero"),
-        ):
-            if count:
-                notes.append(f"{count} of {self.num_data} data: {what}")
+        counts = {
+            f"k-hat is not available, {self.why_unavailable}": self.num_unavailable,
+            "weights constant but for rounding, k-hat -inf": self.num_constant,
+            "a weight that is NaN or infinite": self.num_nan,
+            "all weights zero": self.num_zero,
+        }
+        notes += [f"{count} of {self.num_data} data: {fault}" for fault, count in counts.items() if count]
         return tuple(notes)
-
-
-def _negative(value: float | None) -> float | None:
-    return None if value is None else -value
 
 
 @dataclass(frozen=True)
@@ -164,26 +160,25 @@ class Gaps(Tabled):
 
     ``bound - ELBO = (refined - ELBO) + (bound - refined)``, the amortization gap and the approximation gap
 
-    Steps are differences datum by datum, and so are their standard errors over the data.
+    Steps and their standard errors are computed from differences datum by datum.
 
     *Inference suboptimality in variational autoencoders (Cremer, Li, Duvenaud 2018)*, https://arxiv.org/abs/1801.03558
 
     Attributes:
-        elbo: of the guide, with closed-form KL terms where they are right.
-        refitted: the ELBO of the guide after its own parameters were fitted to these data.
-        refined: the ELBO of a diagonal Gaussian over the unconstrained latent vector, found for each datum by itself.
-        bound: the tightest bound, an estimate of log p(x) from below; its name is the label.
-        amortization: refined - ELBO: what one encoder for all data costs; negative where the guide has a wider family
-            than the diagonal Gaussian.
-        overfitting: refitted - ELBO, the part of the amortization gap that an encoder fitted to these data would not
-            have.
-        approximation: bound - refined: what a diagonal Gaussian costs.
+        elbo: ELBO of the guide, with closed-form KL terms where they are right.
+        refitted: ELBO of the guide after a fit of its own parameters to these data.
+        refined: ELBO of a diagonal Gaussian over the unconstrained latent vector, optimized for each datum.
+        bound: the tightest lower bound on log p(x); its name is the label.
+        amortization: refined - ELBO: the cost of one encoder for all data; negative where the family of the guide is
+            wider than the diagonal Gaussian.
+        overfitting: refitted - ELBO: the part of the amortization gap that a refit to these data removes.
+        approximation: bound - refined: the cost of a diagonal Gaussian.
         total: bound - ELBO.
-        num_data: how many data there are.
-        seed: of all random streams.
+        num_data: number of data.
+        seed: seed of all random streams.
         settings: draws, steps, epochs, batch size, device and dtype.
-        notes: sentences on how the bounds were found, and on what should not be read off them.
-        data: their name.
+        notes: sentences on the computation of the bounds and on its limits.
+        data: name of the data.
         per_datum: "ELBO", "refitted", "refined" and "bound", each ``(N,)``; not part of the JSON.
 
     """
@@ -211,34 +206,31 @@ class Gaps(Tabled):
 
     def tables(self) -> tuple[Table, ...]:
         """Return the bounds, and the steps between them."""
-        rows = [(self.elbo, ""), (self.refitted, "  "), (self.refined, ""), (self.bound, "")]
+        optional = (self.refitted, self.overfitting)  # indented, and left out without a value
+        rows = [
+            (("  " if e in optional else "") + e.label, e)
+            for e in self.estimates
+            if e.value is not None or e not in optional
+        ]
+        num_bounds = 3 + (self.refitted.value is not None)
         bounds = Table(
             header=("", "nats", "se data", "se MC"),
-            rows=tuple(
-                (indent + bound.label, *bound.cells())
-                for bound, indent in rows
-                if bound.value is not None or not indent
-            ),
+            rows=tuple((label, *bound.cells()) for label, bound in rows[:num_bounds]),
             title=(
                 f"Where the gap comes from, on {self.data}: {self.num_data} data, seed {self.seed}",
                 "Bounds on log p(x) from below, nats per datum, larger is better.",
             ),
         )
-        rows = [(self.amortization, ""), (self.overfitting, "  "), (self.approximation, ""), (self.total, "")]
         steps = Table(
             header=("gap", "nats", "se data", "se MC", "share"),
-            rows=tuple(
-                (indent + step.name, *step.cells(signed=True), self._share(step))
-                for step, indent in rows
-                if step.value is not None or not indent
-            ),
+            rows=tuple((label, *step.cells(signed=True), self._share(step)) for label, step in rows[num_bounds:]),
             title=("Steps between them; standard errors are of differences datum by datum.",),
-            notes=(*self.notes, *self._whys()),
+            notes=(*self.notes, *self._reasons()),
         )
         return bounds, steps
 
     def share(self, step: Estimate) -> float | None:
-        """Return the part of the total gap that a step is, None where that gap is not resolved or a part negative."""
+        """Return the share of the total gap that a step is; None if the gap is not resolved or a part is negative."""
         parts = [self.amortization.value, self.approximation.value, self.total.value, step.value]
         if any(part is None or part < 0 for part in parts) or not self.total.value or step.value is None:
             return None
@@ -247,12 +239,8 @@ class Gaps(Tabled):
 
     def _share(self, step: Estimate) -> str:
         share = self.share(step)
-        return "-" if share is None else f"{100 * share:.0f} %"
+        return "-" if share is None else percent(share, 0)
 
-    def _whys(self) -> list[str]:
-        """Return the reasons for numbers that are missing, each once."""
-        whys: dict[str, list[str]] = {}
-        for estimate in self.estimates:
-            if estimate.why and estimate is not self.refitted:  # whose reason is that of the over-fitting
-                whys.setdefault(estimate.why, []).append(estimate.label)
-        return [why if len(names) > 3 else f"{', '.join(names)}: {why}" for why, names in whys.items()]
+    def _reasons(self) -> list[str]:
+        estimates = (estimate for estimate in self.estimates if estimate is not self.refitted)  # same as over-fitting
+        return [why if len(labels) > 3 else f"{', '.join(labels)}: {why}" for why, labels in reasons(estimates).items()]

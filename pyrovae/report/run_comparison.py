@@ -1,4 +1,4 @@
-"""Run folders side by side."""
+"""Comparison of run folders by their reports."""
 
 from __future__ import annotations
 
@@ -8,38 +8,36 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pyrovae import results
-from pyrovae.report.folder import REPORT, read_report, report_names
+from pyrovae.report.report_files import REPORT, read_report, report_names
 from pyrovae.results import Comparison, Evaluation
 from pyrovae.training.run_folder import RunFolder
 
-Source = str | Path | Evaluation
+Run = str | Path | Evaluation
 
 
 def compare(
-    runs: Mapping[str, Source] | Iterable[str | Path],
+    runs: Mapping[str, Run] | Iterable[str | Path],
     *,
     reference: str | Path | None = None,
     blocks: bool = False,
     name: str | None = None,
 ) -> Comparison:
-    """Put evaluated runs on the same data side by side, each paired datum by datum with a reference.
-
-    It is `pyrovae.compare` of what `read_report` reads.
+    """Compare evaluated runs on the same data, each paired datum by datum with a reference, as `pyrovae.compare` does.
 
     Args:
-        runs: their folders; or folders and evaluations by the name of the model. A folder that comes without a name has
-            its own, with as many of the folders above it as tell it from the others.
-        reference: name or folder of the one that the others are compared to; the first if None.
-        blocks: whether what may not be compared is put in separate tables, not refused.
-        name: of the report in each folder; if None, the one that all have in common ("report", if they have several),
-            else the only one of each.
+        runs: run folders; or folders and evaluations by the name of the model. A folder without a name is named by as
+            many of its last parts as distinguish it from the others.
+        reference: name or folder of the run to which the others are compared; the first if None.
+        blocks: whether to put evaluations that may not be compared in separate tables.
+        name: name of the report in each folder; if None, the one that all have in common ("report" if they have
+            several), else the only one of each.
 
     Returns:
-        The comparison: printing it gives the table, and it has ``to_markdown``, ``to_latex`` and ``to_csv``.
+        The comparison, which prints as a table and has ``to_markdown``, ``to_latex`` and ``to_csv``.
 
     Raises:
-        ValueError: if a folder is no run, was not evaluated, was changed, or is given twice; if the report is not clear
-            without a name; or if these may not be compared, for which see `pyrovae.compare`.
+        ValueError: if a folder is not a run, was not evaluated, was changed, or is given twice; if the report is
+            ambiguous without a name; or if the runs may not be compared, see `pyrovae.compare`.
         TypeError: if runs are neither folders nor evaluations by name.
 
     Example:
@@ -47,8 +45,8 @@ def compare(
 
     """
     sources = dict(runs) if isinstance(runs, Mapping) else _named(runs)
-    held = [report_names(source) for source in sources.values() if isinstance(source, (str, Path))]
-    common = set(held[0]).intersection(*held) if held else set()
+    names = [set(report_names(source)) for source in sources.values() if isinstance(source, (str, Path))]
+    common = set.intersection(*names) if names else set()
     if name is None and common and (REPORT in common or len(common) == 1):
         name = REPORT if REPORT in common else next(iter(common))
     evaluations = {model: _read(source, name) for model, source in sources.items()}
@@ -56,8 +54,8 @@ def compare(
     return results.compare(evaluations, reference=named, blocks=blocks)
 
 
-def _named(runs: Iterable[str | Path]) -> dict[str, Source]:
-    """Return folders by names that tell them apart."""
+def _named(runs: Iterable[str | Path]) -> dict[str, Run]:
+    """Return folders by names that distinguish them."""
     if isinstance(runs, (str, Path, Evaluation)) or not isinstance(runs, Iterable):
         raise TypeError(f"compare takes several run folders, but received {runs!r}; give a list of them")
     folders = list(runs)
@@ -81,8 +79,8 @@ def _named(runs: Iterable[str | Path]) -> dict[str, Source]:
     return dict(zip(names, folders, strict=True))
 
 
-def _name_of(reference: str | Path, sources: Mapping[str, Source]) -> str:
-    """Return the name of the reference, which may be given by its folder."""
+def _name_of(reference: str | Path, sources: Mapping[str, Run]) -> str:
+    """Return the name of the reference, given by its name or folder."""
     if reference in sources:
         return str(reference)
     wanted = Path(reference).resolve()
@@ -92,8 +90,8 @@ def _name_of(reference: str | Path, sources: Mapping[str, Source]) -> str:
     return str(reference)
 
 
-def _read(source: Source, name: str | None) -> Evaluation:
-    """Return an evaluation, from its run folder if it is not there yet."""
+def _read(source: Run, name: str | None) -> Evaluation:
+    """Return an evaluation, read from its run folder if necessary."""
     if isinstance(source, Evaluation):
         return source
     if not isinstance(source, (str, Path)):

@@ -1,4 +1,4 @@
-"""Reports of evaluations in a run folder, each a sub-folder with a name."""
+"""Reports of evaluations in run folders: write and read them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from pyrovae.data.loader import Loader, Source
 from pyrovae.evaluation.evaluator import weights_hash
 from pyrovae.importance.sampling import particles
 from pyrovae.programs import Program, Unnormalized
+from pyrovae.report.arviz_tree import to_datatree, to_netcdf
 from pyrovae.report.page import render
-from pyrovae.report.sections import ReportContext, headlines, sections
-from pyrovae.report.tree import to_datatree, to_netcdf
+from pyrovae.report.sections import ReportContext, headlines, report_sections
 from pyrovae.results import Evaluation, History
 from pyrovae.results.record import tensors_of
 from pyrovae.runtime.context import forked_random, stream_seed
@@ -30,8 +30,8 @@ from pyrovae.vae import VAE
 REPORT = "report"  # default name of a report
 NUMBERS, VALUES = "evaluation.json", "per_datum.safetensors"
 NAME = re.compile(r"\w[\w.-]*")
-DATA, PARTICLES, DRAWS = 100, 1000, 200  # of evaluation.nc
-HARDNESS = ("khat", "ESS", "largest weight")
+NUM_DATA, NUM_PARTICLES, NUM_DRAWS = 100, 1000, 200  # in evaluation.nc
+DIAGNOSTICS = ("khat", "ESS", "largest weight")  # in evaluation.nc
 
 
 def write_report(
@@ -47,30 +47,30 @@ def write_report(
     name: str = REPORT,
     overwrite: bool = False,
 ) -> Path:
-    """Write an evaluation into a run folder as one page that needs nothing else, and its numbers beside it.
+    """Write an evaluation into a run folder: one self-contained page, and its numbers beside it.
 
-    The same evaluation of the same pair gives the same files, to the byte. If anything fails, the report that was there
-    before is whole.
+    The same evaluation of the same model and guide gives the same files, to the byte. If the call fails, an earlier
+    report stays complete.
 
     Args:
-        folder: of the run; it need not hold one yet.
-        evaluation: the estimates.
-        model: that was evaluated; pictures of data take that of a `VAE`.
-        guide: that was evaluated.
-        data: that were evaluated.
-        history: what training showed, None where that is not known.
-        settings: of the run, to be listed.
-        modules: those used by the programs that cannot be found from them.
-        name: of the report, the sub-folder that it is written to.
-        overwrite: whether it replaces another evaluation of that name.
+        folder: run folder; it may be new.
+        evaluation: estimates.
+        model: evaluated model; figures of data need the model of a `VAE`.
+        guide: evaluated guide.
+        data: evaluated data.
+        history: metrics of training, if known.
+        settings: settings of the run, to be listed.
+        modules: modules of the programs that cannot be found from them.
+        name: name of the report and of its sub-folder.
+        overwrite: whether to replace another evaluation of that name.
 
     Returns:
-        The sub-folder: ``index.html``, ``evaluation.json``, ``per_datum.safetensors`` with the values
-        per datum, and ``evaluation.nc``, draws from p(z | x) for the first data in the groups that ArviZ reads.
+        The sub-folder: ``index.html``, ``evaluation.json``, ``per_datum.safetensors`` with the values per datum, and
+        ``evaluation.nc``, draws from p(z | x) for the first data in the groups that ArviZ reads.
 
     Raises:
-        ValueError: if the folder cannot be written to, the data are not those that were evaluated, or the name is that
-            of another evaluation, or invalid.
+        ValueError: if the folder cannot be written to; if model, guide or data are not those of the evaluation; if the
+            name is invalid or belongs to another evaluation.
 
     Example:
         >>> write_report("runs/first", evaluation, model=vae.model, guide=vae.guide, data=data.test)
@@ -84,7 +84,7 @@ def write_report(
     if weights != evaluation.settings.get("weights", weights):
         raise ValueError(
             "the report shows the model and guide that were evaluated, but their weights are others (the SHA-256 "
-            "differ); give the pair that evaluate was given, or evaluate this one"
+            "differ); give the model and guide that evaluate was given, or evaluate these"
         )
     if rows.hash() != evaluation.data_hash:
         raise ValueError(
@@ -93,7 +93,7 @@ def write_report(
         )
     x, *covariates = rows.fixed()
     owner = getattr(model, "__self__", None)
-    shown = ReportContext(
+    context = ReportContext(
         evaluation,
         vae=owner if isinstance(owner, VAE) else None,
         x=x,
@@ -103,17 +103,17 @@ def write_report(
         settings=settings,
     )
     page = render(
-        sections(shown),
+        report_sections(context),
         title=f"log {evaluation.density} of {evaluation.data}",
         date=evaluation.date,
         summary=headlines(evaluation),
     )
-    values = {name: tensor.clone() for name, tensor in tensors_of(evaluation).items()}  # two of them may be the same
+    values = {name: tensor.clone() for name, tensor in tensors_of(evaluation).items()}  # names may share a tensor
     files = {
         "index.html": page.encode(),
         NUMBERS: evaluation.to_json().encode(),
         VALUES: safetensors.torch.save(values),
-        "evaluation.nc": _draws(shown, model, guide, modules),
+        "evaluation.nc": _draws(context, model, guide, modules),
     }
     run.write({f"{name}/{file}": content for file, content in files.items()})
     return run.path / name
@@ -121,12 +121,12 @@ def write_report(
 
 def report_names(folder: str | Path) -> tuple[str, ...]:
     """Return the names of the reports in a run folder."""
-    found = (Path(name) for name in RunFolder(folder).manifest())
-    return tuple(path.parent.name for path in found if path.name == NUMBERS and len(path.parts) == 2)
+    paths = map(Path, RunFolder(folder).manifest())
+    return tuple(path.parent.name for path in paths if path.name == NUMBERS and len(path.parts) == 2)
 
 
 def check_report_name(name: str) -> None:
-    """Check that a report's name is one visible sub-folder.
+    """Check that the name of a report is one visible sub-folder.
 
     Raises:
         ValueError: if it is not.
@@ -140,46 +140,46 @@ def check_report_name(name: str) -> None:
 
 
 def find_report(run: RunFolder, name: str, is_same: Callable[[Evaluation], bool]) -> Evaluation | None:
-    """Return the evaluation that a report holds, None if there is no report of that name.
+    """Return the evaluation of a report, or None if there is no report of that name.
 
     Args:
-        run: folder.
-        name: of the report.
-        is_same: whether an evaluation is the one that is to be written.
+        run: run folder.
+        name: name of the report.
+        is_same: returns whether an evaluation is the one to be written.
 
     Raises:
-        ValueError: if it is another evaluation, or cannot be read.
+        ValueError: if the report holds another evaluation, or cannot be read.
 
     """
     if name not in report_names(run.path):
         return None
-    what = "what this pyrovae cannot read, or was changed"
+    content = "what this pyrovae cannot read, or was changed"
     try:
-        found = read_report(run.path, name=name)
+        evaluation = read_report(run.path, name=name)
     except ValueError:
         pass
     else:
-        if is_same(found):
-            return found
-        what = (
-            f"an evaluation of other weights, data or options: {found.data}, {found.num_data} data, up to "
-            f"K = {found.iwae[-1].num_particles}, of {found.date[:10]}"
+        if is_same(evaluation):
+            return evaluation
+        content = (
+            f"an evaluation of other weights, data or options: {evaluation.data}, {evaluation.num_data} data, up to "
+            f"K = {evaluation.iwae[-1].num_particles}, of {evaluation.date[:10]}"
         )
     raise ValueError(
-        f"{run.path / name} holds {what}; keep it and choose another name (name=, --report), or replace it "
+        f"{run.path / name} holds {content}; keep it and choose another name (name=, --report), or replace it "
         "(overwrite=True, --overwrite)"
     )
 
 
 def read_report(folder: str | Path, *, name: str | None = None) -> Evaluation:
-    """Read an evaluation that `write_report` wrote into a run folder, values per datum included.
+    """Return an evaluation from the files of `write_report`, with its values per datum.
 
     Args:
-        folder: of the run.
-        name: of the report; if None, "report", or the only one there is.
+        folder: run folder.
+        name: name of the report; if None, "report", or the only one.
 
     Raises:
-        ValueError: if there is none, or several and none is named; if its files were changed, or another version of
+        ValueError: if there is no report, or several and no name; if its files were changed, or another version of
             pyrovae wrote them.
 
     """
@@ -192,8 +192,7 @@ def read_report(folder: str | Path, *, name: str | None = None) -> Evaluation:
                 f"the run {folder} has several reports, {', '.join(names)}; name one of them (name=, --report)"
             )
     remedy = f"evaluate it again: pyrovae evaluate {run.path} --overwrite"
-    contents = run.read_files([f"{name}/{file}" for file in (NUMBERS, VALUES)], remedy=remedy)
-    text, values = contents.values()
+    text, values = run.read_files([f"{name}/{file}" for file in (NUMBERS, VALUES)], remedy=remedy).values()
     try:
         return Evaluation.from_json(text.decode(), safetensors.torch.load(values))
     except ValueError as error:
@@ -210,32 +209,29 @@ def _version(text: bytes) -> str:
         return "not known"
 
 
-def _draws(shown: ReportContext, model: Program, guide: Program, modules: Iterable[nn.Module]) -> bytes:
+def _draws(context: ReportContext, model: Program, guide: Program, modules: Iterable[nn.Module]) -> bytes:
     """Return the content of ``evaluation.nc``."""
-    evaluation = shown.evaluation
-    first = slice(0, DATA)
-    args = tuple(tensor[first] for tensor in (shown.x, *shown.covariates))
+    evaluation, labels = context.evaluation, context.labels
+    x, *covariates = (tensor[:NUM_DATA] for tensor in (context.x, *context.covariates))
     model = Unnormalized()(model) if evaluation.unnormalized else model
-    with forked_random(stream_seed(evaluation.seed, "draws"), args[0].device):
-        record = particles(
-            model, guide, *args, num_particles=min(PARTICLES, evaluation.iwae[-1].num_particles), modules=modules
-        )
-    bounds = {estimate.label: estimate.value for estimate in evaluation.estimates}
+    k = min(NUM_PARTICLES, evaluation.iwae[-1].num_particles)
+    with forked_random(stream_seed(evaluation.seed, "draws"), x.device):
+        record = particles(model, guide, x, *covariates, num_particles=k, modules=modules)
     tree = to_datatree(
         record,
-        args[0],
-        covariates=args[1:],
-        labels=None if shown.labels is None else shown.labels[first],
-        per_datum={name: evaluation.per_datum[name][first] for name in HARDNESS if name in evaluation.per_datum},
+        x,
+        covariates=covariates,
+        labels=None if labels is None else labels[:NUM_DATA],
+        per_datum={name: value[:NUM_DATA] for name, value in evaluation.per_datum.items() if name in DIAGNOSTICS},
         attributes={
-            **bounds,
+            **{estimate.label: estimate.value for estimate in evaluation.estimates},
             "data": evaluation.data,
             "data_hash": evaluation.data_hash,
             "base_measure": evaluation.base_measure,
             "seed": evaluation.seed,
             **{f"{name} version": version for name, version in evaluation.versions.items()},
         },
-        num_draws=DRAWS,
+        num_draws=NUM_DRAWS,
         seed=evaluation.seed,
         leave_out=True,
     )

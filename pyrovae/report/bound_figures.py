@@ -1,0 +1,238 @@
+"""Figures of bounds on log p(x): the ladder over K, the steps of the gap, and differences of models."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+from pyrovae.report.style import (
+    DOTTED,
+    FAINT,
+    FIRST,
+    INK,
+    PALETTE,
+    SECOND,
+    blank,
+    dress,
+    legend_below,
+    minus_signs,
+    styled,
+)
+from pyrovae.results import ComparisonTable, Estimate, Evaluation, Gaps
+from pyrovae.results.tables import printable
+
+TICKS = 9  # labels that fit on the axis of K
+LADDER = "IWAE bound $L_K$"
+ANNEALED = "AIS"  # the only other lower bound on the same data
+OVER_DATA, MONTE_CARLO = "Standard error over the data", "Monte Carlo standard error"
+PAIRED, OVERFITTING = "Standard error of the difference, datum by datum", "Over-fitting of the guide"
+BROAD: dict[str, Any] = {"linewidth": 7, "alpha": 0.25}
+THIN: dict[str, Any] = {"fmt": "none", "ecolor": INK, "elinewidth": 1.2, "capsize": 3, "zorder": 4}
+BAR, LINE = 0.62, 0.40  # width of a step's bar, half the width of a bound's line
+LETTERS = 15  # letters of a line below the axis of steps
+
+
+@styled
+def ladder(evaluation: Evaluation, extra: Sequence[Estimate] = ()) -> Figure:
+    """Draw the ELBO and the IWAE bounds L_K over K, and beside them the paired gain of each L_K over the ELBO.
+
+    Thin bars are Monte Carlo standard errors, broad light ones standard errors over the data. Most of the latter is
+    common to all bounds; the second panel has the standard errors of paired differences. Missing numbers are left out.
+
+    Args:
+        evaluation: estimates in nats per datum.
+        extra: AIS on the same data, drawn to the right of the ladder.
+
+    Raises:
+        ValueError: if another estimate is given, such as the jackknife, which is not a bound.
+
+    """
+    if others := [estimate.name for estimate in extra if estimate.name != ANNEALED]:
+        raise ValueError(
+            f"beside the ladder only other lower bounds on the same data are drawn, which are named {ANNEALED!r}, but "
+            f"received {others[0]!r}; report it in a table"
+        )
+    iwae, elbo = evaluation.iwae, evaluation.elbo
+    annealed = [estimate for estimate in extra if estimate.value is not None]
+    gains = [Estimate("IWAE", b.num_particles, *evaluation.gains.get(b.label, (None, None)), None) for b in iwae]
+    paired = any(gain.value is not None for gain in gains)
+    ks = [bound.num_particles for bound in iwae] or [elbo.num_particles]
+    step = (max(ks) / min(ks)) ** (1 / 4) if len(set(ks)) > 1 else 4.0  # factor from the ladder to a place beside it
+    figure = blank(9.0 if paired else 4.9, 3.8)
+    data = f"{printable(evaluation.data)}, {evaluation.num_data:,} data"
+    figure.suptitle(data, x=0.012, ha="left", parse_math=False)
+
+    title = f"Lower bounds on log {evaluation.density} (nats per datum)"
+    axes = dress(figure.add_subplot(1, 1 + paired, 1), title=title, grid=True)
+    _draw_points(axes, [min(ks) / step], [elbo], color=SECOND, label="ELBO")
+    if annealed:
+        _draw_points(axes, [max(ks) * step] * len(annealed), annealed, color=PALETTE[4], label=ANNEALED)
+    _draw_points(axes, ks, iwae, color=FIRST, label=LADDER)
+    if elbo.value is not None:
+        axes.axhline(elbo.value, **DOTTED | {"color": SECOND, "zorder": 1})
+    _set_particle_axis(axes, ks, step=step, first="ELBO", last=ANNEALED if annealed else "")
+    legend_below(figure, ["ELBO", LADDER, ANNEALED, MONTE_CARLO, OVER_DATA], columns=5 if paired else 2)
+
+    if paired:
+        title = "Paired gain of $L_K$ over the ELBO (nats per datum)"
+        axes = dress(figure.add_subplot(1, 2, 2), title=title, grid=True)
+        _draw_points(axes, ks, gains, color=FIRST, label="Gain", form="+.3f")
+        axes.axhline(0.0, **DOTTED | {"color": SECOND, "zorder": 1})
+        _set_particle_axis(axes, ks, step=step)
+    return figure
+
+
+def _draw_points(
+    axes: Axes, ks: Sequence[float], estimates: Sequence[Estimate], *, color: str, label: str, form: str = ".2f"
+) -> None:
+    """Draw estimates over K with their values and standard errors, as far as they are known."""
+    known = [(k, e, e.value) for k, e in zip(ks, estimates, strict=False) if e.value is not None]
+    line: dict[str, Any] = {"color": color, "linewidth": 1.4, "markersize": 5, "label": label}
+    axes.plot([k for k, *_ in known], [value for *_, value in known], "-o", **line)
+    for k, estimate, value in known:
+        if (error := estimate.se_data) is not None:
+            axes.vlines(k, value - error, value + error, color=color, label=OVER_DATA, **BROAD)
+        if (error := estimate.se_monte_carlo) is not None:
+            axes.errorbar(k, value, error, label=MONTE_CARLO, **THIN)
+    place: dict[str, Any] = {"xytext": (-7, 5), "ha": "right"}
+    if len(known) == 1:  # no line passes below the point
+        place = {"xytext": (0, -14), "ha": "center"}
+    for k, _, value in known if len(known) <= 6 else (known[0], known[-1]):
+        axes.annotate(minus_signs(f"{value:{form}}"), (k, value), textcoords="offset points", fontsize=8, **place)
+
+
+def _set_particle_axis(axes: Axes, ks: Sequence[int], *, step: float, first: str = "", last: str = "") -> None:
+    """Set ticks at each K, with labels where they fit, and at `first` and `last` one step outside."""
+    axes.set_xscale("log")
+    axes.set_xlabel("Number of particles K")
+    low, high = min(ks) / step if first else min(ks), max(ks) * step if last else max(ks)
+    labeled: list[int] = []
+    for k in sorted(set(ks), reverse=True):
+        if not labeled or math.log(labeled[-1] / k) >= math.log(high / low) / TICKS:
+            labeled.append(k)
+    labels: dict[float, str] = {k: f"{k:,}" if k in labeled else "" for k in sorted(set(ks))}
+    labels |= ({low: first} if first else {}) | ({high: last} if last else {})
+    axes.set_xticks(list(labels), list(labels.values()))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlim(low / step**0.8, high * step**0.4)
+    axes.margins(y=0.12)
+
+
+@styled
+def waterfall(gaps: Gaps) -> Figure:
+    """Draw the steps from the ELBO of the guide up to the tightest bound, and their total.
+
+    Bounds are short lines, steps are bars between them; the bar of a negative step hangs down. Thin bars are standard
+    errors of the differences datum by datum; for a single datum, over Monte Carlo draws. A refit of the guide to these
+    data removes the hatched part of the amortization gap.
+
+    Args:
+        gaps: bounds and steps in nats per datum.
+
+    Raises:
+        ValueError: if a bound has no value.
+
+    """
+    elbo, refined, bound = (_level(estimate) for estimate in (gaps.elbo, gaps.refined, gaps.bound))
+    size = max(abs(gaps.total.value or 0.0), _error(gaps.total)[0] or 0.0)
+    digits = min(5, max(2, 1 - math.floor(math.log10(size)))) if size > 0 else 2  # for two significant digits
+    figure = blank(7.2, 4.2)
+    figure.suptitle(f"{printable(gaps.data)}, {gaps.num_data:,} data", x=0.012, ha="left", parse_math=False)
+    axes = dress(figure.add_subplot(), title="Where the gap comes from (nats per datum)", grid=True)
+    axes.ticklabel_format(axis="y", useOffset=False)
+    for place, level, end in ((0, elbo, 5), (2, refined, 3), (4, bound, 5)):
+        axes.hlines(level, place - LINE, end + BAR / 2, zorder=1, **DOTTED)
+        axes.hlines(level, place - LINE, place + LINE, color=INK, linewidth=2.2, zorder=3)
+    for place, step, low, high, color in (
+        (1, gaps.amortization, elbo, refined, FIRST),
+        (3, gaps.approximation, refined, bound, PALETTE[1]),
+        (5, gaps.total, elbo, bound, FAINT),
+    ):
+        axes.bar(place, high - low, BAR, bottom=low, color=color, zorder=2)
+        error, label = _error(step)
+        if error is not None:
+            axes.errorbar(place, high, error, label=label, **THIN)
+        top = max(low, high, high + (error or 0.0))
+        text: dict[str, Any] = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center", "fontsize": 9}
+        axes.annotate(_signed(step, digits), (place, top), va="bottom", zorder=5, **text)
+    labels = [PAIRED, MONTE_CARLO]
+    if (part := gaps.overfitting.value) is not None:
+        labels = [f"{OVERFITTING}: {_signed(gaps.overfitting, digits)}", *labels]
+        hatched: dict[str, Any] = {"facecolor": FIRST, "edgecolor": "white", "hatch": "////", "linewidth": 0.0}
+        inside = min(max(part, 0.0), max(refined - elbo, 0.0))
+        axes.bar(1, inside, BAR, bottom=elbo, label=labels[0], zorder=2.5, **hatched)
+    legend_below(figure, labels, columns=2)
+    names = {"ELBO": elbo, "Amortization gap": None, "Refined Gaussian": refined, "Approximation gap": None}
+    names |= {gaps.bound.label: bound, "Total gap": None}
+    axes.set_xticks(range(6), [_tick_label(*item, digits) for item in names.items()], parse_math=False)
+    axes.tick_params(axis="x", length=0)
+    axes.set_xlim(-0.6, 5.6)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low - 0.02 * (high - low), high + 0.09 * (high - low))
+    return figure
+
+
+def _level(estimate: Estimate) -> float:
+    if estimate.value is None:
+        raise ValueError(
+            f"a waterfall goes from bound to bound, but {estimate.label} has no value ({estimate.why}); leave out the "
+            "data that have none"
+        )
+    return estimate.value
+
+
+def _error(step: Estimate) -> tuple[float | None, str]:
+    return (step.se_data, PAIRED) if step.se_data is not None else (step.se_monte_carlo, MONTE_CARLO)
+
+
+def _signed(step: Estimate, digits: int) -> str:
+    error, _ = _error(step)
+    return minus_signs(f"{step.value:+.{digits}f}") + ("" if error is None else f" ± {error:.{digits}f}")
+
+
+def _tick_label(name: str, value: float | None, digits: int) -> str:
+    number = [] if value is None else [minus_signs(f"{value:.{digits}f}")]
+    return "\n".join([*textwrap.wrap(name, LETTERS), *number])
+
+
+@styled
+def forest(block: ComparisonTable) -> Figure | None:
+    """Draw the difference of the bound of each model to the reference, paired datum by datum.
+
+    Bars are 95 % intervals. A circle is open where the interval contains 0, or where a single datum has no interval.
+
+    Args:
+        block: models that may be compared, from `pyrovae.results.compare`.
+
+    Returns:
+        The figure, or None if no model has a difference.
+
+    """
+    rows = [(row.name, row.difference) for row in block.rows if row.difference and row.difference.mean is not None]
+    if not rows:
+        return None
+    figure = blank(7.0, 1.15 + 0.34 * len(rows))
+    bound = block.rows[0].bound
+    label = f"$L_{{{bound.num_particles}}}$" if bound.name == "IWAE" else bound.label
+    axes = dress(figure.add_subplot(), title=f"{label} minus that of the reference (nats per datum, 95 % intervals)")
+    axes.axvline(0.0, color=FAINT, linewidth=1.0, linestyle=(0, (4, 3)))
+    for place, (_, change) in enumerate(rows):
+        text, low, high = f"{change.mean:+.3f}", change.low, change.high
+        if low is not None and high is not None:
+            axes.plot([low, high], [place, place], color=FIRST, linewidth=2.0, solid_capstyle="butt", label="Interval")
+            text += f"  [{low:+.3f}, {high:+.3f}]"
+        dot: dict[str, Any] = {"color": FIRST, "markerfacecolor": FIRST if change.resolved else "white"}
+        axes.plot([change.mean or 0.0], [place], "o", markersize=6, label="Difference", **dot)
+        beside: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 9}
+        axes.text(1.02, place, minus_signs(text), color=INK, **beside)
+    axes.set_yticks(range(len(rows)), [printable(name) for name, _ in rows], parse_math=False)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel(f"Difference to {printable(block.reference)}", parse_math=False)
+    axes.margins(x=0.08)
+    return figure

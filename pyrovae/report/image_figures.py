@@ -1,0 +1,291 @@
+"""Figures of data and the model: reconstructions, samples, traversals, interpolations and the hardest data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from pyrovae.report.latent_dimensions import device_of, encode, first_rows, latent_importance, prior_moments
+from pyrovae.report.panels import draw_rows, draw_scatters, draw_tiles, image_limits, is_image
+from pyrovae.report.style import minus_signs, styled
+from pyrovae.vae import VAE
+
+POINTS = 2000  # tabular data in a scatter
+REACH = 2.5  # standard deviations of the prior that a traversal extends to either side
+SHORT = 10  # letters of a condition that fit below a tile
+
+
+@styled
+def reconstructions(
+    vae: VAE,
+    x: Tensor,
+    *,
+    covariates: Sequence[Tensor] = (),
+    num: int = 10,
+    order: Tensor | None = None,
+    what: str = "gap (nats)",
+) -> Figure | None:
+    """Draw data above E[x | z] at the mean z of their posterior.
+
+    Given one value per datum, images are chosen evenly over the order of the values, from the smallest to the largest,
+    with the value below each. Data that are not images are drawn as a scatter of E[x | z] over x, for the first 9
+    columns and 2000 data; given values, the tenth of the data with the largest values has a color of its own.
+
+    Args:
+        vae: model.
+        x: ``(N, *x_shape)``; images are ``(C, H, W)`` with C of 1 or 3, or ``(H, W)``.
+        covariates: ``(N, ...)`` each, of a conditional model.
+        num: number of images.
+        order: ``(N,)``; data with a value that is not finite are left out and counted. None draws the first data.
+        what: name of the values, with their unit.
+
+    Returns:
+        The figure, or None if no value is finite.
+
+    """
+    _require_positive(num=num)
+    limit = num if is_image(vae) else POINTS
+    rows = torch.arange(len(x))[:limit] if order is None else spread(order, limit)
+    if not len(rows):
+        return None
+    chosen, *given = (tensor[rows.to(tensor.device)].to(device_of(vae)) for tensor in (x, *covariates))
+    means, chosen = vae.reconstruct(chosen, *given).cpu(), chosen.cpu()
+    mean = _mean_symbol(covariates)
+    title = f"Data and their reconstructions {mean} from the posterior mean of z"
+    values = None if order is None else order.cpu()[rows]
+    if not is_image(vae):
+        return draw_scatters(chosen, means, title=title, values=values, name=what)
+    note = ""
+    if order is not None:
+        known = int(order.isfinite().sum())
+        left_out = f"; {len(order) - known} without a finite one left out" if known < len(order) else ""
+        note = f"{what}: {len(rows)} data from the smallest to the largest of {known:,}{left_out}"
+    return draw_tiles(
+        torch.stack([chosen, means]),
+        limits=image_limits(vae, chosen),
+        title=title,
+        row_labels=["Data $x$", mean],
+        column_labels=_with_conditions([] if values is None else _numbers(values), covariates, rows),
+        note=note,
+    )
+
+
+@styled
+def samples(
+    vae: VAE, *, covariates: Sequence[Tensor] = (), num: int = 64, seed: int = 0, mean: bool = True
+) -> Figure | None:
+    """Draw E[x | z] for z from the prior, or draws of x; None for data that are not images.
+
+    Args:
+        vae: model.
+        covariates: ``(N, ...)`` each, of a conditional model; sample i has those of row i, modulo N.
+        num: number of samples.
+        seed: seed of the draws.
+        mean: whether to draw E[x | z] instead of draws of x.
+
+    """
+    if not is_image(vae):
+        return None
+    given = [first_rows(tensor, num).to(device_of(vae)) for tensor in covariates]
+    images = vae.generate(num, *given, seed=seed, mean=mean).cpu()
+    columns = math.ceil(math.sqrt(num))
+    empty = images.new_full((-num % columns, *images.shape[1:]), math.nan)
+    grid = torch.cat([images, empty]).unflatten(0, (-1, columns))  # (rows, columns, *x_shape)
+    prior = "p(z | c)" if given and vae.prior.conditional else "the prior"
+    title = f"Means {_mean_symbol(given)} (not draws of x) for z from {prior}" if mean else "Draws of x from the model"
+    title += "\ngiven the covariates c of the first data" if given else ""
+    return draw_tiles(grid, limits=image_limits(vae, images), title=title)
+
+
+@styled
+def traversals(
+    vae: VAE, x: Tensor, *, covariates: Sequence[Tensor] = (), num_dims: int = 8, num_values: int = 9
+) -> Figure | None:
+    """Draw E[x | z] with one dimension of z moved at a time; None for data that are not images.
+
+    Rows are the most important latent dimensions, by `pyrovae.report.latent_dimensions.latent_importance`. Each takes
+    values from 2.5 standard deviations of the prior below its mean to 2.5 above; the others stay at the posterior mean
+    of the first datum. A conditional model is given the covariates of that datum throughout.
+
+    Args:
+        vae: model.
+        x: ``(N, *x_shape)``.
+        covariates: ``(N, ...)`` each, of a conditional model.
+        num_dims: maximum number of latent dimensions.
+        num_values: number of values of each.
+
+    """
+    if not is_image(vae):
+        return None
+    _require_positive(num_dims=num_dims, num_values=num_values)
+    importance = latent_importance(vae, *encode(vae, x, covariates), covariates)
+    dims = importance.ranked[:num_dims]
+    loc, scale = prior_moments(vae, [covariate[:1] for covariate in covariates])
+    steps = torch.linspace(-REACH, REACH, num_values, dtype=loc.dtype)
+    datum = [tensor[0].to(device_of(vae)) for tensor in (x, *covariates)]
+    images = torch.cat([vae.traverse(*datum, dims=[dim], values=loc[dim] + steps * scale[dim]) for dim in dims]).cpu()
+    title = f"{_mean_symbol(covariates)} with one dimension of z moved at a time,\n"
+    title += f"given c of the first datum, {condition(covariates, 0)};\n" if covariates else ""
+    row_labels = [f"z[{dim}]  ({importance.text(dim)})" for dim in dims]
+    note = "Value of the moved dimension"
+    if not bool((loc == 0).all() and (scale == 1).all()):
+        places = [f"{_numbers(loc)[dim]} ± {scale[dim]:.2f}" for dim in dims]
+        row_labels = [label.replace("  ", f"  {place}  ", 1) for label, place in zip(row_labels, places, strict=True)]
+        note = "Standard deviations of the prior from its mean\n(mean $\\pm$ standard deviation beside each row)"
+    return draw_tiles(
+        images,
+        limits=image_limits(vae, images),
+        title=f"{title}those that carry most first, by {importance.name}",
+        row_labels=row_labels,
+        column_labels=_numbers(steps),
+        note=note,
+    )
+
+
+@styled
+def interpolations(
+    vae: VAE, x: Tensor, *, covariates: Sequence[Tensor] = (), num: int = 6, num_steps: int = 8
+) -> Figure | None:
+    """Draw E[x | z] on the straight line between the codes of two data, with the data at its ends.
+
+    The two are neighbors in the data; for a conditional model, data with the same covariates.
+
+    Args:
+        vae: model.
+        x: ``(N, *x_shape)``.
+        covariates: ``(N, ...)`` each, of a conditional model.
+        num: maximum number of lines.
+        num_steps: points on each line, both codes included.
+
+    Returns:
+        The figure, or None for data that are not images or without two data of the same covariates.
+
+    """
+    _require_positive(num=num, num_steps=num_steps)
+    ends = _matching_rows(len(x), covariates)[:num]
+    if not is_image(vae) or not ends:
+        return None
+    first, second = torch.tensor(ends).T
+    start, end = (x[rows.to(x.device)].to(device_of(vae)) for rows in (first, second))
+    given = [covariate[first.to(covariate.device)].to(device_of(vae)) for covariate in covariates]
+    along = vae.interpolate(start, end, *given, num_steps=num_steps).cpu()  # (num, num_steps, *x_shape)
+    tiles = torch.cat([start.cpu().unsqueeze(1), along, end.cpu().unsqueeze(1)], 1)
+    title = f"{_mean_symbol(covariates)} on the straight line between the posterior means of two data"
+    return draw_tiles(
+        tiles,
+        limits=image_limits(vae, tiles),
+        title=title + (" of the same c" if covariates else ""),
+        row_labels=_with_conditions([], covariates, first),
+        column_labels=["Data", *_numbers(torch.linspace(0, 1, num_steps)), "Data"],
+        note="Part of the way",
+    )
+
+
+@styled
+def thumbnails(
+    vae: VAE, x: Tensor, values: Tensor, *, covariates: Sequence[Tensor] = (), num: int = 10, what: str = "k-hat"
+) -> Figure | None:
+    """Draw the data with the largest values of a diagnostic, with value and row below each; tabular data as a table.
+
+    Args:
+        vae: model.
+        x: ``(N, *x_shape)``.
+        values: ``(N,)``; data with a NaN are left out and counted.
+        covariates: ``(N, ...)`` each, of a conditional model.
+        num: maximum number of data.
+        what: name of the values.
+
+    Returns:
+        The figure, or None if every value is NaN.
+
+    """
+    _require_positive(num=num)
+    values = values.cpu()
+    known = (~values.isnan()).nonzero().squeeze(-1)
+    if not len(known):
+        return None
+    rows = known[values[known].argsort(descending=True, stable=True)][:num]
+    missing = len(values) - len(known)
+    title = (
+        f"The {len(rows)} of {len(values):,} data with the largest {what}" if len(rows) > 1 else f"{what} of a datum"
+    )
+    note = f"{missing:,} {'data' if missing > 1 else 'datum'} without {what} left out" if missing else ""
+    named = list(zip(rows.tolist(), _numbers(values[rows]), strict=True))
+    if not is_image(vae):
+        return draw_rows(x, rows=rows, names=[f"#{row}  {value}" for row, value in named], title=title, note=note)
+    chosen = x[rows.to(x.device)].cpu()
+    labels = [f"{value}\n#{row}" for row, value in named]
+    column_labels = _with_conditions(labels, covariates, rows)
+    return draw_tiles(
+        chosen.unsqueeze(0),
+        limits=image_limits(vae, chosen),
+        title=title,
+        row_labels=[f"{what} and\nrow below" if column_labels == labels else f"{what}, row\nand c below"],
+        column_labels=column_labels,
+        note=note,
+    )
+
+
+def spread(values: Tensor, num: int) -> Tensor:
+    """Return rows evenly spread over the order of finite values ``(N,)``, from the smallest to the largest."""
+    values = values.cpu()
+    rows = values.isfinite().nonzero().squeeze(-1)
+    ranked = rows[values[rows].argsort(stable=True)]
+    if len(ranked) <= num:
+        return ranked
+    return ranked[torch.linspace(0, len(ranked) - 1, num, dtype=torch.float64).round().long()]
+
+
+def condition(covariates: Sequence[Tensor], row: int) -> str:
+    """Return the covariates of one datum in a word or two: the class of a one-hot row, or at most two numbers.
+
+    Args:
+        covariates: ``(N, ...)`` each.
+        row: row of the datum.
+
+    """
+    values = torch.cat([covariate[row].flatten().cpu().double() for covariate in covariates])
+    if len(values) > 1 and bool(((values == 0) | (values == 1)).all()) and values.sum() == 1:
+        return f"class {int(values.argmax())}"
+    numbers = [minus_signs(f"{value:.3g}") for value in values[:2].tolist()]
+    return f"c = {numbers[0]}" if len(values) == 1 else f"({', '.join(numbers)}{', ...' if len(values) > 2 else ''})"
+
+
+def _with_conditions(labels: Sequence[str], covariates: Sequence[Tensor], rows: Tensor) -> list[str]:
+    """Return the labels of data with their covariates below, if these are short."""
+    given = [condition(covariates, row) for row in rows.tolist()] if covariates else []
+    if any(len(text) > SHORT for text in given):
+        given = []
+    return ["\n".join(lines) for lines in zip(*(part for part in (labels, given) if part), strict=True)]
+
+
+def _numbers(values: Tensor) -> list[str]:
+    return [minus_signs(f"{value:.2f}") for value in values.tolist()]
+
+
+def _mean_symbol(covariates: Sequence[Tensor]) -> str:
+    return f"$E[x \\mid {'z, c' if covariates else 'z'}]$"
+
+
+def _matching_rows(num: int, covariates: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """Return disjoint pairs of rows with the same covariates."""
+    waiting: dict[bytes, int] = {}
+    matches = []
+    flat = [covariate.cpu().flatten(1) for covariate in covariates]
+    for row in range(min(num, POINTS)):
+        key = b"".join(covariate[row].numpy().tobytes() for covariate in flat)
+        if key in waiting:
+            matches.append((waiting.pop(key), row))
+        else:
+            waiting[key] = row
+    return matches
+
+
+def _require_positive(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"a picture shows one image or more, but received {name}={number}; give {name} >= 1")

@@ -1,0 +1,168 @@
+"""Posterior means of data in latent space, against the prior."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from pyrovae.report.latent_dimensions import encode, latent_importance, normal_prior, prior_draws
+from pyrovae.report.style import INK, PALETTE, blank, dress, legend_below, styled
+from pyrovae.vae import VAE
+
+MARKERS = ("o", "^", "s", "D", "v")  # markers of labels 0 to 9, 10 to 19, ..., whose colors repeat
+MANY_LABELS = 20  # maximum number of labels
+RASTERIZED = 1000  # points from which they are pixels in vector formats too
+CELLS, BANDWIDTH = 128, 3.0  # grid for the counts of prior draws, and their smoothing in cells
+SHARES = (1 - math.exp(-0.5), 1 - math.exp(-2.0))  # of a normal in the plane, within one and two standard deviations
+DASHED: dict[str, Any] = {"color": INK, "alpha": 0.7, "linewidth": 0.9, "linestyle": (0, (4, 3))}
+CIRCLES, REGIONS = "Prior, one and two standard deviations", "Prior, where 39 % and 86 % of its draws lie"
+
+
+@styled
+def latent_space(vae: VAE, x: Tensor, labels: Tensor | None = None, *, covariates: Sequence[Tensor] = ()) -> Figure:
+    """Draw the posterior means of data, in color by their labels, against the prior.
+
+    One latent dimension gives a histogram, several give a scatter of the two most important ones, by
+    `pyrovae.report.latent_dimensions.latent_importance`. Dashed lines are one and two standard deviations of a normal
+    prior; for another prior, the smallest regions with the same shares of its draws. A label has the same color and
+    marker in every figure.
+
+    Args:
+        vae: model.
+        x: ``(N, *x_shape)``.
+        labels: ``(N,)``; at most 20 different integers (10 in a histogram). Other labels are ignored, and so are labels
+            of which two would look alike, such as 3 and 53.
+        covariates: ``(N, ...)`` each, of a conditional model; a conditional prior is drawn given all of them.
+
+    """
+    mean, stddev = encode(vae, x, covariates)
+    importance = latent_importance(vae, mean, stddev, covariates)
+    dims = sorted(importance.ranked[:2])
+    groups = _group_rows(labels, len(x), num_looks=len(PALETTE) * (1 if len(dims) == 1 else len(MARKERS)))
+    title = f"Posterior means of {len(x):,} data" + (" given their covariates" if covariates else "")
+    if mean.shape[1] > 2:
+        title += f", the 2 of {mean.shape[1]} dimensions\nwith the largest {importance.name}"
+        names = [f"z[{dim}]  ({importance.text(dim)})" for dim in dims]
+    else:
+        names = [f"z[{dim}]  ({importance.name}: {importance.text(dim).removeprefix('ratio ')})" for dim in dims]
+    figure = blank(6.4, 4.0 if len(dims) == 1 else 5.4)
+    axes = dress(figure.add_subplot(), title=title)
+    axes.set_xlabel(names[0])
+    axes.set_ylabel(names[1] if len(dims) > 1 else "Density")
+    if len(dims) == 1:
+        _draw_histogram(axes, vae, mean[:, 0], groups, covariates)
+    else:
+        _draw_scatter(axes, mean[:, dims], groups)
+        _draw_prior(axes, vae, dims, covariates)
+    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    legend_below(figure, [label for label in handles if label not in groups])
+    if len(groups) > 1:
+        beside: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "ncols": 1 + (len(groups) > 12)}
+        axes.legend([handles[label] for label in groups], list(groups), title="Label", handletextpad=0.4, **beside)
+    return figure
+
+
+def _group_rows(labels: Tensor | None, num: int, *, num_looks: int) -> dict[str, Tensor]:
+    """Return the rows of each label, or all rows without usable labels."""
+    all_rows = {"Data": torch.ones(num, dtype=torch.bool)}
+    if labels is None:
+        return all_rows
+    labels = labels.cpu()
+    values = labels.unique()
+    if len(values) > min(MANY_LABELS, num_looks) or bool((values != values.double().round()).any()):
+        return all_rows
+    if len({int(value) % num_looks for value in values}) < len(values):  # two would look alike
+        return all_rows
+    return {f"{int(value)}": labels == value for value in values}
+
+
+def _look(label: str) -> tuple[str, str]:
+    """Return color and marker of a label, or of all data."""
+    value = int(label) if label != "Data" else 0
+    return PALETTE[value % len(PALETTE)], MARKERS[value // len(PALETTE) % len(MARKERS)]
+
+
+def _draw_histogram(
+    axes: Axes, vae: VAE, mean: Tensor, groups: dict[str, Tensor], covariates: Sequence[Tensor]
+) -> None:
+    """Draw stacked histograms of the groups of means ``(N,)`` and the density of the prior."""
+    normal = None if vae.prior.conditional else normal_prior(vae)
+    if normal is not None:
+        loc, scale = (moment.item() for moment in normal)
+        ends = (loc - 3 * scale, loc + 3 * scale)
+    else:
+        draws = prior_draws(vae, covariates)[:, 0]
+        ends = (draws.quantile(0.002).item(), draws.quantile(0.998).item())
+    low, high = min(mean.min().item(), ends[0]), max(mean.max().item(), ends[1])
+    axes.hist(
+        [mean[rows].numpy() for rows in groups.values()],
+        bins=torch.linspace(low, high, 41, dtype=mean.dtype).tolist(),
+        density=True,
+        stacked=True,
+        color=[_look(label)[0] for label in groups],
+        label=list(groups),
+    )
+    line: dict[str, Any] = {"color": INK, "linewidth": 1.2}
+    if normal is not None:
+        z = torch.linspace(low, high, 301, dtype=mean.dtype)
+        density = (-0.5 * ((z - loc) / scale) ** 2).exp() / (scale * math.sqrt(2 * math.pi))
+        axes.plot(z.numpy(), density.numpy(), label="Prior N(0, 1)" if (loc, scale) == (0, 1) else "Prior", **line)
+    else:
+        bins = torch.linspace(low, high, 81, dtype=mean.dtype)
+        counts = torch.histogram(draws, bins).hist
+        axes.stairs((counts / len(draws) / bins.diff()).numpy(), bins.numpy(), label="Prior", **line)
+
+
+def _draw_scatter(axes: Axes, mean: Tensor, groups: dict[str, Tensor]) -> None:
+    """Draw means ``(N, 2)`` in an order that hides no group behind another."""
+    order = torch.randperm(len(mean), generator=torch.Generator().manual_seed(0))
+    looks = [_look(label) for label in groups]
+    group = torch.stack([rows.int() for rows in groups.values()]).argmax(0)[order].tolist()  # N
+    size = min(26.0, max(5.0, 12000 / len(mean)))
+    dots: dict[str, Any] = {"alpha": 0.8, "linewidths": 0, "rasterized": len(mean) > RASTERIZED}
+    for marker in dict.fromkeys(marker for _, marker in looks):
+        chosen = [i for i, index in enumerate(group) if looks[index][1] == marker]
+        colors = [matplotlib.colors.to_rgb(looks[group[i]][0]) for i in chosen]
+        x, y = mean[order[chosen]].T.numpy()
+        axes.scatter(x, y, s=size, c=colors, marker=marker, **dots)
+    for label, (color, marker) in zip(groups, looks, strict=True) if len(groups) > 1 else ():
+        axes.scatter([], [], s=26, color=color, marker=marker, label=label)  # entry of the legend
+    axes.set_aspect("equal", adjustable="datalim")
+
+
+def _draw_prior(axes: Axes, vae: VAE, dims: Sequence[int], covariates: Sequence[Tensor]) -> None:
+    normal = None if vae.prior.conditional else normal_prior(vae)
+    if normal is None:
+        for line in _regions(prior_draws(vae, covariates)[:, dims]):
+            axes.plot(*line.T, label=REGIONS, **DASHED)
+        return
+    angle = torch.linspace(0, 2 * math.pi, 181, dtype=torch.float64)
+    circle = torch.stack([angle.cos(), angle.sin()], 1)  # (181, 2)
+    for radius in (1, 2):
+        axes.plot(*(normal[0][dims] + radius * normal[1][dims] * circle).T.numpy(), label=CIRCLES, **DASHED)
+
+
+def _regions(draws: Tensor) -> list[np.ndarray]:
+    """Return outlines of the smallest regions that hold the shares `SHARES` of draws ``(S, 2)``, slightly smoothed."""
+    ends = draws.quantile(torch.tensor([0.002, 0.998], dtype=draws.dtype), dim=0)  # (2, 2)
+    margin = 0.15 * (ends[1] - ends[0]) + 1e-9
+    low, high = ends[0] - margin, ends[1] + margin
+    edges = [torch.linspace(low[i].item(), high[i].item(), CELLS + 1, dtype=draws.dtype) for i in range(2)]
+    counts = torch.histogramdd(draws, edges).hist  # (CELLS, CELLS)
+    offset = torch.arange(CELLS, dtype=draws.dtype)
+    kernel = (-0.5 * ((offset - offset[:, None]) / BANDWIDTH) ** 2).exp()
+    density = kernel @ counts @ kernel  # blurred along both axes
+    ranked, order = density.flatten().sort(descending=True)
+    cumulative = counts.flatten()[order].cumsum(0) / len(draws)  # of the draws themselves, without the blur
+    levels = sorted({ranked[min(int((cumulative < share).sum()), len(ranked) - 1)].item() for share in SHARES})
+    middle = [(edge[:-1] + edge[1:]).numpy() / 2 for edge in edges]
+    paths = Figure().add_subplot().contour(*middle, density.T.numpy(), levels=levels).get_paths()
+    return [np.asarray(line) for path in paths for line in path.to_polygons(closed_only=False)]

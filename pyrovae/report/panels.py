@@ -1,0 +1,184 @@
+"""Panels of data: images side by side, a scatter for each column, and a colored table of rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from pyrovae.report.style import FAINT, FIRST, GRID, SECOND, blank, dress, legend_below, minus_signs
+from pyrovae.vae import VAE
+
+WIDTH, TALL = 8.0, 1.2  # inches, width of a full row of tiles and height of the tallest tile
+PIXELS = 64  # minimum number on the longer side of a tile, so that its frame can be thin
+FRAME = 0.02  # width of the frame, as a share of a tile's side
+LINE, LETTER = 0.18, 0.07  # inches, height of a line of labels and width of a letter
+COLUMNS = 9  # columns of the data in a figure
+RASTERIZED = 500  # points in a panel from which they are pixels in vector formats too
+SHARE = 0.1  # share of the data in a color of its own
+FAR = 4.0  # standard deviations from the mean of a column at which a cell has its full color
+
+
+def is_image(vae: VAE) -> bool:
+    """Return whether data are ``(H, W)``, or ``(C, H, W)`` with one channel or three."""
+    shape = vae.likelihood.x_shape
+    return len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))
+
+
+def image_limits(vae: VAE, x: Tensor) -> tuple[float, float]:
+    """Return the values drawn white and black: 0 and 1 for probabilities, else the range of the images."""
+    low, high = x.min().item(), x.max().item()
+    if vae.likelihood.form in ("binary", "unit") or (low >= 0 and high <= 1):
+        return 0.0, 1.0
+    return (low, high) if low < high else (low - 0.5, low + 0.5)
+
+
+def draw_tiles(
+    images: Tensor,
+    *,
+    limits: tuple[float, float],
+    title: str,
+    row_labels: Sequence[str] = (),
+    column_labels: Sequence[str] = (),
+    note: str = "",
+) -> Figure:
+    """Draw images ``(rows, columns, *x_shape)`` in a figure of their own, one unit of the axes per tile.
+
+    Args:
+        images: images; NaN leaves a tile empty.
+        limits: values drawn white and black, or dark and light in color.
+        title: text above the images.
+        row_labels: one label per row, or none.
+        column_labels: one label per column, or none.
+        note: text below the images.
+
+    """
+    canvas = _tile(images)
+    rows, columns = images.shape[:2]
+    ratio = (canvas.shape[0] / rows) / (canvas.shape[1] / columns)
+    low, high = limits
+    if canvas.ndim == 3:
+        opaque = canvas.isfinite().all(-1, keepdim=True).to(canvas)
+        canvas = torch.cat([((canvas - low) / (high - low)).clamp(0, 1).nan_to_num(nan=0.0), opaque], -1)
+    side = min(0.8, WIDTH / columns, TALL / ratio)  # inches
+    lines = max((label.count("\n") + 1 for label in column_labels), default=0) + len(note.splitlines())
+    letters = max((len(line) for label in row_labels for line in label.splitlines()), default=0)
+    height = side * ratio * rows + 0.48 + LINE * (lines + title.count("\n")) + 0.1 * bool(lines)
+    figure = blank(max(side * columns + 0.3 + LETTER * letters, 6.0), height)
+    figure.suptitle(title, x=0.012, ha="left")  # wider than a row of few tiles
+    axes = dress(figure.add_subplot())
+    axes.set_facecolor(GRID)  # color of the frames and of missing tiles
+    axes.imshow(
+        canvas.numpy(),
+        cmap=matplotlib.colormaps["gray_r"].with_extremes(bad=(0, 0, 0, 0)),
+        vmin=low,
+        vmax=high,
+        extent=(0, columns, rows, 0),
+        aspect=ratio,
+        interpolation="none",  # embedded without resampling in vector formats
+    )
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    axes.set_yticks([i + 0.5 for i in range(len(row_labels))], row_labels)
+    axes.set_xticks([i + 0.5 for i in range(len(column_labels))], column_labels)
+    axes.set_xlabel(note)
+    return figure
+
+
+def _tile(images: Tensor) -> Tensor:
+    """Return images in one canvas, small ones enlarged, each in a thin frame of NaN.
+
+    Args:
+        images: ``(rows, columns, *x_shape)``.
+
+    Returns:
+        ``(rows * height, columns * width)`` or, in color, ``(rows * height, columns * width, 3)``.
+
+    """
+    rows, columns, *_, height, width = images.shape
+    factor = math.ceil(PIXELS / max(height, width))
+    frame = math.ceil(factor * max(height, width) * FRAME)
+    large = images.reshape(rows, columns, -1, height, width)
+    large = large.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
+    large = torch.nn.functional.pad(large, (frame, frame, frame, frame), value=math.nan)
+    return large.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).squeeze(-1)  # (rows * height, columns * width[, 3])
+
+
+def draw_scatters(x: Tensor, means: Tensor, *, title: str, values: Tensor | None = None, name: str = "") -> Figure:
+    """Draw E[x | z] over x, both ``(N, *x_shape)``, one panel per column.
+
+    Args:
+        x: data.
+        means: E[x | z] of each datum.
+        title: text above the panels.
+        values: ``(N,)``; the tenth of the data with the largest values has a color of its own.
+        name: name of the values.
+
+    """
+    x, means = x.flatten(1), means.flatten(1)
+    num = min(x.shape[1], COLUMNS)
+    across = min(num, 3)
+    down = math.ceil(num / across)
+    figure = blank(max(2.5 * across + 0.5, 5.5), 2.5 * down + (0.8 if values is None else 1.1))
+    title += f", the first {num} of {x.shape[1]:,} columns" if num < x.shape[1] else ""
+    figure.suptitle(title, x=0.012, ha="left")
+    largest = torch.zeros(len(x), dtype=torch.bool)
+    if values is not None:
+        largest[values.argsort(descending=True, stable=True)[: math.ceil(SHARE * len(values))]] = True
+    groups = {"The others": ~largest, f"The {int(largest.sum())} data with the largest {name}": largest}
+    for column in range(num):
+        axes = dress(figure.add_subplot(down, across, column + 1), title=f"x[{column}]")
+        axes.axline((0, 0), slope=1, color=FAINT, linewidth=0.8, zorder=1)
+        dots: dict[str, Any] = {"s": 8, "linewidths": 0, "rasterized": len(x) > RASTERIZED}
+        for (label, rows), color, alpha in zip(groups.items(), (FIRST, SECOND), (0.5, 0.9), strict=True):
+            if rows.any():
+                pairs = x[rows, column].numpy(), means[rows, column].numpy()
+                axes.scatter(*pairs, color=color, alpha=alpha, label=label, **dots)
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.set_xlabel("Data $x$" if column + across >= num else "")
+        axes.set_ylabel("" if column % across else "Reconstruction")
+    if values is not None:
+        legend_below(figure, list(groups), columns=2)
+    return figure
+
+
+def draw_rows(x: Tensor, *, rows: Tensor, names: list[str], title: str, note: str = "") -> Figure:
+    """Draw rows of the data as a table, each cell colored by its distance from the mean of its column.
+
+    Args:
+        x: ``(N, *x_shape)``, all the data.
+        rows: ``(R,)``, indices of the rows.
+        names: names of the rows.
+        title: text above the table.
+        note: text below the table.
+
+    """
+    x = x.flatten(1).double().cpu()
+    num = min(x.shape[1], COLUMNS)
+    spread = x.std(0, correction=0)
+    distance = (x - x.mean(0)) / torch.where(spread > 0, spread, 1.0)
+    figure = blank(max(1.9 + 0.75 * num, 6.0), 1.1 + 0.26 * len(rows))
+    axes = dress(figure.add_subplot(), title=title)
+    for i, row in enumerate(rows.tolist()):
+        for column in range(num):
+            z = distance[row, column].item()
+            color, alpha = (FIRST if z < 0 else SECOND), 0.6 * min(abs(z) / FAR, 1.0)
+            axes.add_patch(Rectangle((column, i), 1, 1, facecolor=color, alpha=alpha, linewidth=0))
+            text = minus_signs(f"{x[row, column].item():.3g}")
+            axes.text(column + 0.5, i + 0.5, text, ha="center", va="center", fontsize=8.5)
+    axes.set_xlim(0, num)
+    axes.set_ylim(len(rows), 0)
+    axes.set_xticks([column + 0.5 for column in range(num)], [f"x[{column}]" for column in range(num)])
+    axes.set_yticks([i + 0.5 for i in range(len(rows))], names)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    lines = ["Color: how far below (blue) or above (orange) the mean of its column", note]
+    lines += [f"{x.shape[1] - num:,} more columns not shown"] if num < x.shape[1] else []
+    axes.set_xlabel("\n".join(line for line in lines if line))
+    return figure

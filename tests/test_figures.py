@@ -1,0 +1,695 @@
+"""Figures show the numbers they are given, whatever is missing, and leave matplotlib as it was."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pyro.distributions as dist
+import pytest
+import torch
+from conftest import make_vae
+from matplotlib._pylab_helpers import Gcf
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection, PathCollection
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from pyrovae import likelihoods, networks, posteriors, priors, report
+from pyrovae.report import latent_dimensions, panels
+from pyrovae.report.image_figures import condition, spread
+from pyrovae.report.style import FIRST, SECOND
+from pyrovae.results import ComparisonTable, Difference, Epoch, Estimate, Evaluation, Gaps, History, Row
+from pyrovae.vae import VAE
+
+KS = (1, 5, 50, 500)
+NAN, INF, MINUS = math.nan, math.inf, "\N{MINUS SIGN}"
+OVER_DATA, MONTE_CARLO = "Standard error over the data", "Monte Carlo standard error"
+
+
+@pytest.fixture(autouse=True)
+def _unchanged() -> Iterator[None]:
+    """Require of every test here that matplotlib's settings and pyplot's figures are as before."""
+    before, managers = dict(matplotlib.rcParams), len(Gcf.get_all_fig_managers())
+    yield
+    assert dict(matplotlib.rcParams) == before
+    assert len(Gcf.get_all_fig_managers()) == managers
+
+
+def binary_images(num: int = 40) -> Tensor:
+    return torch.randint(2, (num, 1, 8, 8)).to(torch.get_default_dtype())
+
+
+class Coded(nn.Module):
+    """An encoder with the same posterior for every datum, given by means and log-variances ``(D, 2)``."""
+
+    def __init__(self, params: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("params", params)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.params.expand(len(x), *self.params.shape)
+
+
+class Transparent(nn.Module):
+    """A decoder that shows z itself as an image of one row of pixels, ``(B, 1, 1, D, 1)``."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z[..., None, None, :, None]
+
+
+def transparent_vae(params: Tensor, prior: priors.Prior | None = None) -> VAE:
+    """Return a model with the given posterior whose E[x | z] is z."""
+    dim = len(params)
+    return VAE(
+        prior=prior or priors.StandardNormal(dim),
+        decoder=Transparent(),
+        likelihood=likelihoods.Gaussian((1, 1, dim), learn_scale=True),
+        encoder=Coded(params),
+        posterior=posteriors.DiagonalNormal(dim),
+    )
+
+
+class Given(priors.Prior):
+    """N(c, 0.5^2) for the first covariate c."""
+
+    conditional = True
+
+    def forward(self, c: Tensor) -> dist.TorchDistribution:
+        mean = c[..., :1].expand(*c.shape[:-1], self.latent_dim)
+        return dist.Normal(mean, torch.full_like(mean, 0.5)).to_event(1)
+
+
+def conditional_vae(latent_dim: int = 2, num_covariates: int = 2) -> VAE:
+    likelihood, posterior = likelihoods.Bernoulli((1, 8, 8)), posteriors.DiagonalNormal(latent_dim)
+    arguments: dict[str, Any] = {"covariate_dim": num_covariates, "hidden": (8,)}
+    return VAE(
+        prior=Given(latent_dim),
+        decoder=networks.MLPDecoder(latent_dim, likelihood.param_shape, **arguments),
+        likelihood=likelihood,
+        encoder=networks.MLPEncoder((1, 8, 8), posterior.param_shape, **arguments),
+        posterior=posterior,
+    )
+
+
+def mixture_vae() -> VAE:
+    """Return a model whose prior has two components far apart."""
+    vae = make_vae(2)
+    vae.prior = priors.MixtureOfGaussians(2, num_components=2)
+    with torch.no_grad():
+        vae.prior.locs.copy_(torch.tensor([[-9.0, 0.0], [9.0, 4.0]]))
+    return vae
+
+
+def make_history(num: int = 30, *, validation: bool = True, terms: bool = True, best: int | None = None) -> History:
+    held_out = {"elbo": -21.0, "reconstruction": -16.0, "kl": 5.5} if validation else None
+    epochs = []
+    for i in range(1, num + 1):
+        split = (-15 - 2 / i, 5 - 1 / i) if terms else (None, None)
+        epochs.append(Epoch(i, 10 * i, -20 - 1 / i, *split, held_out, learning_rate=1e-3, seconds=0.1))
+    return History(tuple(epochs), best or num, "all epochs done")
+
+
+def make_evaluation(**changes: Any) -> Evaluation:
+    bounds = [Estimate("IWAE", k, -22 + 0.4 * i, 0.31 + 0.01 * i, 0.05 / (i + 1)) for i, k in enumerate(KS)]
+    evaluation = Evaluation(
+        elbo=Estimate("ELBO", 500, -22.1, 0.3, 0.01),
+        reconstruction=Estimate("reconstruction", 500, -14.1, 0.3, 0.01),
+        kl=Estimate("KL", 500, 8.0, 0.1, 0.0),
+        iwae=tuple(bounds),
+        kl_methods={"z": "closed form"},
+        gains={b.label: (b.value + 22.1, 0.02) for b in bounds if b.value is not None},
+        num_data=300,
+        data="odd $name_$/test",
+        data_hash="ab" * 32,
+        data_transform=None,
+        base_measure="counting",
+        log_abs_det_jacobian=None,
+        bits_per_dimension=None,
+        seed=0,
+        settings={},
+        versions={},
+        date="2026-01-01",
+    )
+    return replace(evaluation, **changes)
+
+
+def make_gaps(amortization: float = 0.5) -> Gaps:
+    def estimate(name: str, value: float) -> Estimate:
+        return Estimate(name, 1, value, 0.05, 0.01)
+
+    refined = -22.0 + amortization
+    bounds = [estimate(n, v) for n, v in (("ELBO", -22.0), ("refitted", -21.8), ("refined", refined), ("L_50", -20.0))]
+    steps = {"amortization": amortization, "overfitting": 0.2, "approximation": -20.0 - refined, "total": 2.0}
+    return Gaps(*bounds, *(estimate(name, value) for name, value in steps.items()), num_data=9, seed=0, settings={})
+
+
+def make_block(differences: dict[str, Difference | None]) -> ComparisonTable:
+    bound = make_evaluation().iwae[-1]
+    rows = tuple(Row(name, 1, None, bound, 500, change, None, {}, "0") for name, change in differences.items())
+    return ComparisonTable("t", 500, "first", bits_of=None, stored="s", rows=rows, steps=())
+
+
+DIFFERENCES = {
+    "first": None,
+    "better": Difference(0.5, 0.05, 0.4, 0.6),
+    "odd_$name": Difference(-0.05, 0.1, -0.25, 0.15),
+    "one": Difference(0.3, None, None, None, "a single datum"),
+    "none": Difference(None, None, None, None, "not finite"),
+}
+
+
+def drawn(figure: Figure | None) -> Figure:
+    """Render a figure, as saving it does; require that it is not empty and that nothing leaves its frame."""
+    assert figure is not None
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    assert np.asarray(canvas.buffer_rgba())[..., :3].std() > 4
+    box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    margin = 2 / 96  # inches by which the layout may miss the frame
+    assert min(box.x0, box.y0) > -margin
+    assert box.x1 < width + margin
+    assert box.y1 < height + margin
+    return figure
+
+
+def texts(labels: Any) -> list[str]:
+    return [label.get_text() for label in labels]
+
+
+def columns_of(axes: Axes) -> list[str]:
+    return texts(axes.get_xticklabels())
+
+
+def line(axes: Axes, label: str) -> np.ndarray:
+    (found,) = (entry for entry in axes.lines if entry.get_label() == label)
+    return np.asarray(found.get_xydata(), dtype=float)
+
+
+def bars(axes: Axes, label: str) -> np.ndarray:
+    """Return x, bottom and top of the error bars with a label, ``(number, 3)``."""
+    if label == MONTE_CARLO:
+        collections = [container.lines[2][0] for container in axes.containers if container.get_label() == label]
+    else:
+        collections = [c for c in axes.collections if isinstance(c, LineCollection) and c.get_label() == label]
+    ends = np.array([collection.get_segments()[0] for collection in collections]).reshape(-1, 2, 2)
+    return np.column_stack([ends[:, 0, 0], ends[:, :, 1]])
+
+
+def counts(axes: Axes, color: str) -> list[tuple[float, float, float]]:
+    """Return left edge, right edge and height of the bars of a color that are not empty."""
+    filled = [bar for bar in axes.patches if to_hex(bar.get_facecolor()) == color and bar.get_height()]
+    return [(bar.get_x(), bar.get_x() + bar.get_width(), bar.get_height()) for bar in filled]
+
+
+def pixel(figure: Figure | None, size: tuple[int, int], tile: tuple[int, int], at: tuple[int, int]) -> Any:
+    """Return the value shown at pixel `at` of images of a size in the tile in row and column `tile`."""
+    assert figure is not None
+    (image,) = figure.axes[0].images
+    canvas = np.ma.filled(image.get_array(), np.nan)
+    columns, rows = image.get_extent()[1:3]
+    place = [(t + 0.03 + 0.94 * (p + 0.5) / s) for t, p, s in zip(tile, at, size, strict=True)]
+    return canvas[int(place[0] / rows * canvas.shape[0]), int(place[1] / columns * canvas.shape[1])]
+
+
+def all_figures(vae: VAE, x: Tensor, c: tuple[Tensor, ...] = ()) -> dict[str, Figure | None]:
+    values = torch.rand(len(x))
+    return {
+        "reconstructions": report.reconstructions(vae, x, covariates=c, order=values),
+        "samples": report.samples(vae, covariates=c),
+        "traversals": report.traversals(vae, x, covariates=c),
+        "interpolations": report.interpolations(vae, x, covariates=c),
+        "thumbnails": report.thumbnails(vae, x, values, covariates=c),
+        "latent space": report.latent_space(vae, x, torch.arange(len(x)) % 10, covariates=c),
+    }
+
+
+FIGURES: dict[str, Callable[[], Figure | None]] = {
+    "one epoch": lambda: report.training_curves(make_history(1, validation=False, terms=False)),
+    "early stopping": lambda: report.training_curves(make_history(best=12)),
+    "weights": lambda: report.weight_histograms({"khat": torch.rand(9)}, threshold=0.7, num_particles=10),
+    "many units": lambda: report.kl_per_unit([f"z[{i}]" for i in range(200)], torch.rand(200), torch.rand(200) > 0.5),
+    "tall images": lambda: panels.draw_tiles(torch.rand(2, 10, 28, 7), limits=(0.0, 1.0), title="Tall"),
+    "one image": lambda: report.reconstructions(make_vae(2), binary_images(), num=1),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_is_full_and_inside_its_frame(name: str) -> None:
+    drawn(FIGURES[name]())
+
+
+@pytest.mark.parametrize("latent_dim", [1, 5])
+def test_figures_of_images_are_full_and_inside_their_frames(latent_dim: int) -> None:
+    for figure in all_figures(make_vae(latent_dim), binary_images()).values():
+        drawn(figure)
+
+
+def test_figures_of_a_conditional_model_name_what_it_is_given() -> None:
+    c = torch.eye(3)[torch.arange(20) % 3]
+    figures = all_figures(conditional_vae(num_covariates=3), binary_images(20), (c,))
+    for figure in figures.values():
+        drawn(figure)
+    assert all("z, c" in figures[name].get_suptitle() for name in ("reconstructions", "samples", "interpolations"))
+    assert "given their covariates" in figures["latent space"].axes[0].get_title("left")
+    assert all(label.split("\n")[-1][:5] == "class" for label in columns_of(figures["thumbnails"].axes[0]))
+    assert "p(z | c)" in figures["samples"].get_suptitle()
+    assert "given c of the first datum, class 0" in figures["traversals"].get_suptitle()
+    assert all("  1.00 ± 0.50  " in label for label in texts(figures["traversals"].axes[0].get_yticklabels()))
+
+
+def test_figures_of_tabular_data() -> None:
+    vae, x = make_vae(2, likelihoods.Gaussian((12,))), torch.randn(40, 12)
+    figures = all_figures(vae, x)
+    for name in ("samples", "traversals", "interpolations"):
+        assert figures.pop(name) is None
+    assert all(map(drawn, figures.values()))
+    assert len(figures["reconstructions"].axes) == panels.COLUMNS
+    plain = report.reconstructions(vae, x)
+    (scatter,) = (c for c in plain.axes[4].collections if isinstance(c, PathCollection))
+    assert np.array_equal(scatter.get_offsets(), np.column_stack([x[:, 4], vae.reconstruct(x)[:, 4]]))
+    ordered = report.reconstructions(vae, x, order=torch.arange(40.0), what="gap")
+    others, largest = ordered.axes[1].collections
+    assert len(others.get_offsets()) == 36
+    assert sorted(largest.get_offsets()[:, 0]) == pytest.approx(sorted(x[36:, 1].tolist()))
+    x[:, 3] = 2.0
+    x[7, 0] = 50.0
+    (axes,) = report.thumbnails(vae, x, torch.arange(40) == 7, num=2).axes
+    assert texts(axes.get_yticklabels()) == ["#7  1.00", "#0  0.00"]
+    expected = [f"{x[row, column]:.3g}".replace("-", MINUS) for row in (7, 0) for column in range(9)]
+    assert texts(axes.texts) == expected
+    assert (to_hex(axes.patches[0].get_facecolor()), axes.patches[0].get_alpha()) == (SECOND, pytest.approx(0.6))
+    assert axes.patches[3].get_alpha() == 0  # a constant column
+
+
+def test_figures_look_the_same_under_the_callers_style_and_leave_the_random_stream() -> None:
+    def pixels() -> np.ndarray:
+        canvas = FigureCanvasAgg(report.training_curves(make_history()))
+        canvas.draw()
+        return np.asarray(canvas.buffer_rgba())
+
+    plain = pixels()
+    dark = {"axes.facecolor": "black", "figure.facecolor": "black", "text.color": "white", "xtick.color": "white"}
+    with matplotlib.rc_context(dark | {"axes.grid": True, "axes.spines.top": True, "xtick.direction": "in"}):
+        assert np.array_equal(pixels(), plain)
+    vae, x = mixture_vae(), torch.zeros(4, 1, 8, 8)
+    before = torch.get_rng_state()
+    report.samples(vae)
+    report.latent_space(vae, x)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- training
+
+
+def test_training_curves_show_the_history() -> None:
+    history = make_history(best=12)
+    figure = report.training_curves(history)
+    for axes, term in zip(figure.axes, ("elbo", "reconstruction", "kl"), strict=True):
+        trained = [(epoch.epoch, getattr(epoch, term)) for epoch in history.epochs]
+        assert np.array_equal(line(axes, "Training"), trained)
+        assert np.array_equal(line(axes, "Validation"), [(e.epoch, e.validation[term]) for e in history.epochs])
+        assert (line(axes, "Weights kept (epoch 12)")[:, 0] == 12).all()
+    gap = History((history.epochs[0], replace(history.epochs[1], kl=None), history.epochs[2]), 3, "")
+    values = line(report.training_curves(gap).axes[2], "Training")[:, 1]
+    assert np.isnan(values).tolist() == [False, True, False]
+    assert report.training_curves(make_history(1)).axes[0].lines[0].get_marker() == "o"  # one point is no line
+    with pytest.raises(ValueError, match="one epoch or more, but the history has none"):
+        report.training_curves(History((), 0, "interrupted"))
+
+
+def test_far_first_epochs_leave_the_frame_and_the_panel_says_so() -> None:
+    epochs = make_history(30, validation=False, terms=False).epochs
+    wild = History((replace(epochs[0], elbo=-28.0), replace(epochs[1], elbo=-24.0), *epochs[2:]), 30, "")
+    (axes,) = report.training_curves(wild).axes
+    low, high = axes.get_ylim()
+    assert -22 < low < min(epoch.elbo for epoch in epochs[2:])
+    assert max(epoch.elbo for epoch in epochs[2:]) < high < -19
+    assert texts(axes.texts) == ["First 2 epochs outside the frame"]
+    steady = History(tuple(replace(epoch, elbo=-50.0 + epoch.epoch) for epoch in epochs), 30, "")
+    (axes,) = report.training_curves(steady).axes
+    assert axes.get_ylim()[0] < -49
+    assert not axes.texts
+
+
+# --- bounds
+
+
+def test_ladder_shows_the_evaluation_and_annealing_beside_it() -> None:
+    evaluation = make_evaluation(num_covariates=2)
+    bounds, gains = drawn(report.ladder(evaluation, [Estimate("AIS", 16, -20.0, 0.33, 0.07)])).axes
+    values = np.array([bound.value for bound in evaluation.iwae])
+    assert np.array_equal(line(bounds, "IWAE bound $L_K$"), np.column_stack([KS, values]))
+    ((first, elbo),), ((last, annealed),) = line(bounds, "ELBO"), line(bounds, "AIS")
+    assert (elbo, annealed) == (-22.1, -20.0)
+    assert first < 1
+    assert last > 500
+    for label, name, error in ((OVER_DATA, "se_data", 0.33), (MONTE_CARLO, "se_monte_carlo", 0.07)):
+        errors = np.array([evaluation.elbo.__dict__[name], error, *(e.__dict__[name] for e in evaluation.iwae)])
+        centers = np.array([elbo, annealed, *values])
+        expected = np.column_stack([[first, last, *KS], centers - errors, centers + errors])
+        assert np.allclose(bars(bounds, label), expected, rtol=0, atol=1e-12)
+    assert np.allclose(line(gains, "Gain"), np.column_stack([KS, values + 22.1]), rtol=0, atol=1e-12)
+    assert np.allclose(bars(gains, OVER_DATA)[:, 2] - (values + 22.1), 0.02)
+    assert bounds.get_title("left") == "Lower bounds on log p(x | c) (nats per datum)"
+    assert set(columns_of(bounds)) == {"1", "5", "50", "500", "ELBO", "AIS"}
+    assert columns_of(gains) == ["1", "5", "50", "500"]
+
+
+def test_ladder_leaves_out_missing_numbers_and_estimates_that_are_no_bound() -> None:
+    evaluation = make_evaluation()
+    bare = tuple(replace(bound, se_data=None, se_monte_carlo=None) for bound in evaluation.iwae)
+    missing = replace(bare[1], value=None, why="not finite")
+    annealed = Estimate("AIS", 16, None, None, None, why="not finite")
+    (axes,) = drawn(report.ladder(replace(evaluation, iwae=(bare[0], missing, *bare[2:]), gains={}), [annealed])).axes
+    assert line(axes, "IWAE bound $L_K$")[:, 0].tolist() == [1, 50, 500]
+    assert len(bars(axes, OVER_DATA)) == len(bars(axes, MONTE_CARLO)) == 1
+    assert "AIS" not in columns_of(axes)
+    nothing = Estimate("ELBO", 500, None, None, None, why="not finite")
+    figure = report.ladder(replace(evaluation, elbo=nothing, iwae=(missing,), gains={missing.label: (None, None)}))
+    assert not any(len(entry.get_xydata()) for entry in figure.axes[0].lines)
+    with pytest.raises(ValueError, match="only other lower bounds .* received 'jackknife'; report it in a table"):
+        report.ladder(evaluation, [Estimate("jackknife", 500, -20.0, 0.3, None)])
+
+
+@pytest.mark.parametrize("num", [24, 25])
+def test_labels_of_many_units_and_rungs_do_not_overlap(num: int) -> None:
+    kl = torch.rand(num)
+    units = report.kl_per_unit([f"z[{i}]" for i in range(num)], kl, kl > 0.5)
+    bound = make_evaluation().iwae[0]
+    iwae = tuple(replace(bound, num_particles=2**i) for i in range(min(num, 14)))
+    for figure in (units, report.ladder(make_evaluation(iwae=iwae, gains={}))):
+        labels = [label for label in drawn(figure).axes[0].get_xticklabels() if label.get_text()]
+        spans = sorted((box.x0, box.x1) for box in (label.get_window_extent() for label in labels))
+        assert all(left[1] < right[0] for left, right in zip(spans, spans[1:], strict=False))
+    assert (texts(units.axes[0].get_xticklabels())[0] == f"z[{int(kl.argmax())}]") == (num <= 24)
+
+
+def test_forest_shows_paired_differences() -> None:
+    (axes,) = drawn(report.forest(make_block(DIFFERENCES))).axes
+    assert texts(axes.get_yticklabels()) == ["better", "odd_$name", "one"]
+    intervals = [entry.get_xydata().tolist() for entry in axes.lines if entry.get_label() == "Interval"]
+    assert intervals == [[[0.4, 0.0], [0.6, 0.0]], [[-0.25, 1.0], [0.15, 1.0]]]
+    dots = [entry for entry in axes.lines if entry.get_label() == "Difference"]
+    assert [dot.get_xydata()[0].tolist() for dot in dots] == [[0.5, 0.0], [-0.05, 1.0], [0.3, 2.0]]
+    assert [to_hex(dot.get_markerfacecolor()) == FIRST for dot in dots] == [True, False, False]
+    assert texts(axes.texts) == ["+0.500  [+0.400, +0.600]", f"{MINUS}0.050  [{MINUS}0.250, +0.150]", "+0.300"]
+    assert report.forest(make_block({"first": None})) is None
+
+
+@pytest.mark.parametrize("amortization", [0.5, -0.5])
+def test_waterfall_goes_from_bound_to_bound(amortization: float) -> None:
+    gaps = make_gaps(amortization)
+    (axes,) = drawn(report.waterfall(gaps)).axes
+    ends = [sorted((bar.get_y(), bar.get_y() + bar.get_height())) for bar in axes.patches[:3]]
+    refined = -22.0 + amortization
+    assert ends == [pytest.approx(sorted(pair)) for pair in ((-22.0, refined), (refined, -20.0), (-22.0, -20.0))]
+    hatched = axes.patches[3].get_height()
+    assert hatched == pytest.approx(0.2 if amortization > 0 else 0.0)
+    steps = (f"{value:+.2f} ± 0.05".replace("-", MINUS) for value in (amortization, -20.0 - refined, 2.0))
+    assert texts(axes.texts) == list(steps)
+    nothing = replace(gaps, bound=Estimate("AIS", 1, None, None, None, "not finite"))
+    with pytest.raises(ValueError, match=r"AIS has no value \(not finite\); leave out the data that have none"):
+        report.waterfall(nothing)
+
+
+# --- weights and units
+
+
+def test_weight_histograms_count_the_data() -> None:
+    khat = torch.tensor([0.1, 0.3, 0.69, 0.71, 0.9, 1.2, -INF, NAN, NAN])
+    values = {"khat": khat, "ESS": torch.tensor([1.0, 3.0, 1000.0]), "largest weight": torch.tensor([0.2, 0.6, NAN])}
+    first, second, third = drawn(report.weight_histograms(values, threshold=0.7, num_particles=1000)).axes
+    assert first.get_title("left") == "k-hat: 43 % above 0.70"  # 3 of the 7 that have one
+    assert first.get_xlabel() == f"not available for 2, {MINUS}\N{INFINITY} for 1 data"
+    for color, part in ((FIRST, khat[:3]), (SECOND, khat[3:6])):
+        assert sum(height for *_, height in counts(first, color)) == 3
+        for value in part.tolist():
+            assert sum(left <= value <= right for left, right, _ in counts(first, color)) == 1
+    assert max(right for _, right, _ in counts(first, FIRST)) <= 0.7 + 1e-9
+    assert min(left for left, *_ in counts(first, SECOND)) >= 0.7 - 1e-9
+    assert (second.get_xscale(), second.get_xlabel()) == ("log", "Median 3.0")
+    assert columns_of(second) == ["1", "10", "100", "1,000"]
+    assert sum(height for *_, height in counts(second, FIRST)) == 3
+    assert third.get_xlabel() == "Median 0.4\nnot available for 1 data"
+    assert [height for *_, height in counts(third, FIRST)] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "values", [torch.tensor([0.4]), torch.full((30,), 0.4), torch.full((3,), NAN), torch.full((3,), -INF)]
+)
+@pytest.mark.parametrize("threshold", [None, 0.3])
+def test_weight_histograms_of_one_datum_or_equal_or_no_values(values: Tensor, threshold: float | None) -> None:
+    names = ("khat", "ESS", "largest weight")
+    figure = report.weight_histograms(dict.fromkeys(names, values), threshold=threshold, num_particles=1)
+    for axes in drawn(figure).axes:
+        found = sum(height for color in (FIRST, SECOND) for *_, height in counts(axes, color))
+        assert found == int(values.isfinite().sum())
+        assert texts(axes.texts) == ([] if found else ["no finite value"])
+    assert report.weight_histograms({"ESS": values[:0]}, threshold=threshold, num_particles=1) is None
+
+
+def test_bars_of_units_are_sorted() -> None:
+    names, active = [f"z[{i}]" for i in range(4)], torch.tensor([True, True, True, False])
+    figure = drawn(report.kl_per_unit(names, torch.tensor([0.5, NAN, 2.0, 0.001]), active))
+    (axes,) = figure.axes
+    assert columns_of(axes) == ["z[2]", "z[0]", "z[3]"]
+    heights = {round(bar.get_x() + bar.get_width() / 2): bar.get_height() for bar in axes.patches}
+    assert heights == {1: 2.0, 2: 0.5, 3: pytest.approx(0.001)}
+    assert texts(figure.legends[0].get_texts()) == ["Active (2)", "Inactive (1)"]
+    title = "3 latent units by mean KL (nats), 2.50 nats together\n1 without a finite value left out"
+    assert axes.get_title("left") == title
+    assert report.kl_per_unit(["z[0]"], torch.tensor([NAN]), active[:1]) is None
+    assert report.kl_per_unit(["z[0]"], None, active[:1]) is None
+    variance = torch.tensor([1e-6, 0.5, 0.02, 0.0])
+    (axes,) = drawn(report.kl_per_unit(names, None, variance > 0.01, variance=variance, threshold=0.01)).axes
+    assert axes.get_yscale() == "log"
+    tops = [bar.get_y() + bar.get_height() for bar in axes.patches]
+    assert tops == pytest.approx([0.5, 0.02, 1e-6, axes.get_ylim()[0]])
+    assert line(axes, "Threshold 0.01")[:, 1].tolist() == [0.01, 0.01]
+
+
+# --- data and the model
+
+
+def test_reconstructions_stand_below_their_data_in_the_order_of_a_value() -> None:
+    vae, x = make_vae(2), binary_images(41)
+    order = torch.randperm(41).double()
+    order[order == 20] = NAN
+    values = sorted(value for value in order.tolist() if value == value)
+    chosen = [values[i] for i in (0, 13, 26, 39)]
+    figure = report.reconstructions(vae, x, order=order, num=4, what="gap (nats)")
+    assert columns_of(figure.axes[0]) == [f"{value:.2f}" for value in chosen]
+    assert figure.axes[0].get_xlabel().endswith("largest of 40; 1 without a finite one left out")
+    for column, value in enumerate(chosen):
+        datum = x[order.tolist().index(value)]
+        mean = vae.reconstruct(datum.unsqueeze(0))[0]
+        assert pixel(figure, (8, 8), (0, column), (3, 4)) == datum[0, 3, 4]
+        assert pixel(figure, (8, 8), (1, column), (3, 4)) == pytest.approx(mean[0, 3, 4].item())
+    assert report.reconstructions(vae, x, order=torch.full((41,), NAN)) is None
+    assert spread(torch.tensor([2.0, INF, 1.0]), 10).tolist() == [2, 0]
+    for draw in (report.reconstructions, report.interpolations):
+        with pytest.raises(ValueError, match="received num=0; give num >= 1"):
+            draw(vae, x, num=0)
+
+
+def test_color_images_keep_their_colors() -> None:
+    vae, x = make_vae(2, likelihoods.Gaussian((3, 4, 6))), torch.rand(3, 3, 4, 6)
+    figure = drawn(report.reconstructions(vae, x))
+    assert np.allclose(pixel(figure, (4, 6), (0, 1), (2, 5)), [*x[1, :, 2, 5], 1.0])
+    assert figure.axes[0].images[0].get_array()[0, 0, 3] == 0  # the frame shows the ground, light or dark
+
+
+def test_samples_are_means_given_draws_from_the_prior() -> None:
+    vae = make_vae(2, likelihoods.Bernoulli((8, 5)))
+    figure = report.samples(vae, num=7, seed=3)
+    means = vae.generate(7, seed=3, mean=True)
+    for index in range(7):
+        assert pixel(figure, (8, 5), divmod(index, 3), (4, 2)) == pytest.approx(means[index, 4, 2].item())
+    assert np.isnan(pixel(figure, (8, 5), (2, 1), (4, 2)))  # no eighth sample
+
+
+def test_samples_of_a_conditional_model_repeat_the_covariates() -> None:
+    vae, c = conditional_vae(), torch.stack([torch.arange(21.0), torch.full((21,), -4.0)], 1)
+    asked: list[Any] = []
+    vae.decoder.register_forward_pre_hook(lambda module, args: asked.append(args))
+    report.samples(vae, covariates=[c], num=25)
+    z, given = asked[0]
+    assert torch.equal(given, torch.cat([c, c[:4]]))
+    assert (z - given[:, :1]).abs().max() < 0.5 * 5
+
+
+PARAMS = torch.tensor([[0.1, 0.0], [-2.0, 0.0], [0.5, -2.0]], dtype=torch.float64)
+LOC, SCALE = torch.tensor([3.0, -2.0, 0.5], dtype=torch.float64), torch.tensor([2.0, 1.0, 0.1], dtype=torch.float64)
+
+
+def shifted_prior() -> priors.Prior:
+    prior = priors.DiagonalNormal(3)
+    with torch.no_grad():
+        prior.loc.copy_(LOC)
+        prior.log_scale.copy_(SCALE.log())
+    return prior
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_traversals_rank_dimensions_by_their_kl_and_go_through_the_prior(*, shifted: bool) -> None:
+    vae, x = transparent_vae(PARAMS, shifted_prior() if shifted else None), torch.zeros(4, 1, 1, 3)
+    loc, scale = (LOC, SCALE) if shifted else (torch.zeros_like(LOC), torch.ones_like(SCALE))
+    q = torch.distributions.Normal(PARAMS[:, 0], (PARAMS[:, 1] / 2).exp())
+    kl = torch.distributions.kl_divergence(q, torch.distributions.Normal(loc, scale))
+    importance = latent_dimensions.latent_importance(vae, *latent_dimensions.encode(vae, x))
+    assert torch.allclose(importance.values, kl, rtol=0, atol=1e-12)
+    assert importance.text(0) == f"{kl[0]:.2f} nats"
+    ranked = [2, 0, 1] if shifted else [1, 2, 0]
+    assert importance.ranked == ranked
+    figure = report.traversals(vae, x, num_values=3)
+    assert columns_of(figure.axes[0]) == [f"{MINUS}2.50", "0.00", "2.50"]
+    labels = texts(figure.axes[0].get_yticklabels())
+    assert [label.split("  ")[0] for label in labels] == [f"z[{dim}]" for dim in ranked]
+    assert (labels[-1].split("  ")[1] == f"{MINUS}2.00 ± 1.00") == shifted
+    for row, moved in enumerate(ranked):
+        for column, step in enumerate([-2.5, 0.0, 2.5]):
+            for dim in range(3):
+                expected = (loc[dim] + step * scale[dim]).item() if dim == moved else PARAMS[dim, 0].item()
+                assert pixel(figure, (1, 3), (row, column), (0, dim)) == pytest.approx(expected)
+
+
+def test_importance_and_moments_under_other_priors() -> None:
+    vae = mixture_vae()
+    mean, stddev = torch.randn(50, 2) * torch.tensor([0.1, 3.0]), torch.rand(50, 2) + 0.1
+    importance = latent_dimensions.latent_importance(vae, mean, stddev)
+    assert torch.allclose(importance.values, mean.var(0, correction=0) / stddev.square().mean(0))
+    loc, scale = latent_dimensions.prior_moments(vae)
+    assert torch.allclose(loc, torch.tensor([0.0, 2.0]), atol=0.15)
+    assert torch.allclose(scale, torch.tensor([82.0, 5.0]).sqrt(), atol=0.1)
+    vae.prior = priors.StudentT(2, df=1.0)  # without a mean
+    loc, scale = latent_dimensions.prior_moments(vae)
+    assert loc.abs().max() < 1
+    assert scale.max() < 30
+    vae, x, c = conditional_vae(), binary_images(20), torch.arange(40.0).reshape(20, 2)
+    assert [moment.tolist() for moment in latent_dimensions.prior_moments(vae, [c[3:4]])] == [[6.0, 6.0], [0.5, 0.5]]
+    mean, stddev = latent_dimensions.encode(vae, x, [c])
+    q, p = torch.distributions.Normal(mean, stddev), torch.distributions.Normal(c[:, :1], 0.5)
+    kl = torch.distributions.kl_divergence(q, p).mean(0)
+    assert torch.allclose(latent_dimensions.latent_importance(vae, mean, stddev, [c]).values, kl)
+
+
+def test_modules_are_encoded_in_evaluation_mode_and_keep_their_mode() -> None:
+    vae, x = make_vae(2), binary_images()
+    vae.encoder = nn.Sequential(nn.Dropout(0.5), vae.encoder)
+    mean, _ = latent_dimensions.encode(vae, x)
+    assert torch.equal(mean, latent_dimensions.encode(vae, x)[0])
+    assert vae.training
+    assert vae.encoder.training
+
+
+def test_interpolations_go_from_datum_to_datum_within_a_condition() -> None:
+    vae, x = conditional_vae(), binary_images(5)
+    c = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
+    figure = report.interpolations(vae, x, covariates=[c], num_steps=3)
+    assert columns_of(figure.axes[0]) == ["Data", "0.00", "0.50", "1.00", "Data"]
+    assert texts(figure.axes[0].get_yticklabels()) == ["class 1", "class 0"]
+    for row, (first, second) in enumerate([(1, 2), (0, 3)]):
+        between = vae.interpolate(x[first : first + 1], x[second : second + 1], c[first : first + 1], num_steps=3)
+        shown = [pixel(figure, (8, 8), (row, column), (4, 4)) for column in range(5)]
+        assert shown == pytest.approx(
+            [v.item() for v in (x[first, 0, 4, 4], *between[0, :, 0, 4, 4], x[second, 0, 4, 4])]
+        )
+    assert report.interpolations(vae, x[:2], covariates=[c[:2]]) is None
+    assert report.interpolations(make_vae(3), x[:1]) is None
+
+
+def test_thumbnails_show_the_worst_and_count_what_has_no_value() -> None:
+    vae, x = make_vae(2), binary_images(12)
+    values = torch.tensor([0.5, NAN, -INF, 1.25, 0.1, NAN, 0.7, 0.2, 0.3, 0.4, INF, -0.6])
+    figure = report.thumbnails(vae, x, values, num=3)
+    assert columns_of(figure.axes[0]) == ["\N{INFINITY}\n#10", "1.25\n#3", "0.70\n#6"]
+    assert figure.axes[0].get_xlabel() == "2 data without k-hat left out"
+    for column, row in enumerate((10, 3, 6)):
+        assert pixel(figure, (8, 8), (0, column), (5, 2)) == x[row, 0, 5, 2]
+    assert columns_of(report.thumbnails(vae, x, values, num=20).axes[0])[-1] == f"{MINUS}\N{INFINITY}\n#2"
+    assert report.thumbnails(vae, x, torch.full((12,), NAN)) is None
+
+
+def test_conditions_in_words() -> None:
+    rows = torch.tensor([[0.0, 1.0, 0.0], [-0.5, 2.0, 0.0], [1.0, 1.0, 0.0]])
+    assert [condition([rows], i) for i in range(3)] == ["class 1", f"({MINUS}0.5, 2, ...)", "(1, 1, ...)"]
+    assert condition([rows[:, :1]], 1) == f"c = {MINUS}0.5"
+
+
+# --- latent space
+
+
+@pytest.mark.parametrize(("latent_dim", "num_labels"), [(2, 10), (5, 20), (5, 21)])
+def test_latent_space_scatters_the_means_that_carry_most(latent_dim: int, num_labels: int) -> None:
+    vae, x = make_vae(latent_dim), binary_images(63)
+    with torch.no_grad():
+        vae.encoder.layers[-1].bias[2 * (latent_dim - 1)] = 3.0
+    mean, stddev = latent_dimensions.encode(vae, x)
+    dims = sorted(latent_dimensions.latent_importance(vae, mean, stddev).ranked[:2])
+    (axes,) = drawn(report.latent_space(vae, x, torch.arange(63) % num_labels)).axes
+    assert latent_dim - 1 in dims
+    assert (axes.get_xlabel()[:4], axes.get_ylabel()[:4]) == (f"z[{dims[0]}]", f"z[{dims[1]}]")
+    scatters = [c.get_offsets() for c in axes.collections if isinstance(c, PathCollection) and len(c.get_offsets())]
+    points, expected = np.concatenate(scatters), mean[:, dims].numpy()
+    assert np.allclose(points[np.lexsort(points.T)], expected[np.lexsort(expected.T)])
+    assert axes.get_aspect() == 1
+    legend = axes.get_legend()
+    assert (texts(legend.get_texts()) if legend else None) == (
+        None if num_labels == 21 else [str(i) for i in range(num_labels)]
+    )
+
+
+def test_a_label_has_its_color_and_marker_whatever_others_there_are() -> None:
+    vae, x = make_vae(2), binary_images(40)
+
+    def looks(labels: list[int]) -> dict[str, tuple[Any, ...]]:
+        (axes,) = report.latent_space(vae, x, torch.tensor(labels).repeat(40 // len(labels))).axes
+        keys = {c.get_label(): c for c in axes.collections if not len(c.get_offsets())}
+        return {name: (*c.get_facecolor()[0][:3], c.get_paths()[0].vertices.tobytes()) for name, c in keys.items()}
+
+    several, alone = looks([3, 7, 13, 25]), looks([7, 25])
+    assert len(set(several.values())) == 4
+    assert alone == {name: several[name] for name in ("7", "25")}
+    assert looks([3, 53]) == {}, "two that would look alike"
+    labels = torch.arange(40) % 13 + 4
+    (axes,) = report.latent_space(vae, x, labels).axes
+    mean = vae.encode(x).mean.detach().numpy()
+    keys = dict(zip(range(4, 17), (c for c in axes.collections if not len(c.get_offsets())), strict=True))
+    for scatter in (c for c in axes.collections if len(c.get_offsets())):
+        for offset, color in zip(scatter.get_offsets(), scatter.get_facecolor(), strict=True):
+            key = keys[int(labels[np.abs(mean - offset).sum(1).argmin()])]
+            assert np.allclose(color[:3], key.get_facecolor()[0, :3])
+            assert np.array_equal(scatter.get_paths()[0].vertices, key.get_paths()[0].vertices)
+
+
+@pytest.mark.parametrize("labels", [None, torch.arange(40) % 4, torch.rand(40), torch.tensor([2, 12]).repeat(20)])
+def test_latent_space_of_one_dimension_is_a_histogram(labels: Tensor | None) -> None:
+    (axes,) = drawn(report.latent_space(make_vae(1), binary_images(40), labels)).axes
+    assert sum(patch.get_width() * patch.get_height() for patch in axes.patches) == pytest.approx(1)
+    prior = line(axes, "Prior N(0, 1)")
+    assert np.trapezoid(prior[:, 1], prior[:, 0]) == pytest.approx(0.9973, abs=1e-3)
+    assert (axes.get_legend() is not None) == (labels is not None and labels.max() == 3)
+
+
+def test_the_prior_is_shown_where_it_lies() -> None:
+    vae = transparent_vae(PARAMS, shifted_prior())
+    (axes,) = report.latent_space(vae, torch.zeros(4, 1, 1, 3)).axes
+    for circle, radius in zip(axes.lines, (1, 2), strict=True):  # around dimensions 0 and 2
+        centered = (circle.get_xydata() - LOC[[0, 2]].numpy()) / SCALE[[0, 2]].numpy()
+        assert np.allclose(np.hypot(*centered.T), radius)
+    vae = mixture_vae()
+    (axes,) = drawn(report.latent_space(vae, binary_images())).axes
+    outlines = [np.asarray(entry.get_xydata()) for entry in axes.lines]
+    draws = latent_dimensions.prior_draws(vae).numpy()
+    inside = np.sort([matplotlib.path.Path(outline).contains_points(draws).mean() for outline in outlines])
+    assert len(inside) == 4  # two levels of two components
+    assert inside[:2].sum() == pytest.approx(1 - math.exp(-0.5), abs=0.02)
+    assert inside[2:].sum() == pytest.approx(1 - math.exp(-2), abs=0.02)
+    assert {round(np.mean(outline, 0)[0] / 9) for outline in outlines} == {-1, 1}

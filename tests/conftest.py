@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 
 import pyro
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae import VAE, likelihoods, networks, posteriors, priors
+from pyrovae.diagnostics import gaps
+from pyrovae.evaluation import checks
 from pyrovae.likelihoods import Likelihood
 from pyrovae.testing.small_models import LinearGaussian
 
@@ -29,6 +32,12 @@ def _fresh(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     yield
     torch.set_default_dtype(torch.float32)
     pyro.clear_param_store()
+
+
+@pytest.fixture
+def quick_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refine in few steps where `evaluate` splits the gap, in tests of other facts."""
+    monkeypatch.setattr(checks, "gaps", functools.partial(gaps, num_steps=10))
 
 
 def linear_gaussian(*, latent_dim: int = 3, x_dim: int = 5, scale: float = 0.7, seed: int = 0) -> LinearGaussian:

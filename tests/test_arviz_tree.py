@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
-from conftest import linear_gaussian, make_vae, pair_of
+from conftest import linear_gaussian, pair_of
 from matplotlib import pyplot
 from torch import Tensor
 
@@ -138,25 +138,19 @@ def test_files_are_compressed() -> None:
     assert len(content) < 4 * 200 * 50 * 100 / 10
 
 
-@pytest.mark.parametrize(
-    ("x", "dims"),
-    [
-        (torch.zeros(3), ()),
-        (torch.zeros(3, 5), ("column",)),
-        (torch.zeros(3, 4, 6), ("height", "width")),
-        (torch.zeros(3, 2, 4, 6), ("channel", "height", "width")),
-        (torch.zeros(3, 2, 2, 4, 6), ("x_dim_0", "x_dim_1", "x_dim_2", "x_dim_3")),
-    ],
-)
-def test_axes_of_data_have_names(x: Tensor, dims: tuple[str, ...]) -> None:
+def test_dimensions_have_names() -> None:
     record, _ = few()
-    assert to_datatree(record, x)["observed_data"]["x"].dims == ("datum", *dims)
-
-
-def test_sites_have_axes_of_their_own() -> None:
-    record, x = few()
     record.z.update(scale=torch.rand(40, 3), field=torch.rand(40, 3, 2, 5))
-    made = to_datatree(record, x, covariates=[torch.eye(3), torch.zeros(3)])
+    axes = {
+        (3,): (),
+        (3, 5): ("column",),
+        (3, 4, 6): ("height", "width"),
+        (3, 2, 4, 6): ("channel", "height", "width"),
+        (3, 2, 2, 4, 6): ("x_dim_0", "x_dim_1", "x_dim_2", "x_dim_3"),
+    }
+    for shape, dims in axes.items():
+        made = to_datatree(record, torch.zeros(shape), covariates=[torch.eye(3), torch.zeros(3)])
+        assert made["observed_data"]["x"].dims == ("datum", *dims)
     lead = ("chain", "draw", "datum")
     assert made["posterior"]["scale"].dims == lead
     assert made["posterior"]["field"].dims == (*lead, "field_dim_0", "field_dim_1")
@@ -209,16 +203,6 @@ def test_attributes_are_text_or_numbers() -> None:
     record, x = few()
     with pytest.raises(TypeError, match="text or numbers, but 'ks' is a list; give str"):
         to_datatree(record, x, attributes={"ks": [1, 5]})  # type: ignore[dict-item]
-
-
-def test_draws_of_a_vae_in_float32(tmp_path: Path) -> None:
-    torch.set_default_dtype(torch.float32)
-    vae, x = make_vae(2), torch.randint(2, (3, 1, 8, 8)).float()
-    record = particles(vae.model, vae.guide, x, num_particles=30)
-    (tmp_path / "draws.nc").write_bytes(tree.to_netcdf(to_datatree(record, x, num_draws=10)))
-    back = arviz.from_netcdf(tmp_path / "draws.nc")
-    assert back["posterior"]["z"].shape == (1, 10, 3, 2)
-    assert back["sample_stats"]["log_weights"].dtype == np.float64
 
 
 def test_names_of_sites_and_attributes_are_cleaned() -> None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import pyrovae
 from pyrovae import likelihoods
 from pyrovae.data import Data
-from pyrovae.evaluation import evaluate
+from pyrovae.evaluation import EvaluationOptions, evaluate
 from pyrovae.importance import chunks as sizes
 from pyrovae.results import compare
 from pyrovae.runtime import memory
@@ -65,6 +65,7 @@ def test_same_seed_same_numbers_and_another_seed_others(digits: Data) -> None:
     )
 
 
+@pytest.mark.slow
 def test_monte_carlo_error_is_the_spread_over_seeds() -> None:
     truth = linear_gaussian()
     x = truth.sample(20)
@@ -106,6 +107,24 @@ def test_k_is_a_positive_whole_number(ks: tuple[int, ...]) -> None:
     )
     with pytest.raises(ValueError, match="whole numbers of at least 1"):
         evaluate(*pair_of(truth), truth.sample(2), ks=ks, show_progress=False)
+
+
+def test_options_come_in_a_record_or_as_keywords() -> None:
+    truth = linear_gaussian()
+    pair, x = pair_of(truth), truth.sample(5)
+    options = EvaluationOptions(batch_size=2, show_progress=False)
+    record = evaluate(*pair, x, ks=(1, 2), options=options)
+    keywords = evaluate(*pair, x, ks=(1, 2), batch_size=2, shown=False)  # a former name
+    both = evaluate(*pair, x, ks=(1, 2), options=options, batch_size=5)
+    assert record.settings == keywords.settings
+    assert record.estimates == keywords.estimates
+    assert both.settings["batch_size"] == 5
+    with pytest.raises(TypeError, match="evaluate has the options batch_size, .*, but received 'workers'"):
+        evaluate(*pair, x, workers=2)
+    with pytest.raises(
+        TypeError, match="options of evaluate must be of type EvaluationOptions or None, but received 3"
+    ):
+        evaluate(*pair, x, options=3)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["batch_size", "chunk_size"])
@@ -192,9 +211,9 @@ def test_cuda_gives_the_numbers_of_the_cpu(digits: Data) -> None:
 
 def test_sizes_of_cuda_give_the_numbers_of_the_cpu(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     vae = make_vae()
-    here = evaluate(vae.model, vae.guide, digits, ks=(1, 5000), show_progress=False)
+    here = evaluate(vae.model, vae.guide, digits.test.first(40), ks=(1, 5000), show_progress=False)
     monkeypatch.setattr(sizes, "ON_CPU", sizes.ON_CUDA)
-    there = evaluate(vae.model, vae.guide, digits, ks=(1, 5000), show_progress=False)
+    there = evaluate(vae.model, vae.guide, digits.test.first(40), ks=(1, 5000), show_progress=False)
     assert there.settings["batch_size"] > here.settings["batch_size"]
     for a, b in zip(here.estimates, there.estimates, strict=True):
         assert abs(a.value - b.value) < 4 * math.hypot(a.se_monte_carlo or 0.0, b.se_monte_carlo or 0.0) + 1e-9

@@ -233,10 +233,6 @@ def all_figures(vae: VAE, x: Tensor, c: tuple[Tensor, ...] = ()) -> dict[str, Fi
 FIGURES: dict[str, Callable[[], Figure | None]] = {
     "one epoch": lambda: report.training_curves(make_history(1, validation=False, terms=False)),
     "early stopping": lambda: report.training_curves(make_history(best=12)),
-    "ladder": lambda: report.ladder(make_evaluation(), [Estimate("AIS", 16, -20.0, 0.33, 0.07)]),
-    "waterfall": lambda: report.waterfall(make_gaps()),
-    "waterfall that hangs": lambda: report.waterfall(make_gaps(-0.5)),
-    "forest": lambda: report.forest(make_block(DIFFERENCES)),
     "weights": lambda: report.weight_histograms({"khat": torch.rand(9)}, threshold=0.7, num_particles=10),
     "many units": lambda: report.kl_per_unit([f"z[{i}]" for i in range(200)], torch.rand(200), torch.rand(200) > 0.5),
     "tall images": lambda: panels.draw_tiles(torch.rand(2, 10, 28, 7), limits=(0.0, 1.0), title="Tall"),
@@ -258,9 +254,10 @@ def test_figures_of_images_are_full_and_inside_their_frames(latent_dim: int) -> 
 def test_figures_of_a_conditional_model_name_what_it_is_given() -> None:
     c = torch.eye(3)[torch.arange(20) % 3]
     figures = all_figures(conditional_vae(num_covariates=3), binary_images(20), (c,))
-    for name, figure in figures.items():
-        title = drawn(figure).get_suptitle() or figure.axes[0].get_title("left")
-        assert ("covariates" if name == "latent space" else "c" if name == "thumbnails" else "z, c") in title
+    for figure in figures.values():
+        drawn(figure)
+    assert all("z, c" in figures[name].get_suptitle() for name in ("reconstructions", "samples", "interpolations"))
+    assert "given their covariates" in figures["latent space"].axes[0].get_title("left")
     assert all(label.split("\n")[-1][:5] == "class" for label in columns_of(figures["thumbnails"].axes[0]))
     assert "p(z | c)" in figures["samples"].get_suptitle()
     assert "given c of the first datum, class 0" in figures["traversals"].get_suptitle()
@@ -301,12 +298,11 @@ def test_figures_look_the_same_under_the_callers_style_and_leave_the_random_stre
     dark = {"axes.facecolor": "black", "figure.facecolor": "black", "text.color": "white", "xtick.color": "white"}
     with matplotlib.rc_context(dark | {"axes.grid": True, "axes.spines.top": True, "xtick.direction": "in"}):
         assert np.array_equal(pixels(), plain)
+    vae, x = mixture_vae(), torch.zeros(4, 1, 8, 8)
     before = torch.get_rng_state()
-    report.samples(make_vae := mixture_vae())
-    after_build = torch.get_rng_state()
-    report.latent_space(make_vae, torch.zeros(4, 1, 8, 8))
-    assert torch.equal(torch.get_rng_state(), after_build)
-    assert not torch.equal(before, after_build)  # the weights of the model
+    report.samples(vae)
+    report.latent_space(vae, x)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 # --- training
@@ -382,7 +378,7 @@ def test_ladder_leaves_out_missing_numbers_and_estimates_that_are_no_bound() -> 
         report.ladder(evaluation, [Estimate("jackknife", 500, -20.0, 0.3, None)])
 
 
-@pytest.mark.parametrize("num", [3, 24, 25, 200])
+@pytest.mark.parametrize("num", [24, 25])
 def test_labels_of_many_units_and_rungs_do_not_overlap(num: int) -> None:
     kl = torch.rand(num)
     units = report.kl_per_unit([f"z[{i}]" for i in range(num)], kl, kl > 0.5)
@@ -405,6 +401,22 @@ def test_forest_shows_paired_differences() -> None:
     assert [to_hex(dot.get_markerfacecolor()) == FIRST for dot in dots] == [True, False, False]
     assert texts(axes.texts) == ["+0.500  [+0.400, +0.600]", f"{MINUS}0.050  [{MINUS}0.250, +0.150]", "+0.300"]
     assert report.forest(make_block({"first": None})) is None
+
+
+@pytest.mark.parametrize("amortization", [0.5, -0.5])
+def test_waterfall_goes_from_bound_to_bound(amortization: float) -> None:
+    gaps = make_gaps(amortization)
+    (axes,) = drawn(report.waterfall(gaps)).axes
+    ends = [sorted((bar.get_y(), bar.get_y() + bar.get_height())) for bar in axes.patches[:3]]
+    refined = -22.0 + amortization
+    assert ends == [pytest.approx(sorted(pair)) for pair in ((-22.0, refined), (refined, -20.0), (-22.0, -20.0))]
+    hatched = axes.patches[3].get_height()
+    assert hatched == pytest.approx(0.2 if amortization > 0 else 0.0)
+    steps = (f"{value:+.2f} ± 0.05".replace("-", MINUS) for value in (amortization, -20.0 - refined, 2.0))
+    assert texts(axes.texts) == list(steps)
+    nothing = replace(gaps, bound=Estimate("AIS", 1, None, None, None, "not finite"))
+    with pytest.raises(ValueError, match=r"AIS has no value \(not finite\); leave out the data that have none"):
+        report.waterfall(nothing)
 
 
 # --- weights and units

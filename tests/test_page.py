@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import browser
 import numpy as np
 import pytest
+import torch
 from conftest import make_vae
 from matplotlib.figure import Figure
 
@@ -184,8 +185,6 @@ def test_the_document_is_accessible(parsed: Parsed) -> None:
 
 
 def test_the_same_input_gives_the_same_bytes() -> None:
-    import torch
-
     pages = []
     for date in (DATE, "1999-01-01"):
         torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -29,16 +30,16 @@ def compare(argv: Sequence[str]) -> None:
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, evaluated by pyrovae evaluate")
     group = parser.add_argument_group("comparison")
-    group.add_argument("--reference", metavar="NAME", help="run to which the others are compared (default: the first)")
-    group.add_argument(
-        "--report", metavar="NAME",
-        help="report of each run that is compared (default: the name that all runs have in common, or the only one)",
-    )  # fmt: skip
-    group.add_argument("--blocks", action="store_true", help="separate tables for runs that are not comparable")
-    group.add_argument(
-        "--format", choices=tuple(FORMATS), help="format of the table (default: by the ending of --output, else text)"
+    add = functools.partial(parser.add, group)
+    add("reference", "run to which the others are compared (default: the first)")
+    add(
+        "report",
+        "report of each run that is compared (default: the name that all runs have in common, or the only one)",
     )
-    group.add_argument("--output", metavar="FILE", help="file of the table (default: print it)")
+    add("blocks", "separate tables for runs that are not comparable", action="store_true")
+    formats = tuple(FORMATS)
+    add("format", "format of the table (default: by the ending of --output, else text)", choices=formats)
+    add("output", "file of the table (default: print it)", metavar="FILE")
     options = parser.options(argv)
     output = None if options["output"] is None else Path(options["output"])
     table_format = options["format"] or (ENDINGS.get(output.suffix.lower(), "text") if output else "text")

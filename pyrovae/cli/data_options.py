@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from pyrovae import data as data_package
@@ -14,44 +15,24 @@ from pyrovae.training import Run, load
 def add_data(parser: Parser, default: str | None = "digits") -> None:
     """Add the options of the data; without a default, the run has the defaults."""
     group = parser.add_argument_group("data")
-    text = "digits" if default else "the data of the run"
-    group.add_argument(
-        "--data", default=default, metavar="NAME",
-        help=f"digits, mnist, fashion_mnist, kmnist, or a path: .npz, .npy, .csv, folder of images (default: {text})",
-    )  # fmt: skip
-    group.add_argument(
-        "--data.root", metavar="DIR", help="folder of the named data sets (default: $PYROVAE_DATA, else a cache)"
-    )
-    group.add_argument(
-        "--data.download",
-        choices=("true", "false"),
-        default="true" if default else None,
-        help="download missing files (default: true)",
-    )
-    group.add_argument(
-        "--data.levels",
-        type=int,
-        metavar="N",
-        help="number of values that integers can take (default: 2 or 256, if the data fit)",
-    )
-    names = ", ".join(classes(transforms))
-    group.add_argument("--data.transform", metavar="CLASS", help=f"{names} (default: by the likelihood)")
-    group.add_argument(
-        "--data.seed",
-        type=int,
-        default=0 if default else None,
-        metavar="N",
-        help="seed of splits and of binarized test data (default: 0)",
-    )
+    add = functools.partial(parser.add, group)
+    data = "digits" if default else "the data of the run"
+    kinds = "digits, mnist, fashion_mnist, kmnist, or a path: .npz, .npy, .csv, folder of images"
+    add("data", f"{kinds} (default: {data})")
+    add("data.root", "folder of the named data sets (default: $PYROVAE_DATA, else a cache)", metavar="DIR")
+    add("data.download", "download missing files (default: true)", choices=("true", "false"))
+    add("data.levels", "number of values that integers can take (default: 2 or 256, if the data fit)", type=int)
+    add("data.transform", f"{', '.join(classes(transforms))} (default: by the likelihood)", metavar="CLASS")
+    add("data.seed", "seed of splits and of binarized test data (default: 0)", type=int)
+    if default:
+        parser.set_defaults(**{"data": default, "data.download": "true", "data.seed": 0})
 
 
 def add_run(parser: Parser) -> None:
     """Add the run folder, and the packages that it may import."""
     parser.add_argument("run", metavar="RUN", help="run folder")
-    parser.add_argument_group("run").add_argument(
-        "--allow", nargs="+", default=[], metavar="PACKAGE",
-        help="packages beside pyrovae from which parts of the run may be imported (default: none)",
-    )  # fmt: skip
+    text = "packages beside pyrovae from which parts of the run may be imported (default: none)"
+    parser.add_argument_group("run").add_argument("--allow", nargs="+", default=[], metavar="PACKAGE", help=text)
 
 
 def load_run(options: dict[str, Any]) -> Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -57,35 +58,20 @@ def _options(argv: Sequence[str]) -> dict[str, Any]:
     )
     add_data(parser, default=None)
     group = parser.add_argument_group("evaluation")
-    group.add_argument(
-        "--split", choices=("train", "validation", "test"), default="test", help="part of the data (default: test)"
-    )
-    group.add_argument("--num_data", type=int, metavar="N", help="evaluate only the first N (default: all)")
-    group.add_argument(
-        "--ks", type=int, nargs="+", default=[1, 5, 50, 500, 5000], metavar="K",
-        help="numbers of particles of the IWAE bounds, each a divisor of the next (default: 1 5 50 500 5000)",
-    )  # fmt: skip
-    group.add_argument("--batch_size", type=int, metavar="N", help="data points per batch (default: by K)")
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the draws (default: 0)")
-    group.add_argument(
-        "--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps (default: auto)"
-    )
-    group.add_argument(
-        "--engine", choices=ENGINES, default="auto",
-        help="captured (scoring is compiled), eager, or auto: by the number of particles (default: auto)",
-    )  # fmt: skip
-    group.add_argument(
-        "--checks",
-        choices=("true", "false"),
-        default="true",
-        help="run the checks listed below (default: true)",
-    )
-    group.add_argument(
-        "--report",
-        metavar="NAME",
-        help="folder of the report in RUN (default: report, followed by the options that differ from their defaults)",
-    )
-    group.add_argument("--overwrite", action="store_true", help="evaluate again, and replace the report of that name")
+    add = functools.partial(parser.add, group)
+    add("split", "part of the data", default="test", choices=("train", "validation", "test"))
+    add("num_data", "evaluate only the first N (default: all)", type=int)
+    text = "numbers of particles of the IWAE bounds, each a divisor of the next"
+    add("ks", text, default=[1, 5, 50, 500, 5000], type=int, nargs="+", metavar="K")
+    add("batch_size", "data points per batch (default: by K)", type=int)
+    add("seed", "seed of the draws", default=0)
+    add("device", "auto, cpu, cuda, cuda:1 or mps", default="auto")
+    text = "captured (scoring is compiled), eager, or auto: by the number of particles"
+    add("engine", text, default="auto", choices=ENGINES)
+    add("checks", "run the checks listed below", default="true", choices=("true", "false"))
+    text = "folder of the report in RUN (default: report, followed by the options that differ from their defaults)"
+    add("report", text)
+    add("overwrite", "evaluate again, and replace the report of that name", action="store_true")
     parser.add_record("checks, on the first data points", Checks)
     add_run(parser)
     options = parser.options(argv)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,14 +24,12 @@ def generate(argv: Sequence[str]) -> None:
         description="Draw data from the model of a run.",
     )
     group = parser.add_argument_group("generation")
-    group.add_argument("--num", type=int, default=64, metavar="N", help="number of draws (default: 64)")
-    group.add_argument("--draws", action="store_true", help="draw x from p(x | z) instead of its mean E[x | z]")
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the draws (default: 0)")
-    group.add_argument(
-        "--out",
-        metavar="FILE",
-        help=".png for a picture, .npy for an array (default: samples.png or samples.npy in RUN)",
-    )
+    add = functools.partial(parser.add, group)
+    add("num", "number of draws", default=64)
+    add("draws", "draw x from p(x | z) instead of its mean E[x | z]", action="store_true")
+    add("seed", "seed of the draws", default=0)
+    files = "samples.png or samples.npy in RUN"
+    add("out", f".png for a picture, .npy for an array (default: {files})", metavar="FILE")
     add_run(parser)
     options = parser.options(argv)
     run = load_run(options)

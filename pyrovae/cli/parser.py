@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-from pyrovae.cli.signatures import Option, import_part, options_of, summary
+from pyrovae.cli.signatures import Option, default_text, import_part, options_of, summary
 from pyrovae.cli.terminal import print_error, print_text
 
 NOT_SAVED = {"help", "config", "print_config", "resume", "allow", "overwrite"}  # options of the command line only
@@ -20,24 +20,12 @@ NOT_SAVED = {"help", "config", "print_config", "resume", "allow", "overwrite"}  
 
 @dataclasses.dataclass
 class Role:
-    """Role of a part, such as "prior".
+    """Classes for a role in the model, such as "prior", and the group of their options."""
 
-    Attributes:
-        menu: classes that may take the role, by name.
-        base: class from which a class of the user must derive.
-        hidden: arguments of constructors that are not offered as options.
-        group: of the parser, which holds the options.
-
-    """
-
-    menu: dict[str, type]
-    base: type
-    hidden: frozenset[str]
+    menu: dict[str, type]  # by name
+    base: type  # from which a class of the user must derive
+    hidden: frozenset[str]  # arguments of constructors that are not offered as options
     group: Any
-
-    def owners(self, option: str) -> list[str]:
-        """Return the names of the classes that have an option."""
-        return [name for name, part in self.menu.items() if option in options_of(part, self.hidden)]
 
 
 class Parser(argparse.ArgumentParser):
@@ -53,10 +41,8 @@ class Parser(argparse.ArgumentParser):
         self.roles: dict[str, Role] = {}
         general = self.add_argument_group("general")
         general.add_argument("-h", "--help", action="help", help="show this text and stop")
-        general.add_argument(
-            "--config", metavar="FILE", help="read options from a JSON file; the command line overrides it"
-        )
-        general.add_argument("--print_config", action="store_true", help="print the options as JSON and stop")
+        self.add(general, "config", "read options from a JSON file; the command line overrides it", metavar="FILE")
+        self.add(general, "print_config", "print the options as JSON and stop", action="store_true")
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with 2."""
@@ -67,8 +53,25 @@ class Parser(argparse.ArgumentParser):
         """Print the help."""
         print_text(self.format_help())
 
+    def add(self, group: Any, name: str, text: str, *, default: Any = None, **settings: Any) -> None:
+        """Add an option to a group of options.
+
+        Args:
+            group: of the parser.
+            name: without dashes.
+            text: help, to which the default is added.
+            default: of the option; an integer sets its type too.
+            settings: further arguments of ``add_argument``.
+
+        """
+        if "action" not in settings:
+            settings.setdefault("type", int if isinstance(default, int) else None)
+            if "choices" not in settings:
+                settings.setdefault("metavar", "N" if settings["type"] is int else "NAME")
+        group.add_argument(f"--{name}", default=default, help=text + default_text(default), **settings)
+
     def add_record(self, title: str, record: type) -> None:
-        """Add an option for each field of a dataclass, which holds the default and the help."""
+        """Add an option for each field of a dataclass, with the docstring's text as help."""
         group = self.add_argument_group(title)
         for name, option in options_of(record).items():
             group.add_argument(
@@ -190,7 +193,8 @@ class Parser(argparse.ArgumentParser):
             if option == key or value is None:
                 continue
             if option not in own:
-                raise ValueError(f"{name} has no option --{key}, which is one of {', '.join(known.owners(option))}")
+                owners = [name for name, part in known.menu.items() if option in options_of(part, known.hidden)]
+                raise ValueError(f"{name} has no option --{key}, which is one of {', '.join(owners)}")
             arguments[option] = own[option].value(key, value if isinstance(value, list) else [value])
         return part, arguments
 

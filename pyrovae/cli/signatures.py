@@ -104,22 +104,18 @@ def _option(part: type, name: str, parameter: inspect.Parameter) -> Option | Non
     base = next((item for item in types_ if item is not types.NoneType), None)
     if base not in METAVARS:
         return None
-    text = f"{_argument_text(part, name)}{_default_text(default)}".strip()
+    text = f"{_argument_text(part, name)}{default_text(default)}".strip()
     return Option(base, origin in LISTS, types.NoneType in types_, default, text)
 
 
 def _argument_text(part: type, name: str) -> str:
-    """Return the help of a field, or the docstring's text on an argument."""
-    if dataclasses.is_dataclass(part):
-        field = part.__dataclass_fields__[name]
-        if "help" in field.metadata:
-            return field.metadata["help"]
+    """Return the text of a docstring on an argument."""
     pattern = rf"^\s+{name}: (.+?)(?=\n\s+\w+: |\n\s*\n|\Z)"
     match = re.search(pattern, inspect.getdoc(part) or "", re.MULTILINE | re.DOTALL)
     return _one_line(match.group(1)) if match else ""
 
 
-def _default_text(value: object) -> str:
+def default_text(value: object) -> str:
     """Return the default in parentheses; an empty text if there is none."""
     if value is None or value is inspect.Parameter.empty:
         return ""

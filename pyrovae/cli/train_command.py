@@ -33,18 +33,16 @@ def train(argv: Sequence[str]) -> None:
     """Fit a VAE and save it in a run folder."""
     parser = Parser(prog="pyrovae train", description="Fit a VAE by SVI and save it in a run folder.")
     run = parser.add_argument_group("run")
-    run.add_argument("--folder", metavar="DIR", help="run folder (default: the next free runs/DATA-NUMBER)")
-    run.add_argument("--resume", metavar="DIR", help="resume the run in this folder, with the options it was made with")
+    parser.add(run, "folder", "run folder (default: the next free runs/DATA-NUMBER)", metavar="DIR")
+    parser.add(run, "resume", "resume the run in this folder, with the options it was made with", metavar="DIR")
     add_data(parser)
     model = parser.add_argument_group("model")
-    model.add_argument("--latent_dim", type=int, default=16, metavar="N", help="latent dimensions (default: 16)")
+    parser.add(model, "latent_dim", "latent dimensions", default=16)
     for role, (menu, base, default) in _menus().items():
         parser.add_part(role, menu, default, base=base, hidden=HIDDEN)
     parser.add_record("training", Training)
-    run.add_argument(
-        "--allow", nargs="+", default=[], metavar="PACKAGE",
-        help="packages beside pyrovae from which a file or a run may import classes (default: none)",
-    )  # fmt: skip
+    text = "packages beside pyrovae from which a file or a run may import classes (default: none)"
+    run.add_argument("--allow", nargs="+", default=[], metavar="PACKAGE", help=text)
     options = _resumed(parser, argv)
     objective = _objective(parser, options)
     for name in ("data", "data.root"):  # absolute, so that a run finds its data from any folder

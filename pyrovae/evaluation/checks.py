@@ -26,37 +26,35 @@ MIN_LADDER = 1000  # particles from which L_K may stand for log p(x); below, `ga
 CHAINS = ("num_chains", "num_temperatures", "num_leapfrog")
 
 
-def _option(default: int, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass(frozen=True)
 class Checks:
     """Diagnostics that `evaluate` runs beside the bounds, each on the first data of the set; 0 data skip one.
 
+    The texts below are also the help of ``pyrovae evaluate``.
+
     Attributes:
-        num_annealed: data for annealed importance sampling (AIS), a bound that is tight where L_K is not.
-        num_simulated: data simulated from the model, for which AIS has an upper bound beside it (BDMC).
-        num_refined: data for which the gap between the ELBO and the tightest bound is split into its parts.
-        num_encoded: data by which latent units are found active or not, and I(x; z) is estimated.
+        num_annealed: data for annealed importance sampling (AIS), a bound that is tight where L_K is not; 0: none.
+        num_simulated: data simulated from the model, for which AIS has an upper bound beside it (BDMC); 0: none.
+        num_refined: data for which the gap between the ELBO and the tightest bound is split into its parts; 0: none.
+        num_encoded: data by which latent units are found active or not, and I(x; z) is estimated; 0: none.
         num_chains: chains of AIS for each datum.
         num_temperatures: temperatures of AIS, from the guide to the joint density.
         num_leapfrog: leapfrog steps of a transition of AIS.
-        refit_epochs: passes over the refined data in which the guide is fitted to them; 0 skips the refit.
+        refit_epochs: passes over the refined data in which the guide is fitted to them; 0: none.
 
     Raises:
         ValueError: if a number is out of range.
 
     """
 
-    num_annealed: int = _option(100, "data of annealed importance sampling (AIS), tight where L_K is not; 0: none")
-    num_simulated: int = _option(100, "data simulated from the model, where AIS meets an upper bound (BDMC); 0: none")
-    num_refined: int = _option(100, "data for which the gap from the ELBO to the tightest bound is split; 0: none")
-    num_encoded: int = _option(1000, "data by which latent units are found active or not; 0: none")
-    num_chains: int = _option(16, "chains of AIS for each datum")
-    num_temperatures: int = _option(30, "temperatures of AIS, from the guide to the joint density")
-    num_leapfrog: int = _option(5, "leapfrog steps of a transition of AIS")
-    refit_epochs: int = _option(50, "passes in which the guide is fitted to the refined data; 0: none")
+    num_annealed: int = 100
+    num_simulated: int = 100
+    num_refined: int = 100
+    num_encoded: int = 1000
+    num_chains: int = 16
+    num_temperatures: int = 30
+    num_leapfrog: int = 5
+    refit_epochs: int = 50
 
     def __post_init__(self) -> None:
         """Check the ranges."""

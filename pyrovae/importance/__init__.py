@@ -1,4 +1,4 @@
-"""How particles are drawn and scored: once for the guide, in chunks for the model, any layout of plates."""
+"""Drawing and scoring of particles: one run of the guide, chunks of the model, any layout of plates."""
 
 from pyrovae.importance.chunks import chunk_sizes, iter_batches, on_device, rows_per_chunk
 from pyrovae.importance.compiled_scoring import CompiledRuns, compiled_runs

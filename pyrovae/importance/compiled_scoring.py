@@ -1,4 +1,4 @@
-"""The scoring of many particles, compiled once."""
+"""Compiled scoring of many particles."""
 
 from __future__ import annotations
 
@@ -13,41 +13,40 @@ from pyrovae.programs import ModelGuide
 
 logger = logging.getLogger("pyrovae")
 
-COMPILED_FROM = 2**32  # elements of x that are scored, which saves ten seconds; compilation takes some
-FEWEST_ELEMENTS = 2**9  # of a datum, since running the programs takes its time however few there are
+COMPILED_FROM = 2**32  # scored elements of x from which compilation pays
+FEWEST_ELEMENTS = 2**9  # elements that a small datum counts as, for the time of running the programs
 REFUSAL = "the scoring of particles is not compiled: %s"
 
 Function = Callable[..., Sequence[Tensor]]
 
 
 class CompiledRuns:
-    """Runs of one function of tensors: the first is recorded and compiled, and those on inputs of the same shapes are
-    replays of it.
+    """Runs of one function of tensors: the first is traced and compiled, later ones of the same shapes replay it.
 
-    What cannot be recorded or compiled is run as it is, and one line says why.
+    A function that cannot be traced or compiled runs eagerly, and a warning gives the reason.
 
     Args:
-        leaves: tensors that the function may read or write without being given them.
+        leaves: tensors that the function reads or writes without receiving them as inputs.
 
     """
 
     def __init__(self, leaves: Sequence[Tensor] = ()) -> None:
         self.leaves = leaves
         self._recording: Recording | None = None
-        self._kind: tuple[object, ...] = ()
+        self._layout: tuple[object, ...] = ()
 
     def __call__(self, function: Function, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         """Return what the function returns, without gradients.
 
         Args:
-            function: does the same in each run but for what depends on its inputs.
-            inputs: of it.
+            function: depends on nothing but its inputs and the leaves.
+            inputs: tensors.
 
         """
-        kind = layout_of(inputs)
-        if not self._kind:
-            self._kind, self._recording = kind, _compiled(function, inputs, self.leaves)
-        return function(*inputs) if self._recording is None or kind != self._kind else self._recording(*inputs)
+        layout = layout_of(inputs)
+        if not self._layout:
+            self._layout, self._recording = layout, _compiled(function, inputs, self.leaves)
+        return function(*inputs) if self._recording is None or layout != self._layout else self._recording(*inputs)
 
 
 def _compiled(function: Function, inputs: Sequence[Tensor], leaves: Sequence[Tensor]) -> Recording | None:
@@ -61,13 +60,13 @@ def _compiled(function: Function, inputs: Sequence[Tensor], leaves: Sequence[Ten
 
 
 def compiled_runs(programs: ModelGuide, engine: str, *, num_rows: int, device: torch.device) -> CompiledRuns | None:
-    """Return what records runs of the model, or None where each is run as it is.
+    """Return compiled runs of the model, or None where runs are eager.
 
     Args:
         programs: from `scoring_context`.
-        engine: "captured" to compile, "eager" not to, or "auto" for what pays with so many rows.
-        num_rows: that are scored, in all processes together, a datum with K particles counting K.
-        device: of the data. Only on a CPU is anything compiled, and only where there is a C++ compiler.
+        engine: "captured" to compile, "eager" not to, or "auto" to compile where it pays.
+        num_rows: scored rows of all processes, a datum with K particles counting K.
+        device: of the data. Compilation needs a CPU and a C++ compiler.
 
     """
     much = num_rows * max(FEWEST_ELEMENTS, programs.num_elements) >= COMPILED_FROM

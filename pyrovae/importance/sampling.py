@@ -1,4 +1,4 @@
-"""The waist of evaluation: draws from the guide, and their log-probabilities under model and guide.
+"""Particles: draws of the guide with their log-probabilities under model and guide.
 
 Every bound and every diagnostic is a function of these numbers.
 """
@@ -38,16 +38,16 @@ def particles(
         model: a Pyro program called with ``(x, *covariates)``.
         guide: another.
         x: ``(B, ...)``, the data.
-        covariates: what travels with x along the data plate.
+        covariates: further arguments, with rows along the data plate.
         num_particles: K, draws per datum.
-        modules: those used by the programs that cannot be found from them.
+        modules: modules of the programs that cannot be found from them.
 
     Returns:
         z of every latent site and log p(z), log p(x | z), log q(z | x), each ``(K, B)`` in nats and float64.
 
     Raises:
-        ValueError: if K is not positive, the pair breaks the contract (see `pyrovae.programs`), or the particles do not
-            fit into memory.
+        ValueError: if K is not positive, the programs break the contract (see `pyrovae.programs`), or the particles do
+            not fit into memory.
 
     Example:
         >>> record = particles(vae.model, vae.guide, x, num_particles=5000)
@@ -96,9 +96,9 @@ def log_joint(
     Args:
         model: a Pyro program called with ``(x, *covariates)``, whose plate has the length of x.
         x: ``(B, ...)``, the data.
-        covariates: what travels with x along the data plate.
+        covariates: further arguments, with rows along the data plate.
         z: ``(B, ...)`` or ``(K, B, ...)`` for the model's only latent site, or a mapping from site to such tensors.
-        modules: those used by the program that cannot be found from it.
+        modules: modules of the program that cannot be found from it.
 
     Returns:
         ``(B,)`` or ``(K, B)``, nats.
@@ -126,7 +126,7 @@ def log_joint(
 
 
 def _have_particles(programs: ModelGuide, z: Mapping[str, Tensor], num_data: int) -> bool:
-    """Tell whether z are ``(K, B, ...)``, not ``(B, ...)``; refuse shapes that are neither, or differ in K."""
+    """Return whether z are ``(K, B, ...)``, not ``(B, ...)``; raise a ValueError for any other shapes."""
     shapes = {name: tuple(value.shape) for name, value in z.items()}
     lead = {len(shape) - programs.latents[name].ndim for name, shape in shapes.items()}
     if lead == {0}:
@@ -142,5 +142,5 @@ def _have_particles(programs: ModelGuide, z: Mapping[str, Tensor], num_data: int
 
 
 def check_num_particles(num_particles: int) -> None:
-    """Refuse a K that is not a positive whole number."""
+    """Check that K is a positive whole number."""
     require_integer(num_particles, name="num_particles")

@@ -1,4 +1,4 @@
-"""The state in which pairs are scored."""
+"""State of the process while model and guide are scored."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pyrovae.runtime.context import frozen_unremarked, full_precision, module_mo
 
 
 def require_tensor(x: object) -> None:
-    """Refuse what are no data.
+    """Validate the data tensor.
 
     Raises:
-        TypeError: if x is no tensor.
+        TypeError: if x is not a tensor.
         ValueError: if it is empty, or holds values that are not finite.
 
     """
@@ -40,7 +40,7 @@ def _require_finite(modules: Iterable[nn.Module]) -> None:
 
 
 def find_low_precision(modules: Iterable[nn.Module], args: Iterable[Tensor]) -> str | None:
-    """Return, in words, the first tensor of modules or arguments with fewer bits than float32, if there is one."""
+    """Return a description of the first tensor of modules or arguments with fewer bits than float32, or None."""
     tensors = [
         (f"{name} of {type(module).__name__}", value)
         for module in modules
@@ -61,9 +61,10 @@ def scoring_context(
     modules: Iterable[nn.Module],
     all_data: Callable[[], tuple[Any, ...]] | None = None,
 ) -> Iterator[ModelGuide]:
-    """Inspect a pair, and keep the process in the state in which its log-probabilities are right and quick to get.
+    """Inspect model and guide, and keep the process in the state in which they are scored.
 
-    The arguments are those of `inspect_programs`.
+    Modules are in evaluation mode, matrix products in full precision, and checks are off. The arguments are the same as
+    for `inspect_programs`.
     """
     require_tensor(args[0])
     modules = (*modules, *find_modules(model, guide))

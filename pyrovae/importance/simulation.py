@@ -1,4 +1,4 @@
-"""Data drawn from a model together with the latent variables that they came from."""
+"""Simulation of data from a model, together with their latent variables."""
 
 from __future__ import annotations
 
@@ -14,26 +14,25 @@ from pyrovae.programs import ChosenRows, ModelGuide, Program, find_nan, take_row
 from pyrovae.programs.layout import from_pyro, log_probs
 from pyrovae.programs.site_checks import unmasked
 
-RELATIVE, ABSOLUTE = 1e-5, 1e-3  # differences at which two log-probabilities are still the same, the second in nats
+RELATIVE, ABSOLUTE = 1e-5, 1e-3  # tolerances of the comparison of two log-probabilities, the second in nats
 
 
 def simulate(programs: ModelGuide, args: tuple[Any, ...], rows: Tensor) -> tuple[tuple[Any, ...], dict[str, Tensor]]:
-    """Draw z from the prior and x from the likelihood, in one run of the model, and put x in place of the data.
+    """Draw z from the prior and x from the likelihood, in one run of the model, and replace the data by x.
 
-    An argument that the model observes, whole or in part, is replaced by a copy that holds the draws; covariates stay.
-    The model is then run on the new arguments, and must observe what was drawn, with the probabilities it had.
+    An argument that the model observes, whole or in part, is replaced by a copy that contains the draws; covariates are
+    unchanged. The model then runs on the new arguments, and must observe the draws with the same probabilities.
 
     Args:
         programs: from `scoring_context`.
-        args: what its programs are called with, the data first; a template.
-        rows: ``(B,)``, rows of these, with whose covariates the data are simulated; a row may come more than once.
+        args: arguments of the programs, the data first; a template.
+        rows: ``(B,)``, rows whose covariates the simulated data have; a row may occur more than once.
 
     Returns:
         Arguments that hold B data, and z ``(1, B, ...)`` of each latent site.
 
     Raises:
-        ValueError: if what the model observes is no argument, cannot be drawn, or enters the model in another way than
-            by being observed.
+        ValueError: if the observed values are no argument, cannot be drawn, or enter the model in another way too.
 
     """
     args = take_rows(args, rows)
@@ -56,7 +55,7 @@ def simulate(programs: ModelGuide, args: tuple[Any, ...], rows: Tensor) -> tuple
 
 
 class _Drawn(UnconditionMessenger):
-    """Makes the named sites draw what they observe."""
+    """Make the named sites draw the values that they observe."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
         super().__init__()
@@ -64,7 +63,7 @@ class _Drawn(UnconditionMessenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] in self.names:
-            if nan := find_nan([msg]):  # which raises where it is drawn from, and on CUDA ends the process
+            if nan := find_nan([msg]):  # a draw from NaN ends the process on CUDA
                 raise ValueError(f"{nan}, so that no data can be simulated")
             super()._pyro_sample(msg)
 
@@ -82,12 +81,12 @@ def _trace(programs: ModelGuide, args: tuple[Any, ...], model: Program) -> pouti
             "give it a method sample"
         ) from error
     except ValueError as error:
-        told = unwrap_own_error(error) or error
-        raise told from told.__cause__
+        cause = unwrap_own_error(error) or error
+        raise cause from cause.__cause__
 
 
 def _target(name: str, observed: Tensor, args: tuple[Any, ...], copies: tuple[Any, ...]) -> Tensor:
-    """Return the view of the copies that is to an argument's copy what the observed tensor is to the argument."""
+    """Return the part of an argument's copy that corresponds to the observed part of the argument."""
     equal = []
     for argument, copy in zip(args, copies, strict=True):
         if not isinstance(argument, Tensor) or argument.dtype != observed.dtype:
@@ -106,7 +105,7 @@ def _target(name: str, observed: Tensor, args: tuple[Any, ...], copies: tuple[An
 
 
 def _is_part(observed: Tensor, argument: Tensor) -> bool:
-    """Tell whether a tensor is another one or a view of it in which no element comes twice."""
+    """Return whether a tensor is another one, or a view of it in which no element occurs twice."""
     first = observed.storage_offset() - argument.storage_offset()
     last = first + sum((size - 1) * stride for size, stride in zip(observed.shape, observed.stride(), strict=True))
     repeated = any(size > 1 and stride == 0 for size, stride in zip(observed.shape, observed.stride(), strict=True))
@@ -116,11 +115,11 @@ def _is_part(observed: Tensor, argument: Tensor) -> bool:
 
 
 def _check(programs: ModelGuide, drawn: poutine.Trace, again: poutine.Trace) -> None:
-    """Refuse a model that sees other data than were drawn, or gives the draws other probabilities."""
+    """Check that the model observes the draws, and that their probabilities are unchanged."""
     for name in programs.observed:
         a, b = drawn.nodes[name], again.nodes[name]
-        kept = unmasked(b, b["value"].shape)
-        if a["value"].shape != b["value"].shape or not _same(a["value"][kept], b["value"][kept], 0.0, 0.0):
+        visible = unmasked(b, b["value"].shape)
+        if a["value"].shape != b["value"].shape or not _same(a["value"][visible], b["value"][visible], 0.0, 0.0):
             raise ValueError(
                 f"{name!r} does not observe the simulated data that the model was given, but something made of them; "
                 "write obs=x and transform the data before the call"

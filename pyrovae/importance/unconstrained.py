@@ -1,4 +1,4 @@
-"""The latent variables of a datum as one vector without constraints, and the densities of model and guide over it."""
+"""Unconstrained coordinates of the latent variables, and the densities of model and guide over them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from pyrovae.runtime.context import forked_random
 
 logger = logging.getLogger("pyrovae")
 
-ROUND_TRIP = 1e-3  # relative error of z brought to u and back
+ROUND_TRIP = 1e-3  # largest relative error of z mapped to u and back
 
 
 class UnconstrainedLatents:
-    """All latent variables of some rows as vectors u in R^D, for methods that move them by their gradient.
+    """All latent variables of some rows as vectors u in R^D, for methods that follow gradients.
 
     ``z = T(u)``, site by site with torch's bijection to its support, and ``log p(x, u) = log p(x, z) + log |dz/du|``
 
@@ -32,12 +32,12 @@ class UnconstrainedLatents:
 
     Args:
         programs: from `scoring_context`.
-        args: what its programs are called with, the data first.
+        args: arguments of the programs, the data first.
         rows: ``(B,)``, rows of the data.
-        chunk_size: rows that a program is run on at once, a datum with K particles counting K.
+        chunk_size: rows of one run of a program, a datum with K particles counting K.
 
     Raises:
-        ValueError: if the support of a site depends on more than its own distribution can tell.
+        ValueError: if the support of a site differs between elements.
 
     """
 
@@ -84,7 +84,7 @@ class UnconstrainedLatents:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What each of the D dimensions is called, such as ``z[3]``."""
+        """Names of the D dimensions, such as ``z[3]``."""
         return tuple(
             f"{name}[{', '.join(map(str, index))}]" if index else name
             for name, shape in self._shapes.items()
@@ -130,7 +130,7 @@ class UnconstrainedLatents:
         return self._log_guide(*self._mapped(u))
 
     def log_guide_and_joint(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log q(u | x) and log p(x, u), each ``(K, B)`` in nats and float64, with z found once."""
+        """Return log q(u | x) and log p(x, u), each ``(K, B)`` in nats and float64, with one mapping of u to z."""
         z, log_det = self._mapped(u)
         log_prior, log_likelihood = self._log_joint_terms(z, log_det)
         return self._log_guide(z, log_det), log_prior + log_likelihood

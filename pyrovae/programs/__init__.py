@@ -6,7 +6,7 @@ One plate must hold all latent and observed sites; a datum is one row of it. Eit
 summed over.
 """
 
-from pyrovae.programs.inspection import inspect_programs, run
+from pyrovae.programs.inspection import inspect_programs
 from pyrovae.programs.link_warnings import warn_of_links
 from pyrovae.programs.model_guide import (
     PARTICLE_PLATE,
@@ -15,6 +15,7 @@ from pyrovae.programs.model_guide import (
     ModelGuide,
     Program,
     replace_draws,
+    run,
     take_rows,
 )
 from pyrovae.programs.modules import find_modules

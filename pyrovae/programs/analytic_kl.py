@@ -1,4 +1,4 @@
-"""The KL term of one latent site: its closed form where that is right, and the reason where it is not."""
+"""The KL term of one latent site: its closed form, or the reason why it is estimated."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MASKED_DIFFERENTLY = "model and guide are not masked by the same tensor"
 
 
 class Nodes(Protocol):
-    """What is read of a trace, be it Pyro's or another's."""
+    """A trace with sites by name."""
 
     nodes: Any
 
@@ -39,9 +39,9 @@ def closed_form_kl(name: str, model_trace: Nodes, guide_trace: Nodes) -> tuple[T
     The site's scale and `pyro.poutine.mask` are left to the caller.
 
     Args:
-        name: of the site, latent in the guide.
+        name: name of the site, latent in the guide.
         model_trace: the model replayed against the guide.
-        guide_trace: of one run of the guide.
+        guide_trace: one run of the guide.
 
     Returns:
         The KL over the site's batch shape and `CLOSED_FORM`, or None and the reason.
@@ -61,19 +61,19 @@ def closed_form_kl(name: str, model_trace: Nodes, guide_trace: Nodes) -> tuple[T
         batch_shape = guide_site["fn"].batch_shape
         return kl if kl.shape == batch_shape else kl.expand(batch_shape), CLOSED_FORM
     except NotImplementedError:
-        kinds = " || ".join(_kind(site["fn"]) for site in (guide_site, model_site))
-        return None, f"no closed form is known for KL({kinds})"
+        names = " || ".join(_name(site["fn"]) for site in (guide_site, model_site))
+        return None, f"no closed form is known for KL({names})"
 
 
 def kl_by_dimension(
     guide_site: Mapping[str, Any], model_site: Mapping[str, Any], *, closed_form: bool
 ) -> Tensor | None:
-    """Return the KL of a site for each of its dimensions, where it is a sum over them.
+    """Return the KL of a site for each of its dimensions, if it is a sum over them.
 
     Args:
         guide_site: a latent site of the guide's trace.
         model_site: the same site of the model's.
-        closed_form: whether to use it; otherwise log q - log p of the draw is returned.
+        closed_form: whether to use the closed form; otherwise log q - log p of the draw is returned.
 
     Returns:
         ``(*batch, *event)``, nats, or None where guide or prior is a joint distribution of the dimensions.
@@ -94,12 +94,12 @@ def kl_by_dimension(
 
 
 def _masked_alike(q: Any, p: Any) -> bool:
-    """Tell whether two distributions carry the same ``.mask(...)``, without asking the device."""
+    """Return whether two distributions have the same ``.mask(...)``, without synchronizing the device."""
     return _masks(q) == _masks(p)
 
 
 def _masks(fn: Any) -> list[object]:
-    """Return what tells the masks of a distribution from those of another: their places in memory."""
+    """Return identities of the masks of a distribution: their positions in memory."""
     inner = _masks(fn.base_dist) if hasattr(fn, "base_dist") else []
     if not isinstance(fn, MaskedDistribution):
         return inner
@@ -107,14 +107,14 @@ def _masks(fn: Any) -> list[object]:
     return [(mask.data_ptr(), mask.shape, mask.stride()) if isinstance(mask, Tensor) else mask, *inner]
 
 
-def _kind(fn: Any) -> str:
-    """Return what a distribution is called in a sentence."""
+def _name(fn: Any) -> str:
+    """Return the name of a distribution in an error message."""
     while type(fn).__name__ in ("Independent", "Event", "Elements", "MaskedDistribution", "ExpandedDistribution"):
         fn = fn.base_dist
     name = type(fn).__name__
     if name == "MixtureSameFamily":
-        return f"mixture of {_kind(fn.component_distribution)}"
+        return f"mixture of {_name(fn.component_distribution)}"
     if name == "TransformedDistribution":
         layers = dict.fromkeys(type(transform).__name__ for transform in fn.transforms)
-        return f"{_kind(fn.base_dist)} transformed by {' and '.join(layers)}"
+        return f"{_name(fn.base_dist)} transformed by {' and '.join(layers)}"
     return name

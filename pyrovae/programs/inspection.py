@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,9 +21,9 @@ from pyrovae.programs.analytic_kl import latent_sites
 from pyrovae.programs.contract import read_contract
 from pyrovae.programs.latent_checks import require_common_measure
 from pyrovae.programs.layout import from_pyro, log_probs, to_pyro
-from pyrovae.programs.link_warnings import find_link_warnings
+from pyrovae.programs.link_warnings import find_link_warnings, with_leaves
 from pyrovae.programs.model_guide import PARTICLE_PLATE, ModelGuide, Program, replace_draws, take_rows
-from pyrovae.programs.modules import RunModules, find_modules
+from pyrovae.programs.modules import RunModules, find_modules, is_stored
 from pyrovae.programs.site_checks import find_nan, find_nan_log_prob
 from pyrovae.programs.validation import run_validated, unwrap_own_error
 from pyrovae.runtime.context import forked_random, frozen_unremarked, full_precision, validation
@@ -73,12 +74,6 @@ def inspect_programs(
         return replace(programs, all_modules=(*modules, *ran.beside(modules)))
 
 
-def run(model: Program, guide: Program) -> tuple[poutine.Trace, poutine.Trace]:
-    """Return the trace of the guide and the trace of the model replayed against it."""
-    guide_trace = poutine.trace(guide).get_trace()
-    return guide_trace, poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace()
-
-
 @dataclass(frozen=True)
 class _Run:
     """Traces of one run, and the elements of each output of a module in the model."""
@@ -115,7 +110,7 @@ class _Inspector:
         """Return the structure of programs whose plate follows the data, read off two runs on a few rows."""
         few = take_rows(args, torch.arange(FIRST_ROWS, device=args[0].device) % len(args[0]))
         try:
-            first, warnings = self._run_with_gradients(few)
+            first, link_warnings = self._run_with_gradients(few)
         except Exception as error:  # a program may raise anything
             return self._inspect_on_all_data(all_data, set(), error)
         plates = {frame.name for frame in first.plates(FIRST_ROWS)}
@@ -128,7 +123,7 @@ class _Inspector:
                 return self._inspect_on_all_data(all_data, set(), error)
             following = {frame.name for frame in second.plates(SECOND_ROWS)}
             if programs.plate in following:
-                programs = replace(programs, link_warnings=warnings)
+                programs = replace(programs, link_warnings=link_warnings)
                 return self._complete(programs, first, second, broadcasts=broadcasts, num_rows=SECOND_ROWS)
             plates &= following
         return self._inspect_on_all_data(all_data, plates, None)
@@ -180,14 +175,16 @@ class _Inspector:
             model, guide = (functools.partial(program, *args) for program in (self.model, self.guide))
             with torch.set_grad_enabled(gradients):
                 guide_trace = poutine.trace(rows(guide) if rows else guide).get_trace()
-                replayed = poutine.replay(model, trace=_with_leaves(guide_trace) if gradients else guide_trace)
+                replayed = poutine.replay(model, trace=with_leaves(guide_trace) if gradients else guide_trace)
                 self.ran.outputs.clear()
                 model_trace = poutine.trace(rows(replayed) if rows else replayed).get_trace()
             drawn, scored = latent_sites(guide_trace), latent_sites(model_trace)
             for name in drawn if drawn.keys() == scored.keys() else ():
                 require_common_measure(drawn[name], scored[name])
             for trace in (guide_trace, model_trace):
-                trace.compute_log_prob()
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", "Encountered NaN")  # described by find_nan
+                    trace.compute_log_prob()
                 for site in trace.nodes.values():
                     if site["type"] == "sample" and isinstance(site["log_prob"], Tensor) and not _draws_rows(site):
                         check_site_shape(site, max_plate_nesting=float("inf"))
@@ -215,7 +212,7 @@ class _Inspector:
         nan = nan and (find_nan(sites) or nan)
         if nan is not None and not self.nan_counts:
             raise ValueError(nan)
-        hidden = (module for module in self.ran.beside(self.modules) if not _is_stored(module))
+        hidden = (module for module in self.ran.beside(self.modules) if not is_stored(module))
         programs = read_contract(
             self.model,
             self.guide,
@@ -250,7 +247,8 @@ class _Inspector:
             self.ran.outputs.clear()
             model_trace = poutine.trace(poutine.condition(plate(model), data=draws)).get_trace()
             second = _Run(guide_trace, model_trace, list(self.ran.outputs))
-            agreement = _agree(programs, first, second, num_rows)
+            drawn = all(guide_trace.nodes[name]["fn"]().shape == z.shape for name, z in draws.items())
+            agreement = drawn and _agree(programs, first, second, num_rows)
         except Exception:  # whatever fails with particles, the programs do not take them
             return False, None
         return agreement, second if agreement else None
@@ -292,26 +290,6 @@ def _agree(programs: ModelGuide, first: _Run, second: _Run, num_rows: int) -> bo
                 return False
             known = known and not a.isnan().all()
     return True if known else None
-
-
-def _with_leaves(trace: poutine.Trace) -> poutine.Trace:
-    """Return a copy of the guide's trace whose draws are leaves of the autograd graph."""
-    leaves = poutine.Trace()
-    for name, site in trace.nodes.items():
-        value = site.get("value")
-        if site["type"] == "sample" and isinstance(value, Tensor) and value.is_floating_point():
-            leaf = value.detach().requires_grad_()
-            if hasattr(value, "_unquantize"):  # z of a straight-through distribution before rounding
-                leaf._unquantize = value._unquantize.detach()  # type: ignore[attr-defined]
-            site = {**site, "value": leaf}
-        leaves.add_node(name, **site)
-    return leaves
-
-
-def _is_stored(module: nn.Module) -> bool:
-    """Return whether all tensors of a module are in Pyro's store, where ``pyro.module`` puts them."""
-    stored = {id(value) for _, value in pyro.get_param_store().named_parameters()}
-    return all(id(tensor) in stored for tensor in (*module.parameters(), *module.buffers()))
 
 
 def _draws_rows(site: Any) -> bool:

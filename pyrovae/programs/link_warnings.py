@@ -58,6 +58,20 @@ def find_link_warnings(guide_trace: poutine.Trace, model_trace: poutine.Trace) -
         return ()
 
 
+def with_leaves(trace: poutine.Trace) -> poutine.Trace:
+    """Return a copy of the guide's trace whose draws are leaves of the autograd graph."""
+    leaves = poutine.Trace()
+    for name, site in trace.nodes.items():
+        value = site.get("value")
+        if site["type"] == "sample" and isinstance(value, Tensor) and value.is_floating_point():
+            leaf = value.detach().requires_grad_()
+            if hasattr(value, "_unquantize"):  # z of a straight-through distribution before rounding
+                leaf._unquantize = value._unquantize.detach()  # type: ignore[attr-defined]
+            site = {**site, "value": leaf}
+        leaves.add_node(name, **site)
+    return leaves
+
+
 def _scale_warnings(guide_trace: poutine.Trace) -> Iterator[str]:
     """Yield a warning for each latent site whose standard deviations are exponentials of a positive function."""
     for name, site in latent_sites(guide_trace).items():

@@ -125,6 +125,12 @@ def straight_through(fn: Any) -> type[torch.autograd.Function] | None:
     return None
 
 
+def run(model: Program, guide: Program) -> tuple[poutine.Trace, poutine.Trace]:
+    """Return the trace of the guide and the trace of the model replayed against it."""
+    guide_trace = poutine.trace(guide).get_trace()
+    return guide_trace, poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace()
+
+
 def take_rows(args: tuple[Any, ...], rows: Tensor) -> tuple[Any, ...]:
     """Return the given rows of every tensor that is as long as the first one; other arguments are unchanged."""
     length = len(args[0])

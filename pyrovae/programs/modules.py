@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any, Self
 
+import pyro
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
@@ -26,6 +27,12 @@ def find_modules(*programs: Program) -> tuple[nn.Module, ...]:
     """
     seen: set[int] = set()
     return _outermost([module for program in programs for module in _referred(program, depth=5, seen=seen)])
+
+
+def is_stored(module: nn.Module) -> bool:
+    """Return whether all tensors of a module are in Pyro's store, where ``pyro.module`` puts them."""
+    stored = {id(value) for _, value in pyro.get_param_store().named_parameters()}
+    return all(id(tensor) in stored for tensor in (*module.parameters(), *module.buffers()))
 
 
 class RunModules:

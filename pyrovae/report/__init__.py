@@ -21,7 +21,8 @@ from pyrovae.report.bound_figures import forest, ladder, waterfall
 from pyrovae.report.diagnostic_figures import kl_per_unit, training_curves, weight_histograms
 from pyrovae.report.image_figures import interpolations, reconstructions, samples, thumbnails, traversals
 from pyrovae.report.latent_figures import latent_space
-from pyrovae.report.report_files import compare, read_report, write_report
+from pyrovae.report.report_files import read_report, write_report
+from pyrovae.report.run_comparison import compare
 
 __all__ = [
     "compare",

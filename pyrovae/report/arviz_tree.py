@@ -1,10 +1,10 @@
-"""Draws from p(z | x) as a tree that ArviZ reads."""
+"""Draws from p(z | x) as a tree for ArviZ."""
 
 from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,7 @@ from pyrovae.results.tables import printable
 
 PACKED = {"zlib": True, "complevel": 4, "shuffle": True}
 DATA_AXES = {2: ("column",), 3: ("height", "width"), 4: ("channel", "height", "width")}
-
-Variables = Mapping[str, xarray.Variable]
+DRAWN = ("chain", "draw", "datum")
 
 
 def to_datatree(
@@ -33,33 +32,33 @@ def to_datatree(
     seed: int = 0,
     leave_out: bool = False,
 ) -> xarray.DataTree:
-    """Resample particles in proportion to their weights and lay them out in ArviZ's groups.
+    """Resample particles in proportion to their weights and return the draws in ArviZ's groups.
 
-    The draws follow p(z | x) as K grows; with few effective particles many of them are copies of one. The weights are
-    those of a proposal, not of posterior draws: ArviZ's ``loo`` and ``compare`` mean nothing here.
+    The draws follow p(z | x) as K grows; with few effective particles many draws are copies of one particle. The
+    weights are importance weights: do not use ArviZ's ``loo`` and ``compare`` on them.
 
     *Using the SIR algorithm to simulate posterior distributions (Rubin 1988)*, in Bayesian Statistics 3
 
     Args:
-        record: from `pyrovae.particles`, K particles of B data.
+        record: K particles of B data, from `pyrovae.particles`.
         x: ``(B, ...)``, the data.
         covariates: ``(B, ...)`` each, of a conditional model.
         labels: ``(B,)``.
-        per_datum: ``(B,)`` each, such as k-hat and ESS; kept beside the weights.
-        attributes: of the whole, such as bounds, seed, hash and versions; those that are None are left out.
-        num_draws: S, how many draws per datum; K by default.
-        seed: of the resampling.
-        leave_out: data without a particle of positive, finite weight are left out and named in the attribute
-            "data_left_out", instead of refused.
+        per_datum: ``(B,)`` each, such as k-hat and ESS; stored beside the weights.
+        attributes: attributes of the tree, such as bounds, seed, hash and versions; None is left out.
+        num_draws: S, number of draws per datum; K by default.
+        seed: seed of the resampling.
+        leave_out: whether to leave out data without a particle of positive, finite weight, and name them in the
+            attribute "data_left_out".
 
     Returns:
         Groups ``posterior`` (each latent site, over chain, draw, datum, and its own dimensions), ``log_likelihood`` (x,
         nats), ``sample_stats`` (log_weights of the particles before resampling, nats, and per_datum),
-        ``observed_data`` (x, images over channel, height, width) and, where there are such, ``constant_data``
-        (covariates, labels). The coordinate ``datum`` is the row of x. Write it by `to_netcdf`.
+        ``observed_data`` (x, images over channel, height, width) and, if given, ``constant_data`` (covariates, labels).
+        The coordinate ``datum`` is the row of x. `to_netcdf` writes the tree.
 
     Raises:
-        ValueError: if a datum has no particle of positive, finite weight and is not to be left out.
+        ValueError: if a datum has no particle of positive, finite weight and `leave_out` is False.
         TypeError: if an attribute is neither text nor a number.
 
     Example:
@@ -69,43 +68,46 @@ def to_datatree(
     """
     log_weights = record.log_weights.detach().cpu().double()
     size, num_data = log_weights.shape
-    kept, bad = _kept(log_weights, leave_out=leave_out)
-    log_weights = log_weights[:, kept]
+    rows = _usable_rows(log_weights, leave_out=leave_out)
+    missing = sorted(set(range(num_data)) - set(rows.tolist()))
+    log_weights = log_weights[:, rows]
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.multinomial(log_weights.softmax(0).T, num_draws or size, replacement=True, generator=generator).T
-    column = torch.arange(len(kept))
-    z = {  # a slash would be read as a path of groups
-        printable(name).replace("/", "."): value.detach().cpu()[:, kept][chosen, column].float()
-        for name, value in record.z.items()
-    }
-    likelihood = record.log_likelihood.detach().cpu()[:, kept][chosen, column]  # (S, B)
-    drawn = ("chain", "draw", "datum")
+
+    def of_rows(name: str, value: Tensor) -> xarray.Variable:
+        return _variable(name, value.detach().cpu()[rows], ("datum",))
+
+    def resampled(name: str, value: Tensor) -> xarray.Variable:
+        draws = value.detach().cpu()[:, rows][chosen, torch.arange(len(rows))]  # (S, B, ...)
+        return _variable(name, draws.unsqueeze(0), DRAWN)
+
+    sites = {printable(name).replace("/", "."): value.float() for name, value in record.z.items()}  # / starts a group
     constant = {"covariates" if len(covariates) == 1 else f"covariates_{i}": c for i, c in enumerate(covariates)}
     constant |= {} if labels is None else {"labels": labels}
-    groups: dict[str, Variables] = {
-        "posterior": {name: _variable(value.unsqueeze(0), drawn, name) for name, value in z.items()},
-        "log_likelihood": {"x": _variable(likelihood.unsqueeze(0), drawn)},
-        "sample_stats": {
-            "log_weights": _variable(log_weights.unsqueeze(0), ("chain", "particle", "datum")),
-            **{_identifier(name): _variable(value[kept], ("datum",)) for name, value in _on_cpu(per_datum or {})},
-        },
-        "observed_data": {"x": _variable(x.detach().cpu()[kept], ("datum", *DATA_AXES.get(x.ndim, ())), "x")},
-        "constant_data": {name: _variable(value[kept], ("datum",), name) for name, value in _on_cpu(constant)},
+    diagnostics = {re.sub(r"\W+", "_", name): value for name, value in (per_datum or {}).items()}
+    weights = _variable("", log_weights.unsqueeze(0), ("chain", "particle", "datum"))
+    observed = _variable("x", x.detach().cpu()[rows], ("datum", *DATA_AXES.get(x.ndim, ())))
+    groups: dict[str, dict[str, xarray.Variable]] = {
+        "posterior": {name: resampled(name, value) for name, value in sites.items()},
+        "log_likelihood": {"x": resampled("x", record.log_likelihood)},
+        "sample_stats": {"log_weights": weights, **{name: of_rows(name, v) for name, v in diagnostics.items()}},
+        "observed_data": {"x": observed},
+        "constant_data": {name: of_rows(name, value) for name, value in constant.items()},
     }
-    tree = xarray.DataTree.from_dict({name: _dataset(held, kept) for name, held in groups.items() if held})
+    tree = xarray.DataTree.from_dict({name: _dataset(group, rows) for name, group in groups.items() if group})
     tree.attrs = {
         "inference_library": "pyrovae",
         "num_particles": size,
         "num_data": num_data,
         "seed": seed,
-        **({"data_left_out": ", ".join(map(str, bad))} if bad else {}),
-        **_attributes(attributes or {}),
+        **({"data_left_out": ", ".join(map(str, missing))} if missing else {}),
+        **{name: _attribute(name, value) for name, value in (attributes or {}).items() if value is not None},
     }
     return tree
 
 
 def to_netcdf(tree: xarray.DataTree) -> bytes:
-    """Return a tree as the content of a netCDF file, compressed; the same tree gives the same bytes.
+    """Return a tree as the content of a compressed netCDF file; the same tree gives the same bytes.
 
     Raises:
         ValueError: if there is no space for a temporary file.
@@ -123,50 +125,37 @@ def to_netcdf(tree: xarray.DataTree) -> bytes:
         ) from None
 
 
-def _kept(log_weights: Tensor, *, leave_out: bool) -> tuple[Tensor, list[int]]:
-    """Return the rows of data with a particle of positive, finite weight, and the others."""
+def _usable_rows(log_weights: Tensor, *, leave_out: bool) -> Tensor:
+    """Return the rows of data with a particle of positive, finite weight."""
     usable = log_weights.amax(0).isfinite()
-    bad = (~usable).nonzero().squeeze(-1).tolist()
-    if bad and not leave_out:
-        which = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
+    if not leave_out and not usable.all():
+        bad = (~usable).nonzero().squeeze(-1).tolist()
+        rows = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
         raise ValueError(
             f"draws need a particle of positive, finite weight for each datum, but {len(bad)} of {len(usable)} data "
-            f"have none (rows {which}); leave them out (leave_out=True), or draw more particles"
+            f"have none (rows {rows}); leave them out (leave_out=True), or draw more particles"
         )
-    return usable.nonzero().squeeze(-1), bad
+    return usable.nonzero().squeeze(-1)
 
 
-def _on_cpu(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    return ((name, value.detach().cpu()) for name, value in tensors.items())
+def _variable(name: str, value: Tensor, leading: tuple[str, ...]) -> xarray.Variable:
+    """Return a compressed variable over the leading dimensions and its own dimensions, named after it."""
+    num_own = value.ndim - len(leading)
+    own = (f"{name}_dim",) if num_own == 1 else tuple(f"{name}_dim_{i}" for i in range(num_own))
+    return xarray.Variable((*leading, *own), value.numpy(), encoding=dict(PACKED))
 
 
-def _variable(value: Tensor, lead: tuple[str, ...], name: str = "") -> xarray.Variable:
-    """Return a compressed variable over the leading dimensions and dimensions of its own, named after it."""
-    own = value.ndim - len(lead)
-    names = (f"{name}_dim",) if own == 1 else tuple(f"{name}_dim_{i}" for i in range(own))
-    return xarray.Variable((*lead, *names), value.numpy(), encoding=dict(PACKED))
-
-
-def _dataset(variables: Variables, data: Tensor) -> xarray.Dataset:
-    """Return variables with a coordinate for each dimension: the rows for ``datum``, numbers from 0 for the others."""
+def _dataset(variables: dict[str, xarray.Variable], rows: Tensor) -> xarray.Dataset:
+    """Return variables with coordinates: the rows of the data for ``datum``, numbers from 0 for other dimensions."""
     sizes = {name: size for variable in variables.values() for name, size in variable.sizes.items()}
-    places = {name: data.numpy() if name == "datum" else np.arange(size) for name, size in sizes.items()}
-    return xarray.Dataset(dict(variables), coords=places)
+    coordinates = {name: rows.numpy() if name == "datum" else np.arange(size) for name, size in sizes.items()}
+    return xarray.Dataset(dict(variables), coords=coordinates)
 
 
-def _identifier(name: str) -> str:
-    return re.sub(r"\W+", "_", name)
-
-
-def _attributes(given: Mapping[str, str | float | None]) -> dict[str, str | float]:
-    for name, value in given.items():
-        if value is not None and not isinstance(value, (str, int, float)):
-            raise TypeError(
-                f"attributes of a netCDF file are text or numbers, but {name!r} is a {type(value).__name__}; "
-                f"give str(...) or several attributes"
-            )
-    return {
-        name: int(value) if isinstance(value, bool) else printable(value) if isinstance(value, str) else value
-        for name, value in given.items()
-        if value is not None
-    }
+def _attribute(name: str, value: str | float) -> str | float:
+    if not isinstance(value, (str, int, float)):
+        raise TypeError(
+            f"attributes of a netCDF file are text or numbers, but {name!r} is a {type(value).__name__}; "
+            f"give str(...) or several attributes"
+        )
+    return printable(value) if isinstance(value, str) else int(value) if isinstance(value, bool) else value

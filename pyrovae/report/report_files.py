@@ -1,11 +1,9 @@
-"""Reports of evaluations in run folders: write, read, and compare them."""
+"""Reports of evaluations in run folders: write and read them."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +12,6 @@ from typing import Any
 import safetensors.torch
 from torch import nn
 
-from pyrovae import results
 from pyrovae.data import Split
 from pyrovae.data.loader import Loader, Source
 from pyrovae.evaluation.evaluator import weights_hash
@@ -23,7 +20,7 @@ from pyrovae.programs import Program, Unnormalized
 from pyrovae.report.arviz_tree import to_datatree, to_netcdf
 from pyrovae.report.page import render
 from pyrovae.report.sections import ReportContext, headlines, report_sections
-from pyrovae.results import Comparison, Evaluation, History
+from pyrovae.results import Evaluation, History
 from pyrovae.results.record import tensors_of
 from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.training.checkpoint import versions
@@ -35,8 +32,6 @@ NUMBERS, VALUES = "evaluation.json", "per_datum.safetensors"
 NAME = re.compile(r"\w[\w.-]*")
 NUM_DATA, NUM_PARTICLES, NUM_DRAWS = 100, 1000, 200  # in evaluation.nc
 DIAGNOSTICS = ("khat", "ESS", "largest weight")  # in evaluation.nc
-
-Run = str | Path | Evaluation
 
 
 def write_report(
@@ -212,100 +207,6 @@ def _version(text: bytes) -> str:
         return str(json.loads(text)["versions"]["pyrovae"])
     except (ValueError, KeyError, TypeError):
         return "not known"
-
-
-def compare(
-    runs: Mapping[str, Run] | Iterable[str | Path],
-    *,
-    reference: str | Path | None = None,
-    blocks: bool = False,
-    name: str | None = None,
-) -> Comparison:
-    """Compare evaluated runs on the same data, each paired datum by datum with a reference, as `pyrovae.compare` does.
-
-    Args:
-        runs: run folders; or folders and evaluations by the name of the model. A folder without a name is named by as
-            many of its last parts as distinguish it from the others.
-        reference: name or folder of the run to which the others are compared; the first if None.
-        blocks: whether to put evaluations that may not be compared in separate tables.
-        name: name of the report in each folder; if None, the one that all have in common ("report" if they have
-            several), else the only one of each.
-
-    Returns:
-        The comparison, which prints as a table and has ``to_markdown``, ``to_latex`` and ``to_csv``.
-
-    Raises:
-        ValueError: if a folder is not a run, was not evaluated, was changed, or is given twice; if the report is
-            ambiguous without a name; or if the runs may not be compared, see `pyrovae.compare`.
-        TypeError: if runs are neither folders nor evaluations by name.
-
-    Example:
-        >>> print(compare(["runs/digits-1", "runs/digits-2"]))
-
-    """
-    sources = dict(runs) if isinstance(runs, Mapping) else _named(runs)
-    names = [set(report_names(source)) for source in sources.values() if isinstance(source, (str, Path))]
-    common = set.intersection(*names) if names else set()
-    if name is None and common and (REPORT in common or len(common) == 1):
-        name = REPORT if REPORT in common else next(iter(common))
-    evaluations = {model: _read(source, name) for model, source in sources.items()}
-    named = None if reference is None else _name_of(reference, sources)
-    return results.compare(evaluations, reference=named, blocks=blocks)
-
-
-def _named(runs: Iterable[str | Path]) -> dict[str, Run]:
-    """Return folders by names that distinguish them."""
-    if isinstance(runs, (str, Path, Evaluation)) or not isinstance(runs, Iterable):
-        raise TypeError(f"compare takes several run folders, but received {runs!r}; give a list of them")
-    folders = list(runs)
-    for folder in folders:
-        if not isinstance(folder, (str, Path)):
-            raise TypeError(
-                f"a list holds run folders, but it contains a {type(folder).__name__}; give evaluations by name, "
-                "for instance {'first': a, 'second': b}"
-            )
-    for path, count in Counter(Path(folder).resolve() for folder in folders).items():
-        if count > 1:
-            raise ValueError(f"a model is compared with others, but {path} is given {count} times; name each run once")
-    paths = [Path(os.path.abspath(folder)) for folder in folders]  # a link keeps its own name
-    names, depth = [path.name for path in paths], 1
-    while any(count > 1 for count in Counter(names).values()):
-        depth += 1
-        names = [
-            "/".join(path.parts[-depth:]) if names.count(name) > 1 else name
-            for path, name in zip(paths, names, strict=True)
-        ]
-    return dict(zip(names, folders, strict=True))
-
-
-def _name_of(reference: str | Path, sources: Mapping[str, Run]) -> str:
-    """Return the name of the reference, given by its name or folder."""
-    if reference in sources:
-        return str(reference)
-    wanted = Path(reference).resolve()
-    for name, source in sources.items():
-        if not isinstance(source, Evaluation) and Path(source).resolve() == wanted:
-            return name
-    return str(reference)
-
-
-def _read(source: Run, name: str | None) -> Evaluation:
-    """Return an evaluation, read from its run folder if necessary."""
-    if isinstance(source, Evaluation):
-        return source
-    if not isinstance(source, (str, Path)):
-        raise TypeError(f"compare takes run folders or evaluations, but received a {type(source).__name__}")
-    run = RunFolder(source)
-    if not run.path.is_dir():
-        raise ValueError(f"there is no run folder {source}; train a model with pyrovae train")
-    names = report_names(source)
-    if run.manifest() and not names:
-        raise ValueError(f"the run {source} was never evaluated; evaluate it first: pyrovae evaluate {source}")
-    if name is not None and names and name not in names:
-        raise ValueError(
-            f"the run {source} has no report {name!r}; choose from {', '.join(names)}, or evaluate it first"
-        )
-    return read_report(source, name=name)
 
 
 def _draws(context: ReportContext, model: Program, guide: Program, modules: Iterable[nn.Module]) -> bytes:

@@ -6,7 +6,8 @@ added.
 """
 
 from pyrovae.results.annealed_bounds import Annealing, AnnealingSettings, Sandwich
-from pyrovae.results.comparison_table import Comparison, ComparisonTable, Row, compare
+from pyrovae.results.comparison import Comparison, compare
+from pyrovae.results.comparison_table import ComparisonTable, Row
 from pyrovae.results.estimates import Difference, Estimate, PairedDifference, mean_and_error
 from pyrovae.results.evaluation_record import CheckResults, Evaluation, bits_per_dimension
 from pyrovae.results.history import Epoch, History

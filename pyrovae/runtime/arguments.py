@@ -49,7 +49,7 @@ def merge_options(options: R | None, record: type[R], keywords: Mapping[str, Any
     if options is None:
         options = record()
     elif not isinstance(options, record):
-        raise TypeError(f"options of {function} must be a {record.__name__} or None, but received {options!r}")
+        raise TypeError(f"options of {function} must be of type {record.__name__} or None, but received {options!r}")
     names = [field.name for field in fields(record)]  # type: ignore[arg-type]
     merged = {RENAMED.get(name, name): value for name, value in keywords.items()}
     unknown = [name for name in merged if name not in names]

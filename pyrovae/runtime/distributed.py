@@ -20,31 +20,6 @@ TIMEOUT = datetime.timedelta(days=7)  # other ranks wait while the main process 
 
 
 @dataclass(frozen=True)
-class Shard:
-    """Rows of a minibatch for one rank.
-
-    A rank without rows of its own has the first row, with weight 0.
-
-    Attributes:
-        start: first row.
-        stop: end of the rows.
-        total: number of rows of all ranks.
-        weight: share of the rows in the total.
-
-    """
-
-    start: int
-    stop: int
-    total: int
-    weight: float
-
-    @property
-    def count(self) -> int:
-        """Number of rows."""
-        return self.stop - self.start
-
-
-@dataclass(frozen=True)
 class Group:
     """A group of processes, or a single one.
 
@@ -62,10 +37,13 @@ class Group:
         """Whether this is the main process, which prints and writes files."""
         return self.rank == 0
 
-    def local_shard(self, count: int) -> Shard:
-        """Return the rows of this rank; the numbers of rows of two ranks differ by one at most."""
+    def local_shard(self, count: int) -> tuple[slice, float]:
+        """Return the rows of this rank in a minibatch, and their share of it.
+
+        The numbers of rows of two ranks differ by one at most. A rank without rows has the first row, with share 0.
+        """
         start, stop = (number * count // self.size for number in (self.rank, self.rank + 1))
-        return Shard(start, stop, count, (stop - start) / count) if stop > start else Shard(0, 1, count, 0.0)
+        return (slice(start, stop), (stop - start) / count) if stop > start else (slice(0, 1), 0.0)
 
     def sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Return the sums of tensors over the ranks, with one reduction per dtype."""
@@ -112,10 +90,6 @@ class Group:
             result = work()
         dist.barrier()
         return result if self.first else work()
-
-    def all(self, flag: bool) -> bool:  # noqa: FBT001
-        """Return whether a flag is set on every rank."""
-        return all(self.gather(flag))
 
     def gather(self, part: Result) -> list[Result]:
         """Return the value of each rank, in their order."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
@@ -15,51 +14,45 @@ ENGINES = ("auto", "eager", "captured")
 PRECISIONS = ("float32", "bfloat16")
 
 
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass(frozen=True)
 class Training:
     """Options of training with Adam on the loss per datum.
+
+    The texts below are also the help of ``pyrovae train``.
 
     Attributes:
         epochs: passes over the training data.
         batch_size: data points per gradient step.
         learning_rate: of Adam; at the start if it decays.
-        final_learning_rate: end of a cosine decay over all epochs; constant if None.
-        clip_norm: largest norm of the gradient of the loss per datum; no clipping if None.
+        final_learning_rate: end of a cosine decay over all epochs (default: constant).
+        clip_norm: largest norm of the gradient of the loss per datum (default: no clipping).
         patience: epochs without a better validation ELBO after which training stops, with the weights of the best
-            epoch; if None, training runs all epochs and keeps the last weights.
-        seed: of shuffling, binarization and the guide's draws.
-        device: "auto" (CUDA if there is one, else the CPU), "cpu", "cuda", "cuda:1", "mps".
-        precision: "float32", or "bfloat16" for the arithmetic of networks in training.
-        engine: "captured" traces a step once, compiles it with Inductor if there is a compiler, and replays it, on a
-            GPU as one CUDA graph; "eager" runs model and guide in each step, with the same numbers up to rounding;
-            "auto" chooses by the number of steps.
-        start_at_data: whether the output of a VAE starts at the mean of the training data, and a learned scale at their
-            spread around it, unless these were trained or set before.
+            epoch (default: it runs all epochs and keeps the last weights).
+        seed: of initialization, shuffling, binarization and the guide's draws.
+        device: auto (CUDA if there is one, else the CPU), cpu, cuda, cuda:1 or mps.
+        precision: float32, or bfloat16 for the arithmetic of networks in training.
+        engine: captured traces a step once, compiles it with Inductor if there is a compiler, and replays it, on a GPU
+            as one CUDA graph; eager runs model and guide in each step, with the same numbers up to rounding; auto
+            chooses by the number of steps.
+        start_at_data: start the output of a VAE at the mean of the training data, and a learned scale at their spread
+            around it, unless these were trained or set before.
 
     Raises:
         ValueError: if an option is out of range.
 
     """
 
-    epochs: int = _option(100, "passes over the training data")
-    batch_size: int = _option(128, "data points per gradient step")
-    learning_rate: float = _option(1e-3, "of Adam; at the start if it decays")
-    final_learning_rate: float | None = _option(None, "end of a cosine decay over all epochs (default: constant)")
-    clip_norm: float | None = _option(None, "largest norm of the gradient of the loss per datum (default: no clipping)")
-    patience: int | None = _option(None, "epochs without a better validation ELBO before it stops (default: never)")
-    seed: int = _option(0, "of initialization, shuffling, binarization and the guide's draws")
-    device: str = _option("auto", "auto, cpu, cuda, cuda:1 or mps; auto takes CUDA if there is one")
-    precision: str = _option("float32", "float32, or bfloat16 for the arithmetic of networks in training")
-    engine: str = _option(
-        "auto", "captured (a step is traced once and replayed), eager, or auto: by the number of steps"
-    )
-    start_at_data: bool = _option(
-        default=True, text="start the output at the mean of the training data, learned scales at their spread"
-    )
+    epochs: int = 100
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    final_learning_rate: float | None = None
+    clip_norm: float | None = None
+    patience: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "float32"
+    engine: str = "auto"
+    start_at_data: bool = True
 
     def __post_init__(self) -> None:
         """Check the ranges."""

@@ -267,8 +267,8 @@ class Loop:
         """Return the rows of a minibatch that this process has, and their share; all and None in one process."""
         if self.group.size == 1:
             return inputs, None
-        shard = self.group.local_shard(count)
-        return tuple(tensor[shard.start : shard.stop] for tensor in inputs), shard.weight
+        rows, share = self.group.local_shard(count)
+        return tuple(tensor[rows] for tensor in inputs), share
 
     def _read(self, unread: list[tuple[Tensor, int]], epoch: int, first_step: int) -> Tensor:
         """Copy metrics from the device and return their sums over data ``(3,)``; the only place where the host waits.

@@ -331,7 +331,7 @@ train --objective IWAE --objective.beta 2 | IWAE has no option --objective.beta,
 train --objective IWAE --annealing Linear | IWAE cannot be annealed; leave out --annealing, or choose
 train --annealing.num_steps 9 | Constant has no option --annealing.num_steps, which is one of Cyclical, L
 train --annealing Linear --annealing.num_steps 9.5 | --annealing.num_steps takes N, but received '9.5'
-train --prior Flow --latent_dim 1 | for one dimension take MixtureOfGaussians
+train --prior Flow --latent_dim 1 | for one dimension use MixtureOfGaussians
 train --prior Flwo | there is no prior 'Flwo'; did you mean Flow? Choose from DiagonalNormal, Flow
 train --prior Vamp --prior.num_components 2000 | choose num_components
 train --posterior.hiden 3 | unknown option --posterior.hiden; did you mean --posterior.hidden?

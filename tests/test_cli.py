@@ -167,6 +167,7 @@ def test_own_arrays(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
     assert "are not images" in fails(capsys, "generate", "../run", "--out", "x.png")
 
 
+@pytest.mark.slow
 def test_bits_per_dimension_need_dequantized_bytes(capsys: pytest.CaptureFixture[str]) -> None:
     gaussian = ["--likelihood", "Gaussian", "--data.transform"]
     assert "take data.for_form('continuous')" in fails(capsys, "train", *QUICK, *gaussian, "Identity")

@@ -14,7 +14,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 BENCHMARKS = sorted(path for path in (ROOT / "examples" / "benchmarks").glob("*.py") if path.name != "contenders.py")
-REPRESENTATIVES = {"vae", "by_hand", "from_torch", "conditional"}  # examples of the default test set
+REPRESENTATIVES = {"vae", "from_torch", "conditional"}  # examples of the default test set
 
 
 @pytest.mark.parametrize(

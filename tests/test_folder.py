@@ -27,8 +27,7 @@ import pyrovae.cli
 from pyrovae import Training, likelihoods
 from pyrovae.data import Data, fingerprint, from_arrays, transforms
 from pyrovae.evaluation import evaluate
-from pyrovae.report import read_report, write_report
-from pyrovae.report import report_files as report_folder
+from pyrovae.report import read_report, report_files, write_report
 from pyrovae.results import Epoch
 from pyrovae.runtime import locked, replacing
 from pyrovae.training.checkpoint import Checkpoint, Progress, read_progress
@@ -168,9 +167,9 @@ def evaluated(folder: Path, seed: int) -> None:
 
 
 def test_a_killed_evaluation_leaves_the_old_report_or_the_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report_folder, "sections", lambda show_progress: [])  # parts of a report that take seconds
-    monkeypatch.setattr(report_folder, "render", lambda *args, **options: "page of " + options["date"] * 9)
-    monkeypatch.setattr(report_folder, "_draws", lambda *args: b"draws")
+    monkeypatch.setattr(report_files, "report_sections", lambda context: [])  # parts of a report that take seconds
+    monkeypatch.setattr(report_files, "render", lambda *args, **options: "page of " + options["date"] * 9)
+    monkeypatch.setattr(report_files, "_draws", lambda *args: b"draws")
     path, folder, seeds = tmp_path / "run", tmp_path / "again", []
     train(path, 1)
     run = loaded(path)
@@ -502,6 +501,8 @@ def test_a_run_of_the_version_before_the_redesign_is_loaded_resumed_and_evaluate
     evaluation = evaluate(run.vae.model, run.vae.guide, data.test, ks=(1, 5), device="cpu", show_progress=False)
     assert evaluation.elbo.value == pytest.approx(-27.342952, abs=1e-4)
     assert [bound.value for bound in evaluation.iwae] == pytest.approx([-27.348760, -27.169812], abs=1e-4)
+    parts = RunFolder(folder).read("model.json").replace(b"pyrovae.networks.mlp.", b"pyrovae.networks.renamed.")
+    RunFolder(folder).write({"model.json": parts})  # as of a version with other files
     assert pyrovae.cli.main(["train", "--resume", str(folder), "--epochs", "3"]) == 0
     elbos = [epoch.elbo for epoch in pyrovae.load(folder).history.epochs]
     assert elbos == pytest.approx([-27.392777, -27.350503, -27.338526], abs=1e-4)

@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import pyrovae
 
 PACKAGE = Path(pyrovae.__file__).parent
@@ -132,6 +134,7 @@ cli.main(["train", "--help"])
 """
 
 
+@pytest.mark.slow
 def test_a_new_likelihood_is_one_file_and_two_lines(tmp_path: Path) -> None:
     """The library trains a class of its package and the command line lists it; no other file has its name."""
     shutil.copytree(PACKAGE, tmp_path / "pyrovae", ignore=shutil.ignore_patterns("__pycache__"))

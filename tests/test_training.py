@@ -890,7 +890,7 @@ def test_other_contents_than_a_state_of_training_are_refused(tmp_path: Path) -> 
         ([], "'epoch' must be a int"),
         ({name: value for name, value in whole.items() if name != "values"}, "'values' must be a dict"),
         (whole | {"best_validation": "1"}, "'best_validation' must be a float"),
-        (whole | {"epoch": 1}, "trainer.pt and metrics.jsonl must be of the same epoch, but are of 1 and 2"),
+        (whole | {"epoch": 1}, "trainer.pt and metrics.jsonl must have the same epoch, got 1 and 2"),
     ):
         written = io.BytesIO()
         torch.save(content, written)

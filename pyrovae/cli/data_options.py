@@ -15,7 +15,8 @@ from pyrovae.training import Run, load
 def add_data(parser: Parser, default: str | None = "digits") -> None:
     """Add the options of the data; without a default, the run has the defaults."""
     group = parser.add_argument_group("data")
-    add, data = functools.partial(parser.add, group), "digits" if default else "the data of the run"
+    add = functools.partial(parser.add, group)
+    data = "digits" if default else "the data of the run"
     kinds = "digits, mnist, fashion_mnist, kmnist, or a path: .npz, .npy, .csv, folder of images"
     add("data", f"{kinds} (default: {data})")
     add("data.root", "folder of the named data sets (default: $PYROVAE_DATA, else a cache)", metavar="DIR")

@@ -58,11 +58,11 @@ def _options(argv: Sequence[str]) -> dict[str, Any]:
     )
     add_data(parser, default=None)
     group = parser.add_argument_group("evaluation")
-    add, ks = functools.partial(parser.add, group), [1, 5, 50, 500, 5000]
+    add = functools.partial(parser.add, group)
     add("split", "part of the data", default="test", choices=("train", "validation", "test"))
     add("num_data", "evaluate only the first N (default: all)", type=int)
     text = "numbers of particles of the IWAE bounds, each a divisor of the next"
-    add("ks", text, default=ks, type=int, nargs="+", metavar="K")
+    add("ks", text, default=[1, 5, 50, 500, 5000], type=int, nargs="+", metavar="K")
     add("batch_size", "data points per batch (default: by K)", type=int)
     add("seed", "seed of the draws", default=0)
     add("device", "auto, cpu, cuda, cuda:1 or mps", default="auto")

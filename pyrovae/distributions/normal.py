@@ -65,19 +65,21 @@ def normal_log_prob_sum(loc: Tensor, scale: Tensor, value: Tensor, num_dims: int
 
     """
     tensors = torch.broadcast_tensors(value, loc, scale)
-    shape = tensors[0].shape
+    shape, dtype = tensors[0].shape, sum_dtype(value)
     if is_recording() or len(shape) == num_dims:
-        return _sum(*tensors, num_dims=num_dims)
+        return _sum(*tensors, buffer=torch.empty(shape, dtype=dtype, device=value.device), num_dims=num_dims)
     size = BLOCK_ELEMENTS if value.device.type == "cpu" else math.prod(shape)
     rows = max(1, size // max(1, math.prod(shape[1:])))
-    return torch.cat([_sum(*block, num_dims=num_dims) for block in zip(*(x.split(rows) for x in tensors), strict=True)])
+    buffer = torch.empty((min(rows, shape[0]), *shape[1:]), dtype=dtype, device=value.device)
+    blocks = zip(*(x.split(rows) for x in tensors), strict=True)
+    return torch.cat([_sum(*block, buffer=buffer[: len(block[0])], num_dims=num_dims) for block in blocks])
 
 
-def _sum(value: Tensor, loc: Tensor, scale: Tensor, *, num_dims: int) -> Tensor:
-    """Return the sum over the last axes of three tensors of one shape."""
-    dtype, event, dims = sum_dtype(value), value.shape[-num_dims:], tuple(range(-num_dims, 0))
-    scale = unexpanded(scale).to(dtype)
+def _sum(value: Tensor, loc: Tensor, scale: Tensor, *, buffer: Tensor, num_dims: int) -> Tensor:
+    """Return the sum over the last axes of three tensors of one shape, with a buffer of this shape."""
+    event, dims = value.shape[-num_dims:], tuple(range(-num_dims, 0))
+    loc, scale = unexpanded(loc).to(buffer.dtype), unexpanded(scale).to(buffer.dtype)
     logs = scale.log()
     log_det = logs.expand(*logs.shape[:-num_dims], *event).sum(dims)
-    squares = ((value.to(dtype) - loc) / scale).square().sum(dims)
+    squares = buffer.copy_(value).sub_(loc).mul_(scale.reciprocal()).square_().sum(dims)
     return -0.5 * (squares + math.log(2 * math.pi) * math.prod(event)) - log_det

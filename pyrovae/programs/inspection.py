@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -109,7 +110,7 @@ class _Inspector:
         """Return the structure of programs whose plate follows the data, read off two runs on a few rows."""
         few = take_rows(args, torch.arange(FIRST_ROWS, device=args[0].device) % len(args[0]))
         try:
-            first, warnings = self._run_with_gradients(few)
+            first, link_warnings = self._run_with_gradients(few)
         except Exception as error:  # a program may raise anything
             return self._inspect_on_all_data(all_data, set(), error)
         plates = {frame.name for frame in first.plates(FIRST_ROWS)}
@@ -122,7 +123,7 @@ class _Inspector:
                 return self._inspect_on_all_data(all_data, set(), error)
             following = {frame.name for frame in second.plates(SECOND_ROWS)}
             if programs.plate in following:
-                programs = replace(programs, link_warnings=warnings)
+                programs = replace(programs, link_warnings=link_warnings)
                 return self._complete(programs, first, second, broadcasts=broadcasts, num_rows=SECOND_ROWS)
             plates &= following
         return self._inspect_on_all_data(all_data, plates, None)
@@ -181,7 +182,9 @@ class _Inspector:
             for name in drawn if drawn.keys() == scored.keys() else ():
                 require_common_measure(drawn[name], scored[name])
             for trace in (guide_trace, model_trace):
-                trace.compute_log_prob()
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", "Encountered NaN")  # described by find_nan
+                    trace.compute_log_prob()
                 for site in trace.nodes.values():
                     if site["type"] == "sample" and isinstance(site["log_prob"], Tensor) and not _draws_rows(site):
                         check_site_shape(site, max_plate_nesting=float("inf"))
@@ -244,7 +247,8 @@ class _Inspector:
             self.ran.outputs.clear()
             model_trace = poutine.trace(poutine.condition(plate(model), data=draws)).get_trace()
             second = _Run(guide_trace, model_trace, list(self.ran.outputs))
-            agreement = _agree(programs, first, second, num_rows)
+            drawn = all(guide_trace.nodes[name]["fn"]().shape == z.shape for name, z in draws.items())
+            agreement = drawn and _agree(programs, first, second, num_rows)
         except Exception:  # whatever fails with particles, the programs do not take them
             return False, None
         return agreement, second if agreement else None

@@ -175,12 +175,10 @@ def _support_fault(site: Site, *, strict: bool) -> str | None:
         return None
     if isinstance(support, LOWER_DIMENSIONAL) and not strict:
         return None
-    inside, nan = support.check(value), value.isnan()
+    inside, nan = support.check(value), _undefined(value, support)
     if is_discrete(fn):  # torch checks only the sum of a multinomial
         whole = value == value.round()
         inside = inside & (whole if inside.ndim == value.ndim else whole.all(-1))
-    for bound in vars(support).values():
-        nan = nan | bound.isnan() if isinstance(bound, Tensor) else nan
     by_event = inside.ndim < value.ndim
     outside = ~inside & ~(nan.flatten(inside.ndim).any(-1) if by_event else nan)
     if outside.any() and not strict:
@@ -215,12 +213,20 @@ def _element_log_prob(fn: Any, value: Tensor) -> Tensor | None:
 def _parameter_fault(site: Site) -> str | None:
     """Return a description of the first parameter that does not satisfy its constraint, NaN aside."""
     for name, value, constraint in _parameters(site["fn"]):
-        inside, nan = constraint.check(value), value.isnan()
+        inside, nan = constraint.check(value), _undefined(value, constraint)
         bad = ~inside & ~(nan.flatten(inside.ndim).any(-1) if inside.ndim < nan.ndim else nan)
         if bad.any():
             first = f" (the first is {value[bad][0].item():.6g})" if bad.shape == value.shape else ""
             return _describe(name, site, bad, f"do not satisfy {constraint_name(constraint)}{first}")
     return None
+
+
+def _undefined(value: Tensor, constraint: Any) -> Tensor:
+    """Return where a value, or a bound of its constraint, is NaN."""
+    nan = value.isnan()
+    for bound in vars(constraint).values():
+        nan = nan | bound.isnan() if isinstance(bound, Tensor) else nan
+    return nan
 
 
 def _shape_fault(site: Site) -> str | None:

@@ -1,7 +1,6 @@
-"""Context managers that put back what they change: random streams, switches, module modes, the parameter store.
+"""Context managers that restore random streams, switches, module modes and the parameter store.
 
-Everything long-running in the package works inside these, so that training and evaluation leave no trace in the
-caller's process except the values that were asked for.
+Training and evaluation run inside them, and change nothing else in the caller's process than the requested values.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-MODULE_DIVIDER = "$$$"  # what pyro.module puts between a module's name and its parameter's
+MODULE_DIVIDER = "$$$"  # between the names of module and parameter in the store of pyro.module
 
 
 def stream_seed(*numbers: int | str) -> int:
@@ -34,7 +33,7 @@ def stream_seed(*numbers: int | str) -> int:
 
 @contextmanager
 def forked_random(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Seed torch's default streams inside the block; the caller's streams continue afterwards as if nothing was drawn.
+    """Seed torch's default streams inside the block, and restore the caller's streams afterwards.
 
     Args:
         seed: of the streams inside the block.
@@ -50,7 +49,7 @@ def forked_random(seed: int, device: torch.device | str = "cpu") -> Iterator[Non
 
 
 def random_state(device: torch.device | str = "cpu") -> tuple[Tensor, ...]:
-    """Return the states of torch's default streams: the CPU's, and that of an accelerator after it."""
+    """Return the states of torch's default streams: of the CPU, then of an accelerator."""
     device = torch.device(device)
     if device.type == "cpu":
         return (torch.get_rng_state(),)
@@ -58,7 +57,7 @@ def random_state(device: torch.device | str = "cpu") -> tuple[Tensor, ...]:
 
 
 def set_random_state(states: tuple[Tensor, ...], device: torch.device | str = "cpu") -> None:
-    """Put torch's default streams into the states that `random_state` returned for a device."""
+    """Set torch's default streams to the states that `random_state` returned for a device."""
     device = torch.device(device)
     torch.set_rng_state(states[0])
     for state in states[1:]:
@@ -73,7 +72,7 @@ def _seed(seed: int, device: torch.device) -> None:
 
 
 def _where(device: torch.device) -> tuple[torch.device, ...]:
-    """Return what the functions of an accelerator's streams are told about the device."""
+    """Return the device arguments of an accelerator's random streams."""
     return (device,) if device.type == "cuda" else ()
 
 
@@ -102,16 +101,15 @@ def module_mode(modules: Iterable[nn.Module], *, training: bool) -> Iterator[Non
 
 
 def is_expanded(tensor: Tensor) -> bool:
-    """Tell whether elements of a tensor share their memory, so that torch refuses to write to it."""
+    """Return whether elements of a tensor share memory, so that torch cannot write to it."""
     return any(size > 1 and not stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 @contextmanager
 def values_kept(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """Put back afterwards the values of tensors that a run may write to, such as running statistics.
+    """Restore the values of tensors that a run may write to, such as running statistics.
 
-    These are the ones without a gradient. Their versions do not tell: batch normalization writes unseen. What is
-    expanded cannot be written to.
+    These are the tensors without a gradient, except expanded ones. Batch normalization does not change their versions.
     """
     written = [(tensor, tensor.clone()) for tensor in tensors if not (tensor.requires_grad or is_expanded(tensor))]
     try:
@@ -123,7 +121,7 @@ def values_kept(tensors: Iterable[Tensor]) -> Iterator[None]:
 
 @contextmanager
 def frozen_unremarked() -> Iterator[None]:
-    """Silence what ``pyro.module`` says of parameters that are frozen, inside the block."""
+    """Silence the warning of ``pyro.module`` about frozen parameters inside the block."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*was not registered in the param store because requires_grad=False")
         yield
@@ -131,8 +129,9 @@ def frozen_unremarked() -> Iterator[None]:
 
 @contextmanager
 def interrupts_wait() -> Iterator[None]:
-    """Hold back Ctrl-C until the block has ended: while files are renamed, or where it would be lost, as Python loses
-    what is raised in a callback of the garbage collector's.
+    """Delay Ctrl-C until the block has ended.
+
+    It protects renames of files, and code that loses exceptions, such as a callback of the garbage collector.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -149,10 +148,10 @@ def interrupts_wait() -> Iterator[None]:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Compute float32 matrix products and convolutions in full precision inside the block: TF32, which cuDNN takes by
-    default, moves a log-likelihood by 0.016 nats, and an autocast of the caller's by a nat.
+    """Compute float32 matrix products and convolutions in full precision inside the block.
 
-    torch has an older and a newer way to say so, and refuses to read the older where the newer was used.
+    TF32, the default of cuDNN, changes a log-likelihood by 0.016 nats, and autocast by a nat. torch has older and newer
+    switches, and raises an error if the older are read after the newer were set.
     """
     backends: Any = torch.backends
     older: Iterable[tuple[Callable[[], Any], Callable[[Any], None], Any]] = (
@@ -178,24 +177,23 @@ def full_precision() -> Iterator[None]:
 
 @contextmanager
 def own_store(modules: Iterable[nn.Module] = (), *, keep: Iterable[str] = ()) -> Iterator[None]:
-    """Work in a copy of Pyro's parameter store; the caller's store is as before afterwards, but for what is kept.
+    """Use a copy of Pyro's parameter store inside the block, and restore the caller's store afterwards.
 
-    Values of ``pyro.param`` are carried in. Parameters that ``pyro.module`` or a `PyroModule` registered are not: they
-    live in their modules, and a second module registered under the same name would otherwise get the first one's
-    tensors.
+    The copy has the values of ``pyro.param``, but no parameters of ``pyro.module`` or a `PyroModule`: they live in
+    their modules, and a second module of the same name would otherwise get the tensors of the first.
 
     Args:
-        modules: those used inside the block.
-        keep: names of parameters that the caller's store is to hold too; read at the end.
+        modules: modules used inside the block.
+        keep: names of parameters that are written to the caller's store too; read at the end.
 
     """
     store = pyro.get_param_store()
     state = store.get_state()
     claimed = {name for module in modules for name in _names_in_store(module)}
-    carried = [name for name in state["params"] if MODULE_DIVIDER not in name and name not in claimed]
+    copied = [name for name in state["params"] if MODULE_DIVIDER not in name and name not in claimed]
     kept: Any = {"params": {}, "constraints": {}}
     try:
-        with store.scope(_part(state, carried)):
+        with store.scope(_part(state, copied)):
             try:
                 yield
             finally:

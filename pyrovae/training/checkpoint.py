@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import platform
+import re
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -22,7 +23,7 @@ from pyrovae.results import Epoch, History
 from pyrovae.runtime.serialization import Described, build, describe
 from pyrovae.training.config import Training
 from pyrovae.training.run_folder import RunFolder
-from pyrovae.training.state import from_bytes, params_of, restore, to_bytes
+from pyrovae.training.state import from_bytes, params_of, restore, to_bytes, to_cpu
 from pyrovae.vae import VAE
 
 logger = logging.getLogger("pyrovae")
@@ -65,7 +66,7 @@ class Checkpoint:
     """
 
     def __init__(self, folder: RunFolder, settings: Mapping[str, Any], model: Program) -> None:
-        self.folder, self.settings, self.model = folder, dict(settings), model
+        self.folder, self.settings, self.model = folder, json.loads(_json(settings)), model
         self._is_saved = False  # whether the folder has the settings
 
     def open(self, stack: ExitStack, *, resume: bool) -> Progress | None:
@@ -103,14 +104,14 @@ class Checkpoint:
         defaults = {"training": asdict(Training())}  # for options that the run is too old to have
         for group in ("training", "objective", "optimizer", "data"):
             before = defaults.get(group, {}) | config[group]
-            for name, value in _plain(self.settings[group]).items():
+            for name, value in self.settings[group].items():
                 if name not in free and before.get(name) != value:
                     raise ValueError(
                         f"the run {self.folder.path} was made with {group}.{name} = {before.get(name)!r}, but received "
                         f"{value!r}; resume with the same settings, or start another run"
                     )
-        own = (_described(self.model), _described(self.model, complete=False))
-        if description is not None and description not in own:
+        own = [_described(self.model, complete=complete) for complete in (True, False)]
+        if description is not None and _parts(description) not in map(_parts, own):
             raise ValueError(
                 f"the run {self.folder.path} has another model: its {MODEL} describes other parts, or other options of "
                 "them; resume with the same model, or start another run"
@@ -127,7 +128,7 @@ class Checkpoint:
             "has_best": progress.best is not None,
         }
         buffer = io.BytesIO()
-        torch.save(trainer, buffer)
+        torch.save(to_cpu(trainer), buffer)
         files = {
             WEIGHTS: to_bytes(progress.values if progress.best is None else progress.best),
             TRAINER: buffer.getvalue(),
@@ -135,8 +136,7 @@ class Checkpoint:
         }
         if not self._is_saved:
             files[CONFIG] = _json(self.settings)
-            description = _described(self.model)
-            if description is not None:
+            if description := _described(self.model):
                 files[MODEL] = _json(description)
         self.folder.write(files)
         self._is_saved = True
@@ -157,8 +157,7 @@ def _read(folder: RunFolder) -> dict[str, bytes]:
     manifest = folder.manifest()
     if manifest and TRAINER not in manifest:
         raise ValueError(
-            f"the run {folder.path} has no {TRAINER}: it ended before its first checkpoint; train anew, in this folder "
-            "or another"
+            f"the run {folder.path} has no {TRAINER}: it ended before its first checkpoint; train anew, in any folder"
         )
     return folder.read_files((CONFIG, TRAINER, WEIGHTS, METRICS), optional=(MODEL,))
 
@@ -176,8 +175,7 @@ def _progress(contents: Mapping[str, bytes]) -> Progress:
     epochs = History.epochs_from_json_lines(contents[METRICS].decode())
     if trainer["epoch"] != len(epochs):
         raise ValueError(
-            f"{TRAINER} and {METRICS} must be of the same epoch, but are of {trainer['epoch']} and {len(epochs)}; "
-            "train again"
+            f"{TRAINER} and {METRICS} must have the same epoch, got {trainer['epoch']} and {len(epochs)}; train again"
         )
     return Progress(
         epochs=epochs,
@@ -277,7 +275,7 @@ def versions() -> dict[str, str]:
 def _own_version() -> str:
     try:
         return importlib.metadata.version("pyrovae")
-    except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
+    except importlib.metadata.PackageNotFoundError:
         return "not installed"
 
 
@@ -287,16 +285,16 @@ def _described(model: Program, *, complete: bool = True) -> dict[str, Any] | Non
     if not isinstance(owner, Described):
         return None
     try:
-        return _plain(describe(owner, complete=complete))
+        return describe(owner, complete=complete)
     except TypeError as error:
         logger.warning("the run can be loaded only by load_weights, into a model built by hand: %s", error)
         return None
 
 
+def _parts(description: Mapping[str, Any] | None) -> str:
+    """Return a description as text, without the files of pyrovae's classes, which differ between versions."""
+    return re.sub(r'"pyrovae\.(\w+)\.\w+\.(\w+)"', r'"pyrovae.\1.\2"', json.dumps(description, sort_keys=True))
+
+
 def _json(record: object) -> bytes:
     return (json.dumps(record, indent=2, allow_nan=False) + "\n").encode()
-
-
-def _plain(record: object) -> dict[str, Any]:
-    """Return a record after a round trip through JSON."""
-    return json.loads(_json(record))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from pyrovae import VAE, likelihoods, networks, posteriors, priors
+from pyrovae.diagnostics import gaps
+from pyrovae.evaluation import checks
 from pyrovae.likelihoods import Likelihood
 
 ModelGuide = tuple[Callable[..., None], Callable[..., None]]
@@ -72,6 +75,12 @@ class LinearGaussian:
         covariance = torch.linalg.inv(precision)
         mean = (x - self.bias) @ self.weight @ covariance
         return MultivariateNormal(mean, self.scale**2 * covariance)
+
+
+@pytest.fixture
+def quick_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refine in few steps where `evaluate` splits the gap, in tests of other facts."""
+    monkeypatch.setattr(checks, "gaps", functools.partial(gaps, num_steps=10))
 
 
 def linear_gaussian(*, latent_dim: int = 3, x_dim: int = 5, scale: float = 0.7, seed: int = 0) -> LinearGaussian:

@@ -79,7 +79,10 @@ def test_spoiled_guide_orders_the_bounds_below_the_truth() -> None:
     ("q", "pixels", "x", "elbo", "kl", "ladder"),
     [
         ((0.3, 0.36), False, ONE_AND_A_HALF, -1.95476416, 0.23582562, {2: -1.86896039, 3: -1.85079452}),
-        ((0.1, 0.04), False, ONE_AND_A_HALF, -2.45337645, None, {2: -2.36757268, 3: -2.31977852}),
+        pytest.param(
+            *((0.1, 0.04), False, ONE_AND_A_HALF, -2.45337645, None, {2: -2.36757268, 3: -2.31977852}),
+            marks=pytest.mark.slow,
+        ),
         ((0.6, 0.64), True, PIXELS, -2.18910467, 0.22314355, {2: -2.13687123}),
     ],
 )
@@ -153,6 +156,7 @@ def test_two_layers_elbo_is_the_mean_log_weight(bottom_up: bool) -> None:  # noq
     assert evaluation.kl_methods == {"z2": "closed form", "z1": expected}
 
 
+@pytest.mark.slow
 def test_renyi_agrees_where_it_is_right() -> None:
     truth = linear_gaussian()
     x = truth.sample(4)

@@ -19,6 +19,7 @@ from pyrovae.evaluation import evaluate
 from pyrovae.results import Estimate, Evaluation, PairedDifference
 from pyrovae.results.record import tensors_of
 
+pytestmark = pytest.mark.usefixtures("quick_gaps")
 CHAINS = {"num_chains": 4, "num_temperatures": 5}
 FEW = Checks(num_annealed=6, num_simulated=5, num_refined=4, num_encoded=8, refit_epochs=1, **CHAINS)
 
@@ -55,7 +56,7 @@ def test_the_gap_is_split_below_the_tighter_bound() -> None:
     """Where AIS is clearly higher than L_K it stands for log p(x), elsewhere L_K."""
     truth = linear_gaussian(latent_dim=5, x_dim=8, scale=0.2)
     x = truth.sample(10)
-    few = Checks(num_annealed=10, num_simulated=0, num_refined=10, num_encoded=0, refit_epochs=0)
+    few = Checks(num_annealed=10, num_simulated=0, num_refined=10, num_encoded=0, refit_epochs=0, **CHAINS)
     poor = evaluate(*pair_of(truth, offset=0.4, widen=0.5), x, ks=(1, 5), checks=few, show_progress=False)
     exact = evaluate(*pair_of(truth), x, ks=(1, 5), checks=few, show_progress=False)
     assert poor.checked.gaps.bound.label == "AIS"

@@ -65,6 +65,7 @@ def test_same_seed_same_numbers_and_another_seed_others(digits: Data) -> None:
     )
 
 
+@pytest.mark.slow
 def test_monte_carlo_error_is_the_spread_over_seeds() -> None:
     truth = linear_gaussian()
     x = truth.sample(20)
@@ -210,9 +211,9 @@ def test_cuda_gives_the_numbers_of_the_cpu(digits: Data) -> None:
 
 def test_sizes_of_cuda_give_the_numbers_of_the_cpu(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     vae = make_vae()
-    here = evaluate(vae.model, vae.guide, digits, ks=(1, 5000), show_progress=False)
+    here = evaluate(vae.model, vae.guide, digits.test.first(40), ks=(1, 5000), show_progress=False)
     monkeypatch.setattr(sizes, "ON_CPU", sizes.ON_CUDA)
-    there = evaluate(vae.model, vae.guide, digits, ks=(1, 5000), show_progress=False)
+    there = evaluate(vae.model, vae.guide, digits.test.first(40), ks=(1, 5000), show_progress=False)
     assert there.settings["batch_size"] > here.settings["batch_size"]
     for a, b in zip(here.estimates, there.estimates, strict=True):
         assert abs(a.value - b.value) < 4 * math.hypot(a.se_monte_carlo or 0.0, b.se_monte_carlo or 0.0) + 1e-9

@@ -57,12 +57,11 @@ def test_gaps_of_a_correlated_posterior_equal_their_closed_forms() -> None:
     x = truth.sample(30, seed=5)
     expected = diagonal_gaps(truth, x, offset=0.3, widen=1.5)
     assert min(expected) > 0.2
-    for bound in (truth.log_prob(x), None):
-        found = gaps(*pair_of(truth, offset=0.3, widen=1.5), x, bound=bound, num_particles=3000)
-        assert found.amortization.value == pytest.approx(expected[0], rel=0.02)
-        assert found.approximation.value == pytest.approx(expected[1], rel=0.02)
-        assert found.total.value == pytest.approx(sum(expected), rel=0.02)
-        assert found.amortization.se_monte_carlo < 0.02 * expected[0]
+    found = gaps(*pair_of(truth, offset=0.3, widen=1.5), x, num_particles=3000)
+    assert found.amortization.value == pytest.approx(expected[0], rel=0.02)
+    assert found.approximation.value == pytest.approx(expected[1], rel=0.02)
+    assert found.total.value == pytest.approx(sum(expected), rel=0.02)
+    assert found.amortization.se_monte_carlo < 0.02 * expected[0]
     assert found.bound.label == "L_6000"
     assert found.overfitting.value is None
     assert "no parameters of the guide were found" in str(found)
@@ -238,7 +237,7 @@ def by_hand() -> ModelGuide:
     return model, guide
 
 
-@pytest.mark.parametrize("stored", [True, False])
+@pytest.mark.parametrize("stored", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_refit_moves_parameters_of_the_store_and_puts_them_back(stored: bool) -> None:  # noqa: FBT001
     model, guide = by_hand()
     x = torch.linspace(-3, 3, 32)
@@ -345,6 +344,7 @@ def test_a_positive_latent_variable_has_the_gaps_of_its_logarithm() -> None:
     assert "not a diagonal Gaussian" not in str(over_z)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_numbers_and_batches_only_other_draws(bernoulli: tuple[Any, Tensor]) -> None:
     vae, x = bernoulli
     options = {"num_particles": 500, "num_steps": 100, "refit_epochs": 2}
@@ -367,6 +367,7 @@ def test_the_same_seed_gives_the_same_numbers_and_batches_only_other_draws(berno
     assert torch.equal(short.per_datum["refined"], parts.per_datum["refined"][:7])
 
 
+@pytest.mark.slow
 def test_a_pair_that_draws_its_own_rows() -> None:
     truth = linear_gaussian()
     x = truth.sample(10)
@@ -479,7 +480,7 @@ def best_gaussian(x: Tensor, slope: float, scale: float) -> Tensor:
 
 
 def test_the_best_gaussian_is_found_on_whichever_mode_it_lies() -> None:
-    x = torch.linspace(1.0, 4.0, 12)
+    x = torch.linspace(1.0, 4.0, 6)
     exact = best_gaussian(x, 1.0, 0.3)
     one, several = (
         gaps(*two_modes(1.0, 0.3), x, num_steps=200, refit_epochs=0, num_starts=starts) for starts in (1, 3)
@@ -487,7 +488,7 @@ def test_the_best_gaussian_is_found_on_whichever_mode_it_lies() -> None:
     assert (exact - one.per_datum["refined"]).min() > 0.9
     assert (exact - several.per_datum["refined"]).abs().max() < 0.1
     assert several.amortization.value == pytest.approx((exact - several.per_datum["ELBO"]).mean().item(), abs=0.02)
-    assert "For 12 of 12 data the best Gaussian was reached from a draw of the prior" in str(several)
+    assert "For 6 of 6 data the best Gaussian was reached from a draw of the prior" in str(several)
     assert several.settings["num_starts"] == 3
     truth = linear_gaussian()
     assert "several modes" not in str(gaps(*pair_of(truth, offset=0.3), truth.sample(20), **QUICK | {"num_steps": 100}))
@@ -515,7 +516,7 @@ def test_the_error_of_a_given_bound_is_carried() -> None:
 def test_a_bound_below_the_refined_gaussian_is_named() -> None:
     truth = crossed(0)
     x = truth.sample(20)
-    found = gaps(*pair_of(truth), x, bound=truth.log_prob(x) - 2, num_particles=200)
+    found = gaps(*pair_of(truth), x, bound=truth.log_prob(x) - 2, num_particles=200, num_steps=60)
     assert found.approximation.value < -1
     assert "The bound lies below the refined Gaussian's ELBO" in str(found)
 

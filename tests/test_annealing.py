@@ -93,7 +93,7 @@ def test_weights_of_coarse_steps_have_mean_p(from_prior: bool) -> None:  # noqa:
     assert forward.var() > 0.01
 
 
-@pytest.mark.parametrize("from_prior", [False, True])
+@pytest.mark.parametrize("from_prior", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_transition_leaves_the_path_invariant(from_prior: bool) -> None:  # noqa: FBT001
     truth, beta = LinearGaussian(torch.tensor([[1.0]]), torch.zeros(1), 0.8), 0.4
     x = torch.tensor([[1.0]])
@@ -194,7 +194,7 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
 
 @pytest.mark.parametrize(
     "name",
-    [name if name in ("Vamp", "IAF", "categorical") else pytest.param(name, marks=pytest.mark.slow) for name in PARTS],
+    [name if name in ("Vamp", "categorical") else pytest.param(name, marks=pytest.mark.slow) for name in PARTS],
 )
 def test_parts_lie_between(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = captured(monkeypatch)
@@ -266,7 +266,9 @@ def dirichlet() -> tuple[ModelGuide, Callable[[Tensor], Tensor], Tensor]:
     return (model, guide), dist.DirichletMultinomial(prior, total_count=torch.tensor(8.0)).log_prob, template
 
 
-@pytest.mark.parametrize(("make", "from_prior"), [(log_normal, True), (dirichlet, False)])
+@pytest.mark.parametrize(
+    ("make", "from_prior"), [(log_normal, True), pytest.param(dirichlet, False, marks=pytest.mark.slow)]
+)
 def test_constrained_latents_lie_between(
     make: Callable[[], tuple[ModelGuide, Callable[[Tensor], Tensor], Tensor]],
     from_prior: bool,  # noqa: FBT001

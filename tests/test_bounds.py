@@ -83,7 +83,7 @@ def test_spoiled_guide_orders_the_bounds_below_the_truth() -> None:
             *((0.1, 0.04), False, ONE_AND_A_HALF, -2.45337645, None, {2: -2.36757268, 3: -2.31977852}),
             marks=pytest.mark.slow,
         ),
-        ((0.6, 0.64), True, PIXELS, -2.18910467, 0.22314355, {2: -2.13687123}),
+        pytest.param(*((0.6, 0.64), True, PIXELS, -2.18910467, 0.22314355, {2: -2.13687123}), marks=pytest.mark.slow),
     ],
 )
 def test_expectations_of_the_reference_table(

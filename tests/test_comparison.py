@@ -163,7 +163,7 @@ def ladder_of(value: float, spread: float = 0.001) -> Evaluation:
     return evaluation({5: [value - spread, value, value + spread]})
 
 
-def test_the_ranking_is_by_the_bound_and_says_what_is_not_told_apart() -> None:
+def test_the_ranking_is_by_the_bound_and_marks_unresolved_differences() -> None:
     low, high, near = ladder_of(-9.0), ladder_of(-5.0), evaluation({5: [-4.0, -5.0, -6.1]})
     (block,) = compare({"low": low, "high": high, "near": near}).blocks
     assert block.ranking == ("high", "near", "low")
@@ -542,7 +542,7 @@ def test_blocks_have_a_table_each_in_every_format() -> None:
 
 
 def test_real_evaluations_meet() -> None:
-    """Three models of the same stored digits; what is in the table is what `evaluate` found."""
+    """Three models of the same stored digits; the table holds the numbers of `evaluate`."""
     torch.set_default_dtype(torch.float32)
     stored = pyrovae.data.digits()
     evaluations = {}

@@ -298,6 +298,7 @@ def test_a_flow_is_told_from_a_diagonal_gaussian() -> None:
     assert found.bound.label == "L_400"
 
 
+@pytest.mark.slow
 def test_two_layers() -> None:
     pair = TwoLayers(bottom_up=True)
     x = torch.bernoulli(torch.full((12, 4), 0.5))

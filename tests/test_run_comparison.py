@@ -118,7 +118,7 @@ def test_formats_go_to_the_terminal_or_a_file(runs: list[str], capsys: pytest.Ca
             assert Path(f"table{ending}").read_text() == expected[name]
             Path(f"table{ending}").unlink()
     assert main(["compare", *runs[:2], "--output", "table.md", "--format", "csv"]) == 0
-    assert Path("table.md").read_text() == expected["csv"], "what is said counts more than the ending"
+    assert Path("table.md").read_text() == expected["csv"], "the option counts more than the ending"
     assert not list(Path().glob(".*")), "nothing temporary is left"
     assert "cannot be written (No such file or directory); choose another --output" in fails(
         capsys, *runs[:2], "--output", "nowhere/table.md"
@@ -158,7 +158,9 @@ def test_folders_are_named_so_that_they_differ(runs: list[str], evaluations: dic
             compare(twice)
 
 
-def test_what_is_no_evaluated_run_is_told_what_to_do(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_of_folders_without_an_evaluation_name_a_remedy(
+    runs: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert "there is no run folder nowhere; train a model with pyrovae train" in fails(capsys, "runs/a", "nowhere")
     Path("empty").mkdir()
     assert "empty is not a run folder: it has no manifest.json" in fails(capsys, "runs/a", "empty")
@@ -177,7 +179,7 @@ def test_what_is_no_evaluated_run_is_told_what_to_do(runs: list[str], capsys: py
 
 
 @pytest.mark.parametrize("version", ["0.0.1", None])
-def test_a_report_of_another_version_is_told_in_one_line(
+def test_a_report_of_another_version_fails_with_one_line(
     runs: list[str], version: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ours = versions()["pyrovae"]

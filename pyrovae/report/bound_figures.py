@@ -100,11 +100,11 @@ def _draw_points(
             axes.vlines(k, value - error, value + error, color=color, label=OVER_DATA, **BROAD)
         if (error := estimate.se_monte_carlo) is not None:
             axes.errorbar(k, value, error, label=MONTE_CARLO, **THIN)
-    place: dict[str, Any] = {"xytext": (-7, 5), "ha": "right"}
+    offset: dict[str, Any] = {"xytext": (-7, 5), "ha": "right"}
     if len(known) == 1:  # no line passes below the point
-        place = {"xytext": (0, -14), "ha": "center"}
+        offset = {"xytext": (0, -14), "ha": "center"}
     for k, _, value in known if len(known) <= 6 else (known[0], known[-1]):
-        axes.annotate(minus_signs(f"{value:{form}}"), (k, value), textcoords="offset points", fontsize=8, **place)
+        axes.annotate(minus_signs(f"{value:{form}}"), (k, value), textcoords="offset points", fontsize=8, **offset)
 
 
 def _set_particle_axis(axes: Axes, ks: Sequence[int], *, step: float, first: str = "", last: str = "") -> None:
@@ -222,15 +222,15 @@ def forest(block: ComparisonTable) -> Figure | None:
     label = f"$L_{{{bound.num_particles}}}$" if bound.name == "IWAE" else bound.label
     axes = dress(figure.add_subplot(), title=f"{label} minus that of the reference (nats per datum, 95 % intervals)")
     axes.axvline(0.0, color=FAINT, linewidth=1.0, linestyle=(0, (4, 3)))
-    for place, (_, change) in enumerate(rows):
+    for row, (_, change) in enumerate(rows):
         text, low, high = f"{change.mean:+.3f}", change.low, change.high
         if low is not None and high is not None:
-            axes.plot([low, high], [place, place], color=FIRST, linewidth=2.0, solid_capstyle="butt", label="Interval")
+            axes.plot([low, high], [row, row], color=FIRST, linewidth=2.0, solid_capstyle="butt", label="Interval")
             text += f"  [{low:+.3f}, {high:+.3f}]"
         dot: dict[str, Any] = {"color": FIRST, "markerfacecolor": FIRST if change.resolved else "white"}
-        axes.plot([change.mean or 0.0], [place], "o", markersize=6, label="Difference", **dot)
+        axes.plot([change.mean or 0.0], [row], "o", markersize=6, label="Difference", **dot)
         beside: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 9}
-        axes.text(1.02, place, minus_signs(text), color=INK, **beside)
+        axes.text(1.02, row, minus_signs(text), color=INK, **beside)
     axes.set_yticks(range(len(rows)), [printable(name) for name, _ in rows], parse_math=False)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel(f"Difference to {printable(block.reference)}", parse_math=False)

@@ -68,7 +68,7 @@ class Definitions:
     """Names and their values, such as a configuration, versions or hashes.
 
     Attributes:
-        entries: for each name a text, a number, a sequence of those, or a mapping of the same form.
+        entries: for each name a text, a number, a sequence of these, or a mapping of the same form.
         title: heading.
 
     """

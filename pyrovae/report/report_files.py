@@ -69,7 +69,7 @@ def write_report(
         ``evaluation.nc``, draws from p(z | x) for the first data in the groups that ArviZ reads.
 
     Raises:
-        ValueError: if the folder cannot be written to; if model, guide or data are not those of the evaluation; if the
+        ValueError: if the folder cannot be written to; if model, guide or data differ from the evaluation's; if the
             name is invalid or belongs to another evaluation.
 
     Example:

@@ -82,7 +82,7 @@ def compare(evaluations: Mapping[str, Evaluation], *, reference: str | None = No
 
     Raises:
         ValueError: if there is nothing to compare; if evaluations differ in data, transform, measure, covariates or
-            observed values; if those of a block have no K in common, or one has no values per datum.
+            observed values; if the evaluations of a block have no K in common, or one has no values per datum.
         TypeError: if these are not evaluations by name.
 
     Example:

@@ -24,7 +24,7 @@ class Row:
         elbo: the ELBO; None beside AIS, which is on other data.
         bound: L_K at the largest K that all models of the table have, or AIS.
         largest_k: largest K of the evaluation.
-        difference: bound minus that of the reference, paired datum by datum; None for the reference itself.
+        difference: bound minus the bound of the reference, paired datum by datum; None for the reference itself.
         bits_per_dimension: bits per dimension at the bound, where defined.
         kl_methods: method of the KL of each latent site.
         version: version of pyrovae that evaluated the model.
@@ -146,15 +146,15 @@ class ComparisonTable:
         """Return the reasons for Monte Carlo KL terms and for missing numbers, one sentence per reason."""
         models: dict[str, list[str]] = {}
         for row in self.rows:
-            found = [
+            lines = [
                 f"the KL of {site} is estimated by Monte Carlo, since {method}"
                 for site, method in row.kl_methods.items()
                 if method != "closed form"
             ]
-            found += [f"{bound.label}: {bound.why}" for bound in (row.elbo, row.bound) if bound and bound.why]
+            lines += [f"{bound.label}: {bound.why}" for bound in (row.elbo, row.bound) if bound and bound.why]
             if row.difference and row.difference.why:
-                found.append(f"difference: {row.difference.why}")
-            for reason in found:
+                lines.append(f"difference: {row.difference.why}")
+            for reason in lines:
                 models.setdefault(reason, []).append(row.name)
         return [f"{', '.join(names)}: {reason}" for reason, names in models.items()]
 

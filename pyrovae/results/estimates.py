@@ -88,7 +88,7 @@ def require_possible(*estimates: Estimate) -> None:
     """Check that no log-probability of discrete data is above zero by more than four Monte Carlo standard errors.
 
     Args:
-        estimates: bounds on the log-probability of discrete data; those of a single draw are not checked.
+        estimates: bounds on the log-probability of discrete data; bounds from a single draw are not checked.
 
     Raises:
         ValueError: with the estimate and the usual causes.

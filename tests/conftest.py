@@ -29,9 +29,23 @@ def _fresh(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     torch.set_default_dtype(torch.float64)
     pyro.clear_param_store()
     torch.manual_seed(0)
+    before = validation_switches()
     yield
     torch.set_default_dtype(torch.float32)
     pyro.clear_param_store()
+    after = validation_switches()
+    if after != before:  # later tests would not see invalid values
+        pyro.enable_validation(True)  # noqa: FBT003 (Pyro's)
+        pytest.fail(f"validation switches of torch, pyro.infer and poutine: {before} before, {after} after the test")
+
+
+def validation_switches() -> tuple[bool | None, bool, bool]:
+    """Return whether torch's distributions, pyro.infer and pyro.poutine check values."""
+    return (
+        torch.distributions.Distribution._validate_args,
+        pyro.infer.util.is_validation_enabled(),
+        pyro.poutine.util.is_validation_enabled(),
+    )
 
 
 @pytest.fixture

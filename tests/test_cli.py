@@ -333,7 +333,7 @@ train --annealing.num_steps 9 | Constant has no option --annealing.num_steps, wh
 train --annealing Linear --annealing.num_steps 9.5 | --annealing.num_steps takes N, but received '9.5'
 train --prior Flow --latent_dim 1 | for one dimension use MixtureOfGaussians
 train --prior Flwo | there is no prior 'Flwo'; did you mean Flow? Choose from DiagonalNormal, Flow
-train --prior Vamp --prior.num_components 2000 | choose num_components
+train --prior Vamp --prior.num_components 2000 | choose fewer num_components
 train --posterior.hiden 3 | unknown option --posterior.hiden; did you mean --posterior.hidden?
 train --encoder.hidden 20 2.5 | --encoder.hidden takes N N ..., but received '20 2.5'
 train --likelihood Gaussian --likelihood.learn_scale maybe | takes true|false, but received 'maybe'
@@ -381,7 +381,7 @@ def test_bad_data_files(capsys: pytest.CaptureFixture[str]) -> None:
         (np.zeros((0, 3)), "Bernoulli", "holds one datum or more"),
         (generator.normal(size=(50, 3)), "Bernoulli", "[0, 1]"),
         (generator.normal(size=(50, 3)), "Poisson", "such as Gaussian"),
-        (generator.poisson(300.0, size=(60, 3)), "Categorical", "scores data stored as levels"),
+        (generator.poisson(300.0, size=(60, 3)), "Categorical", "needs the number of levels"),
     ):
         np.savez("x.npz", x=x)
         assert text in fails(capsys, "train", "--data", "x.npz", "--likelihood", likelihood)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pyrovae import VAE, evaluate, likelihoods, priors
 from pyrovae.compile import Recording, has_compiler
-from pyrovae.evaluation import evaluator as room
+from pyrovae.evaluation import batch_scoring
 from pyrovae.importance import compiled_runs
 from pyrovae.importance import compiled_scoring as recorded
 from pyrovae.importance.chunks import ChunkBuffer, iter_chunks
@@ -230,7 +230,7 @@ def test_the_number_of_elements_decides(
 def test_evaluate_counts_the_particles_of_all_data(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(
-        room, "compiled_runs", lambda pair, engine, **options: asked.append((engine, options["num_rows"]))
+        batch_scoring, "compiled_runs", lambda pair, engine, **options: asked.append((engine, options["num_rows"]))
     )
     evaluate(*of_vae(make_vae()), BINARY, ks=(1, 50), chunk_size=64, show_progress=False)
     assert asked == [("auto", 23 * 50)]
@@ -250,8 +250,8 @@ def test_what_is_finished_is_not_mixed_with_another_engine(tmp_path: Path, repla
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        reduced = room.reduced
-        patch.setattr(room, "reduced", lambda *args: interrupt() or reduced(*args))
+        statistics = batch_scoring.batch_statistics
+        patch.setattr(batch_scoring, "batch_statistics", lambda *args: interrupt() or statistics(*args))
         with pytest.raises(KeyboardInterrupt):
             evaluate(*pair, BINARY, engine="captured", **options)
     assert journal.exists()

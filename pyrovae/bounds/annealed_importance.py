@@ -87,7 +87,7 @@ def ais(
         covariates: tensors that travel with x along the data plate.
         seed: seed of the random streams.
         options: chains, temperatures and the other fields of `AnnealingOptions`.
-        keywords: fields of `AnnealingOptions`, which replace those of ``options``.
+        keywords: fields of `AnnealingOptions`, which override ``options``.
 
     Returns:
         The bound in nats per datum, with standard errors, acceptance, effective chains and the values per datum.

@@ -59,7 +59,7 @@ def bdmc(
             the last; B if None.
         seed: seed of the random streams.
         options: chains, temperatures and the other fields of `AnnealingOptions`.
-        keywords: fields of `AnnealingOptions`, which replace those of ``options``.
+        keywords: fields of `AnnealingOptions`, which override ``options``.
 
     Returns:
         Both bounds and their paired difference in nats per datum, with standard errors. Monte Carlo errors are over

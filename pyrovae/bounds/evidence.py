@@ -52,7 +52,7 @@ def elbo(
 ) -> ElboTerms:
     """Estimate the ELBO of each datum, with closed-form KL terms where they are valid.
 
-    The arguments are those of `pyrovae.particles`. No annealing factor, plate size or `pyro.poutine.scale` reaches the
+    Takes the arguments of `pyrovae.particles`. No annealing factor, plate size or `pyro.poutine.scale` reaches the
     result.
 
     Returns:

@@ -1,6 +1,7 @@
 """Random numbers of a graph, drawn by torch before the compiled part runs.
 
-Inductor draws from streams of its own in an order of its own. Numbers drawn outside are those of the traced function.
+Inductor draws from streams of its own in an order of its own. Numbers drawn outside the graph equal the
+draws of the traced function.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def gaps(
         bound: a lower estimate of log p(x) of each datum ``(N,)``, nats, such as AIS or L_5000.
         seed: seed of all random streams.
         options: numbers of draws and steps, and the other fields of `GapOptions`.
-        keywords: fields of `GapOptions`, which replace those of ``options``.
+        keywords: fields of `GapOptions`, which override ``options``.
 
     Returns:
         The bounds and the steps between them, paired datum by datum.

@@ -109,7 +109,7 @@ def evaluate(
         checks: diagnostics to run beside the bounds, such as AIS, and their numbers of data; None for none.
         seed: seed of the draws.
         options: batch size, device, journal and the other fields of `EvaluationOptions`.
-        keywords: fields of `EvaluationOptions`, which replace those of ``options``.
+        keywords: fields of `EvaluationOptions`, which override ``options``.
 
     Returns:
         Estimates in nats per datum, larger being better, with standard errors and the values per datum.

@@ -83,7 +83,7 @@ def log_weights(
 ) -> Tensor:
     """Return log p(x, z_k) - log q(z_k | x) for draws z_k of the guide: ``(K, B)``, nats, float64.
 
-    The arguments are those of `particles`. The mean over K is the Monte Carlo ELBO, the log-mean-exp the IWAE bound.
+    Takes the arguments of `particles`. The mean over K is the Monte Carlo ELBO, the log-mean-exp the IWAE bound.
     """
     return particles(model, guide, x, *covariates, num_particles=num_particles, modules=modules).log_weights
 

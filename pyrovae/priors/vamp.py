@@ -89,7 +89,7 @@ def _start(data: Tensor | None, num_components: int, x_shape: tuple[int, ...]) -
         )
     if len(data) < num_components:
         raise ValueError(
-            f"each of {num_components} pseudo-inputs starts at its own data point, but received {len(data)}; give "
-            "more, or set num_components"
+            f"each of {num_components} pseudo-inputs starts at its own data point, but received {len(data)}; "
+            "choose fewer num_components, or give more data"
         )
     return data[:num_components].detach().clone()

@@ -83,7 +83,7 @@ class _Run:
     outputs: list[int]
 
     def plates(self, size: int | None = None) -> list[Any]:
-        """Return the vectorized plates of all sample sites of the model, or those of one size."""
+        """Return the vectorized plates of all sample sites of the model, of one size if given."""
         sites = (site for site in self.model_trace.nodes.values() if site["type"] == "sample")
         frames = [frame for site in sites for frame in site["cond_indep_stack"] if frame.vectorized]
         return frames if size is None else [frame for frame in frames if frame.size == size]
@@ -195,8 +195,10 @@ class _Inspector:
     def _run_with_gradients(self, args: tuple[Any, ...]) -> tuple[_Run, tuple[str, ...]]:
         """Run with gradients where the programs allow them, and find link functions in their graph."""
         try:
-            first = self._run(args, gradients=True)
-        except RuntimeError:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Converting a tensor with requires_grad")  # as float(z.mean()) does
+                first = self._run(args, gradients=True)
+        except Exception:  # as z.numpy() raises; an error without gradients too is raised by the second run
             return self._run(args), ()
         return first, find_link_warnings(first.guide_trace, first.model_trace)
 

@@ -82,7 +82,7 @@ def samples(
 
     Args:
         vae: model.
-        covariates: ``(N, ...)`` each, of a conditional model; sample i has those of row i, modulo N.
+        covariates: ``(N, ...)`` each, of a conditional model; sample i has the covariates of row i, modulo N.
         num: number of samples.
         seed: seed of the draws.
         mean: whether to draw E[x | z] instead of draws of x.

@@ -103,7 +103,7 @@ def fit(
         training: epochs, batch size, learning rate, early stopping, seed and device.
         folder: run folder for configuration, weights, trainer state, metrics and manifest; none by default.
         options: further options.
-        fields: fields of `FitOptions`, such as ``resume=True``, which replace those of ``options``.
+        fields: fields of `FitOptions`, such as ``resume=True``, which override ``options``.
 
     Returns:
         Bounds and learning rate of each epoch, in nats per datum; larger is better.

@@ -189,7 +189,7 @@ def test_size_decides_and_one_line_says_so(
 def test_what_is_made_once_for_all_epochs_has_to_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     vae = make_vae()
     monkeypatch.setattr(memory, "available", lambda device: 53 * 64 * 8)
-    with pytest.raises(ValueError, match="what is made of the data once for all epochs needs about 36.5 KiB on cpu"):
+    with pytest.raises(ValueError, match="the data, transformed once for all epochs, needs about 36.5 KiB on cpu"):
         fit(vae.model, vae.guide, of_bytes(transforms.StaticBinarization()), training=Training(device="cpu"))
 
 

@@ -56,7 +56,7 @@ class Placement:
         if self.prefetched:
             memory.require(
                 float(self._fixed_bytes),
-                what="the transformed data, computed once for all epochs,",
+                what="the data, transformed once for all epochs,",
                 hint="train on a part of it",
             )
         else:

@@ -170,7 +170,7 @@ def test_own_arrays(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
 @pytest.mark.slow
 def test_bits_per_dimension_need_dequantized_bytes(capsys: pytest.CaptureFixture[str]) -> None:
     gaussian = ["--likelihood", "Gaussian", "--data.transform"]
-    assert "take data.for_form('continuous')" in fails(capsys, "train", *QUICK, *gaussian, "Identity")
+    assert "use data.for_form('continuous')" in fails(capsys, "train", *QUICK, *gaussian, "Identity")
     for transform, has_bits in (("Grey", False), ("Dequantization", True)):
         assert main(["train", "--folder", transform, *TINY, *HIDDEN, *gaussian, transform]) == 0
         assert main(["evaluate", transform, *BOUNDS]) == 0

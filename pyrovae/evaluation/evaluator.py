@@ -193,7 +193,9 @@ def _prepare(
     batch_size = _choose_batch_size(options.batch_size, ks, len(loader), device)
     args = loader.fixed()
     settings = {
-        **{"batch_size": batch_size, "device": str(device), "dtype": str(args[0].dtype).removeprefix("torch.")},
+        "batch_size": batch_size,
+        "device": str(device),
+        "dtype": str(args[0].dtype).removeprefix("torch."),
         "weights": weights_hash(model, guide, options.modules),
         "checks": None if checks is None else asdict(checks),
     }

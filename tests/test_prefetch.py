@@ -135,7 +135,6 @@ def test_prefetched_data_give_the_numbers_of_resident_ones(
     case: str, engine: str, monkeypatch: pytest.MonkeyPatch, sources: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(step, "has_compiler", lambda: False)
-    monkeypatch.setattr("pyrovae.training.loop.CHECKED_STEPS", 2)
     resident = trained(case, engine=engine)
     prefetch_everything(monkeypatch)
     assert_same(trained(case, engine=engine), resident)

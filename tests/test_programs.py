@@ -23,7 +23,7 @@ from pyro.nn import PyroModule, PyroParam, pyro_method
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyrovae import bounds, likelihoods, networks, posteriors, priors
+from pyrovae import bounds, data, likelihoods, networks, posteriors, priors
 from pyrovae.evaluation import Checks, evaluate
 from pyrovae.importance.sampling import log_joint, log_weights, particles
 from pyrovae.objectives import ELBO
@@ -1179,13 +1179,15 @@ def test_straight_through_draws_keep_their_density(kind: Any) -> None:
 # values outside the support
 
 
-def unchecked_pair() -> ModelGuide:
+def unchecked_pair(output: nn.Module | None = None) -> ModelGuide:
     """Return a model of bits that is told not to check them, and its guide."""
+    output = output or nn.Identity()
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", prior())
-            pyro.sample("x", dist.Bernoulli(logits=z @ TRUTH.weight.T, validate_args=False).to_event(1), obs=x)
+            logits = output(z @ TRUTH.weight.T)
+            pyro.sample("x", dist.Bernoulli(logits=logits, validate_args=False).to_event(1), obs=x)
 
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -1196,15 +1198,19 @@ def unchecked_pair() -> ModelGuide:
 
 @pytest.mark.parametrize("where", [0, 22])
 def test_support_is_checked_whatever_a_distribution_is_told(where: int) -> None:
-    model, guide = unchecked_pair()
+    model, guide = unchecked_pair(nn.Linear(5, 5).double())
     x = torch.bernoulli(torch.full((23, 5), 0.5))
     assert evaluate(model, guide, x, ks=(1,), show_progress=False).bits_per_dimension is not None
     x[where, 2] = 0.25
+    many = torch.bernoulli(torch.full((600, 5), 0.5))  # in minibatches of one, far past the steps that are traced
+    many[-1, 2] = 0.25
+    training = Training(epochs=2, batch_size=1, engine="captured", device="cpu")
     for attempt in (
         lambda: evaluate(model, guide, x, ks=(1,), show_progress=False),
         lambda: log_weights(model, guide, x, num_particles=2),
-        lambda: fit(model, guide, x, modules=[nn.Linear(1, 1)], training=Training(epochs=1), show_progress=False),
-        lambda: capture(model, guide, x, modules=[nn.Linear(1, 1)], engine="eager")(x),
+        lambda: fit(model, guide, many, training=training, show_progress=False),
+        lambda: capture(model, guide, x, engine="eager")(x),
+        lambda: capture(model, guide, data.Split(many, name="many")),
     ):
         with pytest.raises(ValueError, match=r"site 'x': 1 of \d+ lie outside .*first is 0.25.*unnormalized=True"):
             attempt()

@@ -13,16 +13,26 @@ from torch import Tensor, nn
 from pyrovae.data import Data, Split
 from pyrovae.data.loader import Loader
 from pyrovae.objectives import ELBO
-from pyrovae.programs import Program, Unnormalized, find_modules, inspect_programs, warn_of_links
-from pyrovae.runtime.context import frozen_unremarked, module_mode, own_store, validation
+from pyrovae.programs import (
+    ModelGuide,
+    Program,
+    Unnormalized,
+    find_modules,
+    inspect_programs,
+    run_validated,
+    warn_of_links,
+)
+from pyrovae.programs.model_guide import run
+from pyrovae.runtime.context import forked_random, frozen_unremarked, module_mode, own_store, validation
 from pyrovae.training.batch_sources import DeviceBatches, bind_arguments
 from pyrovae.training.config import check_engine, check_positive
-from pyrovae.training.loss import StepLoss
+from pyrovae.training.loss import Bind, StepLoss
 from pyrovae.training.program_tensors import ProgramTensors
 from pyrovae.training.step import EagerStep, MakeOptimizer, build_optimizer, fused_adam, make_step
 from pyrovae.vae import require_form
 
 ROW_DTYPES = (torch.int64, torch.int32)
+CHECKED_ROWS = 1000  # rows of a split whose values are checked in one run of the programs
 
 
 class StepTerms(NamedTuple):
@@ -137,8 +147,8 @@ def capture(
     Args:
         model: a Pyro program called with a minibatch; see `pyrovae.programs` for the contract.
         guide: another.
-        data: a minibatch x ``(B, ...)`` and other tensors along the plate; or a split, whose rows are gathered, and
-            binarized or dequantized, inside the step.
+        data: a minibatch x ``(B, ...)`` and other tensors along the plate; or a split, whose values are all checked
+            now, and whose rows are gathered, and binarized or dequantized, inside the step.
         optimizer: makes the optimizer of all parameters; Adam with a learning rate of 0.001 if None.
         objective: any `pyro.infer.ELBO` with a differentiable loss; `pyrovae.objectives.ELBO` by default.
         engine: "captured" or "auto" to trace the loss, "eager" not to.
@@ -183,6 +193,7 @@ def capture(
         )
     if is_split:
         bind = DeviceBatches(programs, loader, len(loader), loader.device).bind
+        _check_values(programs, bind, len(loader), loader.device)
     else:
         bind = functools.partial(bind_arguments, programs)
     loss = _StoredLoss(programs, objective or ELBO(), bind)
@@ -191,3 +202,12 @@ def capture(
         tensors = ProgramTensors(programs.modules, programs.params)
     built = build_optimizer(optimizer or fused_adam, tensors.trained)
     return CapturedStep(loss, tensors, built, engine=engine, clip_norm=clip_norm)
+
+
+def _check_values(programs: ModelGuide, bind: Bind, num_data: int, device: torch.device) -> None:
+    """Check all observed values against the supports of their distributions, without gradients."""
+    store, evaluation = own_store(programs.modules, keep=[]), module_mode(programs.modules, training=False)
+    with store, evaluation, forked_random(0, device), torch.no_grad():
+        for rows in torch.arange(num_data, device=device).split(CHECKED_ROWS):
+            model, guide, _ = bind(rows)
+            run_validated(functools.partial(run, model, guide), device, nan_counts=True)

@@ -84,8 +84,8 @@ def fit(
     and training does not change. The output and learned scales of a fresh `VAE` start at the mean and spread of the
     training data, unless ``Training(start_at_data=False)``.
 
-    Random streams, validation switches and module modes are restored afterwards. Pyro's checks are on during the first
-    epoch, or its first 500 steps if the loss is traced afterwards.
+    Random streams, validation switches and module modes are restored afterwards. The first epoch runs eagerly with
+    Pyro's checks on, so that every observed value is checked once; later epochs replay the traced step.
 
     Processes that ``torchrun`` started, and that initialized ``torch.distributed``, train together as with
     ``DistributedDataParallel``: each takes its rows of every minibatch and draws noise from a random stream of its own,

@@ -33,7 +33,6 @@ from pyrovae.training.validation_bounds import compute_bounds, report_early_stat
 logger = logging.getLogger("pyrovae")
 
 STEPS_BETWEEN_READS = 200  # reading a loss makes the host wait for the device
-CHECKED_STEPS = 500  # steps of the first epoch that run eagerly under Pyro's checks before the loss is traced
 TERMS = ("loss", "reconstruction", "KL")
 
 
@@ -220,14 +219,9 @@ class Loop:
         """Return loss, reconstruction and KL of all training data, nats per datum."""
         sums, seen = torch.zeros(3, dtype=torch.float64), 0
         unread: list[tuple[Tensor, int]] = []
-        with self._minibatches(epoch) as minibatches, contextlib.ExitStack() as checks:
-            checks.enter_context(validation(enabled=checked))
-            step = self.eager if checked else self.step
+        step = self.eager if checked else self.step
+        with self._minibatches(epoch) as minibatches, validation(enabled=checked):
             for index, inputs in enumerate(minibatches):
-                if checked and index == CHECKED_STEPS and type(self.step) is not EagerStep:
-                    checks.close()
-                    checks.enter_context(validation(enabled=False))
-                    step = self.step
                 count = self.source.count(*inputs)
                 inputs, weight = self._local_shard(inputs, count)
                 try:

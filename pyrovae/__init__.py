@@ -44,15 +44,19 @@ A swap is one line:
 """
 
 import importlib
-from types import ModuleType
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 from pyrovae import bounds, data, diagnostics, likelihoods, networks, objectives, posteriors, priors, results, training
-from pyrovae.evaluation import Checks, evaluate
-from pyrovae.importance.sampling import log_joint, log_weights, particles
-from pyrovae.results import compare
-from pyrovae.runtime.serialization import Described
-from pyrovae.training import Training, fit, load
-from pyrovae.vae import VAE
+
+if TYPE_CHECKING:
+    from pyrovae import report, testing
+    from pyrovae.evaluation import Checks, evaluate
+    from pyrovae.importance.sampling import log_joint, log_weights, particles
+    from pyrovae.results import compare
+    from pyrovae.runtime.serialization import Described
+    from pyrovae.training import Training, fit, load
+    from pyrovae.vae import VAE
 
 __version__ = "0.1.0"
 
@@ -83,8 +87,20 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> ModuleType:
-    """Import rooms when they are first used: the matplotlib and xarray of the report take a second."""
-    if name in ("report", "testing"):
+_HOMES = {
+    **dict.fromkeys(("Checks", "evaluate"), "evaluation"),
+    **dict.fromkeys(("Training", "fit", "load"), "training"),
+    **dict.fromkeys(("log_joint", "log_weights", "particles"), "importance.sampling"),
+    "Described": "runtime.serialization",
+    "VAE": "vae",
+    "compare": "results",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Return a public name from its package; ``help(pyrovae)`` would print the documentation of all names held here."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"pyrovae.{_HOMES[name]}"), name)
+    if not name.startswith("_") and find_spec(f"pyrovae.{name}"):  # such as the slow report
         return importlib.import_module(f"pyrovae.{name}")
     raise AttributeError(f"module 'pyrovae' has no attribute {name!r}")

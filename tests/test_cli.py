@@ -75,6 +75,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyrovae.report.report_files.report_sections", lambda _: [])
+
+
+@pytest.fixture
 def run(made: Path) -> Path:
     """Return a copy of the run in the working directory."""
     shutil.copytree(made, "run")
@@ -128,7 +133,7 @@ def test_folders_of_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert "next: pyrovae evaluate ./-f\n" in capsys.readouterr().out, "a folder that looks like an option"
 
 
-def test_a_resumed_run_reaches_the_numbers_of_an_uninterrupted_one(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_resumed_run_reaches_the_numbers_of_an_uninterrupted_one() -> None:
     vamp = [*QUICK, "--prior", "Vamp", "--prior.num_components", "7"]
     assert main(["train", "--folder", "run", *vamp]) == 0
     assert main(["train", "--resume", "run", "--epochs", "4"]) == 0
@@ -140,10 +145,9 @@ def test_a_resumed_run_reaches_the_numbers_of_an_uninterrupted_one(capsys: pytes
     assert vae.prior.posterior is vae.posterior
     start = pyrovae.data.digits().for_form("binary").train.first(7).fixed()
     assert 0 < (vae.prior.pseudo_inputs.detach() - start).abs().max() < 0.5, "pseudo-inputs start at data"
-    assert main(["evaluate", "run", *BOUNDS]) == 0
-    assert "Monte Carlo (no closed form is known for KL(Normal || NormalMixture))" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("_no_pictures")
 def test_own_arrays(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A run finds its data from any folder, and shows other data under the transform that was fitted in training."""
     generator = np.random.default_rng(0)
@@ -165,25 +169,6 @@ def test_own_arrays(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
     assert main(["generate", "../run", "--out", "x.npy"]) == 0
     assert np.load("x.npy").shape == (64, 3)
     assert "are not images" in fails(capsys, "generate", "../run", "--out", "x.png")
-
-
-@pytest.mark.slow
-def test_bits_per_dimension_need_dequantized_bytes(capsys: pytest.CaptureFixture[str]) -> None:
-    gaussian = ["--likelihood", "Gaussian", "--data.transform"]
-    assert "use data.for_form('continuous')" in fails(capsys, "train", *QUICK, *gaussian, "Identity")
-    for transform, has_bits in (("Grey", False), ("Dequantization", True)):
-        assert main(["train", "--folder", transform, *TINY, *HIDDEN, *gaussian, transform]) == 0
-        assert main(["evaluate", transform, *BOUNDS]) == 0
-        assert ("bits per dimension" in capsys.readouterr().out) == has_bits
-
-
-@pytest.mark.usefixtures("run")
-def test_the_table_is_printed_even_if_the_report_cannot_be_written(capsys: pytest.CaptureFixture[str]) -> None:
-    Path("run/report").write_text("in the way")
-    assert main(["evaluate", "run", *BOUNDS]) == 2
-    captured = capsys.readouterr()
-    assert "Estimates of log p(x)" in captured.out
-    assert "cannot be written" in captured.err
 
 
 def test_early_stopping_switched_off_on_resume_keeps_the_last_weights() -> None:
@@ -216,23 +201,15 @@ def test_an_interrupt_exits_with_130_and_keeps_the_run() -> None:
     assert len(elbos("run")) == epochs + 1
 
 
-SLOW = pytest.mark.slow
-
-
-@pytest.mark.parametrize(
-    ("words", "unbuffered"),
-    [
-        pytest.param("train --help", "1"),
-        *[pytest.param(*case, marks=SLOW) for case in (("train --help", ""), ("--version", ""), ("--version", "1"))],
-    ],
-)
-def test_a_broken_pipe_ends_quietly(words: str, unbuffered: str) -> None:
-    command = [sys.executable, "-m", "pyrovae", *words.split()]
+@pytest.mark.slow
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_broken_pipe_ends_quietly(unbuffered: str) -> None:
+    command = [sys.executable, "-m", "pyrovae", "train", "--help"]
     environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
-    process.stdout.close()
     assert process.stderr is not None
+    process.stdout.close()
     assert process.stderr.read() == ""
     process.stderr.close()
     assert process.wait(timeout=60) == 0
@@ -259,19 +236,12 @@ for choice in CHOICES:  # only the ELBO can be annealed
     choice["objective"] = choice["objective"] if choice["annealing"] == "Constant" else "ELBO"
 
 
-def test_the_choices_name_every_class() -> None:
-    assert {role: sorted({choice[role] for choice in CHOICES}) for role in MENUS} == {
-        role: sorted(names) for role, names in MENUS.items()
-    }
+CASES = [pytest.param(choice, marks=pytest.mark.slow if case > 2 else ()) for case, choice in enumerate(CHOICES)]
 
 
-@pytest.mark.parametrize(
-    "choice", [pytest.param(choice, marks=SLOW if case > 2 else ()) for case, choice in enumerate(CHOICES)], ids=str
-)
-def test_every_class_of_every_menu_trains_and_is_evaluated(
-    choice: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pyrovae.report.report_files.report_sections", lambda _: [])  # no pictures
+@pytest.mark.usefixtures("_no_pictures")
+@pytest.mark.parametrize("choice", CASES, ids=lambda choice: "-".join(choice.values()))
+def test_every_class_of_every_menu_trains_and_is_evaluated(choice: dict[str, str]) -> None:
     words = []
     for role, name in choice.items():
         small = [f"--{role}.hidden", "8"] if role in ("encoder", "decoder") else []
@@ -285,13 +255,11 @@ def test_every_class_of_every_menu_trains_and_is_evaluated(
         assert type(getattr(run.vae, role)).__name__ == choice[role]
     assert main(["evaluate", "run", "--ks", "1", "5", "--num_data", "10", *FEW, "--report", "report"]) == 0
     saved = pyrovae.report.read_report("run")
-    assert saved.num_data == 10
-    assert [estimate.num_particles for estimate in saved.iwae] == [1, 5]
+    assert (saved.num_data, [estimate.num_particles for estimate in saved.iwae]) == (10, [1, 5])
     assert all(estimate.value is not None for estimate in saved.estimates)
     assert saved.checked is not None
     assert not saved.checked.left_out
     assert saved.checked.annealing.num_data == saved.checked.sandwich.num_data == 2
-    assert saved.checked.sandwich.gap.value is not None
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -302,7 +270,6 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"pyrovae {command}" in overview
         text = printed(capsys, command, "--help")
         assert max(map(len, text.splitlines())) <= 100
-        assert "==SUPPRESS==" not in text
         assert "%%" not in text
     text = printed(capsys, "train", "--help")
     for role, (menu, _, default) in _menus().items():
@@ -312,8 +279,6 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"(default: {default})" in " ".join(section.split())
     words = " ".join(text.split())
     assert "MixtureOfGaussians: C, the number of components (default: 10) Vamp: C, the number of" in words
-    assert "--start_at_data true|false" in words
-    assert "(default: false)" in words
 
 
 # bad input
@@ -321,46 +286,31 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
 BAD = """
 train --epoch 2 | unknown option --epoch; did you mean --epochs?
 train --epochs two | invalid int value: 'two'
-train --epochs -1 | `epochs` must be an integer >= 0
-train --batch_size 0 | `batch_size` must be an integer >= 1
-train --learning_rate nan | `learning_rate` must be positive and finite
 train --objective.beta -1 | `beta` must be finite and >= 0
 train --beta 2 | unknown option --beta; did you mean --objective.beta?
 train --hidden 9 | --encoder.hidden or --decoder.hidden?
 train --objective IWAE --objective.beta 2 | IWAE has no option --objective.beta, which is one of ELBO
 train --objective IWAE --annealing Linear | IWAE cannot be annealed; leave out --annealing, or choose
-train --annealing.num_steps 9 | Constant has no option --annealing.num_steps, which is one of Cyclical, L
-train --annealing Linear --annealing.num_steps 9.5 | --annealing.num_steps takes N, but received '9.5'
 train --prior Flow --latent_dim 1 | for one dimension use MixtureOfGaussians
 train --prior Flwo | there is no prior 'Flwo'; did you mean Flow? Choose from DiagonalNormal, Flow
 train --prior Vamp --prior.num_components 2000 | choose fewer num_components
-train --posterior.hiden 3 | unknown option --posterior.hiden; did you mean --posterior.hidden?
 train --encoder.hidden 20 2.5 | --encoder.hidden takes N N ..., but received '20 2.5'
 train --likelihood Gaussian --likelihood.learn_scale maybe | takes true|false, but received 'maybe'
 train --likelihood nowhere.Cauchy | --likelihood nowhere.Cauchy cannot be imported: ModuleNotFoundError: No
-train --likelihood json.Cauchy | --likelihood json.Cauchy cannot be imported: AttributeError: module
 train --likelihood .Cauchy | --likelihood .Cauchy cannot be imported
-train --prior pyrovae.likelihoods.Gaussian | is not a prior: derive the class from pyrovae.priors.Prior
-train --prior json.dumps | --prior json.dumps is not a prior
 train --prior pyrovae.priors.Prior | --prior pyrovae.priors.Prior lacks forward; see help(Prior)
 train --data minst | mnist
-train --data no/such.npz | no/such.npz
 train --data mnist --data.root empty --data.download false | PYROVAE_DATA
 train --data.transform Binarize | there is no transform 'Binarize'; choose from
 train --data.transform Grey | binarize them
 train --likelihood.scale 2 | Bernoulli has no option --likelihood.scale, which is one of Gaussian
-train --likelihood Gaussian --likelihood.scale big | takes NUMBER, but received 'big'
-train --likelihood Gaussian --likelihood.scale -1 | `scale` of Gaussian must be positive
-train --latent_dim 0 | `latent_dim` must be an integer >= 1
 train --latent_dim 1000000000000 | not enough memory
-train --encoder.hidden 0 | at least one unit
 train --device abacus | the device 'abacus' cannot be used here
 train --config nothing.json | nothing.json cannot be read
 train --resume nothing | nothing is not a run folder
 train stray | unknown argument 'stray'
 evaluate nothing | nothing is not a run folder
 evaluate | RUN
-generate nothing | nothing is not a run folder
 fly | there is no command 'fly'; choose from train, evaluate, compare, generate
 """.strip().splitlines()
 
@@ -378,7 +328,6 @@ def test_bad_data_files(capsys: pytest.CaptureFixture[str]) -> None:
     for x, likelihood, text in (
         (np.arange(10), "Bernoulli", "look like labels"),
         (np.full((50, 3), np.nan), "Bernoulli", "NaN"),
-        (np.zeros((0, 3)), "Bernoulli", "holds one datum or more"),
         (generator.normal(size=(50, 3)), "Bernoulli", "[0, 1]"),
         (generator.normal(size=(50, 3)), "Poisson", "such as Gaussian"),
         (generator.poisson(300.0, size=(60, 3)), "Categorical", "needs the number of levels"),
@@ -411,38 +360,23 @@ def test_bad_evaluations_and_folders(capsys: pytest.CaptureFixture[str]) -> None
     assert sorted(Path("run").iterdir()) == before
 
 
-@pytest.mark.parametrize(
-    ("name", "damage"),
-    [
-        ("model.safetensors", "truncated"),
-        ("model.json", "edited"),
-        ("config.json", "edited"),
-        ("trainer.pt", "missing"),
-    ],
-)
-def test_a_damaged_run_names_the_file(run: Path, name: str, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
-    content = (run / name).read_bytes()
-    (run / name).unlink()
-    if damage != "missing":
-        (run / name).write_bytes(content[: len(content) // 2] if damage == "truncated" else content[:-2] + b"  ")
+def test_a_damaged_run_names_the_file(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = (run / "model.safetensors").read_bytes()
+    (run / "model.safetensors").write_bytes(content[: len(content) // 2])
     line = fails(capsys, "evaluate", "run")
-    assert name in line
-    assert ("missing" if damage == "missing" else "damaged") in line
+    assert "model.safetensors" in line
+    assert "damaged" in line
 
 
-@pytest.mark.usefixtures("run")
-def test_a_refused_resume_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    before = {path.name: path.read_bytes() for path in Path("run").iterdir()}
+def test_a_refused_resume_changes_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
     for other in ("--encoder.hidden 50", "--posterior.max_log_variance 0", "--learning_rate 1", "--objective.beta 2"):
         line = fails(capsys, "train", "--resume", "run", "--epochs", "3", *other.split())
         assert "another model" in line or "resume with the same settings" in line
-        assert {path.name: path.read_bytes() for path in Path("run").iterdir()} == before
+        assert {path.name: path.read_bytes() for path in run.iterdir()} == before
     assert main(["train", "--resume", "run", "--epochs", "3"]) == 0
-
-
-def test_options_of_an_older_version_are_an_error(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = json.loads(RunFolder(run).read("config.json"))
-    config["command"]["hidden"] = [16]
+    config["command"]["hidden"] = [16]  # an option of an older version
     RunFolder(run).write({"config.json": json.dumps(config).encode()})
     assert "in the run: unknown option --hidden; did you mean" in fails(capsys, "train", "--resume", "run")
 
@@ -479,7 +413,6 @@ def test_every_option_of_a_part_comes_back_from_a_configuration(capsys: pytest.C
     assert widths == [[40, 40, 9], [64]], "gated layers are twice as wide; no hidden layer is a linear map"
     assert vae.likelihood.df == 3
     assert vae.likelihood.log_scale.requires_grad
-    assert len(vae.prior.layers) == 4
     assert pyrovae.load("run").config["objective"] == {
         "class": "ELBO",
         "beta": 1.0,
@@ -491,7 +424,7 @@ def test_every_option_of_a_part_comes_back_from_a_configuration(capsys: pytest.C
     assert elbos("run") == elbos("again")
 
 
-@pytest.mark.usefixtures("run")
+@pytest.mark.usefixtures("run", "_no_pictures")
 def test_a_configuration_has_every_kind_of_option(capsys: pytest.CaptureFixture[str]) -> None:
     for draws, text in ((True, "binary"), (False, "means")):
         Path("g.json").write_text(json.dumps({"draws": draws, "num": 3}))
@@ -502,32 +435,22 @@ def test_a_configuration_has_every_kind_of_option(capsys: pytest.CaptureFixture[
     assert "L_4 " in capsys.readouterr().out
     given = {"data.root": "--resume", "folder": "-f", "data": "--", "data.seed": -3, "final_learning_rate": None}
     Path("c.json").write_text(json.dumps(given))
-    options = json.loads(printed(capsys, "train", "--config", "c.json", "--print_config"))
-    assert options.items() >= given.items(), "values that look like options"
     words = ("train", "--config", "c.json", "--data.root=--other-root", "--print_config")
-    assert json.loads(printed(capsys, *words))["data.root"] == "--other-root"
+    options = json.loads(printed(capsys, *words))
+    assert options.items() >= (given | {"data.root": "--other-root"}).items(), "values that look like options"
 
 
 SMUGGLED = [  # options of a file, and the error
-    ({"ks": ["16", "--seed", "9"]}, "--ks takes K ..., but received '16 --seed 9'"),
-    ({"ks": [1, "--seed=9"]}, "--ks takes K ..., but received '1 --seed=9'"),
+    ({"ks": [1, "--seed=9"]}, "--ks takes K ..., but received [1, '--seed=9']"),
     ({"ks": [[1, 2], 4]}, "--ks takes K ..., but received [[1, 2], 4]"),
-    ({"ks": [1, None]}, "--ks takes K ..., but received [1, None]"),
     ({"ks": []}, "--ks takes K ..., but received []"),
-    ({"seed": [1, "--overwrite"]}, "--seed takes N, but received '1 --overwrite'"),
     ({"seed": {"--seed": 1}}, "--seed takes N, but received {'--seed': 1}"),
     ({"seed": "-x"}, "--seed takes N, but received '-x'"),
     ({"split": "--data"}, "--split is one of train, validation, test, but received '--data'"),
-    ({"checks": ["true", "extra"]}, "--checks is one of true, false, but received 'true extra'"),
     ({"overwrite": "false"}, "--overwrite is given on the command line only"),
-    ({"se": 1}, "unknown option --se"),
     ({"kz": 3}, "unknown option --kz; did you mean --ks?"),
     ({"seed=1": 2}, "unknown option --seed"),
-    ({"-h": True}, "unknown option ---h"),
-    ({"": 1}, "unknown option --"),
     ({"run": "elsewhere"}, "unknown option --run"),
-    ({"help": True}, "--help is given on the command line only"),
-    ({"config": "other.json"}, "--config is given on the command line only"),
     ({"allow": ["os"]}, "--allow is given on the command line only"),
 ]
 

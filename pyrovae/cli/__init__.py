@@ -12,7 +12,7 @@ import torch
 from pyrovae.cli.compare_command import compare
 from pyrovae.cli.evaluate_command import evaluate
 from pyrovae.cli.generate_command import generate
-from pyrovae.cli.terminal import any_encoding, print_error, print_text
+from pyrovae.cli.terminal import print_error, print_text
 from pyrovae.cli.train_command import train
 from pyrovae.training.checkpoint import versions
 
@@ -36,12 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code: 0, 2 after an error, 130 after an interrupt."""
     code = 0
     try:
-        with any_encoding():
-            try:
-                code = _run(list(sys.argv[1:] if argv is None else argv))
-            finally:
-                if sys.stdout is not None:
-                    sys.stdout.flush()
+        try:
+            code = _run(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()
     except BrokenPipeError:  # the reader of the output has stopped
         _drop_output()
     except OSError as error:

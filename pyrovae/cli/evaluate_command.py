@@ -112,7 +112,18 @@ def _evaluate(options: dict[str, Any], processes: Group, locks: ExitStack) -> No
                 journal=journal,
             )
             if processes.first:
-                _write(run, evaluation, split, options)
+                vae = run.vae.cpu()
+                write_report(
+                    run.folder.path,
+                    evaluation,
+                    model=vae.model,
+                    guide=vae.guide,
+                    data=split,
+                    history=run.history,
+                    settings=run.config,
+                    name=options["report"],
+                    overwrite=options["overwrite"],
+                )
     except BaseException:
         if processes.first and path.exists():
             print_error("\nTo resume: the same command again\n")
@@ -151,22 +162,6 @@ def _show_finished(run: Run, split: Split, checks: Checks | None, options: Mappi
     page = run.folder.path / options["report"] / "index.html"
     print_text(f"{report}\n\nreport: {page}\nwritten on {report.date[:10]}; --overwrite evaluates anew\n")
     return True
-
-
-def _write(run: Run, evaluation: Evaluation, split: Split, options: Mapping[str, Any]) -> None:
-    """Write the report into the run folder."""
-    vae = run.vae.cpu()
-    write_report(
-        run.folder.path,
-        evaluation,
-        model=vae.model,
-        guide=vae.guide,
-        data=split,
-        history=run.history,
-        settings=run.config,
-        name=options["report"],
-        overwrite=options["overwrite"],
-    )
 
 
 def _name(defaults: Mapping[str, Any], options: Mapping[str, Any]) -> str:

@@ -74,13 +74,8 @@ class Parser(argparse.ArgumentParser):
         """Add an option for each field of a dataclass, with the docstring's text as help."""
         group = self.add_argument_group(title)
         for name, option in options_of(record).items():
-            group.add_argument(
-                f"--{name}",
-                type=option.converter(),
-                default=option.default,
-                metavar=option.metavar,
-                help=option.text,
-            )
+            settings = {"default": option.default, "metavar": option.metavar, "help": option.text}
+            group.add_argument(f"--{name}", type=option.converter(), **settings)
 
     def add_part(
         self, role: str, menu: Mapping[str, type], default: str, *, base: type, hidden: Sequence[str] = ()
@@ -235,22 +230,19 @@ class Parser(argparse.ArgumentParser):
     def _value(self, name: str, value: object, source: str) -> Any:
         """Return one value, converted and checked against the choices."""
         action = self._option_string_actions[f"--{name}"]
-        if action.nargs == 0:  # a switch
-            if not isinstance(value, bool):
-                raise ValueError(f"in {source}: --{name} is true or false, but received {value!r}")
+        if action.nargs == 0 and isinstance(value, bool):  # a switch
             return value
         words = value if isinstance(value, list) else [value]
-        are_words = all(isinstance(word, (str, int, float)) for word in words)
-        texts = [str(word).lower() if isinstance(word, bool) else str(word) for word in words]
         several, least, convert = action.nargs in ("+", "*"), action.nargs != "*", cast(Any, action.type or str)
-        with suppress(ValueError):
-            values = [convert(text) for text in texts]
-            allowed = action.choices is None or set(values) <= set(action.choices)
-            if are_words and allowed and len(values) >= least and (several or len(values) == 1):
-                return values if several else values[0]
-        takes = f"is one of {', '.join(action.choices)}" if action.choices else f"takes {action.metavar}"
-        received = repr(" ".join(texts)) if are_words and texts else repr(value)
-        raise ValueError(f"in {source}: --{name} {takes}{' ...' if several else ''}, but received {received}")
+        if action.nargs != 0 and all(isinstance(word, (str, int, float)) for word in words):
+            with suppress(ValueError):
+                values = [convert(str(word).lower() if isinstance(word, bool) else str(word)) for word in words]
+                allowed = action.choices is None or set(values) <= set(action.choices)
+                if allowed and len(values) >= least and (several or len(values) == 1):
+                    return values if several else values[0]
+        choices = ("true", "false") if action.nargs == 0 else action.choices
+        takes = f"is one of {', '.join(choices)}" if choices else f"takes {action.metavar}{' ...' if several else ''}"
+        raise ValueError(f"in {source}: --{name} {takes}, but received {value!r}")
 
     def _unknown(self, word: str) -> str:
         """Return the error for a word that is not an option, with the nearest options."""

@@ -6,9 +6,8 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from io import TextIOWrapper
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 from pyrovae.results.tables import printable_lines
 from pyrovae.runtime import replacing
@@ -16,17 +15,22 @@ from pyrovae.runtime.distributed import is_main_process
 
 
 def print_text(text: str) -> None:
-    """Print a result on the main process, control characters as escapes; a closed output does not end the work."""
-    if is_main_process() and sys.stdout is not None:
-        with suppress(BrokenPipeError):
-            sys.stdout.write(printable_lines(text))
+    """Print a result; a closed output does not end the work."""
+    with suppress(BrokenPipeError):
+        _write(sys.stdout, text)
 
 
 def print_error(text: str) -> None:
-    """Print an error or a hint on the main process, control characters as escapes."""
-    if is_main_process() and sys.stderr is not None:
-        with suppress(OSError):
-            sys.stderr.write(printable_lines(text))
+    """Print an error or a hint."""
+    with suppress(OSError):
+        _write(sys.stderr, text)
+
+
+def _write(stream: TextIO, text: str) -> None:
+    """Write on the main process, with escapes for control characters and characters that the encoding lacks."""
+    if is_main_process():
+        encoding = stream.encoding or "utf-8"
+        stream.write(printable_lines(text).encode(encoding, "backslashreplace").decode(encoding))
 
 
 def file_name(text: str) -> str:
@@ -47,19 +51,3 @@ def writing(path: Path, option: str) -> Iterator[BinaryIO]:
             yield file
     except OSError as error:
         raise ValueError(f"{path} cannot be written ({error.strerror}); choose another {option}") from None
-
-
-@contextmanager
-def any_encoding() -> Iterator[None]:
-    """Escape printed characters that the encoding of the output lacks, as ``sys.stderr`` does, inside the block."""
-    stream = sys.stdout
-    if not isinstance(stream, TextIOWrapper):
-        yield
-        return
-    before = stream.errors
-    stream.reconfigure(errors="backslashreplace")
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # text that could not be written is flushed once more
-            stream.reconfigure(errors=before)

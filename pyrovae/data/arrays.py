@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrovae.data.splits import Data, Split
+from pyrovae.data.transform import check_levels
 
 BYTE_LEVELS = 256
 PARTS = ("train", "validation", "test")
@@ -65,12 +66,7 @@ def from_arrays(
     return Data(**splits, name=name)
 
 
-def from_splits(
-    *parts: tuple[Array, Array | None],
-    name: str,
-    levels: int | None = None,
-    seed: int = 0,
-) -> Data:
+def from_splits(*parts: tuple[Array, Array | None], name: str, levels: int | None = None, seed: int = 0) -> Data:
     """Make data of three given parts: train, validation and test.
 
     They are stored as by `from_arrays`, integers in one dtype and with one number of levels. Bytes, and floats of
@@ -89,14 +85,10 @@ def from_splits(
     if levels is None and not has_int64 and (BYTE_LEVELS in numbers or None not in numbers):
         levels = max(number or 0 for number in numbers)
     splits = {}
-    for part, (x, _), (_, labels) in zip(PARTS, stored, parts, strict=True):
-        splits[part] = Split(
-            x.long() if has_int64 and x.dtype == torch.uint8 else x,
-            labels=None if labels is None else to_tensor(labels),
-            name=f"{name}/{part}",
-            levels=levels,
-            seed=seed,
-        )
+    for part, (x, _), (_, y) in zip(PARTS, stored, parts, strict=True):
+        x = x.long() if has_int64 and x.dtype == torch.uint8 else x
+        labels = None if y is None else to_tensor(y)
+        splits[part] = Split(x, labels=labels, name=f"{name}/{part}", levels=levels, seed=seed)
     return Data(**splits, name=name)
 
 
@@ -111,15 +103,12 @@ def store(x: Array, *, levels: int | None) -> tuple[Tensor, int | None]:
         return stored.to(torch.get_default_dtype()), None
     if stored.dtype not in (torch.bool, torch.uint8):
         stored = stored.long()
+    if levels is not None:
+        check_levels(stored, levels=levels)
     low, high = (0, 1) if stored.dtype == torch.bool or not stored.numel() else [int(v) for v in stored.aminmax()]
     fits_bytes = low >= 0 and high <= torch.iinfo(torch.uint8).max
     if levels is None and fits_bytes:
         levels = 2 if high <= 1 else BYTE_LEVELS if high >= BYTE_LEVELS // 2 else None
-    elif levels is not None and not (low >= 0 and high < levels):
-        raise ValueError(
-            f"levels={levels} means integers from 0 to {levels - 1}, but received {low} to {high}; "
-            f"give the number of levels that the data have"
-        )
     return stored.to(torch.uint8 if fits_bytes else torch.int64), levels
 
 

@@ -116,37 +116,29 @@ def load(
         TypeError: if the source is of another type.
 
     """
+    if isinstance(source, Data):
+        return source
     options: dict[str, Any] = {"validation": validation, "test": test, "seed": seed}
     if levels is not None:
         options["levels"] = levels
-    if isinstance(source, Data):
-        return source
-    if isinstance(source, str | Path):
-        named = {"mnist": mnist, "fashionmnist": fashion_mnist, "kmnist": kmnist}
-        plain = re.sub("[-_ ]", "", source.lower()) if isinstance(source, str) else ""
-        path = Path(source).expanduser()
-        if plain == "digits":
-            return digits(seed=seed)
-        if plain in named:
-            return named[plain](root=root, download=download, seed=seed)
-        if path.is_dir():
-            return from_folder(path, **options)
-        if path.is_file():
-            return from_file(path, **options)
-        nearest = difflib.get_close_matches(str(source).lower(), NAMES, n=1)
-        raise ValueError(
-            f"data are named {', '.join(NAMES)}, or by the path of a file or folder, but {str(source)!r} is neither; "
-            + (f"did you mean {nearest[0]}?" if nearest else "check the path")
-        )
-    if isinstance(source, Dataset | DataLoader):
-        return from_dataset(source, **options)
-    if isinstance(source, Tensor | np.ndarray):
-        return from_arrays(source, **options)
-    if isinstance(source, tuple) and len(source) == 2:
-        return from_arrays(*source, **options)
-    raise TypeError(
-        f"data come from a name, a path, an array, (x, labels), a torch data set or a loader, but received "
-        f"{type(source).__name__}; stack them to an array (N, ...) first"
+    if not isinstance(source, str | Path):
+        x, labels, name = _read(source, seed=seed)
+        return from_arrays(x, labels, name=name, **options)
+    named = {"mnist": mnist, "fashionmnist": fashion_mnist, "kmnist": kmnist}
+    plain = re.sub("[-_ ]", "", source.lower()) if isinstance(source, str) else ""
+    path = Path(source).expanduser()
+    if plain == "digits":
+        return digits(seed=seed)
+    if plain in named:
+        return named[plain](root=root, download=download, seed=seed)
+    if path.is_dir():
+        return from_folder(path, **options)
+    if path.is_file():
+        return from_file(path, **options)
+    nearest = difflib.get_close_matches(str(source).lower(), NAMES, n=1)
+    raise ValueError(
+        f"data are named {', '.join(NAMES)}, or by the path of a file or folder, but {str(source)!r} is neither; "
+        + (f"did you mean {nearest[0]}?" if nearest else "check the path")
     )
 
 
@@ -176,22 +168,9 @@ def load_split(
         >>> print(pyrovae.evaluate(vae.model, vae.guide, test))
 
     """
-    x: Array
-    labels: Array | None = None
-    default_name = "arrays"
-    if isinstance(source, Dataset | DataLoader):
-        x, labels, default_name = _read_dataset(source, seed=seed)
-    elif isinstance(source, tuple) and len(source) == 2:
-        x, labels = source
-    elif isinstance(source, Tensor | np.ndarray):
-        x = source
-    else:
-        raise TypeError(
-            f"a split is made of an array, (x, labels), a torch data set or a loader, but received "
-            f"{type(source).__name__}; of Data take a part, such as data.test, and of files the result of load(path)"
-        )
+    x, y, default_name = _read(source, seed=seed)
     stored, levels = store(x, levels=levels)
-    labels = None if labels is None else to_tensor(labels)
+    labels = None if y is None else to_tensor(y)
     return Split(stored, labels=labels, name=name or default_name, levels=levels, seed=seed)
 
 
@@ -220,6 +199,20 @@ def from_dataset(
     """
     x, labels, source = _read_dataset(dataset, seed=seed)
     return from_arrays(x, labels, name=name or source, validation=validation, test=test, levels=levels, seed=seed)
+
+
+def _read(source: Any, *, seed: int) -> tuple[Array, Array | None, str]:
+    """Return x, labels and a name for an array, a tuple of x and labels, a torch data set or a loader."""
+    if isinstance(source, Dataset | DataLoader):
+        return _read_dataset(source, seed=seed)
+    if isinstance(source, tuple) and len(source) == 2:
+        return *source, "arrays"
+    if isinstance(source, Tensor | np.ndarray):
+        return source, None, "arrays"
+    raise TypeError(
+        f"data come from a name, a path, an array, (x, labels), a torch data set or a loader, and one split from the "
+        f"last four, but received {type(source).__name__}; stack them to an array (N, ...) first"
+    )
 
 
 def _read_dataset(dataset: Dataset[Any] | DataLoader[Any], *, seed: int) -> tuple[Tensor, Tensor | None, str]:
@@ -254,10 +247,8 @@ def _elements(dataset: Dataset[Any] | DataLoader[Any]) -> Iterator[Any]:
     """Yield the elements of a data set, or the batches of a loader."""
     if isinstance(dataset, DataLoader | IterableDataset):
         yield from dataset
-    elif hasattr(dataset, "__len__"):
-        yield from (dataset[index] for index in range(len(dataset)))
     else:
-        raise ValueError(f"{type(dataset).__name__} has no length; give it __len__, or derive it from IterableDataset")
+        yield from (dataset[index] for index in range(len(dataset)))  # type: ignore[arg-type]
 
 
 def _to_tensors(element: Any) -> tuple[Tensor, Tensor | None]:

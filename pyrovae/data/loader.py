@@ -45,22 +45,20 @@ class Loader:
         """Validate tensors; a split has validated its own."""
         if isinstance(self.source, Split):
             return
-        tensors = self._stored
-        if not all(isinstance(tensor, Tensor) for tensor in tensors):
-            received = next(type(tensor).__name__ for tensor in tensors if not isinstance(tensor, Tensor))
-            raise TypeError(
-                f"data are a tensor, a tuple of tensors or a split of a data set, but received {received}; "
-                "pyrovae.data.load_split makes one split of an array, a torch data set or a loader, and "
-                "pyrovae.data.load divides it into train, validation and test"
-            )
-        if not tensors or any(tensor.ndim == 0 or len(tensor) != len(tensors[0]) for tensor in tensors):
-            shapes = [tuple(tensor.shape) for tensor in tensors]
-            raise ValueError(f"data and what travels with them share their first axis, but received shapes {shapes}")
+        for tensor in self._stored:
+            if not isinstance(tensor, Tensor):
+                raise TypeError(
+                    f"data are a tensor, a tuple of tensors or a split of a data set, but received "
+                    f"{type(tensor).__name__}; pyrovae.data.load_split makes one split of an array, a torch data set "
+                    "or a loader, and pyrovae.data.load divides it into train, validation and test"
+                )
+        shapes = [tuple(tensor.shape) for tensor in self._stored]
+        if not all(shapes) or len({shape[:1] for shape in shapes}) != 1:
+            raise ValueError(f"data and further tensors share their first axis, but received shapes {shapes}")
         if len(self) == 0:
             raise ValueError("the data set is empty; give at least one datum")
-        for tensor in tensors:
-            if bad := count_not_finite(tensor):
-                raise ValueError(f"the data hold {bad} values that are NaN or infinite; remove or replace them first")
+        if bad := sum(map(count_not_finite, self._stored)):
+            raise ValueError(f"the data hold {bad} values that are NaN or infinite; remove or replace them first")
 
     @property
     def _stored(self) -> tuple[Tensor, ...]:

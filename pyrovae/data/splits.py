@@ -60,38 +60,24 @@ class Split:
                 f"{self.name}: labels have shape ({shape[0]},), one per datum, but received {(*self.labels.shape,)}; "
                 f"give the labels of these data, or none"
             )
-        self._require_finite("data", self.stored)
-        self.transform.check(self.stored, levels=self.levels)
-        if self.covariates is not None:
-            self._check_covariates(self.covariates)
-
-    def _check_covariates(self, covariates: Tensor) -> None:
-        shape = (*covariates.shape,)
-        if not covariates.is_floating_point() or len(shape) != 2 or shape[0] != len(self) or shape[1] < 1:
+        if (c := self.covariates) is not None and not (c.is_floating_point() and c.ndim == 2 and len(c) == len(self)):
             raise ValueError(
                 f"{self.name}: covariates are floating point, of shape ({len(self)}, C), one row per datum, but "
-                f"received {shape} of {covariates.dtype}; give rows of numbers, such as one_hot(labels, 10).float()"
+                f"received {(*c.shape,)} of {c.dtype}; give rows of numbers, such as one_hot(labels, 10).float()"
             )
-        if covariates.device != self.stored.device:
-            raise ValueError(
-                f"{self.name}: data and covariates lie on one device, but the data are on {self.stored.device} and the "
-                f"covariates on {covariates.device}; move one of them by .to(device)"
-            )
-        self._require_finite("covariates", covariates)
-
-    def _require_finite(self, role: str, values: Tensor) -> None:
-        if invalid := count_not_finite(values):
-            raise ValueError(
-                f"{self.name}: {role} are finite, but {invalid} of {values.numel()} values are NaN or infinite; "
-                f"drop or fill them in first"
-            )
+        for values in (self.stored, *self.given):
+            if invalid := count_not_finite(values):
+                raise ValueError(
+                    f"{self.name}: data and covariates are finite, but {invalid} of {values.numel()} values are NaN or "
+                    "infinite; drop or fill them in first"
+                )
+        self.transform.check(self.stored, levels=self.levels)
 
     def __len__(self) -> int:
         return len(self.stored)
 
     def __repr__(self) -> str:
-        covariates = "" if self.covariates is None else f", {self.covariates.shape[1]} covariates"
-        return f"Split({self.name!r}, {len(self)} of {self.storage}, {self.transform}{covariates})"
+        return f"Split({self.name!r}, {len(self)} of {self.storage}, {self.transform}{self.covariates_text})"
 
     @property
     def x_shape(self) -> tuple[int, ...]:
@@ -103,6 +89,11 @@ class Split:
         """Shape, dtype and levels as text."""
         levels = "" if self.levels is None else f" ({self.levels} levels)"
         return f"shape {self.x_shape}, {str(self.stored.dtype).removeprefix('torch.')}{levels}"
+
+    @property
+    def covariates_text(self) -> str:
+        """Number of covariates as text, empty without any."""
+        return "" if self.covariates is None else f", {self.covariates.shape[1]} covariates"
 
     @property
     def given(self) -> tuple[Tensor, ...]:
@@ -213,18 +204,13 @@ class Data:
 
     def __post_init__(self) -> None:
         splits = (self.train, self.validation, self.test)
-        if len({split.storage for split in splits}) > 1:
-            received = ", ".join(f"{split.name} of {split.storage}" for split in splits)
+        storages = [f"{split.storage}{split.covariates_text}" for split in splits]
+        if len({*storages}) > 1:
+            received = "; ".join(f"{split.name} of {text}" for split, text in zip(splits, storages, strict=True))
             raise ValueError(
-                f"{self.name}: the splits have one shape, dtype and number of levels, but received {received}; "
-                f"convert them, or split a single array with from_arrays(x)"
-            )
-        numbers = [sum(c.shape[1] for c in split.given) for split in splits]
-        if len({*numbers}) > 1:
-            received = ", ".join(f"{split.name} with {c}" for split, c in zip(splits, numbers, strict=True))
-            raise ValueError(
-                f"{self.name}: the splits have one number of covariates, but received {received}; give them to all by "
-                f"data.with_covariates(...)"
+                f"{self.name}: the splits have one shape, dtype, number of levels and number of covariates, but "
+                f"received {received}; convert them, split a single array with from_arrays(x), or give covariates to "
+                "all by data.with_covariates(...)"
             )
 
     def __str__(self) -> str:

@@ -18,9 +18,10 @@ class Transform(ABC):
     """A map from stored values u to values x, with or without noise.
 
     To write your own, copy `Identity`: derive a frozen dataclass, set `base_measure` (and `random` if there is noise),
-    and write `apply` and `mean`. If a density of x gives a density of u, or a bound on its probability, write
-    `log_abs_det_jacobian` too; if some u are invalid, write `check`. Draw noise element by element from `generator`,
-    and keep `apply` free of checks of values: it runs in compiled training steps, which must not wait for the device.
+    and write `apply`, with noise also `mean`. If a density of x gives a density of u, or a bound on its probability,
+    write `log_abs_det_jacobian` too; if some u are invalid, write `check`. Draw noise element by element from
+    `generator`, and keep `apply` free of checks of values: it runs in compiled training steps, which must not wait for
+    the device.
     """
 
     random: ClassVar[bool] = False
@@ -55,9 +56,11 @@ class Transform(ABC):
     def apply(self, stored: Tensor, *, levels: int | None, generator: torch.Generator | None = None) -> Tensor:
         """Transform valid values, ``(B, *x_shape)``; arguments as in the call."""
 
-    @abstractmethod
     def mean(self, stored: Tensor, *, levels: int | None) -> Tensor:
         """Return the expected x over the noise, ``(B, *x_shape)``."""
+        if self.random:
+            raise NotImplementedError(f"{type(self).__name__} has noise: write its mean")
+        return self.apply(stored, levels=levels)
 
     def log_abs_det_jacobian(self, x_shape: Sequence[int], *, levels: int | None) -> float | None:
         """Return log |dx/du| in nats per datum, or None if a density of x does not bound p(u).

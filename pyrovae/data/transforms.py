@@ -52,10 +52,6 @@ class Identity(Transform):
         """Return u as floats, ``(B, *x_shape)``."""
         return stored.to(float_dtype(stored))
 
-    def mean(self, stored: Tensor, *, levels: int | None) -> Tensor:
-        """Return u as floats, ``(B, *x_shape)``."""
-        return self.apply(stored, levels=levels)
-
     def log_abs_det_jacobian(self, x_shape: Sequence[int], *, levels: int | None) -> float | None:
         """Return 0 nats."""
         return 0.0
@@ -77,10 +73,6 @@ class _Probability(Transform):
                     f"rescale them, store integers with levels=, or score them as they are with Identity()"
                 )
 
-    def mean(self, stored: Tensor, *, levels: int | None) -> Tensor:
-        """Return the probabilities p, ``(B, *x_shape)``."""
-        return _probability(stored, levels=levels, dtype=float_dtype(stored))
-
 
 @dataclass(frozen=True)
 class Grey(_Probability):
@@ -90,7 +82,7 @@ class Grey(_Probability):
 
     def apply(self, stored: Tensor, *, levels: int | None, generator: torch.Generator | None = None) -> Tensor:
         """Return the probabilities p, ``(B, *x_shape)``."""
-        return self.mean(stored, levels=levels)
+        return _probability(stored, levels=levels, dtype=float_dtype(stored))
 
     def log_abs_det_jacobian(self, x_shape: Sequence[int], *, levels: int | None) -> float | None:
         """Return 0 nats for floats; None for integers: without noise a density on them bounds no probability."""
@@ -114,6 +106,10 @@ class DynamicBinarization(_Probability):
         noise_dtype = torch.promote_types(p.dtype, torch.float32)
         noise = torch.rand(p.shape, dtype=noise_dtype, device=p.device, generator=generator)
         return (noise < p).to(float_dtype(stored))
+
+    def mean(self, stored: Tensor, *, levels: int | None) -> Tensor:
+        """Return the probabilities p, ``(B, *x_shape)``."""
+        return _probability(stored, levels=levels, dtype=float_dtype(stored))
 
 
 @dataclass(frozen=True)
@@ -145,10 +141,6 @@ class Threshold(_Probability):
     def apply(self, stored: Tensor, *, levels: int | None, generator: torch.Generator | None = None) -> Tensor:
         """Return zeros and ones, ``(B, *x_shape)``."""
         return (_probability(stored, levels=levels, dtype=torch.float32) > self.level).to(float_dtype(stored))
-
-    def mean(self, stored: Tensor, *, levels: int | None) -> Tensor:
-        """Return zeros and ones, ``(B, *x_shape)``."""
-        return self.apply(stored, levels=levels)
 
 
 @dataclass(frozen=True)
@@ -182,10 +174,8 @@ class Dequantization(Transform):
         return (stored.to(torch.get_default_dtype()) + 0.5) / level_count(stored, levels=levels)
 
     def log_abs_det_jacobian(self, x_shape: Sequence[int], *, levels: int | None) -> float | None:
-        """Return -D log levels, in nats per datum."""
-        if levels is None:
-            raise ValueError("integers need a number of levels, but levels is None; bytes have levels=256")
-        return -math.prod(x_shape) * math.log(levels)
+        """Return -D log levels, in nats per datum; only booleans have levels=None."""
+        return -math.prod(x_shape) * math.log(2 if levels is None else levels)
 
 
 @dataclass(frozen=True)
@@ -269,10 +259,6 @@ class Standardization(Transform):
                 self._tensors[key] = torch.tensor([self.loc, self.scale], device=key[0], dtype=key[1])
         loc, scale = self._tensors[key].unbind()
         return (stored - loc) / scale
-
-    def mean(self, stored: Tensor, *, levels: int | None) -> Tensor:
-        """Return standardized values, ``(B, *x_shape)``."""
-        return self.apply(stored, levels=levels)
 
     def log_abs_det_jacobian(self, x_shape: Sequence[int], *, levels: int | None) -> float | None:
         """Return minus the sum of log scale, in nats per datum."""

@@ -71,35 +71,26 @@ class Network(Described, nn.Module, ABC):
 
     def _check_covariates(self, covariates: tuple[Tensor, ...], batch: torch.Size) -> None:
         """Raise a ValueError if covariates are missing or unexpected, or have the wrong dtype or shape."""
-        dtype = next((weight.dtype for weight in self.parameters()), torch.get_default_dtype())
         received = ", ".join(f"{tuple(c.shape)} of {c.dtype}" for c in covariates) or "none"
         if not self.covariate_dim:
             raise ValueError(
                 f"the {self._role} takes no covariates, but received {received}; build it with covariate_dim=, the sum "
                 "of their last axes"
             )
-        if not covariates:
-            raise ValueError(
-                f"the {self._role} takes covariates of shape (*batch, {self.covariate_dim}), but received none; give "
-                "them beside the data, or to a data set by data.with_covariates(...)"
-            )
-        if any(c.dtype != dtype for c in covariates):
-            raise ValueError(
-                f"covariates have the dtype of the {self._role}, {dtype}, but received {received}; convert them, "
-                f"labels for instance by torch.nn.functional.one_hot(labels, {self.covariate_dim}).to({dtype})"
-            )
-        if sum(c.shape[-1] if c.ndim else 0 for c in covariates) != self.covariate_dim:
-            raise ValueError(
-                f"the {self._role} takes covariates whose last axes sum to {self.covariate_dim}, but received "
-                f"{received}; build it with covariate_dim= that sum"
-            )
+        dtype = next((weight.dtype for weight in self.parameters()), torch.get_default_dtype())
+        valid = all(c.ndim and c.dtype == dtype for c in covariates)
+        valid = valid and sum(c.shape[-1] for c in covariates) == self.covariate_dim
         try:
             torch.broadcast_shapes(batch, *(c.shape[:-1] for c in covariates))
         except RuntimeError:
+            valid = False
+        if not valid:
             raise ValueError(
-                f"covariates have the batch axes of the {self._input}, {tuple(batch)}, or some that broadcast to them, "
-                f"but received {received}; give one row per datum"
-            ) from None
+                f"the {self._role} takes covariates of {dtype} whose last axes sum to {self.covariate_dim} and whose "
+                f"other axes broadcast to {tuple(batch)}, those of the {self._input}, but received {received}; give "
+                "them beside the data, or to a data set by data.with_covariates(...), labels for instance as "
+                f"torch.nn.functional.one_hot(labels, {self.covariate_dim}).to({dtype})"
+            )
 
 
 class Encoder(Network):

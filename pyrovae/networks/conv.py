@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -60,48 +59,7 @@ class ConvEncoder(Encoder):
         return self.layers(as_image(x, covariates, self.image)).unflatten(-1, self.out_shape)
 
 
-class ImageDecoder(Decoder):
-    """Base of decoders of images: linear layers, stages that enlarge feature maps, and a 1 x 1 convolution."""
-
-    def __init__(
-        self,
-        latent_dim: int,
-        out_shape: Sequence[int],
-        *,
-        covariate_dim: int,
-        channels: Sequence[int],
-        hidden: Sequence[int],
-        activation: type[nn.Module],
-        initial_params: Tensor | None,
-    ) -> None:
-        super().__init__(latent_dim, out_shape, covariate_dim=covariate_dim, initial_params=initial_params)
-        image = image_shape(out_shape[:-1], self)
-        smallest, *sizes = reversed(stage_sizes(image, channels))
-        widths = (latent_dim + covariate_dim, *hidden, channels[-1] * math.prod(smallest))
-        self.dense = nn.Sequential(
-            *hidden_layers(widths, activation, initialize=he), nn.Unflatten(1, (channels[-1], *smallest))
-        )
-        self.stages = nn.Sequential()
-        downward = (*reversed(channels), channels[0])  # (64, 32, 32) for stages of (32, 64)
-        for size, (before, after) in zip(sizes, pairwise(downward), strict=True):
-            self.stages.extend([nn.Upsample(size, mode="nearest"), *self.stage(before, after, activation)])
-        self.head = ImageHead(channels[0], image, out_shape[-1], initial_params=initial_params)
-
-    @abstractmethod
-    def stage(self, before: int, after: int, activation: type[nn.Module]) -> list[nn.Module]:
-        """Return the layers of one stage, from enlarged feature maps of ``before`` channels to ``after`` channels."""
-
-    def output_layer(self) -> nn.Module:
-        """Return the last layer."""
-        return self.head
-
-    def run(self, z: Tensor, covariates: Tensor | None) -> Tensor:
-        """Map ``(N, latent_dim)`` to ``(N, *out_shape)``."""
-        maps = quick_layout(self.dense(join(z, covariates)))
-        return self.head(self.stages(maps)).reshape(-1, *self.out_shape)
-
-
-class ConvDecoder(ImageDecoder):
+class ConvDecoder(Decoder):
     """Convolutions from a latent variable to the parameters of a likelihood of images.
 
     A linear layer computes small feature maps; each stage enlarges them (nearest neighbor, to the size of the encoder's
@@ -134,19 +92,31 @@ class ConvDecoder(ImageDecoder):
         activation: type[nn.Module] = nn.ReLU,
         initial_params: Tensor | None = None,
     ) -> None:
-        super().__init__(
-            latent_dim,
-            out_shape,
-            covariate_dim=covariate_dim,
-            channels=channels,
-            hidden=hidden,
-            activation=activation,
-            initial_params=initial_params,
+        super().__init__(latent_dim, out_shape, covariate_dim=covariate_dim, initial_params=initial_params)
+        image = image_shape(out_shape[:-1], self)
+        smallest, *sizes = reversed(stage_sizes(image, channels))
+        widths = (latent_dim + covariate_dim, *hidden, channels[-1] * math.prod(smallest))
+        self.dense = nn.Sequential(
+            *hidden_layers(widths, activation, initialize=he), nn.Unflatten(1, (channels[-1], *smallest))
         )
+        self.stages = nn.Sequential()
+        downward = (*reversed(channels), channels[0])  # (64, 32, 32) for stages of (32, 64)
+        for size, (before, after) in zip(sizes, pairwise(downward), strict=True):
+            self.stages.extend([nn.Upsample(size, mode="nearest"), *self.stage(before, after, activation)])
+        self.head = ImageHead(channels[0], image, out_shape[-1], initial_params=initial_params)
 
     def stage(self, before: int, after: int, activation: type[nn.Module]) -> list[nn.Module]:
-        """Return a convolution and its activation."""
+        """Return the layers of one stage, from enlarged feature maps of ``before`` channels to ``after`` channels."""
         return [convolution(before, after), activation()]
+
+    def output_layer(self) -> nn.Module:
+        """Return the last layer."""
+        return self.head
+
+    def run(self, z: Tensor, covariates: Tensor | None) -> Tensor:
+        """Map ``(N, latent_dim)`` to ``(N, *out_shape)``."""
+        maps = quick_layout(self.dense(join(z, covariates)))
+        return self.head(self.stages(maps)).reshape(-1, *self.out_shape)
 
 
 def convolution(before: int, after: int, *, stride: int = 1, size: int = 3, bias: bool = True) -> nn.Conv2d:

@@ -19,17 +19,7 @@ Function = Callable[[Tensor], Any]
 class TorchEncoder(Encoder):
     """An encoder from a function of x that returns mean and log-variance, which are used as they are.
 
-    Args:
-        encode: maps ``(N, *x_shape)`` to mean and log-variance, each ``(N, latent_dim)``.
-        x_shape: shape of one datum.
-        latent_dim: D, the number of latent dimensions.
-        flat: whether ``encode`` takes x as rows ``(N, prod(x_shape))``.
-        modules: modules that ``encode`` uses, if it is neither a module nor a method of one.
-
-    Raises:
-        TypeError: if ``encode`` is not callable, or its modules are unknown.
-        ValueError: in a call, if ``encode`` takes or returns other shapes.
-
+    The arguments and errors are those of `VAE.from_torch`.
     """
 
     def __init__(
@@ -71,22 +61,9 @@ class TorchEncoder(Encoder):
 class TorchDecoder(Decoder):
     """A decoder from a function of z that returns parameters of the likelihood, or probabilities in place of logits.
 
-    float32 probabilities near 1 have lost the digits of log(1 - p): the error is above 1e-3 nats from a logit of 10 on,
-    and p is 1 from a logit of 17 on. Let the function return logits if it can.
-
-    Args:
-        decode: maps ``(N, latent_dim)`` to one tensor per parameter, ``(N, *x_shape)`` or flat; for several parameters
-            also to one tensor ``(N, *x_shape, n_params)``.
-        latent_dim: D, the number of latent dimensions.
-        out_shape: ``likelihood.param_shape``, which is ``(*x_shape, n_params)``.
-        probabilities: whether ``decode`` returns probabilities, which are converted to logits. None means logits, and
-            the first output is an error if all of it lies in [0, 1].
-        modules: modules that ``decode`` uses, if it is neither a module nor a method of one.
-
-    Raises:
-        TypeError: if ``decode`` is not callable, or its modules are unknown.
-        ValueError: in a call, if ``decode`` returns another shape, or probabilities that are invalid, 0 or 1.
-
+    The arguments and errors are those of `VAE.from_torch`; for several parameters the function may also return one
+    tensor ``(N, *x_shape, n_params)``. float32 probabilities near 1 have lost the digits of log(1 - p): the error is
+    above 1e-3 nats from a logit of 10 on, and p is 1 from a logit of 17 on.
     """
 
     def __init__(
@@ -131,7 +108,7 @@ def _modules_of(role: str, function: Function, modules: Iterable[nn.Module] | No
     """Return the modules that a function uses: its owner, and the given ones.
 
     Raises:
-        TypeError: if it is not callable, its modules are unknown, or a given one is not a module.
+        TypeError: if it is not callable, or its modules are unknown.
 
     """
     if isinstance(function, type) or not callable(function):
@@ -144,26 +121,17 @@ def _modules_of(role: str, function: Function, modules: Iterable[nn.Module] | No
             "modules=[...], an empty list if there are none: they are moved, and evaluated in eval mode"
         )
     own = [owner] if isinstance(owner, nn.Module) and owner is not function else []
-    others = list(modules or ())
-    for module in others:
-        if not isinstance(module, nn.Module):
-            raise TypeError(f"modules holds torch modules, but it contains a {type(module).__name__}")
-    return nn.ModuleList([*own, *others])
+    return nn.ModuleList([*own, *(modules or ())])
 
 
 def _logits(probabilities: Tensor) -> Tensor:
     """Return ``log(p / (1 - p))``, which is exact to rounding for every p other than 0 and 1."""
     low, high = (bound.item() for bound in probabilities.aminmax())
-    if not (low >= 0 and high <= 1):
+    if not (low > 0 and high < 1):
         raise ValueError(
-            f"decode returns probabilities, but returned values from {low:.4g} to {high:.4g}; leave out "
-            "probabilities=True if these are logits"
-        )
-    if saturated := int(((probabilities == 0) | (probabilities == 1)).sum()):
-        raise ValueError(
-            f"probabilities lie strictly between 0 and 1, but decode returned {saturated} of {probabilities.numel()} "
-            f"that {probabilities.dtype} rounds to 0 or 1, which would make log p(x) infinite; let it return logits "
-            "(leave out its last sigmoid, and probabilities=True), or convert model and data to torch.float64"
+            f"probabilities lie strictly between 0 and 1, but decode returned {probabilities.dtype} from {low:.4g} to "
+            f"{high:.4g}; leave out probabilities=True if these are logits. 0 and 1 would make log p(x) infinite: let "
+            "it return logits (leave out its last sigmoid), or convert model and data to torch.float64"
         )
     return probabilities.logit()
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from pyrovae.networks.base import Decoder, Encoder
-from pyrovae.networks.layers import dense_head, he, hidden_layers, join, linear
+from pyrovae.networks.layers import dense_head, glorot, he, hidden_layers, join, linear
 
 
 class MLPEncoder(Encoder):
@@ -28,6 +28,8 @@ class MLPEncoder(Encoder):
 
     """
 
+    _initialize = staticmethod(glorot)
+
     def __init__(
         self,
         x_shape: Sequence[int],
@@ -39,7 +41,8 @@ class MLPEncoder(Encoder):
     ) -> None:
         super().__init__(x_shape, out_shape, covariate_dim=covariate_dim)
         widths = (math.prod(x_shape) + covariate_dim, *hidden)
-        self.layers = nn.Sequential(*hidden_layers(widths, activation), linear(widths[-1], math.prod(out_shape)))
+        layers = hidden_layers(widths, activation, initialize=self._initialize)
+        self.layers = nn.Sequential(*layers, linear(widths[-1], math.prod(out_shape), self._initialize))
 
     def run(self, x: Tensor, covariates: Tensor | None) -> Tensor:
         """Map ``(N, *x_shape)`` to ``(N, *out_shape)``."""
@@ -68,6 +71,8 @@ class MLPDecoder(Decoder):
 
     """
 
+    _initialize = staticmethod(glorot)
+
     def __init__(
         self,
         latent_dim: int,
@@ -81,9 +86,14 @@ class MLPDecoder(Decoder):
     ) -> None:
         super().__init__(latent_dim, out_shape, covariate_dim=covariate_dim, initial_params=initial_params)
         widths = (latent_dim + covariate_dim, *hidden)
-        layers = hidden_layers(widths, activation)
+        layers = hidden_layers(widths, activation, initialize=self._initialize)
         head = dense_head(
-            widths[-1], out_shape, features=features, activation=activation, initial_params=initial_params
+            widths[-1],
+            out_shape,
+            features=features,
+            activation=nn.SiLU if activation is nn.GLU else activation,
+            initialize=self._initialize,
+            initial_params=initial_params,
         )
         self.layers = nn.Sequential(*layers, head)
 
@@ -96,7 +106,7 @@ class MLPDecoder(Decoder):
         return self.layers(join(z, covariates)).reshape(-1, *self.out_shape)
 
 
-class GatedMLPEncoder(Encoder):
+class GatedMLPEncoder(MLPEncoder):
     """Gated layers ``(W1 x + b1) * sigmoid(W2 x + b2)`` from a datum to the parameters of its posterior.
 
     Initial weights are drawn from He's normal distribution; initial biases are zero. W1 and W2 are the two halves of
@@ -116,6 +126,8 @@ class GatedMLPEncoder(Encoder):
 
     """
 
+    _initialize = staticmethod(he)
+
     def __init__(
         self,
         x_shape: Sequence[int],
@@ -124,17 +136,10 @@ class GatedMLPEncoder(Encoder):
         covariate_dim: int = 0,
         hidden: Sequence[int] = (300, 300),
     ) -> None:
-        super().__init__(x_shape, out_shape, covariate_dim=covariate_dim)
-        widths = (math.prod(x_shape) + covariate_dim, *hidden)
-        layers = hidden_layers(widths, nn.GLU, initialize=he)
-        self.layers = nn.Sequential(*layers, linear(widths[-1], math.prod(out_shape), he))
-
-    def run(self, x: Tensor, covariates: Tensor | None) -> Tensor:
-        """Map ``(N, *x_shape)`` to ``(N, *out_shape)``."""
-        return self.layers(join(x.flatten(1), covariates)).unflatten(-1, self.out_shape)  # (N, *out_shape)
+        super().__init__(x_shape, out_shape, covariate_dim=covariate_dim, hidden=hidden, activation=nn.GLU)
 
 
-class GatedMLPDecoder(Decoder):
+class GatedMLPDecoder(MLPDecoder):
     """Gated layers ``(W1 z + b1) * sigmoid(W2 z + b2)`` from a latent variable to the parameters of the likelihood.
 
     See `GatedMLPEncoder`.
@@ -152,6 +157,8 @@ class GatedMLPDecoder(Decoder):
 
     """
 
+    _initialize = staticmethod(he)
+
     def __init__(
         self,
         latent_dim: int,
@@ -162,23 +169,12 @@ class GatedMLPDecoder(Decoder):
         features: int = 8,
         initial_params: Tensor | None = None,
     ) -> None:
-        super().__init__(latent_dim, out_shape, covariate_dim=covariate_dim, initial_params=initial_params)
-        widths = (latent_dim + covariate_dim, *hidden)
-        layers = hidden_layers(widths, nn.GLU, initialize=he)
-        head = dense_head(
-            widths[-1],
+        super().__init__(
+            latent_dim,
             out_shape,
+            covariate_dim=covariate_dim,
+            hidden=hidden,
+            activation=nn.GLU,
             features=features,
-            activation=nn.SiLU,
-            initialize=he,
             initial_params=initial_params,
         )
-        self.layers = nn.Sequential(*layers, head)
-
-    def output_layer(self) -> nn.Module:
-        """Return the last layer."""
-        return self.layers[-1]
-
-    def run(self, z: Tensor, covariates: Tensor | None) -> Tensor:
-        """Map ``(N, latent_dim)`` to ``(N, *out_shape)``."""
-        return self.layers(join(z, covariates)).reshape(-1, *self.out_shape)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyrovae.networks.base import Encoder
-from pyrovae.networks.conv import ImageDecoder, as_image, convolution, image_shape
+from pyrovae.networks.conv import ConvDecoder, as_image, convolution, image_shape
 from pyrovae.networks.layers import linear
 
 
@@ -70,7 +70,7 @@ class ResNetEncoder(Encoder):
         self._arguments = {name: value for name, value in arguments.items() if name != "pretrained"}
 
 
-class ResNetDecoder(ImageDecoder):
+class ResNetDecoder(ConvDecoder):
     """Residual blocks from a latent variable to the parameters of a likelihood of images.
 
     A linear layer computes small feature maps; each stage enlarges them (nearest neighbor) and adds two 3 x 3
@@ -108,7 +108,6 @@ class ResNetDecoder(ImageDecoder):
             out_shape,
             covariate_dim=covariate_dim,
             channels=channels,
-            hidden=(),
             activation=activation,
             initial_params=initial_params,
         )
@@ -122,12 +121,6 @@ class ResidualBlock(nn.Module):
     """Two 3 x 3 convolutions with batch normalization, added to their input.
 
     If the number of channels changes, they are added to a 1 x 1 convolution of the input.
-
-    Args:
-        before: channels of the input.
-        after: channels of the output.
-        activation: class of the nonlinearity.
-
     """
 
     def __init__(self, before: int, after: int, activation: type[nn.Module]) -> None:
@@ -150,10 +143,7 @@ class ResidualBlock(nn.Module):
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """`torch.nn.BatchNorm2d` that normalizes a single value per channel by the running statistics.
-
-    A single value has no variance. It occurs in a last minibatch of one datum whose feature maps have one pixel.
-    """
+    """`torch.nn.BatchNorm2d` that normalizes a single value per channel by the running statistics."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize ``(N, C, H, W)``."""

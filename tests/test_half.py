@@ -17,7 +17,7 @@ from pyrovae.compile import has_compiler
 from pyrovae.evaluation import evaluate
 from pyrovae.objectives import ELBO
 from pyrovae.training import step as steps
-from pyrovae.training.bfloat16 import bfloat16_networks
+from pyrovae.training.loss import bfloat16_networks
 
 
 @pytest.fixture(autouse=True)
@@ -110,11 +110,6 @@ def test_rounded_steps_are_compiled_too(caplog: pytest.LogCaptureFixture) -> Non
     (_, found), (_, expected) = (fitted("bfloat16", how) for how in ("captured", "eager"))
     assert "not compiled" not in caplog.text
     assert (found - expected).abs().max() < 0.1
-
-
-def test_an_unknown_precision_is_refused() -> None:
-    with pytest.raises(ValueError, match="`precision` must be one of float32, bfloat16, got 'float16'"):
-        Training(precision="float16")
 
 
 def test_a_model_in_half_precision_gives_one_warning(caplog: pytest.LogCaptureFixture) -> None:

@@ -393,7 +393,6 @@ def test_defaults_are_described_as_far_as_json_holds_them() -> None:
 
     kept = {"widths": [3, 4], "activation": {"type": "torch.nn.modules.activation.ReLU"}}
     assert describe(Part(2))["arguments"] == {"latent_dim": 2} | kept
-    assert describe(Part(2), complete=False)["arguments"] == {"latent_dim": 2}
     assert describe(Part(2, widths=(5,)))["arguments"]["widths"] == [5]
     with pytest.raises(TypeError, match="which a run folder cannot describe"):
         describe(Part(2, function=torch.tanh))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, ClassVar
 
@@ -78,15 +77,15 @@ class ImportanceWeighted(Objective):
     def terms_of(self, programs: ModelGuide, model: Program, guide: Program) -> Terms:
         """Return the terms of programs without arguments, whose structure is known."""
         runs = list(self._runs(programs, model, guide))
-        log_prior, log_likelihood, log_guide = (
-            torch.cat(parts) for parts in zip(*(self._score(programs, run) for run in runs), strict=True)
-        )  # each (K, B)
+        log_prior = torch.cat([run.log_prob(run.model_trace, programs.latents) for run in runs])  # (K, B)
+        log_likelihood = torch.cat([run.log_prob(run.model_trace, programs.observed) for run in runs])
+        log_guide = torch.cat([run.log_guide(stops_score=self.stops_score) for run in runs])
         log_weights = log_prior + log_likelihood - log_guide
         if self.reweights_path:
             normalized = log_weights.detach().softmax(0)
             for run, weights in zip(runs, normalized.split([run.num_particles for run in runs]), strict=True):
                 run.weights.append(weights)
-        loss = -(_common_scale(programs, runs[0]) * self.bound(log_weights)).sum()
+        loss = -(runs[0].common_scale() * self.bound(log_weights)).sum()
         reconstruction = log_likelihood.detach().mean(0).sum()
         return Terms(loss, reconstruction, (log_guide - log_prior).detach().mean(0).sum())
 
@@ -112,56 +111,15 @@ class ImportanceWeighted(Objective):
         """Run model and guide on all particles at once, or on one after the other."""
         if programs.broadcasts:
             particles = pyro.plate(PARTICLE_PLATE, self.num_particles, dim=-1 - programs.nesting)
-            yield self._run(programs, particles(model), particles(guide), self.num_particles, vectorized=True)
+            yield _Run(programs, particles(model), particles(guide), self.num_particles, reweights=self.reweights_path)
             return
-        first = self._run(programs, model, guide, 1, vectorized=False)
+        first = _Run(programs, model, guide, reweights=self.reweights_path)
         yield first
         if programs.draws_rows:  # all particles have the same rows
             rows = ChosenRows(programs.plate, first.guide_trace.nodes[programs.plate]["value"])
             model, guide = rows(model), rows(guide)
         for _ in range(1, self.num_particles):
-            yield self._run(programs, model, guide, 1, vectorized=False)
-
-    def _run(
-        self, programs: ModelGuide, model: Program, guide: Program, num_particles: int, *, vectorized: bool
-    ) -> _Run:
-        """Draw from the guide and run the model on the draws."""
-        guide_trace = poutine.trace(guide).get_trace()
-        for name in programs.latents:
-            require_gradient(name, guide_trace.nodes[name])
-        run = _Run(guide, guide_trace, num_particles, vectorized)
-        draws = {name: guide_trace.nodes[name]["value"] for name in programs.latents}
-        run.values = {name: self._reweight(programs, run, name, z) for name, z in draws.items()}
-        run.model_trace = poutine.trace(_replay(model, guide_trace, run.values)).get_trace()
-        return run
-
-    def _reweight(self, programs: ModelGuide, run: _Run, name: str, z: Tensor) -> Tensor:
-        """Return a draw whose gradient is multiplied by its normalized weight on the way back to the guide."""
-        if not (self.reweights_path and z.requires_grad):
-            return z
-        event_dim = programs.latents[name].event_dim
-        row_axis, particle_axis = (
-            programs.dim - event_dim,
-            -1 - programs.nesting - event_dim if run.vectorized else None,
-        )
-        reweighted = z.view_as(z)
-        # the hook holds the list of weights, not the run: a run refers to the graph that holds the hook
-        reweighted.register_hook(partial(_multiply, run.weights, row_axis, particle_axis))
-        return reweighted
-
-    def _score(self, programs: ModelGuide, run: _Run) -> tuple[Tensor, Tensor, Tensor]:
-        """Return log p(z), log p(x | z) and log q(z | x) of a run's particles, each ``(K, B)``."""
-
-        def total(trace: poutine.Trace, names: Any) -> Tensor:
-            sites = [trace.nodes[name] for name in names]
-            return sum_terms([_per_datum(programs, run, site_log_prob(site), site) for site in sites])
-
-        prior, likelihood = total(run.model_trace, programs.latents), total(run.model_trace, programs.observed)
-        if not self.stops_score:
-            return prior, likelihood, total(run.guide_trace, programs.latents)
-        constants = {name: run.guide_trace.nodes[name]["value"].detach() for name in programs.latents}
-        log_guide, score = (_log_guide_at(programs, run, values) for values in (run.values, constants))
-        return prior, likelihood, log_guide - (score - score.detach())
+            yield _Run(programs, model, guide, reweights=self.reweights_path)
 
 
 class IWAE(ImportanceWeighted):
@@ -243,31 +201,82 @@ class DReG(IWAE):
     reweights_path = True
 
 
-@dataclass
 class _Run:
-    """One run of model and guide: K particles as one more batch axis (``vectorized``), or a single one."""
+    """Draws of the guide, and the model on these draws.
 
-    guide: Program
-    guide_trace: poutine.Trace
-    num_particles: int
-    vectorized: bool
-    values: dict[str, Tensor] = field(default_factory=dict)
-    model_trace: poutine.Trace = field(default_factory=poutine.Trace)
-    weights: list[Tensor] = field(default_factory=list)
+    Args:
+        programs: structure of model and guide.
+        model: the model without arguments.
+        guide: the guide without arguments.
+        num_particles: size of the axis of particles; None for a single particle without such an axis.
+        reweights: whether gradients through a draw are multiplied by its normalized weight.
 
-
-def _log_guide_at(programs: ModelGuide, run: _Run, values: dict[str, Tensor]) -> Tensor:
-    """Return log q(z | x) at given values of the latent sites, ``(K, B)``.
-
-    With several sites the distribution of one may depend on the value of another, so the guide runs again.
     """
-    trace = run.guide_trace
-    if len(values) > 1 and any(values[name] is not trace.nodes[name]["value"] for name in values):
-        trace = poutine.trace(_replay(run.guide, trace, values)).get_trace()
-    sites = {name: trace.nodes[name] for name in values}
-    return sum_terms(
-        [_per_datum(programs, run, site["fn"].log_prob(values[name]), site) for name, site in sites.items()]
-    )
+
+    def __init__(
+        self, programs: ModelGuide, model: Program, guide: Program, num_particles: int | None = None, *, reweights: bool
+    ) -> None:
+        self.programs, self.guide = programs, guide
+        self.vectorized, self.num_particles = num_particles is not None, num_particles or 1
+        self.weights: list[Tensor] = []  # normalized weights (K, B), known after the runs of all particles
+        self.guide_trace = poutine.trace(guide).get_trace()
+        self.values: dict[str, Tensor] = {}
+        for name, latent in programs.latents.items():
+            site = self.guide_trace.nodes[name]
+            require_gradient(name, site)
+            reweighted = reweights and site["value"].requires_grad
+            self.values[name] = self._reweight(site["value"], latent.event_dim) if reweighted else site["value"]
+        self.model_trace = poutine.trace(_replay(model, self.guide_trace, self.values)).get_trace()
+
+    def _reweight(self, z: Tensor, event_dim: int) -> Tensor:
+        """Return a draw whose gradient is multiplied by its normalized weight on the way back to the guide."""
+        row_axis = self.programs.dim - event_dim
+        particle_axis = -1 - self.programs.nesting - event_dim if self.vectorized else None
+        reweighted = z.view_as(z)
+        # the hook holds the list of weights, not the run: a run refers to the graph that holds the hook
+        reweighted.register_hook(partial(_multiply, self.weights, row_axis, particle_axis))
+        return reweighted
+
+    def log_prob(self, trace: poutine.Trace, names: Iterable[str]) -> Tensor:
+        """Return the sum of the log-probabilities of some sites, ``(K, B)``."""
+        sites = [trace.nodes[name] for name in names]
+        return sum_terms([self._per_datum(site_log_prob(site), site) for site in sites])
+
+    def log_guide(self, *, stops_score: bool) -> Tensor:
+        """Return log q(z | x), ``(K, B)``, if wanted without its derivative by the guide's parameters at fixed z."""
+        if not stops_score:
+            return self.log_prob(self.guide_trace, self.programs.latents)
+        constants = {name: self.guide_trace.nodes[name]["value"].detach() for name in self.values}
+        log_guide, score = self._log_guide_at(self.values), self._log_guide_at(constants)
+        return log_guide - (score - score.detach())
+
+    def _log_guide_at(self, values: dict[str, Tensor]) -> Tensor:
+        """Return log q(z | x) at given values of the latent sites, ``(K, B)``.
+
+        With several sites the distribution of one may depend on the value of another, so the guide runs again.
+        """
+        trace = self.guide_trace
+        if len(values) > 1 and any(values[name] is not trace.nodes[name]["value"] for name in values):
+            trace = poutine.trace(_replay(self.guide, trace, values)).get_trace()
+        sites = {name: trace.nodes[name] for name in values}
+        return sum_terms([self._per_datum(site["fn"].log_prob(values[name]), site) for name, site in sites.items()])
+
+    def _per_datum(self, log_prob: Tensor, site: Site) -> Tensor:
+        """Return a site's log-probability over particles and data, ``(K, B)``."""
+        value = per_datum(self.programs, log_prob, site, has_particles=self.vectorized)
+        return value if self.vectorized else value.unsqueeze(0)
+
+    def common_scale(self) -> float:
+        """Return Pyro's factor of all log-probabilities: the size of the data plate over its rows drawn."""
+        latents, observed = self.programs.latents, self.programs.observed
+        scales = [self.guide_trace.nodes[name]["scale"] for name in latents]
+        scales += [self.model_trace.nodes[name]["scale"] for name in (*latents, *observed)]
+        if any(isinstance(scale, Tensor) or not math.isclose(scale, scales[0]) for scale in scales):
+            raise ValueError(
+                "an importance-weighted bound has one scale for all sites, the size of the data plate over its rows, "
+                "but pyro.poutine.scale changes it for some; leave the factor out, or weigh the KL with ELBO(beta=...)"
+            )
+        return scales[0]
 
 
 def _replay(program: Program, trace: poutine.Trace, values: dict[str, Tensor]) -> Callable[..., Any]:
@@ -276,12 +285,6 @@ def _replay(program: Program, trace: poutine.Trace, values: dict[str, Tensor]) -
     for name, value in values.items():
         changed.nodes[name] = {**trace.nodes[name], "value": value}
     return poutine.replay(program, trace=changed)
-
-
-def _per_datum(programs: ModelGuide, run: _Run, log_prob: Tensor, site: Site) -> Tensor:
-    """Return a site's log-probability over particles and data, ``(K, B)``."""
-    value = per_datum(programs, log_prob, site, has_particles=run.vectorized)
-    return value if run.vectorized else value.unsqueeze(0)
 
 
 def _multiply(weights: list[Tensor], row_axis: int, particle_axis: int | None, gradient: Tensor) -> Tensor:
@@ -298,16 +301,3 @@ def _call_by_name(program: Program, names: tuple[str, ...], *args: Any) -> Any:
     """Call a program whose last arguments are keyword arguments."""
     split = len(args) - len(names)
     return program(*args[:split], **dict(zip(names, args[split:], strict=True)))
-
-
-def _common_scale(programs: ModelGuide, run: _Run) -> float:
-    """Return Pyro's factor of all log-probabilities: the size of the data plate over its rows drawn."""
-    sites = [run.guide_trace.nodes[name] for name in programs.latents]
-    sites += [run.model_trace.nodes[name] for name in (*programs.latents, *programs.observed)]
-    scales = [site["scale"] for site in sites]
-    if any(isinstance(scale, Tensor) or not math.isclose(scale, scales[0]) for scale in scales):
-        raise ValueError(
-            "an importance-weighted bound has one scale for all sites, the size of the data plate over its rows, but "
-            "pyro.poutine.scale changes it for some; leave the factor out, or weigh the KL with ELBO(beta=...)"
-        )
-    return scales[0]

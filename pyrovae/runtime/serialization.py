@@ -45,39 +45,33 @@ class Described:
         cls.__init__ = remembering  # type: ignore[method-assign, assignment]
 
 
-def describe(part: object, *, complete: bool = True) -> Description:
+def describe(part: object) -> Description:
     """Return a description in JSON types from which `build` makes the same part, in later versions too.
+
+    It contains the defaults of arguments that were not given, as far as JSON can represent them.
 
     Args:
         part: of a model, or the model itself.
-        complete: whether it contains the defaults of arguments that were not given, as far as JSON can represent
-            them. Earlier versions wrote no defaults.
 
     Raises:
         TypeError: if an argument can be neither described nor omitted.
 
     """
-    return _describe(part, "", {}, complete=complete)
+    return _describe(part, "", {})
 
 
-_OMITTED = object()
-
-
-def _describe(part: object, path: str, seen: dict[int, str], *, complete: bool) -> Description:
+def _describe(part: object, path: str, seen: dict[int, str]) -> Description:
     """Describe the part at a path; a part that was described before is a reference to its first path."""
     if id(part) in seen:
         return {"same": seen[id(part)]}
     seen[id(part)] = path
-    arguments = {
-        name: _to_json(value, f"{path}.{name}".lstrip("."), seen, complete=complete)
-        for name, value in getattr(part, "init_arguments", {}).items()
-    }
-    if complete and isinstance(part, Described):
-        arguments = _defaults(type(part)) | arguments
-    return {
-        "class": f"{type(part).__module__}.{type(part).__qualname__}",
-        "arguments": {name: value for name, value in arguments.items() if value is not _OMITTED},
-    }
+    arguments = _defaults(type(part)) if isinstance(part, Described) else {}
+    for name, value in getattr(part, "init_arguments", {}).items():
+        if isinstance(value, torch.Tensor):
+            arguments.pop(name, None)
+        else:
+            arguments[name] = _to_json(value, f"{path}.{name}".lstrip("."), seen)
+    return {"class": f"{type(part).__module__}.{type(part).__qualname__}", "arguments": arguments}
 
 
 def _defaults(part_class: type[Described]) -> dict[str, object]:
@@ -86,27 +80,40 @@ def _defaults(part_class: type[Described]) -> dict[str, object]:
     for name, parameter in inspect.signature(part_class.__init__).parameters.items():
         if parameter.default is not inspect.Parameter.empty:
             with contextlib.suppress(TypeError, ValueError):  # for other types, and for infinity
-                value = _to_json(parameter.default, name, {}, complete=True)
+                value = _to_json(parameter.default, name, {})
                 json.dumps(value, allow_nan=False)
                 defaults[name] = value
     return defaults
 
 
-def _to_json(value: object, where: str, seen: dict[int, str], *, complete: bool) -> object:
-    if isinstance(value, torch.Tensor):
-        return _OMITTED
+def _to_json(value: object, where: str, seen: dict[int, str]) -> object:
     if isinstance(value, Described):
-        return _describe(value, where, seen, complete=complete)
+        return _describe(value, where, seen)
     if isinstance(value, type):
         return {"type": f"{value.__module__}.{value.__qualname__}"}
     if isinstance(value, (tuple, list, torch.Size)):
-        return [_to_json(item, f"{where}.{index}", seen, complete=complete) for index, item in enumerate(value)]
+        return [_to_json(item, f"{where}.{index}", seen) for index, item in enumerate(value)]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise TypeError(
         f"{where} is a {type(value).__name__}, which a run folder cannot describe; "
         "let the class derive from pyrovae.Described, or fit without a folder"
     )
+
+
+def agree(saved: object, own: object) -> bool:
+    """Return whether a description agrees with a saved one, which may come from an earlier version.
+
+    Earlier versions wrote no defaults, and kept a class in another file of its package.
+    """
+    if isinstance(saved, Mapping) and isinstance(own, Mapping):
+        return all(name in own and agree(value, own[name]) for name, value in saved.items())
+    if isinstance(saved, list) and isinstance(own, list):
+        return len(saved) == len(own) and all(map(agree, saved, own))
+    if isinstance(saved, str) and isinstance(own, str) and own.startswith("pyrovae."):
+        first, *_, last = own.split(".")
+        return saved.startswith(f"{first}.") and saved.endswith(f".{last}")
+    return saved == own
 
 
 def build(description: Mapping[str, Any], *, allow: Collection[str] = ()) -> Any:
@@ -125,20 +132,17 @@ def build(description: Mapping[str, Any], *, allow: Collection[str] = ()) -> Any
 
 
 def _build(description: Mapping[str, Any], path: str, built: dict[str, Any], allow: Collection[str]) -> Any:
-    part_class = _find(description["class"], allow)
     arguments = {
         name: _from_json(value, f"{path}.{name}".lstrip("."), built, allow)
         for name, value in description["arguments"].items()
     }
-    built[path] = part_class(**arguments)
+    built[path] = _find(description["class"], allow)(**arguments)
     return built[path]
 
 
 def _from_json(value: object, where: str, built: dict[str, Any], allow: Collection[str]) -> object:
     if isinstance(value, Mapping):
         if "same" in value:
-            if value["same"] not in built:
-                raise ValueError(f"{where} refers to the part {value['same']!r}, which is not described")
             return built[value["same"]]
         return _find(value["type"], allow) if "type" in value else _build(value, where, built, allow)
     if isinstance(value, list):

@@ -28,7 +28,7 @@ from pyrovae.training.batch_sources import DeviceBatches, bind_arguments
 from pyrovae.training.config import check_engine, check_positive
 from pyrovae.training.loss import Bind, StepLoss
 from pyrovae.training.program_tensors import ProgramTensors
-from pyrovae.training.step import EagerStep, MakeOptimizer, build_optimizer, fused_adam, make_step
+from pyrovae.training.step import MakeOptimizer, build_optimizer, fused_adam, make_step
 from pyrovae.vae import require_form
 
 ROW_DTYPES = (torch.int64, torch.int32)
@@ -62,7 +62,6 @@ class CapturedStep:
         self, loss: _StoredLoss, tensors: ProgramTensors, optimizer: torch.optim.Optimizer, **engine: Any
     ) -> None:
         self._loss, self.optimizer = loss, optimizer
-        self._eager = EagerStep(loss, tensors, optimizer, clip_norm=engine["clip_norm"])
         self._step = make_step(loss, tensors, optimizer, **engine)
 
     def __call__(self, *inputs: Tensor) -> StepTerms:
@@ -85,8 +84,7 @@ class CapturedStep:
 
         """
         self._check_inputs(inputs)
-        step = self._eager if self._loss.checked else self._step
-        metrics = step(*inputs)
+        metrics = self._step(*inputs, eager=self._loss.checked)
         self._loss.checked = False
         return StepTerms(*metrics.unbind())
 

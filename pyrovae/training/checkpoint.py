@@ -7,7 +7,6 @@ import io
 import json
 import logging
 import platform
-import re
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -20,10 +19,10 @@ from torch import Tensor, nn
 from pyrovae.compile.trace import first_line
 from pyrovae.programs import Program
 from pyrovae.results import Epoch, History
-from pyrovae.runtime.serialization import Described, build, describe
+from pyrovae.runtime.serialization import Described, agree, build, describe
 from pyrovae.training.config import Training
 from pyrovae.training.run_folder import RunFolder
-from pyrovae.training.state import from_bytes, params_of, restore, to_bytes, to_cpu
+from pyrovae.training.state import from_bytes, params_of, restore, to_bytes
 from pyrovae.vae import VAE
 
 logger = logging.getLogger("pyrovae")
@@ -54,9 +53,6 @@ class Progress:
     best_validation: float
 
 
-TYPES = {"epoch": int, "values": dict, "optimizer": dict, "best_epoch": int, "best_validation": float, "has_best": bool}
-
-
 class Checkpoint:
     """The run that `fit` saves after each epoch.
 
@@ -80,11 +76,11 @@ class Checkpoint:
             self.folder.create()
         stack.enter_context(self.folder.lock("trained"))
         if resume:
-            contents = _read(self.folder)
+            contents = read_files(self.folder)
             config = json.loads(contents[CONFIG])
-            self._check(config, json.loads(contents[MODEL]) if MODEL in contents else None)
+            self._check(config, json.loads(contents.get(MODEL, b"null")))
             self.settings = config | self.settings
-            return _progress(contents)
+            return parse_progress(contents)
         if TRAINER in self.folder:
             raise ValueError(f"{self.folder.path} holds a run already; resume it, or choose another folder")
         self.settings["versions"] = versions()
@@ -110,8 +106,7 @@ class Checkpoint:
                         f"the run {self.folder.path} was made with {group}.{name} = {before.get(name)!r}, but received "
                         f"{value!r}; resume with the same settings, or start another run"
                     )
-        own = [_described(self.model, complete=complete) for complete in (True, False)]
-        if description is not None and _parts(description) not in map(_parts, own):
+        if description is not None and not agree(description, _described(self.model)):
             raise ValueError(
                 f"the run {self.folder.path} has another model: its {MODEL} describes other parts, or other options of "
                 "them; resume with the same model, or start another run"
@@ -128,7 +123,7 @@ class Checkpoint:
             "has_best": progress.best is not None,
         }
         buffer = io.BytesIO()
-        torch.save(to_cpu(trainer), buffer)
+        torch.save(trainer, buffer)
         files = {
             WEIGHTS: to_bytes(progress.values if progress.best is None else progress.best),
             TRAINER: buffer.getvalue(),
@@ -142,18 +137,13 @@ class Checkpoint:
         self._is_saved = True
 
 
-def read_progress(folder: RunFolder) -> Progress:
-    """Return the state of training after the last complete epoch of a run.
+def read_files(folder: RunFolder) -> dict[str, bytes]:
+    """Return the files of a run, all of the same epoch.
 
     Raises:
         ValueError: if a file is missing or changed.
 
     """
-    return _progress(_read(folder))
-
-
-def _read(folder: RunFolder) -> dict[str, bytes]:
-    """Return the files of a run, all of the same epoch."""
     manifest = folder.manifest()
     if manifest and TRAINER not in manifest:
         raise ValueError(
@@ -162,26 +152,17 @@ def _read(folder: RunFolder) -> dict[str, bytes]:
     return folder.read_files((CONFIG, TRAINER, WEIGHTS, METRICS), optional=(MODEL,))
 
 
-def _progress(contents: Mapping[str, bytes]) -> Progress:
+def parse_progress(contents: Mapping[str, bytes]) -> Progress:
     """Return the state of training in the files of a run."""
     try:
         trainer = torch.load(io.BytesIO(contents[TRAINER]), weights_only=True, map_location="cpu")
     except Exception as error:  # torch raises errors of several types
         raise ValueError(f"{TRAINER} is not a state of training ({first_line(error)}); train again") from None
-    for name, type_ in TYPES.items():
-        if not isinstance(trainer, dict) or not isinstance(trainer.get(name), type_):
-            raise ValueError(f"{TRAINER} is not a state of training: {name!r} must be a {type_.__name__}; train again")
-    weights = from_bytes(contents[WEIGHTS])
-    epochs = History.epochs_from_json_lines(contents[METRICS].decode())
-    if trainer["epoch"] != len(epochs):
-        raise ValueError(
-            f"{TRAINER} and {METRICS} must have the same epoch, got {trainer['epoch']} and {len(epochs)}; train again"
-        )
     return Progress(
-        epochs=epochs,
+        epochs=History.epochs_from_json_lines(contents[METRICS].decode()),
         values=trainer["values"],
         optimizer=trainer["optimizer"],
-        best=weights if trainer["has_best"] else None,
+        best=from_bytes(contents[WEIGHTS]) if trainer["has_best"] else None,
         best_epoch=trainer["best_epoch"],
         best_validation=trainer["best_validation"],
     )
@@ -221,10 +202,17 @@ def load(path: str | Path, *, allow: Collection[str] = ()) -> Run:
 
     """
     folder = RunFolder(path)
-    contents = _read(folder)
+    contents = read_files(folder)
     config = json.loads(contents[CONFIG])
+    if MODEL not in contents:
+        raise ValueError(f"the run {path} does not describe its model; build the model and use training.load_weights")
     try:
-        return _load(folder, contents, config, allow)
+        vae, progress = build(json.loads(contents[MODEL]), allow=allow), parse_progress(contents)
+        weights = from_bytes(contents[WEIGHTS])
+        dtypes = {value.dtype for value in weights.values() if value.is_floating_point()}
+        if len(dtypes) == 1:  # the dtype of training, whatever the default is now
+            vae.to(*dtypes)
+        restore([vae], (), weights)
     except (KeyError, TypeError, ValueError) as error:
         written = config.get("versions", {}).get("pyrovae", "of an unknown version")
         if written == _own_version():
@@ -233,20 +221,6 @@ def load(path: str | Path, *, allow: Collection[str] = ()) -> Run:
             f"the run {path} was written by pyrovae {written} and cannot be read by this one, {_own_version()} "
             f"({error}); install that version, or train again"
         ) from error
-
-
-def _load(folder: RunFolder, contents: Mapping[str, bytes], config: dict[str, Any], allow: Collection[str]) -> Run:
-    if MODEL not in contents:
-        raise ValueError(
-            f"the run {folder.path} does not describe its model; build the model and use training.load_weights"
-        )
-    vae = build(json.loads(contents[MODEL]), allow=allow)
-    progress = _progress(contents)
-    weights = from_bytes(contents[WEIGHTS])
-    dtypes = {value.dtype for value in weights.values() if value.is_floating_point()}
-    if len(dtypes) == 1:  # the dtype of training, whatever the default is now
-        vae.to(*dtypes)
-    restore([vae], (), weights)
     return Run(vae.eval(), History(progress.epochs, progress.best_epoch, "loaded"), config, folder)
 
 
@@ -279,21 +253,16 @@ def _own_version() -> str:
         return "not installed"
 
 
-def _described(model: Program, *, complete: bool = True) -> dict[str, Any] | None:
+def _described(model: Program) -> dict[str, Any] | None:
     """Return the description of the object that has the model as a method, None if it has none."""
     owner = getattr(model, "__self__", None)
     if not isinstance(owner, Described):
         return None
     try:
-        return describe(owner, complete=complete)
+        return describe(owner)
     except TypeError as error:
         logger.warning("the run can be loaded only by load_weights, into a model built by hand: %s", error)
         return None
-
-
-def _parts(description: Mapping[str, Any] | None) -> str:
-    """Return a description as text, without the files of pyrovae's classes, which differ between versions."""
-    return re.sub(r'"pyrovae\.(\w+)\.\w+\.(\w+)"', r'"pyrovae.\1.\2"', json.dumps(description, sort_keys=True))
 
 
 def _json(record: object) -> bytes:

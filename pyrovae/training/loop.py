@@ -26,8 +26,8 @@ from pyrovae.training.config import Training
 from pyrovae.training.loss import StepLoss
 from pyrovae.training.optimizer_state import check_state
 from pyrovae.training.program_tensors import ProgramTensors
-from pyrovae.training.state import require_same, restore, snapshot
-from pyrovae.training.step import EagerStep, MakeOptimizer, build_optimizer, make_step
+from pyrovae.training.state import restore, snapshot
+from pyrovae.training.step import MakeOptimizer, build_optimizer, make_step
 from pyrovae.training.validation_bounds import compute_bounds, report_early_statistics
 
 logger = logging.getLogger("pyrovae")
@@ -84,17 +84,14 @@ class Loop:
         self.steps_per_epoch = math.ceil(len(train) / self.source.batch_size)
         loss = StepLoss(programs, objective, self.source.bind, bfloat16=training.precision == "bfloat16")
         num_steps = training.epochs * self.steps_per_epoch
-        clip_norm, engine = training.clip_norm, training.engine
-        self.eager = EagerStep(loss, self.tensors, self.optimizer, clip_norm=clip_norm)
-        self.step = make_step(
-            loss, self.tensors, self.optimizer, clip_norm=clip_norm, engine=engine, num_steps=num_steps
-        )
+        options = {"clip_norm": training.clip_norm, "engine": training.engine, "num_steps": num_steps}
+        self.step = make_step(loss, self.tensors, self.optimizer, **options)  # type: ignore[arg-type]
 
     def progress(self) -> Progress:
         """Return the state of training."""
         return Progress(
             epochs=self.epochs,
-            values=self._snapshot(),
+            values=snapshot(self.programs.modules, self.programs.params),
             optimizer=self.optimizer.state_dict(),
             best=self.best,
             best_epoch=self.best_epoch,
@@ -109,10 +106,7 @@ class Loop:
 
         """
         state = check_state(self.optimizer, progress.optimizer)
-        for values in (progress.values, progress.best):
-            if values is not None:
-                require_same(self.programs.modules, self.programs.params, values)
-        self._restore(progress.values)
+        restore(self.programs.modules, self.programs.params, progress.values)
         self.optimizer.load_state_dict(state)
         self.epochs, self.best = progress.epochs, progress.best
         self.best_epoch, self.best_validation = progress.best_epoch, progress.best_validation
@@ -142,21 +136,15 @@ class Loop:
 
     def run(self, on_epoch: Callable[[Epoch], bool | None] | None, *, show_progress: bool) -> History:
         """Train for the remaining epochs."""
-        try:
-            return self._run(on_epoch, show_progress=show_progress)
-        finally:
-            self.step.release()  # an error may keep this object alive
-
-    def _run(self, on_epoch: Callable[[Epoch], bool | None] | None, *, show_progress: bool) -> History:
         why = self._why_stop()
-        checked = not self.epochs
         first_epoch = len(self.epochs)
         total = (self.training.epochs - first_epoch) * self.steps_per_epoch
-        with progress("training", total, show_progress=show_progress and self.group.first, unit="steps") as advance:
+        show = show_progress and self.group.first
+        with progress("training", total, show_progress=show, unit="steps") as advance, contextlib.ExitStack() as stack:
+            stack.callback(self.step.release)  # an error may keep this object alive
             while why is None:
                 done = (len(self.epochs) - first_epoch) * self.steps_per_epoch
-                epoch = self._epoch(len(self.epochs) + 1, advance, done, checked=checked)
-                checked = False
+                epoch = self._epoch(len(self.epochs) + 1, advance, done, checked=not self.epochs)
                 self.epochs = (*self.epochs, epoch)
                 self._update_best(epoch)
                 if self.checkpoint is not None:
@@ -165,7 +153,7 @@ class Loop:
                 if on_epoch is not None and self.group.from_first(functools.partial(on_epoch, epoch)):
                     why = f"stopped by on_epoch after epoch {epoch.epoch}"
         if self.best is not None:
-            self._restore(self.best)
+            restore(self.programs.modules, self.programs.params, self.best)
         return History(self.epochs, self.best_epoch, why)
 
     def _why_stop(self) -> str | None:
@@ -175,19 +163,13 @@ class Loop:
             return f"stopped early: no better validation {self.bound_name} since epoch {self.best_epoch}"
         return f"all {self.training.epochs} epochs done" if len(self.epochs) >= self.training.epochs else None
 
-    def _snapshot(self) -> dict[str, Tensor]:
-        return snapshot(self.programs.modules, self.programs.params)
-
-    def _restore(self, values: dict[str, Tensor]) -> None:
-        restore(self.programs.modules, self.programs.params, values)
-
     def _update_best(self, epoch: Epoch) -> None:
         """Store the weights of an epoch if it is the best one."""
         if self.training.patience is None:
             self.best_epoch = epoch.epoch
         elif epoch.validation is not None and epoch.validation[self.monitored] > self.best_validation:
             self.best_epoch, self.best_validation = epoch.epoch, epoch.validation[self.monitored]
-            self.best = self._snapshot()
+            self.best = snapshot(self.programs.modules, self.programs.params)
 
     def _epoch(self, number: int, advance: Advance, done: int, *, checked: bool) -> Epoch:
         """Train on all data once, then validate."""
@@ -219,13 +201,12 @@ class Loop:
         """Return loss, reconstruction and KL of all training data, nats per datum."""
         sums, seen = torch.zeros(3, dtype=torch.float64), 0
         unread: list[tuple[Tensor, int]] = []
-        step = self.eager if checked else self.step
         with self._minibatches(epoch) as minibatches, validation(enabled=checked):
             for index, inputs in enumerate(minibatches):
                 count = self.source.count(*inputs)
                 inputs, weight = self._local_shard(inputs, count)
                 try:
-                    unread.append((step(*inputs, weight=weight), count))
+                    unread.append((self.step(*inputs, weight=weight, eager=checked), count))
                 except ValueError as error:  # from Pyro's checks, which may meet a NaN before the loss is read
                     if unread:
                         self._read(unread, epoch, index - len(unread) + 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +19,8 @@ KERNEL_OPTIONS = ("capturable", "differentiable", "foreach", "fused")  # options
 def check_state(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> dict[str, Any]:
     """Return a saved state in tensors of the shape, dtype, layout and device that an optimizer makes itself.
 
-    Fused kernels check none of these, and write outside the tensors if they differ.
+    Fused kernels check none of these, and write outside the tensors if they differ. Options of the kernel, and options
+    that the run lacks, are those of the optimizer.
 
     Args:
         optimizer: of the parameters; it is not changed.
@@ -30,28 +30,32 @@ def check_state(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> d
         ValueError: if the state belongs to other parameters or another optimizer; the text names the entry.
 
     """
-    own, groups, states = optimizer.state_dict()["param_groups"], saved.get("param_groups"), saved.get("state")
-    if isinstance(groups, list) and all(isinstance(group, dict) for group in groups) and len(groups) == len(own):
-        groups = [_known_options(*both) for both in zip(groups, own, strict=True)]
-    groups = _like("param_groups", groups, own)
-    expected = _state_after_a_step(optimizer, groups)
-    if expected is None:  # a custom optimizer that cannot be copied; its operations check shapes themselves
-        return {"state": states, "param_groups": groups}
-    if isinstance(states, dict):  # parameters without a gradient have no state
-        states = {number: state for number, state in states.items() if state != {}}
-        expected = {number: state for number, state in expected.items() if number in states}
-    return {"state": _like("state", states, expected), "param_groups": groups}
+    own = optimizer.state_dict()["param_groups"]
+    received, expected = ([group["params"] for group in groups] for groups in (saved["param_groups"], own))
+    if received != expected:
+        raise _mismatch("param_groups", f"must number the parameters {expected}", received)
+    groups = [_options(*both) for both in zip(saved["param_groups"], own, strict=True)]
+    states = {number: state for number, state in saved["state"].items() if state}  # without a gradient there is none
+    after_a_step = _state_after_a_step(optimizer, groups)
+    if after_a_step is not None:
+        states = {number: _fitted(number, state, after_a_step.get(number, {})) for number, state in states.items()}
+    return {"state": states, "param_groups": groups}
 
 
-def _known_options(saved: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """Return the saved options of a group; options of the kernel, and options that the run lacks, are its own."""
-    if saved.get("params") != own["params"]:
-        raise _mismatch("param_groups", f"must number {len(own['params'])} parameters", saved.get("params"))
-    return {name: value if name in KERNEL_OPTIONS or name not in saved else saved[name] for name, value in own.items()}
+def _options(saved: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the saved options of a group of parameters."""
+    options = dict(own)
+    for name, value in saved.items():
+        if name in own and name not in KERNEL_OPTIONS:
+            options[name] = value.item() if isinstance(value, Tensor) else value
+    return options
 
 
 def _state_after_a_step(optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> dict[int, Any] | None:
-    """Return the state of a copy of an optimizer after one step with zero gradients, None if that is impossible."""
+    """Return the state of a copy of an optimizer after one step with zero gradients.
+
+    None for a custom optimizer that cannot be copied; its operations check shapes themselves.
+    """
     try:
         trial = copy.deepcopy(optimizer)
         for group, options in zip(trial.param_groups, groups, strict=True):
@@ -69,44 +73,25 @@ def _state_after_a_step(optimizer: torch.optim.Optimizer, groups: list[dict[str,
     return trial.state_dict()["state"]
 
 
-def _like(entry: str, saved: Any, own: Any) -> Any:
-    """Return a saved entry if it has the form of the optimizer's own; a tensor is copied into the own one."""
-    if isinstance(own, dict):
-        if not isinstance(saved, dict) or saved.keys() != own.keys():
-            names = list(saved) if isinstance(saved, dict) else saved
-            raise _mismatch(entry, f"must be a dictionary with the entries {list(own)}", names)
-        return {name: _like(f"{entry}[{name!r}]", saved[name], value) for name, value in own.items()}
-    if isinstance(own, (list, tuple)):
-        if not isinstance(saved, (list, tuple)) or len(saved) != len(own):
-            raise _mismatch(entry, f"must have {len(own)} entries", saved)
-        return type(own)(_like(f"{entry}[{index}]", *both) for index, both in enumerate(zip(saved, own, strict=True)))
-    if isinstance(own, Tensor) and entry.startswith("state"):
-        return _copy(entry, saved, own)
-    if isinstance(saved, Tensor) and saved.numel() == 1:  # an option may be a tensor
-        saved = saved.item()
-    if isinstance(own, (int, float, Tensor, type(None))) and not isinstance(own, bool):
-        is_number = isinstance(saved, (int, float)) and not isinstance(saved, bool) and math.isfinite(saved)
-        fits = is_number or own is saved is None
-    else:
-        fits = type(saved) is type(own)
-    if not fits:
-        raise _mismatch(entry, f"must be like {own!r}", saved)
-    return saved
-
-
-def _copy(entry: str, saved: Any, own: Tensor) -> Tensor:
-    """Copy a saved tensor into the optimizer's own."""
-    if own.dim() == 0 and own.is_floating_point() and isinstance(saved, Tensor) and saved.is_floating_point():
-        saved = saved.to(own.dtype)  # a step count, whose dtype is torch's default
-    if tensor_type(saved) != tensor_type(own):
-        raise _mismatch(entry, f"must be {tensor_type(own)}", tensor_type(saved))
-    with torch.no_grad():
-        return own.copy_(saved)
+def _fitted(number: int, saved: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the saved state of a parameter, its tensors copied into those that the optimizer makes."""
+    if saved.keys() != own.keys():
+        raise _mismatch(f"state[{number}]", f"must have the entries {list(own)}", list(saved))
+    fitted = dict(saved)
+    for name, value in own.items():
+        received = saved[name]
+        if isinstance(value, Tensor) and value.dim() == 0 and isinstance(received, Tensor):
+            received = received.to(value.dtype)  # a step count, whose dtype is torch's default
+        if tensor_type(received) != tensor_type(value):
+            raise _mismatch(f"state[{number}][{name!r}]", f"must be {tensor_type(value)}", tensor_type(received))
+        if isinstance(value, Tensor):
+            with torch.no_grad():
+                fitted[name] = value.copy_(received)
+    return fitted
 
 
 def _mismatch(entry: str, rule: str, received: object) -> ValueError:
-    text = " ".join((received if isinstance(received, str) else repr(received)).split())
     return ValueError(
-        f"trainer.pt does not fit the parameters and the optimizer: {entry} {rule}, but is {text[:80]}; restore it, "
+        f"trainer.pt does not fit the parameters and the optimizer: {entry} {rule}, but is {received}; restore it, "
         "resume with the model and optimizer of the run, or train again"
     )

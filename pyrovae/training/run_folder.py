@@ -231,14 +231,9 @@ class RunFolder:
         except ValueError:
             _temporary(self.path / MANIFEST).unlink()
             return
-        for name, digest in pending.items():
-            path = self.path_of(name)
-            file = open_regular(_temporary(path), follow=False)
-            if file is not None:
-                with file:
-                    is_whole = _hash(file.read()) == digest
-                if is_whole:
-                    os.replace(_temporary(path), path)
+        for path in map(self.path_of, changed):
+            if _temporary(path).exists():
+                os.replace(_temporary(path), path)
         os.replace(_temporary(self.path / MANIFEST), self.path / MANIFEST)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import pyro
 import safetensors
@@ -100,15 +99,6 @@ def _stored(params: Iterable[str]) -> dict[str, Tensor]:
     """Return the unconstrained values of the named ``pyro.param``."""
     stored = dict(pyro.get_param_store().named_parameters())
     return {name: stored[name] for name in params}
-
-
-def to_cpu(value: Any) -> Any:
-    """Return a nested state with all of its tensors on the CPU."""
-    if isinstance(value, dict):
-        return {name: to_cpu(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(map(to_cpu, value))
-    return value.cpu() if isinstance(value, Tensor) else value
 
 
 def to_bytes(values: Mapping[str, Tensor]) -> bytes:

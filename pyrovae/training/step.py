@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from pyrovae.training.program_tensors import ProgramTensors
 logger = logging.getLogger("pyrovae")
 
 MakeOptimizer = Callable[[list[Tensor]], torch.optim.Optimizer]
+Trace = tuple[Recording, list[bool]]  # of metrics and gradients; whether each trained tensor has a gradient
 
 REPEATS = 200  # eager steps on inputs of another shape than the first before these are traced too
 MOST_SHAPES = 4  # largest number of traced shapes
@@ -54,14 +55,22 @@ def build_optimizer(make: MakeOptimizer, parameters: list[Tensor]) -> torch.opti
     return optimizer
 
 
-class EagerStep:
+class Step:
     """Loss, gradients, clipping and update of one minibatch, without waiting for the device.
+
+    A traced step replays a trace of its loss and gradients; clipping and update are torch's. A replay reads data,
+    parameters, buffers, the weight of the KL and the number of steps. The loss is traced again if modules change their
+    mode, parameters are frozen, buffers are replaced or options of the objective change. Inputs of another shape, such
+    as a short last minibatch, run eagerly until they have come often. A loss that cannot be traced runs eagerly; a
+    trace that cannot be compiled is replayed uncompiled.
 
     Args:
         loss: loss of a minibatch.
         tensors: parameters and buffers of the programs.
         optimizer: optimizer of the trained ones.
         clip_norm: largest norm of the gradient of the loss per datum, or None.
+        traced: whether the loss is traced.
+        compiled: whether Inductor compiles the trace.
 
     """
 
@@ -72,48 +81,58 @@ class EagerStep:
         optimizer: torch.optim.Optimizer,
         *,
         clip_norm: float | None = None,
+        traced: bool = False,
+        compiled: bool = False,
     ) -> None:
         self.loss, self.tensors, self.optimizer, self.clip_norm = loss, tensors, optimizer, clip_norm
+        self.traced, self.compiled = traced, compiled
+        first = tensors.trained[0]
+        self._kl_weight = torch.ones((), dtype=first.dtype, device=first.device)
+        self._num_steps = torch.zeros((), dtype=torch.int64, device=first.device)
+        self._state: Hashable = None
+        self._traces: dict[Hashable, Trace] = {}
+        self._seen: dict[Hashable, int] = {}
 
-    def __call__(self, *inputs: Tensor, weight: float | None = None) -> Tensor:
+    def __call__(self, *inputs: Tensor, weight: float | None = None, eager: bool = False) -> Tensor:
         """Update the parameters once.
 
         Args:
             inputs: inputs of the loss.
             weight: share of the minibatch that this process has, if several processes train together.
+            eager: whether model and guide run even if the step is traced.
 
         Returns:
             Loss, reconstruction and KL per datum, ``(3,)``, nats, averaged over the processes.
 
         """
-        state = self.tensors.check()
+        objective, state = self.loss.objective, self.tensors.check()
+        self._clear_gradients()
         with torch.enable_grad():
-            metrics, gradients = self.compute_gradients(state, inputs)
-        metrics = self.apply_gradients(metrics, gradients, weight)
-        if isinstance(self.loss.objective, Objective):
-            self.loss.objective.step += 1
+            trace = self._find_trace((state, objective.fixed), inputs) if self.traced and not eager else None
+            if trace is None:
+                loss, metrics = self.loss(*inputs)
+                self.tensors.report_untrained(loss)
+                gradients = self._gradients(loss)
+            else:
+                metrics, gradients = self._replay(trace, inputs)
+        metrics = self._apply_gradients(metrics, gradients, weight)
+        if isinstance(objective, Objective):
+            objective.step += 1
         return metrics
 
-    def compute_gradients(self, state: Hashable, inputs: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor | None]]:
-        """Return the metrics and the gradients of the loss per datum, None for tensors that it does not depend on."""
-        self.clear_gradients()
-        loss, metrics = self.loss(*inputs)
-        self.tensors.report_untrained(loss)
-        return metrics, self._gradients(loss)
-
     def _gradients(self, loss: Tensor) -> list[Tensor | None]:
+        """Return the gradients of the loss per datum, None for tensors that it does not depend on."""
         thawed = [tensor for tensor in self.tensors.trained if tensor.requires_grad]
         gradients = iter(torch.autograd.grad(loss, thawed, allow_unused=True))
         return [next(gradients) if tensor.requires_grad else None for tensor in self.tensors.trained]
 
-    def clear_gradients(self) -> None:
+    def _clear_gradients(self) -> None:
         """Free the last gradients, so that the next ones can take their memory."""
         for parameter in self.tensors.trained:
             parameter.grad = None
 
-    def apply_gradients(self, metrics: Tensor, gradients: Iterable[Tensor | None], weight: float | None) -> Tensor:
+    def _apply_gradients(self, metrics: Tensor, gradients: list[Tensor | None], weight: float | None) -> Tensor:
         """Average gradients and metrics over processes, clip the gradients and update the parameters."""
-        gradients = list(gradients)
         if weight is not None:
             present = [gradient for gradient in gradients if gradient is not None]
             metrics, *summed = group().sum([tensor * weight for tensor in (metrics, *present)])
@@ -131,65 +150,17 @@ class EagerStep:
         self.optimizer.step()
         return metrics
 
-    def release(self) -> None:
-        """Free the memory that is kept between steps."""
-        self.clear_gradients()
-
-
-class TracedLoss(NamedTuple):
-    """Trace of loss and gradients for minibatches of one shape.
-
-    Attributes:
-        recording: returns the metrics, then the gradients.
-        has_gradient: whether each trained tensor has a gradient.
-
-    """
-
-    recording: Recording
-    has_gradient: list[bool]
-
-
-class TracedStep(EagerStep):
-    """A step that replays the trace of its loss and gradients; clipping and update are torch's.
-
-    A replay reads data, parameters, buffers, the weight of the KL and the number of steps. The loss is traced again if
-    modules change their mode, parameters are frozen, buffers are replaced or options of the objective change. Inputs of
-    another shape, such as a short last minibatch, run eagerly until they have come often. A loss that cannot be traced
-    runs eagerly; a trace that cannot be compiled is replayed uncompiled.
-
-    Args:
-        args: arguments of `EagerStep`.
-        compiled: whether Inductor compiles the trace.
-        options: options of `EagerStep`.
-
-    """
-
-    def __init__(self, *args: Any, compiled: bool, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.compiled, self.failed = compiled, False
-        first = self.tensors.trained[0]
-        self._kl_weight = torch.ones((), dtype=first.dtype, device=first.device)
-        self._num_steps = torch.zeros((), dtype=torch.int64, device=first.device)
-        self._state: Hashable = None
-        self._traces: dict[Hashable, TracedLoss] = {}
-        self._seen: dict[Hashable, int] = {}
-
-    def compute_gradients(self, state: Hashable, inputs: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor | None]]:
-        """Return the metrics and the gradients of the loss per datum, by a replay if there is a trace."""
-        objective = self.loss.objective
-        traced = None if self.failed else self._find_trace((state, getattr(objective, "fixed", None)), inputs)
-        if traced is None:
-            return super().compute_gradients(state, inputs)
-        if isinstance(objective, Objective):
-            self._kl_weight.fill_(objective.kl_weight())
-            self._num_steps.fill_(objective.step)
-        self.clear_gradients()
-        metrics, *gradients = traced.recording(*inputs)
+    def _replay(self, trace: Trace, inputs: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor | None]]:
+        """Return the metrics and the gradients of the loss per datum."""
+        recording, has_gradient = trace
+        self._kl_weight.fill_(self.loss.objective.kl_weight())
+        self._num_steps.fill_(self.loss.objective.step)
+        metrics, *gradients = recording(*inputs)
         present = iter(gradients)
         # a CUDA graph overwrites its results in the next replay
-        return metrics.clone(), [next(present) if has else None for has in traced.has_gradient]
+        return metrics.clone(), [next(present) if has else None for has in has_gradient]
 
-    def _find_trace(self, state: Hashable, inputs: tuple[Tensor, ...]) -> TracedLoss | None:
+    def _find_trace(self, state: Hashable, inputs: tuple[Tensor, ...]) -> Trace | None:
         """Return the trace for inputs of this shape, or None if they run eagerly."""
         if state != self._state:
             self._state, self._traces, self._seen = state, {}, {}
@@ -202,12 +173,12 @@ class TracedStep(EagerStep):
             try:
                 self._traces[layout] = self.trace(inputs)
             except NotRecordableError as error:
-                self.failed = True
+                self.traced = False
                 logger.warning("the step is run eagerly: %s", error)
                 return None
         return self._traces[layout]
 
-    def trace(self, inputs: tuple[Tensor, ...]) -> TracedLoss:
+    def trace(self, inputs: tuple[Tensor, ...]) -> Trace:
         """Trace loss and gradients for inputs of a shape, and compile them.
 
         Raises:
@@ -237,14 +208,11 @@ class TracedStep(EagerStep):
             recording.capture_kernels(inputs)
         except NotRecordableError as error:
             logger.warning("the kernels of the step are not captured in a CUDA graph: %s", error)
-        return TracedLoss(recording, has_gradient)
+        return recording, has_gradient
 
     @contextmanager
     def _numbers_as_tensors(self) -> Iterator[None]:
         """Replace the weight of the KL and the number of steps of the objective by tensors inside the block."""
-        if not isinstance(self.loss.objective, Objective):
-            yield
-            return
         objective: Any = self.loss.objective
         number, objective.step, objective.kl_weight = objective.step, self._num_steps, lambda: self._kl_weight
         try:
@@ -254,8 +222,8 @@ class TracedStep(EagerStep):
             del objective.kl_weight
 
     def release(self) -> None:
-        """Free the memory that is kept between steps, and the traces, which hold the data."""
-        super().release()
+        """Free the gradients, and the traces, which hold the data."""
+        self._clear_gradients()
         self._traces = {}
 
 
@@ -267,7 +235,7 @@ def make_step(
     clip_norm: float | None = None,
     engine: str = "captured",
     num_steps: int = 0,
-) -> EagerStep:
+) -> Step:
     """Return the step of an engine.
 
     Args:
@@ -282,7 +250,9 @@ def make_step(
     """
     device, auto = tensors.trained[0].device.type, engine == "auto"
     traced_from = GRAPHED_FROM if device == "cuda" else TRACED_FROM
-    if engine == "eager" or device not in ("cpu", "cuda") or (auto and num_steps < traced_from):
-        return EagerStep(loss, tensors, optimizer, clip_norm=clip_norm)
+    traced = engine != "eager" and device in ("cpu", "cuda") and (not auto or num_steps >= traced_from)
+    if traced and not isinstance(loss.objective, Objective):
+        traced = False
+        logger.warning("the step is run eagerly: %s is no objective of pyrovae", type(loss.objective).__name__)
     compiled = not auto or (num_steps >= COMPILED_FROM and (device == "cuda" or has_compiler()))
-    return TracedStep(loss, tensors, optimizer, clip_norm=clip_norm, compiled=compiled)
+    return Step(loss, tensors, optimizer, clip_norm=clip_norm, traced=traced, compiled=compiled)

@@ -1,0 +1,211 @@
+"""Files that are written completely or not at all, without following links, and locks between processes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+import socket
+import stat
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import psutil
+
+try:
+    import fcntl
+except ImportError:  # on Windows, whose locks are records of their holders
+    fcntl = None  # type: ignore[assignment]
+
+NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows lacks these two flags, and has the third
+NO_WAIT = getattr(os, "O_NONBLOCK", 0)
+BINARY = getattr(os, "O_BINARY", 0)
+SECONDS_BETWEEN_TRIES = 0.01  # to get a lock
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Write a file under a temporary name inside the block, and rename it at the end.
+
+    Raises:
+        OSError: if the file cannot be written, or the path is a link, a device or a folder.
+
+    """
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise OSError(errno.EEXIST, "it is a link, a device or a folder")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.new")
+    file = temporary.open("xb")
+    try:
+        with file:
+            yield file
+            _sync(file)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def write_new(contents: Mapping[Path, bytes]) -> None:
+    """Write new files, in place of files of a killed process or of links.
+
+    Raises:
+        OSError: if a file cannot be written; then all of them are removed.
+
+    """
+    try:
+        with ExitStack() as stack:
+            files = []
+            for path, content in contents.items():
+                path.unlink(missing_ok=True)
+                files.append(stack.enter_context(path.open("xb")))  # this mode does not follow a link
+                files[-1].write(content)
+            for file in files:  # after all writes, which takes less time
+                _sync(file)
+    except BaseException:
+        for path in contents:
+            with suppress(OSError):
+                path.unlink()
+        raise
+
+
+def _sync(file: BinaryIO) -> None:
+    """Wait until the content of a file is on the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def open_regular(path: Path, *, follow: bool) -> BinaryIO | None:
+    """Open a regular file for reading; return None if that is impossible.
+
+    Args:
+        path: of the file.
+        follow: whether the path may be a link.
+
+    """
+    try:
+        file = os.fdopen(os.open(path, os.O_RDONLY | BINARY | NO_WAIT | (0 if follow else NO_FOLLOW)), "rb")
+    except OSError:
+        return None
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    return None
+
+
+@contextmanager
+def locked(path: Path, work: str, *, patience: float = 0.0) -> Iterator[None]:
+    """Hold a lock inside the block: a file that names its holder and is locked by the kernel.
+
+    The file is removed at the end. The file of a killed process is not locked and is taken over. If the folder cannot
+    be written, the block runs without a lock.
+
+    Args:
+        path: of the file.
+        work: done under the lock, as in "the run X is being trained".
+        patience: seconds to wait for another holder.
+
+    Raises:
+        ValueError: if another process or thread holds the lock, or the path is a link or not a regular file.
+
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            file = _acquire(path)
+            break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                holder = _read_holder(path)
+                name = f"the process {holder['process']} on the host {holder['host']}" if holder else "another process"
+                raise ValueError(f"{work} by {name}; wait until it has ended, or stop it") from None
+            time.sleep(SECONDS_BETWEEN_TRIES)
+    try:
+        yield
+    finally:
+        if file is not None:
+            with suppress(OSError):
+                path.unlink()  # before the release, which lets another process make its own file
+            os.close(file)
+
+
+def _acquire(path: Path) -> int | None:
+    """Return the descriptor of the locked file, None if no file can be made.
+
+    Raises:
+        BlockingIOError: if another process or thread holds the lock.
+        ValueError: if the path is a link or not a regular file.
+
+    """
+    invalid = ValueError(f"{path} must be a lock file of its own, but is a link or not a regular file; remove it")
+    while True:
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT | NO_FOLLOW | NO_WAIT, 0o666)
+        except OSError:
+            if path.is_symlink() or (path.exists() and not path.is_file()):
+                raise invalid from None
+            return None
+        try:
+            status = os.fstat(file)
+            if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+                raise invalid
+            _lock(file, path)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(status, path.lstat()):  # otherwise its last holder has removed it meanwhile
+                    with suppress(OSError):  # on a full disk the lock holds without a name
+                        os.ftruncate(file, 0)
+                        os.write(file, json.dumps(_own_record()).encode())
+                    return file
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)
+
+
+def _lock(file: int, path: Path) -> None:
+    """Lock an open file.
+
+    Raises:
+        BlockingIOError: if another process or thread holds the lock.
+
+    """
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+    except BlockingIOError:
+        raise
+    except OSError:  # a file system without locks
+        pass
+    if _is_running(_read_holder(path)):
+        raise BlockingIOError
+
+
+def _own_record() -> dict[str, Any]:
+    return {"process": os.getpid(), "host": socket.gethostname(), "started": psutil.Process().create_time()}
+
+
+def _read_holder(path: Path) -> dict[str, Any]:
+    """Return the record of the holder of a lock; an empty dictionary if it cannot be read."""
+    try:
+        holder = json.loads(path.read_text())
+        return {name: holder[name] for name in ("process", "host", "started")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _is_running(holder: dict[str, Any]) -> bool:
+    """Return whether a holder still runs; a process on another host counts as running."""
+    if not holder or holder == _own_record():
+        return False
+    if holder["host"] != socket.gethostname():
+        return True
+    try:
+        return psutil.Process(holder["process"]).create_time() == holder["started"]
+    except (psutil.Error, TypeError, ValueError):
+        return False

@@ -17,6 +17,7 @@ from types import FrameType, ModuleType
 from typing import Any
 
 import torch
+from conftest import make_vae
 
 import pyrovae
 
@@ -123,15 +124,7 @@ def cost_of_evaluate() -> tuple[int, int, int]:
     the files of these functions.
     """
     data = pyrovae.data.digits().for_form("binary")
-    likelihood = pyrovae.likelihoods.Bernoulli(data.x_shape)
-    posterior = pyrovae.posteriors.DiagonalNormal(2)
-    vae = pyrovae.VAE(
-        prior=pyrovae.priors.StandardNormal(2),
-        decoder=pyrovae.networks.MLPDecoder(2, likelihood.param_shape, hidden=(8,)),
-        likelihood=likelihood,
-        encoder=pyrovae.networks.MLPEncoder(data.x_shape, posterior.param_shape, hidden=(8,)),
-        posterior=posterior,
-    )
+    vae = make_vae(2)
     runs = 0
     running = False
     before_particles = 0

@@ -59,10 +59,13 @@ def test_commands_of_the_readme_are_those_of_the_makefile() -> None:
     assert "make test" in (ROOT / ".ci" / "run").read_text()
 
 
+def examples_of(docstring: str | None) -> str:
+    return "\n".join(re.findall(r"^\s*(?:>>>|\.\.\.) ?(.*)$", docstring or "", re.M))
+
+
 def test_the_map_of_the_package_runs() -> None:
     torch.set_default_dtype(torch.float32)
-    lines = re.findall(r"^(?:>>>|\.\.\.) ?(.*)$", pyrovae.__doc__ or "", re.M)
-    code = "\n".join(lines).replace("vae.guide, data)", "vae.guide, data.test.first(20))")
+    code = examples_of(pyrovae.__doc__).replace("vae.guide, data)", "vae.guide, data.test.first(20))")
     code = code.replace("pyrovae.fit(vae.model, vae.guide, data.test.first(20))", "None")
     names: dict[str, object] = {}
     exec(compile(code, "pyrovae", "exec"), names)
@@ -71,7 +74,7 @@ def test_the_map_of_the_package_runs() -> None:
 
 def test_docstring_example_of_the_vae() -> None:
     torch.set_default_dtype(torch.float32)
-    lines = re.findall(r"^\s*(?:>>>|\.\.\.) ?(.*)$", pyrovae.VAE.__doc__ or "", re.M)
     names = {"VAE": pyrovae.VAE, "likelihoods": likelihoods, "posteriors": posteriors, "priors": priors}
-    exec(compile("\n".join(lines[:-1]), "VAE", "exec"), names | {"networks": networks}, names)
-    assert eval(lines[-1], names) == torch.Size([3, 1, 8, 8])
+    *lines, last = examples_of(pyrovae.VAE.__doc__).splitlines()
+    exec(compile("\n".join(lines), "VAE", "exec"), names | {"networks": networks}, names)
+    assert eval(last, names) == torch.Size([3, 1, 8, 8])

@@ -31,25 +31,16 @@ def test_example(
     out = capsys.readouterr().out
     assert "L_50 " in out
     assert "nats per datum" in out
-    assert path.read_text().splitlines()[2].split()[:2] == ["python", f"examples/{path.name}"], (
-        "the command comes first"
-    )
+    assert path.read_text().splitlines()[2].split()[:2] == ["python", f"examples/{path.name}"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.name)
 def test_benchmark(path: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(path), "--smoke"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    command, environment = [sys.executable, str(path), "--smoke"], os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith("| ")]
     assert len(rows) > 1, "a benchmark prints a table of a header and its rows"
     assert all(float(row[-2]) > 0 for row in rows[1:]), "a row ends with a ratio"
-    command = path.read_text().splitlines()[2].split()[:2]
-    assert command == ["python", f"examples/benchmarks/{path.name}"], "the command comes first"
+    assert path.read_text().splitlines()[2].split()[:2] == ["python", f"examples/benchmarks/{path.name}"]

@@ -102,19 +102,14 @@ def test_the_log_variance_is_not_clamped() -> None:
 
 def test_images_modules_partials_and_any_batch_axes() -> None:
     encoder, decoder = Images(), nn.Linear(LATENT, PIXELS)
-    shape = {"latent_dim": LATENT, "x_shape": SHAPE}
-    vae = VAE.from_torch(encoder, decoder, **shape)
+    vae = VAE.from_torch(encoder, decoder, latent_dim=LATENT, x_shape=SHAPE)
     x = binary(6).reshape(2, 3, *SHAPE)
-    mean = torch.stack([encoder(row)[0] for row in x])
-    torch.testing.assert_close(vae.encode(x).mean, mean)
+    torch.testing.assert_close(vae.encode(x).mean, torch.stack([encoder(row)[0] for row in x]))
     assert vae.decode(torch.zeros(2, 3, LATENT)).event_shape == SHAPE
     assert {id(p) for p in vae.parameters()} == {id(p) for p in (*encoder.parameters(), *decoder.parameters())}
-    half = functools.partial(Plain.encode, Plain())
-    with pytest.raises(TypeError, match="encode is neither a module nor the method of one"):
-        VAE.from_torch(half, decoder, **shape, flat=True)
     net = Plain()
-    bound = VAE.from_torch(functools.partial(net.encode), functools.partial(net.decode), **shape, flat=True)
-    assert len(list(bound.parameters())) == len(list(net.parameters()))
+    partial = VAE.from_torch(functools.partial(net.encode), functools.partial(net.decode), latent_dim=3, x_shape=SHAPE)
+    assert len(list(partial.parameters())) == len(list(net.parameters()))
 
 
 @pytest.mark.parametrize("shape", [(PIXELS,), SHAPE, (*SHAPE, 1)])
@@ -189,23 +184,18 @@ def test_probabilities_in_place_of_logits_are_refused() -> None:
         scored(constant([0.1, 0.2]), probabilities=True, likelihood=likelihoods.Gaussian((2,)))
 
 
-SHAPES = r"each of shape \(B, 3\), but returned "
-
-
 @pytest.mark.parametrize(
-    ("encode", "options", "words"),
+    ("encode", "flat", "words"),
     [
-        (lambda x: x, {}, SHAPES + r"a tensor of shape \(5, 1, 4, 4\) for x of shape \(5, 1, 4, 4\)"),
-        (lambda x: (x[:, 0, 0, :3],), {}, SHAPES + r"1 values \(a tensor of shape \(5, 3\)\)"),
-        (lambda x: (x[..., :3], x[..., :3]), {}, SHAPES + r"2 values .* or say flat=True if it takes rows"),
-        (lambda x: (x[:, :3], None), {"flat": True}, SHAPES + r"2 values \(a tensor of shape \(5, 3\), a NoneType\)"),
+        (lambda x: x, False, r"a tensor of shape \(5, 1, 4, 4\) for x of shape \(5, 1, 4, 4\)"),
+        (lambda x: (x[:, 0, 0, :3],), False, r"1 values \(a tensor of shape \(5, 3\)\)"),
+        (lambda x: (x[..., :3], x[..., :3]), False, r"2 values .* or say flat=True if it takes rows"),
+        (lambda x: (x[:, :3], None), True, r"2 values \(a tensor of shape \(5, 3\), a NoneType\)"),
     ],
 )
-def test_invalid_outputs_of_encode_are_refused(
-    encode: Callable[[Tensor], Any], options: dict[str, Any], words: str
-) -> None:
-    vae = VAE.from_torch(encode, nn.Linear(3, 16), latent_dim=3, x_shape=SHAPE, modules=[], **options)
-    with pytest.raises(ValueError, match=words):
+def test_invalid_outputs_of_encode_are_refused(encode: Callable[[Tensor], Any], words: str, *, flat: bool) -> None:
+    vae = VAE.from_torch(encode, nn.Linear(3, 16), latent_dim=3, x_shape=SHAPE, modules=[], flat=flat)
+    with pytest.raises(ValueError, match=r"each of shape \(B, 3\), but returned " + words):
         vae.encode(binary(5))
 
 
@@ -224,24 +214,24 @@ def test_an_error_names_flat_if_it_would_help() -> None:
         VAE.from_torch(broken, net, latent_dim=LATENT, x_shape=SHAPE, modules=[]).encode(binary(5))
 
 
+ONE = r"a tensor of shape \(B, 1, 4, 4\) or \(B, 16\), but returned "
+TWO = r"2 tensors, each of shape \(B, 1, 4, 4\) or \(B, 16\), but returned "
+
+
 @pytest.mark.parametrize(
-    ("returned", "words"),
+    ("decode", "likelihood", "words"),
     [
-        (
-            lambda z: z,
-            r"returns a tensor of shape \(B, 1, 4, 4\) or \(B, 16\), but returned a tensor of shape \(2, 3\)",
-        ),
-        (lambda z: (z.new_ones(2, 16),) * 2, r"but returned 2 values \(a tensor of shape \(2, 16\), a tensor"),
-        (lambda z: dist.Normal(z, 1.0), r"but returned a Normal for z of shape \(2, 3\)"),
+        (lambda z: z, likelihoods.Bernoulli, ONE + r"a tensor of shape \(2, 3\)"),
+        (lambda z: (z.new_ones(2, 16),) * 2, likelihoods.Bernoulli, ONE + r"2 values \(a tensor of shape \(2, 16\)"),
+        (lambda z: dist.Normal(z, 1.0), likelihoods.Bernoulli, ONE + r"a Normal for z of shape \(2, 3\)"),
+        (lambda z: z.new_ones(2, 16), likelihoods.HeteroscedasticGaussian, TWO + r"a tensor of shape \(2, 16\)"),
     ],
 )
-def test_invalid_outputs_of_decode_are_refused(returned: Callable[[Tensor], Any], words: str) -> None:
-    vae = VAE.from_torch(Images(), returned, latent_dim=3, x_shape=SHAPE, modules=[])
-    with pytest.raises(ValueError, match=words):
-        vae.decode(torch.zeros(2, 3))
-    two = likelihoods.HeteroscedasticGaussian(SHAPE)
-    vae = VAE.from_torch(Images(), nn.Linear(3, 16), latent_dim=3, x_shape=SHAPE, likelihood=two)
-    with pytest.raises(ValueError, match=r"decode returns 2 tensors, each of shape \(B, 1, 4, 4\) or \(B, 16\)"):
+def test_invalid_outputs_of_decode_are_refused(
+    decode: Callable[[Tensor], Any], likelihood: Callable[..., likelihoods.Likelihood], words: str
+) -> None:
+    vae = VAE.from_torch(Images(), decode, latent_dim=3, x_shape=SHAPE, likelihood=likelihood(SHAPE), modules=[])
+    with pytest.raises(ValueError, match=f"decode returns {words}"):
         vae.decode(torch.zeros(2, 3))
 
 

@@ -1,6 +1,6 @@
 """Combinations of parts in a model whose log p(x) is known by quadrature.
 
-A dozen random combinations run by default; every prior with every posterior, and every likelihood, are slow.
+Eight random combinations run by default; every prior with every posterior, and every likelihood, are slow.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from torch import Tensor, nn
 
 from pyrovae import Training, evaluate, fit, likelihoods, load, networks, posteriors, priors
@@ -51,7 +50,7 @@ POSTERIORS: dict[str, Callable[[], Posterior]] = {
     "LowRankNormal": lambda: posteriors.LowRankNormal(2, rank=1),
 }
 EVERY = sorted(itertools.product(LIKELIHOODS, PRIORS, POSTERIORS))
-DOZEN = random.Random(0).sample(EVERY, 12)
+SAMPLE = random.Random(0).sample(EVERY, 8)
 SLOW = [(name, "StandardNormal", "DiagonalNormal") for name in LIKELIHOODS]
 SLOW += itertools.product(("Bernoulli", "Gaussian"), PRIORS, POSTERIORS)
 
@@ -73,13 +72,12 @@ def test_every_part_is_combined() -> None:
         assert set(menu) == set(room.__all__) - set(base.split())
 
 
-@pytest.mark.parametrize("names", DOZEN, ids="-".join)
+@pytest.mark.parametrize("names", SAMPLE, ids="-".join)
 def test_bounds_gradients_and_run_folder(names: tuple[str, str, str], tmp_path: Path) -> None:
     vae = make(*names)
     x = vae.generate(6, seed=1)
     check_order(evaluate(vae.model, vae.guide, x, ks=(1, 5, 500), show_progress=False), log_evidence(vae, x))
-    with torch.enable_grad():
-        ELBO().differentiable_loss(vae.model, vae.guide, x).backward()
+    ELBO().differentiable_loss(vae.model, vae.guide, x).backward()
     for name, parameter in vae.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
@@ -94,7 +92,7 @@ def test_bounds_gradients_and_run_folder(names: tuple[str, str, str], tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("names", sorted({*SLOW, *DOZEN}), ids="-".join)
+@pytest.mark.parametrize("names", sorted({*SLOW, *SAMPLE}), ids="-".join)
 def test_bounds_reach_log_evidence_after_a_fit_of_the_guide(names: tuple[str, str, str]) -> None:
     vae = make(*names)
     x = vae.generate(6, seed=1)

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from pyrovae import data, likelihoods
 from pyrovae.data import Data, transforms
 from pyrovae.data.arrays import from_splits
-from pyrovae.data.loader import Loader, Source
-from pyrovae.data.prefetch import IN_USE, gather_ahead
+from pyrovae.data.loader import IN_USE, Loader, Source, gather_ahead
 from pyrovae.objectives import IWAE
 from pyrovae.results import History
 from pyrovae.runtime import memory

@@ -76,12 +76,7 @@ def run_data(run: Run, options: dict[str, Any]) -> Data:
 
 
 def saved_options(config: dict[str, Any], folder: object) -> dict[str, Any]:
-    """Return the options with which a run was made.
-
-    Raises:
-        ValueError: if the run was not made on the command line.
-
-    """
+    """Return the options with which a run was made; raise a ValueError if it was not made on the command line."""
     if not config["command"]:
         raise ValueError(
             f"the run {folder} was made with data of your own, not on the command line; name the data with --data"

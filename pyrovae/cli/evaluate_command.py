@@ -27,7 +27,6 @@ from pyrovae.training import Run
 from pyrovae.training.config import ENGINES, choose_device
 
 CHECKS = Checks.__dataclass_fields__
-MAX_NAME_BYTES = 200  # length of the name of a report; file systems allow 255
 NAMED = {  # word in the name of a report, for each option that changes the evaluation
     "data": "{}",
     "data.transform": "{}",
@@ -135,12 +134,7 @@ def _evaluate(options: dict[str, Any], processes: Group, locks: ExitStack) -> No
 
 
 def _show_finished(run: Run, split: Split, checks: Checks | None, options: Mapping[str, Any]) -> bool:
-    """Print the evaluation if a report of it exists, and return whether one does.
-
-    Raises:
-        ValueError: if the report of that name is one of another evaluation.
-
-    """
+    """Print the evaluation if a report of it exists, and return whether one does."""
     if options["overwrite"]:
         return False
     requested = {
@@ -173,15 +167,11 @@ def _name(defaults: Mapping[str, Any], options: Mapping[str, Any]) -> str:
         if value != defaults[option] and (checked or option not in CHECKS):
             value = Path(value).stem if option == "data" else value
             words.append(text.format("-".join(map(str, value)) if isinstance(value, list) else value))
-    name = file_name("-".join([*words, *([] if checked else ["no-checks"])]))
-    return name if len(name.encode()) <= MAX_NAME_BYTES else f"{name[: MAX_NAME_BYTES // 4]}-{_digest(name)}"
+    return file_name("-".join([*words, *([] if checked else ["no-checks"])]))
 
 
 def _journal_path(run: Run, options: Mapping[str, Any]) -> Path:
     """Return the path of the progress file, which differs between sets of options."""
     command = repr([options[name] for name in (*NAMED, "data.root", "batch_size", "device", "engine")])
-    return run.folder.path_of(f"{options['report']}/unfinished-{_digest(command)}.safetensors")
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    digest = hashlib.sha256(command.encode()).hexdigest()[:8]
+    return run.folder.path_of(f"{options['report']}/unfinished-{digest}.safetensors")

@@ -54,16 +54,7 @@ class Parser(argparse.ArgumentParser):
         print_text(self.format_help())
 
     def add(self, group: Any, name: str, text: str, *, default: Any = None, **settings: Any) -> None:
-        """Add an option to a group of options.
-
-        Args:
-            group: of the parser.
-            name: without dashes.
-            text: help, to which the default is added.
-            default: of the option; an integer sets its type too.
-            settings: further arguments of ``add_argument``.
-
-        """
+        """Add an option to a group; the help ends with the default, and an integer as default sets the type too."""
         if "action" not in settings:
             settings.setdefault("type", int if isinstance(default, int) else None)
             if "choices" not in settings:
@@ -80,15 +71,10 @@ class Parser(argparse.ArgumentParser):
     def add_part(
         self, role: str, menu: Mapping[str, type], default: str, *, base: type, hidden: Sequence[str] = ()
     ) -> None:
-        """Add the menu of a role, and the options of its classes as ``--role.option``.
+        """Add the menu of a role such as "prior", and the options of its classes as ``--role.option``.
 
-        Args:
-            role: such as "prior".
-            menu: the classes by name.
-            default: name of one of them.
-            base: class from which a class of the user, named by its import path, must derive.
-            hidden: arguments of constructors that are not offered as options.
-
+        A class of the user, named by its import path, must derive from ``base``. The ``hidden`` arguments of
+        constructors are not offered as options.
         """
         group = self.add_argument_group(role)
         lines = "".join(f"{name}: {summary(part)}\n" for name, part in menu.items())
@@ -126,14 +112,7 @@ class Parser(argparse.ArgumentParser):
     def options(self, argv: Sequence[str], saved: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the options by name; print them and exit if ``--print_config`` is given.
 
-        Args:
-            argv: words of the command line.
-            saved: options of a run, which the command line and ``--config`` override.
-
-        Raises:
-            ValueError: if an option is unknown (the text names the nearest) or the chosen class does not have it, or a
-                file cannot be read.
-
+        The command line overrides the file of ``--config``, which overrides the ``saved`` options of a run.
         """
         if not self.roles and {"--help", "-h"} & set(argv):  # help needs no RUN
             self.print_help()
@@ -166,12 +145,7 @@ class Parser(argparse.ArgumentParser):
         return {name: value for name, value in options.items() if name in savable}
 
     def chosen(self, role: str, options: Mapping[str, Any]) -> tuple[type[Any], dict[str, Any]]:
-        """Return the class that was chosen for a role, and its options that were given.
-
-        Raises:
-            ValueError: if there is no such class, or an option belongs to another class or has the wrong type.
-
-        """
+        """Return the class that was chosen for a role, and its options that were given."""
         known, name = self.roles[role], options[role]
         if name not in known.menu:
             near = difflib.get_close_matches(name, known.menu, n=1)

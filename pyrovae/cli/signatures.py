@@ -21,22 +21,13 @@ METAVARS = {int: "N", float: "NUMBER", bool: "true|false", str: "NAME"}  # by ty
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """Option for a keyword argument of a constructor, or for a field of a dataclass.
+    """Option for a keyword argument of a constructor, or for a field of a dataclass."""
 
-    Attributes:
-        base: int, float, bool or str; the type of one item if the option is a list.
-        is_list: whether the option takes several words.
-        is_optional: whether the word ``none`` stands for None.
-        default: of the argument.
-        text: help, with the default.
-
-    """
-
-    base: type
+    base: type  # int, float, bool or str; the type of one item if the option is a list
     is_list: bool
-    is_optional: bool
+    is_optional: bool  # the word "none" stands for None
     default: Any
-    text: str
+    text: str  # help, with the default
 
     @property
     def metavar(self) -> str:
@@ -59,12 +50,7 @@ class Option:
         return convert
 
     def value(self, name: str, words: Sequence[Any]) -> Any:
-        """Return the value for some words.
-
-        Raises:
-            ValueError: if a word has the wrong type, or the option is not a list and receives several words.
-
-        """
+        """Return the value for some words; raise a ValueError if their type or number is wrong."""
         try:
             values = tuple(map(self.converter(), map(str, words)))
             if self.is_list:
@@ -145,25 +131,13 @@ def classes(room: ModuleType, base: type = object) -> dict[str, type[Any]]:
 
 
 def make(part: type[Any], arguments: Mapping[str, Any], context: Mapping[str, Any]) -> Any:
-    """Make a part from its options, and from the values in ``context`` that its constructor has arguments for.
-
-    Args:
-        part: the class.
-        arguments: options that were given.
-        context: values by argument name, such as ``latent_dim`` and ``x_shape``.
-
-    """
+    """Make a part from its options, and from the values in ``context`` that its constructor has arguments for."""
     accepted = inspect.signature(part).parameters
     return part(**{name: value for name, value in context.items() if name in accepted}, **arguments)
 
 
 def import_part(role: str, path: str, base: type) -> type:
-    """Import a class of the user; the working directory is searched too.
-
-    Raises:
-        ValueError: if the import fails, or the class does not derive from ``base`` or lacks an attribute of it.
-
-    """
+    """Import a class of the user that derives from ``base``; the working directory is searched too."""
     module, _, name = path.rpartition(".")
     allow_working_directory()
     try:

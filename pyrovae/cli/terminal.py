@@ -40,12 +40,7 @@ def file_name(text: str) -> str:
 
 @contextmanager
 def writing(path: Path, option: str) -> Iterator[BinaryIO]:
-    """Write the file of an option inside the block; it is replaced as a whole at the end.
-
-    Raises:
-        ValueError: if the file cannot be written; the text names the option.
-
-    """
+    """Write the file of an option inside the block; it is replaced as a whole at the end."""
     try:
         with replacing(path) as file:
             yield file

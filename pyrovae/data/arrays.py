@@ -69,15 +69,9 @@ def from_arrays(
 def from_splits(*parts: tuple[Array, Array | None], name: str, levels: int | None = None, seed: int = 0) -> Data:
     """Make data of three given parts: train, validation and test.
 
-    They are stored as by `from_arrays`, integers in one dtype and with one number of levels. Bytes, and floats of
-    torch's default dtype, stay in their file if they are mapped from it with ``np.load(path, mmap_mode="c")``.
-
-    Args:
-        parts: x, ``(N, *x_shape)``, and labels, ``(N,)``, or None, of each part.
-        name: of the data.
-        levels: number of values an integer can take, as in `from_arrays`.
-        seed: of the noise of `Split.fixed`.
-
+    Each part is x, ``(N, *x_shape)``, and labels, ``(N,)`` or None, stored as by `from_arrays`, integers in one dtype
+    and with one number of levels. Bytes, and floats of torch's default dtype, stay in their file if they are mapped
+    from it with ``np.load(path, mmap_mode="c")``.
     """
     stored = [store(x, levels=levels) for x, _ in parts]
     numbers = [number for _, number in stored]

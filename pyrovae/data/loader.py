@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +17,8 @@ from pyrovae.data.transforms import Identity
 FIRST = 2**16  # elements whose values are counted
 MOST_LEVELS = 256  # largest number of distinct values of discrete data
 REPETITIONS, FREQUENT = 5, 0.8  # occurrences of a frequent value, and the share of discrete values that are frequent
+AHEAD = 4  # minibatches gathered before their use
+IN_USE = 4  # steps of a CUDA device that may be launched but unfinished
 
 Source = Split | Tensor | tuple[Tensor, ...]
 
@@ -141,3 +146,36 @@ class Loader:
     def hash(self) -> str:
         """Return the fingerprint of `fixed`."""
         return fingerprint(*self.fixed())
+
+
+def gather_ahead(
+    tensors: Sequence[Tensor], batches: Sequence[Tensor], device: torch.device
+) -> Generator[tuple[Tensor, ...], None, None]:
+    """Yield rows of CPU tensors ``(N, ...)``, such as memory-mapped ones, on a device, gathered by a thread.
+
+    Each batch holds row numbers ``(B,)``. On a CUDA device the copy does not make the host wait. The thread ends with
+    the generator, also if that is closed early; an error in the thread is raised here.
+    """
+    tensors, on_cuda = [tensor.detach() for tensor in tensors], device.type == "cuda"
+
+    def gather(rows: Tensor) -> list[Tensor]:
+        gathered = [tensor[rows] for tensor in tensors]
+        return [tensor.pin_memory() for tensor in gathered] if on_cuda else gathered
+
+    remaining = iter(batches)
+    launched: deque[torch.cuda.Event] = deque()
+    with ThreadPoolExecutor(1, thread_name_prefix="pyrovae prefetch") as pool:
+        waiting: deque[Future[list[Tensor]]] = deque()
+        try:
+            for _ in batches:
+                while len(waiting) < AHEAD and (rows := next(remaining, None)) is not None:
+                    waiting.append(pool.submit(gather, rows))
+                yield tuple(tensor.to(device, non_blocking=True) for tensor in waiting.popleft().result())
+                if on_cuda:  # bound the memory of minibatches that the device has not reached
+                    launched.append(torch.cuda.Event())
+                    launched[-1].record(torch.cuda.current_stream(device))
+                    if len(launched) > IN_USE:
+                        launched.popleft().synchronize()
+        finally:
+            for future in waiting:
+                future.cancel()

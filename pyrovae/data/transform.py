@@ -81,18 +81,12 @@ def float_dtype(stored: Tensor) -> torch.dtype:
 
 
 def level_count(stored: Tensor, *, levels: int | None) -> int:
-    """Return the number of values an integer can take, two for booleans.
-
-    Raises:
-        ValueError: if it is unknown or below two.
-
-    """
+    """Return the number of values an integer can take, two for booleans; raise a ValueError if it is unknown."""
     levels = 2 if levels is None and stored.dtype == torch.bool else levels
     if levels is None or levels < 2:
         raise ValueError(
-            f"integers need a number of levels, two or more, but levels is {levels}; bytes have levels=256. State "
-            "it when the data are loaded (levels=, on the command line --data.levels), or score counts by a likelihood "
-            "of counts, such as Poisson"
+            f"integers need a number of levels, two or more, but levels is {levels}; load the data with levels= "
+            "(--data.levels), bytes with levels=256, or score counts by a likelihood of counts, such as Poisson"
         )
     return levels
 

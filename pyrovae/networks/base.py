@@ -28,15 +28,11 @@ class Network(Described, nn.Module, ABC):
 
     def __init__(self, out_shape: Sequence[int], covariate_dim: int) -> None:
         super().__init__()
-        if not out_shape or min(out_shape) < 1:
+        if not out_shape or min(out_shape) < 1 or covariate_dim < 0:
             raise ValueError(
-                f"the {self._role} emits one number or more per datum, but received out_shape={tuple(out_shape)}; "
-                f"build it with out_shape={self._part}.param_shape"
-            )
-        if covariate_dim < 0:
-            raise ValueError(
-                f"a {self._role} takes 0 covariates or more, but received covariate_dim={covariate_dim}; give their "
-                "number"
+                f"the {self._role} emits one number or more per datum and takes 0 covariates or more, but received "
+                f"out_shape={tuple(out_shape)} and covariate_dim={covariate_dim}; build it with "
+                f"out_shape={self._part}.param_shape"
             )
         self.out_shape, self.covariate_dim = tuple(out_shape), covariate_dim
 
@@ -206,15 +202,13 @@ def fold(net: Callable[..., Tensor], inputs: Sequence[Tensor], event_dims: Seque
 
     Batch axes are broadcast against each other. An axis along which every input is expanded, such as the particles of
     ``x.expand(K, B, ...)``, is run once and the output expanded, so that the work is not done K times and batch
-    normalization sees each datum once. The output shares memory along the axis: do not write into it.
+    normalization sees each datum once. The output ``(*batch, *out)`` shares memory along the axis, so do not write
+    into it.
 
     Args:
         net: maps ``(N, *event)`` of each input to ``(N, *out)``.
         inputs: ``(*batch, *event)`` each, with batch axes that broadcast.
         event_dims: number of event axes of each input.
-
-    Returns:
-        ``(*batch, *out)``
 
     """
     if len(inputs) == 1 and inputs[0].ndim == event_dims[0] + 1 and inputs[0].stride(0):  # fast path

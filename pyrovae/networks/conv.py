@@ -129,12 +129,7 @@ def convolution(before: int, after: int, *, stride: int = 1, size: int = 3, bias
 
 
 def image_shape(x_shape: Sequence[int], network: object) -> tuple[int, int, int]:
-    """Return ``(C, H, W)`` of images of this shape or of shape ``(H, W)``.
-
-    Raises:
-        ValueError: if it is not the shape of an image, or smaller than 4 x 4.
-
-    """
+    """Return ``(C, H, W)`` of images of this shape or of shape ``(H, W)``; raise a ValueError for other shapes."""
     if len(x_shape) not in (2, 3) or min(x_shape[-2:]) < MIN_SIZE:
         raise ValueError(
             f"{type(network).__name__} takes images of shape (C, H, W) or (H, W), of {MIN_SIZE} x {MIN_SIZE} pixels or "
@@ -145,12 +140,7 @@ def image_shape(x_shape: Sequence[int], network: object) -> tuple[int, int, int]
 
 
 def stage_sizes(image: tuple[int, int, int], channels: Sequence[int]) -> list[tuple[int, int]]:
-    """Return ``(H, W)`` before and after each stage, one per number of channels; each halves it, rounding up.
-
-    Raises:
-        ValueError: if there is no stage, or a stage without channels.
-
-    """
+    """Return ``(H, W)`` before and after each stage, one per number of channels; each halves it, rounding up."""
     if not channels or min(channels) < 1:
         raise ValueError(f"there is one stage or more, each of one channel or more, but received {tuple(channels)}")
     _, height, width = image

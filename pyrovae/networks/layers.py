@@ -56,16 +56,9 @@ class Tanh(nn.Tanh):
 def hidden_layers(
     widths: Sequence[int], activation: type[nn.Module], *, initialize: Initialize = glorot
 ) -> list[nn.Module]:
-    """Return linear layers, each followed by its activation.
+    """Return linear layers between the widths, each followed by its activation.
 
-    Args:
-        widths: of the input and of each layer.
-        activation: class of the nonlinearity; `torch.nn.GLU` halves its input, so its layers emit twice their width.
-        initialize: fills the weights.
-
-    Raises:
-        ValueError: if a layer has no units.
-
+    `torch.nn.GLU` halves its input, so its layers emit twice their width.
     """
     if min(widths) < 1:
         raise ValueError(f"every layer has at least one unit, but received widths {tuple(widths)}; choose larger ones")
@@ -81,13 +74,6 @@ class SharedMap(nn.Module):
     """One linear map from features to parameters, shared by all elements, with a bias per element and parameter.
 
     Map and bias are one operation, so that only one tensor as large as the output, ``(N, E, P)``, is allocated.
-
-    Args:
-        features: F, number of features of each element.
-        elements: E, number of elements.
-        num_params: P, number of parameters of each element.
-        initialize: fills the map.
-
     """
 
     def __init__(self, features: int, elements: int, num_params: int, *, initialize: Initialize) -> None:
@@ -107,26 +93,14 @@ def dense_head(
     *,
     features: int,
     activation: type[nn.Module],
-    initialize: Initialize = glorot,
-    initial_params: Tensor | None = None,
+    initialize: Initialize,
+    initial_params: Tensor | None,
 ) -> nn.Module:
     """Return the head of a decoder of linear layers, from ``(N, width)`` to ``(N, *out_shape)``, flattened or not.
 
     Up to 8 parameters per element come from one linear layer. More, such as the 256 logits of a categorical pixel, come
     from a few features per element, a nonlinearity, and a map that all elements share: a linear layer would have 256
-    times as many weights as for a binary image.
-
-    Args:
-        width: of the last hidden layer.
-        out_shape: ``(*x_shape, n_params)``.
-        features: number of features per element, where the map is shared.
-        activation: class of the nonlinearity between features and map.
-        initialize: fills the weights.
-        initial_params: ``out_shape``, the initial bias; zero if None.
-
-    Raises:
-        ValueError: if the number of features is not positive.
-
+    times as many weights as for a binary image. ``initial_params`` of ``out_shape`` are the initial bias.
     """
     if features < 1:
         raise ValueError(f"an element has 1 feature or more, but received features={features}; choose features=8")
@@ -144,14 +118,8 @@ def dense_head(
 class ImageHead(nn.Module):
     """The head of a decoder of images: a 1 x 1 convolution, and a bias per element and parameter.
 
-    It works with the channels last, so that the output for images of one channel is contiguous.
-
-    Args:
-        features: F, channels of the feature maps.
-        image: ``(C, H, W)``.
-        num_params: P, number of parameters per element of the image.
-        initial_params: ``(..., P)`` with the elements of the image, the initial bias; zero if None.
-
+    It works with the channels last, so that the output for images of one channel is contiguous. ``initial_params``,
+    ``(..., P)`` with the elements of the image, are the initial bias.
     """
 
     def __init__(

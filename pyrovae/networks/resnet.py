@@ -161,6 +161,6 @@ def _imagenet_weights() -> dict[str, Tensor]:
         return weights.get_state_dict(progress=False, check_hash=True)
     except (OSError, HTTPException, RuntimeError) as error:
         raise ValueError(
-            f"pretrained weights come from torch's hub folder, {torch.hub.get_dir()}/checkpoints, or from "
-            f"{weights.url}, but they could not be fetched ({error}); put the file there, or use pretrained=False"
+            f"pretrained weights come from {torch.hub.get_dir()}/checkpoints or {weights.url}, but could not be "
+            f"fetched ({error}); put the file into the folder, or use pretrained=False"
         ) from error

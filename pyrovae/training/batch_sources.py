@@ -13,8 +13,7 @@ from contextlib import AbstractContextManager, closing, nullcontext
 import torch
 from torch import Tensor
 
-from pyrovae.data.loader import Loader
-from pyrovae.data.prefetch import gather_ahead
+from pyrovae.data.loader import Loader, gather_ahead
 from pyrovae.programs import ModelGuide, Program
 from pyrovae.runtime import memory
 

@@ -20,9 +20,9 @@ from torch import Tensor
 from pyrovae import VAE, evaluate, likelihoods, priors
 from pyrovae.compile import Recording, has_compiler
 from pyrovae.evaluation import batch_scoring
+from pyrovae.importance import chunks as recorded
 from pyrovae.importance import compiled_runs
-from pyrovae.importance import compiled_scoring as recorded
-from pyrovae.importance.chunks import ChunkBuffer, iter_chunks
+from pyrovae.importance.chunks import map_chunks
 from pyrovae.results import Evaluation
 
 compiler = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler is found")
@@ -194,14 +194,12 @@ def test_buffers_that_a_model_writes_are_written_by_replays(replays: list[int]) 
     assert counts[0] == counts[1]
 
 
-def test_what_runs_find_is_not_repeated_in_silence() -> None:
-    rows, found = torch.arange(4), ChunkBuffer(6, 4)
-    first, second = iter_chunks(SimpleNamespace(broadcasts=True), rows, 6, size=12)
-    found.add(first, [torch.ones(3, 4)])
+def test_results_of_chunks_are_joined_and_not_broadcast() -> None:
+    programs, rows = SimpleNamespace(broadcasts=True), torch.arange(4)
+    (joined,) = map_chunks(lambda chunk: [torch.full((3, 4), chunk.start)], programs, rows, 6, size=12)
+    assert joined.sum(1).tolist() == [0, 0, 0, 12, 12, 12]
     with pytest.raises(RuntimeError, match="shape"):
-        found.add(second, [torch.ones(1, 4)])
-    found.add(second, [torch.zeros(3, 4)])
-    assert found.joined()[0].sum(1).tolist() == [4, 4, 4, 0, 0, 0]
+        map_chunks(lambda chunk: [torch.ones(1, 4)], programs, rows, 6, size=12)
 
 
 @pytest.mark.parametrize("num_elements", [4, 2**12])

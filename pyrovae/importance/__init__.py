@@ -1,7 +1,13 @@
 """Drawing and scoring of particles: one run of the guide, chunks of the model, any layout of plates."""
 
-from pyrovae.importance.chunks import chunk_sizes, iter_batches, on_device, rows_per_chunk
-from pyrovae.importance.compiled_scoring import CompiledRuns, compiled_runs
+from pyrovae.importance.chunks import (
+    CompiledRuns,
+    chunk_sizes,
+    compiled_runs,
+    iter_batches,
+    on_device,
+    rows_per_chunk,
+)
 from pyrovae.importance.particle_batches import (
     ParticleBatch,
     draw_guide,

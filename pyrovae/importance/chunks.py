@@ -6,7 +6,7 @@ computing some millions of elements.
 
 from __future__ import annotations
 
-import math
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +15,15 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyrovae.compile import NotRecordableError, Recording, has_compiler, layout_of, record
 from pyrovae.programs import PARTICLE_PLATE, ModelGuide, Program, take_rows
 
+logger = logging.getLogger("pyrovae")
+
 FEWEST_ROWS = 64  # rows of the smallest chunk
+COMPILED_FROM = 2**32  # scored elements of x from which compilation pays
+FEWEST_ELEMENTS = 2**9  # elements that a small datum counts as, for the time of running the programs
+REFUSAL = "the scoring of particles is not compiled: %s"
 
 
 @dataclass(frozen=True)
@@ -76,45 +82,36 @@ def rows_per_chunk(
     return min(sizes.rows, max(FEWEST_ROWS, elements // max(1, programs.num_units)))
 
 
-def even_chunk_size(programs: ModelGuide, rows: Tensor, num_particles: int, *, size: int) -> int:
-    """Return a chunk size, at most the given one, at which the last chunk is nearly as long as the others."""
-    total, unit = (num_particles, len(rows)) if programs.broadcasts else (num_particles * len(rows), 1)
-    limit = max(1, size // unit)
-    return math.ceil(total / math.ceil(total / limit)) * unit
-
-
 @dataclass(frozen=True)
 class Chunk:
     """One run of a program: on K particles of some rows, or on rows that repeat the data.
 
-    A run covers ``length`` particles, or rows. The first ``count`` of them are results, the others repeat the first.
+    The run covers ``count`` particles, or rows, from the number ``start``. Rows beyond ``count`` repeat the first.
     """
 
     rows: Tensor
     start: int
     count: int
-    length: int
     has_particles: bool = False
 
     def with_plate(self, programs: ModelGuide, program: Program) -> Program:
         """Return a program with the axis of particles of this chunk."""
         if not self.has_particles:
             return program
-        plated: Program = pyro.plate(PARTICLE_PLATE, self.length, dim=-1 - programs.nesting)(program)
+        plated: Program = pyro.plate(PARTICLE_PLATE, self.count, dim=-1 - programs.nesting)(program)
         return plated
 
     def slice(self, value: Tensor) -> Tensor:
-        """Return the part of ``(K, B, ...)`` or ``(K * B, ...)`` of this chunk, filled up to the length of the run."""
-        return _filled(value[self.start : self.start + self.count], self.length)
+        """Return the part of ``(K, B, ...)`` or ``(K * B, ...)`` of this chunk, one row for each of its rows."""
+        part = value[self.start : self.start + self.count]
+        return part if self.has_particles else _filled(part, len(self.rows))
 
     def trim(self, result: Tensor) -> Tensor:
-        """Return a result of this chunk's run without the repeated particles or rows."""
+        """Return a result of this chunk's run without the repeated rows."""
         return result[: self.count]
 
 
-def iter_chunks(
-    programs: ModelGuide, rows: Tensor, num_particles: int, *, size: int, alike: bool = False
-) -> Iterator[Chunk]:
+def iter_chunks(programs: ModelGuide, rows: Tensor, num_particles: int, *, size: int) -> Iterator[Chunk]:
     """Yield the chunks that cover all particles of some rows.
 
     Args:
@@ -122,33 +119,27 @@ def iter_chunks(
         rows: ``(B,)``, rows of the data.
         num_particles: K.
         size: most rows of one run, a datum with K particles counting K.
-        alike: whether all runs have the same length, the last one filled up.
 
     """
     if programs.broadcasts:
         limit = max(1, size // len(rows))
         for start in range(0, num_particles, limit):
-            count = min(limit, num_particles - start)
-            yield Chunk(rows, start, count, limit if alike else count, has_particles=True)
+            yield Chunk(rows, start, min(limit, num_particles - start), has_particles=True)
         return
     repeated = rows.repeat(num_particles)
     limit = programs.num_rows if programs.draws_rows else min(size, programs.max_rows)
     for start in range(0, len(repeated), limit):
         part = repeated[start : start + limit]
-        length = limit if alike or programs.draws_rows else len(part)
-        yield Chunk(_filled(part, length), start, len(part), length)
+        yield Chunk(_filled(part, limit) if programs.draws_rows else part, start, len(part))
 
 
 def map_chunks(
-    function: Callable[[Chunk], Sequence[Tensor]],
-    programs: ModelGuide,
-    rows: Tensor,
-    num_particles: int,
-    *,
-    size: int,
-    alike: bool = False,
+    function: Callable[[Chunk], Sequence[Tensor]], programs: ModelGuide, rows: Tensor, num_particles: int, *, size: int
 ) -> list[Tensor]:
     """Run a function on each chunk, and return its results joined, each ``(K, B, ...)``.
+
+    Without gradients each result is written into one tensor at once. Small results that are kept would fragment the
+    memory that the large tensors of a run have left, so that the next run has to allocate.
 
     Args:
         function: returns tensors ``(K', B, ...)``, or ``(K' * B, ...)`` for a chunk without particles.
@@ -156,53 +147,23 @@ def map_chunks(
         rows: ``(B,)``, rows of the data.
         num_particles: K.
         size: most rows of one run, a datum with K particles counting K.
-        alike: whether all runs have the same length.
 
     """
-    buffer = ChunkBuffer(num_particles, len(rows))
-    for chunk in iter_chunks(programs, rows, num_particles, size=size, alike=alike):
-        buffer.add(chunk, function(chunk))
-    return buffer.joined()
-
-
-class ChunkBuffer:
-    """Results of the runs that cover K particles of B rows.
-
-    Without gradients each result is written into one tensor at once. Small results that are kept would fragment the
-    memory that the large tensors of a run have left, so that the next run has to allocate.
-
-    Args:
-        num_particles: K.
-        num_rows: B.
-
-    """
-
-    def __init__(self, num_particles: int, num_rows: int) -> None:
-        self.shape = (num_particles, num_rows)
-        self._has_particles = False
-        self._parts: list[list[Tensor]] = []
-        self._buffers: list[Tensor] = []
-
-    def add(self, chunk: Chunk, results: Sequence[Tensor]) -> None:
-        """Add the results of one run, each ``(K', B, ...)`` or ``(K' * B, ...)``."""
-        results = [chunk.trim(result) for result in results]
-        self._has_particles = chunk.has_particles
-        length = self.shape[0] if chunk.has_particles else math.prod(self.shape)
+    length = num_particles if programs.broadcasts else num_particles * len(rows)
+    parts: list[list[Tensor]] = []
+    buffers: list[Tensor] = []
+    for chunk in iter_chunks(programs, rows, num_particles, size=size):
+        results = [chunk.trim(result) for result in function(chunk)]
         if chunk.count == length or any(result.requires_grad for result in results):
-            self._parts.append(results)
-            return
-        if not self._buffers:
-            self._buffers = [result.new_empty((length, *result.shape[1:])) for result in results]
-        for buffer, result in zip(self._buffers, results, strict=True):
+            parts.append(results)
+            continue
+        buffers = buffers or [result.new_empty((length, *result.shape[1:])) for result in results]
+        for buffer, result in zip(buffers, results, strict=True):
             part = buffer[chunk.start : chunk.start + chunk.count]
             part.copy_(result.reshape(part.shape))  # copy_ alone would broadcast
-
-    def joined(self) -> list[Tensor]:
-        """Return each result of all runs, ``(K, B, ...)``."""
-        whole = [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*self._parts, strict=True)]
-        whole = whole or self._buffers
-        num_dims = 2 if self._has_particles else 1
-        return [result.reshape(*self.shape, *result.shape[num_dims:]) for result in whole]
+    whole = parts[0] if len(parts) == 1 else [torch.cat(several) for several in zip(*parts, strict=True)] or buffers
+    num_dims = 2 if programs.broadcasts else 1
+    return [result.reshape(num_particles, len(rows), *result.shape[num_dims:]) for result in whole]
 
 
 def _filled(part: Tensor, length: int) -> Tensor:
@@ -233,3 +194,60 @@ def on_device(
     if programs.draws_rows:
         return tuple(argument.to(device) for argument in args), rows.to(device)
     return tuple(part.to(device) for part in take_rows(args, rows)), torch.arange(len(rows), device=device)
+
+
+class CompiledRuns:
+    """Runs of one function of tensors: the first is traced and compiled, later ones of the same shapes replay it.
+
+    A function that cannot be traced or compiled runs eagerly, and a warning gives the reason.
+
+    Args:
+        leaves: tensors that the function reads or writes without receiving them as inputs.
+
+    """
+
+    def __init__(self, leaves: Sequence[Tensor] = ()) -> None:
+        self.leaves = leaves
+        self._recording: Recording | None = None
+        self._layout: tuple[object, ...] = ()
+
+    def __call__(self, function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return what the function returns, without gradients.
+
+        Args:
+            function: depends on nothing but its inputs and the leaves.
+            inputs: tensors.
+
+        """
+        layout = layout_of(inputs)
+        if not self._layout:
+            self._layout = layout
+            try:
+                recording = record(function, inputs, leaves=self.leaves)
+                recording.compile(inputs)
+                self._recording = recording
+            except NotRecordableError as error:
+                logger.warning(REFUSAL, error)
+        return function(*inputs) if self._recording is None or layout != self._layout else self._recording(*inputs)
+
+
+def compiled_runs(programs: ModelGuide, engine: str, *, num_rows: int, device: torch.device) -> CompiledRuns | None:
+    """Return compiled runs of the model, or None where runs are eager.
+
+    Args:
+        programs: from `scoring_context`.
+        engine: "captured" to compile, "eager" not to, or "auto" to compile where it pays.
+        num_rows: scored rows of all processes, a datum with K particles counting K.
+        device: of the data. Compilation needs a CPU and a C++ compiler.
+
+    """
+    much = num_rows * max(FEWEST_ELEMENTS, programs.num_elements) >= COMPILED_FROM
+    wanted = engine == "captured" or (engine == "auto" and much)
+    if not wanted or device.type != "cpu":
+        return None
+    if not has_compiler():
+        if engine == "captured":
+            logger.warning(REFUSAL, "no C++ compiler is found")
+        return None
+    tensors = (tensor for module in programs.modules for tensor in (*module.parameters(), *module.buffers()))
+    return CompiledRuns(list({id(tensor): tensor for tensor in tensors}.values()))

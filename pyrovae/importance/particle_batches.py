@@ -14,18 +14,10 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrovae.importance.chunks import (
-    FEWEST_ROWS,
-    Chunk,
-    chunk_sizes,
-    even_chunk_size,
-    map_chunks,
-    rows_per_chunk,
-)
-from pyrovae.importance.compiled_scoring import CompiledRuns
+from pyrovae.importance.chunks import FEWEST_ROWS, Chunk, CompiledRuns, chunk_sizes, map_chunks, rows_per_chunk
 from pyrovae.programs import ModelGuide, Program, replace_draws, run, run_validated, unmasked
 from pyrovae.programs.analytic_kl import CLOSED_FORM
-from pyrovae.programs.latent_checks import require_common_masks
+from pyrovae.programs.contract import require_common_masks
 from pyrovae.programs.layout import closed_forms, from_pyro, log_probs, sum_over_sites, to_pyro
 from pyrovae.runtime.context import forked_random, stream_seed, validation
 
@@ -82,8 +74,7 @@ def iter_particles(
     checked = score_one_particle(programs, args, rows, checked=True)
     first_kl = {first: checked.kl[first]} if programs.kl[first] == CLOSED_FORM else {}  # the same for every particle
     if compiled is not None:
-        limit = chunk_size or rows_per_chunk(programs, rows.device, compiled=True)
-        chunk_size = even_chunk_size(programs, rows, min(size, num_particles), size=limit)
+        chunk_size = chunk_size or rows_per_chunk(programs, rows.device, compiled=True)
     for start in range(0, num_particles, size):
         z, log_guide = draw_guide(programs, args, rows, min(size, num_particles - start))
         scores = score_model(programs, args, rows, z, chunk_size=chunk_size, compiled=compiled)
@@ -236,7 +227,7 @@ def score_model(
     fewest = max(FEWEST_ROWS, len(rows)) if programs.broadcasts else FEWEST_ROWS
     while True:
         try:
-            results = iter(map_chunks(score, programs, rows, num_particles, size=size, alike=compiled is not None))
+            results = iter(map_chunks(score, programs, rows, num_particles, size=size))
             break
         except torch.OutOfMemoryError:
             if chunk_size is not None or size <= fewest:

@@ -108,18 +108,14 @@ class UnconstrainedLatents:
         parts = (transform.inv(z[name]) for name, transform in self._transforms.items())
         return torch.cat([part.reshape(*part.shape[:2], -1) for part in parts], 2)
 
-    def sites(self, u: Tensor) -> dict[str, Tensor]:
-        """Return z ``(K, B, ...)`` of each site for u ``(K, B, D)``."""
-        parts = u.split(list(self.sizes.values()), 2)
-        return {
-            name: transform(part.reshape(*part.shape[:2], *self._shapes[name]))
-            for (name, transform), part in zip(self._transforms.items(), parts, strict=True)
-        }
-
     def log_joint(self, u: Tensor) -> Tensor:
         """Return log p(x, u) ``(K, B)`` in nats and float64."""
         log_prior, log_likelihood = self.log_joint_terms(u)
         return log_prior + log_likelihood
+
+    def log_det(self, u: Tensor) -> Tensor:
+        """Return log |dz/du| ``(K, B)`` for u ``(K, B, D)``."""
+        return self._mapped(u)[1]
 
     def log_joint_terms(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Return log p(u) and log p(x | u), each ``(K, B)`` in nats and float64."""
@@ -143,14 +139,13 @@ class UnconstrainedLatents:
         return sum_over_sites(score_guide(self.programs, self.args, self.rows, z, chunk_size=self.chunk_size)) + log_det
 
     def _mapped(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Return z of each site, and log |dz/du| ``(K, B)``."""
-        z, total = self.sites(u), to_float64(u.new_zeros(u.shape[:2]))
-        parts = u.split(list(self.sizes.values()), 2)
-        for (name, transform), part in zip(self._transforms.items(), parts, strict=True):
-            log_det = transform.log_abs_det_jacobian(part.reshape(*part.shape[:2], *self._shapes[name]), z[name])
+        """Return z ``(K, B, ...)`` of each site, and log |dz/du| ``(K, B)``."""
+        z, total = {}, to_float64(u.new_zeros(u.shape[:2]))
+        for (name, transform), part in zip(
+            self._transforms.items(), u.split(list(self.sizes.values()), 2), strict=True
+        ):
+            part = part.reshape(*part.shape[:2], *self._shapes[name])
+            z[name] = transform(part)
+            log_det = transform.log_abs_det_jacobian(part, z[name])
             total = total + to_float64(log_det).reshape(*u.shape[:2], -1).sum(2)
         return z, total
-
-    def log_det(self, u: Tensor) -> Tensor:
-        """Return log |dz/du| ``(K, B)`` for u ``(K, B, D)``."""
-        return self._mapped(u)[1]

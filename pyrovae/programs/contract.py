@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import pyro
@@ -12,11 +14,24 @@ from torch import nn
 
 from pyrovae.data.transform import BaseMeasure
 from pyrovae.programs.analytic_kl import MASKED_DIFFERENTLY, closed_form_kl, latent_sites
-from pyrovae.programs.latent_checks import require_common_masks
 from pyrovae.programs.model_guide import Latent, ModelGuide, Program, straight_through
-from pyrovae.programs.site_checks import UNNORMALIZED, is_discrete, layers
+from pyrovae.programs.site_checks import (
+    LOWER_DIMENSIONAL,
+    UNNORMALIZED,
+    Site,
+    components,
+    constraint_name,
+    is_discrete,
+    support_of,
+    unmasked,
+    unwrapped,
+)
 
-Sites = dict[str, Any]
+Sites = Mapping[str, Site]
+
+_POSITIVE = (dist.Exponential, dist.Gamma, dist.LogNormal)
+_REAL = (dist.Cauchy, dist.Gumbel, dist.Laplace, dist.Logistic, dist.Normal, dist.StudentT)
+_FULL = {*_POSITIVE, *_REAL, dist.LowRankMultivariateNormal, dist.MultivariateNormal}  # a density on all of the support
 
 
 def read_contract(
@@ -63,6 +78,9 @@ def read_contract(
                 "log p(x, z) cannot be computed; write it as a vectorized plate of full size"
             )
     num_elements = sum(_num_elements(site) for site in observed.values()) // plate.size
+    factors = tuple(name for name, site in observed.items() if isinstance(site["fn"], dist.Unit))
+    discrete = {is_discrete(site["fn"]) for name, site in observed.items() if name not in factors}
+    measures: dict[bool | None, BaseMeasure] = {True: "counting", False: "Lebesgue"}
     return ModelGuide(
         model=model,
         guide=guide,
@@ -86,14 +104,71 @@ def read_contract(
         observed=tuple(observed),
         num_elements=num_elements,
         num_units=num_elements,
-        base_measure=_base_measure(observed),
-        factors=_factors(observed),
-        unnormalized=_unnormalized(observed, model_sites),
+        base_measure=measures.get(discrete.pop()) if len(discrete) == 1 else None,
+        factors=factors,
+        unnormalized=_unnormalized(factors, observed, model_sites),
         kl={name: _kl_method(name, model_trace, guide_trace) for name in guide_sites},
     )
 
 
-def _observed(trace: poutine.Trace) -> Sites:
+def require_common_measure(guide_site: Site, model_site: Site) -> None:
+    """Check that the guide has a density on the measure of the prior at a latent site.
+
+    Raises:
+        ValueError: if one is a point mass, one is discrete, or the guide draws where the prior has no density.
+
+    """
+    name = guide_site["name"]
+    for program, site in (("guide", guide_site), ("model", model_site)):
+        parts = list(components(site["fn"]))
+        if any(isinstance(part, dist.Delta) for part in parts):
+            raise ValueError(
+                f"the latent variable {name!r} is a point (Delta) in the {program}, which has no density, so that no "
+                "bound on log p(x) exists; give it a distribution with a density, such as a Normal"
+            )
+        if getattr(site["fn"], "has_enumerate_support", False) or any(map(is_discrete, parts)):
+            raise ValueError(
+                f"the latent variable {name!r} is discrete in the {program}, which neither a reparametrized ELBO nor "
+                "these estimates handle; sum it out in the model, or relax it in model and guide alike "
+                "(pyro.distributions.RelaxedBernoulli)"
+            )
+    if straight_through(guide_site["fn"]) is not straight_through(model_site["fn"]):
+        raise ValueError(
+            f"only one of model and guide rounds {name!r} (straight-through), so that they have other values; use the "
+            "same class of distribution in both programs"
+        )
+    drawn, scored = support_of(guide_site["fn"]), support_of(model_site["fn"])
+    if drawn is None or scored is None:
+        return
+    other_measure = type(drawn) is not type(scored) and any(
+        isinstance(support, LOWER_DIMENSIONAL) for support in (drawn, scored)
+    )
+    if other_measure or (type(unwrapped(guide_site["fn"])) in _FULL and _exceeds(drawn, scored)):
+        raise ValueError(
+            f"the guide draws {name!r} from the support {constraint_name(drawn)}, but the prior has a density on "
+            f"{constraint_name(scored)} alone; give both the same support"
+        )
+
+
+def require_common_masks(guide_sites: Sites, model_sites: Sites) -> None:
+    """Check that model and guide mask the same elements of each latent variable.
+
+    Raises:
+        ValueError: with the number of elements that are masked in one program only.
+
+    """
+    for name, guide_site in guide_sites.items():
+        model_site, fn = model_sites[name], guide_site["fn"]
+        shape = torch.broadcast_shapes(guide_site["value"].shape, (*fn.batch_shape, *fn.event_shape))
+        differing = unmasked(guide_site, shape) ^ unmasked(model_site, shape)
+        if differing.any():
+            raise ValueError(
+                f"the latent variable {name!r} is masked in only one of model and guide, for {int(differing.sum())} of "
+                f"{differing.numel()} elements, so that prior or guide has no density there; use one mask in both"
+            )
+
+
+def _observed(trace: poutine.Trace) -> dict[str, Any]:
     """Return the observed sites of a trace by name, without `pyro.deterministic`."""
     return {
         name: site
@@ -102,38 +177,30 @@ def _observed(trace: poutine.Trace) -> Sites:
     }
 
 
-def _num_elements(site: Any) -> int:
+def _num_elements(site: Site) -> int:
     """Return the number of elements of a site's value, or of the largest parameter of its distribution."""
-    sizes, fns = [site["value"].numel()], [site["fn"]]
-    while fns:
-        values = list(vars(fns.pop()).values())
-        fns += [value for value in values if isinstance(value, torch.distributions.Distribution)]
-        sizes += [value.numel() for value in values if isinstance(value, torch.Tensor)]
-    return max(sizes)
+    parts = [site["value"], *(value for fn in components(site["fn"]) for value in vars(fn).values())]
+    return max(part.numel() for part in parts if isinstance(part, torch.Tensor))
 
 
-def _base_measure(observed: Sites) -> BaseMeasure | None:
-    """Return the measure on which all observed sites have their density; factors have none."""
-    discrete = {is_discrete(site["fn"]) for site in observed.values() if not isinstance(site["fn"], dist.Unit)}
-    if discrete == {True}:
-        return "counting"
-    return "Lebesgue" if discrete == {False} else None
+def _exceeds(drawn: Any, scored: Any) -> bool:
+    """Return whether the interval of draws reaches beyond the interval of the prior."""
+    (low, lowest), (high, highest) = (
+        (torch.as_tensor(getattr(constraint, name, end)) for constraint in (drawn, scored))
+        for name, end in (("lower_bound", -math.inf), ("upper_bound", math.inf))
+    )
+    return bool((low < lowest).any() or (high > highest).any())
 
 
-def _factors(observed: Sites) -> tuple[str, ...]:
-    return tuple(name for name, site in observed.items() if isinstance(site["fn"], dist.Unit))
-
-
-def _unnormalized(observed: Sites, latent: Sites) -> str | None:
+def _unnormalized(factors: tuple[str, ...], observed: Sites, latent: Sites) -> str | None:
     """Return the reason why a model is not a normalized distribution, None if it is."""
 
-    def has(site: Any, kind: type) -> bool:
-        return any(isinstance(fn, kind) for fn in layers(site["fn"]))
+    def names(sites: Sites, kind: type) -> list[str]:
+        return [name for name, site in sites.items() if any(isinstance(fn, kind) for fn in components(site["fn"]))]
 
-    factors = _factors(observed)
     reasons = [f"pyro.factor {', '.join(map(repr, factors))} in the model"] if factors else []
-    reasons += [f"{name!r} observes a point (Delta)" for name, site in observed.items() if has(site, dist.Delta)]
-    reasons += [f"improper prior of {name!r}" for name, site in latent.items() if has(site, dist.ImproperUniform)]
+    reasons += [f"{name!r} observes a point (Delta)" for name in names(observed, dist.Delta)]
+    reasons += [f"improper prior of {name!r}" for name in names(latent, dist.ImproperUniform)]
     if any(site["infer"].get(UNNORMALIZED) for site in observed.values()):
         reasons.append("unnormalized=True allows values outside the support")
     return "; ".join(reasons) or None

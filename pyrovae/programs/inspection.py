@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from pyrovae.compile.trace import first_line
 from pyrovae.programs.analytic_kl import latent_sites
-from pyrovae.programs.contract import read_contract
-from pyrovae.programs.latent_checks import require_common_measure
+from pyrovae.programs.contract import read_contract, require_common_measure
 from pyrovae.programs.layout import from_pyro, log_probs, to_pyro
 from pyrovae.programs.link_warnings import find_link_warnings, with_leaves
 from pyrovae.programs.model_guide import PARTICLE_PLATE, ModelGuide, Program, replace_draws, take_rows
@@ -31,6 +30,7 @@ from pyrovae.runtime.context import forked_random, frozen_unremarked, full_preci
 logger = logging.getLogger("pyrovae")
 
 FIRST_ROWS, SECOND_ROWS = 3, 2  # data points of the first two runs
+AllData = Callable[[], tuple[Any, ...]]
 
 
 def inspect_programs(
@@ -39,7 +39,7 @@ def inspect_programs(
     args: tuple[Any, ...],
     *,
     modules: Iterable[nn.Module] = (),
-    all_data: Callable[[], tuple[Any, ...]] | None = None,
+    all_data: AllData | None = None,
     device: torch.device | None = None,
     nan_counts: bool = False,
 ) -> ModelGuide:
@@ -67,11 +67,9 @@ def inspect_programs(
     modules = tuple({id(module): module for module in (*modules, *find_modules(model, guide))}.values())
     fork, exact = forked_random(0, args[0].device), full_precision()
     with fork, exact, validation(enabled=False), frozen_unremarked(), torch.no_grad(), RunModules(device) as ran:
-        programs = _Inspector(model, guide, modules, ran, nan_counts=nan_counts).inspect(
-            args, all_data or (lambda: args)
-        )
-        modules = programs.modules
-        return replace(programs, all_modules=(*modules, *ran.beside(modules)))
+        inspector = _Inspector(model, guide, modules, ran, nan_counts)
+        programs = inspector.inspect(args, all_data or (lambda: args))
+        return replace(programs, all_modules=(*programs.modules, *ran.beside(programs.modules)))
 
 
 @dataclass(frozen=True)
@@ -82,17 +80,27 @@ class _Run:
     model_trace: poutine.Trace
     outputs: list[int]
 
-    def plates(self, size: int | None = None) -> list[Any]:
-        """Return the vectorized plates of all sample sites of the model, of one size if given."""
+    @property
+    def sites(self) -> list[Any]:
+        """All sample sites, the guide's first."""
+        nodes = (*self.guide_trace.nodes.values(), *self.model_trace.nodes.values())
+        return [site for site in nodes if site["type"] == "sample"]
+
+    def plates(self) -> list[Any]:
+        """Return the vectorized plates of all sample sites of the model."""
         sites = (site for site in self.model_trace.nodes.values() if site["type"] == "sample")
-        frames = [frame for site in sites for frame in site["cond_indep_stack"] if frame.vectorized]
-        return frames if size is None else [frame for frame in frames if frame.size == size]
+        return [frame for site in sites for frame in site["cond_indep_stack"] if frame.vectorized]
+
+    def plates_of_size(self, size: int) -> set[str]:
+        """Return the names of the plates of that size."""
+        return {frame.name for frame in self.plates() if frame.size == size}
 
 
+@dataclass(frozen=True)
 class _Inspector:
     """The runs of an inspection.
 
-    Args:
+    Attributes:
         model: the generative program.
         guide: the inference program.
         modules: modules found in them.
@@ -101,36 +109,31 @@ class _Inspector:
 
     """
 
-    def __init__(
-        self, model: Program, guide: Program, modules: tuple[nn.Module, ...], ran: RunModules, *, nan_counts: bool
-    ) -> None:
-        self.model, self.guide, self.modules, self.ran, self.nan_counts = model, guide, modules, ran, nan_counts
+    model: Program
+    guide: Program
+    modules: tuple[nn.Module, ...]
+    ran: RunModules
+    nan_counts: bool
 
-    def inspect(self, args: tuple[Any, ...], all_data: Callable[[], tuple[Any, ...]]) -> ModelGuide:
+    def inspect(self, args: tuple[Any, ...], all_data: AllData) -> ModelGuide:
         """Return the structure of programs whose plate follows the data, read off two runs on a few rows."""
         few = take_rows(args, torch.arange(FIRST_ROWS, device=args[0].device) % len(args[0]))
         try:
             first, link_warnings = self._run_with_gradients(few)
         except Exception as error:  # a program may raise anything
             return self._inspect_on_all_data(all_data, set(), error)
-        plates = {frame.name for frame in first.plates(FIRST_ROWS)}
+        plates = first.plates_of_size(FIRST_ROWS)
         while plates and not _draws_from_many(first, plates):
             programs = self._read(first, plates, draws_rows=False)
             broadcasts, second = self._run_with_particles(programs, first, few, num_rows=SECOND_ROWS)
-            try:
-                second = second or self._run(tuple(take_rows(few, torch.arange(SECOND_ROWS, device=few[0].device))))
-            except Exception as error:
-                return self._inspect_on_all_data(all_data, set(), error)
-            following = {frame.name for frame in second.plates(SECOND_ROWS)}
-            if programs.plate in following:
+            second = second or self._run(take_rows(few, torch.arange(SECOND_ROWS, device=few[0].device)))
+            plates &= second.plates_of_size(SECOND_ROWS)
+            if programs.plate in plates:
                 programs = replace(programs, link_warnings=link_warnings)
-                return self._complete(programs, first, second, broadcasts=broadcasts, num_rows=SECOND_ROWS)
-            plates &= following
+                return _complete(programs, first, second, broadcasts=broadcasts, num_rows=SECOND_ROWS)
         return self._inspect_on_all_data(all_data, plates, None)
 
-    def _inspect_on_all_data(
-        self, all_data: Callable[[], tuple[Any, ...]], plates: set[str], failure: Exception | None
-    ) -> ModelGuide:
+    def _inspect_on_all_data(self, all_data: AllData, plates: set[str], failure: Exception | None) -> ModelGuide:
         """Return the structure of programs that draw their own rows, or take so many data as there are.
 
         Args:
@@ -154,19 +157,16 @@ class _Inspector:
             failures = [error] if failure is None else [error, failure]  # few rows may fail because they are few
             cause = next(filter(None, map(unwrap_own_error, failures)), failures[-1])
             raise cause from cause.__cause__
-        whole = [frame.name for frame in first.plates(num_data) if frame.full_size == num_data]
-        if plates & set(whole):
-            programs = self._read(first, plates & set(whole), draws_rows=False)
-        elif failure is not None and whole:
+        whole = {frame.name for frame in first.plates() if frame.size == frame.full_size == num_data}
+        if failure is not None and whole:
             raise ValueError(
-                f"the plate {whole[0]!r} has {num_data} rows whatever data it is given, so that model and guide cannot "
-                f"be run on some of them; write pyro.plate({whole[0]!r}, len(x))"
+                f"the plate {min(whole)!r} has {num_data} rows whatever data it is given, so that model and guide "
+                f"cannot be run on some of them; write pyro.plate({min(whole)!r}, len(x))"
             ) from failure
-        else:
-            drawn = {frame.name for frame in first.plates() if frame.size < frame.full_size}
-            programs = self._read(first, drawn, draws_rows=True)
+        drawn = {frame.name for frame in first.plates() if frame.size < frame.full_size}
+        programs = self._read(first, plates & whole or drawn, draws_rows=not plates & whole)
         broadcasts, second = self._run_with_particles(programs, first, args, num_rows=programs.num_rows)
-        return self._complete(programs, first, second, broadcasts=broadcasts, num_rows=programs.num_rows)
+        return _complete(programs, first, second, broadcasts=broadcasts, num_rows=programs.num_rows)
 
     def _run(self, args: tuple[Any, ...], rows: Messenger | None = None, *, gradients: bool = False) -> _Run:
         """Run guide and model with all checks on."""
@@ -178,6 +178,7 @@ class _Inspector:
                 replayed = poutine.replay(model, trace=with_leaves(guide_trace) if gradients else guide_trace)
                 self.ran.outputs.clear()
                 model_trace = poutine.trace(rows(replayed) if rows else replayed).get_trace()
+            run = _Run(guide_trace, model_trace, list(self.ran.outputs))
             drawn, scored = latent_sites(guide_trace), latent_sites(model_trace)
             for name in drawn if drawn.keys() == scored.keys() else ():
                 require_common_measure(drawn[name], scored[name])
@@ -185,10 +186,10 @@ class _Inspector:
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", "Encountered NaN")  # described by find_nan
                     trace.compute_log_prob()
-                for site in trace.nodes.values():
-                    if site["type"] == "sample" and isinstance(site["log_prob"], Tensor) and not _draws_rows(site):
-                        check_site_shape(site, max_plate_nesting=float("inf"))
-            return _Run(guide_trace, model_trace, list(self.ran.outputs))
+            for site in run.sites:
+                if isinstance(site["log_prob"], Tensor) and not _draws_rows(site):
+                    check_site_shape(site, max_plate_nesting=float("inf"))
+            return run
 
         return run_validated(attempt, args[0].device, nan_counts=self.nan_counts)
 
@@ -204,26 +205,13 @@ class _Inspector:
 
     def _read(self, first: _Run, plates: set[str], *, draws_rows: bool) -> ModelGuide:
         """Check the contract, and read the structure off the first run."""
-        sites = [
-            site
-            for trace in (first.guide_trace, first.model_trace)
-            for site in trace.nodes.values()
-            if site["type"] == "sample"
-        ]
-        nan = find_nan_log_prob(sites)
-        nan = nan and (find_nan(sites) or nan)
+        nan = find_nan_log_prob(first.sites)
+        nan = nan and (find_nan(first.sites) or nan)
         if nan is not None and not self.nan_counts:
             raise ValueError(nan)
-        hidden = (module for module in self.ran.beside(self.modules) if not is_stored(module))
-        programs = read_contract(
-            self.model,
-            self.guide,
-            (*self.modules, *hidden),
-            first.guide_trace,
-            first.model_trace,
-            plates=plates,
-            draws_rows=draws_rows,
-        )
+        modules = (*self.modules, *(module for module in self.ran.beside(self.modules) if not is_stored(module)))
+        traces = first.guide_trace, first.model_trace
+        programs = read_contract(self.model, self.guide, modules, *traces, plates=plates, draws_rows=draws_rows)
         return replace(programs, nan=nan)
 
     def _run_with_particles(
@@ -255,24 +243,26 @@ class _Inspector:
             return False, None
         return agreement, second if agreement else None
 
-    def _complete(
-        self, programs: ModelGuide, first: _Run, second: _Run | None, *, broadcasts: bool | None, num_rows: int
-    ) -> ModelGuide:
-        """Return the structure with particles and chunk sizes, and warn of programs that do not take particles.
 
-        The units of a data point are the elements of the largest output of a module in the model, as far as it grows
-        from the first run to the second.
-        """
-        units = max(first.outputs, default=0) // programs.num_rows
-        if second is not None and len(first.outputs) == len(second.outputs):
-            growth = num_rows * (_num_particles(num_rows) if broadcasts else 1) - programs.num_rows
-            units = max(((b - a) // growth for a, b in zip(first.outputs, second.outputs, strict=True)), default=0)
-        if broadcasts is False:
-            logger.warning(
-                "model and guide do not take an axis of particles to the left of their plate; "
-                "they run with their data repeated along the plate instead, which is right but slower"
-            )
-        return replace(programs, broadcasts=bool(broadcasts), num_units=max(programs.num_elements, units))
+def _complete(
+    programs: ModelGuide, first: _Run, second: _Run | None, *, broadcasts: bool | None, num_rows: int
+) -> ModelGuide:
+    """Return the structure with particles and chunk sizes, and warn of programs that do not take particles.
+
+    The units of a data point are the elements of the largest output of a module in the model, as far as it grows
+    from the first run to the second.
+    """
+    num_units = programs.num_elements
+    if second is not None and len(first.outputs) == len(second.outputs):
+        num_more = num_rows * (_num_particles(num_rows) if broadcasts else 1) - programs.num_rows
+        growth = ((b - a) // num_more for a, b in zip(first.outputs, second.outputs, strict=True))
+        num_units = max(num_units, *growth, 0)
+    if broadcasts is False:
+        logger.warning(
+            "model and guide do not take an axis of particles to the left of their plate; "
+            "they run with their data repeated along the plate instead, which is right but slower"
+        )
+    return replace(programs, broadcasts=bool(broadcasts), num_units=num_units)
 
 
 def _num_particles(num_rows: int) -> int:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
-from typing import Any
 
 from pyro import poutine
 from torch import Tensor
-from torch.distributions import Distribution
 
 from pyrovae.programs.analytic_kl import latent_sites
 from pyrovae.programs.model_guide import ModelGuide
+from pyrovae.programs.site_checks import components
 
 logger = logging.getLogger("pyrovae")
 
@@ -75,56 +74,44 @@ def with_leaves(trace: poutine.Trace) -> poutine.Trace:
 def _scale_warnings(guide_trace: poutine.Trace) -> Iterator[str]:
     """Yield a warning for each latent site whose standard deviations are exponentials of a positive function."""
     for name, site in latent_sites(guide_trace).items():
-        for fn in _distributions(site["fn"]):
+        for fn in components(site["fn"]):
             scale = vars(fn).get("scale")
-            if isinstance(scale, Tensor) and (source := _scale_source(scale)):
-                yield (
-                    f"the standard deviations of the guide at {name!r} are exponentials of {source}(...) and all above "
-                    "1: the encoder seems to return standard deviations where log-variances belong"
-                )
+            if isinstance(scale, Tensor) and (scale >= 1).all():
+                operations = _operations(scale)
+                source = _first(operations[1:], POSITIVE) if operations[:1] == ["Exp"] else None
+                if source:
+                    yield (
+                        f"the standard deviations of the guide at {name!r} are exponentials of {source}(...) and all "
+                        "above 1: the encoder seems to return standard deviations where log-variances belong"
+                    )
 
 
 def _output_warnings(model_trace: poutine.Trace) -> Iterator[str]:
     """Yield a warning for each parameter of an observed site that comes out of a link function."""
     sites = [site for site in model_trace.nodes.values() if site["type"] == "sample" and site["is_observed"]]
-    for name, fn in [(site["name"], fn) for site in sites for fn in _distributions(site["fn"])]:
+    for name, fn in [(site["name"], fn) for site in sites for fn in components(site["fn"])]:
         for parameter, (description, wanted) in OUTPUTS.items():
             value = vars(fn).get(parameter)
-            if not isinstance(value, Tensor):
+            largest = 1.0 if wanted is PROBABILITY else math.inf
+            if not isinstance(value, Tensor) or not ((value >= 0) & (value <= largest)).all():
                 continue
-            if source := _source(value, wanted):
+            operations = _operations(value)
+            start = operations.index(FLOOR) + 1 if FLOOR in operations else 0
+            if source := _first(operations[start:], wanted):
                 yield (
                     f"the {description} of {name!r} come out of {source}(...), but the distribution takes them without "
                     "it; leave it out of the decoder"
                 )
-            elif parameter == "logits" and _like_probabilities(value):
+            elif parameter == "logits" and value.grad_fn is None and _reaches_ends(value):
                 yield (
                     f"the logits of {name!r} all lie between 0 and 1 and reach both ends, as probabilities do; let "
                     "the decoder return logits, without a sigmoid at its end"
                 )
 
 
-def _distributions(fn: Any) -> Iterator[Distribution]:
-    """Yield a distribution and its base distributions, from the outside in."""
-    while isinstance(fn, Distribution):
-        yield fn
-        fn = vars(fn).get("base_dist")
-
-
-def _scale_source(scale: Tensor) -> str | None:
-    """Return the positive operation whose exponential a scale is, if all scales are above 1."""
-    operations = [name for name in _operations(scale) if name not in SHAPE]
-    if operations[:1] != ["Exp"] or not (scale >= 1).all():
-        return None
-    return _first(operations[1:], POSITIVE)
-
-
-def _source(value: Tensor, wanted: tuple[str, ...]) -> str | None:
-    """Return the wanted operation that a value comes out of; None if some elements lie outside its range."""
-    if not ((value >= 0) & (value <= (1.0 if wanted is PROBABILITY else math.inf))).all():
-        return None
-    operations = [name for name in _operations(value) if name not in SHAPE]
-    return _first(operations[operations.index(FLOOR) + 1 if FLOOR in operations else 0 :], wanted)
+def _reaches_ends(value: Tensor) -> bool:
+    """Return whether many values between 0 and 1 come near both ends."""
+    return value.numel() >= MANY and value.min().item() < ENDS[0] and value.max().item() > ENDS[1]
 
 
 def _first(operations: list[str], wanted: tuple[str, ...]) -> str | None:
@@ -133,11 +120,13 @@ def _first(operations: list[str], wanted: tuple[str, ...]) -> str | None:
     return name.lower() if name in wanted else None
 
 
-def _operations(value: Tensor) -> Iterator[str]:
-    """Yield the operations that lead to a value, from the last one back to where several inputs meet.
+def _operations(value: Tensor) -> list[str]:
+    """Return the operations that lead to a value, from the last one back to where several inputs meet.
 
-    A part that an unbind takes of a stack is followed to the same part of the stack.
+    Operations that only change the shape are left out. A part that an unbind takes of a stack is followed to the same
+    part of the stack.
     """
+    names: list[str] = []
     node, position, part = value.grad_fn, value.output_nr, 0
     while node is not None:
         name = type(node).__name__.partition("Backward")[0]
@@ -149,13 +138,7 @@ def _operations(value: Tensor) -> Iterator[str]:
         if name in ("Stack", "Cat") and len(node.next_functions) > 1:
             node, position = node.next_functions[part] if part < len(node.next_functions) else (None, 0)
             continue
-        yield name
+        if name not in SHAPE:
+            names.append(name)
         node, position = inputs[0] if len(inputs) == 1 else (None, 0)
-
-
-def _like_probabilities(values: Tensor) -> bool:
-    """Return whether values without a graph look like probabilities: many, inside [0, 1], and near both ends."""
-    if values.grad_fn is not None or values.numel() < MANY:
-        return False
-    low, high = (bound.item() for bound in values.aminmax())
-    return 0 <= low < ENDS[0] and ENDS[1] < high <= 1
+    return names

@@ -47,23 +47,9 @@ class Unnormalized(Messenger):
         msg["fn"] = _unchecked(msg["fn"])
 
 
-def require_supported(site: Site) -> None:
-    """Check that a value lies in the support of its distribution, whatever ``validate_args`` is.
-
-    Values with log-probability -inf and supports that are met up to rounding, such as a simplex, pass.
-
-    Raises:
-        ValueError: with the number of elements outside the support, the first one, and a hint.
-
-    """
-    if not site["infer"].get(UNNORMALIZED) and (fault := _support_fault(site, strict=False)):
-        raise ValueError(fault)
-
-
-def find_fault(sites: Iterable[Site]) -> str | None:
+def find_fault(site: Site) -> str | None:
     """Return a description of the first parameter or value that its distribution does not accept, NaN aside."""
-    faults = (_shape_fault(site) or _parameter_fault(site) or _support_fault(site, strict=True) for site in sites)
-    return next(filter(None, faults), None)
+    return _shape_fault(site) or _parameter_fault(site) or support_fault(site, strict=True)
 
 
 def find_nan(sites: Iterable[Site]) -> str | None:
@@ -91,7 +77,7 @@ def unmasked(site: Site, shape: Sequence[int]) -> Tensor:
     """Return a boolean tensor of a shape to which the site's value expands, False where any mask hides an element."""
     value, fn = site["value"], site["fn"]
     masks = [] if site["mask"] is None else [(site["mask"], fn.event_dim)]
-    masks += [(layer._mask, layer.event_dim) for layer in layers(fn) if isinstance(layer, dist.MaskedDistribution)]
+    masks += [(part._mask, part.event_dim) for part in components(fn) if isinstance(part, dist.MaskedDistribution)]
     visible = torch.ones(torch.Size(shape), dtype=torch.bool, device=value.device)
     for mask, event_dim in masks:
         mask = torch.as_tensor(mask, device=value.device).bool()
@@ -99,24 +85,17 @@ def unmasked(site: Site, shape: Sequence[int]) -> Tensor:
     return visible
 
 
-def is_discrete(fn: Any) -> bool | None:
-    """Return whether a distribution has a discrete support, None if it does not declare its support."""
-    return getattr(own_attribute(fn, "support"), "is_discrete", None)
-
-
-def own_attribute(fn: Any, name: str, default: Any = None) -> Any:
-    """Return an attribute of a distribution, or the default if it is not implemented."""
-    try:
-        return getattr(fn, name, default)
-    except NotImplementedError:
-        return default
-
-
-def element_constraint(constraint: Any) -> Any:
-    """Return a constraint on single elements, without the axes over which it is reduced."""
+def support_of(fn: Any) -> Any:
+    """Return the constraint on single elements of a distribution's values, None if it does not declare one."""
+    constraint = _own_attribute(fn, "support")
     while isinstance(constraint, constraints.independent):
         constraint = constraint.base_constraint
-    return constraint
+    return None if constraints.is_dependent(constraint) else constraint
+
+
+def is_discrete(fn: Any) -> bool | None:
+    """Return whether a distribution has a discrete support, None if it does not declare its support."""
+    return getattr(support_of(fn), "is_discrete", None)
 
 
 def constraint_name(constraint: Any) -> str:
@@ -132,19 +111,11 @@ def unwrapped(fn: Any) -> Any:
     return fn
 
 
-def layers(fn: Any) -> list[Any]:
-    """Return a distribution and its chain of base distributions, from the outside in."""
-    chain = [fn]
-    while (inner := getattr(chain[-1], "base_dist", None)) is not None:
-        chain.append(inner)
-    return chain
-
-
 def components(fn: Any) -> Iterator[Any]:
     """Yield a distribution and the distributions of its draws, without the choice of a mixture component."""
     yield fn
     for name in _COMPONENTS:
-        if isinstance(inner := getattr(fn, name, None), Distribution):
+        if isinstance(inner := vars(fn).get(name), Distribution):
             yield from components(inner)
 
 
@@ -160,7 +131,7 @@ def _unchecked(fn: Any) -> Any:
     return fn
 
 
-def _support_fault(site: Site, *, strict: bool) -> str | None:
+def support_fault(site: Site, *, strict: bool) -> str | None:
     """Return a description of the values outside the support of their distribution.
 
     Args:
@@ -169,25 +140,22 @@ def _support_fault(site: Site, *, strict: bool) -> str | None:
             count too.
 
     """
-    fn, value = site["fn"], site["value"]
-    support = element_constraint(own_attribute(fn, "support")) if isinstance(fn, Distribution) else None
-    if support is None or constraints.is_dependent(support) or not isinstance(value, Tensor):
+    fn, value, support = site["fn"], site["value"], support_of(site["fn"])
+    if support is None or not isinstance(value, Tensor) or (isinstance(support, LOWER_DIMENSIONAL) and not strict):
         return None
-    if isinstance(support, LOWER_DIMENSIONAL) and not strict:
-        return None
-    inside, nan = support.check(value), _undefined(value, support)
+    inside = support.check(value)
     if is_discrete(fn):  # torch checks only the sum of a multinomial
         whole = value == value.round()
         inside = inside & (whole if inside.ndim == value.ndim else whole.all(-1))
+    outside = _outside(inside, value, support)
     by_event = inside.ndim < value.ndim
-    outside = ~inside & ~(nan.flatten(inside.ndim).any(-1) if by_event else nan)
     if outside.any() and not strict:
         if not by_event:
             shape = torch.broadcast_shapes(outside.shape, (*fn.batch_shape, *fn.event_shape))
             outside = outside & unmasked(site, shape)
-        log_prob = _element_log_prob(fn, value)
-        if log_prob is not None and log_prob.shape == outside.shape:
-            outside = outside & (log_prob != -math.inf)
+        with suppress(Exception):  # a distribution may fail outside its support
+            log_prob = _unchecked(unwrapped(fn)).log_prob(value)
+            outside = outside & (log_prob != -math.inf) if log_prob.shape == outside.shape else outside
     if not outside.any():
         return None
     first = "" if by_event else f" (the first is {value.expand(outside.shape)[outside][0].item():.6g})"
@@ -202,31 +170,22 @@ def _support_fault(site: Site, *, strict: bool) -> str | None:
     return f"{_describe('the value', site, outside, f'lie outside the support {name}')}{first}; {hint}"
 
 
-def _element_log_prob(fn: Any, value: Tensor) -> Tensor | None:
-    """Return the log-probability of each element or event, unchecked; None if it cannot be computed."""
-    with suppress(Exception):  # a distribution may fail outside its support
-        log_prob: Tensor = _unchecked(unwrapped(fn)).log_prob(value)
-        return log_prob
-    return None
-
-
 def _parameter_fault(site: Site) -> str | None:
     """Return a description of the first parameter that does not satisfy its constraint, NaN aside."""
     for name, value, constraint in _parameters(site["fn"]):
-        inside, nan = constraint.check(value), _undefined(value, constraint)
-        bad = ~inside & ~(nan.flatten(inside.ndim).any(-1) if inside.ndim < nan.ndim else nan)
+        bad = _outside(constraint.check(value), value, constraint)
         if bad.any():
             first = f" (the first is {value[bad][0].item():.6g})" if bad.shape == value.shape else ""
             return _describe(name, site, bad, f"do not satisfy {constraint_name(constraint)}{first}")
     return None
 
 
-def _undefined(value: Tensor, constraint: Any) -> Tensor:
-    """Return where a value, or a bound of its constraint, is NaN."""
+def _outside(inside: Tensor, value: Tensor, constraint: Any) -> Tensor:
+    """Return where a value is not inside its constraint although neither the value nor a bound is NaN."""
     nan = value.isnan()
     for bound in vars(constraint).values():
         nan = nan | bound.isnan() if isinstance(bound, Tensor) else nan
-    return nan
+    return ~inside & ~(nan.flatten(inside.ndim).any(-1) if inside.ndim < nan.ndim else nan)
 
 
 def _shape_fault(site: Site) -> str | None:
@@ -249,12 +208,22 @@ def _parameters(fn: Any) -> Iterator[tuple[str, Tensor, Any]]:
     """Yield description, value and constraint of each parameter of a distribution and of its base distributions."""
     if not isinstance(fn, Distribution):  # the draw of a plate's rows
         return
-    for name, constraint in own_attribute(fn, "arg_constraints", {}).items():
+    for name, constraint in _own_attribute(fn, "arg_constraints", {}).items():
         lazy = name not in vars(fn) and isinstance(getattr(type(fn), name, None), lazy_property)
         if not lazy and not constraints.is_dependent(constraint) and isinstance(value := getattr(fn, name), Tensor):
-            yield f"{name} of {type(fn).__name__}", value, element_constraint(constraint)
+            while isinstance(constraint, constraints.independent):
+                constraint = constraint.base_constraint
+            yield f"{name} of {type(fn).__name__}", value, constraint
     for inner in vars(fn).values():
         yield from _parameters(inner)
+
+
+def _own_attribute(fn: Any, name: str, default: Any = None) -> Any:
+    """Return an attribute of a distribution, or the default if it is not implemented."""
+    try:
+        return getattr(fn, name, default)
+    except NotImplementedError:
+        return default
 
 
 def _describe(name: str, site: Site, which: Tensor, fault: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
@@ -11,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from pyro.poutine.messenger import Messenger
 
-from pyrovae.programs.site_checks import find_fault, find_nan, find_nan_log_prob, require_supported
+from pyrovae.programs.site_checks import UNNORMALIZED, find_fault, find_nan, find_nan_log_prob, support_fault
 from pyrovae.runtime.context import random_state, set_random_state, validation
 
 T = TypeVar("T")
@@ -19,6 +18,9 @@ T = TypeVar("T")
 
 def run_validated(attempt: Callable[[], T], device: torch.device, *, nan_counts: bool) -> T:
     """Run programs with Pyro's checks of shapes, parameters and supports on.
+
+    Values are checked against the support of their distribution whatever its ``validate_args`` is. Values with
+    log-probability -inf and supports that are met up to rounding, such as a simplex, pass there.
 
     Args:
         attempt: runs the programs and computes log-probabilities. If a check fails, it runs again without checks, on
@@ -36,13 +38,14 @@ def run_validated(attempt: Callable[[], T], device: torch.device, *, nan_counts:
     """
     before = random_state(device)
     try:
-        with validation(enabled=True), SampledSites() as sampled:
+        with validation(enabled=True), _SampledSites() as sampled:
             result = attempt()
     except ValueError as error:
         failure, root = error, _root(error)
     else:
         for site in sampled.sites:
-            require_supported(site)
+            if not site["infer"].get(UNNORMALIZED) and (fault := support_fault(site, strict=False)):
+                raise ValueError(fault)
         return result
     if _raised_in(root, "pyrovae"):
         raise root
@@ -50,9 +53,10 @@ def run_validated(attempt: Callable[[], T], device: torch.device, *, nan_counts:
         raise failure
     set_random_state(before, device)
     results: list[T] = []
-    with validation(enabled=False), SampledSites() as sampled, suppress(Exception):  # the fault may stop it again
+    with validation(enabled=False), _SampledSites() as sampled, suppress(Exception):  # the fault may stop it again
         results.append(attempt())
-    fault, nan = find_fault(sampled.sites), find_nan(sampled.sites) or find_nan_log_prob(sampled.sites)
+    fault = next(filter(None, map(find_fault, sampled.sites)), None)
+    nan = find_nan(sampled.sites) or find_nan_log_prob(sampled.sites)
     if fault is None and nan is not None and nan_counts and results:
         return results[0]
     if fault is None and nan is None:
@@ -66,7 +70,7 @@ def unwrap_own_error(error: BaseException) -> BaseException | None:
     return root if _raised_in(root, "pyrovae") else None
 
 
-class SampledSites(Messenger):
+class _SampledSites(Messenger):
     """Collect the sample sites of all programs that run inside."""
 
     def __init__(self) -> None:
@@ -86,8 +90,10 @@ def _root(error: BaseException) -> BaseException:
 
 def _frame(error: BaseException) -> FrameType | None:
     """Return the frame in which an error was raised."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return frames[-1] if frames else None
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return None if place is None else place.tb_frame
 
 
 def _raised_in(error: BaseException, *packages: str) -> bool:

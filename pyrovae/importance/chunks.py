@@ -102,9 +102,11 @@ class Chunk:
         return plated
 
     def slice(self, value: Tensor) -> Tensor:
-        """Return the part of ``(K, B, ...)`` or ``(K * B, ...)`` of this chunk, one row for each of its rows."""
-        part = value[self.start : self.start + self.count]
-        return part if self.has_particles else _filled(part, len(self.rows))
+        """Return the part of ``(K, B, ...)`` of this chunk: ``(K', B, ...)``, or one row for each of its rows."""
+        stop = self.start + self.count
+        if self.has_particles:
+            return value[self.start : stop]
+        return _filled(value.flatten(0, 1)[self.start : stop], len(self.rows))
 
     def trim(self, result: Tensor) -> Tensor:
         """Return a result of this chunk's run without the repeated rows."""

@@ -209,7 +209,7 @@ def score_model(
 
     """
     later = [name for name in list(programs.latents)[1:] if with_kl and programs.kl[name] == CLOSED_FORM]
-    num_particles, values = len(next(iter(z.values()))), _by_chunk(programs, z)
+    num_particles = len(next(iter(z.values())))
 
     def score(chunk: Chunk) -> Sequence[Tensor]:
         def score_tensors(*inputs: Any) -> list[Tensor]:
@@ -220,7 +220,7 @@ def score_model(
             }
             return _score_draws(programs, *programs.bind(own, chosen), draws, chunk, later)
 
-        inputs = (*args, chunk.rows, *map(chunk.slice, values.values()))
+        inputs = (*args, chunk.rows, *map(chunk.slice, z.values()))
         return score_tensors(*inputs) if compiled is None else compiled(score_tensors, inputs)
 
     size = chunk_size or rows_per_chunk(programs, rows.device)
@@ -265,13 +265,13 @@ def score_guide(
         ValueError: if the guide cannot compute the density of a z that it did not draw.
 
     """
-    num_particles, values = len(next(iter(z.values()))), _by_chunk(programs, z)
+    num_particles = len(next(iter(z.values())))
 
     def score(chunk: Chunk) -> list[Tensor]:
         _, guide = programs.bind(args, chunk.rows)
         draws = {
             name: to_pyro(programs, name, chunk.slice(value), has_particles=chunk.has_particles)
-            for name, value in values.items()
+            for name, value in z.items()
         }
         try:
             trace = poutine.trace(replace_draws(chunk.with_plate(programs, guide), draws)).get_trace()
@@ -292,8 +292,3 @@ def _values(programs: ModelGuide, trace: poutine.Trace, chunk: Chunk) -> list[Te
         from_pyro(programs, name, trace.nodes[name]["value"], has_particles=chunk.has_particles)
         for name in programs.latents
     ]
-
-
-def _by_chunk(programs: ModelGuide, z: Mapping[str, Tensor]) -> Draws:
-    """Return z ``(K, B, ...)``, or ``(K * B, ...)`` where chunks have no axis of particles."""
-    return dict(z) if programs.broadcasts else {name: value.flatten(0, 1) for name, value in z.items()}

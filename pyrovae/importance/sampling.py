@@ -66,13 +66,13 @@ def particles(
         )
         parts = []
         for rows, count in iter_batches(programs, len(x), batch_size=len(x)):
-            found = list(iter_particles(programs, args, rows, num_particles))
+            batches = list(iter_particles(programs, args, rows, num_particles))
             parts.append(
                 Particles(
-                    z={name: torch.cat([block.z[name] for block in found])[:, :count] for name in programs.latents},
-                    log_prior=torch.cat([block.log_prior for block in found])[:, :count],
-                    log_likelihood=torch.cat([block.log_likelihood for block in found])[:, :count],
-                    log_guide=torch.cat([block.log_guide for block in found])[:, :count],
+                    z={name: torch.cat([batch.z[name] for batch in batches])[:, :count] for name in programs.latents},
+                    log_prior=torch.cat([batch.log_prior for batch in batches])[:, :count],
+                    log_likelihood=torch.cat([batch.log_likelihood for batch in batches])[:, :count],
+                    log_guide=torch.cat([batch.log_guide for batch in batches])[:, :count],
                 )
             )
         return Particles.concatenate(parts)
@@ -128,17 +128,13 @@ def log_joint(
 def _have_particles(programs: ModelGuide, z: Mapping[str, Tensor], num_data: int) -> bool:
     """Return whether z are ``(K, B, ...)``, not ``(B, ...)``; raise a ValueError for any other shapes."""
     shapes = {name: tuple(value.shape) for name, value in z.items()}
-    lead = {len(shape) - programs.latents[name].ndim for name, shape in shapes.items()}
-    if lead == {0}:
-        right = all(shape[0] == num_data for shape in shapes.values())
-    else:
-        right = lead == {1} and all(shape[1] == num_data for shape in shapes.values())
-        right = right and len({shape[0] for shape in shapes.values()}) == 1
-    if not right:
+    leads = {shape[: len(shape) - programs.latents[name].ndim + 1] for name, shape in shapes.items()}
+    lead = leads.pop()
+    if leads or len(lead) not in (1, 2) or lead[-1] != num_data:
         raise ValueError(
             f"z is (B, ...) or (K, B, ...) for B = {num_data} data, alike for all latent sites, but received {shapes}"
         )
-    return lead == {1}
+    return len(lead) == 2
 
 
 def check_num_particles(num_particles: int) -> None:

@@ -28,25 +28,10 @@ def require_tensor(x: object) -> None:
     Loader(x)
 
 
-def _require_finite(modules: Iterable[nn.Module]) -> None:
-    for module in modules:
-        for name, value in (*module.named_parameters(), *module.named_buffers()):
-            bad = int((~value.isfinite()).sum())
-            if bad:
-                raise ValueError(
-                    f"{bad} of {value.numel()} values of {name} in {type(module).__name__} are NaN or infinite, so "
-                    "that nothing can be computed from it; load weights from before training went wrong"
-                )
-
-
 def find_low_precision(modules: Iterable[nn.Module], args: Iterable[Tensor]) -> str | None:
     """Return a description of the first tensor of modules or arguments with fewer bits than float32, or None."""
-    tensors = [
-        (f"{name} of {type(module).__name__}", value)
-        for module in modules
-        for name, value in (*module.named_parameters(), *module.named_buffers())
-    ]
-    for name, value in (*tensors, *((f"argument {i} of the programs", value) for i, value in enumerate(args))):
+    given = ((f"argument {number} of the programs", value) for number, value in enumerate(args))
+    for name, value in (*_named_tensors(modules), *given):
         if value.is_floating_point() and value.dtype.itemsize < 4:
             return f"{name} is {value.dtype}, in which a log-probability may be off by a nat"
     return None
@@ -74,3 +59,19 @@ def scoring_context(
         _require_finite(programs.modules)
         with validation(enabled=False), frozen_unremarked(), module_mode(programs.all_modules, training=False):
             yield programs
+
+
+def _named_tensors(modules: Iterable[nn.Module]) -> Iterator[tuple[str, Tensor]]:
+    """Yield parameters and buffers of modules, with their names in error messages."""
+    for module in modules:
+        for name, value in (*module.named_parameters(), *module.named_buffers()):
+            yield f"{name} of {type(module).__name__}", value
+
+
+def _require_finite(modules: Iterable[nn.Module]) -> None:
+    for name, value in _named_tensors(modules):
+        if bad := int((~value.isfinite()).sum()):
+            raise ValueError(
+                f"{bad} of {value.numel()} values of {name} are NaN or infinite, so that nothing can be computed from "
+                "them; load weights from before training went wrong"
+            )

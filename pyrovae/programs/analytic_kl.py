@@ -10,6 +10,8 @@ from pyro.distributions import MaskedDistribution
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
+from pyrovae.programs.site_checks import components, unwrapped
+
 CLOSED_FORM = "closed form"
 MASKED_DIFFERENTLY = "model and guide are not masked by the same tensor"
 
@@ -54,7 +56,7 @@ def closed_form_kl(name: str, model_trace: Nodes, guide_trace: Nodes) -> tuple[T
     if late:
         return None, f"{late[0]!r} comes before {name!r} in the model but not in the guide"
     model_site, guide_site = model_trace.nodes[name], guide_trace.nodes[name]
-    if not _masked_alike(guide_site["fn"], model_site["fn"]):  # Pyro would take the intersection of the masks
+    if _masks(guide_site["fn"]) != _masks(model_site["fn"]):  # Pyro would take the intersection of the masks
         return None, MASKED_DIFFERENTLY
     try:
         kl = torch.as_tensor(kl_divergence(guide_site["fn"], model_site["fn"]))  # a number where all is masked
@@ -93,24 +95,15 @@ def kl_by_dimension(
     return q.base_dist.log_prob(value) - p.base_dist.log_prob(value)
 
 
-def _masked_alike(q: Any, p: Any) -> bool:
-    """Return whether two distributions have the same ``.mask(...)``, without synchronizing the device."""
-    return _masks(q) == _masks(p)
-
-
 def _masks(fn: Any) -> list[object]:
-    """Return identities of the masks of a distribution: their positions in memory."""
-    inner = _masks(fn.base_dist) if hasattr(fn, "base_dist") else []
-    if not isinstance(fn, MaskedDistribution):
-        return inner
-    mask = fn._mask
-    return [(mask.data_ptr(), mask.shape, mask.stride()) if isinstance(mask, Tensor) else mask, *inner]
+    """Return identities of the masks of a distribution, their positions in memory, without synchronizing a device."""
+    masks = [part._mask for part in components(fn) if isinstance(part, MaskedDistribution)]
+    return [(mask.data_ptr(), mask.shape, mask.stride()) if isinstance(mask, Tensor) else mask for mask in masks]
 
 
 def _name(fn: Any) -> str:
     """Return the name of a distribution in an error message."""
-    while type(fn).__name__ in ("Independent", "Event", "Elements", "MaskedDistribution", "ExpandedDistribution"):
-        fn = fn.base_dist
+    fn = unwrapped(fn)
     name = type(fn).__name__
     if name == "MixtureSameFamily":
         return f"mixture of {_name(fn.component_distribution)}"

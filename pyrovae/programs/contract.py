@@ -185,11 +185,9 @@ def _num_elements(site: Site) -> int:
 
 def _exceeds(drawn: Any, scored: Any) -> bool:
     """Return whether the interval of draws reaches beyond the interval of the prior."""
-    (low, lowest), (high, highest) = (
-        (torch.as_tensor(getattr(constraint, name, end)) for constraint in (drawn, scored))
-        for name, end in (("lower_bound", -math.inf), ("upper_bound", math.inf))
-    )
-    return bool((low < lowest).any() or (high > highest).any())
+    lowest_drawn, lowest = (torch.as_tensor(getattr(c, "lower_bound", -math.inf)) for c in (drawn, scored))
+    highest_drawn, highest = (torch.as_tensor(getattr(c, "upper_bound", math.inf)) for c in (drawn, scored))
+    return bool((lowest_drawn < lowest).any() or (highest_drawn > highest).any())
 
 
 def _unnormalized(factors: tuple[str, ...], observed: Sites, latent: Sites) -> str | None:

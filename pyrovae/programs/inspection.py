@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from pyrovae.compile.trace import first_line
 from pyrovae.programs.analytic_kl import latent_sites
 from pyrovae.programs.contract import read_contract, require_common_measure
 from pyrovae.programs.layout import from_pyro, log_probs, to_pyro
-from pyrovae.programs.link_warnings import find_link_warnings, with_leaves
+from pyrovae.programs.link_warnings import find_link_warnings, leaves_of_draws
 from pyrovae.programs.model_guide import PARTICLE_PLATE, ModelGuide, Program, replace_draws, take_rows
 from pyrovae.programs.modules import RunModules, find_modules, is_stored
 from pyrovae.programs.site_checks import find_nan, find_nan_log_prob
@@ -172,12 +172,12 @@ class _Inspector:
         """Run guide and model with all checks on."""
 
         def attempt() -> _Run:
-            model, guide = (functools.partial(program, *args) for program in (self.model, self.guide))
-            with torch.set_grad_enabled(gradients):
-                guide_trace = poutine.trace(rows(guide) if rows else guide).get_trace()
-                replayed = poutine.replay(model, trace=with_leaves(guide_trace) if gradients else guide_trace)
+            with torch.set_grad_enabled(gradients), rows or nullcontext():
+                guide_trace = poutine.trace(self.guide).get_trace(*args)
+                model = poutine.replay(self.model, trace=guide_trace)
+                model = replace_draws(model, leaves_of_draws(guide_trace)) if gradients else model
                 self.ran.outputs.clear()
-                model_trace = poutine.trace(rows(replayed) if rows else replayed).get_trace()
+                model_trace = poutine.trace(model).get_trace(*args)
             run = _Run(guide_trace, model_trace, list(self.ran.outputs))
             drawn, scored = latent_sites(guide_trace), latent_sites(model_trace)
             for name in drawn if drawn.keys() == scored.keys() else ():

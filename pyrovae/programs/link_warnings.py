@@ -57,17 +57,15 @@ def find_link_warnings(guide_trace: poutine.Trace, model_trace: poutine.Trace) -
         return ()
 
 
-def with_leaves(trace: poutine.Trace) -> poutine.Trace:
-    """Return a copy of the guide's trace whose draws are leaves of the autograd graph."""
-    leaves = poutine.Trace()
-    for name, site in trace.nodes.items():
-        value = site.get("value")
-        if site["type"] == "sample" and isinstance(value, Tensor) and value.is_floating_point():
-            leaf = value.detach().requires_grad_()
-            if hasattr(value, "_unquantize"):  # z of a straight-through distribution before rounding
-                leaf._unquantize = value._unquantize.detach()  # type: ignore[attr-defined]
-            site = {**site, "value": leaf}
-        leaves.add_node(name, **site)
+def leaves_of_draws(guide_trace: poutine.Trace) -> dict[str, Tensor]:
+    """Return the guide's draws by site, as leaves of the autograd graph."""
+    leaves = {}
+    for name, site in latent_sites(guide_trace).items():
+        value = site["value"]
+        leaf = value.detach().requires_grad_(value.is_floating_point())
+        if hasattr(value, "_unquantize"):  # z of a straight-through distribution before rounding
+            leaf._unquantize = value._unquantize.detach()
+        leaves[name] = leaf
     return leaves
 
 

@@ -137,12 +137,12 @@ def take_rows(args: tuple[Any, ...], rows: Tensor) -> tuple[Any, ...]:
     return tuple(a[rows.to(a.device)] if isinstance(a, Tensor) and a.ndim and len(a) == length else a for a in args)
 
 
-def replace_draws(guide: Program, draws: Mapping[str, Tensor]) -> Program:
-    """Return the guide with its draws replaced, its sites still latent."""
+def replace_draws(program: Program, draws: Mapping[str, Tensor]) -> Program:
+    """Return a program with its draws replaced, its sites still latent."""
     trace = poutine.Trace()
     for name, value in draws.items():
         trace.add_node(name, name=name, type="sample", value=value, is_observed=False, infer={}, fn=None)
-    return poutine.replay(guide, trace=trace)
+    return poutine.replay(program, trace=trace)
 
 
 class ChosenRows(Messenger):

@@ -5,10 +5,8 @@ from __future__ import annotations
 import dis
 import functools
 import inspect
-import threading
 import types
 import warnings
-import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any, Self
 
@@ -38,8 +36,6 @@ def is_stored(module: nn.Module) -> bool:
 class RunModules:
     """Record the modules that run inside the block, and keep them in evaluation mode until its end.
 
-    Modules that a program creates in each run are not kept alive, and not recorded.
-
     Attributes:
         outputs: elements of each tensor that a module returned, until it is cleared.
 
@@ -51,11 +47,10 @@ class RunModules:
     def __init__(self, device: torch.device | None = None) -> None:
         self.device = device
         self.outputs: list[int] = []
-        self._ran: list[weakref.ref[nn.Module]] = []
-        self._modes: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+        self._ran: list[nn.Module] = []
+        self._modes: dict[nn.Module, bool] = {}
 
     def __enter__(self) -> Self:
-        self._thread = threading.get_ident()
         self._warnings = warnings.catch_warnings()
         self._warnings.__enter__()
         warnings.filterwarnings("ignore", ".*when there are global hooks")  # of a compiled module
@@ -71,32 +66,30 @@ class RunModules:
 
     def beside(self, modules: Iterable[nn.Module]) -> tuple[nn.Module, ...]:
         """Return the modules that ran and are not inside the given ones, nor inside each other."""
-        known = {id(part) for module in modules for part in module.modules()}
-        alive = [module for ref in self._ran if (module := ref()) is not None]
-        return _outermost([module for module in alive if id(module) not in known])
+        known = {part for module in modules for part in module.modules()}
+        return _outermost([module for module in self._ran if module not in known])
 
     def _before(self, module: nn.Module, args: Any) -> None:
-        if torch.compiler.is_compiling() or module in self._modes or threading.get_ident() != self._thread:
+        if torch.compiler.is_compiling() or module in self._modes:
             return  # a compiled module was recorded as a whole
         if self.device is not None:
             module.to(self.device)
-        self._ran.append(weakref.ref(module))
-        modes = {part: part.training for part in module.modules() if part not in self._modes}
-        self._modes.update(modes)
-        for part in modes:
+        self._ran.append(module)
+        for part in module.modules():
+            self._modes.setdefault(part, part.training)
             part.training = False
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> None:
-        if not torch.compiler.is_compiling() and threading.get_ident() == self._thread:
+        if not torch.compiler.is_compiling():
             outputs = output if isinstance(output, (tuple, list)) else (output,)
             self.outputs.extend(value.numel() for value in outputs if isinstance(value, Tensor))
 
 
 def _outermost(modules: Iterable[nn.Module]) -> tuple[nn.Module, ...]:
     """Return modules that are not inside others of them, each once."""
-    modules = list({id(module): module for module in modules}.values())
-    inner = {id(part) for module in modules for part in module.modules() if part is not module}
-    return tuple(module for module in modules if id(module) not in inner)
+    modules = dict.fromkeys(modules)
+    inner = {part for module in modules for part in module.modules() if part is not module}
+    return tuple(module for module in modules if module not in inner)
 
 
 def _referred(thing: object, *, depth: int, seen: set[int]) -> Iterator[nn.Module]:
@@ -122,10 +115,8 @@ def _parts(thing: object) -> list[object]:
         cells = [cell.cell_contents for cell in thing.__closure__ or () if cell != types.CellType()]
         names = [thing.__globals__[name] for name in _global_names(thing.__code__) if name in thing.__globals__]
         return [*cells, *names, *(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()]
-    if isinstance(thing, dict):
-        return list(thing.values())
-    if isinstance(thing, (list, tuple)):
-        return list(thing)
+    if isinstance(thing, (dict, list, tuple)):
+        return list(thing.values() if isinstance(thing, dict) else thing)
     call = [type(thing).__call__] if callable(thing) else []  # an object that is called as a program
     return [*getattr(thing, "__dict__", {}).values(), *call]
 

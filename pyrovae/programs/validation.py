@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
@@ -52,7 +53,7 @@ def run_validated(attempt: Callable[[], T], device: torch.device, *, nan_counts:
     if not _raised_in(root, "torch.distributions", "pyro.distributions"):
         raise failure
     set_random_state(before, device)
-    results: list[T] = []
+    results = []
     with validation(enabled=False), _SampledSites() as sampled, suppress(Exception):  # the fault may stop it again
         results.append(attempt())
     fault = next(filter(None, map(find_fault, sampled.sites)), None)
@@ -90,14 +91,12 @@ def _root(error: BaseException) -> BaseException:
 
 def _frame(error: BaseException) -> FrameType | None:
     """Return the frame in which an error was raised."""
-    place = error.__traceback__
-    while place is not None and place.tb_next is not None:
-        place = place.tb_next
-    return None if place is None else place.tb_frame
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return frames[-1] if frames else None
 
 
 def _raised_in(error: BaseException, *packages: str) -> bool:
     """Return whether an error was raised by a module of one of the packages."""
     frame = _frame(error)
     module = "" if frame is None else frame.f_globals.get("__name__", "")
-    return any(module == package or module.startswith(f"{package}.") for package in packages)
+    return f"{module}.".startswith(tuple(f"{package}." for package in packages))

@@ -32,17 +32,6 @@ class TwoHeads(nn.Module):
         return torch.cat([mean, self.function(other)], -1).unflatten(-1, (2, 3)).mT
 
 
-class Affine(nn.Module):
-    """A linear map by constants."""
-
-    def __init__(self, slope: float, shift: float) -> None:
-        super().__init__()
-        self.slope, self.shift = slope, shift
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.slope * x + self.shift
-
-
 def ending_in(
     *end: nn.Module, likelihood: Likelihood | None = None, encoder: nn.Module | None = None, frozen: bool = False
 ) -> VAE:
@@ -58,6 +47,13 @@ def ending_in(
         posterior=posterior,
     )
     return vae.requires_grad_(not frozen)
+
+
+def bounded(slope: float, shift: float) -> VAE:
+    """Return a VAE whose logits are an affine map of a sigmoid."""
+    end = nn.Sigmoid()
+    end.register_forward_hook(lambda module, args, output: slope * output + shift)
+    return ending_in(end)
 
 
 SCALES = "standard deviations of the guide at 'z' are exponentials of {}(...) and all above 1"
@@ -80,11 +76,8 @@ LINKS: dict[str, tuple[Callable[[], VAE], str]] = {
     ),
     "softplus encoder": (lambda: ending_in(encoder=TwoHeads(nn.functional.softplus)), SCALES.format("softplus")),
     "exp encoder": (lambda: ending_in(encoder=TwoHeads(torch.exp, "cat")), SCALES.format("exp")),
-    "bounded sigmoid": (
-        lambda: ending_in(nn.Sigmoid(), Affine(0.998, 0.001)),
-        "the logits of 'x' come out of sigmoid(...)",
-    ),
-    "bounded logits": (lambda: ending_in(nn.Sigmoid(), Affine(10.0, -5.0)), ""),
+    "bounded sigmoid": (lambda: bounded(0.998, 0.001), "the logits of 'x' come out of sigmoid(...)"),
+    "bounded logits": (lambda: bounded(10.0, -5.0), ""),
     "plain": (ending_in, ""),
     "mean of pixels": (lambda: ending_in(nn.Sigmoid(), likelihood=likelihoods.Gaussian((4,), learn_scale=True)), ""),
     "plain scales": (lambda: ending_in(likelihood=likelihoods.HeteroscedasticGaussian((4,))), ""),
@@ -104,42 +97,45 @@ def test_a_network_that_applies_the_link_gives_one_warning(name: str, caplog: py
 
 def test_fit_capture_and_evaluate_warn_once(caplog: pytest.LogCaptureFixture) -> None:
     vae, x = ending_in(nn.Sigmoid()), torch.bernoulli(torch.full((8, 4), 0.5))
+    checks = Checks(2, 0, 0, 2, refit_epochs=0)
     for run in (
         lambda: fit(vae.model, vae.guide, x, training=Training(epochs=1, device="cpu"), show_progress=False),
         lambda: capture(vae.model, vae.guide, x, engine="eager"),
-        lambda: evaluate(
-            vae.model, vae.guide, x, ks=(1, 5), checks=Checks(2, 0, 0, 2, refit_epochs=0), show_progress=False
-        ),
+        lambda: evaluate(vae.model, vae.guide, x, ks=(1, 5), checks=checks, show_progress=False),
     ):
         caplog.clear()
         run()
         assert sum("come out of sigmoid" in message for message in caplog.messages) == 1
 
 
-def test_programs_by_hand_give_warnings_too(caplog: pytest.LogCaptureFixture) -> None:
-    decoder, x = nn.Linear(1, 4), torch.bernoulli(torch.full((3, 4), 0.5))
+ENDS = torch.linspace(0, 1, 200)
 
-    def pair(logits: Callable[[Tensor], Tensor]) -> tuple[Callable[[Tensor], None], Callable[[Tensor], None]]:
-        def model(x: Tensor) -> None:
-            with pyro.plate("data", len(x)):
-                z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
-                pyro.sample("x", dist.Bernoulli(logits=logits(decoder(z))).to_event(1), obs=x)
 
-        def guide(x: Tensor) -> None:
-            with pyro.plate("data", len(x)):
-                pyro.sample("z", dist.Normal(x[:, :1], 1.0).to_event(1))
+@pytest.mark.parametrize(
+    ("logits", "count"),
+    [
+        (lambda net, z: net(z).sigmoid(), 1),
+        (lambda net, z: net(z).tanh(), 0),
+        (lambda net, z: net(z).sigmoid().logit(), 0),
+        (lambda net, z: (ENDS + 0 * z).detach(), 1),  # judged by their values
+        (lambda net, z: (2 * ENDS + 0 * z).detach(), 0),
+        (lambda net, z: (ENDS - 0.5 + 0 * z).detach(), 0),
+        (lambda net, z: (0.2 + ENDS / 2 + 0 * z).detach(), 0),
+    ],
+)
+def test_programs_by_hand_give_warnings_too(
+    logits: Callable[[nn.Module, Tensor], Tensor], count: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    decoder, x = nn.Linear(1, 200), torch.bernoulli(torch.full((3, 200), 0.5))
 
-        return model, guide
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=logits(decoder, z)).to_event(1), obs=x)
 
-    for logits, count in ((torch.sigmoid, 1), (torch.tanh, 0), (lambda value: value.sigmoid().logit(), 0)):
-        caplog.clear()
-        warn_of_links(inspect_programs(*pair(logits), (x,)))
-        assert len(caplog.messages) == count
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, :1], 1.0).to_event(1))
 
-    hidden = torch.linspace(0, 1, 200)
-    many = torch.bernoulli(torch.full((3, 200), 0.5))
-    for values, count in ((hidden, 1), (hidden * 2, 0), (hidden - 0.5, 0), (0.2 + hidden / 2, 0), (0 * hidden, 0)):
-        caplog.clear()
-        opaque = pair(lambda z, values=values: (values + 0 * z[..., :1]).detach())
-        warn_of_links(inspect_programs(*opaque, (many,)))
-        assert len(caplog.messages) == count
+    warn_of_links(inspect_programs(model, guide, (x,)))
+    assert len(caplog.messages) == count

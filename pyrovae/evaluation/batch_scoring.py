@@ -3,143 +3,164 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyrovae.bounds.evidence import particle_terms
 from pyrovae.bounds.multi_sample import iwae, monte_carlo_variances
 from pyrovae.diagnostics import weight_diagnostics
-from pyrovae.evaluation.observations import Observations, ObservedSites
+from pyrovae.evaluation.observations import Observations, ObservedSites, observed_values
 from pyrovae.evaluation.resume import Journal
-from pyrovae.importance import CompiledRuns, ParticleBatch, compiled_runs, iter_batches, iter_particles, on_device
-from pyrovae.programs import ModelGuide, run
+from pyrovae.importance import ParticleBatch, compiled_runs, iter_batches, iter_particles, on_device
+from pyrovae.programs import ModelGuide
 from pyrovae.results import ObservedData
 from pyrovae.runtime import memory
+from pyrovae.runtime.arguments import require_integer
 from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.runtime.distributed import group
 from pyrovae.runtime.progress_bar import progress
+from pyrovae.training.config import check_engine
 
 VARIANCE = "variance of "  # prefix of the Monte Carlo variances' names
 OBSERVED = "observed"  # name of the observed values of a batch
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Rows of arguments on the device; the first ``count`` are data, the others fill up the plate."""
-
-    number: int
-    rows: Tensor
-    count: int
-    args: tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class BatchScoring:
-    """Scoring of all data by their particles.
-
-    Batch i draws from the stream (seed, "evaluate", i). Each rank takes every n-th batch of n ranks.
+class EvaluationOptions:
+    """How an evaluation is computed.
 
     Attributes:
-        programs: from `scoring_context`.
-        args: all data, and what travels with them, on any device.
-        device: device to compute on.
-        batch_size: data whose particles are drawn together.
-        ks: numbers of particles, ascending, each dividing the next.
-        seed: seed of the draws.
-        chunk_size: rows that the model scores at once, None for a size that suits the device.
-        engine: "auto", "eager" or "captured".
+        batch_size: data whose particles are drawn together; None for a size by the largest K and the device.
+        chunk_size: rows that the model scores at once, one row for each particle of each datum; None for a size by the
+            elements of a datum and the device, halved on CUDA when memory ends.
+        device: device to compute on, to which the modules are moved; None for the device of the modules.
+        engine: "captured" compiles the scoring of particles once, on a CPU with a C++ compiler; "eager" runs the model
+            for each chunk, to the same numbers but for rounding; "auto" chooses by the number of particles.
+        modules: modules of the programs that cannot be found from the programs.
+        journal: progress file of finished batches and checks. After an interruption the same call resumes from it, to
+            the same numbers, and removes it at the end. A `Journal` is removed by the caller.
+        on_progress: function called with the number of evaluated data at the start and after each block of particles,
+            on each rank, except while checks run. It must not draw from torch's default random streams.
+        unnormalized: score values outside the support of a distribution with ``validate_args=False``. The results are
+            not log-probabilities, and every table says so.
+        show_progress: show a progress bar.
+
+    Raises:
+        ValueError: if a size is not an integer >= 1, or the engine is unknown.
 
     """
 
-    programs: ModelGuide
-    args: tuple[Tensor, ...]
-    device: torch.device
-    batch_size: int
-    ks: tuple[int, ...]
-    seed: int
-    chunk_size: int | None
-    engine: str
+    batch_size: int | None = None
+    chunk_size: int | None = None
+    device: str | None = None
+    engine: str = "auto"
+    modules: Iterable[nn.Module] = ()
+    journal: str | Path | Journal | None = None
+    on_progress: Callable[[float], object] | None = None
+    unnormalized: bool = False
+    show_progress: bool = True
 
-    def run(
-        self, journal: Journal, *, on_progress: Callable[[float], object] | None, show_progress: bool
-    ) -> tuple[dict[str, Tensor], ObservedData | None]:
-        """Return the statistics of all data, ``(..., N)`` by name, and the values that the model observed.
+    def __post_init__(self) -> None:
+        """Check the options."""
+        check_engine(self.engine)
+        for name in ("batch_size", "chunk_size"):
+            if getattr(self, name) is not None:
+                require_integer(getattr(self, name), name=name)
 
-        Batches in the journal are not scored again. The model runs once on each of them, for its observed values.
-        """
-        ranks = group()
-        parts = ranks.from_first(journal.read)
-        done = sum(part["ELBO"].shape[-1] for part in parts)
-        observations = Observations(self.programs)
-        batches = self.batches()
-        for batch in itertools.islice(batches, len(parts)):
-            observations.add(self.observe(batch), batch.args, batch.rows)
-        memory.keep_freed()
-        num_data, num_rows = len(self.args[0]), self.ks[-1] * len(self.args[0])
-        compiled = compiled_runs(self.programs, self.engine, num_rows=num_rows, device=self.device)
-        with progress("evaluating", num_data, show_progress=show_progress and ranks.first, unit="data") as bar:
-            num_scored = 0  # data of the batches that all ranks score now
 
-            def advance(share: float) -> None:
-                bar(done + share * num_scored)
-                if on_progress is not None:
-                    on_progress(done + share * num_scored)
+def score_data(
+    programs: ModelGuide,
+    args: tuple[Tensor, ...],
+    ks: tuple[int, ...],
+    journal: Journal,
+    options: EvaluationOptions,
+    *,
+    device: torch.device,
+    batch_size: int,
+    seed: int,
+) -> tuple[dict[str, Tensor], ObservedData | None]:
+    """Score all data by their particles.
 
-            advance(0.0)
-            try:
-                while turn := list(itertools.islice(batches, ranks.size)):  # one batch for each rank
-                    num_scored = sum(batch.count for batch in turn)
-                    part = self.score(turn[ranks.rank], compiled, advance) if ranks.rank < len(turn) else {}
-                    for batch, scored in zip(turn, ranks.gather(part), strict=False):
-                        observations.add(scored.pop(OBSERVED), batch.args, batch.rows)
-                        parts.append(scored)
-                        journal.add(scored)
-                    done += num_scored
-                    advance(0.0)
-            finally:
-                journal.write()
-        return {name: torch.cat([part[name] for part in parts], -1) for name in parts[0]}, observations.summary()
+    Batch i draws from the stream (seed, "evaluate", i). Each rank takes every n-th batch of n ranks. Batches in the
+    journal are not scored again: the model runs once on each of them, for its observed values.
 
-    def batches(self) -> Iterator[Batch]:
-        """Yield the batches in order."""
-        args = self.args
-        if self.programs.draws_rows:
-            args = tuple(argument.to(self.device) for argument in args)
-        selections = iter_batches(self.programs, len(args[0]), batch_size=self.batch_size)
-        for number, (selected, count) in enumerate(selections):
-            batch_args, rows = on_device(self.programs, args, selected, self.device)
-            yield Batch(number, rows, count, batch_args)
+    Args:
+        programs: from `scoring_context`.
+        args: all data, and what travels with them, on any device.
+        ks: numbers of particles, ascending, each dividing the next.
+        journal: progress file.
+        options: chunk size, engine and progress of the evaluation.
+        device: device to compute on.
+        batch_size: data whose particles are drawn together.
+        seed: seed of the draws.
 
-    def score(self, batch: Batch, compiled: CompiledRuns | None, advance: Callable[[float], None]) -> dict[str, Tensor]:
-        """Return the statistics of one batch and its observed values ``(D, B)``."""
+    Returns:
+        The statistics of all data, ``(..., N)`` by name, and the values that the model observed.
 
-        def reported(particles: Iterator[ParticleBatch]) -> Iterator[ParticleBatch]:
-            num_drawn = 0
-            for block in particles:
-                yield block
-                num_drawn += len(block.log_prior)
-                advance(num_drawn / self.ks[-1])
+    """
+    if programs.draws_rows:
+        args = tuple(argument.to(device) for argument in args)
+    num_data, ranks = len(args[0]), group()
+    parts = ranks.from_first(journal.read)
+    done = sum(part["ELBO"].shape[-1] for part in parts)
+    batches = (  # number, arguments on the device, rows of these, and how many are data: the others fill up the plate
+        (number, *on_device(programs, args, rows, device), count)
+        for number, (rows, count) in enumerate(iter_batches(programs, num_data, batch_size=batch_size))
+    )
+    observations = Observations(programs)
+    for number, batch_args, rows, count in itertools.islice(batches, len(parts)):
+        values = observed_values(programs, batch_args, rows, stream_seed(seed, "evaluate", number))
+        observations.add(values[:, :count], batch_args, rows)
+    memory.keep_freed()
+    compiled = compiled_runs(programs, options.engine, num_rows=ks[-1] * num_data, device=device)
+    with progress("evaluating", num_data, show_progress=options.show_progress and ranks.first, unit="data") as bar:
+        num_scored = 0  # data of the batches that all ranks score now
 
-        with forked_random(self._stream(batch), self.device), ObservedSites(self.programs) as observed:
-            particles = iter_particles(
-                self.programs, batch.args, batch.rows, self.ks[-1], chunk_size=self.chunk_size, compiled=compiled
-            )
-            statistics = batch_statistics(self.programs, reported(particles), self.ks)
-        statistics[OBSERVED] = observed.values()
-        return {name: value[..., : batch.count] for name, value in statistics.items()}
+        def advance(share: float) -> None:
+            bar(done + share * num_scored)
+            if options.on_progress is not None:
+                options.on_progress(done + share * num_scored)
 
-    def observe(self, batch: Batch) -> Tensor:
-        """Return the values ``(D, B)`` that the model observes of one batch, from the draws of `score`."""
-        with forked_random(self._stream(batch), self.device), ObservedSites(self.programs) as observed:
-            run(*self.programs.bind(batch.args, batch.rows))
-        return observed.values()[:, : batch.count]
+        def score(number: int, batch_args: tuple[Any, ...], rows: Tensor, count: int) -> dict[str, Tensor]:
+            """Return the statistics of one batch and its observed values ``(D, B)``."""
+            with forked_random(stream_seed(seed, "evaluate", number), device), ObservedSites(programs) as sites:
+                particles = iter_particles(
+                    programs, batch_args, rows, ks[-1], chunk_size=options.chunk_size, compiled=compiled
+                )
+                statistics = batch_statistics(programs, _reported(particles, ks[-1], advance), ks)
+            statistics[OBSERVED] = sites.values()
+            return {name: value[..., :count] for name, value in statistics.items()}
 
-    def _stream(self, batch: Batch) -> int:
-        return stream_seed(self.seed, "evaluate", batch.number)
+        advance(0.0)
+        try:
+            while turn := list(itertools.islice(batches, ranks.size)):  # one batch for each rank
+                num_scored = sum(count for *_, count in turn)
+                part = score(*turn[ranks.rank]) if ranks.rank < len(turn) else {}
+                for (_, batch_args, rows, _), scored in zip(turn, ranks.gather(part), strict=False):
+                    observations.add(scored.pop(OBSERVED), batch_args, rows)
+                    parts.append(scored)
+                    journal.add(scored)
+                done += num_scored
+                advance(0.0)
+        finally:
+            journal.write()
+    return {name: torch.cat([part[name] for part in parts], -1) for name in parts[0]}, observations.summary()
+
+
+def _reported(
+    particles: Iterator[ParticleBatch], total: int, advance: Callable[[float], None]
+) -> Iterator[ParticleBatch]:
+    """Yield blocks of particles, and report the share of the total after each."""
+    num_drawn = 0
+    for block in particles:
+        yield block
+        num_drawn += len(block.log_prior)
+        advance(num_drawn / total)
 
 
 def batch_statistics(programs: ModelGuide, particles: Iterator[ParticleBatch], ks: Sequence[int]) -> dict[str, Tensor]:

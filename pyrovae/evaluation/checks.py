@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypeVar
 
 import torch
@@ -62,54 +62,6 @@ class Checks:
             require_integer(getattr(self, option.name), name=option.name, least=1 if option.name in CHAINS else 0)
 
 
-@dataclass(frozen=True)
-class CheckRunner:
-    """Run checks on the first rows of the data, and skip a check that the programs do not allow.
-
-    A finished check is saved in the journal and not run again. A skipped check is not saved.
-
-    Attributes:
-        programs: model and guide.
-        args: all data, and what travels with them, on the device.
-        checks: numbers of data and options.
-        draws_rows: whether the programs draw rows of the data themselves.
-        journal: progress file.
-        common: seed, modules and show_progress.
-        left_out: for each skipped check the reason.
-
-    """
-
-    programs: tuple[Program, Program]
-    args: tuple[Tensor, ...]
-    checks: Checks
-    draws_rows: bool
-    journal: Journal
-    common: dict[str, Any]
-    left_out: dict[str, str] = field(default_factory=dict)
-
-    def run(self, name: str, num: int, check: Callable[..., R], record: type[R]) -> R | None:
-        """Return the record of a check of the first ``num`` data, None if it is skipped."""
-        num_data, asked = len(self.args[0]), asdict(self.checks)
-        if num == 0:
-            return None
-        if self.draws_rows and num < num_data:
-            self.left_out[name] = (
-                f"model and guide draw rows of the data themselves, so that a check takes all {num_data} data or none; "
-                "ask for as many, or write the plate as plate('data', len(x))"
-            )
-            return None
-        if (saved := self.journal.load_record(name, record, asked=asked)) is not None:
-            return saved
-        rows = torch.arange(min(num, num_data))
-        try:
-            result = check(*self.programs, *take_rows(self.args, rows), **self.common)
-        except ValueError as error:
-            self.left_out[name] = str(error).splitlines()[0]
-            return None
-        self.journal.save_record(name, result, asked=asked)
-        return result
-
-
 def run_checks(
     model: Program,
     guide: Program,
@@ -123,7 +75,9 @@ def run_checks(
     journal: Journal,
     **common: Any,
 ) -> CheckResults:
-    """Run the checks on the first rows of the data.
+    """Run the checks on the first rows of the data, and skip a check that the programs do not allow.
+
+    A finished check is saved in the journal and not run again. A skipped check is not saved.
 
     Args:
         model: a Pyro program.
@@ -138,15 +92,36 @@ def run_checks(
         common: seed, modules and show_progress.
 
     """
-    runner = CheckRunner((model, guide), args, checks, draws_rows, journal, common)
     rung, variances = per_datum[tightest.label], per_datum[VARIANCE + tightest.label]
-    chains = {option: getattr(checks, option) for option in CHAINS}
+    num_data, asked = len(rung), asdict(checks)
+    left_out: dict[str, str] = {}
+
+    def run(title: str, num: int, check: Callable[..., R], record: type[R]) -> R | None:
+        """Return the record of a check of the first data, saved or new; None if the check is skipped."""
+        if num == 0:
+            return None
+        if draws_rows and num < num_data:
+            left_out[title] = (
+                f"model and guide draw rows of the data themselves, so that a check takes all {num_data} data or none; "
+                "ask for as many, or write the plate as plate('data', len(x))"
+            )
+            return None
+        result = journal.load_record(title, record, asked=asked)
+        if result is None:
+            try:
+                result = check(model, guide, *take_rows(args, torch.arange(min(num, num_data))), **common)
+            except ValueError as error:
+                left_out[title] = str(error).splitlines()[0]
+                return None
+            journal.save_record(title, result, asked=asked)
+        return result
 
     def first(num: int) -> str:
-        return name if num == len(rung) else f"the first {num} of {name}"
+        return name if num == num_data else f"the first {num} of {name}"
 
-    annealing = runner.run("AIS", checks.num_annealed, functools.partial(ais, **chains), Annealing)
-    sandwich = runner.run("BDMC", checks.num_simulated, functools.partial(bdmc, **chains), Sandwich)
+    chains = {option: getattr(checks, option) for option in CHAINS}
+    annealing = run("AIS", checks.num_annealed, functools.partial(ais, **chains), Annealing)
+    sandwich = run("BDMC", checks.num_simulated, functools.partial(bdmc, **chains), Sandwich)
     same_data = higher = None
     if annealing is not None:
         num = annealing.num_data
@@ -170,9 +145,9 @@ def run_checks(
         same_data=same_data,
         higher=higher,
         sandwich=sandwich,
-        gaps=runner.run("gaps", checks.num_refined, split, Gaps),
-        latents=runner.run("latent units", checks.num_encoded, latents, Latents),
-        left_out=runner.left_out,
+        gaps=run("gaps", checks.num_refined, split, Gaps),
+        latents=run("latent units", checks.num_encoded, latents, Latents),
+        left_out=left_out,
     )
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import datetime
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -17,19 +16,19 @@ from pyrovae.bounds.multi_sample import check_ladder
 from pyrovae.data import Data, Split, fingerprint, transforms
 from pyrovae.data.loader import Loader, Source
 from pyrovae.diagnostics import assess_with_checks, summarize_weights
-from pyrovae.evaluation.batch_scoring import VARIANCE, BatchScoring
+from pyrovae.evaluation.batch_scoring import VARIANCE, EvaluationOptions, score_data
 from pyrovae.evaluation.checks import Checks, run_checks
 from pyrovae.evaluation.resume import Journal
 from pyrovae.importance import chunk_sizes, find_low_precision, score_one_particle, scoring_context
 from pyrovae.programs import ModelGuide, Program, Unnormalized, find_modules, warn_of_links
-from pyrovae.results import CheckResults, Estimate, Evaluation, ObservedData, bits_per_dimension, mean_and_error
+from pyrovae.results import Estimate, Evaluation, ObservedData, bits_per_dimension, mean_and_error
 from pyrovae.results.estimates import require_possible
 from pyrovae.results.observed_data import DRAWN, MASKED, WHOLE
 from pyrovae.runtime import memory
-from pyrovae.runtime.arguments import merge_options, require_integer
+from pyrovae.runtime.arguments import merge_options
 from pyrovae.runtime.context import forked_random
 from pyrovae.training.checkpoint import versions
-from pyrovae.training.config import check_engine, choose_device
+from pyrovae.training.config import choose_device
 from pyrovae.training.state import snapshot
 from pyrovae.vae import require_form
 
@@ -37,49 +36,7 @@ logger = logging.getLogger("pyrovae")
 
 MAX_BATCH_SIZE = 256  # data in one batch, if the size is chosen here
 NUM_EXAMPLES = 3  # data of the runs that inspect the programs
-
-
-@dataclass(frozen=True)
-class EvaluationOptions:
-    """How an evaluation is computed.
-
-    Attributes:
-        batch_size: data whose particles are drawn together; None for a size by the largest K and the device.
-        chunk_size: rows that the model scores at once, one row for each particle of each datum; None for a size by the
-            elements of a datum and the device, halved on CUDA when memory ends.
-        device: device to compute on, to which the modules are moved; None for the device of the modules.
-        engine: "captured" compiles the scoring of particles once, on a CPU with a C++ compiler; "eager" runs the model
-            for each chunk, to the same numbers but for rounding; "auto" chooses by the number of particles.
-        modules: modules of the programs that cannot be found from the programs.
-        journal: progress file of finished batches and checks. After an interruption the same call resumes from it, to
-            the same numbers, and removes it at the end. A `Journal` is removed by the caller.
-        on_progress: function called with the number of evaluated data at the start and after each block of particles,
-            on each rank, except while checks run. It must not draw from torch's default random streams.
-        unnormalized: score values outside the support of a distribution with ``validate_args=False``. The results are
-            not log-probabilities, and every table says so.
-        show_progress: show a progress bar.
-
-    Raises:
-        ValueError: if a size is not an integer >= 1, or the engine is unknown.
-
-    """
-
-    batch_size: int | None = None
-    chunk_size: int | None = None
-    device: str | None = None
-    engine: str = "auto"
-    modules: Iterable[nn.Module] = ()
-    journal: str | Path | Journal | None = None
-    on_progress: Callable[[float], object] | None = None
-    unnormalized: bool = False
-    show_progress: bool = True
-
-    def __post_init__(self) -> None:
-        """Check the options."""
-        check_engine(self.engine)
-        for name in ("batch_size", "chunk_size"):
-            if getattr(self, name) is not None:
-                require_integer(getattr(self, name), name=name)
+TENSORS = "tensors"  # name of data without a split
 
 
 def evaluate(
@@ -128,70 +85,13 @@ def evaluate(
     ks = check_ladder(ks)
     if checks is not None and not isinstance(checks, Checks):
         raise TypeError(f"checks must be a pyrovae.Checks or None, but received {checks!r}")
-    task = _prepare(model, guide, data, ks, checks, seed, options)
-    journal = options.journal if isinstance(options.journal, Journal) else Journal(options.journal)
-    programs, per_datum, observed = _score(task, journal)
-    estimates = _estimates(programs, per_datum, ks)
-    results = None
-    if checks is not None:
-        results = run_checks(
-            task.model,
-            guide,
-            _to_device(task.args, task.device),
-            checks,
-            name=task.name,
-            tightest=estimates[f"L_{ks[-1]}"],
-            per_datum=per_datum,
-            draws_rows=programs.draws_rows,
-            journal=journal,
-            seed=seed,
-            modules=task.modules,
-            show_progress=options.show_progress,
-        )
-    evaluation = _record(task, programs, per_datum, observed, estimates, results)
-    if journal is not options.journal:
-        journal.remove()
-    return evaluation
-
-
-@dataclass(frozen=True)
-class _Task:
-    """An evaluation whose arguments are checked and whose open options are chosen."""
-
-    model: Program
-    guide: Program
-    source: Source
-    args: tuple[Tensor, ...]
-    data_hash: str
-    modules: tuple[nn.Module, ...]
-    device: torch.device
-    ks: tuple[int, ...]
-    seed: int
-    options: EvaluationOptions
-    settings: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        return self.source.name if isinstance(self.source, Split) else "tensors"
-
-
-def _prepare(
-    model: Program,
-    guide: Program,
-    data: Data | Source,
-    ks: tuple[int, ...],
-    checks: Checks | None,
-    seed: int,
-    options: EvaluationOptions,
-) -> _Task:
-    """Check the data, and choose device and batch size."""
     source = data.test if isinstance(data, Data) else data
     loader = Loader(source)
     require_form(model, source)
     modules = (*options.modules, *find_modules(model, guide))
     device = _choose_device(options.device, modules, loader)
     batch_size = _choose_batch_size(options.batch_size, ks, len(loader), device)
-    args = loader.fixed()
+    args, data_hash = loader.fixed(), loader.hash()
     settings = {
         "batch_size": batch_size,
         "device": str(device),
@@ -199,36 +99,70 @@ def _prepare(
         "weights": weights_hash(model, guide, options.modules),
         "checks": None if checks is None else asdict(checks),
     }
+    journal = options.journal if isinstance(options.journal, Journal) else Journal(options.journal)
     model = Unnormalized()(model) if options.unnormalized else model
-    return _Task(model, guide, source, args, loader.hash(), modules, device, ks, seed, options, settings)
+    examples = tuple(argument[:NUM_EXAMPLES].to(device) for argument in args)
 
+    def on_device() -> tuple[Tensor, ...]:
+        return tuple(argument.to(device) for argument in args)
 
-def _score(task: _Task, journal: Journal) -> tuple[ModelGuide, dict[str, Tensor], ObservedData | None]:
-    """Return the inspected programs, the statistics of all data by name, and the values that the model observed."""
-    options = task.options
-    examples = tuple(argument[:NUM_EXAMPLES].to(task.device) for argument in task.args)
-    context = scoring_context(
-        task.model,
-        task.guide,
-        examples,
-        modules=task.modules,
-        all_data=lambda: _to_device(task.args, task.device),
-    )
-    with context as programs, torch.no_grad():
-        _warn(programs, task.modules, examples)
-        scoring = BatchScoring(
-            programs,
-            task.args,
-            device=task.device,
-            batch_size=task.settings["batch_size"],
-            ks=task.ks,
-            seed=task.seed,
-            chunk_size=options.chunk_size,
-            engine=options.engine,
+    with (
+        scoring_context(model, guide, examples, modules=modules, all_data=on_device) as programs,
+        torch.no_grad(),
+    ):
+        _warn(programs, modules, examples)
+        key = ""
+        if journal.path is not None:
+            probe = _probe(programs, on_device() if programs.draws_rows else examples)
+            bounds_settings = {name: value for name, value in settings.items() if name != "checks"}
+            key = repr((data_hash, probe, ks, seed, options.chunk_size, options.engine, bounds_settings, versions()))
+        journal.start(key)
+        per_datum, observed = score_data(
+            programs, args, ks, journal, options, device=device, batch_size=batch_size, seed=seed
         )
-        journal.start(_journal_key(task, programs, examples) if journal.path is not None else "")
-        per_datum, observed = scoring.run(journal, on_progress=options.on_progress, show_progress=options.show_progress)
-    return programs, per_datum, observed
+    estimates = _estimates(programs, per_datum, ks)
+    results = None
+    if checks is not None:
+        results = run_checks(
+            model,
+            guide,
+            on_device(),
+            checks,
+            name=source.name if isinstance(source, Split) else TENSORS,
+            tightest=estimates[f"L_{ks[-1]}"],
+            per_datum=per_datum,
+            draws_rows=programs.draws_rows,
+            journal=journal,
+            seed=seed,
+            modules=modules,
+            show_progress=options.show_progress,
+        )
+    num_given = sum(argument[0].numel() for argument in args[1:])
+    evaluation = Evaluation(
+        elbo=estimates["ELBO"],
+        reconstruction=estimates["reconstruction"],
+        kl=estimates["KL"],
+        iwae=tuple(estimates[f"L_{k}"] for k in ks),
+        kl_methods=dict(programs.kl),
+        gains={f"L_{k}": mean_and_error(per_datum[f"L_{k}"] - per_datum["ELBO"]) for k in ks},
+        num_data=len(args[0]),
+        data_hash=data_hash,
+        base_measure=programs.base_measure,
+        unnormalized=programs.unnormalized,
+        seed=seed,
+        settings=settings,
+        versions=versions(),
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        num_covariates=sum(observed.given.values()) if observed else num_given,
+        weights=assess_with_checks(summarize_weights(per_datum, ks=ks), results),
+        checked=results,
+        observed=observed,
+        per_datum={label: value for label, value in per_datum.items() if not label.startswith(VARIANCE)},
+        **_of_source(source, programs, observed, estimates[f"L_{ks[-1]}"].value),
+    )
+    if journal is not options.journal:
+        journal.remove()
+    return evaluation
 
 
 def _estimates(programs: ModelGuide, per_datum: dict[str, Tensor], ks: tuple[int, ...]) -> dict[str, Estimate]:
@@ -250,44 +184,18 @@ def _estimates(programs: ModelGuide, per_datum: dict[str, Tensor], ks: tuple[int
     return estimates
 
 
-def _record(
-    task: _Task,
-    programs: ModelGuide,
-    per_datum: dict[str, Tensor],
-    observed: ObservedData | None,
-    estimates: dict[str, Estimate],
-    checked: CheckResults | None,
-) -> Evaluation:
-    """Return the evaluation with everything that a table of it states."""
-    split = task.source if isinstance(task.source, Split) else None
-    ladder = tuple(estimates[f"L_{k}"] for k in task.ks)
-    num_given = sum(observed.given.values()) if observed else sum(argument[0].numel() for argument in task.args[1:])
-    return Evaluation(
-        elbo=estimates["ELBO"],
-        reconstruction=estimates["reconstruction"],
-        kl=estimates["KL"],
-        iwae=ladder,
-        kl_methods=dict(programs.kl),
-        gains={f"L_{k}": mean_and_error(per_datum[f"L_{k}"] - per_datum["ELBO"]) for k in task.ks},
-        num_data=len(task.args[0]),
-        data=task.name,
-        data_hash=task.data_hash,
-        data_transform=split.transform.describe() if split else None,
-        base_measure=programs.base_measure,
-        log_abs_det_jacobian=_log_det(task.source, observed) if programs.base_measure == "Lebesgue" else None,
-        bits_per_dimension=_bits(task.source, programs, observed, ladder[-1].value),
-        unnormalized=programs.unnormalized,
-        seed=task.seed,
-        settings=task.settings,
-        versions=versions(),
-        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        stored_hash=fingerprint(split.stored) if split else None,
-        num_covariates=num_given,
-        weights=assess_with_checks(summarize_weights(per_datum, ks=task.ks), checked),
-        checked=checked,
-        observed=observed,
-        per_datum={label: value for label, value in per_datum.items() if not label.startswith(VARIANCE)},
-    )
+def _of_source(
+    source: Source, programs: ModelGuide, observed: ObservedData | None, nats: float | None
+) -> dict[str, Any]:
+    """Return the fields of an evaluation that describe a split, and how its values became those that were scored."""
+    split = source if isinstance(source, Split) else None
+    return {
+        "data": split.name if split else TENSORS,
+        "data_transform": split.transform.describe() if split else None,
+        "stored_hash": fingerprint(split.stored) if split else None,
+        "log_abs_det_jacobian": _log_det(split, observed) if programs.base_measure == "Lebesgue" else None,
+        "bits_per_dimension": _bits(split, programs, observed, nats),
+    }
 
 
 def weights_hash(model: Program, guide: Program, modules: Iterable[nn.Module] = ()) -> str:
@@ -318,10 +226,6 @@ def _choose_batch_size(size: int | None, ks: Sequence[int], num_data: int, devic
     return size
 
 
-def _to_device(args: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]:
-    return tuple(argument.to(device) for argument in args)
-
-
 def _warn(programs: ModelGuide, modules: Iterable[nn.Module], examples: tuple[Tensor, ...]) -> None:
     """Log limits of the numbers that show before the evaluation."""
     if coarse := find_low_precision(modules, examples):
@@ -331,39 +235,34 @@ def _warn(programs: ModelGuide, modules: Iterable[nn.Module], examples: tuple[Te
         logger.warning("%s; data whose estimates are not finite are counted, and no mean hides them", programs.nan)
 
 
-def _journal_key(task: _Task, programs: ModelGuide, examples: tuple[Tensor, ...]) -> str:
-    """Return a text that differs between evaluations of other data, weights, programs or options of the bounds."""
-    args = _to_device(task.args, task.device) if programs.draws_rows else examples
-    with forked_random(0, task.device):
-        rows = torch.arange(programs.num_rows, device=task.device) % len(args[0])
+def _probe(programs: ModelGuide, args: tuple[Tensor, ...]) -> str:
+    """Return the fingerprint of one particle of some data, which differs between programs of equal weights."""
+    device = args[0].device
+    with forked_random(0, device):
+        rows = torch.arange(programs.num_rows, device=device) % len(args[0])
         block = score_one_particle(programs, args, rows, checked=False)
-    probe = fingerprint(block.log_prior, block.log_likelihood, block.log_guide)  # of programs with equal weights
-    options = {name: value for name, value in task.settings.items() if name != "checks"}
-    sizes = (task.options.chunk_size, task.options.engine)
-    return repr((task.data_hash, probe, task.ks, task.seed, sizes, options, versions()))
+    return fingerprint(block.log_prior, block.log_likelihood, block.log_guide)
 
 
-def _log_det(source: Source, observed: ObservedData | None) -> float | None:
+def _log_det(split: Split | None, observed: ObservedData | None) -> float | None:
     """Return log |dx/du| of the map from stored values u to the values that were scored, nats per datum."""
-    if not isinstance(source, Split) or observed is None or observed.what not in (WHOLE, MASKED):
+    if split is None or observed is None or observed.what not in (WHOLE, MASKED):
         return None
-    log_det = source.transform.log_abs_det_jacobian(source.x_shape, levels=source.levels)
+    log_det = split.transform.log_abs_det_jacobian(split.x_shape, levels=split.levels)
     if log_det is None or observed.what == WHOLE:
         return log_det
-    elementwise = isinstance(source.transform, transforms.Dequantization)  # each element adds the same
-    return log_det * observed.num_elements / math.prod(source.x_shape) if elementwise else None
+    elementwise = isinstance(split.transform, transforms.Dequantization)  # each element adds the same
+    return log_det * observed.num_elements / math.prod(split.x_shape) if elementwise else None
 
 
-def _bits(source: Source, programs: ModelGuide, observed: ObservedData | None, nats: float | None) -> float | None:
+def _bits(split: Split | None, programs: ModelGuide, observed: ObservedData | None, nats: float | None) -> float | None:
     """Return bits per dimension where a value bounds the log-probability of a discrete datum."""
-    dequantized = isinstance(source, Split) and isinstance(source.transform, transforms.Dequantization)
-    counting = programs.base_measure == "counting"
-    log_det = 0.0 if counting else _log_det(source, observed) if dequantized else None
+    log_det = 0.0 if programs.base_measure == "counting" else None
+    if log_det is None and split is not None and isinstance(split.transform, transforms.Dequantization):
+        log_det = _log_det(split, observed)
     if programs.unnormalized or nats is None or log_det is None or observed is None:
         return None
-    if observed.what == DRAWN or not observed.num_elements:
-        return None
-    several = len(observed.sites) > 1 and observed.what not in (WHOLE, MASKED)
-    if not observed.only_data or several:  # labels are not dimensions of x
+    several = len(observed.sites) > 1 and observed.what not in (WHOLE, MASKED)  # labels are not dimensions of x
+    if observed.what == DRAWN or not observed.num_elements or not observed.only_data or several:
         return None
     return bits_per_dimension(nats, num_dimensions=observed.num_elements, log_abs_det_jacobian=log_det)

@@ -52,6 +52,13 @@ class ObservedSites(Messenger):
         return torch.cat(parts, 1).T.contiguous()
 
 
+def observed_values(programs: ModelGuide, args: tuple[Any, ...], rows: Tensor, seed: int) -> Tensor:
+    """Run the programs once in a random stream, and return the values ``(D, B)`` that the model observes."""
+    with forked_random(seed, rows.device), ObservedSites(programs) as sites:
+        run(*programs.bind(args, rows))
+    return sites.values()
+
+
 class Observations:
     """Values that a model observes of a data set, batch by batch.
 
@@ -97,7 +104,9 @@ class Observations:
         masked = values.isnan()
         in_place = values.shape == x.shape and _equal(values, x.masked_fill(masked, torch.nan))
         if self.num_data == 0 and not (in_place and not masked.any()):  # x itself is not drawn by the model
-            self.fixed = _equal(values, self._values_again(args, rows)[:, :count])
+            self.fixed = _equal(
+                values, observed_values(self.programs, args, rows, stream_seed("observed", -1))[:, :count]
+            )
         self.in_place &= in_place
         self.whole &= _equal(values, x) or _equal(values.sort(0).values, x.sort(0).values)
         self.scored |= (~masked).any(1)
@@ -121,11 +130,6 @@ class Observations:
             only_data=self.observed == {0},
             num_values=num_distinct(self.elements) if self.same_size else None,
         )
-
-    def _values_again(self, args: tuple[Tensor, ...], rows: Tensor) -> Tensor:
-        with forked_random(stream_seed("observed", -1), rows.device), ObservedSites(self.programs) as sites:
-            run(*self.programs.bind(args, rows))
-        return sites.values()
 
     def _read_roles(self, args: tuple[Tensor, ...], rows: Tensor) -> None:
         if len(args) == 1:

@@ -65,12 +65,12 @@ def effective_sample_size(log_weights: Tensor) -> Tensor:
         ``(...)``, float64.
 
     """
-    return effective_number(to_float64(log_weights).softmax(0))
+    return 1 / normalized_weights(log_weights).square().sum(0)
 
 
-def effective_number(shares: Tensor) -> Tensor:
-    """Return the effective sample size of weights over their sum, ``(K, ...)``."""
-    return 1 / shares.square().sum(0)
+def normalized_weights(log_weights: Tensor) -> Tensor:
+    """Return the weights over their sum, ``(K, ...)``, in float64."""
+    return to_float64(log_weights).softmax(0)
 
 
 def monte_carlo_variances(log_weights: Tensor, k: int) -> Tensor:

@@ -13,13 +13,21 @@ from torch import Tensor, nn
 
 from pyrovae.bounds.evidence import particle_terms
 from pyrovae.bounds.multi_sample import iwae, monte_carlo_variances
-from pyrovae.diagnostics.refine import DiagonalGaussian, best_of, further_starts, refine, start
+from pyrovae.diagnostics.refine import (
+    DiagonalGaussian,
+    best_of,
+    further_starts,
+    is_diagonal_gaussian,
+    refine,
+    start,
+)
 from pyrovae.diagnostics.refit import Refit
-from pyrovae.importance import UnconstrainedLatents, iter_particles
+from pyrovae.importance import UnconstrainedLatents, iter_batches, iter_particles
 from pyrovae.programs import ModelGuide
 from pyrovae.programs.layout import to_float64
 from pyrovae.runtime.arguments import require_integer
 from pyrovae.runtime.context import forked_random, stream_seed
+from pyrovae.runtime.progress_bar import progress
 
 VARIANCE = "variance of "  # prefix of the Monte Carlo variances' names
 NUMBERS = ("num_particles", "num_steps", "num_starts", "refit_epochs", "batch_size")  # options that are reported
@@ -62,63 +70,86 @@ class GapOptions:
             require_integer(getattr(self, name), name=name, least=0 if name == "refit_epochs" else 1)
 
 
+def all_bounds(
+    programs: ModelGuide, args: tuple[Any, ...], refitted: Refit, options: GapOptions, *, seed: int, tight: bool
+) -> tuple[dict[str, Tensor], int, bool | None]:
+    """Estimate ELBO of the guide, ELBO of a refined Gaussian, and a tighter bound, batch by batch.
+
+    Args:
+        programs: from `scoring_context`.
+        args: arguments of the programs, the data first.
+        refitted: new parameters of the guide.
+        options: numbers of draws, steps and starts.
+        seed: seed; each bound of each batch has its own random stream.
+        tight: whether to estimate the tighter bound too.
+
+    Returns:
+        Bounds ``(N,)``, their Monte Carlo variances ``(C, N)``, the history of the refinement ``(num_steps, N)`` and
+        whether it ended apart from the result of the guide's start ``(N,)``; the number of weights in the tighter
+        bound; and whether the guide is a diagonal Gaussian, None if this cannot be found out.
+
+    """
+    x, parts, done = args[0], [], 0
+    with progress("refining", len(x), show_progress=options.show_progress, unit="data") as advance:
+        for number, (rows, count) in enumerate(iter_batches(programs, len(x), batch_size=options.batch_size)):
+            batch = GapBounds(programs, args, rows.to(x.device), seed, number)
+            part = batch.values(refitted, options, tight=tight)
+            parts.append({name: value[..., :count].cpu().double() for name, value in part.items()})
+            done += count
+            advance(done)
+    with forked_random(stream_seed(seed, "gaps shape"), x.device):
+        diagonal = is_diagonal_gaussian(batch.space)
+    return {name: torch.cat([part[name] for part in parts], -1) for name in parts[0]}, batch.num_weights, diagonal
+
+
 class GapBounds:
-    """ELBO of the guide, ELBO of a refined Gaussian, and a tighter bound, for one batch of data.
+    """Bounds of one batch of data, each from its own random stream.
 
     Args:
         programs: from `scoring_context`.
         args: arguments of the programs, the data first.
         rows: ``(B,)``, rows of the data.
-        stream: seed and number of the batch; each bound has its own random stream.
+        seed: seed.
+        number: number of the batch.
 
     """
 
-    def __init__(self, programs: ModelGuide, args: tuple[Any, ...], rows: Tensor, stream: tuple[int, int]) -> None:
-        self.programs, self.args, self.rows, self.stream = programs, args, rows, stream
+    def __init__(self, programs: ModelGuide, args: tuple[Any, ...], rows: Tensor, seed: int, number: int) -> None:
+        self.programs, self.args, self.rows, self.seed, self.number = programs, args, rows, seed, number
         self.num_weights = 0  # particles of the tighter bound
         with self.random("space"):
             self.space = UnconstrainedLatents(programs, args, rows)
+        if number == 0:
+            self.space.tell_of_cut_gradient()
 
     def random(self, word: str) -> AbstractContextManager[None]:
         """Return the context in which draws come from a stream of this batch."""
-        return forked_random(stream_seed(self.stream[0], f"gaps {word}", self.stream[1]), self.rows.device)
+        return forked_random(stream_seed(self.seed, f"gaps {word}", self.number), self.rows.device)
 
-    def values(self, new: Refit, options: GapOptions, *, tight: bool) -> dict[str, Tensor]:
-        """Return the bounds ``(B,)``, their Monte Carlo variances ``(C, B)``, the history of the refinement
-        ``(num_steps, B)``, and whether it ended apart from the result of the guide's start ``(B,)``.
-
-        Args:
-            new: new parameters of the guide.
-            options: numbers of draws, steps and starts.
-            tight: whether to estimate the tighter bound too.
-
-        """
-        num_particles = options.num_particles
-        elbo, *drawn = self.guide(num_particles)
-        q, history, apart = self.refined(options.num_steps, options.num_starts)
+    def values(self, refitted: Refit, options: GapOptions, *, tight: bool) -> dict[str, Tensor]:
+        """Return the values of `all_bounds` for this batch."""
+        elbo, *drawn = self.guide(options.num_particles)
+        with self.random("refine"):
+            starts = further_starts(self.space, start(self.space), options.num_starts)
+            q, history, apart = best_of(*refine(self.space, starts, num_steps=options.num_steps))
         with self.random("refined"):
-            u = q.draw(num_particles, drawn[0].dtype)
-        log_joint, log_q = self.space.log_joint(u), q.log_prob(to_float64(u))
-        weights = {"refined": log_joint - log_q}
+            refined_u = q.draw(options.num_particles, drawn[0].dtype)
+        log_joint, log_q = self.space.log_joint(refined_u), q.log_prob(to_float64(refined_u))
+        weights = {"refined": (log_joint - log_q, 1)}
         if tight:
-            weights["bound"] = self.mixed(q, (u, log_joint, log_q), *drawn)
-            self.num_weights = len(weights["bound"])
-        result = {"ELBO": elbo.mean(0), VARIANCE + "ELBO": monte_carlo_variances(elbo, 1)}
-        result |= {"history": history, "apart": apart}
-        for name, k in zip(weights, (1, self.num_weights), strict=False):
-            result |= {name: iwae(weights[name], (k,))[0], VARIANCE + name: monte_carlo_variances(weights[name], k)}
-        if new.values:
-            with new.in_place():
-                again, *_ = self.guide(num_particles)  # the same draws, so that most noise cancels
+            mixed = self.mixed(q, (refined_u, log_joint, log_q), *drawn)
+            self.num_weights = len(mixed)
+            weights["bound"] = mixed, len(mixed)
+        result = {"history": history, "apart": apart, "ELBO": elbo.mean(0)}
+        result[VARIANCE + "ELBO"] = monte_carlo_variances(elbo, 1)
+        for name, (log_weights, k) in weights.items():
+            result |= {name: iwae(log_weights, (k,))[0], VARIANCE + name: monte_carlo_variances(log_weights, k)}
+        if refitted.values:
+            with refitted.in_place():
+                again, *_ = self.guide(options.num_particles)  # the same draws, so that most noise cancels
             result |= {"refitted": again.mean(0), VARIANCE + "refitted": monte_carlo_variances(again, 1)}
             result[VARIANCE + "over-fitting"] = monte_carlo_variances(again - elbo, 1)
         return result
-
-    def refined(self, num_steps: int, num_starts: int) -> tuple[DiagonalGaussian, Tensor, Tensor]:
-        """Return the best Gaussian of each datum from several starts, its history, and where it lies apart."""
-        with self.random("refine"):
-            starts = further_starts(self.space, start(self.space), num_starts)
-            return best_of(*refine(self.space, starts, num_steps=num_steps))
 
     def guide(self, num_particles: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Draw from the guide: the ELBO of each particle ``(K, B)``, u ``(K, B, D)``, log p(x, u) and log q(u | x)."""

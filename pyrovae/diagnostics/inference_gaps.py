@@ -8,17 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrovae.diagnostics.gap_bounds import NUMBERS, VARIANCE, GapBounds, GapOptions
-from pyrovae.diagnostics.refine import is_diagonal_gaussian
+from pyrovae.diagnostics.gap_bounds import NUMBERS, VARIANCE, GapOptions, all_bounds
 from pyrovae.diagnostics.refit import Refit, refit
-from pyrovae.importance import iter_batches, require_tensor, scoring_context
-from pyrovae.programs import ModelGuide, Program
+from pyrovae.importance import require_tensor, scoring_context
+from pyrovae.programs import Program
 from pyrovae.results import Estimate
 from pyrovae.results.tightness import Gaps
-from pyrovae.runtime import memory
 from pyrovae.runtime.arguments import merge_options
-from pyrovae.runtime.context import forked_random, stream_seed
-from pyrovae.runtime.progress_bar import progress
 
 
 def gaps(
@@ -76,54 +72,30 @@ def gaps(
     _check_bound(len(x), bound, options.bound_variances)
     args = (x, *covariates)
     with scoring_context(model, guide, args, modules=options.modules) as programs, torch.no_grad():
-        _require_memory(programs, x, options)
         refitted = refit(
             programs, args, num_epochs=options.refit_epochs, seed=seed, show_progress=options.show_progress
         )
-        values, num_weights, diagonal = _bounds(programs, args, refitted, options, seed=seed, tight=bound is None)
+        values, num_weights, diagonal = all_bounds(programs, args, refitted, options, seed=seed, tight=bound is None)
     history, num_apart = values.pop("history"), int(values.pop("apart").sum())
+    label, k = "IWAE", num_weights
     if bound is not None:
         noise = torch.empty(0, len(x)) if options.bound_variances is None else options.bound_variances
         values["bound"] = bound.detach().cpu().double()
         values[VARIANCE + "bound"] = noise.reshape(-1, len(x)).cpu().double()
-    label, k = ("IWAE", num_weights) if bound is None else (options.bound_label, 1)
+        label, k = options.bound_label, 1
     tightest = Estimate.over_data(label, k, values["bound"], values[VARIANCE + "bound"])
     estimates = _estimates(values, options.num_particles, tightest, refitted)
-    notes = _notes(estimates, history, refitted, num_apart=num_apart, num_data=len(x), diagonal=diagonal)
+    settings = {name: getattr(options, name) for name in NUMBERS}
     return Gaps(
         **estimates,  # type: ignore[arg-type]
         num_data=len(x),
         seed=seed,
-        settings={
-            **{name: getattr(options, name) for name in NUMBERS},
-            "device": str(x.device),
-            "dtype": str(x.dtype).removeprefix("torch."),
-        },
-        notes=(*_methods(tightest, options, given=bound is not None), *notes),
+        settings=settings | {"device": str(x.device), "dtype": str(x.dtype).removeprefix("torch.")},
+        notes=_notes(
+            estimates, refitted, history, options, num_weights=num_weights, num_apart=num_apart, diagonal=diagonal
+        ),
         per_datum={name: value for name, value in values.items() if not name.startswith(VARIANCE)},
     )
-
-
-def _bounds(
-    programs: ModelGuide, args: tuple[Any, ...], refitted: Refit, options: GapOptions, *, seed: int, tight: bool
-) -> tuple[dict[str, Tensor], int, bool | None]:
-    """Return the bounds ``(N,)`` and the history of the refinement by name, the number of weights in the tight bound,
-    and whether the guide is a diagonal Gaussian.
-    """
-    x, parts, done = args[0], [], 0
-    with progress("refining", len(x), show_progress=options.show_progress, unit="data") as advance:
-        for number, (rows, count) in enumerate(iter_batches(programs, len(x), batch_size=options.batch_size)):
-            batch = GapBounds(programs, args, rows.to(x.device), (seed, number))
-            if number == 0:
-                batch.space.tell_of_cut_gradient()
-            part = batch.values(refitted, options, tight=tight)
-            parts.append({name: value[..., :count].cpu().double() for name, value in part.items()})
-            done += count
-            advance(done)
-    with forked_random(stream_seed(seed, "gaps shape"), x.device):
-        diagonal = is_diagonal_gaussian(batch.space)
-    values = {name: torch.cat([part[name] for part in parts], -1) for name in parts[0]}
-    return values, batch.num_weights, diagonal
 
 
 def _estimates(values: dict[str, Tensor], k: int, bound: Estimate, new: Refit) -> dict[str, Estimate]:
@@ -156,65 +128,52 @@ def _estimates(values: dict[str, Tensor], k: int, bound: Estimate, new: Refit) -
     }
 
 
-def _methods(bound: Estimate, options: GapOptions, *, given: bool) -> list[str]:
-    """Return the methods by which the bounds were estimated, as sentences."""
-    k = options.num_particles
-    notes = [
-        f"The refined Gaussian: {options.num_steps} steps from the moments of the guide's draws, then fresh draws."
-    ]
-    if given:
-        return notes
-    if bound.num_particles > k:
-        return [
-            *notes,
-            f"{bound.label} takes {k} draws of the guide and as many of the refined Gaussian; the approximation gap is "
-            "too small by the distance of this bound from log p(x).",
-        ]
-    return [*notes, f"{bound.label} takes draws of the refined Gaussian: the guide has no density of a given z."]
-
-
 def _notes(
-    estimates: dict[str, Estimate], history: Tensor, new: Refit, *, num_apart: int, num_data: int, diagonal: bool | None
-) -> list[str]:
-    """Return cautions about the numbers, as sentences."""
-    notes = []
-    if num_apart:
-        notes.append(
-            f"For {num_apart} of {num_data} data the best Gaussian was reached from a draw of the prior, and lies "
-            "apart from the one reached from the guide: their posterior has several modes, or num_steps is too small."
-        )
-    if new.values:
-        notes.append(
-            f"Over-fitting: {sum(value.numel() for value in new.values)} parameters of the guide were fitted to these "
-            "data. Subtract the gain of the same refit on training data: the remainder is over-fitting."
-        )
-    if new.values and _below_zero(estimates["overfitting"]):
-        notes.append(
-            "The over-fitting is negative: the refit ended with a lower ELBO than it began with. Its optimization "
-            "failed, and the number does not measure over-fitting; raise refit_epochs."
-        )
-    if new.values and new.num_shared:
-        notes.append(
-            f"{new.num_shared} tensors of parameters that guide and model share were held fixed in that refit."
-        )
-    if diagonal is False:
-        negative = ", as it is here" if _below_zero(estimates["amortization"]) else ""
-        notes.append(
-            "The guide is not a diagonal Gaussian over the unconstrained latent vector: the gain of its wider family "
-            f"counts in the amortization gap with a minus, so that the gap can be negative{negative}."
-        )
-    elif _below_zero(estimates["amortization"]):
-        notes.append(
-            "The refinement did not reach the guide's ELBO: the amortization gap is negative; raise num_steps."
-        )
-    if _below_zero(estimates["approximation"]):
-        notes.append(
-            "The bound lies below the refined Gaussian's ELBO, so that it is not the tightest; give a tighter one."
-        )
+    estimates: dict[str, Estimate],
+    refitted: Refit,
+    history: Tensor,
+    options: GapOptions,
+    *,
+    num_weights: int,
+    num_apart: int,
+    diagonal: bool | None,
+) -> tuple[str, ...]:
+    """Return the methods by which the bounds were estimated, and cautions about the numbers, as sentences."""
+    k, label, num_data = options.num_particles, estimates["bound"].label, history.shape[1]
+    negative = {name: _below_zero(estimates[name]) for name in ("amortization", "overfitting", "approximation")}
     rise, noise = _rise(history)
-    if rise > max(3 * noise, 0.01 * abs(estimates["total"].value or 0.0)):
-        notes.append(f"The refinement was still rising, by {rise:.3f} nats over its last steps; raise num_steps.")
-    return notes
+    method = f"The refined Gaussian: {options.num_steps} steps from the moments of the guide's draws, then fresh draws."
+    notes = {  # sentences, and whether they apply
+        f"{label} takes {k} draws of the guide and as many of the refined Gaussian; the approximation gap is "
+        "too small by the distance of this bound from log p(x).": num_weights > k,
+        f"{label} takes draws of the refined Gaussian: the guide has no density of a given z.": num_weights == k,
+        f"For {num_apart} of {num_data} data the best Gaussian was reached from a draw of the prior, and lies "
+        "apart from the one reached from the guide: their posterior has several modes, or num_steps is too small.": (
+            num_apart > 0
+        ),
+        f"Over-fitting: {sum(value.numel() for value in refitted.values)} parameters of the guide were fitted to these "
+        "data. Subtract the gain of the same refit on training data: the remainder is over-fitting.": (
+            len(refitted.values) > 0
+        ),
+        "The over-fitting is negative: the refit ended with a lower ELBO than it began with. Its optimization "
+        "failed, and the number does not measure over-fitting; raise refit_epochs.": negative["overfitting"],
+        f"{refitted.num_shared} tensors of parameters that guide and model share were held fixed in that refit.": (
+            len(refitted.values) > 0 and refitted.num_shared > 0
+        ),
+        "The guide is not a diagonal Gaussian over the unconstrained latent vector: the gain of its wider family "
+        "counts in the amortization gap with a minus, so that the gap can be negative"
+        f"{', as it is here' if negative['amortization'] else ''}.": diagonal is False,
+        "The refinement did not reach the guide's ELBO: the amortization gap is negative; raise num_steps.": (
+            diagonal is not False and negative["amortization"]
+        ),
+        "The bound lies below the refined Gaussian's ELBO, so that it is not the tightest; give a tighter one.": (
+            negative["approximation"]
+        ),
+        f"The refinement was still rising, by {rise:.3f} nats over its last steps; raise num_steps.": (
+            rise > max(3 * noise, 0.01 * abs(estimates["total"].value or 0.0))
+        ),
+    }
+    return (method, *(note for note, applies in notes.items() if applies))
 
 
 def _below_zero(step: Estimate) -> bool:
@@ -245,18 +204,5 @@ def _check_bound(num_data: int, bound: Tensor | None, variances: Tensor | None) 
     if variances is not None and (bound is None or tuple(variances.shape[-1:]) != (num_data,)):
         raise ValueError(
             f"bound_variances belong to the bound, one for each of the {num_data} data, but received "
-            f"{tuple(variances.shape)}{' and no bound' if bound is None else ''}; give per_datum['AIS'] and "
-            "per_datum['AIS variance'] of an annealing of the same data"
+            f"{tuple(variances.shape)}{' and no bound' if bound is None else ''}; give both of the same annealing"
         )
-
-
-def _require_memory(programs: ModelGuide, x: Tensor, options: GapOptions) -> None:
-    """Check that the particles of a batch fit into memory."""
-    size, k = min(options.batch_size, len(x)), options.num_particles
-    per_particle = 16 + 4 * sum(latent.num_elements for latent in programs.latents.values())
-    memory.require(
-        8.0 * per_particle * k * size,
-        what=f"{k} particles of {size} data",
-        hint="choose fewer, or a smaller batch_size",
-        device=x.device,
-    )

@@ -1,22 +1,27 @@
-"""Mutual information of data and codes, from the density of codes under the posteriors of all data."""
+"""KL of each latent unit, and mutual information of data and codes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pyro import poutine
 from torch import Tensor
 
 from pyrovae.importance import draw_guide, iter_batches, score_guide, sum_over_sites
-from pyrovae.programs import ModelGuide
+from pyrovae.importance.chunks import iter_chunks, rows_per_chunk
+from pyrovae.programs import ModelGuide, run
+from pyrovae.programs.analytic_kl import CLOSED_FORM, closed_form_kl, kl_by_dimension
+from pyrovae.programs.layout import from_pyro, log_prob, per_datum, to_float64
 
 MAX_AGGREGATE = 10_000  # data that q(z) averages over, at most
 MAX_DRAWS = 10  # codes of a datum, at most
 MAX_DENSITIES = 2**24, 2**20  # values log q(z_n | x_m), at most: for programs that broadcast, and for others
 RUN_ELEMENTS = 2**21  # elements of z in one run of the guide
+RUNS = 16  # draws of the latent variables, if the KL has no closed form or differs between draws
 
 
 @dataclass(frozen=True)
@@ -95,3 +100,74 @@ def _others(
         same = (owners.unsqueeze(1) == rows[:count]).to(device)
         total = total.logaddexp(log_guide.masked_fill(same, -math.inf).logsumexp(1).to(total))
     return total
+
+
+def unit_kl(
+    programs: ModelGuide, args: tuple[Any, ...], rows: Tensor, *, sizes: Mapping[str, int]
+) -> tuple[Tensor, Tensor, Tensor, list[str]]:
+    """Return the KL(q(z | x) || p(z)) of some rows ``(B,)`` in nats, in closed form where it is valid.
+
+    Args:
+        programs: from `scoring_context`.
+        args: arguments of the programs, the data first.
+        rows: ``(B,)``, rows of the data.
+        sizes: number of units of each site.
+
+    Returns:
+        The KL of each unit ``(B, D)``, NaN if the KL of its site is not a sum over units; the KL of each datum and its
+        Monte Carlo variance ``(B,)``; and the names of the sites whose KL is not a sum.
+
+    """
+    exact = len(programs.latents) == 1 and programs.kl[next(iter(programs.latents))] == CLOSED_FORM
+    runs = 1 if exact else RUNS
+    parts: dict[str, list[Tensor]] = {name: [] for name in programs.latents}
+    joint: dict[str, None] = {}
+    for chunk in iter_chunks(programs, rows, runs, size=rows_per_chunk(programs, rows.device)):
+        model, guide = programs.bind(args, chunk.rows)
+        traces = run(chunk.with_plate(programs, model), chunk.with_plate(programs, guide))
+        for name, size in sizes.items():
+            values = _by_unit(programs, name, *traces, has_particles=chunk.has_particles)
+            if values is None or values[0, 0].numel() != size:
+                joint[name] = None
+                values = _of_site(programs, name, *traces, has_particles=chunk.has_particles)
+            parts[name].append(chunk.trim(values))
+    joined = {name: torch.cat(values).reshape(runs, len(rows), -1) for name, values in parts.items()}  # (R, B, D or 1)
+    total = torch.cat(list(joined.values()), 2).sum(2)  # (R, B)
+    units = [
+        values.new_full((len(rows), sizes[name]), math.nan) if name in joint else values.mean(0)
+        for name, values in joined.items()
+    ]
+    variance = total.var(0) / runs if runs > 1 else torch.zeros_like(total[0])
+    return torch.cat(units, 1), total.mean(0), variance, list(joint)
+
+
+def _by_unit(
+    programs: ModelGuide, name: str, guide_trace: poutine.Trace, model_trace: poutine.Trace, *, has_particles: bool
+) -> Tensor | None:
+    """Return the KL of each unit of a site, ``(K, B, ...)`` or ``(B, ...)``; None if it is not a sum."""
+    site = guide_trace.nodes[name]
+    values = kl_by_dimension(site, model_trace.nodes[name], closed_form=programs.kl[name] == CLOSED_FORM)
+    if values is None:
+        return None
+    values = to_float64(values).expand(site["value"].shape)
+    if site["mask"] is not None:
+        mask = torch.as_tensor(site["mask"], device=values.device)
+        mask = mask.reshape(*mask.shape, *(1,) * site["fn"].event_dim)
+        values = torch.where(mask, values, torch.zeros_like(values))
+    return from_pyro(programs, name, values, has_particles=has_particles)
+
+
+def _of_site(
+    programs: ModelGuide, name: str, guide_trace: poutine.Trace, model_trace: poutine.Trace, *, has_particles: bool
+) -> Tensor:
+    """Return the KL of a site, or log q - log p of its draw: ``(K, B)`` or without particles ``(B,)``."""
+    site = guide_trace.nodes[name]
+    values, _ = closed_form_kl(name, model_trace, guide_trace) if programs.kl[name] == CLOSED_FORM else (None, "")
+    if values is None:
+        terms = [
+            per_datum(programs, log_prob(trace.nodes[name]), trace.nodes[name], has_particles=has_particles)
+            for trace in (guide_trace, model_trace)
+        ]
+        return terms[0] - terms[1]
+    batch = site["value"].shape[: site["value"].ndim - site["fn"].event_dim]
+    return per_datum(programs, to_float64(values).expand(batch), site, has_particles=has_particles)

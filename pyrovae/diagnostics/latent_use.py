@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pyrovae.diagnostics.information import Information, information
-from pyrovae.diagnostics.unit_kl import unit_kl
+from pyrovae.diagnostics.information import Information, information, unit_kl
 from pyrovae.diagnostics.unit_verdicts import active_units, assess_collapse, assess_prior
 from pyrovae.importance import (
     UnconstrainedLatents,
@@ -87,44 +86,59 @@ def latents(
         progress("latent variables", 2 * len(x), show_progress=show_progress, unit="data") as advance,
     ):
         with forked_random(stream_seed(seed, "latents", 0), x.device):
-            codes = _codes(programs, args, num_draws, advance)
+            names, codes, joint = _codes(programs, args, num_draws, advance)
         with forked_random(stream_seed(seed, "latents", 1), x.device):
             compared = information(programs, args, len(x), advance=lambda done: advance(len(x) + done))
         with forked_random(stream_seed(seed, "latents", 2), x.device):
             prior = _prior_moments(programs, args)
-    return _summarize(codes, compared, prior, num_draws=num_draws, num_covariates=len(covariates), seed=seed)
+    kl = Estimate.over_data("KL", num_draws, codes["KL"], codes["KL variance"].unsqueeze(0))
+    ceiling = math.log(compared.num_aggregate)
+    below, above = _bounded(_over_codes(compared.below), _over_codes(compared.above), kl, ceiling)
+    marginal = _marginal(codes["KL"], compared, kl, below, same_prior=prior is not None)
+    units = active_units(names, codes["mean"], codes["variance"], codes["unit KL"], prior, num_draws=num_draws)
+    sites = ", ".join(map(repr, joint))
+    why_units = f"guide or prior of {sites} is a joint distribution of its units" if sites else None
+    verdict, reason = assess_collapse(units, kl, below)
+    prior_verdict, prior_reason = assess_prior(kl, above, marginal)
+    return Latents(
+        num_data=len(x),
+        num_draws=num_draws,
+        num_covariates=len(covariates),
+        units=units,
+        kl=kl,
+        information=below,
+        information_above=above,
+        marginal_kl=marginal,
+        num_aggregate=compared.num_aggregate,
+        num_codes=compared.below.numel(),
+        ceiling=ceiling,
+        why_units=why_units,
+        verdict=verdict,
+        reason=reason,
+        prior_verdict=prior_verdict,
+        prior_reason=prior_reason,
+        seed=seed,
+        per_datum={"KL": codes["KL"], "information": compared.below.mean(0)},
+    )
 
 
-@dataclass(frozen=True)
-class _Codes:
-    """Moments of each posterior ``(N, D)``, the KL of each unit ``(N, D)``, NaN for a unit without one, and the KL of
-    each datum with its Monte Carlo variance ``(N,)``.
+def _codes(
+    programs: ModelGuide, args: tuple[Any, ...], num_draws: int, advance: Callable[[int], object]
+) -> tuple[tuple[str, ...], dict[str, Tensor], list[str]]:
+    """Return the names of the units; mean, variance and KL of each ``(N, D)``, and the KL of each datum with its Monte
+    Carlo variance ``(N,)``; and the names of sites without a KL of each unit.
     """
-
-    names: tuple[str, ...]
-    mean: Tensor
-    variance: Tensor
-    unit_kl: Tensor
-    kl: Tensor
-    kl_variance: Tensor
-    why: str | None
-
-
-def _codes(programs: ModelGuide, args: tuple[Any, ...], num_draws: int, advance: Any) -> _Codes:
-    parts: list[tuple[Tensor, ...]] = []
+    parts, done = [], 0
     elements = num_draws * sum(latent.num_elements for latent in programs.latents.values())
-    done = 0
     for rows, count in iter_batches(programs, len(args[0]), batch_size=max(1, BATCH_ELEMENTS // max(1, elements))):
-        rows = rows.to(args[0].device)
-        space = UnconstrainedLatents(programs, args, rows)
+        space = UnconstrainedLatents(programs, args, rows.to(args[0].device))
         u, _ = space.draw(num_draws)
-        kl = unit_kl(programs, args, rows, sizes=space.sizes)
-        part = (u.mean(0), u.var(0), kl.units, kl.total, kl.total_variance)
-        parts.append(tuple(value[:count].cpu().double() for value in part))
+        units, total, noise, joint = unit_kl(programs, args, space.rows, sizes=space.sizes)
+        part = {"mean": u.mean(0), "variance": u.var(0), "unit KL": units, "KL": total, "KL variance": noise}
+        parts.append({name: value[:count].cpu().double() for name, value in part.items()})
         done += count
         advance(done)
-    mean, variance, units, total, noise = (torch.cat(columns) for columns in zip(*parts, strict=True))
-    return _Codes(space.names, mean, variance, units, total, noise, kl.why)
+    return space.names, {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, joint
 
 
 def _prior_moments(programs: ModelGuide, args: tuple[Any, ...]) -> tuple[Tensor, Tensor] | None:
@@ -139,45 +153,6 @@ def _prior_moments(programs: ModelGuide, args: tuple[Any, ...]) -> tuple[Tensor,
         return None
     u = UnconstrainedLatents(programs, args, rows).draw_prior(-(-PRIOR_DRAWS // len(rows))).flatten(0, 1).cpu().double()
     return u.mean(0), u.var(0)
-
-
-def _summarize(
-    codes: _Codes,
-    compared: Information,
-    prior: tuple[Tensor, Tensor] | None,
-    *,
-    num_draws: int,
-    num_covariates: int,
-    seed: int,
-) -> Latents:
-    count, ceiling = len(codes.kl), math.log(compared.num_aggregate)
-    num_codes = compared.below.numel()
-    kl = Estimate.over_data("KL", num_draws, codes.kl, codes.kl_variance.unsqueeze(0))
-    below, above = _bounded(_over_codes(compared.below), _over_codes(compared.above), kl, ceiling)
-    marginal = _marginal(codes.kl, compared, kl, below, same_prior=prior is not None)
-    units = active_units(codes.names, codes.mean, codes.variance, codes.unit_kl, prior, num_draws=num_draws)
-    verdict, reason = assess_collapse(units, kl, below)
-    prior_verdict, prior_reason = assess_prior(kl, above, marginal)
-    return Latents(
-        num_data=count,
-        num_draws=num_draws,
-        num_covariates=num_covariates,
-        units=units,
-        kl=kl,
-        information=below,
-        information_above=above,
-        marginal_kl=marginal,
-        num_aggregate=compared.num_aggregate,
-        num_codes=num_codes,
-        ceiling=ceiling,
-        why_units=codes.why,
-        verdict=verdict,
-        reason=reason,
-        prior_verdict=prior_verdict,
-        prior_reason=prior_reason,
-        seed=seed,
-        per_datum={"KL": codes.kl, "information": compared.below.mean(0)},
-    )
 
 
 def _over_codes(values: Tensor) -> Estimate:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.bounds.evidence import particle_terms
-from pyrovae.importance import draw_guide, score_model, score_one_particle, sum_over_sites
+from pyrovae.importance import draw_guide, iter_batches, score_model, score_one_particle, sum_over_sites
 from pyrovae.programs import ModelGuide, run
 from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.runtime.progress_bar import progress
@@ -86,19 +86,20 @@ def refit(
         for parameter in own:
             parameter.requires_grad_()
         optimizer = torch.optim.Adam(own, lr=LEARNING_RATE)
+        rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / total)))
         for epoch in range(num_epochs):
             with forked_random(stream_seed(seed, "gaps refit", epoch), device):
-                for rows, count in _minibatches(len(args[0]), size, fixed=programs.draws_rows):
-                    for group in optimizer.param_groups:
-                        group["lr"] = LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * done / total))
-                    loss = _loss(programs, args, rows.to(device), count)
+                order = torch.randperm(len(args[0]))
+                for positions, count in iter_batches(programs, len(order), batch_size=BATCH):
+                    block = score_one_particle(programs, args, order[positions].to(device), checked=False)
+                    loss = -particle_terms(programs, block).elbo[0, :count].mean()
                     if not loss.isfinite():
-                        return Refit(
-                            (), (), num_shared, f"the refit met an ELBO that is not finite in epoch {epoch + 1}"
-                        )
+                        why = f"the refit met an ELBO that is not finite in epoch {epoch + 1}"
+                        return Refit((), (), num_shared, why)
                     for parameter, gradient in zip(own, torch.autograd.grad(loss, own, allow_unused=True), strict=True):
                         parameter.grad = gradient
                     optimizer.step()
+                    rate.step()
                     done += 1
                     advance(done)
         values = tuple(parameter.detach().clone() for parameter in own)
@@ -173,17 +174,3 @@ def _reached(values: Sequence[Tensor], tensors: Sequence[Tensor]) -> set[int]:
         return set()
     slopes = torch.autograd.grad(total, tensors, allow_unused=True)
     return {id(tensor) for tensor, slope in zip(tensors, slopes, strict=True) if slope is not None}
-
-
-def _minibatches(num_data: int, size: int, *, fixed: bool) -> Iterator[tuple[Tensor, int]]:
-    """Yield shuffled rows and how many of them count; the last batch is filled up if the size is fixed."""
-    order = torch.randperm(num_data)
-    for begin in range(0, num_data, size):
-        count = min(size, num_data - begin)
-        yield order[torch.arange(begin, begin + (size if fixed else count)) % num_data], count
-
-
-def _loss(programs: ModelGuide, args: tuple[Any, ...], rows: Tensor, count: int) -> Tensor:
-    """Return minus the mean ELBO of some rows, without plate and scale factors, with closed-form KL where valid."""
-    block = score_one_particle(programs, args, rows, checked=False)
-    return -particle_terms(programs, block).elbo[0, :count].mean()

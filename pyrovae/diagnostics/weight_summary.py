@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pyrovae.bounds.multi_sample import effective_number
+from pyrovae.bounds.multi_sample import effective_sample_size, normalized_weights
 from pyrovae.diagnostics.ladder import ENOUGH, NOT_ENOUGH, PERHAPS, UNKNOWN, assess, read_ladder
 from pyrovae.diagnostics.psis import FEWEST, khat_threshold, pareto_khat
 from pyrovae.programs.layout import to_float64
@@ -31,20 +31,13 @@ def weight_diagnostics(log_weights: Tensor) -> dict[str, Tensor]:
         all are zero, and where K is too small.
 
     """
-    shares, total = _shares(log_weights), len(log_weights)
-    values = (
-        pareto_khat(log_weights),
-        effective_number(shares),
-        shares.amax(0),
-        _relative_variance(shares) / (2 * total),
-        _jackknife(to_float64(log_weights), shares),
-    )
-    return dict(zip(NAMES, values, strict=True))
+    functions = (pareto_khat, effective_sample_size, largest_weight, bias_estimate, jackknife)
+    return {name: function(log_weights) for name, function in zip(NAMES, functions, strict=True)}
 
 
 def largest_weight(log_weights: Tensor) -> Tensor:
     """Return the share of the largest weight in the sum of weights ``(K, ...)``: ``(...)``, between 1 / K and 1."""
-    return _shares(log_weights).amax(0)
+    return normalized_weights(log_weights).amax(0)
 
 
 def relative_variance(log_weights: Tensor) -> Tensor:
@@ -59,7 +52,8 @@ def relative_variance(log_weights: Tensor) -> Tensor:
         ``(...)``, float64; NaN for a single particle.
 
     """
-    return _relative_variance(_shares(log_weights))
+    shares, total = normalized_weights(log_weights), len(log_weights)
+    return ((total * shares - 1) ** 2).sum(0) / (total - 1) if total > 1 else torch.full_like(shares[0], math.nan)
 
 
 def bias_estimate(log_weights: Tensor) -> Tensor:
@@ -103,15 +97,7 @@ def jackknife(log_weights: Tensor) -> Tensor:
         tensor(0.9597, dtype=torch.float64)
 
     """
-    return _jackknife(to_float64(log_weights), _shares(log_weights))
-
-
-def _relative_variance(shares: Tensor) -> Tensor:
-    total = len(shares)
-    return ((total * shares - 1) ** 2).sum(0) / (total - 1) if total > 1 else torch.full_like(shares[0], math.nan)
-
-
-def _jackknife(log_weights: Tensor, shares: Tensor) -> Tensor:
+    log_weights, shares = to_float64(log_weights), normalized_weights(log_weights)
     total = len(log_weights)
     if total == 1:
         return torch.full_like(log_weights[0], math.nan)
@@ -210,11 +196,6 @@ def _noise(over_data: float | None, *estimates: Estimate) -> float:
     """Return the Monte Carlo error of a difference of estimates, or the error over the data if one is unknown, nats."""
     errors = [estimate.se_monte_carlo for estimate in estimates]
     return (over_data or 0.0) if None in errors else math.hypot(*(error for error in errors if error is not None))
-
-
-def _shares(log_weights: Tensor) -> Tensor:
-    """Return the weights over their sum, ``(K, ...)``."""
-    return to_float64(log_weights).softmax(0)
 
 
 def _why_unavailable(num_particles: int, nan: int, zero: int) -> str | None:

@@ -26,8 +26,8 @@ from pyrovae.importance.sampling import log_weights
 from pyrovae.results import AnnealingSettings, PairedDifference, Sandwich
 from pyrovae.testing import log_evidence, small_vae
 
-ais_file, bdmc_file, pilot_file = (
-    importlib.import_module(f"pyrovae.bounds.{n}") for n in ("annealed_importance", "bidirectional", "pilot")
+ais_file, bdmc_file, hmc_file = (
+    importlib.import_module(f"pyrovae.bounds.{n}") for n in ("annealed_importance", "bidirectional", "hmc")
 )
 
 
@@ -284,7 +284,7 @@ def test_simulated_gap_is_unbiased_over_the_simulation(monkeypatch: pytest.Monke
     """1 / v has mean 1 / p(x) only if z is a draw of the posterior and no transition knows it."""
     found = captured(monkeypatch)
     truth = linear_gaussian(latent_dim=2, x_dim=3, scale=1.5)
-    monkeypatch.setattr(pilot_file, "ACCEPTANCE", 0.5)
+    monkeypatch.setattr(hmc_file, "ACCEPTANCE", 0.5)
     sandwich = bounds.bdmc(
         *pair_of(truth, offset=0.2, widen=1.3), truth.sample(4000), num_chains=1, num_temperatures=3, batch_size=4000
     )
@@ -346,7 +346,7 @@ def test_pilot_has_draws_of_its_own_and_finds_each_datum_its_steps() -> None:
     args, settings = (x, widen), AnnealingSettings(num_temperatures=20)
     with scoring_context(lambda x, _: pair_of(truth)[0](x), guide, args, modules=()) as pair, torch.no_grad():
         kernel, again, other = (
-            pilot_file.frozen_kernel(pair, args, torch.arange(30), settings, number=number) for number in (0, 0, 1)
+            hmc_file.frozen_kernel(pair, args, torch.arange(30), settings, number=number) for number in (0, 0, 1)
         )
         _, accepted = kernel.forward(50)
     assert torch.equal(kernel.steps, again.steps)
@@ -362,7 +362,7 @@ def test_chunks_do_not_change_the_numbers(monkeypatch: pytest.MonkeyPatch) -> No
     vae = make_vae()
     x = torch.bernoulli(torch.full((6, 1, 8, 8), 0.5))
     whole = bounds.bdmc(vae.model, vae.guide, x, num_temperatures=4, batch_size=6)
-    monkeypatch.setattr(pilot_file, "rows_per_chunk", lambda *_, **__: 18)
+    monkeypatch.setattr(hmc_file, "rows_per_chunk", lambda *_, **__: 18)
     pieces = bounds.bdmc(vae.model, vae.guide, x, num_temperatures=4, batch_size=6)
     for name, value in whole.per_datum.items():
         assert torch.allclose(value, pieces.per_datum[name], rtol=1e-8)

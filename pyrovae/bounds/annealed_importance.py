@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyrovae.bounds.hmc import Kernel
+from pyrovae.bounds.hmc import Kernel, frozen_kernel
 from pyrovae.bounds.multi_sample import effective_sample_size, log_mean_exp, monte_carlo_variances
-from pyrovae.bounds.pilot import choose_batch_size, frozen_kernel
-from pyrovae.importance import iter_batches, score_one_particle, scoring_context
+from pyrovae.importance import iter_batches, rows_per_chunk, score_one_particle, scoring_context
 from pyrovae.programs import ModelGuide, Program
 from pyrovae.results import Annealing, AnnealingSettings, Estimate
 from pyrovae.results.estimates import require_possible
-from pyrovae.runtime.arguments import merge_options
+from pyrovae.runtime.arguments import merge_options, require_integer
 from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.runtime.progress_bar import progress
 
@@ -37,6 +36,9 @@ class AnnealingOptions:
         modules: modules of the programs that cannot be found from the programs.
         show_progress: show a progress bar.
 
+    Raises:
+        ValueError: if the batch size is not an integer >= 1.
+
     """
 
     num_chains: int = 16
@@ -46,6 +48,11 @@ class AnnealingOptions:
     batch_size: int | None = None
     modules: Iterable[nn.Module] = ()
     show_progress: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the batch size."""
+        if self.batch_size is not None:
+            require_integer(self.batch_size, name="batch_size")
 
     def settings(self, seed: int) -> AnnealingSettings:
         """Return the numbers that the results report.
@@ -169,7 +176,7 @@ def run_batches(
         progress(title, num_data, show_progress=options.show_progress, unit="data") as advance,
     ):
         device = args[0].device
-        size = choose_batch_size(programs, settings, options.batch_size, device)
+        size = options.batch_size or max(1, rows_per_chunk(programs, device, gradients=True) // settings.num_chains)
         for number, (rows, count) in enumerate(iter_batches(programs, num_data, batch_size=size)):
             part = function(programs, args, (rows % len(args[0])).to(device), settings, number=number)
             parts.append({name: value[..., :count].cpu() for name, value in part.items()})

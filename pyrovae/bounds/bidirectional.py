@@ -16,8 +16,8 @@ from pyrovae.bounds.annealed_importance import (
     mean_and_lowest,
     run_batches,
 )
+from pyrovae.bounds.hmc import frozen_kernel
 from pyrovae.bounds.multi_sample import log_mean_exp, monte_carlo_variances
-from pyrovae.bounds.pilot import frozen_kernel
 from pyrovae.importance import require_tensor, score_one_particle, simulate
 from pyrovae.programs import ModelGuide, Program
 from pyrovae.results import AnnealingSettings, Estimate, Sandwich
@@ -80,11 +80,26 @@ def bdmc(
         require_integer(num_data, name="num_data")
     require_tensor(x)
     total = len(x) if num_data is None else num_data
-    args = (x, *covariates)
     per_datum = run_batches(
-        enclose, "enclosing", model, guide, args, num_data=total, settings=settings, options=options
+        enclose, "enclosing", model, guide, (x, *covariates), num_data=total, settings=settings, options=options
     )
-    return _sandwich(per_datum, settings)
+    low, high, lost = (per_datum.pop(name) for name in (VARIANCE + "AIS", VARIANCE + "BDMC", LOST))
+    gap = per_datum["BDMC"] - per_datum["AIS"]
+    acceptance, lowest = mean_and_lowest(per_datum["acceptance"])
+    reverse_acceptance, lowest_reverse = mean_and_lowest(per_datum["reverse acceptance"])
+    return Sandwich(
+        lower=Estimate.over_data("AIS", settings.num_chains, per_datum["AIS"], low),
+        upper=Estimate.over_data("BDMC", settings.num_chains, per_datum["BDMC"], high),
+        gap=Estimate.over_data("BDMC - AIS", settings.num_chains, gap, low + high),
+        acceptance=acceptance,
+        reverse_acceptance=reverse_acceptance,
+        lowest_acceptance=None if lowest is None or lowest_reverse is None else min(lowest, lowest_reverse),
+        num_not_finite=int((~gap.isfinite()).sum()),
+        num_lost=int(lost.sum()),
+        settings=settings,
+        num_data=len(gap),
+        per_datum=per_datum,
+    )
 
 
 def enclose(
@@ -108,23 +123,3 @@ def enclose(
         "reverse acceptance": acceptance,
         LOST: lower[LOST] + lost.sum(0),
     }
-
-
-def _sandwich(per_datum: dict[str, Tensor], settings: AnnealingSettings) -> Sandwich:
-    low, high, lost = (per_datum.pop(name) for name in (VARIANCE + "AIS", VARIANCE + "BDMC", LOST))
-    gap = per_datum["BDMC"] - per_datum["AIS"]
-    acceptance, lowest = mean_and_lowest(per_datum["acceptance"])
-    reverse_acceptance, lowest_reverse = mean_and_lowest(per_datum["reverse acceptance"])
-    return Sandwich(
-        lower=Estimate.over_data("AIS", settings.num_chains, per_datum["AIS"], low),
-        upper=Estimate.over_data("BDMC", settings.num_chains, per_datum["BDMC"], high),
-        gap=Estimate.over_data("BDMC - AIS", settings.num_chains, gap, low + high),
-        acceptance=acceptance,
-        reverse_acceptance=reverse_acceptance,
-        lowest_acceptance=None if lowest is None or lowest_reverse is None else min(lowest, lowest_reverse),
-        num_not_finite=int((~gap.isfinite()).sum()),
-        num_lost=int(lost.sum()),
-        settings=settings,
-        num_data=len(gap),
-        per_datum=per_datum,
-    )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from pyrovae import VAE, likelihoods, networks, posteriors, priors
 from pyrovae.diagnostics import gaps
@@ -63,20 +65,58 @@ def linear_gaussian(*, latent_dim: int = 3, x_dim: int = 5, scale: float = 0.7, 
     return LinearGaussian(q * lengths, bias, scale)
 
 
-def pair_of(truth: LinearGaussian, *, offset: float = 0.0, widen: float = 1.0) -> ModelGuide:
-    """Return the model as a Pyro pair whose guide is the exact posterior, shifted and widened."""
+def pair_of(
+    truth: LinearGaussian, *, offset: float = 0.0, widen: float = 1.0, subsample_size: int | None = None
+) -> ModelGuide:
+    """Return the model as a Pyro pair whose guide is the exact posterior, shifted and widened.
+
+    With a subsample size the pair draws rows of the data itself.
+    """
 
     def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
+        with pyro.plate("data", len(x), subsample_size=subsample_size) as rows:
             z = pyro.sample("z", dist.Normal(torch.zeros(truth.weight.shape[1]), 1.0).to_event(1))
+            x = x if subsample_size is None else x[rows]
             pyro.sample("x", dist.Normal(z @ truth.weight.T + truth.bias, truth.scale).to_event(1), obs=x)
 
     def guide(x: Tensor) -> None:
-        exact = truth.posterior(x)
-        with pyro.plate("data", len(x)):
+        with pyro.plate("data", len(x), subsample_size=subsample_size) as rows:
+            exact = truth.posterior(x if subsample_size is None else x[rows])
             pyro.sample("z", dist.Normal(exact.mean + offset, widen * exact.variance.sqrt()).to_event(1))
 
     return model, guide
+
+
+def pair_from(p_z: Any, p_x: Callable[..., Any], q_z: Callable[..., Any]) -> ModelGuide:
+    """Return the pair of z ~ p_z and x ~ p_x(z, x, ...) with the guide z ~ q_z(x, ...); p_z may be a function too."""
+
+    def model(x: Tensor, *given: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", p_z if isinstance(p_z, Distribution) else p_z(x, *given))
+            pyro.sample("x", p_x(z, x, *given), obs=x)
+
+    return model, guide_from(q_z)
+
+
+def guide_from(q_z: Callable[..., Any]) -> Callable[..., None]:
+    """Return the guide z ~ q_z(x, ...)."""
+
+    def guide(x: Tensor, *given: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", q_z(x, *given))
+
+    return guide
+
+
+def exact_guide(truth: LinearGaussian) -> Callable[..., None]:
+    """Return the posterior, with its full covariance, as a guide."""
+    posterior = truth.posterior
+    return guide_from(lambda x: dist.MultivariateNormal(posterior(x).mean, posterior(x).covariance_matrix))
+
+
+def standard_normal(dim: int) -> Any:
+    """Return a standard normal distribution of vectors."""
+    return dist.Normal(torch.zeros(dim), 1.0).to_event(1)
 
 
 def scalar_pair(q_mean: float, q_variance: float, *, pixels: bool = False) -> ModelGuide:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import math
@@ -14,21 +13,30 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import LinearGaussian, ModelGuide, TwoLayers, linear_gaussian, make_vae, pair_of
+from conftest import (
+    LinearGaussian,
+    ModelGuide,
+    TwoLayers,
+    guide_from,
+    linear_gaussian,
+    make_vae,
+    pair_from,
+    pair_of,
+    standard_normal,
+)
 from numpy.polynomial.hermite_e import hermegauss
 from torch import Tensor
 
 import pyrovae
 from pyrovae import bounds, diagnostics, likelihoods, posteriors, priors
+from pyrovae.bounds import bidirectional as bdmc_file
+from pyrovae.bounds import hmc as hmc_file
 from pyrovae.bounds.hmc import Kernel, Path, transition
 from pyrovae.importance import UnconstrainedLatents, scoring_context, simulate
-from pyrovae.importance.sampling import log_weights
-from pyrovae.results import AnnealingSettings, PairedDifference, Sandwich
+from pyrovae.results import AnnealingSettings, Sandwich
 from pyrovae.testing import log_evidence, small_vae
 
-ais_file, bdmc_file, hmc_file = (
-    importlib.import_module(f"pyrovae.bounds.{n}") for n in ("annealed_importance", "bidirectional", "hmc")
-)
+Simulations = list[tuple[tuple[Any, ...], dict[str, Tensor]]]
 
 
 def excess(values: Tensor) -> tuple[float, float]:
@@ -36,15 +44,11 @@ def excess(values: Tensor) -> tuple[float, float]:
     return values.mean().item(), values.std().item() / math.sqrt(values.numel())
 
 
-def captured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[Any, ...], dict[str, Tensor]]]:
+@pytest.fixture
+def simulations(monkeypatch: pytest.MonkeyPatch) -> Simulations:
     """Return a list that the simulated arguments and z of each batch are added to."""
-    batches: list[tuple[tuple[Any, ...], dict[str, Tensor]]] = []
-
-    def keeping(*args: Any) -> Any:
-        batches.append(simulate(*args))
-        return batches[-1]
-
-    monkeypatch.setattr(bdmc_file, "simulate", keeping)
+    batches: Simulations = []
+    monkeypatch.setattr(bdmc_file, "simulate", lambda *args: batches.append(simulate(*args)) or batches[-1])
     return batches
 
 
@@ -119,19 +123,6 @@ def test_transition_leaves_the_path_invariant(from_prior: bool) -> None:  # noqa
         assert (moved.u != state.u).float().mean().item() == pytest.approx(accepted.mean().item(), abs=0.01)
 
 
-def test_one_temperature_is_importance_sampling() -> None:
-    truth = linear_gaussian()
-    x = truth.sample(300)
-    pair = pair_of(truth, offset=0.3, widen=1.4)
-    annealed = bounds.ais(*pair, x, num_temperatures=1)
-    weights = log_weights(*pair, x, num_particles=1600)
-    difference, error = excess(annealed.per_datum["AIS"] - bounds.iwae(weights, ks=(16, 1600))[0])
-    assert abs(difference) < 4 * error
-    assert error < 0.1
-    assert annealed.acceptance is None
-    assert annealed.per_datum["acceptance"].isnan().all()
-
-
 def test_more_temperatures_tighten_both_sides() -> None:
     truth = linear_gaussian(latent_dim=6, x_dim=8)
     pair = pair_of(truth, widen=2.0)
@@ -143,22 +134,15 @@ def test_more_temperatures_tighten_both_sides() -> None:
 
 
 @pytest.mark.parametrize(("offset", "widen", "from_prior"), [(0.0, 1.0, False), (0.2, 0.6, False), (0.2, 0.6, True)])
-def test_linear_gaussian_lies_between(
-    offset: float,
-    widen: float,
-    from_prior: bool,  # noqa: FBT001
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    batches = captured(monkeypatch)
+def test_linear_gaussian_lies_between(simulations: Simulations, offset: float, widen: float, from_prior: bool) -> None:  # noqa: FBT001
     truth = linear_gaussian()
     pair = pair_of(truth, offset=offset, widen=widen)
     options = {"num_temperatures": 12, "from_prior": from_prior}
     sandwich = bounds.bdmc(*pair, truth.sample(60), **options)
-    exact = truth.log_prob(batches[-1][0][0])
+    exact = truth.log_prob(simulations[-1][0][0])
     check_sandwich(sandwich, exact, width=1.0 if from_prior else 0.1)
     if (offset, widen) == (0.0, 1.0):
         assert sandwich.per_datum["BDMC"].sub(exact).abs().max() < 1e-9
-        assert abs(sandwich.gap.value) < 1e-9
     x = truth.sample(60, seed=1)
     annealed = bounds.ais(*pair, x, **options)
     low = annealed.bound.value - truth.log_prob(x).mean().item()
@@ -182,26 +166,21 @@ def vamp() -> dict[str, Any]:
     return {"prior": prior, "encoder": plain.encoder, "posterior": plain.posterior}
 
 
-PARTS: dict[str, Callable[[], dict[str, Any]]] = {
-    "plain": dict,
-    "Vamp": vamp,
-    "IAF": lambda: {"posterior": posteriors.IAF(2, hidden=(8,))},
-    "mixture": lambda: {"prior": priors.MixtureOfGaussians(2, num_components=3)},
-    "categorical": lambda: {"likelihood": likelihoods.Categorical((2,), 4)},
-    "gaussian": lambda: {"likelihood": likelihoods.Gaussian((3,))},
-}
-
-
 @pytest.mark.parametrize(
-    "name",
-    [name if name in ("Vamp", "categorical") else pytest.param(name, marks=pytest.mark.slow) for name in PARTS],
+    "parts",
+    [
+        vamp,
+        lambda: {"likelihood": likelihoods.Categorical((2,), 4)},
+        pytest.param(lambda: {"posterior": posteriors.IAF(2, hidden=(8,))}, marks=pytest.mark.slow),
+        pytest.param(lambda: {"prior": priors.MixtureOfGaussians(2, num_components=3)}, marks=pytest.mark.slow),
+        pytest.param(lambda: {"likelihood": likelihoods.Gaussian((3,))}, marks=pytest.mark.slow),
+    ],
 )
-def test_parts_lie_between(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = captured(monkeypatch)
-    vae = small_vae(**PARTS[name]())
+def test_parts_lie_between(parts: Callable[[], dict[str, Any]], simulations: Simulations) -> None:
+    vae = small_vae(**parts())
     x = vae.decode(torch.randn(24, 2)).sample()
     sandwich = bounds.bdmc(vae.model, vae.guide, x, num_temperatures=10)
-    check_sandwich(sandwich, log_evidence(vae, found[-1][0][0]), width=0.2)
+    check_sandwich(sandwich, log_evidence(vae, simulations[-1][0][0]), width=0.2)
 
 
 def two_layer_evidence(pair: TwoLayers, x: Tensor) -> Tensor:
@@ -219,51 +198,27 @@ def two_layer_evidence(pair: TwoLayers, x: Tensor) -> Tensor:
     ("bottom_up", "from_prior"), [(True, False), pytest.param(False, True, marks=pytest.mark.slow)]
 )
 @torch.no_grad()
-def test_two_layers_lie_between(
-    bottom_up: bool,  # noqa: FBT001
-    from_prior: bool,  # noqa: FBT001
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    found = captured(monkeypatch)
+def test_two_layers_lie_between(bottom_up: bool, from_prior: bool, simulations: Simulations) -> None:  # noqa: FBT001
     pair = TwoLayers(bottom_up=bottom_up)
     sandwich = bounds.bdmc(pair.model, pair.guide, torch.zeros(40, 4), num_temperatures=12, from_prior=from_prior)
-    ((args, z),) = found
+    ((args, z),) = simulations
     assert {name: tuple(value.shape) for name, value in z.items()} == {"z2": (1, 40, 2), "z1": (1, 40, 3)}
     check_sandwich(sandwich, two_layer_evidence(pair, args[0]), width=0.1)
-    x = torch.bernoulli(torch.full((40, 4), 0.5))
-    annealed = bounds.ais(pair.model, pair.guide, x, num_temperatures=12, from_prior=from_prior)
-    low = annealed.bound.value - two_layer_evidence(pair, x).mean().item()
-    slack = 4 * annealed.bound.se_monte_carlo
-    assert -0.1 - slack < low < slack
 
 
 def log_normal() -> tuple[ModelGuide, Callable[[Tensor], Tensor], Tensor]:
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.LogNormal(torch.tensor(0.0), 1.0))
-            pyro.sample("x", dist.Normal(z.log(), 0.5), obs=x)
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.LogNormal(0.7 * x, 0.6))
-
-    return (model, guide), dist.Normal(0.0, math.sqrt(1.25)).log_prob, torch.zeros(40)
+    p_z = dist.LogNormal(torch.tensor(0.0), 1.0)
+    pair = pair_from(p_z, lambda z, _: dist.Normal(z.log(), 0.5), lambda x: dist.LogNormal(0.7 * x, 0.6))
+    return pair, dist.Normal(0.0, math.sqrt(1.25)).log_prob, torch.zeros(40)
 
 
 def dirichlet() -> tuple[ModelGuide, Callable[[Tensor], Tensor], Tensor]:
     prior = torch.tensor([1.0, 2.0, 1.5])
-
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Dirichlet(prior))
-            pyro.sample("x", dist.Multinomial(8, probs=z), obs=x)
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Dirichlet(0.6 * (prior + x)))
-
+    pair = pair_from(
+        dist.Dirichlet(prior), lambda z, _: dist.Multinomial(8, probs=z), lambda x: dist.Dirichlet(0.6 * (prior + x))
+    )
     template = torch.tensor([2.0, 3.0, 3.0]).expand(40, 3).clone()
-    return (model, guide), dist.DirichletMultinomial(prior, total_count=torch.tensor(8.0)).log_prob, template
+    return pair, dist.DirichletMultinomial(prior, total_count=torch.tensor(8.0)).log_prob, template
 
 
 @pytest.mark.parametrize(
@@ -272,23 +227,23 @@ def dirichlet() -> tuple[ModelGuide, Callable[[Tensor], Tensor], Tensor]:
 def test_constrained_latents_lie_between(
     make: Callable[[], tuple[ModelGuide, Callable[[Tensor], Tensor], Tensor]],
     from_prior: bool,  # noqa: FBT001
-    monkeypatch: pytest.MonkeyPatch,
+    simulations: Simulations,
 ) -> None:
-    found = captured(monkeypatch)
     pair, log_prob, x = make()
     sandwich = bounds.bdmc(*pair, x, num_temperatures=12, from_prior=from_prior)
-    check_sandwich(sandwich, log_prob(found[-1][0][0]), width=0.1, each=0.3)
+    check_sandwich(sandwich, log_prob(simulations[-1][0][0]), width=0.1, each=0.3)
 
 
-def test_simulated_gap_is_unbiased_over_the_simulation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_simulated_gap_is_unbiased_over_the_simulation(
+    monkeypatch: pytest.MonkeyPatch, simulations: Simulations
+) -> None:
     """1 / v has mean 1 / p(x) only if z is a draw of the posterior and no transition knows it."""
-    found = captured(monkeypatch)
     truth = linear_gaussian(latent_dim=2, x_dim=3, scale=1.5)
     monkeypatch.setattr(hmc_file, "ACCEPTANCE", 0.5)
     sandwich = bounds.bdmc(
         *pair_of(truth, offset=0.2, widen=1.3), truth.sample(4000), num_chains=1, num_temperatures=3, batch_size=4000
     )
-    exact = truth.log_prob(found[-1][0][0])
+    exact = truth.log_prob(simulations[-1][0][0])
     assert sandwich.acceptance < 0.7
     for ratio in (sandwich.per_datum["AIS"] - exact, exact - sandwich.per_datum["BDMC"]):
         mean, error = excess(ratio.exp())
@@ -334,28 +289,24 @@ def test_same_seed_same_numbers_and_batches_have_streams_of_their_own() -> None:
 
 def test_pilot_has_draws_of_its_own_and_finds_each_datum_its_steps() -> None:
     truth = linear_gaussian()
-    x = truth.sample(30)
-    exact = truth.posterior(x)
-
-    def guide(x: Tensor, widen: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            mean = truth.posterior(x).mean
-            pyro.sample("z", dist.Normal(mean, widen * exact.variance[0].sqrt()).to_event(1))
-
+    exact = truth.posterior(torch.zeros(5)).variance.sqrt()
     widen = torch.tensor([1.0, 5.0]).repeat(15).unsqueeze(1)
-    args, settings = (x, widen), AnnealingSettings(num_temperatures=20)
-    with scoring_context(lambda x, _: pair_of(truth)[0](x), guide, args, modules=()) as pair, torch.no_grad():
+    pair = pair_from(
+        standard_normal(3),
+        lambda z, *_: dist.Normal(z @ truth.weight.T + truth.bias, truth.scale).to_event(1),
+        lambda x, widen: dist.Normal(truth.posterior(x).mean, widen * exact).to_event(1),
+    )
+    args, settings = (truth.sample(30), widen), AnnealingSettings(num_temperatures=20)
+    with scoring_context(*pair, args, modules=()) as programs, torch.no_grad():
         kernel, again, other = (
-            hmc_file.frozen_kernel(pair, args, torch.arange(30), settings, number=number) for number in (0, 0, 1)
+            hmc_file.frozen_kernel(programs, args, torch.arange(30), settings, number=number) for number in (0, 0, 1)
         )
         _, accepted = kernel.forward(50)
     assert torch.equal(kernel.steps, again.steps)
     assert not torch.equal(kernel.steps, other.steps)
-    assert kernel.steps.shape == (19, 30, 1)
-    assert kernel.scale == pytest.approx(widen * exact.variance[0].sqrt(), rel=0.5)
+    assert kernel.scale == pytest.approx(widen * exact, rel=0.5)
     assert kernel.steps[-1, ::2].mean() > 2 * kernel.steps[-1, 1::2].mean()
-    assert accepted.min() > 0.8
-    assert accepted.max() < 0.97
+    assert 0.8 < accepted.min() <= accepted.max() < 0.97
 
 
 def test_chunks_do_not_change_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,124 +319,79 @@ def test_chunks_do_not_change_the_numbers(monkeypatch: pytest.MonkeyPatch) -> No
         assert torch.allclose(value, pieces.per_datum[name], rtol=1e-8)
 
 
-def test_float32_meets_float64() -> None:
-    truth = linear_gaussian()
-    x, narrow = truth.sample(20), LinearGaussian(truth.weight.float(), truth.bias.float(), truth.scale)
-    wide = bounds.bdmc(*pair_of(truth, widen=1.3), x, num_temperatures=6)
-    torch.set_default_dtype(torch.float32)
-    single = bounds.bdmc(*pair_of(narrow, widen=1.3), x.float(), num_temperatures=6)
-    assert single.per_datum["AIS"].dtype == torch.float64
-    assert single.gap.value == pytest.approx(wide.gap.value, abs=0.05)
-
-
-def test_default_batches_cover_all_data() -> None:
-    truth = linear_gaussian(latent_dim=1)
-    x = truth.sample(300)
-    annealed = bounds.ais(*pair_of(truth), x, num_temperatures=2, num_chains=16)
-    assert annealed.num_data == 300
-    assert torch.allclose(annealed.per_datum["AIS"], truth.log_prob(x))
-    assert annealed.per_datum["ESS"].tolist() == pytest.approx([16.0] * 300)
-
-
 # ---- pairs of other shapes
 
 
-def shaped_pair(kind: str, truth: LinearGaussian) -> ModelGuide:
-    """Return a linear-Gaussian pair, with a shift of x as covariate, that is written in another way."""
-
-    def plate(x: Tensor) -> Any:
-        draws = {"draws rows": 7, "draws rows, cat": 7}.get(kind)
-        return pyro.plate("data", len(x) if draws is None else 1000, subsample_size=draws)
-
-    def loc(z: Tensor, shift: Tensor) -> Tensor:
-        if "cat" in kind:  # without room for an axis of particles
-            return torch.cat([z, shift], 1) @ torch.cat([truth.weight.T, torch.ones(1, len(truth.bias))]) + truth.bias
-        return z @ truth.weight.T + truth.bias + shift
+def concatenating(truth: LinearGaussian) -> ModelGuide:
+    """Return a pair without room for an axis of particles, with a shift of x as covariate."""
 
     def model(x: Tensor, shift: Tensor) -> None:
-        with plate(x) as i:
-            x, shift = (x[i], shift[i]) if "draws" in kind else (x, shift)
-            z = pyro.sample("z", dist.Normal(torch.zeros(truth.weight.shape[1]), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(loc(z, shift), truth.scale).to_event(1), obs=x)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            weight = torch.cat([truth.weight.T, torch.ones(1, len(truth.bias))])
+            loc = torch.cat([z, shift], 1) @ weight + truth.bias
+            pyro.sample("x", dist.Normal(loc, truth.scale).to_event(1), obs=x)
 
     def guide(x: Tensor, shift: Tensor) -> None:
-        with plate(x) as i:
-            x, shift = (x[i], shift[i]) if "draws" in kind else (x, shift)
-            exact = truth.posterior(x - shift)
-            pyro.sample("z", dist.Normal(exact.mean, 1.3 * exact.variance.sqrt()).to_event(1))
+        pair_of(truth, widen=1.3)[1](x - shift)
 
     return model, guide
 
 
-@pytest.mark.parametrize("kind", ["cat", "draws rows", pytest.param("draws rows, cat", marks=pytest.mark.slow)])
-def test_pairs_of_other_layouts_lie_between(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = captured(monkeypatch)
+@pytest.mark.parametrize("layout", ["concatenating", "draws its rows"])
+def test_pairs_of_other_layouts_lie_between(layout: str, simulations: Simulations) -> None:
     truth = linear_gaussian()
-    shift = torch.linspace(-20, 20, 9).unsqueeze(1)
-    x, pair = truth.sample(9) + shift, shaped_pair(kind, truth)  # 9 data do not fill the last batch of 7
-    options = {"num_temperatures": 8, "num_chains": 4 if "rows, cat" in kind else 32}
-    annealed = bounds.ais(*pair, x, shift, **options)
+    shift = torch.linspace(-20, 20, 9).unsqueeze(1) if layout == "concatenating" else torch.zeros(9, 1)
+    x, covariates = truth.sample(9) + shift, (shift,) if layout == "concatenating" else ()
+    pair = concatenating(truth) if covariates else pair_of(truth, widen=1.3, subsample_size=7)  # 9 data do not fill 7
+    options = {"num_temperatures": 8, "num_chains": 32}
+    annealed = bounds.ais(*pair, x, *covariates, **options)
     assert (annealed.per_datum["AIS"] - truth.log_prob(x - shift)).abs().max() < 0.5
     assert annealed.bound.value - truth.log_prob(x - shift).mean().item() < 4 * annealed.bound.se_monte_carlo
-    sandwich = bounds.bdmc(*pair, x, shift, **options, num_data=20)
-    shifts = torch.cat([args[1] for args, _ in found])[:20]
-    assert torch.equal(shifts, shift.repeat(3, 1)[:20])
-    check_sandwich(sandwich, truth.log_prob(torch.cat([args[0] for args, _ in found])[:20] - shifts), width=0.1)
+    sandwich = bounds.bdmc(*pair, x, *covariates, **options, num_data=20)
+    shifts = shift.repeat(3, 1)[:20]
+    assert all(torch.equal(torch.cat([args[1] for args, _ in simulations])[:20], shifts) for _ in covariates)
+    simulated_x = torch.cat([args[0] for args, _ in simulations])[:20]
+    check_sandwich(sandwich, truth.log_prob(simulated_x - shifts), width=0.1)
 
 
 # ---- data simulated from the model
 
 
-def simulated(model: Callable[..., None], *args: Tensor) -> tuple[tuple[Any, ...], dict[str, Tensor]]:
-    def guide(*args: Tensor) -> None:
+def simulated(p_x: Callable[..., Any], observe: Callable[..., Any], *args: Tensor) -> tuple[Any, dict[str, Tensor]]:
+    """Return simulated arguments and z of a model that observes a function of x."""
+
+    def model(*args: Tensor) -> None:
         with pyro.plate("data", len(args[0])):
-            pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", p_x(pyro.sample("z", standard_normal(2)), *args), obs=observe(*args))
 
-    with scoring_context(model, guide, args, modules=()) as pair:
-        return simulate(pair, args, torch.arange(len(args[0])))
-
-
-def observing(observed: Callable[[Tensor], Tensor], scale: Callable[[Tensor], Any] = lambda _: 0.1) -> Any:
-    def model(x: Tensor, *_: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            data = observed(x)
-            loc = z.repeat_interleave(2, -1).reshape(*z.shape[:-1], *data.shape[1:])
-            pyro.sample("x", dist.Normal(loc, scale(x)).to_event(data.ndim - 1), obs=data)
-
-    return model
+    with scoring_context(model, guide_from(lambda *_: standard_normal(2)), args, modules=()) as programs:
+        return simulate(programs, args, torch.arange(len(args[0])))
 
 
-@pytest.mark.parametrize(
-    "observed", [lambda x: x, lambda x: x.flatten(1), lambda x: x.mT, lambda x: x[:, [0, 1]], lambda x: x.mT.flatten(1)]
-)
-def test_simulated_data_take_the_place_of_the_argument(observed: Callable[[Tensor], Tensor]) -> None:
+def repeated(z: Tensor, shape: tuple[int, ...], scale: Any = 0.1) -> Any:
+    loc = z.repeat_interleave(2, -1).reshape(*z.shape[:-1], *shape)
+    return dist.Normal(loc, scale).to_event(len(shape))
+
+
+@pytest.mark.parametrize("observe", [lambda x: x, lambda x: x.flatten(1), lambda x: x.mT, lambda x: x[:, [0, 1]]])
+def test_simulated_data_take_the_place_of_the_argument(observe: Callable[[Tensor], Tensor]) -> None:
     x = torch.randn(5, 2, 2)
-    if observed(x).shape == (5, 4) and observed(x)[0, 1] == x[0, 1, 0]:  # a copy in another order
-        with pytest.raises(ValueError, match=r"what 'x' observes is not an argument of the model .* write obs=x"):
-            simulated(observing(observed), x)
-        return
-    kept = x.clone()
-    (new,), z = simulated(observing(observed), x)
+    kept, shape = x.clone(), observe(x).shape[1:]
+    (new,), z = simulated(lambda z, _: repeated(z, shape), observe, x)
     assert torch.equal(x, kept)
-    assert new.shape == x.shape
-    loc = z["z"][0].repeat_interleave(2, -1).reshape(5, *observed(x).shape[1:])
-    distance = (observed(new) - loc).abs()
+    distance = (observe(new) - z["z"][0].repeat_interleave(2, -1).reshape(5, *shape)).abs()
     assert 0.02 < distance.mean() < 0.2
-    assert z["z"].shape == (1, 5, 2)
 
 
 def test_several_observed_sites_and_parts_of_an_argument() -> None:
-    def model(x: Tensor, y: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            mean = pyro.deterministic("mean", z.sum(-1))
-            pyro.sample("left", dist.Normal(z[..., :1], 0.01).to_event(1), obs=x[:, :1])
-            pyro.sample("right", dist.Normal(z[..., 1], 0.01), obs=x[:, 1])
-            pyro.sample("y", dist.Normal(mean, 0.01), obs=y)
+    def p_x(z: Tensor, x: Tensor, y: Tensor) -> Any:
+        pyro.sample("left", dist.Normal(z[..., :1], 0.01).to_event(1), obs=x[:, :1])
+        pyro.sample("y", dist.Normal(pyro.deterministic("mean", z.sum(-1)), 0.01), obs=y)
+        return dist.Normal(z[..., 1], 0.01)
 
     x, y = torch.full((50, 3), 7.0), torch.zeros(50)
-    (new_x, new_y), z = simulated(model, x, y)
+    (new_x, new_y), z = simulated(p_x, lambda x, _: x[:, 1], x, y)
     assert (new_x[:, :2] - z["z"][0]).abs().max() < 0.05
     assert torch.equal(new_x[:, 2], x[:, 2])
     assert (new_y - z["z"][0].sum(-1)).abs().max() < 0.05
@@ -493,45 +399,36 @@ def test_several_observed_sites_and_parts_of_an_argument() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "message"),
+    ("scale", "observe", "message"),
     [
-        (observing(lambda x: 2 * x), r"what 'x' observes is not an argument of the model .* write obs=x"),
-        (observing(lambda x: x, lambda x: x.abs() + 0.1), r"the probability of 'x' changes when simulated data"),
-        (observing(lambda x: x.abs()), r"'x' does not observe the simulated data .* but something made of them"),
+        (lambda _: 0.1, lambda x: 2 * x, r"what 'x' observes is not an argument of the model .* write obs=x"),
+        (lambda _: 0.1, lambda x: x[:, [0, 2, 1, 3]], r"what 'x' observes is not an argument of the model .* write"),
+        (lambda x: x.abs() + 0.1, lambda x: x, r"the probability of 'x' changes when simulated data"),
+        (lambda _: 0.1, lambda x: x.abs(), r"'x' does not observe the simulated data .* but something made of them"),
     ],
 )
-def test_models_that_cannot_be_simulated_are_refused(model: Any, message: str) -> None:
+def test_models_that_cannot_be_simulated_are_refused(scale: Any, observe: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        simulated(model, torch.rand(5, 4))
+        simulated(lambda z, x: repeated(z, (4,), scale(x)), observe, torch.rand(5, 4))
 
 
 # ---- numbers that are not finite, and records
 
 
-def patchy_pair() -> ModelGuide:
-    """Return a pair whose likelihood is -inf left of 0, NaN right of 3, and of no z at all for x > 50."""
+class Patchy(dist.Normal):
+    """A likelihood that is 0 left of 0, NaN right of 3, and NaN of any z for x > 50."""
 
-    class Patchy(dist.Normal):
-        def log_prob(self, value: Tensor) -> Tensor:
-            level = torch.where(self.loc > 0, super().log_prob(value + self.loc), -math.inf)
-            return torch.where((self.loc > 3) | (value > 50), math.nan, level)
-
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.tensor(0.0), 1.0))
-            pyro.sample("x", Patchy(z, 1.0), obs=x)
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(torch.zeros(()), 1.5))
-
-    return model, guide
+    def log_prob(self, value: Tensor) -> Tensor:
+        level = torch.where(self.loc > 0, super().log_prob(value + self.loc), -math.inf)
+        return torch.where((self.loc > 3) | (value > 50), math.nan, level)
 
 
 @pytest.mark.filterwarnings("ignore:Encountered")
 def test_proposals_that_are_not_finite_are_rejected() -> None:
     x = torch.cat([torch.zeros(40), torch.full((2,), 60.0)])
-    annealed = bounds.ais(*patchy_pair(), x, num_temperatures=8, num_chains=64)
+    p_z, q_z = dist.Normal(torch.tensor(0.0), 1.0), dist.Normal(torch.tensor(0.0), 1.5)
+    pair = pair_from(p_z, lambda z, _: Patchy(z, 1.0), lambda x: q_z.expand([len(x)]))
+    annealed = bounds.ais(*pair, x, num_temperatures=8, num_chains=64)
     normal = dist.Normal(0.0, 1.0)
     exact = (normal.log_prob(torch.tensor(0.0)) + math.log(normal.cdf(torch.tensor(3.0)) - 0.5)).item()
     mean, error = excess(annealed.per_datum["AIS"][:40] - exact)
@@ -541,32 +438,21 @@ def test_proposals_that_are_not_finite_are_rejected() -> None:
     assert annealed.num_lost > 2 * 64 - 1
     assert annealed.per_datum["acceptance"][:40].min() > 0.3
     assert annealed.bound.value is None
-    assert annealed.bound.why == "2 of 42 data have a value that is not finite, which no mean may hide"
-    assert annealed.lowest_ess == 0.0
-    assert "2 data have no weight that is positive and finite" in str(annealed)
-    assert f"{annealed.num_lost} weights are not a number and count as zero" in str(annealed)
     json.dumps(asdict(annealed) | {"per_datum": None}, allow_nan=False)
 
 
 def test_slopes_that_explode_are_rejected() -> None:
-    """A quartic likelihood throws coarse trajectories to infinity."""
-
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z.pow(5).sum(-1), 0.05), obs=x)
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(torch.zeros(2), 2.0).to_event(1))
-
-    x = torch.tensor([0.0, 1.0])
-    space, kernel = kernel_of((model, guide), x, steps=[1.0, 1.0], num_leapfrog=30)
+    """A likelihood of z^5 throws coarse trajectories to infinity."""
+    pair = pair_from(
+        standard_normal(2),
+        lambda z, _: dist.Normal(z.pow(5).sum(-1), 0.05),
+        lambda x: dist.Normal(torch.zeros(len(x), 2), 2.0).to_event(1),
+    )
+    _, kernel = kernel_of(pair, torch.tensor([0.0, 1.0]), steps=[1.0, 1.0], num_leapfrog=30)
     with torch.no_grad():
         weights, accepted = kernel.forward(500)
     assert accepted.max() < 0.5
     assert weights.isfinite().all()
-    assert bounds.ais(model, guide, x, num_temperatures=5).num_not_finite == 0
 
 
 def test_data_outside_the_support_are_refused() -> None:
@@ -579,129 +465,82 @@ def test_data_outside_the_support_are_refused() -> None:
 
 def test_one_datum() -> None:
     truth = linear_gaussian()
-    x = truth.sample(1)
-    annealed = bounds.ais(*pair_of(truth, widen=1.2), x, num_temperatures=5, num_chains=1)
-    assert annealed.bound.value is not None
-    assert (annealed.bound.se_data, annealed.bound.se_monte_carlo) == (None, None)
-    assert annealed.compare_with("L_1", x[:, 0]).why == "a single datum has no standard error"
-    sandwich = bounds.bdmc(*pair_of(truth, widen=1.2), x, num_temperatures=5)
-    assert sandwich.gap.se_data is None
+    pair, x = pair_of(truth, widen=1.2), truth.sample(1)
+    annealed = bounds.ais(*pair, x, num_temperatures=1, num_chains=1)  # importance sampling with one draw
+    assert (annealed.bound.se_data, annealed.bound.se_monte_carlo, annealed.acceptance) == (None, None, None)
+    sandwich = bounds.bdmc(*pair, x, num_temperatures=5)
     errors = (sandwich.lower.se_monte_carlo, sandwich.upper.se_monte_carlo)
     assert max(errors) < sandwich.gap.se_monte_carlo < math.hypot(*errors) + 1e-12
 
 
-def test_invalid_arguments_are_refused() -> None:
+@pytest.mark.parametrize(
+    ("option", "value"), [("num_chains", 0), ("num_temperatures", 2.5), ("num_leapfrog", True), ("batch_size", 0)]
+)
+def test_invalid_arguments_are_refused(option: str, value: float) -> None:
     truth = linear_gaussian()
     pair, x = pair_of(truth), truth.sample(2)
-    for name, value in (("num_chains", 0), ("num_temperatures", 2.5), ("num_leapfrog", True)):
-        with pytest.raises(ValueError, match=f"`{name}` must be an integer >= 1, got {value}"):
-            bounds.ais(*pair, x, **{name: value})
-    with pytest.raises(TypeError, match="ais has the options num_chains, .*, but received 'chains'"):
-        bounds.ais(*pair, x, chains=3)
-    with pytest.raises(ValueError, match="`num_data` must be an integer >= 1, got 0"):
-        bounds.bdmc(*pair, x, num_data=0)
     for bound in (bounds.ais, bounds.bdmc):
-        with pytest.raises(ValueError, match="`batch_size` must be an integer >= 1, got 0"):
-            bound(*pair, x, batch_size=0)
+        with pytest.raises(ValueError, match=f"`{option}` must be an integer >= 1, got {value}"):
+            bound(*pair, x, **{option: value})
+        with pytest.raises(TypeError, match="has the options num_chains, .*, but received 'chains'"):
+            bound(*pair, x, chains=3)
         with pytest.raises(ValueError, match="the data set is empty; give at least one datum"):
             bound(*pair, x[:0])
-
-
-def test_which_bound_is_higher_is_said_in_words() -> None:
-    a, b = torch.tensor([1.0, 2.0, 3.5]), torch.tensor([0.0, 1.0, 2.0])
-    up = PairedDifference.over_data("AIS", a, "L_50", b)
-    down = PairedDifference.over_data("AIS", b, "L_50", a)
-    assert (up.value, down.value) == (pytest.approx(3.5 / 3), pytest.approx(-3.5 / 3))
-    assert up.se == pytest.approx(math.sqrt(1 / 12) / math.sqrt(3))
-    assert str(up) == "AIS is higher than L_50 by 1.167 +- 0.167 nats; it is for 3 of 3 data"
-    assert str(down) == "L_50 is higher than AIS by 1.167 +- 0.167 nats; it is for 3 of 3 data"
-    with pytest.raises(ValueError, match=r"paired datum by datum, but received values of shapes \(3,\) and \(2,\)"):
-        PairedDifference.over_data("AIS", a, "L_50", b[:2])
 
 
 def test_what_is_masked_stays_as_it_was_given() -> None:
     """A guide that reads missing data must not learn z from draws that stand in their place."""
     truth = linear_gaussian(latent_dim=2, x_dim=4)
-    x = truth.sample(400)
     seen = torch.arange(400) % 2 == 0
 
-    def model(x: Tensor, seen: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            with pyro.poutine.mask(mask=seen):
-                pyro.sample("x", dist.Normal(z @ truth.weight.T + truth.bias, truth.scale).to_event(1), obs=x)
+    def p_x(z: Tensor, _: Tensor, seen: Tensor) -> Any:
+        return dist.Normal(z @ truth.weight.T + truth.bias, truth.scale).to_event(1).mask(seen)
 
-    def guide(x: Tensor, seen: Tensor) -> None:
+    def q_z(x: Tensor, _: Tensor) -> Any:
         exact = truth.posterior(x)
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(exact.mean, 1.3 * exact.variance.sqrt()).to_event(1))
+        return dist.Normal(exact.mean, 1.3 * exact.variance.sqrt()).to_event(1)
 
-    found = bounds.bdmc(model, guide, x, seen, num_chains=4, num_temperatures=6)
+    found = bounds.bdmc(
+        *pair_from(standard_normal(2), p_x, q_z), truth.sample(400), seen, num_chains=4, num_temperatures=6
+    )
     missing = found.per_datum["BDMC"][~seen]  # log p of nothing is 0
     assert missing.mean() > -4 * missing.std() / len(missing) ** 0.5
     assert found.gap.value > -4 * found.gap.se_data
 
 
-def test_a_guide_that_leaves_the_support_of_the_prior_is_refused() -> None:
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Exponential(torch.tensor(1.0)))
-            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(x - 0.25, 0.5))
-
-    for bound in (bounds.ais, bounds.bdmc):
-        with pytest.raises(ValueError, match="support"):
-            bound(model, guide, torch.rand(200))
+@pytest.mark.parametrize("bound", [bounds.ais, bounds.bdmc])
+def test_a_guide_that_leaves_the_support_of_the_prior_is_refused(bound: Callable[..., Any]) -> None:
+    p_z = dist.Exponential(torch.tensor(1.0))
+    pair = pair_from(p_z, lambda z, _: dist.Normal(z, 0.5), lambda x: dist.Normal(x - 0.25, 0.5))
+    with pytest.raises(ValueError, match="support"):
+        bound(*pair, torch.rand(200))
 
 
 def test_a_guide_without_a_density_of_given_z_is_told() -> None:
     planar = pyro.distributions.transforms.Planar(2)
-
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z, 0.5).to_event(1), obs=x)
-
-    def guide(x: Tensor) -> None:
-        pyro.module("planar", planar)
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.TransformedDistribution(dist.Normal(x, 0.5).to_event(1), [planar]))
-
+    pair = pair_from(
+        standard_normal(2),
+        lambda z, _: dist.Normal(z, 0.5).to_event(1),
+        lambda x: dist.TransformedDistribution(dist.Normal(x, 0.5).to_event(1), [planar]),
+    )
     x = torch.randn(4, 2)
     with pytest.raises(ValueError, match="no density of a z that it did not draw"):
-        bounds.ais(model, guide, x, modules=[planar])
-    assert bounds.ais(model, guide, x, from_prior=True, modules=[planar]).bound.value is not None
+        bounds.ais(*pair, x, modules=[planar])
+    assert bounds.ais(*pair, x, from_prior=True, modules=[planar]).bound.value is not None
     checks = pyrovae.Checks(num_annealed=4, num_simulated=4, num_refined=0, num_encoded=0)
-    found = pyrovae.evaluate(model, guide, x, ks=(1, 10), checks=checks, modules=[planar], show_progress=False)
+    found = pyrovae.evaluate(*pair, x, ks=(1, 10), checks=checks, modules=[planar], show_progress=False)
     assert {"AIS", "BDMC"} <= set(found.checked.left_out)
 
 
-def test_a_gradient_that_is_cut_is_told(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("cut", [True, False])
+@pytest.mark.parametrize("method", ["ais", "gaps"])
+def test_a_gradient_that_is_cut_is_told(cut: bool, method: str, caplog: pytest.LogCaptureFixture) -> None:  # noqa: FBT001
     truth = linear_gaussian()
-    x = truth.sample(5)
-    weight, guide = torch.randn(3, 5), pair_of(truth)[1]
-
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
-            with torch.no_grad():
-                loc = z @ weight
-            pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
-
-    def ignoring(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(torch.zeros(5), 1.0).to_event(1), obs=x)
-
-    for program, told in ((model, True), (ignoring, False)):
-        for run in (
-            lambda program=program: bounds.ais(program, guide, x, num_chains=2, num_temperatures=2, batch_size=2),
-            lambda program=program: diagnostics.gaps(program, guide, x, num_particles=10, num_steps=2, refit_epochs=0),
-        ):
-            caplog.clear()
-            with caplog.at_level(logging.WARNING, logger="pyrovae"):
-                run()
-            assert sum("passes no gradient to z" in record.message for record in caplog.records) == told
+    p_x = lambda z, _: dist.Normal(z.detach() @ truth.weight.T if cut else torch.zeros(5), 1.0).to_event(1)  # noqa: E731
+    pair = pair_from(standard_normal(3), p_x, lambda x: dist.Normal(truth.posterior(x).mean, 1.0).to_event(1))
+    with caplog.at_level(logging.WARNING, logger="pyrovae"):
+        if method == "ais":
+            bounds.ais(*pair, truth.sample(5), num_chains=2, num_temperatures=2, batch_size=2)
+        else:
+            diagnostics.gaps(*pair, truth.sample(5), num_particles=10, num_steps=2, refit_epochs=0)
+    assert sum("passes no gradient to z" in record.message for record in caplog.records) == cut

@@ -6,12 +6,10 @@ import json
 import math
 from dataclasses import replace
 
-import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import ModelGuide, TwoLayers, linear_gaussian, make_vae, pair_of
-from torch import Tensor
+from conftest import ModelGuide, TwoLayers, linear_gaussian, make_vae, pair_from, pair_of
 
 from pyrovae import Checks, bounds, diagnostics
 from pyrovae.diagnostics import assess_with_checks, summarize_weights
@@ -45,11 +43,6 @@ def test_checks_are_those_of_the_functions_on_the_first_data() -> None:
     assert checked.same_data.value == pytest.approx(same.mean().item(), abs=1e-12)
     assert checked.higher.value == pytest.approx((annealed.per_datum["AIS"] - same).mean().item(), abs=1e-12)
     assert checked.same_data.value != found.iwae[-1].value
-    text = str(found)
-    assert f"L_50, same data  {checked.same_data.value:.3f}" in text
-    assert f"{checked.higher}." in text
-    for record in (checked.sandwich, checked.gaps, checked.latents, found.weights):
-        assert str(record) in text
 
 
 def test_the_gap_is_split_below_the_tighter_bound() -> None:
@@ -74,17 +67,11 @@ def one_of_two_modes(scale: float = 0.05) -> ModelGuide:
 
     log p(x) = log 2 + log N(x; 0, 1 + scale^2) but for what the halves overlap, and every weight is half of p(x).
     """
-
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
-            pyro.sample("x", dist.Normal(z.abs(), scale), obs=x)
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(x / (1 + scale**2), scale / (1 + scale**2) ** 0.5))
-
-    return model, guide
+    return pair_from(
+        dist.Normal(torch.zeros(()), 1.0),
+        lambda z, _: dist.Normal(z.abs(), scale),
+        lambda x: dist.Normal(x / (1 + scale**2), scale / (1 + scale**2) ** 0.5),
+    )
 
 
 def test_a_mode_that_the_guide_never_visits_is_no_enough_where_bdmc_sees_it() -> None:
@@ -97,10 +84,8 @@ def test_a_mode_that_the_guide_never_visits_is_no_enough_where_bdmc_sees_it() ->
     assert found.weights.verdict == "K may not be enough"
     assert found.weights.reason.startswith("BDMC leaves log p(x) of 8 simulated data open by ")
     assert found.checked.sandwich.gap.value > 10
-    assert "K may not be enough: BDMC leaves" in str(found)
     alone = summarize_weights(found.per_datum, ks=(1, 5, 50, 500))
     assert alone.verdict == "K is enough"
-    assert alone.reason.startswith("as far as the guide's draws reach, about ")
     # AIS that is above L_K beyond the noise says more
     ais = found.checked.annealing.per_datum["AIS"]
     for by, verdict in ((0.7, "K is not enough"), (0.04, "K may not be enough")):
@@ -115,30 +100,16 @@ def test_a_mode_that_the_guide_never_visits_is_no_enough_where_bdmc_sees_it() ->
     assert assess_with_checks(alone, None) == alone
 
 
-def test_more_data_than_there_are_means_all() -> None:
+def test_more_data_than_there_are_means_all_and_a_check_that_cannot_be_had_is_left_out() -> None:
+    """The observed site holds a transform of x, so that data cannot be simulated; the rest goes on."""
     truth = linear_gaussian()
-    checks = Checks(num_annealed=100, num_simulated=0, num_refined=0, num_encoded=0)
-    found = evaluate(*pair_of(truth), truth.sample(3), ks=(1, 5), checks=checks, show_progress=False)
+    model, guide = pair_of(truth)
+    pair = (lambda x: model(x.exp())), (lambda x: guide(x.exp()))
+    checks = Checks(num_annealed=100, num_simulated=3, num_refined=0, num_encoded=0, **CHAINS)
+    found = evaluate(*pair, truth.sample(3), ks=(1, 5), checks=checks, show_progress=False)
     assert found.checked.annealing.num_data == 3
     assert found.checked.annealing.data == "tensors"
     assert (found.checked.sandwich, found.checked.gaps, found.checked.latents) == (None, None, None)
-
-
-def test_a_check_that_cannot_be_had_is_left_out_with_its_reason() -> None:
-    """The observed site holds a transform of x, so that data cannot be simulated; the rest goes on."""
-
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.tensor(0.0), 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x.exp())
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(x.exp() / 2, 0.8))
-
-    found = evaluate(model, guide, torch.randn(6), ks=(1, 5), checks=FEW, show_progress=False)
-    assert found.checked.sandwich is None
-    assert found.checked.annealing is not None
     assert set(found.checked.left_out) == {"BDMC"}
     assert found.checked.left_out["BDMC"] in " ".join(str(found).split())
 
@@ -153,10 +124,7 @@ def test_an_evaluation_with_checks_comes_back_from_json() -> None:
     assert {"ELBO", "khat", "checked/annealing/AIS", "checked/gaps/refined", "checked/latents/KL"} <= set(tensors)
     again = Evaluation.from_json(text, tensors)
     assert again == found
-    assert again.checked.annealing.per_datum.keys() == found.checked.annealing.per_datum.keys()
     assert str(again) == str(found)
-    with pytest.raises(ValueError, match="another|differs in khat|this version of pyrovae wrote"):
-        Evaluation.from_json(text.replace('"num_above"', '"num_below"'))
 
 
 def test_the_callers_state_is_as_before() -> None:

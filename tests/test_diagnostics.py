@@ -6,14 +6,25 @@ import importlib
 import json
 import math
 import warnings
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import LinearGaussian, ModelGuide, TwoLayers, linear_gaussian, make_vae, pair_of, scalar_pair
+from conftest import (
+    LinearGaussian,
+    ModelGuide,
+    TwoLayers,
+    exact_guide,
+    guide_from,
+    linear_gaussian,
+    make_vae,
+    pair_from,
+    pair_of,
+    scalar_pair,
+    standard_normal,
+)
 from torch import Tensor
 
 from pyrovae import bounds, diagnostics
@@ -76,18 +87,16 @@ def test_khat_is_that_of_arviz(total: int, spread: float) -> None:
     weights = spread * torch.randn(total) - 80
     expected = arviz_khat(weights)
     if total == 25 and math.isnan(expected):  # later ones want more than five weights in the tail
-        return
-    assert math.isfinite(expected)
+        pytest.skip("this ArviZ has no k-hat of so few weights")
     assert diagnostics.pareto_khat(weights).item() == pytest.approx(expected, abs=1e-11)
 
 
-@pytest.mark.parametrize("shape", [(60, 2, 3), (40,)])
-def test_khat_of_a_batch_is_that_of_each(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = 3 * torch.randn(*shape)
-    alone = [diagnostics.pareto_khat(column) for column in weights.reshape(shape[0], -1).T]
+def test_khat_of_a_batch_is_that_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = 3 * torch.randn(60, 2, 3)
     khat = diagnostics.pareto_khat(weights)
-    assert khat.shape == shape[1:]
-    assert khat.flatten().tolist() == pytest.approx([value.item() for value in alone], abs=1e-12)
+    alone = [diagnostics.pareto_khat(column).item() for column in weights.reshape(60, -1).T]
+    assert khat.shape == (2, 3)
+    assert khat.flatten().tolist() == pytest.approx(alone, abs=1e-12)
     monkeypatch.setattr(psis, "CHUNK", 1)
     assert torch.equal(diagnostics.pareto_khat(weights), khat)
 
@@ -109,15 +118,12 @@ def test_khat_where_there_is_none() -> None:
 
 
 def test_khat_of_ties_and_of_zeros_among_the_largest() -> None:
-    steps = torch.randn(100).mul(3).round()  # many weights are the same as that at which the tail begins
-    assert diagnostics.pareto_khat(steps).isfinite()
+    assert diagnostics.pareto_khat(torch.randn(100).mul(3).round()).isfinite()  # ties where the tail begins
     few = torch.full((100,), -math.inf)
-    few[:30] = torch.randn(30)
-    assert diagnostics.pareto_khat(few).isfinite()
-    few[7:] = -math.inf
+    few[:7] = torch.randn(7)
     torch.testing.assert_close(diagnostics.pareto_khat(few - 5), diagnostics.pareto_khat(few), rtol=1e-12, atol=0.0)
     assert diagnostics.pareto_khat(few).isfinite()
-    assert diagnostics.pareto_khat(torch.zeros(100) + 1e-13 * torch.randn(100)) == -math.inf
+    assert diagnostics.pareto_khat(1e-13 * torch.randn(100)) == -math.inf
 
 
 def test_khat_threshold_is_a_formula_of_k() -> None:
@@ -189,31 +195,17 @@ def test_moderate_guide_is_enough_and_its_gap_is_known() -> None:
     assert "K = 69,000" in strict.reason or "K = 70,000" in strict.reason or "K = 68,000" in strict.reason
 
 
-def narrow_gaussian(num_data: int) -> tuple[LinearGaussian, ModelGuide, Tensor, Tensor]:
-    """Return a narrow likelihood with a guide that misses the posterior by more than its width."""
+def test_narrow_likelihood_is_seen_to_be_loose() -> None:
+    """The guide misses the posterior by more than the width of the likelihood."""
     generator = torch.Generator().manual_seed(0)
     truth = LinearGaussian(torch.randn(20, 10, generator=generator), torch.zeros(20), 0.1)
-    offset = 0.1 * torch.randn(num_data, 10, generator=generator)
-
-    def model(x: Tensor, _: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(10), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z @ truth.weight.T, truth.scale).to_event(1), obs=x)
-
-    def guide(x: Tensor, offset: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(truth.posterior(x).mean + offset, 0.05).to_event(1))
-
-    return truth, (model, guide), truth.sample(num_data), offset
-
-
-def test_narrow_likelihood_is_seen_to_be_loose() -> None:
-    truth, pair, x, offset = narrow_gaussian(20)
-    weights = log_weights(*pair, x, offset, num_particles=5000)
+    offset, x = 0.1 * torch.randn(20, 10, generator=generator), truth.sample(20)
+    guide = guide_from(lambda x, offset: dist.Normal(truth.posterior(x).mean + offset, 0.05).to_event(1))
+    model = pair_of(truth)[0]
+    weights = log_weights(lambda x, _: model(x), guide, x, offset, num_particles=5000)
     assert (truth.log_prob(x) - bounds.iwae(weights)[0]).mean() > 10
     record = judged(weights)
     assert "L_5000 is loose" in record.reason
-    assert "AIS" in record.reason
     assert record.num_above == 20
     assert record.verdict == "not asymptotic"
     assert record.power + 2 * record.power_error < 0.5
@@ -256,13 +248,11 @@ def test_what_is_not_finite_is_counted_and_named() -> None:
     weights[3, 2] = math.inf
     record = judged(weights, KS[:4])
     assert (record.num_nan, record.num_zero, record.num_unavailable) == (2, 1, 3)
-    assert record.why_unavailable == "weights that are NaN or infinite (2), weights that are all zero (1)"
     assert record.verdict == "unknown"
     assert "3 of 10 data have a L_500 that is not finite" in record.reason
     assert record.bias is None
     assert record.jackknife.value is None
     assert record.khat.median is not None
-    assert "3 of 10 data: k-hat is not available" in str(record)
 
 
 @pytest.mark.parametrize("power", [0.2, 0.6, 1.0])
@@ -276,25 +266,23 @@ def test_ladder_finds_the_power_and_the_gap(power: float) -> None:
     assert ladder.slow == (power < 0.5)
 
 
-def test_k_is_extrapolated_by_the_measured_power() -> None:
-    """A power of 0.34 that is resolved from 1, but not from 1/2, and one that is resolved from neither."""
-    numbers = {"num_bad": 0, "num_data": 100, "bias": 0.01, "threshold": 0.6, "share_above": 0.0, "tolerance": 0.05}
-    gap = 0.2 / (10**0.34 - 1)
-    wanted = 500 * (gap / 0.05) ** (1 / 0.34)
-    clear = Ladder((5, 50, 500), 0.2, 0.02, 0.34, 0.1, gap)
-    verdict, reason = diagnostics.assess(clear, **numbers)
+@pytest.mark.parametrize(
+    ("power", "error", "extrapolated", "bias", "words"),
+    [
+        (0.34, 0.1, 0.2 / (10**0.34 - 1), 0.01, "under K^-0.34, as measured, it takes K = 18,000"),
+        (0.34, 0.4, 0.2 / 9, 0.06, "under c / K it would take K = 600"),
+        (-0.1, 0.6, 0.2 / 9, 0.06, "the rungs do not show how the gap falls; under c / K it would take K = 600"),
+        (1.2, 0.4, 0.2 / 9, 0.06, "under c / K it takes K = 600"),
+    ],
+)
+def test_k_is_extrapolated_by_the_measured_power(
+    power: float, error: float, extrapolated: float, bias: float, words: str
+) -> None:
+    ladder = Ladder((5, 50, 500), 0.2, 0.02, power, error, extrapolated)
+    numbers = {"num_bad": 0, "num_data": 100, "threshold": 0.6, "share_above": 0.0, "tolerance": 0.05}
+    verdict, reason = diagnostics.assess(ladder, bias=bias, **numbers)
     assert verdict == "K is not enough"
-    assert f"under K^-0.34, as measured, it takes K = {round(wanted, -3):,.0f}" in reason
-    assert "c / K" not in reason
-    doubtful = replace(clear, power_error=0.4, extrapolated=0.2 / 9)
-    for bias in (0.06, 0.2):
-        verdict, reason = diagnostics.assess(doubtful, **numbers | {"bias": bias})
-        assert "as measured" in reason
-        assert f"under c / K it would take K = {500 * bias / 0.05:,.0f}" in reason
-    flat = replace(clear, power=-0.1, power_error=0.6, extrapolated=0.2 / 9)
-    assert "the rungs do not show how the gap falls" in diagnostics.assess(flat, **numbers | {"bias": 0.06})[1]
-    fast = replace(clear, power=1.2, power_error=0.4, extrapolated=0.2 / 9)
-    assert "under c / K it takes K = 600" in diagnostics.assess(fast, **numbers | {"bias": 0.06})[1]
+    assert words in reason
 
 
 # standard errors
@@ -329,12 +317,6 @@ def test_interval_of_the_mutual_information_covers() -> None:
 
 
 # latent variables
-
-
-def exact_information(truth: LinearGaussian) -> float:
-    """Return I(x; z) of data and codes of the model, whose columns of W are orthogonal."""
-    ratio = (truth.weight**2).sum(0) / truth.scale**2
-    return 0.5 * ratio.log1p().sum().item()
 
 
 def told(pair: ModelGuide, x: Tensor, *covariates: Tensor, **settings: int) -> Latents:
@@ -372,16 +354,11 @@ def test_three_of_ten_units_are_active() -> None:
 
 def test_kl_without_a_closed_form() -> None:
     truth = linear_gaussian()
-    _, guide = pair_of(truth)
-
-    def model(x: Tensor) -> None:
-        centers = dist.Normal(torch.tensor([[-1.0] * 3, [1.0] * 3]), 1.0).to_event(1)
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), centers))
-            pyro.sample("x", dist.Normal(z @ truth.weight.T, 1.0).to_event(1), obs=x)
-
-    x = truth.sample(50)
-    record, draws = told((model, guide), x), particles(model, guide, x, num_particles=5000)
+    centers = dist.Normal(torch.tensor([[-1.0] * 3, [1.0] * 3]), 1.0).to_event(1)
+    prior = dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), centers)
+    model, _ = pair_from(prior, lambda z, _: dist.Normal(z @ truth.weight.T, 1.0).to_event(1), lambda _: None)
+    pair, x = (model, pair_of(truth)[1]), truth.sample(50)
+    record, draws = told(pair, x), particles(*pair, x, num_particles=5000)
     terms = draws.log_guide - draws.log_prior  # (5000, 50)
     error = terms.var(0).sum().div(16).sqrt().item() / 50
     assert record.kl.se_monte_carlo == pytest.approx(error, rel=0.2)
@@ -394,17 +371,14 @@ def test_data_of_the_model_have_a_prior_that_fits() -> None:
     truth = linear_gaussian()
     x = truth.sample(1000)
     record = told(pair_of(truth), x)
-    exact = exact_information(truth)
+    exact = 0.5 * ((truth.weight**2).sum(0) / truth.scale**2).log1p().sum().item()  # I(x; z), as W is orthogonal
     assert (record.verdict, record.prior_verdict) == ("not collapsed", "fits")
-    assert "Are the codes collapsed? not collapsed: I(x; z) is at least" in str(record)
-    assert "Does the prior fit? fits: q(z) is at most" in str(record)
     assert abs(record.information.value - exact) < 4 * record.information.se_data
     assert record.information.value < record.information_above.value
     assert record.information_above.value - record.information.value < 0.1
     assert abs(record.marginal_kl.value) < 0.05
-    kl = torch.distributions.kl_divergence(
-        truth.posterior(x), torch.distributions.MultivariateNormal(torch.zeros(3), torch.eye(3))
-    )
+    prior = torch.distributions.MultivariateNormal(torch.zeros(3), torch.eye(3))
+    kl = torch.distributions.kl_divergence(truth.posterior(x), prior)
     assert record.kl.value == pytest.approx(kl.mean().item(), abs=1e-9)
     assert record.kl.se_data == pytest.approx(kl.std().item() / math.sqrt(1000))
 
@@ -419,22 +393,19 @@ def test_codes_away_from_the_prior() -> None:
     assert record.units[0].misfit == pytest.approx(0.5, abs=0.2)
 
 
-@pytest.mark.parametrize(("location", "where"), [(0.0, "onto the prior"), (2.0, "away from the prior")])
+@pytest.mark.parametrize(("location", "where"), [(0.0, " onto the prior"), (2.0, ", away from the prior")])
 def test_one_code_for_all_is_a_collapse(location: float, where: str) -> None:
+    """q(z) is that code with and without any of the data, so that both bounds of I(x; z) are 0."""
     truth = linear_gaussian()
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(torch.full((len(x), 3), location), 1.0).to_event(1))
-
+    guide = guide_from(lambda x: dist.Normal(torch.full((len(x), 3), location), 1.0).to_event(1))
     record = told((pair_of(truth)[0], guide), truth.sample(100))
     assert record.verdict == "collapsed"
     assert record.reason == "I(x; z) is 0.000 nats and no unit is active"
     assert record.prior_verdict == ("does not fit" if location else "fits")
-    assert record.num_active == 0
     assert record.information.value == 0.0
+    assert record.information_above.value == pytest.approx(0.0, abs=1e-12)
     assert record.marginal_kl.value == pytest.approx(3 * location**2 / 2)
-    assert all(unit.verdict == f"collapsed, {where}" if location else f"collapsed {where}" for unit in record.units)
+    assert {unit.verdict for unit in record.units} == {f"collapsed{where}"}
 
 
 def test_codes_that_do_not_overlap_reach_the_ceiling() -> None:
@@ -445,7 +416,6 @@ def test_codes_that_do_not_overlap_reach_the_ceiling() -> None:
     assert record.verdict == "not collapsed"
     assert record.prior_verdict == "undecided"
     assert record.information_above.value == record.kl.value  # each code left out of q(z) says 1,000 nats and more
-    assert record.information_above.se_data == record.kl.se_data
 
 
 def test_few_codes_stand_for_many(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -472,44 +442,15 @@ def test_two_layers() -> None:
     assert sum(unit.kl for unit in record.units) == pytest.approx(record.kl.value)
 
 
-def concatenating(truth: LinearGaussian) -> ModelGuide:
-    """Return a pair that refuses an axis of particles."""
-    model, guide = pair_of(truth)
-
-    def flat_model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
-            rows = torch.cat([z, torch.ones(len(x), 1)], 1)
-            weight = torch.cat([truth.weight, truth.bias.unsqueeze(1)], 1)
-            pyro.sample("x", dist.Normal(rows @ weight.T, truth.scale).to_event(1), obs=x)
-
-    return flat_model, guide
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_pair_that_does_not_broadcast_says_the_same() -> None:
-    truth = linear_gaussian()
-    x = truth.sample(60)
-    one, other = told(pair_of(truth), x), told(concatenating(truth), x)
-    assert other.kl.value == pytest.approx(one.kl.value)
-    assert other.information.value == pytest.approx(one.information.value, abs=1e-9)
-    assert [unit.name for unit in other.units] == [unit.name for unit in one.units]
-
-
 def test_prior_given_covariates_has_no_marginal_kl() -> None:
     truth = linear_gaussian()
     x, c = truth.sample(100), torch.randn(100, 3)
-
-    def model(x: Tensor, c: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(c, 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z @ truth.weight.T, 1.0).to_event(1), obs=x)
-
-    def guide(x: Tensor, c: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(c + x[..., :3], 1.0).to_event(1))
-
-    record = told((model, guide), x, c)
+    pair = pair_from(
+        lambda _, c: dist.Normal(c, 1.0).to_event(1),
+        lambda z, *_: dist.Normal(z @ truth.weight.T, 1.0).to_event(1),
+        lambda x, c: dist.Normal(c + x[..., :3], 1.0).to_event(1),
+    )
+    record = told(pair, x, c)
     assert record.num_covariates == 1
     assert record.marginal_kl.value is None
     assert "the prior differs between data" in record.marginal_kl.why
@@ -519,39 +460,33 @@ def test_prior_given_covariates_has_no_marginal_kl() -> None:
 
 def test_joint_guide_has_no_kl_by_unit() -> None:
     truth = linear_gaussian()
-    model, _ = pair_of(truth)
-
-    def guide(x: Tensor) -> None:
-        exact = truth.posterior(x)
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.MultivariateNormal(exact.mean, exact.covariance_matrix))
-
-    x = truth.sample(100)
-    record, units = told((model, guide), x), told(pair_of(truth), x)
+    x, (model, guide) = truth.sample(100), pair_of(truth)
+    joint = exact_guide(truth)
+    record, units = told((model, joint), x), told((model, guide), x)
     assert all(unit.kl is None for unit in record.units)
     assert "'z' is a joint distribution" in record.why_units
     assert abs(record.kl.value - units.kl.value) < 5 * (record.kl.se_monte_carlo or 1e-9) + 1e-9
     assert record.units[0].activity > record.units[1].activity > record.units[2].activity
 
 
-def test_pair_that_draws_its_own_rows() -> None:
+def concatenating(truth: LinearGaussian) -> ModelGuide:
+    """Return a pair that refuses an axis of particles."""
+    weight = torch.cat([truth.weight, truth.bias.unsqueeze(1)], 1)
+
+    def p_x(z: Tensor, x: Tensor) -> Any:
+        return dist.Normal(torch.cat([z, torch.ones(len(x), 1)], 1) @ weight.T, truth.scale).to_event(1)
+
+    return pair_from(standard_normal(3), p_x, lambda _: None)[0], pair_of(truth)[1]
+
+
+@pytest.mark.parametrize("layout", [concatenating, lambda truth: pair_of(truth, subsample_size=20)])
+def test_pairs_of_other_layouts_say_the_same(layout: Callable[[LinearGaussian], ModelGuide]) -> None:
     truth = linear_gaussian()
     x = truth.sample(50)
-
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x), subsample_size=20) as rows:
-            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z @ truth.weight.T + truth.bias, truth.scale).to_event(1), obs=x[rows])
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", len(x), subsample_size=20) as rows:
-            exact = truth.posterior(x[rows])
-            pyro.sample("z", dist.Normal(exact.mean, exact.variance.sqrt()).to_event(1))
-
-    record, plain = told((model, guide), x), told(pair_of(truth), x)
-    assert record.kl.value == pytest.approx(plain.kl.value)
-    assert record.kl.se_data == pytest.approx(plain.kl.se_data)
-    assert abs(record.information.value - plain.information.value) < 6 * plain.information.se_monte_carlo
+    plain, other = told(pair_of(truth), x), told(layout(truth), x)
+    assert other.kl.value == pytest.approx(plain.kl.value)
+    assert other.kl.se_data == pytest.approx(plain.kl.se_data)
+    assert abs(other.information.value - plain.information.value) < 6 * plain.information.se_monte_carlo
 
 
 def test_vae_and_random_streams() -> None:
@@ -570,20 +505,3 @@ def test_too_little_for_a_variance() -> None:
         diagnostics.latents(*pair_of(truth), truth.sample(1))
     with pytest.raises(ValueError, match="at least 2 draws, but received 1"):
         diagnostics.latents(*pair_of(truth), truth.sample(5), num_draws=1)
-
-
-def test_information_from_above_leaves_out_the_datum_itself() -> None:
-    """Where all data have one code, q(z) is that code with and without any of them: both bounds are 0."""
-
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(torch.full((len(x), 2), 0.3), 0.5).to_event(1))
-
-    record = diagnostics.latents(model, guide, torch.randn(5))
-    assert record.information.value == pytest.approx(0.0, abs=1e-12)
-    assert record.information_above.value == pytest.approx(0.0, abs=1e-12)

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from conftest import ModelGuide, linear_gaussian, make_vae, pair_of
-from torch import nn
 
 from pyrovae import Checks
 from pyrovae.evaluation import batch_scoring as evaluation
@@ -23,135 +22,51 @@ from pyrovae.results.record import tensors_of
 pytestmark = pytest.mark.usefixtures("quick_gaps")
 
 
-class Interrupted:
-    """Stands in for the drawing of particles: counts the batches, and is interrupted at one of them."""
+def counted(patch: pytest.MonkeyPatch, *, at: str | int | None = None) -> list[str | int]:
+    """Return a list that the number of each batch and the name of each check is added to as it starts.
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, at: int | None) -> None:
-        self.count, self.at, self.blocks = 0, at, evaluation.iter_particles
-        monkeypatch.setattr(evaluation, "iter_particles", self)
+    The batch or check that is given is interrupted.
+    """
+    started: list[str | int] = []
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self.count += 1
-        if self.count == self.at:
-            raise KeyboardInterrupt
-        return self.blocks(*args, **kwargs)
-
-
-def interrupt(monkeypatch: pytest.MonkeyPatch, call: Callable[[], Any], *, at: int) -> None:
-    with monkeypatch.context() as patch:
-        Interrupted(patch, at=at)
-        with pytest.raises(KeyboardInterrupt):
-            call()
-
-
-@pytest.fixture
-def problem() -> tuple[ModelGuide, torch.Tensor]:
-    truth = linear_gaussian()
-    return pair_of(truth, widen=1.3), truth.sample(22)
-
-
-def run(problem: tuple[ModelGuide, torch.Tensor], journal: Path | None, *, seed: int = 0) -> Any:
-    (model, guide), x = problem
-    return evaluate(model, guide, x, ks=(1, 10), batch_size=4, seed=seed, journal=journal, show_progress=False)
-
-
-def test_an_interrupted_evaluation_goes_on_to_the_same_numbers(
-    problem: tuple[ModelGuide, torch.Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    journal = tmp_path / "folder" / "unfinished"
-    whole = run(problem, None)
-    interrupt(monkeypatch, lambda: run(problem, journal), at=4)
-    assert journal.exists()
-    with monkeypatch.context() as patch:
-        rest = Interrupted(patch, at=None)
-        again = run(problem, journal)
-    assert rest.count == 3  # of six batches three were finished
-    assert again.estimates == whole.estimates
-    assert again.observed == whole.observed
-    for name, value in whole.per_datum.items():
-        torch.testing.assert_close(again.per_datum[name], value, rtol=0, atol=0, equal_nan=True)
-    assert not list(journal.parent.iterdir())
-
-
-def test_batches_of_another_evaluation_do_not_count(
-    problem: tuple[ModelGuide, torch.Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    journal = tmp_path / "unfinished"
-    interrupt(monkeypatch, lambda: run(problem, journal), at=4)
-    content = journal.read_bytes()
-    (model, guide), x = problem
-    for other in ((problem, 1), (((model, guide), x + 1), 0)):
-        journal.write_bytes(content)
-        counted = Interrupted(monkeypatch, at=None)
-        assert run(other[0], journal, seed=other[1]).estimates == run(other[0], None, seed=other[1]).estimates
-        assert counted.count == 12
-        monkeypatch.undo()
-    journal.write_bytes(content[:-40])  # damaged
-    assert run(problem, journal).estimates == run(problem, None).estimates
-
-
-def test_weights_are_part_of_what_an_evaluation_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    vae = make_vae()
-    x = torch.bernoulli(torch.full((8, 1, 8, 8), 0.5))
-    journal = tmp_path / "unfinished"
-
-    def evaluated() -> Any:
-        return evaluate(vae.model, vae.guide, x, ks=(1, 5), batch_size=2, journal=journal, show_progress=False)
-
-    interrupt(monkeypatch, evaluated, at=3)
-    with torch.no_grad():
-        for module in vae.modules():
-            if isinstance(module, nn.Linear):
-                module.bias.add_(0.1)
-    counted = Interrupted(monkeypatch, at=None)
-    evaluated()
-    assert counted.count == 4
-
-
-def test_programs_may_differ_where_their_weights_do_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    journal = tmp_path / "unfinished"
-    truth = linear_gaussian()
-    x = truth.sample(22)
-    interrupt(monkeypatch, lambda: run((pair_of(truth, widen=1.3), x), journal), at=4)
-    other = pair_of(truth, widen=1.2), x
-    assert run(other, journal).estimates == run(other, None).estimates
-
-
-FEW = Checks(
-    num_annealed=6, num_simulated=5, num_refined=4, num_encoded=8, refit_epochs=1, num_chains=4, num_temperatures=3
-)
-NAMES = ("ais", "bdmc", "gaps", "latents")
-
-
-def counted(patch: pytest.MonkeyPatch, *, at: str | None = None) -> list[str]:
-    """Return a list in which each check that is started notes its name; the one named is interrupted."""
-    started: list[str] = []
-
-    def watched(name: str, check: Callable[..., Any]) -> Callable[..., Any]:
+    def watched(name: str | None, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            started.append(name)
-            if name == at:
+            started.append(name or len(started) + 1)
+            if started[-1] == at:
                 raise KeyboardInterrupt
-            return check(*args, **kwargs)
+            return function(*args, **kwargs)
 
         return call
 
+    patch.setattr(evaluation, "iter_particles", watched(None, evaluation.iter_particles))
     for name in NAMES:
         patch.setattr(checks, name, watched(name, getattr(checks, name)))
     return started
 
 
-def run_with_checks(problem: tuple[ModelGuide, torch.Tensor], journal: Path | None, asked: Checks = FEW) -> Evaluation:
-    (model, guide), x = problem
-    return evaluate(model, guide, x, ks=(1, 10), checks=asked, batch_size=4, journal=journal, show_progress=False)
-
-
-def stop(problem: tuple[ModelGuide, torch.Tensor], journal: Path, patch: pytest.MonkeyPatch, *, at: str) -> None:
-    """Run, and interrupt a check at its start."""
-    with patch.context() as inside:
-        counted(inside, at=at)
+def interrupt(monkeypatch: pytest.MonkeyPatch, call: Callable[[], Any], *, at: str | int) -> None:
+    with monkeypatch.context() as patch:
+        counted(patch, at=at)
         with pytest.raises(KeyboardInterrupt):
-            run_with_checks(problem, journal)
+            call()
+
+
+Problem = tuple[ModelGuide, torch.Tensor]
+NAMES = ("ais", "bdmc", "gaps", "latents")
+FEW = Checks(
+    num_annealed=6, num_simulated=5, num_refined=4, num_encoded=8, refit_epochs=1, num_chains=4, num_temperatures=3
+)
+
+
+@pytest.fixture
+def problem() -> Problem:
+    truth = linear_gaussian()
+    return pair_of(truth, widen=1.3), truth.sample(22)
+
+
+def run(problem: Problem, journal: Path | Journal | None, **options: Any) -> Evaluation:
+    (model, guide), x = problem
+    return evaluate(model, guide, x, ks=(1, 10), batch_size=4, journal=journal, show_progress=False, **options)
 
 
 def require_same(one: Evaluation, other: Evaluation) -> None:
@@ -164,49 +79,75 @@ def require_same(one: Evaluation, other: Evaluation) -> None:
         assert torch.equal(value.nan_to_num(-9.0), there[name].nan_to_num(-9.0))
 
 
-def test_finished_checks_are_not_run_again(
-    problem: tuple[ModelGuide, torch.Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_an_interrupted_evaluation_goes_on_to_the_same_numbers(
+    problem: Problem, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Each check in turn is interrupted at its start, once in one evaluation and once in an evaluation of its own."""
+    journal = tmp_path / "folder" / "unfinished"
+    whole = run(problem, None)
+    interrupt(monkeypatch, lambda: run(problem, journal), at=4)
+    with monkeypatch.context() as patch:
+        started = counted(patch)
+        require_same(run(problem, journal), whole)
+    assert len(started) == 3  # of six batches three were finished
+    assert not list(journal.parent.iterdir())
+
+
+@pytest.mark.parametrize("change", ["seed", "data", "program", "weights", "damaged"])
+def test_batches_of_another_evaluation_do_not_count(
+    problem: Problem, change: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    journal, vae = tmp_path / "unfinished", make_vae()
+    if change == "weights":
+        problem = (vae.model, vae.guide), torch.bernoulli(torch.full((22, 1, 8, 8), 0.5))
+    interrupt(monkeypatch, lambda: run(problem, journal), at=4)
+    pair, x = problem
+    if change == "weights":
+        torch.nn.utils.vector_to_parameters(torch.randn(sum(p.numel() for p in vae.parameters())), vae.parameters())
+    if change == "damaged":
+        journal.write_bytes(journal.read_bytes()[:-40])
+    other = {"data": (pair, x + 1), "program": (pair_of(linear_gaussian(), widen=1.2), x)}.get(change, problem)
+    seed = 1 if change == "seed" else 0
+    with monkeypatch.context() as patch:
+        started = counted(patch)
+        found = run(other, journal, seed=seed)
+    assert len(started) == 6
+    require_same(found, run(other, None, seed=seed))
+
+
+def test_finished_checks_are_not_run_again(problem: Problem, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One evaluation is interrupted at the start of each check in turn."""
     journal = tmp_path / "unfinished"
-    whole = run_with_checks(problem, None)
+    whole = run(problem, None, checks=FEW)
     assert not whole.checked.left_out
     for number, name in enumerate(NAMES):
-        own = tmp_path / name
-        stop(problem, own, monkeypatch, at=name)
-        with monkeypatch.context() as patch:
-            started, batches = counted(patch), Interrupted(patch, at=None)
-            require_same(run_with_checks(problem, own), whole)
-        assert started == list(NAMES[number:])
-        assert batches.count == 0
         with monkeypatch.context() as patch:
             started = counted(patch, at=name)
             with pytest.raises(KeyboardInterrupt):
-                run_with_checks(problem, journal)
-        assert started == list(NAMES[max(number - 1, 0) : number + 1])
-    require_same(run_with_checks(problem, journal), whole)
+                run(problem, journal, checks=FEW)
+        assert started == list(range(1, 7)) * (number == 0) + list(NAMES[max(number - 1, 0) : number + 1])
+    require_same(run(problem, journal, checks=FEW), whole)
     assert not list(tmp_path.iterdir())
 
 
 def test_checks_of_other_options_or_a_damaged_file_do_not_count(
-    problem: tuple[ModelGuide, torch.Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    problem: Problem, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     journal = tmp_path / "unfinished"
-    stop(problem, journal, monkeypatch, at="latents")
+    interrupt(monkeypatch, lambda: run(problem, journal, checks=FEW), at="latents")
     content = journal.read_bytes()
     more = replace(FEW, num_leapfrog=2)
     with monkeypatch.context() as patch:
-        started, batches = counted(patch), Interrupted(patch, at=None)
-        found = run_with_checks(problem, journal, more)
-    assert (started, batches.count) == (list(NAMES), 0), "bounds do not depend on the checks"
-    require_same(found, run_with_checks(problem, None, more))
-    whole = run_with_checks(problem, None)
+        started = counted(patch)
+        found = run(problem, journal, checks=more)
+    assert started == list(NAMES), "bounds do not depend on the checks"
+    require_same(found, run(problem, None, checks=more))
     for position in (-3, content.index(b"acceptance"), 5):  # values, records, the length of the header
         journal.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 or None :])
         with monkeypatch.context() as patch:
-            started, batches = counted(patch), Interrupted(patch, at=None)
-            require_same(run_with_checks(problem, journal), whole)
-        assert (started, batches.count) == (list(NAMES), 6)
+            started = counted(patch, at="ais")
+            with pytest.raises(KeyboardInterrupt):
+                run(problem, journal, checks=FEW)
+        assert started == [*range(1, 7), "ais"]
 
 
 def test_what_is_no_json_or_no_such_record_is_not_found(tmp_path: Path) -> None:
@@ -224,30 +165,25 @@ def test_what_is_no_json_or_no_such_record_is_not_found(tmp_path: Path) -> None:
 
 
 def test_the_journal_of_a_caller_is_removed_by_the_caller(
-    problem: tuple[ModelGuide, torch.Tensor], tmp_path: Path
+    problem: Problem, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (model, guide), x = problem
     path = tmp_path / "unfinished"
 
-    def evaluated(journal: Journal) -> Evaluation:
-        return evaluate(model, guide, x, ks=(1, 10), checks=FEW, batch_size=4, journal=journal, show_progress=False)
-
-    def fail(journal: Journal) -> None:
-        with journal:
-            evaluated(journal)
+    def fail() -> None:
+        with Journal(path) as journal:
+            run(problem, journal, checks=FEW)
             raise OSError("no space")
 
     with pytest.raises(OSError, match="no space"):
-        fail(Journal(path))
+        fail()
     assert path.exists()
-    with pytest.MonkeyPatch.context() as patch:
-        started, batches = counted(patch), Interrupted(patch, at=None)
-        with Journal(path) as journal:
-            again = evaluated(journal)
-            assert path.exists(), "until the block ends"
-    assert (started, batches.count) == ([], 0)
+    with monkeypatch.context() as patch, Journal(path) as journal:
+        started = counted(patch)
+        again = run(problem, journal, checks=FEW)
+        assert path.exists(), "until the block ends"
+    assert started == []
     assert not path.exists()
-    require_same(again, run_with_checks(problem, None))
+    require_same(again, run(problem, None, checks=FEW))
 
 
 def test_a_journal_that_cannot_be_written_is_tried_again(

@@ -1,4 +1,4 @@
-"""A page as Chromium shows it: its console, the sizes of its parts, its pixels, and its print.
+"""A page as Chromium shows it: its console, the sizes of its parts, and its pixels.
 
 One start of the browser measures and photographs a page at several widths, each in a frame of its own, so that narrow
 frames are not widened to the smallest window of Chromium.
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
@@ -45,12 +45,10 @@ addEventListener("load", () => {
   const texts = [...document.body.querySelectorAll("*")].filter(
     (element) => [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim()));
   parent.postMessage({
-    width: innerWidth, scrollWidth: page.scrollWidth, height: page.scrollHeight, paper,
+    width: innerWidth, scrollWidth: page.scrollWidth, height: page.scrollHeight,
     figures: [...document.querySelectorAll("figure img")].map(box),
     boxes: [...document.querySelectorAll("h1, h2, p, dl, nav, .scroll, .notes, figcaption")].map(box),
-    overflows: [...document.querySelectorAll(".scroll")].map((box) => getComputedStyle(box).overflowX),
-    contrasts: texts.map((element) => [element.textContent, contrast(getComputedStyle(element).color, paper)]),
-    scales: [...document.querySelectorAll("figure img")].map((img) => img.width / img.getAttribute("width")),
+    contrasts: texts.map((element) => contrast(getComputedStyle(element).color, paper)),
   }, "*");
 });
 </script>
@@ -86,11 +84,6 @@ class Sight:
         return self.pixels[top : top + round(box["height"]), left : left + round(box["width"])]
 
 
-def chromium() -> str | None:
-    """Return the path of a Chromium, or None."""
-    return next((path for name in NAMES if (path := shutil.which(name))), None)
-
-
 def look(page: str, folder: Path, *, widths: Sequence[int], height: int, dark: bool) -> tuple[list[Sight], list[str]]:
     """Show a page in frames of several widths and one height; return a sight of each and the lines of the console."""
     policy = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')  # forbids the probe
@@ -103,30 +96,12 @@ def look(page: str, folder: Path, *, widths: Sequence[int], height: int, dark: b
     (folder / "frames.html").write_text(FRAMES.format(frames=frames), encoding="utf-8")
     picture = folder / "picture.png"
     window = (f"--window-size={sum(widths)},{height}", "--virtual-time-budget=5000", "--dump-dom")
-    done = _run(folder, *window, f"--screenshot={picture}", (folder / "frames.html").as_uri(), dark=dark)
+    scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
+    command = [CHROMIUM or "", *FLAGS, scheme, f"--user-data-dir={folder / 'profile'}", *window]
+    command += [f"--screenshot={picture}", (folder / "frames.html").as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     (text,) = re.findall(r'<pre id="found"[^>]*>(.*?)</pre>', done.stdout, flags=re.S)
     found = {record["width"]: record for record in json.loads(html.unescape(text))}
     pixels = np.asarray(Image.open(picture).convert("RGB"))
     sights = [Sight(found[width], pixels[:, left : left + width]) for width, left in zip(widths, lefts, strict=True)]
-    return sights, _console(done.stderr)
-
-
-def to_pdf(page: str, folder: Path, *, dark: bool) -> tuple[bytes, list[str]]:
-    """Print a page; return the PDF and the lines of the console."""
-    (folder / "index.html").write_text(page, encoding="utf-8")
-    target = folder / "page.pdf"
-    url = (folder / "index.html").as_uri()
-    done = _run(folder, "--no-pdf-header-footer", f"--print-to-pdf={target}", url, dark=dark)
-    return target.read_bytes(), _console(done.stderr)
-
-
-def _run(folder: Path, *arguments: str, dark: bool) -> subprocess.CompletedProcess[str]:
-    program = chromium()
-    assert program is not None
-    scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
-    command = [program, *FLAGS, scheme, f"--user-data-dir={folder / 'profile'}", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-
-
-def _console(log: str) -> list[str]:
-    return [line for line in log.splitlines() if ":CONSOLE" in line]
+    return sights, [line for line in done.stderr.splitlines() if ":CONSOLE" in line]

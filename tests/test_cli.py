@@ -76,7 +76,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyrovae.report.report_files.report_sections", lambda _: [])
+    monkeypatch.setattr("pyrovae.report.page.pictures", lambda _: {})
 
 
 @pytest.fixture

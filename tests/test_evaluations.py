@@ -42,7 +42,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work in an empty folder, and leave out the pictures of reports, which other tests look at."""
     torch.set_default_dtype(torch.float32)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pyrovae.report.report_files.report_sections", lambda _: [])
+    monkeypatch.setattr("pyrovae.report.page.pictures", lambda _: {})
 
 
 @pytest.fixture(scope="module")

@@ -1,160 +1,73 @@
-"""A report as one HTML file that needs no other file, runs no script and has the same bytes for the same input.
+"""The page of a report: one HTML file that needs no other file, runs no script and repeats to the byte.
 
->>> page = render(
-...     [
-...         Section("Bounds", "The ladder.", [table, Picture(figure, alt="A rising curve", caption="L_K.")]),
-...         Section("Provenance", parts=[Definitions({"data": "digits/test", "sha256": "51ed4e35..."})]),
-...     ],
-...     title="digits/test",
-...     summary=[Headline("ELBO", Number(-24.26, 2, error=0.20), "nats per datum")],
-...     date="2026-11-21",
-... )
-
-The template is ``page.html``, its style sheet ``page.css``. All text is escaped. In sentences, `code` stands between
-backticks, an address that begins with https:// is a link, and L_50 has a subscript.
+The template ``page.html`` holds the sentences and the order of the sections, ``page.css`` their style. All text is
+escaped.
 """
 
 from __future__ import annotations
 
 import base64
-import functools
+import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jinja2
+import torch
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
+from torch import Tensor
 
+from pyrovae.report.bound_figures import ladder, waterfall
+from pyrovae.report.diagnostic_figures import kl_per_unit, training_curves, weight_histograms
+from pyrovae.report.image_figures import interpolations, reconstructions, samples, thumbnails, traversals
+from pyrovae.report.latent_figures import latent_space
 from pyrovae.report.style import to_svg
-from pyrovae.results import Number, Table, Tabled
-from pyrovae.results.tables import printable_lines
+from pyrovae.results import Evaluation, History, Latents, Number
+from pyrovae.results.tables import percent, printable_lines
+from pyrovae.vae import VAE
 
+DOUBTS = ("K is not enough", "K may not be enough", "not asymptotic")
 SUBSCRIPT = re.compile(r"\bL_(\d+|K)\b")
-CODE_OR_LINK = re.compile(r"(`[^`]+`|https://[^\s<>()`]*[^\s<>()`.,;:])")
 HASH = re.compile(r"[0-9a-f]{12,}")
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A figure in a report.
+class ReportContext:
+    """Content of a report.
 
     Attributes:
-        figure: figure in the package's style.
-        alt: description for readers who do not see it.
-        caption: sentences below it.
+        evaluation: estimates.
+        vae: model, for figures of data; None for a hand-written model and guide.
+        x: ``(N, *x_shape)``, the evaluated data.
+        covariates: ``(N, ...)`` each.
+        labels: ``(N,)``, which color points.
+        history: metrics of training, if known.
+        settings: settings of the run, if known.
 
     """
 
-    figure: Figure
-    alt: str
-    caption: str = ""
-
-    @property
-    def source(self) -> str:
-        """Data URI of the figure as SVG."""
-        return "data:image/svg+xml;base64," + base64.b64encode(to_svg(self.figure)).decode()
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height in pixels of a page."""
-        width, height = self.figure.get_size_inches()
-        return round(96 * width), round(96 * height)
+    evaluation: Evaluation
+    vae: VAE | None
+    x: Tensor
+    covariates: tuple[Tensor, ...] = ()
+    labels: Tensor | None = None
+    history: History | None = None
+    settings: Mapping[str, Any] | None = None
 
 
-@dataclass(frozen=True)
-class Definitions:
-    """Names and their values, such as a configuration, versions or hashes.
-
-    Attributes:
-        entries: for each name a text, a number, a sequence of these, or a mapping of the same form.
-        title: heading.
-
-    """
-
-    entries: Mapping[str, object]
-    title: str = ""
-
-
-@dataclass(frozen=True)
-class Caution:
-    """A highlighted warning.
-
-    Attributes:
-        text: sentences.
-
-    """
-
-    text: str
-
-
-Part = Table | Tabled | Picture | Definitions | Caution | str
-
-
-@dataclass(frozen=True)
-class Section:
-    """One section of a report.
-
-    Attributes:
-        title: heading.
-        prose: paragraphs below the heading, with empty lines between them.
-        parts: content below; a text is more paragraphs.
-
-    """
-
-    title: str
-    prose: str = ""
-    parts: Sequence[Part] = field(default_factory=tuple)
-
-
-@dataclass(frozen=True)
-class Headline:
-    """One number, or one word, at the top of a report.
-
-    Attributes:
-        name: name of the quantity.
-        value: a number, printed with its standard error, or a text.
-        note: unit or meaning.
-        doubtful: whether the value is unreliable; the note gives the reason.
-
-    """
+class Headline(NamedTuple):
+    """A number at the top of a report, with its unit or meaning; a doubtful one is highlighted."""
 
     name: str
     value: Number | str
-    note: str = ""
+    note: str
     doubtful: bool = False
 
 
-def render(
-    sections: Sequence[Section], *, title: str, date: str, summary: Sequence[Headline] = (), lead: str = ""
-) -> str:
-    """Return a report as one HTML document.
-
-    Args:
-        sections: sections in their order.
-        title: title of the report.
-        date: date in ISO format.
-        summary: numbers at the top.
-        lead: paragraphs below them.
-
-    Raises:
-        TypeError: if a part of a section has another type than `Part`.
-
-    """
-    for section in sections:
-        for part in section.parts:
-            if not isinstance(part, Part):
-                raise TypeError(
-                    "a part of a section is a Table, a Tabled record, a Picture, Definitions, a Caution or a text, but "
-                    f"{section.title!r} has a {type(part).__name__}; wrap it in one of those"
-                )
-    page = _environment().get_template("page.html")
-    return printable_lines(page.render(sections=sections, title=title, date=date, summary=summary, lead=lead) + "\n")
-
-
-@functools.cache
-def _environment() -> jinja2.Environment:
+def render(context: ReportContext) -> str:
+    """Return a report as one HTML document."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pyrovae.report", ""),
         autoescape=True,
@@ -162,33 +75,122 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"sentence": _sentence, "signs": _signs, "paragraphs": _paragraphs, "headline": _headline}
+    environment.filters |= {"signs": _signs, "pixels": _pixels, "base64": _base64}
     environment.tests["hash"] = lambda value: HASH.fullmatch(str(value)) is not None
-    environment.globals["kind"] = _kind
-    return environment
+    evaluation = context.evaluation
+    page = environment.get_template("page.html").render(
+        title=f"log {evaluation.density} of {evaluation.data}",
+        evaluation=evaluation,
+        doubt=_doubt(evaluation),
+        headlines=headlines(evaluation),
+        pictures=pictures(context),
+        history=context.history,
+        configuration=_configuration(evaluation),
+        settings=_without_unset(context.settings or {}),
+    )
+    return printable_lines(page + "\n")
 
 
-def _kind(part: Part) -> str:
-    """Return the macro of the template that renders a part."""
-    kinds = {Table: "table", Tabled: "tabled", Picture: "picture", Definitions: "definitions", Caution: "caution"}
-    return next((name for cls, name in kinds.items() if isinstance(part, cls)), "text")
+def headlines(evaluation: Evaluation) -> list[Headline]:
+    """Return the numbers at the top of a report."""
+    weights, checked, last = evaluation.weights, evaluation.checked, evaluation.iwae[-1]
+    doubt = _doubt(evaluation)
+    lines = [
+        Headline("ELBO", Number(evaluation.elbo.value, error=evaluation.elbo.se_data), "nats per datum"),
+        Headline(last.label, Number(last.value, error=last.se_data), doubt or "nats per datum", doubt is not None),
+    ]
+    if checked is not None and (higher := checked.higher) is not None:
+        value = Number(higher.value, signed=True, error=higher.se)
+        note = f"nats, on the same {higher.num_data} data"
+        lines.append(Headline(f"AIS \N{MINUS SIGN} {last.label}", value, note))
+    if weights is not None and weights.share_above is not None:
+        doubtful = doubt is not None and weights.share_above > 0.05
+        note = f"of the data, above {weights.threshold:.2f}"
+        lines.append(Headline("k-hat too high", percent(weights.share_above), note, doubtful))
+    if evaluation.bits_per_dimension is not None:
+        lines.append(Headline("bits per dimension", Number(evaluation.bits_per_dimension, 4), f"at {last.label}"))
+    if checked is not None and (latents := checked.latents) is not None:
+        note = f"{latents.num_unknown} unknown" if latents.num_unknown else "by the variance of their means"
+        lines.append(Headline("active units", f"{latents.num_active} of {len(latents.units)}", note))
+    return lines
 
 
-def _paragraphs(text: str) -> list[str]:
-    return [paragraph for paragraph in re.split(r"\n\s*\n", text) if paragraph.strip()]
+def pictures(context: ReportContext) -> dict[str, Figure | str]:
+    """Return the figures of a report by name, or the reason why one cannot be drawn."""
+    evaluation, vae, x, given = context.evaluation, context.vae, context.x, context.covariates
+    weights, checked, per_datum = evaluation.weights, evaluation.checked, evaluation.per_datum
+    last = evaluation.iwae[-1].label
+    draw: dict[str, Callable[[], Figure | None]] = {}
+    if any(estimate.value is not None for estimate in (evaluation.elbo, *evaluation.iwae)):
+        annealing = checked.annealing if checked else None
+        extra = [annealing.bound] if annealing and annealing.num_data == evaluation.num_data else []
+        draw["ladder"] = lambda: ladder(evaluation, extra)
+    if checked and (gaps := checked.gaps):
+        draw["waterfall"] = lambda: waterfall(gaps)
+    if weights:
+        threshold, k = weights.threshold, weights.num_particles
+        draw["weights"] = lambda: weight_histograms(per_datum, threshold=threshold, num_particles=k)
+    if checked and (latents := checked.latents):
+        draw["units"] = lambda: _unit_bars(latents)
+    if vae is not None:
+        if weights and "khat" in per_datum:
+            draw["worst"] = lambda: thumbnails(vae, x, per_datum["khat"], covariates=given)
+        gap = per_datum[last] - per_datum["ELBO"] if last in per_datum else None
+        name = f"{last} \N{MINUS SIGN} ELBO (nats)"
+        draw["space"] = lambda: latent_space(vae, x, context.labels, covariates=given)
+        draw["reconstructions"] = lambda: reconstructions(vae, x, covariates=given, order=gap, what=name)
+        draw["samples"] = lambda: samples(vae, covariates=given)
+        draw["traversals"] = lambda: traversals(vae, x, covariates=given)
+        draw["interpolations"] = lambda: interpolations(vae, x, covariates=given)
+    if (history := context.history) and history.epochs:
+        draw["training"] = lambda: training_curves(history)
+    drawn = {name: _figure_or_reason(function) for name, function in draw.items()}
+    return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
-def _sentence(text: str) -> Markup:
-    """Return a text as HTML, with code, links, plus-minus signs and subscripts."""
-    html = Markup()
-    for piece in CODE_OR_LINK.split(text):
-        if piece.startswith("`") and len(piece) > 2:
-            html += Markup("<code>{}</code>").format(piece[1:-1])
-        elif piece.startswith("https://"):
-            html += Markup('<a href="{0}">{0}</a>').format(piece)
-        else:
-            html += _signs(piece)
-    return html
+def _figure_or_reason(draw: Callable[[], Figure | None]) -> Figure | str | None:
+    try:
+        return draw()
+    except ValueError as error:
+        return next(iter(str(error).splitlines()), type(error).__name__).removesuffix(":")
+
+
+def _unit_bars(latents: Latents) -> Figure | None:
+    kls = [unit.kl for unit in latents.units]
+    return kl_per_unit(
+        [unit.name for unit in latents.units],
+        None if None in kls else torch.tensor(kls),
+        torch.tensor([bool(unit.active) for unit in latents.units]),
+        variance=torch.tensor([math.nan if unit.activity is None else unit.activity for unit in latents.units]),
+        threshold=0.01,
+    )
+
+
+def _doubt(evaluation: Evaluation) -> str | None:
+    """Return the verdict on K if it is not favorable."""
+    verdict = evaluation.weights.verdict if evaluation.weights else None
+    return verdict if verdict in DOUBTS else None
+
+
+def _configuration(evaluation: Evaluation) -> dict[str, Any]:
+    return {
+        "data": evaluation.data,
+        "number of data": evaluation.num_data,
+        "transform": evaluation.data_transform or "none",
+        "sha256 of the data": evaluation.data_hash,
+        "sha256 as stored": evaluation.stored_hash or "not known",
+        "observed": vars(evaluation.observed) if evaluation.observed else "not known",
+        "base measure": evaluation.base_measure or "not known",
+        "seed": evaluation.seed,
+        "particles": [estimate.num_particles for estimate in evaluation.iwae],
+        **evaluation.settings,
+    }
+
+
+def _without_unset(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings without those that are None or empty."""
+    inner = {name: _without_unset(value) if isinstance(value, Mapping) else value for name, value in settings.items()}
+    return {name: value for name, value in inner.items() if value is not None and value not in ({}, [])}
 
 
 def _signs(text: Any) -> Markup:
@@ -197,9 +199,11 @@ def _signs(text: Any) -> Markup:
     return Markup(SUBSCRIPT.sub(r'L<sub><span class="joint">_</span>\1</sub>', html))
 
 
-def _headline(value: Number | str) -> Markup:
-    if isinstance(value, str):
-        return _sentence(value)
-    number, plus_minus, error = str(value).partition(" +- ")
-    number = number.replace("-", "\N{MINUS SIGN}")
-    return Markup("{} <small>± {}</small>").format(number, error) if plus_minus else escape(number)
+def _pixels(figure: Figure) -> tuple[int, int]:
+    """Return width and height of a figure in pixels of a page."""
+    width, height = figure.get_size_inches()
+    return round(96 * width), round(96 * height)
+
+
+def _base64(figure: Figure) -> str:
+    return base64.b64encode(to_svg(figure)).decode()

@@ -18,8 +18,7 @@ from pyrovae.evaluation.evaluator import weights_hash
 from pyrovae.importance.sampling import particles
 from pyrovae.programs import Program, Unnormalized
 from pyrovae.report.arviz_tree import to_datatree, to_netcdf
-from pyrovae.report.page import render
-from pyrovae.report.sections import ReportContext, headlines, report_sections
+from pyrovae.report.page import ReportContext, render
 from pyrovae.results import Evaluation, History
 from pyrovae.results.record import tensors_of
 from pyrovae.runtime.context import forked_random, stream_seed
@@ -102,15 +101,9 @@ def write_report(
         history=history,
         settings=settings,
     )
-    page = render(
-        report_sections(context),
-        title=f"log {evaluation.density} of {evaluation.data}",
-        date=evaluation.date,
-        summary=headlines(evaluation),
-    )
     values = {name: tensor.clone() for name, tensor in tensors_of(evaluation).items()}  # names may share a tensor
     files = {
-        "index.html": page.encode(),
+        "index.html": render(context).encode(),
         NUMBERS: evaluation.to_json().encode(),
         VALUES: safetensors.torch.save(values),
         "evaluation.nc": _draws(context, model, guide, modules),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import math
@@ -23,13 +24,16 @@ from conftest import TwoLayers, make_vae
 
 import pyrovae
 from pyrovae import Checks, Training
+from pyrovae.diagnostics import gaps
+from pyrovae.evaluation import checks as evaluation_checks
 from pyrovae.report import read_report, write_report
 from pyrovae.results import Evaluation
 
 FILES = {"index.html", "evaluation.json", "evaluation.nc", "per_datum.safetensors"}
-FEW = Checks(num_annealed=8, num_simulated=4, num_refined=4, num_encoded=12, num_temperatures=4, refit_epochs=1)
+FEW = Checks(num_annealed=8, num_simulated=4, num_refined=4, num_encoded=12, num_chains=2, num_leapfrog=1, refit_epochs=1)
 NASTY = '=a\x1b[31m\x00\u202e\udc80 $x_{$ <b onclick="x()">&amp; `\'</script> --> ]]> {{ 1 }}'
 SHOWN = r"=a\x1b[31m\x00\u202e\udc80" + NASTY[NASTY.index(" $") :]
+pytestmark = pytest.mark.usefixtures("quick_gaps")
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 SECTIONS = [
     "Bounds",
@@ -82,9 +86,11 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Evaluation,
     torch.set_default_dtype(torch.float32)
     torch.manual_seed(0)
     vae, data = make_vae(), pyrovae.data.digits().for_form("binary")
-    history = pyrovae.fit(vae.model, vae.guide, data, training=Training(epochs=2, device="cpu"), show_progress=False)
+    history = pyrovae.fit(vae.model, vae.guide, data, training=Training(epochs=2, device="cpu", engine="eager"), show_progress=False)
     part = data.test.first(30)
-    evaluation = pyrovae.evaluate(vae.model, vae.guide, part, ks=(1, 5, 50), checks=FEW, show_progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation_checks, "gaps", functools.partial(gaps, num_steps=10))
+        evaluation = pyrovae.evaluate(vae.model, vae.guide, part, ks=(1, 5, 50), checks=FEW, show_progress=False)
     programs = {"model": vae.model, "guide": vae.guide, "data": part}
     settings = {"latent_dim": 3, NASTY: NASTY, "unset": None, "net": {"hidden": [8, 9]}}
     folder = tmp_path_factory.mktemp("written")

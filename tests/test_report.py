@@ -30,7 +30,9 @@ from pyrovae.report import read_report, write_report
 from pyrovae.results import Evaluation
 
 FILES = {"index.html", "evaluation.json", "evaluation.nc", "per_datum.safetensors"}
-FEW = Checks(num_annealed=8, num_simulated=4, num_refined=4, num_encoded=12, num_chains=2, num_leapfrog=1, refit_epochs=1)
+FEW = Checks(
+    num_annealed=8, num_simulated=4, num_refined=4, num_encoded=12, num_chains=2, num_leapfrog=1, refit_epochs=1
+)
 NASTY = '=a\x1b[31m\x00\u202e\udc80 $x_{$ <b onclick="x()">&amp; `\'</script> --> ]]> {{ 1 }}'
 SHOWN = r"=a\x1b[31m\x00\u202e\udc80" + NASTY[NASTY.index(" $") :]
 pytestmark = pytest.mark.usefixtures("quick_gaps")
@@ -86,7 +88,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Evaluation,
     torch.set_default_dtype(torch.float32)
     torch.manual_seed(0)
     vae, data = make_vae(), pyrovae.data.digits().for_form("binary")
-    history = pyrovae.fit(vae.model, vae.guide, data, training=Training(epochs=2, device="cpu", engine="eager"), show_progress=False)
+    training = Training(epochs=2, device="cpu", engine="eager")
+    history = pyrovae.fit(vae.model, vae.guide, data, training=training, show_progress=False)
     part = data.test.first(30)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluation_checks, "gaps", functools.partial(gaps, num_steps=10))

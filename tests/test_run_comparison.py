@@ -40,9 +40,7 @@ def evaluations() -> dict[str, Evaluation]:
     for seed, (name, split) in enumerate({"a": data.test, "b": data.test, "c": data.validation}.items()):
         torch.manual_seed(seed)
         vae = make_vae()
-        found[name] = pyrovae.evaluate(
-            vae.model, vae.guide, split.first(20), ks=(1, 4), device="cpu", show_progress=False
-        )
+        found[name] = pyrovae.evaluate(vae.model, vae.guide, split.first(20), ks=(1, 4), show_progress=False)
     torch.set_default_dtype(default)
     return found
 
@@ -169,11 +167,9 @@ def test_errors_of_folders_without_an_evaluation_name_a_remedy(
     assert "runs/b is damaged: report/per_datum.safetensors" in fails(capsys, *runs[:2])
     Path("runs/b/report/evaluation.json").unlink()
     assert "runs/b is incomplete: report/evaluation.json is missing" in fails(capsys, *runs[:2])
-    for wrong in ("runs/a", Path("runs/a"), 3):
-        with pytest.raises(TypeError, match="compare takes several run folders, but received"):
+    for wrong in ("runs/a", 3, ["runs/a", 3]):
+        with pytest.raises(TypeError, match=r"takes a list of run folders, but received .*; give evaluations by name"):
             pyrovae.report.compare(wrong)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="a list holds run folders, but it contains a int; give evaluations by name"):
-        pyrovae.report.compare(["runs/a", 3])  # type: ignore[list-item]
     with pytest.raises(TypeError, match="takes run folders or evaluations, but received a int"):
         pyrovae.report.compare({"a": 3})  # type: ignore[dict-item]
 

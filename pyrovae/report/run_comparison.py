@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from pyrovae import results
@@ -45,38 +45,40 @@ def compare(
 
     """
     sources = dict(runs) if isinstance(runs, Mapping) else _named(runs)
-    names = [set(report_names(source)) for source in sources.values() if isinstance(source, (str, Path))]
+    for source in sources.values():
+        if not isinstance(source, (str, Path, Evaluation)):
+            raise TypeError(f"compare takes run folders or evaluations, but received a {type(source).__name__}")
+    names = [set(report_names(source)) for source in sources.values() if not isinstance(source, Evaluation)]
     common = set.intersection(*names) if names else set()
     if name is None and common and (REPORT in common or len(common) == 1):
         name = REPORT if REPORT in common else next(iter(common))
-    evaluations = {model: _read(source, name) for model, source in sources.items()}
+    evaluations = {
+        model: source if isinstance(source, Evaluation) else _read(source, name) for model, source in sources.items()
+    }
     named = None if reference is None else _name_of(reference, sources)
     return results.compare(evaluations, reference=named, blocks=blocks)
 
 
 def _named(runs: Iterable[str | Path]) -> dict[str, Run]:
     """Return folders by names that distinguish them."""
-    if isinstance(runs, (str, Path, Evaluation)) or not isinstance(runs, Iterable):
-        raise TypeError(f"compare takes several run folders, but received {runs!r}; give a list of them")
-    folders = list(runs)
-    for folder in folders:
-        if not isinstance(folder, (str, Path)):
-            raise TypeError(
-                f"a list holds run folders, but it contains a {type(folder).__name__}; give evaluations by name, "
-                "for instance {'first': a, 'second': b}"
-            )
+    folders = [] if isinstance(runs, (str, Path)) or not isinstance(runs, Iterable) else list(runs)
+    if not folders or not all(isinstance(folder, (str, Path)) for folder in folders):
+        raise TypeError(
+            f"compare takes a list of run folders, but received {runs!r}; give evaluations by name, for instance "
+            "{'first': a, 'second': b}"
+        )
     for path, count in Counter(Path(folder).resolve() for folder in folders).items():
         if count > 1:
             raise ValueError(f"a model is compared with others, but {path} is given {count} times; name each run once")
-    paths = [Path(os.path.abspath(folder)) for folder in folders]  # a link keeps its own name
-    names, depth = [path.name for path in paths], 1
-    while any(count > 1 for count in Counter(names).values()):
-        depth += 1
-        names = [
-            "/".join(path.parts[-depth:]) if names.count(name) > 1 else name
-            for path, name in zip(paths, names, strict=True)
-        ]
-    return dict(zip(names, folders, strict=True))
+    paths = [Path(os.path.abspath(folder)).parts for folder in folders]  # a link keeps its own name
+    return {_shortest_name(parts, paths): folder for parts, folder in zip(paths, folders, strict=True)}
+
+
+def _shortest_name(parts: tuple[str, ...], paths: Sequence[tuple[str, ...]]) -> str:
+    """Return as many of the last parts of a path as no other path ends with."""
+    depths = range(1, len(parts) + 1)
+    depth = next((d for d in depths if sum(other[-d:] == parts[-d:] for other in paths) == 1), len(parts))
+    return "/".join(parts[-depth:])
 
 
 def _name_of(reference: str | Path, sources: Mapping[str, Run]) -> str:
@@ -90,20 +92,15 @@ def _name_of(reference: str | Path, sources: Mapping[str, Run]) -> str:
     return str(reference)
 
 
-def _read(source: Run, name: str | None) -> Evaluation:
-    """Return an evaluation, read from its run folder if necessary."""
-    if isinstance(source, Evaluation):
-        return source
-    if not isinstance(source, (str, Path)):
-        raise TypeError(f"compare takes run folders or evaluations, but received a {type(source).__name__}")
-    run = RunFolder(source)
+def _read(folder: str | Path, name: str | None) -> Evaluation:
+    """Return the evaluation of a run folder."""
+    run, names = RunFolder(folder), report_names(folder)
     if not run.path.is_dir():
-        raise ValueError(f"there is no run folder {source}; train a model with pyrovae train")
-    names = report_names(source)
+        raise ValueError(f"there is no run folder {folder}; train a model with pyrovae train")
     if run.manifest() and not names:
-        raise ValueError(f"the run {source} was never evaluated; evaluate it first: pyrovae evaluate {source}")
+        raise ValueError(f"the run {folder} was never evaluated; evaluate it first: pyrovae evaluate {folder}")
     if name is not None and names and name not in names:
         raise ValueError(
-            f"the run {source} has no report {name!r}; choose from {', '.join(names)}, or evaluate it first"
+            f"the run {folder} has no report {name!r}; choose from {', '.join(names)}, or evaluate it first"
         )
-    return read_report(source, name=name)
+    return read_report(folder, name=name)

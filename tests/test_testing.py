@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import math
 import re
 import sys
@@ -53,29 +52,30 @@ def make(room: ModuleType, name: str) -> Any:
 
 
 ROOMS = (likelihoods, priors, posteriors, networks, objectives)
-KINKED = "ResNetEncoder"  # finite differences fail at the kinks of its 18 layers of ReLU
-MENUS = [(room, name) for room in ROOMS for name in menu(room) if name != KINKED]
+MENUS = [(room, name) for room in ROOMS for name in menu(room)]
 
 
 IDS = [f"{room.__name__[8:]}.{name}" for room, name in MENUS]
-FULL = {"Gaussian", "MixtureOfGaussians", "LowRankNormal"}  # parts whose bounds are checked by default
+SLOW = {"ResNetEncoder"}  # of 11 million parameters
 
 
 @pytest.fixture
 def _without_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    for role in ("likelihood", "prior", "posterior"):
-        monkeypatch.setattr(f"pyrovae.testing.{role}.check_bounds", lambda vae: "left out")
+    monkeypatch.setattr(common_checks, "check_bounds", lambda vae: "left out")
 
 
 @pytest.mark.usefixtures("_without_bounds")
-@pytest.mark.parametrize(("room", "name"), MENUS, ids=IDS)
+@pytest.mark.parametrize(
+    ("room", "name"), [pytest.param(*item, marks=[pytest.mark.slow] * (item[1] in SLOW)) for item in MENUS], ids=IDS
+)
 def test_every_exported_part_passes_without_bounds(room: ModuleType, name: str) -> None:
-    assert check(make(room, name), show_progress=False)
+    report = check(make(room, name), show_progress=False)
+    assert report, str(report)
 
 
 @pytest.mark.parametrize(
     ("room", "name"),
-    [pytest.param(*item, marks=() if item[1] in FULL else pytest.mark.slow) for item in MENUS if item[0] in ROOMS[:3]],
+    [pytest.param(*item, marks=[pytest.mark.slow] * (item[1] != "Gaussian")) for item in MENUS if item[0] in ROOMS[:3]],
 )
 def test_every_exported_part_passes(room: ModuleType, name: str) -> None:
     report = check(make(room, name), show_progress=False)
@@ -88,7 +88,7 @@ def test_the_menus_are_complete() -> None:
 
 
 @pytest.mark.usefixtures("_without_bounds")
-@pytest.mark.parametrize("x_shape", [(1,), (1, 1), (2, 1)])
+@pytest.mark.parametrize("x_shape", [(1,), (2, 1)])
 def test_data_of_one_or_two_elements_in_any_shape(x_shape: tuple[int, ...]) -> None:
     assert check(likelihoods.Poisson(x_shape), show_progress=False)
 
@@ -110,6 +110,78 @@ def test_quadrature_of_the_real_line(df: float) -> None:
     assert (fn.log_prob(x).exp() * weights).sum().item() == pytest.approx(1, abs=1e-9)
 
 
+# right parts, and variants of them with one fault each
+
+
+class Location(Likelihood):
+    n_params = 1
+    form = "continuous"
+    base_measure = "Lebesgue"
+    elements: Callable[..., TorchDistribution] = dist.Normal
+
+    def forward(self, params: Tensor) -> TorchDistribution:
+        return self.independent(type(self).elements(self.split(params)[0], 1.0))
+
+    def initial_params(self, mean: Tensor) -> Tensor:
+        return mean.unsqueeze(-1)
+
+
+class Beta(Likelihood):
+    """A density on [0, 1] that is infinite at the ends for small concentrations."""
+
+    n_params = 2
+    form = "unit"
+    base_measure = "Lebesgue"
+
+    def __init__(self, x_shape: tuple[int, ...], *, concentration: float = 1.0) -> None:
+        super().__init__(x_shape)
+        self.concentration = concentration
+
+    def forward(self, params: Tensor) -> TorchDistribution:
+        a, b = self.split(params)
+        return self.independent(dist.Beta(a.exp(), b.exp()))
+
+    def initial_params(self, mean: Tensor) -> Tensor:
+        return (self.concentration * torch.stack([mean, 1 - mean], -1)).log()
+
+
+class LocationScale(Posterior):
+    n_params = 2
+    elements: Callable[..., TorchDistribution] = dist.Normal
+
+    def forward(self, params: Tensor) -> TorchDistribution:
+        mean, log_scale = self.split(params)
+        return type(self).elements(mean, log_scale.exp()).to_event(1)
+
+
+class Learned(Prior):
+    elements: Callable[..., TorchDistribution] = dist.Normal
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__(latent_dim)
+        self.loc = nn.Parameter(0.5 * torch.ones(latent_dim))
+        self.log_scale = nn.Parameter(0.5 * torch.ones(latent_dim))
+
+    def forward(self) -> TorchDistribution:
+        return type(self).elements(self.loc, self.log_scale.exp()).to_event(1)
+
+
+class Linear(networks.Encoder):
+    def __init__(self, x_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> None:
+        super().__init__(x_shape, out_shape)
+        self.layer = nn.Linear(x_shape[0], math.prod(out_shape))
+
+    def run(self, x: Tensor, covariates: Tensor | None) -> Tensor:
+        return self.layer(x).unflatten(-1, self.out_shape)
+
+
+def variant(name: str, base: type, **attributes: Any) -> Any:
+    """Return a subclass that can be imported from this module."""
+    part = type(name, (base,), {"__module__": __name__, **attributes})
+    globals()[name] = part
+    return part
+
+
 # elements with one fault each
 
 
@@ -119,11 +191,16 @@ class Offset(dist.Normal):
 
 
 class NarrowDraws(dist.Normal):
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        return self.loc + 0.5 * (super().rsample(torch.Size(sample_shape)) - self.loc)
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return self.loc + 0.5 * (super().sample(torch.Size(sample_shape)) - self.loc)
+
+
+class OneForAll(dist.Normal):
+    """One draw for a whole batch."""
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        return self.rsample(sample_shape).detach()
+        z = super().sample(sample_shape)
+        return z[:1].expand_as(z) if z.ndim > 2 else z
 
 
 class WrongMean(dist.Normal):
@@ -132,13 +209,23 @@ class WrongMean(dist.Normal):
         return self.loc + 1.0
 
 
-class Detached(dist.Normal):
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        return super().rsample(torch.Size(sample_shape)).detach()
-
-
 class NoRsample(dist.Normal):
     has_rsample = False
+
+
+class ShortPath(dist.Normal):
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        drawn = super().rsample(sample_shape)
+        return drawn.detach() + 0.2 * (drawn - drawn.detach())
+
+
+class StaleCache(dist.Normal):
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        self.last = super().rsample(torch.Size(sample_shape))
+        return self.last
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return super().log_prob(value) + (0.5 if value is getattr(self, "last", None) else 0.0)
 
 
 class WrongKL(dist.Normal):
@@ -153,48 +240,7 @@ register_kl(WrongKL, dist.Normal)(_wrong_kl)
 register_kl(dist.Normal, WrongKL)(_wrong_kl)
 
 
-class OnePerBatch(dist.Independent):
-    def log_prob(self, value: Tensor) -> Tensor:
-        return super().log_prob(value).sum()
-
-
-class StaleCache(dist.Normal):
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        self.last = super().rsample(torch.Size(sample_shape))
-        return self.last
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        return super().log_prob(value) + (0.5 if value is getattr(self, "last", None) else 0.0)
-
-
-class OtherRows(dist.Normal):
-    """Draws of each row from the distribution of another."""
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        z = super().sample(sample_shape)
-        return z.flip(0) if z.ndim > 1 else z
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        return super().expand(batch_shape, _instance=self._get_checked_instance(OtherRows, _instance))
-
-
-class OneForAll(dist.Normal):
-    """One draw for a whole batch."""
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        z = super().sample(sample_shape)
-        return z[:1].expand_as(z) if z.ndim > 2 else z
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        return super().expand(batch_shape, _instance=self._get_checked_instance(OneForAll, _instance))
-
-
-def variant(name: str, base: type, **attributes: Any) -> Any:
-    """Return a subclass that can be imported from this module."""
-    part = type(name, (base,), {"__module__": __name__, **attributes})
-    globals()[name] = part
-    return part
-
+# parts with one fault each, the check that finds it, and the beginning of its error
 
 FORM = "form and base measure are stated"
 SHAPES = "shapes under any batch axes"
@@ -213,35 +259,10 @@ BOUNDS = "bounds against quadrature"
 Faults = list[tuple[Any, dict[str, str]]]
 
 
-# likelihoods
-
-
-class Location(Likelihood):
-    """A right likelihood; variants change one thing."""
-
-    n_params = 1
-    form = "continuous"
-    base_measure = "Lebesgue"
-    elements: Callable[..., TorchDistribution] = dist.Normal
-
-    def forward(self, params: Tensor) -> TorchDistribution:
-        return self.independent(type(self).elements(self.split(params)[0], 1.0))
-
-    def initial_params(self, mean: Tensor) -> Tensor:
-        return mean.unsqueeze(-1)
-
-
 class DeadParameter(Location):
     def __init__(self, x_shape: tuple[int, ...]) -> None:
         super().__init__(x_shape)
         self.log_scale = nn.Parameter(torch.zeros(()))
-
-
-class UnusedNumber(Location):
-    n_params = 2
-
-    def initial_params(self, mean: Tensor) -> Tensor:
-        return torch.stack([mean, mean], -1)
 
 
 class Undescribable(Location):
@@ -258,257 +279,108 @@ class ForgetsItsTensor(Location):
         return self.independent(dist.Normal(params[..., 0], self.scale))
 
 
-class Grey(likelihoods.Bernoulli):
-    def forward(self, params: Tensor) -> TorchDistribution:
-        return dist.Bernoulli(logits=params[..., 0], validate_args=False).to_event(len(self.x_shape))
+class OnePerBatch(dist.Independent):
+    def log_prob(self, value: Tensor) -> Tensor:
+        return super().log_prob(value).sum()
 
 
-class Beta(Likelihood):
-    """A right density on [0, 1] that is infinite at the ends for small concentrations."""
-
-    n_params = 2
-    form = "unit"
-    base_measure = "Lebesgue"
-
-    def __init__(self, x_shape: tuple[int, ...], *, concentration: float = 1.0) -> None:
-        super().__init__(x_shape)
-        self.concentration = concentration
-
-    def forward(self, params: Tensor) -> TorchDistribution:
-        a, b = self.split(params)
-        return self.independent(dist.Beta(a.exp(), b.exp()))
-
-    def initial_params(self, mean: Tensor) -> Tensor:
-        return (self.concentration * torch.stack([mean, 1 - mean], -1)).log()
-
-
-def no_event(self: Any, params: Tensor) -> TorchDistribution:
-    return dist.Normal(params[..., 0], 1.0)
-
-
-def one_per_batch(self: Any, params: Tensor) -> TorchDistribution:
-    return OnePerBatch(dist.Normal(params[..., 0], 1.0), 1)
-
-
-def mixes_data(self: Any, params: Tensor) -> TorchDistribution:
-    location = params[..., 0]
-    return self.independent(dist.Normal(location - location.mean(0) * (location.ndim > 1), 1.0))
+def at(location: Callable[[Tensor], Tensor]) -> Callable[[Location, Tensor], TorchDistribution]:
+    """Return a `forward` that gives normal elements at a function of the decoder's output."""
+    return lambda self, params: self.independent(dist.Normal(location(params[..., 0]), 1.0))
 
 
 def raises(self: Any, params: Tensor) -> TorchDistribution:
     raise RuntimeError("no\nsuch thing")
 
 
-def small_gradient(self: Any, params: Tensor) -> TorchDistribution:
-    location = params[..., 0]
-    return self.independent(dist.Normal(0.3 * location + (0.7 * location).detach(), 1.0))
+def likelihood(name: str, **attributes: Any) -> Location:
+    return variant(name, Location, **attributes)((2,))
 
 
-def infinite_gradient(self: Any, params: Tensor) -> TorchDistribution:
-    location = params[..., 0]
-    return self.independent(dist.Normal(location + (location - location).abs().sqrt(), 1.0))
-
-
-def detached(self: Any, params: Tensor) -> TorchDistribution:
-    return self.independent(dist.Normal(params[..., 0].detach(), 1.0))
-
-
-def scores_nan(self: Any, params: Tensor) -> TorchDistribution:
+def accepts_nan(self: Any, params: Tensor) -> TorchDistribution:
     return dist.Normal(params[..., 0], 1.0, validate_args=False).to_event(1)
 
 
-Unnormalized = variant("Unnormalized", Location, elements=Offset)
-NoEvent = variant("NoEvent", Location, forward=no_event)
-Raises = variant("Raises", Location, forward=raises)
 LIKELIHOODS: Faults = [
-    (Unnormalized((2,)), {TOTAL: "integrates to 1.22"}),
-    (variant("NarrowLikelihood", Location, elements=NarrowDraws)((2,)), {DRAWS: "standard errors"}),
-    (variant("MixedDraws", Location, elements=OtherRows)((2,)), {DRAWS: "standard errors"}),
-    (variant("MeanOff", Location, elements=WrongMean)((2,)), {MEAN: "off by 1", START: "the mean is off by"}),
-    (variant("NoMean", Location, elements=dist.Cauchy)((2,)), {MEAN: "the mean is not finite", START: "off by nan"}),
-    (variant("WrongMeasure", Location, base_measure="counting")((2,)), {FORM: "must be 'Lebesgue', got 'counting'"}),
-    (variant("UnknownForm", Location, form="reals")((2,)), {FORM: "`form` must be one of binary, unit"}),
-    (variant("BatchLost", Location, forward=one_per_batch)((2,)), {SHAPES: "log_prob of four draws has shape ()"}),
-    (NoEvent((2,)), {SHAPES: "batch_shape has shape (2,) for batch axes ()"}),
-    (variant("MixedData", Location, forward=mixes_data)((2,)), {SHAPES: "changes by"}),
-    (Raises((2,)), {SHAPES: "RuntimeError: no such thing"}),
-    (variant("OtherShape", Location, initial_params=lambda self, mean: mean)((2,)), {SHAPES: "(2,), not (2, 1)"}),
+    (likelihood("Unnormalized", elements=Offset), {TOTAL: "it integrates to 1.22"}),
+    (likelihood("NarrowLikelihood", elements=NarrowDraws), {DRAWS: "moments of"}),
+    (likelihood("MeanOff", elements=WrongMean), {MEAN: "off by 1", START: "the mean is off by"}),
+    (likelihood("NoMean", elements=dist.Cauchy), {MEAN: "the mean is not finite", START: "the mean is off by nan"}),
+    (likelihood("WrongMeasure", base_measure="counting"), {FORM: "`base_measure` of 'continuous' data must be 'Leb"}),
+    (likelihood("UnknownForm", form="reals"), {FORM: "`form` must be one of binary, unit"}),
+    (
+        likelihood("BatchLost", forward=lambda self, params: OnePerBatch(dist.Normal(params[..., 0], 1.0), 1)),
+        {SHAPES: "log_prob of four draws has shape ()"},
+    ),
+    (
+        likelihood("NoEvent", forward=lambda self, params: dist.Normal(params[..., 0], 1.0)),
+        {SHAPES: "batch_shape has shape (2,) for batch axes ()"},
+    ),
+    (
+        likelihood("MixedData", forward=at(lambda output: output - output.mean(0) * (output.ndim > 1))),
+        {SHAPES: "log_prob of a data point changes by"},
+    ),
+    (likelihood("Raises", forward=raises), {SHAPES: "RuntimeError: no such thing"}),
+    (likelihood("OtherShape", initial_params=lambda self, mean: mean), {SHAPES: "initial_params has shape (2,), not"}),
     (DeadParameter((2,)), {GRADIENTS: "no gradient for log_scale"}),
-    (UnusedNumber((2,)), {GRADIENTS: "of the 2 numbers on the last axis, no gradient for 1"}),
-    (variant("DetachedOutput", Location, forward=detached)((2,)), {GRADIENTS: "no gradient for the network's output"}),
-    (variant("SmallGradient", Location, forward=small_gradient)((2,)), {GRADIENTS: "is wrong"}),
-    (variant("InfiniteGradient", Location, forward=infinite_gradient)((2,)), {GRADIENTS: "not finite"}),
-    (variant("ScoresNaN", Location, forward=scores_nan)((2,)), {SUPPORT: "log_prob accepts the value nan"}),
-    (Grey((2,)), {SUPPORT: "log_prob accepts the value 0.5"}),
     (
-        variant("StartsElsewhere", Location, initial_params=lambda self, mean: mean.flip(-1).unsqueeze(-1))((2,)),
-        {START: "the mean is off by"},
+        likelihood(
+            "UnusedNumber", n_params=2, initial_params=lambda self, mean: mean.unsqueeze(-1).expand(*mean.shape, 2)
+        ),
+        {GRADIENTS: "of the 2 numbers on the last axis, no gradient for 1"},
     ),
-    (Undescribable((2,), object()), {DESCRIBED: "helper is a object, which a run folder cannot describe"}),
-    (ForgetsItsTensor((2,), torch.tensor(3.0)), {DESCRIBED: "differs by"}),
+    (likelihood("Detached", forward=at(torch.detach)), {GRADIENTS: "no gradient for the network's output"}),
     (
-        variant("Blind", Location, encoder_input=lambda self, x: 0 * x)((2,)),
-        {INPUT: "50 distinct data points become 1"},
+        likelihood("SmallGradient", forward=at(lambda output: 0.3 * output + 0.7 * output.detach())),
+        {GRADIENTS: "the gradient for the network's output is wrong"},
     ),
-    (variant("WholeNumbers", Location, encoder_input=lambda self, x: x.long())((2,)), {INPUT: "not finite floating"}),
+    (
+        likelihood("InfiniteGradient", forward=at(lambda output: output + (output - output).abs().sqrt())),
+        {GRADIENTS: "the gradient is not finite"},
+    ),
+    (likelihood("AcceptsNaN", forward=accepts_nan), {SUPPORT: "log_prob accepts the value nan"}),
+    (likelihood("StartsElsewhere", initial_params=lambda self, mean: mean.flip(-1).unsqueeze(-1)), {START: "the mean"}),
+    (Undescribable((2,), object()), {DESCRIBED: "TypeError: helper is a object, which a run folder cannot describe"}),
+    (ForgetsItsTensor((2,), torch.tensor(3.0)), {DESCRIBED: "the built ForgetsItsTensor differs by"}),
+    (likelihood("Blind", encoder_input=lambda self, x: 0 * x), {INPUT: "50 distinct data points become 1"}),
+    (likelihood("WholeNumbers", encoder_input=lambda self, x: x.long()), {INPUT: "encoder_input is not finite"}),
 ]
 
 
-# posteriors
+def cached(self: Any, params: Tensor) -> TorchDistribution:
+    mean, log_scale = self.split(params)
+    return UncachedSample(StaleCache(mean, log_scale.exp()), 1)
 
 
-class TwoNumbers(Posterior):
-    """A right posterior; variants change one thing."""
-
-    n_params = 2
-    elements: Callable[..., TorchDistribution] = dist.Normal
-
-    def forward(self, params: Tensor) -> TorchDistribution:
-        mean, log_scale = self.split(params)
-        return type(self).elements(mean, log_scale.exp()).to_event(1)
-
-
-class StaleIndependent(dist.Independent):
+class UncachedSample(dist.Independent):
     def sample(self, sample_shape: Any = ()) -> Tensor:
         return super().sample(torch.Size(sample_shape)).clone()
 
 
-class OwnDrawsOff(TwoNumbers):
-    def forward(self, params: Tensor) -> TorchDistribution:
-        mean, log_scale = self.split(params)
-        return StaleIndependent(StaleCache(mean, log_scale.exp()), 1)
-
-
-class LostBatch(TwoNumbers):
-    def forward(self, params: Tensor) -> TorchDistribution:
-        mean, log_scale = self.split(params)
-        return OnePerBatch(dist.Normal(mean, log_scale.exp()), 1)
-
-
-class UnusedWeight(TwoNumbers):
-    def __init__(self, latent_dim: int) -> None:
-        super().__init__(latent_dim)
-        self.weight = nn.Parameter(torch.ones(3))
-
-
-class UndescribablePosterior(TwoNumbers):
-    def __init__(self, latent_dim: int, helper: object) -> None:
-        super().__init__(latent_dim)
-
-
-class ShortPath(dist.Normal):
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        drawn = super().rsample(sample_shape)
-        return drawn.detach() + 0.2 * (drawn - drawn.detach())
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> ShortPath:
-        return super().expand(batch_shape, _instance=self._get_checked_instance(ShortPath, _instance))
-
-
-class TooNarrow(TwoNumbers):
-    n_params = 1
-
-    def forward(self, params: Tensor) -> TorchDistribution:
-        return dist.Normal(params[..., 0], 0.1).to_event(1)
-
-
-POSTERIORS: Faults = [
-    (variant("UnnormalizedPosterior", TwoNumbers, elements=Offset)(2), {TOTAL: "integrates to 1.22"}),
-    (variant("NarrowPosterior", TwoNumbers, elements=NarrowDraws)(2), {DRAWS: "standard errors"}),
-    (variant("WrongMoments", TwoNumbers, elements=WrongMean)(2), {MOMENTS: "mean off by"}),
-    (OwnDrawsOff(2), {OWN: "differs by 1 nats"}),
-    (variant("DetachedDraws", TwoNumbers, elements=Detached)(2), {GRADIENTS: "rsample returns draws without gradient"}),
-    (variant("Unreparametrized", TwoNumbers, elements=NoRsample)(2), {GRADIENTS: "choose a distribution with has_rsa"}),
-    (variant("PathTooShort", TwoNumbers, elements=ShortPath)(2), {GRADIENTS: "the network's output is wrong"}),
-    (UnusedWeight(2), {GRADIENTS: "no gradient for weight"}),
-    (variant("WrongKLPosterior", TwoNumbers, elements=WrongKL)(2), {KL: "by quadrature"}),
-    (LostBatch(2), {SHAPES: "has shape () for batch axes ()"}),
-    (UndescribablePosterior(2, object()), {DESCRIBED: "a run folder cannot describe"}),
-    (TooNarrow(2), {BOUNDS: "below the truth"}),
-]
-
-
-# priors
-
-
-class Learned(Prior):
-    """A right prior; variants change one thing."""
-
-    elements: Callable[..., TorchDistribution] = dist.Normal
-
-    def __init__(self, latent_dim: int) -> None:
-        super().__init__(latent_dim)
-        self.loc = nn.Parameter(0.5 * torch.ones(latent_dim))
-        self.log_scale = nn.Parameter(0.5 * torch.ones(latent_dim))
-
-    def forward(self) -> TorchDistribution:
-        return type(self).elements(self.loc, self.log_scale.exp()).to_event(1)
-
-
-def wrong_sign(self: Any) -> TorchDistribution:
-    return dist.Normal(2 * self.loc.detach() - self.loc, self.log_scale.exp()).to_event(1)
-
-
-def fixed_scale(self: Any) -> TorchDistribution:
-    return dist.Normal(self.loc, self.log_scale.exp().detach()).to_event(1)
-
-
-class UndescribablePrior(Learned):
-    def __init__(self, latent_dim: int, helper: object) -> None:
-        super().__init__(latent_dim)
-
-
-class Conditional(Learned):
-    conditional = True
-
-
-PRIORS: Faults = [
-    (variant("UnnormalizedPrior", Learned, elements=Offset)(2), {TOTAL: "integrates to 1.22"}),
-    (variant("NarrowPrior", Learned, elements=NarrowDraws)(2), {DRAWS: "standard errors"}),
+LATENT: Faults = [
+    (variant("WrongMoments", LocationScale, elements=WrongMean)(2), {MOMENTS: "mean off by"}),
+    (variant("CachesDraws", LocationScale, forward=cached)(2), {OWN: "differs by 1 nats"}),
+    (variant("Unreparametrized", LocationScale, elements=NoRsample)(2), {GRADIENTS: "draws of Independent have no"}),
+    (variant("PathTooShort", LocationScale, elements=ShortPath)(2), {GRADIENTS: "the gradient for the network's out"}),
+    (variant("WrongKLPosterior", LocationScale, elements=WrongKL)(2), {KL: ""}),
+    (variant("TooNarrow", LocationScale, elements=lambda m, s: dist.Normal(m, s / (10 + 10 * s)))(2), {BOUNDS: ""}),
+    (variant("UnnormalizedPrior", Learned, elements=Offset)(2), {TOTAL: "it integrates to 1.22"}),
     (variant("PriorDrawsOnce", Learned, elements=OneForAll)(2), {DRAWS: "draws of two data points are dependent"}),
-    (variant("WrongKLPrior", Learned, elements=WrongKL)(2), {KL: "by quadrature"}),
-    (variant("WrongSign", Learned, forward=wrong_sign)(2), {GRADIENTS: "the gradient for loc is wrong"}),
-    (variant("FixedScale", Learned, forward=fixed_scale)(2), {GRADIENTS: "no gradient for log_scale"}),
+    (variant("WrongKLPrior", Learned, elements=WrongKL)(2), {KL: ""}),
     (
         variant("NoEventPrior", Learned, forward=lambda self: dist.Normal(self.loc, self.log_scale.exp()))(2),
-        {SHAPES: "batch_shape is (2,), not ()"},
+        {SHAPES: "batch_shape has shape (2,) for"},
     ),
-    (UndescribablePrior(2, object()), {DESCRIBED: "a run folder cannot describe"}),
 ]
 
 
-# networks
+def run(change: Callable[[Any, Tensor], Tensor]) -> Callable[..., Tensor]:
+    """Return a `run` of `Linear` with a changed input."""
+    return lambda self, x, covariates: Linear.run(self, change(self, x), covariates)
 
 
-class Linear(networks.Encoder):
-    """A right encoder; variants change one thing."""
-
-    def __init__(self, x_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> None:
-        super().__init__(x_shape, out_shape)
-        self.layer = nn.Linear(x_shape[0], math.prod(out_shape))
-
-    def run(self, x: Tensor, covariates: Tensor | None) -> Tensor:
-        return self.layer(x).unflatten(-1, self.out_shape)
-
-
-def noisy(self: Any, x: Tensor, covariates: Tensor | None) -> Tensor:
-    return Linear.run(self, x + torch.randn_like(x), covariates)
-
-
-def flat(self: Any, x: Tensor, covariates: Tensor | None) -> Tensor:
-    return self.layer(x)
-
-
-def centered(self: Any, x: Tensor, covariates: Tensor | None) -> Tensor:
-    return Linear.run(self, x - x.mean(0), covariates)
-
-
-def blind(self: Any, x: Tensor, covariates: Tensor | None) -> Tensor:
-    return Linear.run(self, x * torch.tensor([1.0, 1.0, 0.0]), covariates)
-
-
-def undefined_in_training(self: Any, x: Tensor, covariates: Tensor | None) -> Tensor:
-    return Linear.run(self, x / (0 if self.training else 1), covariates)
+def network(name: str, run: Callable[..., Tensor]) -> Linear:
+    return variant(name, Linear, run=run)((3,), (2, 2))
 
 
 INDEPENDENT = "data points are independent in eval mode"
@@ -517,16 +389,16 @@ TRAIN = "it runs in train mode"
 REACH = "gradients reach input and every parameter"
 NETWORKS: Faults = [
     (
-        variant("Flat", Linear, run=flat)((3,), (2, 2)),
+        network("Flat", lambda self, x, covariates: self.layer(x)),
         {SHAPES: "the output has shape (4,) for batch axes (), not (2, 2)"},
     ),
-    (variant("Centered", Linear, run=centered)((3,), (2, 2)), {INDEPENDENT: "with the others of its batch"}),
+    (network("Centered", run(lambda self, x: x - x.mean(0))), {INDEPENDENT: "the output of a data point changes by"}),
     (
-        variant("Noisy", Linear, run=noisy)((3,), (2, 2)),
-        {INDEPENDENT: "changes by", DETERMINISTIC: "differ by", REACH: "is wrong", DESCRIBED: "differs by"},
+        network("Noisy", run(lambda self, x: x + torch.randn_like(x))),
+        {INDEPENDENT: "", DETERMINISTIC: "two outputs of the same input differ by", REACH: "", DESCRIBED: ""},
     ),
-    (variant("Undefined", Linear, run=undefined_in_training)((3,), (2, 2)), {TRAIN: "outputs are not finite"}),
-    (variant("BlindNetwork", Linear, run=blind)((3,), (2, 2)), {REACH: "no gradient for 2"}),
+    (network("Undefined", run(lambda self, x: x / (not self.training))), {TRAIN: "32 outputs are not finite"}),
+    (network("BlindNetwork", run(lambda self, x: x * torch.tensor([1.0, 1.0, 0.0]))), {REACH: "of the 3 numbers on"}),
 ]
 
 
@@ -558,14 +430,14 @@ class SumOfWeights(DReG):
 
 ELBO_CHECK, LOSS, UNBIASED = "reconstruction - KL is the ELBO", "the loss is minus the bound", "gradients are unbiased"
 OBJECTIVES: Faults = [
-    (Negative(), {LOSS: "by its terms"}),
-    (HalfGradient(), {UNBIASED: "standard errors"}),
+    (Negative(), {LOSS: ""}),
+    (HalfGradient(), {UNBIASED: "against finite differences: off by"}),
     (NoKL(), {"the terms are finite numbers": "the loss has no gradient"}),
-    (SumOfWeights(), {LOSS: "at the exact posterior"}),
-    (objectives.STL(num_particles=5), {UNBIASED: "for encoder.weight"}),
+    (SumOfWeights(), {LOSS: ""}),
+    (objectives.STL(num_particles=5), {UNBIASED: ""}),
 ]
 
-BROKEN = [*LIKELIHOODS, *POSTERIORS, *PRIORS, *NETWORKS, *OBJECTIVES]
+BROKEN = [*LIKELIHOODS, *LATENT, *NETWORKS, *OBJECTIVES]
 
 
 @pytest.mark.parametrize(("part", "details"), BROKEN, ids=[type(part).__name__ for part, _ in BROKEN])
@@ -575,15 +447,14 @@ def test_a_broken_part_fails_the_right_check(part: Any, details: dict[str, str])
     assert {item.name for item in report.checks if item.passed is False} == set(details), str(report)
     for item in report.checks:
         if item.name in details:
-            assert details[item.name] in item.detail, item.detail
+            assert item.detail.startswith(details[item.name]), item.detail
             assert "\n" not in item.detail
     assert f"fails {len(details)} of {len(report.checks)} checks" in str(report)
 
 
 USERS = [
     variant("PyroWords", Location, forward=lambda self, params: dist.Laplace(params[..., 0], 1.0).to_event(1))((2,)),
-    Beta((2,), concentration=5.0),
-    variant("Kinked", TwoNumbers, elements=dist.Laplace)(2),
+    variant("Kinked", LocationScale, elements=dist.Laplace)(2),
     variant("KinkedPrior", Learned, elements=dist.Laplace)(2),
 ]
 
@@ -596,27 +467,27 @@ def test_parts_of_a_user_pass(part: Likelihood | Posterior | Prior) -> None:
 
 
 @pytest.mark.usefixtures("_without_bounds")
-@pytest.mark.parametrize("seed", range(4))
-def test_a_steep_density_passes_for_every_seed(seed: int) -> None:
-    for concentration in (1.0, 20.0):
+@pytest.mark.parametrize("concentration", [1.0, 5.0, 20.0])
+def test_a_steep_density_passes_for_every_seed(concentration: float) -> None:
+    for seed in range(3):
         report = check(Beta((2,), concentration=concentration), seed=seed, show_progress=False)
         assert report, str(report)
 
 
 EXAMPLES = [
-    (Likelihood, "Gumbel", ((2,),), set()),
-    (Prior, "Laplace", (2,), set()),
-    (Posterior, "Laplace", (2,), set()),
-    (Objective, "Capacity", (), set()),
-    (objectives.ImportanceWeighted, "Renyi", (), set()),
-    (schedules.Schedule, "SquareRoot", (), None),
+    (Likelihood, "Gumbel", ((2,),)),
+    (Prior, "Laplace", (2,)),
+    (Posterior, "Laplace", (2,)),
+    (Objective, "Capacity", ()),
+    (objectives.ImportanceWeighted, "Renyi", ()),
+    (schedules.Schedule, "SquareRoot", ()),
 ]
 
 
 @pytest.mark.usefixtures("_without_bounds")
-@pytest.mark.parametrize(("base", "name", "args", "failing"), EXAMPLES, ids=[name for _, name, _, _ in EXAMPLES])
+@pytest.mark.parametrize(("base", "name", "args"), EXAMPLES, ids=[name for _, name, _ in EXAMPLES])
 def test_the_example_of_a_base_class_passes(
-    base: type, name: str, args: tuple[Any, ...], failing: set[str] | None, monkeypatch: pytest.MonkeyPatch
+    base: type, name: str, args: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = types.ModuleType("script")  # classes must be importable
     monkeypatch.setitem(sys.modules, "script", script)
@@ -627,11 +498,8 @@ def test_the_example_of_a_base_class_passes(
     exec(compile("from dataclasses import dataclass\n" + code, "example", "exec"), vars(script))
     part = vars(script)[name](*args)
     assert isinstance(part, base)
-    if failing is None:
-        assert check(ELBO(annealing=part), show_progress=False)
-    else:
-        report = check(part, show_progress=False)
-        assert {item.name for item in report.checks if item.passed is False} == failing, str(report)
+    report = check(ELBO(annealing=part) if base is schedules.Schedule else part, show_progress=False)
+    assert report, str(report)
 
 
 def test_bounds_above_the_truth_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -649,25 +517,18 @@ def test_a_class_inside_a_function_cannot_be_rebuilt() -> None:
     assert "move it to a module" in item.detail
 
 
-def test_checks_that_need_a_failed_one_are_skipped() -> None:
-    checks = check(NoEvent((2,)), show_progress=False).checks
-    assert [item.passed for item in checks] == [True, False] + [None] * 9
-    assert {item.detail for item in checks[2:]} == {f"needs: {SHAPES}"}
-
-
 def test_the_printed_report(capsys: pytest.CaptureFixture[str]) -> None:
-    report = check(Unnormalized((2,)))
+    report = check(likelihood("NoEvent", forward=lambda self, params: dist.Normal(params[..., 0], 1.0)))
     lines = capsys.readouterr().out.splitlines()
     assert lines == str(report).splitlines()
-    assert [line.split()[0] for line in lines] == [*["pass"] * 2, "FAIL", *["pass"] * 7, "skip", "Unnormalized"]
-    assert lines[-1] == "Unnormalized fails 1 of 11 checks"
-    assert max(map(len, lines)) <= 120
+    assert [line.split()[0] for line in lines] == ["pass", "FAIL", *["skip"] * 9, "NoEvent"]
+    assert lines[2].endswith(f"needs: {SHAPES}")
+    assert lines[-1] == "NoEvent fails 1 of 11 checks"
     assert str(ConformanceReport("X", (Check("a", passed=True, detail=""),))) == "pass  a\nX passes all checks"
 
 
-@pytest.mark.parametrize("part", [DeadParameter((2,)), priors.DiagonalNormal(2), Raises((2,))])
-def test_a_check_changes_nothing(part: nn.Module, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
+@pytest.mark.parametrize("part", [priors.DiagonalNormal(2), likelihood("Fails", forward=raises)])
+def test_a_check_changes_nothing(part: nn.Module) -> None:
     part.float().train()
     for parameter in part.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -675,11 +536,10 @@ def test_a_check_changes_nothing(part: nn.Module, caplog: pytest.LogCaptureFixtu
     torch.set_default_dtype(torch.float32)
     pyro.get_param_store()["theirs"] = torch.tensor(1.0)
     stream = torch.get_rng_state()
-    for enabled in (True, False):
-        with pyro.validation_enabled(enabled):
-            check(part, show_progress=False)  # type: ignore[arg-type]
-            assert torch.distributions.Distribution._validate_args is enabled
-            assert pyro.infer.util.is_validation_enabled() is enabled
+    with pyro.validation_enabled(False):  # noqa: FBT003 (Pyro's)
+        check(part, show_progress=False)  # type: ignore[arg-type]
+        assert torch.distributions.Distribution._validate_args is False
+        assert pyro.infer.util.is_validation_enabled() is False
     assert torch.get_default_dtype() is torch.float32
     assert torch.equal(torch.get_rng_state(), stream)
     assert list(pyro.get_param_store().keys()) == ["theirs"]
@@ -688,11 +548,10 @@ def test_a_check_changes_nothing(part: nn.Module, caplog: pytest.LogCaptureFixtu
         assert value.dtype == before[name].dtype
         assert torch.equal(value, before[name])
     assert all(parameter.grad is not None and (parameter.grad == 1).all() for parameter in part.parameters())
-    assert {record.getMessage().split()[0] for record in caplog.records} <= {"training"}  # so many parameters
 
 
 def test_the_same_seed_gives_the_same_numbers() -> None:
-    first, again, other = (check(Unnormalized((2,)), seed=seed, show_progress=False) for seed in (0, 0, 1))
+    first, again, other = (check(DeadParameter((2,)), seed=seed, show_progress=False) for seed in (0, 0, 1))
     assert first == again
     assert first != other
 
@@ -704,7 +563,7 @@ def test_the_same_seed_gives_the_same_numbers() -> None:
         (likelihoods.Gaussian(()), ValueError, r"build Gaussian\(\(2,\), ...\)"),
         (posteriors.DiagonalNormal(3), ValueError, "build DiagonalNormal with 2"),
         (priors.StandardNormal(1), ValueError, "build StandardNormal with 2"),
-        (Conditional(2), ValueError, "no covariates, but Conditional takes some"),
+        (variant("Conditional", Learned, conditional=True)(2), ValueError, "no covariates, but Conditional takes some"),
         (nn.Linear(2, 2), TypeError, "decoder or objective, got a Linear"),
         (likelihoods.Gaussian, TypeError, "got the class Gaussian; give"),
     ],

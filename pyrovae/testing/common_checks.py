@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import ClassVar
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -13,10 +16,12 @@ from torch import Tensor, nn
 from pyrovae.bounds import iwae, monte_carlo_variances
 from pyrovae.importance.sampling import particles
 from pyrovae.runtime.serialization import build, describe
-from pyrovae.testing.quadrature import log_evidence, plane
+from pyrovae.testing.quadrature import Rule, log_evidence
 from pyrovae.testing.small_models import fit_guide
-from pyrovae.testing.stages import require
 from pyrovae.vae import VAE
+
+Checks = Mapping[str, Callable[[], str]]
+Stages = Sequence[Checks]
 
 BATCHES: Sequence[tuple[int, ...]] = ((), (3,), (2, 3))
 MAX_ERRORS = 5.0  # allowed difference of averages, in standard errors
@@ -27,55 +32,153 @@ STEP = 1e-6  # step of finite differences
 MAX_SHORTFALL = 0.02  # allowed distance of the largest bound below log p(x), in nats
 
 
-@torch.no_grad()
-def check_total(
-    fn: TorchDistribution, points: Tensor, weights: Tensor, *, verb: str = "integrates", tolerance: float = 1e-3
-) -> str:
-    """Check that a density sums to one over points ``(N, *event_shape)`` with weights ``(N,)``."""
-    total = (fn.log_prob(points).exp() * weights).sum().item()
-    return require(abs(total - 1) < tolerance, f"it {verb} to {total:.6f}")
+class CheckFailed(Exception):
+    """A property does not hold; the text gives the numbers."""
 
 
-@torch.no_grad()
-def check_draws(
-    draws: Tensor,
-    rows: Sequence[TorchDistribution],
-    points: Tensor,
-    weights: Tensor,
-    *,
-    center: float = 0.0,
-    unit: float = 1.0,
-) -> str:
-    """Check that the draws of each row follow its own density and are independent of the other rows.
+def require(holds: object, detail: str) -> str:
+    """Return the detail of a check if a property holds.
 
-    It compares moments of ``tanh((x - center) / unit)``, which all exist.
+    Raises:
+        CheckFailed: with the same text if it does not.
+
+    """
+    if not holds:
+        raise CheckFailed(detail)
+    return detail
+
+
+def require_shape(name: str, shape: Sequence[int], expected: Sequence[int], batch: tuple[int, ...]) -> None:
+    """Check a shape under some batch axes."""
+    shape, expected = tuple(shape), tuple(expected)
+    require(shape == expected, f"{name} has shape {shape} for batch axes {batch}, not {expected}")
+
+
+class DistributionChecks(ABC):
+    """Checks that likelihoods, priors and posteriors share: of densities, draws, gradients and descriptions.
 
     Args:
-        draws: ``(R, NUM_DRAWS, *event_shape)``, from one distribution of batch shape ``(R, NUM_DRAWS)``.
-        rows: the distribution of each row by itself.
-        points: quadrature points ``(N, *event_shape)``.
-        weights: quadrature weights ``(N,)``.
-        center: typical value of an element.
-        unit: scale on which elements differ.
+        part: the part, in float64 and eval mode.
+        event_shape: shape of one event.
 
     """
 
-    def moments(x: Tensor) -> Tensor:
-        bounded = ((x.flatten(1) - center) / unit).tanh()
-        return torch.cat([bounded, bounded**2, bounded.prod(-1, keepdim=True)], -1)
+    moments: ClassVar[tuple[str, ...]] = ()  # moments that the distribution must have
+    verb: str = "integrates"
+    tolerance: float = 1e-3  # of the total of the density
 
-    sampled, at_points = [moments(row) for row in draws], moments(points)
-    largest = max(
-        standard_errors(sample - masses(row, points, weights) @ at_points)
-        for sample, row in zip(sampled, rows, strict=True)
-    )
-    detail = require(
-        largest < MAX_ERRORS, f"moments of {NUM_DRAWS} draws: off by {largest:.1f} standard errors at most"
-    )
-    first, second = (sample - sample.mean(0) for sample in sampled[:2])
-    dependence = standard_errors(first * second)
-    require(dependence < MAX_ERRORS, f"draws of two data points are dependent: {dependence:.1f} standard errors")
-    return detail
+    def __init__(self, part: nn.Module, event_shape: tuple[int, ...]) -> None:
+        self.part, self.event_shape = part, event_shape
+
+    def stages(self) -> Stages:
+        """Return the checks by name, in the order in which they run."""
+        return (
+            {"shapes under any batch axes": self.shapes},
+            {
+                "the density is normalized": self.normalized,
+                "draws agree with the density": self.draws,
+                **self.own_checks(),
+                "gradients reach every parameter": self.gradients,
+                "the description builds the same part": self.described,
+            },
+            {"bounds against quadrature": lambda: check_bounds(self.small_vae())},
+        )
+
+    @abstractmethod
+    def own_checks(self) -> Checks:
+        """Return the checks of this kind of part."""
+
+    @abstractmethod
+    def small_vae(self) -> VAE:
+        """Return a small model with the part."""
+
+    @abstractmethod
+    def params(self, *batch: int, far: bool = False) -> Tensor:
+        """Return random parameters ``(*batch, ...)``, with ``far`` around other values."""
+
+    @abstractmethod
+    def rule(self) -> Rule:
+        """Return quadrature points ``(N, *event_shape)`` that cover the support, and their weights ``(N,)``."""
+
+    def distribution(self, params: Tensor, part: nn.Module | None = None) -> TorchDistribution:
+        """Return the distribution of some parameters, by default of the part itself."""
+        return (part or self.part)(params)
+
+    @cached_property
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """Parameters of two data points."""
+        return self.params(), self.params(far=True)
+
+    @cached_property
+    def masses(self) -> Tensor:
+        """Probability of each quadrature point for both rows, ``(2, N)``."""
+        points, weights = self.rule()
+        with torch.no_grad():
+            return torch.stack([self.distribution(row).log_prob(points).exp() * weights for row in self.rows])
+
+    def averages(self, values: Tensor) -> Tensor:
+        """Return the mean of values ``(N, ...)`` at quadrature points for both rows, ``(2, ...)``."""
+        normalized = self.masses / self.masses.sum(-1, keepdim=True)  # the total is a check of its own
+        return torch.einsum("rn,n...->r...", normalized, values)
+
+    def shapes(self) -> str:
+        """Check the shapes of draws, log-probabilities and moments, and that data points are independent."""
+        for batch in BATCHES:
+            params = self.params(*batch)
+            fn = self.distribution(params)
+            require_shape("batch_shape", fn.batch_shape, batch, batch)
+            require_shape("event_shape", fn.event_shape, self.event_shape, batch)
+            draws = fn.expand(torch.Size((4, *batch))).sample()
+            require_shape("a tensor of four draws", draws.shape, (4, *batch, *self.event_shape), batch)
+            require_shape("log_prob of four draws", fn.log_prob(draws).shape, (4, *batch), batch)
+            for name in self.moments:
+                require_shape(name, getattr(fn, name).shape, (*batch, *self.event_shape), batch)
+            if len(batch) == 1:
+                pairs = zip(params, draws[0], strict=True)
+                alone = torch.stack([self.distribution(row).log_prob(value) for row, value in pairs])
+                off = (fn.log_prob(draws[0]) - alone).abs().max().item()
+                require(off < 1e-8, f"log_prob of a data point changes by {off:.2g} nats with the others of its batch")
+        return ", ".join(map(str, BATCHES))
+
+    def normalized(self) -> str:
+        """Check that the density of each row sums to one."""
+        totals = self.masses.sum(-1)
+        worst = totals[(totals - 1).abs().argmax()].item()
+        return require(abs(worst - 1) < self.tolerance, f"it {self.verb} to {worst:.6f}")
+
+    def draws(self) -> str:
+        """Check that the draws of each row follow its own density and are independent of the other row.
+
+        It compares moments of ``tanh((x - mean) / stddev)`` of the first row, which all exist.
+        """
+        params = torch.stack([row.expand(NUM_DRAWS, *row.shape) for row in self.rows])
+        points, _ = self.rule()
+        center = self.averages(points)[0]
+        unit = self.averages((points - center).abs())[0] + 1e-3
+
+        def moments(x: Tensor) -> Tensor:
+            bounded = ((x - center) / unit).tanh().flatten(1)
+            return torch.cat([bounded, bounded**2, bounded.prod(-1, keepdim=True)], -1)
+
+        sampled, expected = [moments(row) for row in self.distribution(params).sample()], self.averages(moments(points))
+        off = max(standard_errors(row - mean) for row, mean in zip(sampled, expected, strict=True))
+        detail = require(off < MAX_ERRORS, f"moments of {NUM_DRAWS} draws: off by {off:.1f} standard errors at most")
+        first, second = (row - row.mean(0) for row in sampled)
+        dependence = standard_errors(first * second)
+        require(dependence < MAX_ERRORS, f"draws of two data points are dependent: {dependence:.1f} standard errors")
+        return detail
+
+    def gradients(self) -> str:
+        """Check the gradients of log_prob."""
+        params = self.params(50).requires_grad_()
+        x, weights = self.distribution(params.detach()).sample(), torch.rand(50)
+        return check_gradients(self.part, lambda: weights * self.distribution(params).log_prob(x), params)
+
+    def described(self) -> str:
+        """Check that the description of the part builds the same part."""
+        params = self.params(20)
+        x = self.distribution(params).sample()
+        return check_description(self.part, lambda part: self.distribution(params, part).log_prob(x))
 
 
 def standard_errors(values: Tensor) -> float:
@@ -84,27 +187,22 @@ def standard_errors(values: Tensor) -> float:
     return (values.mean(0).abs() / error.clamp(min=1e-12)).max().item()
 
 
-@torch.no_grad()
-def masses(fn: TorchDistribution, points: Tensor, weights: Tensor) -> Tensor:
-    """Return the probability of each quadrature point, ``(N,)``, normalized: the total is another check."""
-    mass = fn.log_prob(points).exp() * weights
-    return mass / mass.sum()
-
-
 def check_gradients(
-    part: nn.Module, score: Callable[[], Tensor], inputs: Tensor | None = None, *, name: str = "the network's output"
+    part: nn.Module, score: Callable[[], Tensor], inputs: Tensor, *, name: str = "the network's output"
 ) -> str:
     """Check that the gradient reaches every parameter and every number of an input, and equals finite differences.
+
+    Directions have length one, so that a step crosses few kinks of a large network with ReLU.
 
     Args:
         part: module with the parameters.
         score: function of the parameters and the input; the sum of its result is differentiated.
-        inputs: input that requires a gradient, ``(*, n_params)``.
+        inputs: input that requires a gradient, ``(*, n_params)``; it may be empty.
         name: name of the input in messages.
 
     """
     wanted: dict[str, Tensor] = {name: p for name, p in part.named_parameters() if p.requires_grad}
-    if inputs is not None:
+    if inputs.numel():
         wanted[name] = inputs
     if not wanted:
         return "no parameters"
@@ -116,50 +214,29 @@ def check_gradients(
     require(not infinite, f"the gradient is not finite for {', '.join(infinite)}")
     missing = [key for key, grad in grads.items() if not grad.any()]
     require(not missing, f"no gradient for {', '.join(missing)}")
-    if inputs is not None:
+    if name in grads:
         reached = grads[name].flatten(0, -2).any(0)  # (n_params,)
         unused = [str(index) for index, value in enumerate(reached) if not value]
         require(not unused, f"of the {len(reached)} numbers on the last axis, no gradient for {', '.join(unused)}")
     for key, grad in grads.items():
-        slope, expected = _slopes(wanted[key], grad, score)
-        right = abs(slope - expected) < 1e-4 * grad.abs().sum().item()
+        direction = torch.randn_like(grad)
+        direction /= direction.norm()
+        slope, expected = (grad * direction).sum().item(), slope_along(wanted[key], direction, score).item()
+        typical = grad.norm().item() / math.sqrt(grad.numel())
+        right = abs(slope - expected) < 1e-4 * typical
         require(right, f"the gradient for {key} is wrong: {slope:.6g} along a line, {expected:.6g} by differences")
     return f"{', '.join(wanted)}"[:70]
 
 
 @torch.no_grad()
-def _slopes(tensor: Tensor, grad: Tensor, score: Callable[[], Tensor]) -> tuple[float, float]:
-    """Return the slope of a summed score along a random line through a tensor, by gradient and by differences."""
-    direction = torch.randn_like(tensor)
+def slope_along(tensor: Tensor, direction: Tensor, score: Callable[[], Tensor]) -> Tensor:
+    """Return the slope of a summed score along a line through a tensor, by central differences."""
     values, before = [], tensor.clone()
     for side in (STEP, -STEP):
         tensor.copy_(before + side * direction)
         values.append(score().sum())
     tensor.copy_(before)
-    return (grad * direction).sum().item(), ((values[0] - values[1]) / (2 * STEP)).item()
-
-
-def check_rows(rows: Tensor, alone: Sequence[Tensor]) -> None:
-    """Check that the log-probability of each data point ``(B,)`` does not depend on the others of its batch."""
-    off = (rows - torch.stack(list(alone))).abs().max().item()
-    require(off < 1e-8, f"log_prob of a data point changes by {off:.2g} nats with the other data points of its batch")
-
-
-@torch.no_grad()
-def check_kl(q_z: TorchDistribution, p_z: TorchDistribution) -> str:
-    """Check KL(q || p) of two distributions over two dimensions, if a closed form is registered."""
-    try:
-        kl = torch.distributions.kl_divergence(q_z, p_z)
-    except NotImplementedError:
-        return "no closed form: estimated by Monte Carlo"
-    require(tuple(kl.shape) == (), f"it has shape {tuple(kl.shape)}, not ()")
-    z, area = plane()
-    log_q, log_p = (fn.log_prob(z) for fn in (q_z, p_z))
-    log_q, log_p = (log - (log.exp() * area).sum().log() for log in (log_q, log_p))  # the total is another check
-    inside = log_q > -300
-    expected = ((log_q - log_p) * log_q.exp() * area)[inside].sum().item()
-    off = abs(kl.item() - expected)
-    return require(off < 1e-3 * (1 + expected), f"{kl.item():.6f}, by quadrature {expected:.6f}")
+    return (values[0] - values[1]) / (2 * STEP)
 
 
 def check_description(part: nn.Module, score: Callable[[nn.Module], Tensor]) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import sys
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from pyrovae.likelihoods import Likelihood
 from pyrovae.networks import Decoder, Encoder
@@ -15,16 +15,55 @@ from pyrovae.objectives import Objective
 from pyrovae.posteriors import Posterior
 from pyrovae.priors import Prior
 from pyrovae.runtime.context import forked_random, validation
-from pyrovae.testing.likelihood import likelihood_checks
-from pyrovae.testing.network import decoder_checks, encoder_checks
-from pyrovae.testing.objective import objective_checks
-from pyrovae.testing.posterior import posterior_checks
-from pyrovae.testing.prior import prior_checks
-from pyrovae.testing.stages import Check, ConformanceReport, Stages, run_stages
-
-__all__ = ["Check", "ConformanceReport", "check"]
+from pyrovae.testing.common_checks import CheckFailed, Stages
+from pyrovae.testing.latent import PosteriorChecks, PriorChecks
+from pyrovae.testing.likelihood import LikelihoodChecks
+from pyrovae.testing.network import NetworkChecks
+from pyrovae.testing.objective import ObjectiveChecks
 
 Part = Likelihood | Prior | Posterior | Encoder | Decoder | Objective
+
+
+@dataclass(frozen=True)
+class Check:
+    """The result of one check of a part.
+
+    Attributes:
+        name: the property that must hold.
+        passed: whether it holds; None if it was skipped because an earlier check failed.
+        detail: the numbers that show it, or the error.
+
+    """
+
+    name: str
+    passed: bool | None
+    detail: str
+
+
+@dataclass(frozen=True)
+class ConformanceReport:
+    """The results of all checks of one part; true if all passed.
+
+    Attributes:
+        part: name of its class.
+        checks: in the order in which they ran.
+
+    """
+
+    part: str
+    checks: tuple[Check, ...]
+
+    def __bool__(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+    def __str__(self) -> str:
+        """Return one line per check and a summary."""
+        width = max(len(check.name) for check in self.checks)
+        words = {True: "pass", False: "FAIL", None: "skip"}
+        lines = [f"{words[check.passed]}  {check.name.ljust(width)}  {check.detail}" for check in self.checks]
+        failed = sum(check.passed is False for check in self.checks)
+        summary = f"fails {failed} of {len(lines)} checks" if failed else "passes all checks"
+        return "\n".join([*(line.rstrip() for line in lines), f"{self.part} {summary}"])
 
 
 def check(part: Part, *, seed: int = 0, show_progress: bool = True) -> ConformanceReport:
@@ -64,7 +103,7 @@ def check(part: Part, *, seed: int = 0, show_progress: bool = True) -> Conforman
     try:
         torch.set_default_dtype(torch.float64)
         with forked_random(seed), validation(enabled=True):
-            report = run_stages(type(part).__name__, _stages(part))
+            report = ConformanceReport(type(part).__name__, _run(_stages(part)))
     finally:
         torch.set_default_dtype(dtype)
     if show_progress:
@@ -75,25 +114,43 @@ def check(part: Part, *, seed: int = 0, show_progress: bool = True) -> Conforman
 def _stages(part: Part) -> Stages:
     part = copy.deepcopy(part)
     if isinstance(part, Objective):
-        return objective_checks(part)
-    checks: Any = next(checks for base, checks in _CHECKS.items() if isinstance(part, base))
-    return checks(part.cpu().double().eval())
+        return ObjectiveChecks(part).stages()
+    part = part.cpu().double().eval()
+    if isinstance(part, Likelihood):
+        return LikelihoodChecks(part).stages()
+    if isinstance(part, Prior):
+        return PriorChecks(part, (2,)).stages()
+    if isinstance(part, Posterior):
+        return PosteriorChecks(part, (2,)).stages()
+    return NetworkChecks(part).stages()
 
 
-_CHECKS: dict[type[nn.Module], Any] = {
-    Likelihood: likelihood_checks,
-    Prior: prior_checks,
-    Posterior: posterior_checks,
-    Encoder: encoder_checks,
-    Decoder: decoder_checks,
-}
+def _run(stages: Stages) -> tuple[Check, ...]:
+    """Run checks stage by stage; if a check fails, later stages are skipped."""
+    results: list[Check] = []
+    for stage in stages:
+        failed = [check.name for check in results if check.passed is False]
+        for name, run in stage.items():
+            results.append(Check(name, None, f"needs: {failed[0]}") if failed else _run_check(name, run))
+    return tuple(results)
+
+
+def _run_check(name: str, run: Callable[[], str]) -> Check:
+    """Run a check; any exception that the user's part raises fails it."""
+    try:
+        return Check(name, passed=True, detail=run())
+    except CheckFailed as failure:
+        return Check(name, passed=False, detail=str(failure))
+    except Exception as error:
+        text = " ".join(str(error).split())[:200]
+        return Check(name, passed=False, detail=f"{type(error).__name__}: {text}")
 
 
 def _check_size(part: object) -> None:
     name = type(part).__name__
     if isinstance(part, type):
         raise TypeError(f"`part` must be an object, got the class {part.__name__}; give {part.__name__}(...)")
-    if not isinstance(part, (*_CHECKS, Objective)):
+    if not isinstance(part, Part):
         raise TypeError(
             "`part` must be a likelihood, prior, posterior, encoder, decoder or objective, "
             f"got a {name}; derive it from Likelihood, Prior, Posterior, Encoder, Decoder or Objective"

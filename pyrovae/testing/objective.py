@@ -6,6 +6,7 @@ import copy
 import inspect
 import json
 import math
+from functools import partial
 from typing import Any
 
 import pyro
@@ -16,29 +17,12 @@ from torch import Tensor, nn
 
 from pyrovae.objectives import ELBO, ImportanceWeighted, Objective
 from pyrovae.runtime.context import forked_random, own_store
-from pyrovae.testing.common_checks import MAX_ERRORS, standard_errors
+from pyrovae.testing.common_checks import MAX_ERRORS, Stages, require, slope_along, standard_errors
 from pyrovae.testing.small_models import LinearGaussian
-from pyrovae.testing.stages import Stages, require
 
 NUM_DATA = 200
 NUM_REPEATS = 20  # draws of the loss of all data
-STEP = 1e-5  # step of finite differences
 NUM_STEPS = 10  # steps of SVI
-
-
-def objective_checks(objective: Objective) -> Stages:
-    """Return the checks of an objective by name."""
-    return (
-        {"the terms are finite numbers": lambda: _terms(objective)},
-        {
-            "reconstruction - KL is the ELBO": lambda: _elbo(objective),
-            "the loss is minus the bound": lambda: _loss(objective),
-            "gradients are unbiased": lambda: _gradients(objective),
-            "it runs with 3 particles": lambda: _particles(objective),
-            "it trains in pyro.infer.SVI": lambda: _svi(objective),
-            "the description is JSON": lambda: json.dumps(objective.describe(), allow_nan=False),
-        },
-    )
 
 
 class LinearGaussianPrograms(nn.Module):
@@ -87,119 +71,123 @@ class LinearGaussianPrograms(nn.Module):
         kl = 0.5 * (mean**2 + variance - 1 - variance.log()).sum(-1)
         return reconstruction - kl
 
-    def data(self) -> Tensor:
-        """Return data of the model, ``(NUM_DATA, 4)``."""
-        return self.truth.sample(NUM_DATA)
 
+class ObjectiveChecks:
+    """Checks of an objective on a linear-Gaussian model and guide."""
 
-def _run(objective: Objective, programs: LinearGaussianPrograms, x: Tensor, seed: int) -> Any:
-    """Return the terms of an objective with draws of a seed."""
-    with own_store([programs]), forked_random(seed):
-        return objective.terms(programs.model, programs.guide, x)
+    def __init__(self, objective: Objective) -> None:
+        self.objective = objective
+        self.programs = LinearGaussianPrograms(offset=0.2)
+        self.x = self.programs.truth.sample(NUM_DATA)
 
+    def stages(self) -> Stages:
+        """Return the checks by name."""
+        return (
+            {"the terms are finite numbers": self.finite_terms},
+            {
+                "reconstruction - KL is the ELBO": self.elbo,
+                "the loss is minus the bound": self.loss,
+                "gradients are unbiased": self.gradients,
+                "it runs with 3 particles": self.particles,
+                "it trains in pyro.infer.SVI": self.svi,
+                "the description is JSON": lambda: json.dumps(self.objective.describe(), allow_nan=False),
+            },
+        )
 
-def _terms(objective: Objective) -> str:
-    programs = LinearGaussianPrograms(offset=0.2)
-    terms = _run(objective, programs, programs.data(), 0)
-    values = {"loss": terms.loss, "reconstruction": terms.reconstruction, "kl": terms.kl}
-    for name, value in values.items():
-        require(isinstance(value, Tensor) and value.ndim == 0, f"{name} is not a 0-dim tensor")
-        require(value.isfinite(), f"{name} is {value.item()}")
-    require(terms.loss.requires_grad, "the loss has no gradient")
-    return ", ".join(f"{name} {value.item():.4g}" for name, value in values.items())
+    def terms(self, programs: LinearGaussianPrograms | None = None, *, seed: int = 0) -> Any:
+        """Return the terms of the objective with draws of a seed."""
+        programs = programs or self.programs
+        with own_store([programs]), forked_random(seed):
+            return self.objective.terms(programs.model, programs.guide, self.x)
 
+    def draw_loss(self, seed: int) -> Tensor:
+        """Return the loss with draws of a seed."""
+        loss: Tensor = self.terms(seed=seed).loss
+        return loss
 
-@torch.no_grad()
-def _elbo(objective: Objective) -> str:
-    programs = LinearGaussianPrograms(offset=0.2)
-    x = programs.data()
-    runs = [_run(objective, programs, x, seed) for seed in range(NUM_REPEATS)]
-    estimates = torch.stack([(terms.reconstruction - terms.kl) / NUM_DATA for terms in runs])
-    expected = programs.elbo(x).mean()
-    errors = standard_errors((estimates - expected).unsqueeze(-1))
-    detail = f"{estimates.mean():.4f}, in closed form {expected:.4f}: off by {errors:.1f} standard errors"
-    return require(errors < MAX_ERRORS, detail)
+    def finite_terms(self) -> str:
+        """Check that the terms are finite 0-dim tensors and the loss has a gradient."""
+        terms = self.terms()
+        values = {"loss": terms.loss, "reconstruction": terms.reconstruction, "kl": terms.kl}
+        for name, value in values.items():
+            require(isinstance(value, Tensor) and value.ndim == 0, f"{name} is not a 0-dim tensor")
+            require(value.isfinite(), f"{name} is {value.item()}")
+        require(terms.loss.requires_grad, "the loss has no gradient")
+        return ", ".join(f"{name} {value.item():.4g}" for name, value in values.items())
 
+    @torch.no_grad()
+    def elbo(self) -> str:
+        """Check the mean of reconstruction - KL against the closed form."""
+        runs = [self.terms(seed=seed) for seed in range(NUM_REPEATS)]
+        estimates = torch.stack([(terms.reconstruction - terms.kl) / NUM_DATA for terms in runs])
+        expected = self.programs.elbo(self.x).mean()
+        errors = standard_errors((estimates - expected).unsqueeze(-1))
+        detail = f"{estimates.mean():.4f}, in closed form {expected:.4f}: off by {errors:.1f} standard errors"
+        return require(errors < MAX_ERRORS, detail)
 
-@torch.no_grad()
-def _loss(objective: Objective) -> str:
-    if isinstance(objective, ImportanceWeighted):  # all weights are p(x) if the guide is the exact posterior
-        programs = LinearGaussianPrograms(offset=0.0)
-        x = programs.data()
-        loss, expected = _run(objective, programs, x, 0).loss.item(), -programs.truth.log_prob(x).sum().item()
-        detail = f"{loss:.6f} at the exact posterior, -log p(x) is {expected:.6f}"
-    elif isinstance(objective, ELBO) and not objective.free_bits:
-        programs = LinearGaussianPrograms(offset=0.2)
-        terms = _run(objective, programs, programs.data(), 0)
-        loss, expected = terms.loss.item(), (objective.kl_weight() * terms.kl - terms.reconstruction).item()
-        detail = f"{loss:.6f}, by its terms {expected:.6f}"
-    else:
-        return "no closed form is known"
-    return require(abs(loss - expected) < 1e-8 * abs(expected), detail)
+    @torch.no_grad()
+    def loss(self) -> str:
+        """Check the loss where its value is known."""
+        if isinstance(self.objective, ImportanceWeighted):  # all weights are p(x) if the guide is the exact posterior
+            exact = LinearGaussianPrograms(offset=0.0)
+            loss, expected = self.terms(exact).loss.item(), -exact.truth.log_prob(self.x).sum().item()
+            detail = f"{loss:.6f} at the exact posterior, -log p(x) is {expected:.6f}"
+        elif isinstance(self.objective, ELBO) and not self.objective.free_bits:
+            terms = self.terms()
+            loss, expected = terms.loss.item(), (self.objective.kl_weight() * terms.kl - terms.reconstruction).item()
+            detail = f"{loss:.6f}, by its terms {expected:.6f}"
+        else:
+            return "no closed form is known"
+        return require(abs(loss - expected) < 1e-8 * abs(expected), detail)
 
+    def gradients(self) -> str:
+        """Check that gradients and central differences of the loss have the same mean, for the same draws.
 
-def _gradients(objective: Objective) -> str:
-    """Check that gradients and central differences of the loss have the same mean, for the same draws.
+        An estimator may add terms of mean zero to the derivative of the loss, so single gradients may differ.
+        """
+        parameters = dict(self.programs.named_parameters())
+        directions = {name: torch.randn_like(parameter) for name, parameter in parameters.items()}
+        differences = {name: [] for name in parameters}  # type: dict[str, list[Tensor]]
+        for seed in range(NUM_REPEATS):
+            loss = self.terms(seed=seed).loss
+            gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
+            for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
+                require(gradient.isfinite().all(), f"the gradient is not finite for {name}")
+                require(gradient.any(), f"no gradient for {name}")
+                direction = directions[name]
+                slope = slope_along(parameter, direction, partial(self.draw_loss, seed))
+                differences[name].append((gradient * direction).sum() - slope)
+        errors = {}
+        for name, values in differences.items():
+            off = torch.stack(values)
+            exact = off.abs().max() < 1e-5 * NUM_DATA
+            errors[name] = 0.0 if exact else standard_errors(off.unsqueeze(-1))
+        worst = max(errors, key=lambda name: errors[name])
+        detail = f"against finite differences: off by {errors[worst]:.1f} standard errors for {worst}"
+        return require(errors[worst] < MAX_ERRORS, detail)
 
-    An estimator may add terms of mean zero to the derivative of the loss, so single gradients may differ.
-    """
-    programs = LinearGaussianPrograms(offset=0.2)
-    x, parameters = programs.data(), dict(programs.named_parameters())
-    differences = {name: [] for name in parameters}  # type: dict[str, list[Tensor]]
-    directions = {name: torch.randn_like(parameter) for name, parameter in parameters.items()}
-    for seed in range(NUM_REPEATS):
-        loss = _run(objective, programs, x, seed).loss
-        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
-        for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
-            require(gradient.isfinite().all(), f"the gradient is not finite for {name}")
-            require(gradient.any(), f"no gradient for {name}")
-            slope = _slope(objective, programs, x, seed, parameter, directions[name])
-            differences[name].append((gradient * directions[name]).sum() - slope)
-    errors = {}
-    for name, values in differences.items():
-        off = torch.stack(values)
-        exact = off.abs().max() < 1e-5 * NUM_DATA
-        errors[name] = 0.0 if exact else standard_errors(off.unsqueeze(-1))
-    worst = max(errors, key=lambda name: errors[name])
-    detail = f"against finite differences: off by {errors[worst]:.1f} standard errors for {worst}"
-    return require(errors[worst] < MAX_ERRORS, detail)
+    def particles(self) -> str:
+        """Check that the loss of several particles is finite."""
+        if "num_particles" not in inspect.signature(type(self.objective)).parameters:
+            return "it has no num_particles"
+        several = copy.deepcopy(self.objective)
+        several.num_particles = 3
+        if isinstance(several, ImportanceWeighted):
+            several.num_weighted = 3
+        with own_store([self.programs]):
+            loss = several.terms(self.programs.model, self.programs.guide, self.x).loss
+        return require(loss.ndim == 0 and loss.isfinite(), f"loss {loss.item():.4f}")
 
-
-@torch.no_grad()
-def _slope(
-    objective: Objective, programs: LinearGaussianPrograms, x: Tensor, seed: int, parameter: Tensor, direction: Tensor
-) -> Tensor:
-    """Return the slope of the loss along a line through a parameter, by central differences."""
-    before, losses = parameter.clone(), []
-    for side in (STEP, -STEP):
-        parameter.copy_(before + side * direction)
-        losses.append(_run(objective, programs, x, seed).loss)
-    parameter.copy_(before)
-    return (losses[0] - losses[1]) / (2 * STEP)
-
-
-def _particles(objective: Objective) -> str:
-    parameter = inspect.signature(type(objective)).parameters.get("num_particles")
-    if parameter is None:
-        return "it has no num_particles"
-    programs = LinearGaussianPrograms(offset=0.2)
-    several = copy.deepcopy(objective)
-    several.num_particles = 3
-    if isinstance(several, ImportanceWeighted):
-        several.num_weighted = 3
-    loss = _run(several, programs, programs.data(), 0).loss
-    return require(loss.ndim == 0 and loss.isfinite(), f"loss {loss.item():.4f}")
-
-
-def _svi(objective: Objective) -> str:
-    programs, objective = LinearGaussianPrograms(offset=0.2), copy.deepcopy(objective)
-    x, before = programs.data(), [parameter.detach().clone() for parameter in programs.parameters()]
-    first_step = objective.step
-    with own_store([programs]):
-        svi = SVI(programs.model, programs.guide, pyro.optim.Adam({"lr": 1e-2}), loss=objective)
-        losses = [svi.step(x) for _ in range(NUM_STEPS)]
-    require(all(isinstance(loss, float) and math.isfinite(loss) for loss in losses), f"step returns {losses[-1]!r}")
-    moved = [not torch.equal(a, b) for a, b in zip(before, programs.parameters(), strict=True)]
-    require(all(moved), f"{moved.count(False)} parameters do not change")
-    require(objective.step == first_step + NUM_STEPS, f"`step` is {objective.step} after {NUM_STEPS} steps")
-    return f"loss {losses[0]:.2f}, after {NUM_STEPS} steps {losses[-1]:.2f}"
+    def svi(self) -> str:
+        """Check that steps of `pyro.infer.SVI` change every parameter."""
+        programs, objective = copy.deepcopy(self.programs), copy.deepcopy(self.objective)
+        first_step = objective.step
+        with own_store([programs]):
+            svi = SVI(programs.model, programs.guide, pyro.optim.Adam({"lr": 1e-2}), loss=objective)
+            losses = [svi.step(self.x) for _ in range(NUM_STEPS)]
+        require(all(isinstance(loss, float) and math.isfinite(loss) for loss in losses), f"step returns {losses[-1]!r}")
+        pairs = zip(self.programs.parameters(), programs.parameters(), strict=True)
+        unchanged = sum(torch.equal(before, after) for before, after in pairs)
+        require(not unchanged, f"{unchanged} parameters do not change")
+        require(objective.step == first_step + NUM_STEPS, f"`step` is {objective.step} after {NUM_STEPS} steps")
+        return f"loss {losses[0]:.2f}, after {NUM_STEPS} steps {losses[-1]:.2f}"

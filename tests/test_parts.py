@@ -6,6 +6,7 @@ import inspect
 import json
 import math
 import re
+from typing import Any
 
 import numpy as np
 import pyro
@@ -15,7 +16,7 @@ from conftest import make_vae
 from torch import Tensor, nn
 
 import pyrovae
-from pyrovae import VAE, likelihoods, networks, posteriors, priors
+from pyrovae import VAE, Training, likelihoods, networks, posteriors, priors
 from pyrovae.evaluation import evaluate
 from pyrovae.likelihoods import LevelLikelihood, Likelihood
 from pyrovae.runtime.context import validation
@@ -42,24 +43,13 @@ def likelihood_cases() -> list[object]:
     return cases
 
 
-def support_of(likelihood: Likelihood) -> tuple[Tensor, Tensor]:
-    """Return points that cover the support of one element, and the weights with which a density is summed there."""
-    if likelihood.form == "unit":
-        nodes, weights = (torch.from_numpy(array) for array in np.polynomial.legendre.leggauss(100))
-        return (nodes + 1) / 2, weights / 2
-    if likelihood.form == "continuous":  # x = sinh(t), so that heavy tails are reached
-        t = torch.linspace(-9, 9, 18_001)
-        return t.sinh(), t.cosh() * (t[1] - t[0])
-    most = {"binary": 2, "counts": 4000}.get(likelihood.form) or likelihood.levels
-    return torch.arange(float(most)), torch.ones(most)
-
-
 def a_mean(likelihood: Likelihood) -> Tensor:
     """Return a mean that data of this form can have."""
     top = {"levels": getattr(likelihood, "levels", 2) - 1.0, "counts": 30.0}.get(likelihood.form, 1.0)
     return (torch.rand(likelihood.x_shape) * 0.8 + 0.1) * top
 
 
+HINTS = {"binary": "binarize", "unit": "rescale", "continuous": "remove", "levels": "give", "counts": "give"}
 OUTSIDE = {
     "binary": (0.5,),
     "unit": (-0.1, 1.5, math.nan),
@@ -67,62 +57,10 @@ OUTSIDE = {
     "levels": (-1.0, 0.5, 5.0),
     "counts": (-1.0, 0.5, math.inf),
 }
-SENTENCES = {
-    "binary": ("data that are 0 or 1", "binarize them, for instance with data.transforms.DynamicBinarization(), or "
-               "choose a likelihood of gray values such as ContinuousBernoulli"),
-    "unit": ("values in [0, 1]", "rescale them, for stored levels by data.for_form('unit')"),
-    "continuous": ("finite real numbers", "remove or replace values that are not finite"),
-    "levels": ("integers from 0 to 4", "give levels as they are stored, data.for_form('levels'); "
-               "for other data choose a density such as Gaussian, or a likelihood of counts"),
-    "counts": ("integers >= 0", "give counts as they are stored, data.for_form('counts'); "
-               "for other data choose a density such as Gaussian"),
-}  # fmt: skip
-X_SHAPES = [(3,), (1, 2, 2)]
-BATCHES: list[tuple[int, ...]] = [(), (4,), (2, 3)]
-
-
-@pytest.mark.parametrize(("part", "options"), likelihood_cases())
-def test_likelihood_is_normalized_and_has_its_mean(part: type, options: dict[str, object]) -> None:
-    likelihood = likelihood_of(part, (1,), **options)
-    p_x = likelihood(torch.randn(6, *likelihood.param_shape))
-    x, weights = support_of(likelihood)
-    mass = p_x.log_prob(x.reshape(-1, 1, 1)).exp() * weights.unsqueeze(-1)  # (points, 6)
-    tolerance = 2e-7 if part is likelihoods.Laplace else 1e-9  # the kink of Laplace's density
-    assert torch.allclose(mass.sum(0), torch.ones(6), rtol=0, atol=tolerance)
-    assert torch.allclose((x.unsqueeze(-1) * mass).sum(0), p_x.mean.squeeze(-1), rtol=0, atol=100 * tolerance)
 
 
 @pytest.mark.parametrize("part", menu(likelihoods))
-def test_likelihood_of_a_datum_is_the_product_over_its_elements(part: type) -> None:
-    likelihood = likelihood_of(part, (3,))
-    one = likelihood_of(part, (1,))
-    params = torch.randn(4, *likelihood.param_shape)
-    x = likelihood(params).sample()
-    apart = [one(params[:, i : i + 1]).log_prob(x[:, i : i + 1]) for i in range(3)]
-    assert torch.allclose(likelihood(params).log_prob(x), sum(apart), atol=1e-12)
-
-
-@pytest.mark.parametrize(("part", "options"), likelihood_cases())
-def test_likelihood_gradients(part: type, options: dict[str, object]) -> None:
-    likelihood = likelihood_of(part, (2,), **options)
-    params = torch.randn(5, *likelihood.param_shape, requires_grad=True)
-    x = likelihood(params.detach()).sample()
-    assert torch.autograd.gradcheck(lambda params: likelihood(params).log_prob(x), params)
-    assert torch.autograd.gradgradcheck(lambda params: likelihood(params).log_prob(x), params)
-    likelihood(params).log_prob(x).sum().backward()
-    assert (params.grad != 0).all()
-    for name, parameter in likelihood.named_parameters():
-        assert (parameter.grad != 0).all(), name
-
-        def log_prob(value: Tensor, name: str = name) -> Tensor:
-            log = torch.func.functional_call(likelihood, {name: value}, (params.detach(),))
-            return log.log_prob(x)
-
-        assert torch.autograd.gradcheck(log_prob, parameter.detach().clone().requires_grad_())
-
-
-@pytest.mark.parametrize("part", menu(likelihoods))
-@pytest.mark.parametrize("x_shape", X_SHAPES)
+@pytest.mark.parametrize("x_shape", [(3,), (1, 2, 2)])
 def test_likelihood_starts_at_the_mean(part: type, x_shape: tuple[int, ...]) -> None:
     likelihood = likelihood_of(part, x_shape)
     mean = a_mean(likelihood)
@@ -216,23 +154,19 @@ def test_likelihood_refuses_what_it_does_not_score(part: type) -> None:
     likelihood = likelihood_of(part, (2,))
     p_x = likelihood(torch.randn(3, *likelihood.param_shape))
     inside = p_x.sample()
-    support, hint = SENTENCES[part.form]
     for outside in OUTSIDE[part.form]:
         x = inside.clone()
         x[1, 0] = outside
         found = f"1 of 6 values are not (smallest {x.min():.3g}, largest {x.max():.3g})"
-        with pytest.raises(ValueError, match=re.escape(f"{part.__name__} scores {support}, but {found}; {hint}")):
+        with pytest.raises(ValueError, match=rf"{part.__name__} scores .*, but {re.escape(found)}; {HINTS[part.form]}"):
             p_x.log_prob(x)
 
 
 @pytest.mark.parametrize("part", menu(likelihoods))
 def test_wrong_parameters_name_the_cure(part: type) -> None:
-    made = likelihood_of(part, (3,)) if part in menu(likelihoods) else part(3)
-    role = "likelihood" if part in menu(likelihoods) else "posterior"
-    with pytest.raises(
-        ValueError, match=rf"received \(5, 3, 9\); build the network with out_shape={role}\.param_shape"
-    ):
-        made(torch.zeros(5, 3, 9))
+    message = r"received \(5, 3, 9\); build the network with out_shape=likelihood\.param_shape"
+    with pytest.raises(ValueError, match=message):
+        likelihood_of(part, (3,))(torch.zeros(5, 3, 9))
 
 
 def test_gaussian_against_its_formula() -> None:
@@ -244,25 +178,22 @@ def test_gaussian_against_its_formula() -> None:
     learned = likelihoods.Gaussian((3,), scale=0.4, learn_scale=True)
     learned(mean.unsqueeze(-1)).log_prob(x).sum().backward()
     assert learned.log_scale.grad.item() == pytest.approx((((x - mean) ** 2) / 0.16 - 1).sum().item())
-    for scale in (0.0, -1.0, math.nan, math.inf):
-        with pytest.raises(ValueError, match="`scale` of Gaussian must be positive and finite"):
-            likelihoods.Gaussian((3,), scale=scale)
 
 
-def test_options_of_likelihoods_are_checked() -> None:
-    for df in (1.0, 0.0, -1.0, math.nan, math.inf):
-        with pytest.raises(ValueError, match="`df` of StudentT must be finite and > 1"):
-            likelihoods.StudentT((3,), df=df)
-    for bad in (0.0, -1.0, math.nan, math.inf):
-        with pytest.raises(ValueError, match="`min_scale` must be positive and finite"):
-            likelihoods.HeteroscedasticGaussian((3,), min_scale=bad)
-        with pytest.raises(ValueError, match="`total_count` of NegativeBinomial must be positive and finite, got"):
-            likelihoods.NegativeBinomial((3,), total_count=bad)
-    with pytest.raises(ValueError, match="`num_components` must be an integer >= 1, got 0"):
-        likelihoods.DiscretizedLogisticMixture((3,), 5, num_components=0)
-    for part in (likelihoods.Categorical, likelihoods.DiscretizedLogistic, likelihoods.DiscretizedLogisticMixture):
-        with pytest.raises(ValueError, match=f"`levels` of {part.__name__} must be an integer >= 2, got 1"):
-            part((3,), 1)
+@pytest.mark.parametrize(
+    ("part", "options", "message"),
+    [
+        *[(likelihoods.Gaussian, {"scale": bad}, "`scale` of Gaussian must be positive") for bad in (0.0, math.nan)],
+        *[(likelihoods.StudentT, {"df": bad}, "`df` of StudentT must be finite and > 1") for bad in (1.0, math.inf)],
+        (likelihoods.HeteroscedasticGaussian, {"min_scale": 0.0}, "`min_scale` must be positive and finite"),
+        (likelihoods.NegativeBinomial, {"total_count": 0.0}, "`total_count` of NegativeBinomial must be positive"),
+        (likelihoods.DiscretizedLogisticMixture, {"num_components": 0}, "`num_components` must be an integer >= 1"),
+        (likelihoods.Categorical, {"levels": 1}, "`levels` of Categorical must be an integer >= 2, got 1"),
+    ],
+)
+def test_options_of_likelihoods_are_checked(part: type, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        part((3,), **options)
 
 
 @pytest.mark.parametrize("min_scale", [0.01, 5.0])
@@ -316,16 +247,78 @@ def binary(num: int = 5) -> Tensor:
     return (torch.rand(num, 1, 8, 8) < 0.5).double()
 
 
-def test_parts_that_do_not_fit_are_told_apart() -> None:
-    vae = make_vae()
-    parts = {name: getattr(vae, name) for name in ("prior", "decoder", "likelihood", "encoder", "posterior")}
-    wide = networks.MLPDecoder(3, (1, 8, 8, 2))
-    with pytest.raises(ValueError, match=r"decoder emits \(1, 8, 8, 2\) per datum, but Bernoulli needs \(1, 8, 8, 1\)"):
-        VAE(**parts | {"decoder": wide})
-    with pytest.raises(ValueError, match=r"encoder emits .* build it with out_shape=posterior.param_shape"):
-        VAE(**parts | {"encoder": networks.MLPEncoder((1, 8, 8), (7, 2))})
-    with pytest.raises(ValueError, match="the prior has 4 dimensions and the posterior 3"):
-        VAE(**parts | {"prior": priors.StandardNormal(4)})
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        (
+            {"decoder": lambda: networks.MLPDecoder(3, (1, 8, 8, 2))},
+            ValueError,
+            r"decoder emits \(1, 8, 8, 2\) per datum, but Bernoulli needs \(1, 8, 8, 1\)",
+        ),
+        (
+            {"encoder": lambda: networks.MLPEncoder((1, 8, 8), (7, 2))},
+            ValueError,
+            r"encoder emits .* build it with out_shape=posterior.param_shape",
+        ),
+        (
+            {"prior": lambda: priors.StandardNormal(4)},
+            ValueError,
+            "the prior has 4 dimensions and the posterior 3",
+        ),
+        (
+            {"decoder": lambda: networks.MLPDecoder(4, (1, 8, 8, 1))},
+            ValueError,
+            "the prior has 3 dimensions and the decoder 4",
+        ),
+        (
+            {"prior": lambda: posteriors.DiagonalNormal(3)},
+            TypeError,
+            r"the prior of a VAE .* received a DiagonalNormal of pyrovae\.posteriors",
+        ),
+        ({"prior": lambda: priors.StandardNormal}, TypeError, "received the class StandardNormal of"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(changes: dict[str, Any], error: type[Exception], message: str) -> None:
+    parts = {name: make() for name, make in changes.items()}
+    with pytest.raises(error, match=message):
+        VAE(**make_vae().init_arguments | parts)
+
+
+KL_METHODS = {
+    "Flow": "no closed form is known for KL(Normal || CouplingFlow)",
+    "MixtureOfGaussians": "no closed form is known for KL(Normal || NormalMixture)",
+    "StudentT": "no closed form is known for KL(Normal || StudentT)",
+    "Vamp": "no closed form is known for KL(Normal || NormalMixture)",
+    "IAF": "no closed form is known for KL(InverseAutoregressiveFlow || Normal)",
+}
+
+
+@pytest.mark.parametrize("part", [*menu(priors), *menu(posteriors)], ids=lambda part: part.__name__)
+def test_fit_and_evaluate(part: type) -> None:
+    torch.set_default_dtype(torch.float32)
+    data = pyrovae.data.digits().for_form("binary")
+    parts = make_vae().init_arguments
+    if part is priors.Vamp:
+        inputs = data.train.first(10).fixed()
+        new = priors.Vamp(parts["encoder"], parts["posterior"], num_components=10, data=inputs)
+    else:
+        new = part(3)
+    vae = (
+        VAE(**parts | {"prior": new})
+        if isinstance(new, priors.Prior)
+        else VAE(**parts | {"posterior": new, "encoder": networks.MLPEncoder((1, 8, 8), new.param_shape, hidden=(16,))})
+    )
+    start = [p.detach().clone() for p in new.parameters()]
+    history = pyrovae.fit(
+        vae.model, vae.guide, data, training=Training(epochs=2, learning_rate=3e-3), show_progress=False
+    )
+    assert history.epochs[1].elbo > history.epochs[0].elbo
+    assert not any(torch.equal(before, now) for before, now in zip(start, new.parameters(), strict=True))
+    evaluation = pyrovae.evaluate(vae.model, vae.guide, data.test.first(100), ks=(1, 5, 50), show_progress=False)
+    assert evaluation.kl_methods == {"z": KL_METHODS.get(part.__name__, "closed form")}
+    values = [bound.value for bound in evaluation.iwae]
+    assert values == sorted(values)
+    assert evaluation.elbo.value == pytest.approx(values[0], abs=1)
 
 
 def test_generate_draws_from_the_model_in_a_stream_of_its_own() -> None:
@@ -451,16 +444,6 @@ def test_a_density_of_discrete_data_is_refused() -> None:
         ).num_data
         == 5
     )
-
-
-def test_parts_of_another_role_or_size_are_refused() -> None:
-    parts = make_vae(latent_dim=3).init_arguments
-    with pytest.raises(TypeError, match=r"the prior of a VAE .* received a DiagonalNormal of pyrovae\.posteriors"):
-        VAE(**parts | {"prior": posteriors.DiagonalNormal(3)})
-    with pytest.raises(TypeError, match="received the class StandardNormal of"):
-        VAE(**parts | {"prior": priors.StandardNormal})
-    with pytest.raises(ValueError, match="the prior has 3 dimensions and the decoder 4"):
-        VAE(**parts | {"decoder": networks.MLPDecoder(4, parts["likelihood"].param_shape)})
 
 
 @pytest.mark.parametrize("kind", [likelihoods.Categorical, likelihoods.DiscretizedLogistic])

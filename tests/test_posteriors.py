@@ -7,25 +7,18 @@ import inspect
 import math
 from collections.abc import Callable
 
-import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro import poutine
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-import pyrovae
-from pyrovae import VAE, Training, likelihoods, networks, posteriors, priors
+from pyrovae import posteriors
 from pyrovae.distributions import LowRankNormal, NormalFlow, TriangularNormal
 from pyrovae.posteriors import Posterior
 from pyrovae.posteriors.iaf import AutoregressiveLayer
-from pyrovae.programs.analytic_kl import CLOSED_FORM, closed_form_kl
-from pyrovae.runtime.context import validation
-from pyrovae.testing import quadrature
 
 MENU = [part for part in (getattr(posteriors, name) for name in posteriors.__all__) if not inspect.isabstract(part)]
-BATCHES: list[tuple[int, ...]] = [(), (4,), (2, 3)]
 
 
 def moved(part: type[Posterior], latent_dim: int, **options: object) -> Posterior:
@@ -35,52 +28,6 @@ def moved(part: type[Posterior], latent_dim: int, **options: object) -> Posterio
         for parameter in posterior.parameters():
             parameter.add_(torch.randn_like(parameter) / parameter.shape[-1] ** 0.5)
     return posterior
-
-
-@pytest.mark.parametrize("part", MENU)
-@pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize("latent_dim", [1, 3])
-def test_shapes_and_gradients(part: type[Posterior], batch: tuple[int, ...], latent_dim: int) -> None:
-    posterior = part(latent_dim)
-    assert posterior.param_shape == (latent_dim, posterior.n_params)
-    params = torch.randn(*batch, *posterior.param_shape, requires_grad=True)
-    q_z = posterior(params)
-    assert q_z.batch_shape == batch
-    assert q_z.event_shape == (latent_dim,)
-    assert q_z.has_rsample
-    for value in (q_z.mean, q_z.stddev, q_z.variance, q_z.rsample()):
-        assert value.shape == (*batch, latent_dim)
-        assert value.dtype == torch.float64
-    z = q_z.rsample()
-    (z**2 - q_z.log_prob(z.detach()).unsqueeze(-1)).sum().backward()
-    assert (params.grad != 0).all()
-    for name, parameter in posterior.named_parameters():
-        layer = posterior.get_submodule(name.rpartition(".")[0])
-        mask = getattr(layer, "mask", None) if name.endswith("weight") else None
-        assert torch.equal(parameter.grad != 0, torch.ones_like(parameter) != 0 if mask is None else mask != 0), name
-
-
-@pytest.mark.parametrize("part", MENU)
-@pytest.mark.parametrize("latent_dim", [1, 2])
-def test_it_is_normalized(part: type[Posterior], latent_dim: int) -> None:
-    posterior = moved(part, latent_dim)
-    q_z = posterior(torch.randn(posterior.param_shape))
-    z, weights = quadrature.product_rule(quadrature.real_line(4001 if latent_dim == 1 else 481), (latent_dim,))
-    with torch.no_grad():
-        assert (q_z.log_prob(z).exp() @ weights).item() == pytest.approx(1, abs=1e-8)
-
-
-@pytest.mark.parametrize("part", MENU)
-def test_mean_and_stddev_are_those_of_the_draws(part: type[Posterior]) -> None:
-    posterior = moved(part, 3)
-    q_z = posterior(torch.randn(5, *posterior.param_shape))
-    z = q_z.sample((40_000,))
-    estimated = 0.2 if part is posteriors.IAF else 0.0  # of 512 draws
-    assert ((z.mean(0) - q_z.mean) / q_z.stddev).abs().max() < 5 / 200 + estimated / 2
-    assert (z.std(0) / q_z.stddev - 1).abs().max() < 0.03 + estimated
-    wide = q_z.expand([2, 5])
-    assert torch.equal(wide.mean, q_z.mean.expand(2, 5, 3))
-    assert torch.equal(wide.stddev, q_z.stddev.expand(2, 5, 3))
 
 
 @pytest.mark.parametrize("part", MENU)
@@ -100,17 +47,6 @@ def test_expanded_posteriors_are_the_same_for_every_particle(part: type[Posterio
     assert q_z.log_prob(z[0, 0]).shape == (4,)
     assert wide.log_prob(z[0, 0]).shape == (6, 4)
     assert torch.allclose(wide.log_prob(z.unsqueeze(1)[:, :1]), q_z.log_prob(z).unsqueeze(1).expand(6, 6, 4))
-    with pyro.plate("particles", 6, dim=-2), pyro.plate("data", 4):
-        assert pyro.sample("z", posterior(params)).shape == (6, 4, 3)
-
-
-@pytest.mark.parametrize("part", MENU)
-@pytest.mark.parametrize("latent_dim", [1, 2, 20])
-def test_log_q_of_a_draw_is_that_of_its_value(part: type[Posterior], latent_dim: int) -> None:
-    posterior = moved(part, latent_dim)
-    q_z = posterior(torch.randn(7, *posterior.param_shape)).expand([3, 7])
-    z = q_z.rsample()
-    assert torch.allclose(q_z.log_prob(z), q_z.log_prob(z.detach().clone()), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("part", MENU)
@@ -186,16 +122,19 @@ def test_refusals(part: type[Posterior]) -> None:
         part(3, min_log_variance=1.0, max_log_variance=1.0)
 
 
-def test_refusals_of_options() -> None:
-    with pytest.raises(ValueError, match="`rank` must be an integer >= 1, got 0"):
-        posteriors.LowRankNormal(3, rank=0)
-    with pytest.raises(ValueError, match="`num_layers` must be an integer >= 1, got 0"):
-        posteriors.IAF(3, num_layers=0)
-    for hidden in ((), (4, 0)):
-        with pytest.raises(ValueError, match="`hidden` must be one or more widths >= 1, got"):
-            posteriors.IAF(3, hidden=hidden)
-    with pytest.raises(ValueError, match="`num_context` must be an integer >= 0, got -1"):
-        posteriors.IAF(3, num_context=-1)
+@pytest.mark.parametrize(
+    ("part", "options", "message"),
+    [
+        (posteriors.LowRankNormal, {"rank": 0}, "`rank` must be an integer >= 1, got 0"),
+        (posteriors.IAF, {"num_layers": 0}, "`num_layers` must be an integer >= 1, got 0"),
+        (posteriors.IAF, {"hidden": ()}, "`hidden` must be one or more widths >= 1, got"),
+        (posteriors.IAF, {"hidden": (4, 0)}, "`hidden` must be one or more widths >= 1, got"),
+        (posteriors.IAF, {"num_context": -1}, "`num_context` must be an integer >= 0, got -1"),
+    ],
+)
+def test_refusals_of_options(part: type[Posterior], options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        part(3, **options)
 
 
 @pytest.mark.parametrize("part", MENU)
@@ -332,32 +271,19 @@ def test_iaf_starts_near_its_base_and_sees_its_context() -> None:
     assert (q_z.stddev / base.stddev - 0.78).abs().max() < 0.15  # the gates, 0.88^2
     params[..., 2:] += 1
     assert (posterior(params).mean - q_z.mean).abs().min() > 0
-    assert posteriors.IAF(5, num_context=0)(params[..., :2]).sample().shape == (30, 5)
-    assert posteriors.IAF(5, num_layers=3, hidden=(8, 8)).latent_dim == 5
 
 
 def test_own_draws_of_iaf_are_not_inverted(monkeypatch: pytest.MonkeyPatch) -> None:
-    posterior = posteriors.IAF(3)
-    count = []
+    posterior, count = posteriors.IAF(3), []
     inverse = AutoregressiveLayer.inverse
     monkeypatch.setattr(AutoregressiveLayer, "inverse", lambda *args: count.append(1) or inverse(*args))
-    vae = small_vae(priors.StandardNormal(3), posterior)
-    x = torch.rand(4, 1, 8, 8).round()
-    vae.guide(x)
-    with validation(enabled=False):
-        pyrovae.log_weights(vae.model, vae.guide, x, num_particles=6)
-        found = len(count)
-        pyrovae.objectives.ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1).loss(
-            vae.model, vae.guide, x
-        )
-    assert len(count) == found
-    assert found <= 8  # the pair's inspection, on a few rows
+    q_z = posterior(torch.randn(2, 3, 4)).expand([6, 2])
+    q_z.log_prob(q_z.rsample())
     with torch.no_grad():
-        q_z = posterior(torch.randn(2, 3, 4))
         q_z.log_prob(q_z.sample())
-        assert len(count) == found
-        q_z.log_prob(q_z.sample().clone())
-        assert len(count) == found + 2
+    assert not count
+    q_z.log_prob(q_z.sample().clone())
+    assert len(count) == 2
 
 
 def test_moments_of_iaf_leave_the_stream_alone_and_are_the_same_each_time() -> None:
@@ -413,9 +339,7 @@ PAIRS = [(q, p) for q in normals(1, ()) for p in normals(1, ())]
 
 @pytest.mark.parametrize(("q_name", "p_name"), PAIRS)
 def test_kl_of_normals_against_their_formula(q_name: str, p_name: str) -> None:
-    for batches in [((), ()), ((4,), ()), ((), (4,)), ((3, 1), (4,)), ((3, 4), (4,)), ((3, 4), (3, 4))]:
-        if "full" in q_name and "full" in p_name and batches == ((3, 1), (4,)):
-            continue  # torch's own form does not broadcast so
+    for batches in [((), ()), ((4,), ()), ((), (4,)), ((3, 4), (4,)), ((3, 4), (3, 4))]:
         q, p = normals(3, batches[0])[q_name], normals(3, batches[1])[p_name]
         assert torch.allclose(kl_divergence(q, p), kl_by_formula(q, p), atol=1e-9)
 
@@ -434,76 +358,3 @@ def test_no_closed_form_where_there_is_none() -> None:
         kl_divergence(dist.Laplace(loc, scale).to_event(1), normals(3, ())["low rank"])
     with pytest.raises(NotImplementedError):
         kl_divergence(normals(2, ())["diagonal"], normals(3, ())["low rank"])
-
-
-CLOSED = {"DiagonalNormal": "Normal", "FullNormal": "TriangularNormal", "LowRankNormal": "LowRankNormal"}
-
-
-def small_vae(prior: priors.Prior, posterior: Posterior) -> VAE:
-    likelihood = likelihoods.Bernoulli((1, 8, 8))
-    return VAE(
-        prior=prior,
-        decoder=networks.MLPDecoder(prior.latent_dim, likelihood.param_shape, hidden=(16,)),
-        likelihood=likelihood,
-        encoder=networks.MLPEncoder((1, 8, 8), posterior.param_shape, hidden=(16,)),
-        posterior=posterior,
-    )
-
-
-@pytest.mark.parametrize("part", MENU)
-@pytest.mark.parametrize("particles", [False, True])
-def test_which_kl_a_pair_of_parts_gets(part: type[Posterior], particles: bool) -> None:  # noqa: FBT001
-    reasons = {
-        priors.StandardNormal: "Normal",
-        priors.DiagonalNormal: "Normal",
-        priors.StudentT: "StudentT",
-        priors.Flow: "CouplingFlow",
-        priors.MixtureOfGaussians: "NormalMixture",
-        priors.Vamp: "NormalMixture"
-        if part is posteriors.DiagonalNormal
-        else f"mixture of {CLOSED.get(part.__name__)}",
-    }
-    q_name = CLOSED.get(part.__name__, "InverseAutoregressiveFlow")
-    for prior_class, p_name in reasons.items():
-        posterior = part(3)
-        vae = small_vae(priors.StandardNormal(3), posterior)
-        vae.prior = (
-            priors.Vamp(vae.encoder, posterior, num_components=4) if prior_class is priors.Vamp else prior_class(3)
-        )
-        x = torch.rand(5, 1, 8, 8).round()
-        plate = pyro.plate("particles", 2, dim=-2) if particles else (lambda program: program)
-        guide_trace = poutine.trace(plate(vae.guide)).get_trace(x)
-        model_trace = poutine.trace(plate(poutine.replay(vae.model, trace=guide_trace))).get_trace(x)
-        kl, reason = closed_form_kl("z", model_trace, guide_trace)
-        if part is not posteriors.IAF and p_name == "Normal":
-            assert reason == CLOSED_FORM
-            assert kl.shape == ((2, 5) if particles else (5,))
-        else:
-            p_name = p_name.replace("None", q_name)
-            assert (kl, reason) == (None, f"no closed form is known for KL({q_name} || {p_name})")
-
-
-@pytest.mark.parametrize("part", MENU)
-def test_fit_and_evaluate(part: type[Posterior]) -> None:
-    torch.set_default_dtype(torch.float32)
-    data = pyrovae.data.digits().for_form("binary")
-    posterior = part(3)
-    vae = small_vae(priors.StandardNormal(3), posterior)
-    start = [p.detach().clone() for p in posterior.parameters()]
-    history = pyrovae.fit(
-        vae.model, vae.guide, data, training=Training(epochs=2, learning_rate=3e-3), show_progress=False
-    )
-    assert history.epochs[1].elbo > history.epochs[0].elbo
-    for before, now in zip(start, posterior.parameters(), strict=True):
-        assert not torch.equal(before, now)
-    found = pyrovae.evaluate(vae.model, vae.guide, data.test.first(100), ks=(1, 5, 50), show_progress=False)
-    closed = (
-        "no closed form is known for KL(InverseAutoregressiveFlow || Normal)" if part is posteriors.IAF else CLOSED_FORM
-    )
-    assert found.kl_methods == {"z": closed}
-    values = [bound.value for bound in found.iwae]
-    assert values == sorted(values)
-    assert found.elbo.value == pytest.approx(values[0], abs=1)
-    x = data.test.first(5).fixed()
-    assert vae.reconstruct(x).shape == x.shape
-    assert vae.encode(x).stddev.shape == (5, 3)

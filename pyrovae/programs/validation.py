@@ -5,7 +5,6 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from types import FrameType
 from typing import Any, TypeVar
 
 import torch
@@ -84,19 +83,14 @@ class _SampledSites(Messenger):
 
 def _root(error: BaseException) -> BaseException:
     """Return the original error, before Pyro raised it again with shapes or the name of a site in its text."""
-    while (cause := error.__cause__) is not None and _frame(error) is not None and _frame(error) is _frame(cause):
-        error = cause
+    while error.__cause__ is not None and str(error.__cause__) in str(error):
+        error = error.__cause__
     return error
-
-
-def _frame(error: BaseException) -> FrameType | None:
-    """Return the frame in which an error was raised."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return frames[-1] if frames else None
 
 
 def _raised_in(error: BaseException, *packages: str) -> bool:
     """Return whether an error was raised by a module of one of the packages."""
-    frame = _frame(error)
-    module = "" if frame is None else frame.f_globals.get("__name__", "")
+    module = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        module = frame.f_globals.get("__name__", "")
     return f"{module}.".startswith(tuple(f"{package}." for package in packages))

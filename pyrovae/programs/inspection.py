@@ -86,14 +86,14 @@ class _Run:
         nodes = (*self.guide_trace.nodes.values(), *self.model_trace.nodes.values())
         return [site for site in nodes if site["type"] == "sample"]
 
+    @property
     def plates(self) -> list[Any]:
-        """Return the vectorized plates of all sample sites of the model."""
-        sites = (site for site in self.model_trace.nodes.values() if site["type"] == "sample")
-        return [frame for site in sites for frame in site["cond_indep_stack"] if frame.vectorized]
+        """Vectorized plates of all sites."""
+        return [frame for site in self.sites for frame in site["cond_indep_stack"] if frame.vectorized]
 
     def plates_of_size(self, size: int) -> set[str]:
         """Return the names of the plates of that size."""
-        return {frame.name for frame in self.plates() if frame.size == size}
+        return {frame.name for frame in self.plates if frame.size == size}
 
 
 @dataclass(frozen=True)
@@ -157,13 +157,13 @@ class _Inspector:
             failures = [error] if failure is None else [error, failure]  # few rows may fail because they are few
             cause = next(filter(None, map(unwrap_own_error, failures)), failures[-1])
             raise cause from cause.__cause__
-        whole = {frame.name for frame in first.plates() if frame.size == frame.full_size == num_data}
+        whole = {frame.name for frame in first.plates if frame.size == frame.full_size == num_data}
         if failure is not None and whole:
             raise ValueError(
                 f"the plate {min(whole)!r} has {num_data} rows whatever data it is given, so that model and guide "
                 f"cannot be run on some of them; write pyro.plate({min(whole)!r}, len(x))"
             ) from failure
-        drawn = {frame.name for frame in first.plates() if frame.size < frame.full_size}
+        drawn = {frame.name for frame in first.plates if frame.size < frame.full_size}
         programs = self._read(first, plates & whole or drawn, draws_rows=not plates & whole)
         broadcasts, second = self._run_with_particles(programs, first, args, num_rows=programs.num_rows)
         return _complete(programs, first, second, broadcasts=broadcasts, num_rows=programs.num_rows)
@@ -291,7 +291,7 @@ def _draws_rows(site: Any) -> bool:
 
 def _draws_from_many(first: _Run, plates: set[str]) -> bool:
     """Return whether a plate that followed a few rows in size would draw some of many, as with ``min(128, len(x))``."""
-    frames = {frame.name: frame for frame in first.plates()}
+    frames = {frame.name: frame for frame in first.plates}
     nodes = first.model_trace.nodes
     sizes = {name: getattr(nodes[name]["fn"], "subsample_size", None) for name in plates if name in nodes}
     return any(size is not None and frames[name].size == frames[name].full_size for name, size in sizes.items())

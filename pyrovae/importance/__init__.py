@@ -16,7 +16,7 @@ from pyrovae.importance.particle_batches import (
     score_model,
     score_one_particle,
 )
-from pyrovae.importance.scoring_state import find_low_precision, require_tensor, scoring_context
+from pyrovae.importance.sampling import find_low_precision, require_tensor, scoring_context
 from pyrovae.importance.simulation import simulate
 from pyrovae.importance.unconstrained import UnconstrainedLatents
 from pyrovae.programs.layout import per_datum, sum_over_sites

@@ -404,6 +404,9 @@ def test_every_option_of_a_part_comes_back_from_a_configuration(capsys: pytest.C
     assert main(["train", "--config", "c.json"]) == 0
     assert config("--config", "run/config.json") == first
     assert config("--resume", "run") == first | {"folder": None}
+    Path("e.json").write_text('{"epochs": 7, "batch_size": 50}')
+    merged = config("--resume", "run", "--config", "e.json", "--batch_size", "9")
+    assert (merged["epochs"], merged["batch_size"]) == (7, 9), "the file overrides the run, the command line the file"
     vae = pyrovae.load("run").vae
     widths = [
         [layer.out_features for layer in network.modules() if isinstance(layer, torch.nn.Linear)]

@@ -273,8 +273,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(capsys, "train", "--help")
     for role, (menu, _, default) in _menus().items():
         section = text[text.index(f"\n{role}:\n") :]
-        starts = [re.search(rf"^ *(?:--{role} CLASS +)?{name}: \S", section, re.MULTILINE) for name in menu]
-        assert all(start is not None for start in starts), "one class per line"
+        assert all(re.search(rf"^ *(?:--{role} CLASS +)?{name}: \S", section, re.MULTILINE) for name in menu)
         assert f"(default: {default})" in " ".join(section.split())
     words = " ".join(text.split())
     assert "MixtureOfGaussians: C, the number of components (default: 10) Vamp: C, the number of" in words
@@ -569,29 +568,20 @@ def test_own_class_in_the_help(own: str, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_bad_classes_of_the_user_are_one_line(own: str, capsys: pytest.CaptureFixture[str]) -> None:
-    def line(*words: str) -> str:
-        return fails(capsys, "train", *words)
-
-    mine = f"{own}.StudentT"
-    assert "--likelihood.spread takes NUMBER, but received 'wide'" in line(
-        "--likelihood", mine, "--likelihood.spread", "wide"
-    )
-    assert "did you mean --likelihood.spread?" in line("--likelihood", mine, "--likelihood.spraed", "2")
-    assert "--likelihood.scale takes N, but received '0.5'" in line("--likelihood", mine, "--likelihood.scale", "0.5")
-    assert f"{mine} has no option --likelihood.df" in line("--likelihood", mine, "--likelihood.df", "3")
-    assert f"--prior {mine} is not a prior: derive the class from pyrovae.priors.Prior" in line("--prior", mine)
-    assert "lacks base_measure, form, initial_params" in line("--likelihood", f"{own}.Unfinished")
-    assert "cannot be imported: NameError: name 'Spread'" in line("--likelihood", f"{own}.Unreadable")
-    assert "cannot be imported: AttributeError" in line("--likelihood", f"{own}.Nothing")
-    raising = {
-        "raise RuntimeError('first\\nsecond')": "RuntimeError: first second",
-        "1 +": "SyntaxError",
-        "exit(7)": "7",
-    }
-    for number, (code, text) in enumerate(raising.items()):
-        name = f"raising{number}_{own}"
-        Path(f"{name}.py").write_text(code)
-        importlib.invalidate_caches()
-        said = line("--likelihood", f"{name}.Part")
-        assert f"--likelihood {name}.Part cannot be imported: " in said
-        assert text in said
+    Path("raising.py").write_text("raise RuntimeError('first\\nsecond')")
+    Path("ending.py").write_text("exit(7)")
+    importlib.invalidate_caches()
+    mine = f"--likelihood {own}.StudentT"
+    for words, text in (
+        (f"{mine} --likelihood.spread wide", "--likelihood.spread takes NUMBER, but received 'wide'"),
+        (f"{mine} --likelihood.spraed 2", "did you mean --likelihood.spread?"),
+        (f"{mine} --likelihood.scale 0.5", "--likelihood.scale takes N, but received '0.5'"),
+        (f"{mine} --likelihood.df 3", f"{own}.StudentT has no option --likelihood.df"),
+        (f"--prior {own}.StudentT", "is not a prior: derive the class from pyrovae.priors.Prior"),
+        (f"--likelihood {own}.Unfinished", "lacks base_measure, form, initial_params"),
+        (f"--likelihood {own}.Unreadable", "cannot be imported: NameError: name 'Spread'"),
+        (f"--likelihood {own}.Nothing", "cannot be imported: AttributeError"),
+        ("--likelihood raising.Part", "raising.Part cannot be imported: RuntimeError: first second"),
+        ("--likelihood ending.Part", "ending.Part cannot be imported: SystemExit: 7"),
+    ):
+        assert text in fails(capsys, "train", *words.split())

@@ -52,9 +52,7 @@ def from_file(
     """
     file = Path(path).expanduser()
     if not file.is_file():
-        raise ValueError(
-            f"data are read from a file, but {file} is not one; check the path, or use from_folder for images"
-        )
+        raise ValueError(f"{file} is not a file; check the path, or use from_folder for images")
     name = name or file.stem
     match file.suffix.lower():
         case ".npz" | ".npy":
@@ -109,27 +107,20 @@ def from_folder(
 
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        raise ValueError(f"images are read from a folder, but {folder} is not one; for one file use from_file")
+        raise ValueError(f"{folder} is not a folder; check the path, or use from_file for one file")
     classes = [sub for sub in sorted(folder.iterdir()) if sub.is_dir() and _images(sub)]
     files = [file for sub in classes or [folder] for file in _images(sub)]
     if not files:
-        raise ValueError(
-            f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)}), neither itself nor its subfolders; check the path"
-        )
+        raise ValueError(f"{folder} and its subfolders hold no image ({', '.join(IMAGE_SUFFIXES)}); check the path")
     if classes and (loose := _images(folder)):
-        raise ValueError(
-            f"images lie either in {folder} or in its subfolders, but {loose[0].name} lies beside "
-            f"{classes[0].name}/; move it into a subfolder"
-        )
+        raise ValueError(f"{loose[0]} lies beside {classes[0].name}/; move it into a subfolder, its class")
     arrays: list[NDArray[np.uint8]] = []
     for file in files:
         with Image.open(file) as image:
             arrays.append(pixels(image))
         if arrays[-1].shape != arrays[0].shape:
-            raise ValueError(
-                f"images have one shape, but {file} has {arrays[-1].shape} and {files[0].name} has "
-                f"{arrays[0].shape}; resize or convert it"
-            )
+            shapes = f"{file} has {arrays[-1].shape} and {files[0].name} has {arrays[0].shape}"
+            raise ValueError(f"images have one shape, but {shapes}; resize or convert it")
     labels = np.array([classes.index(file.parent) for file in files]) if classes else None
     name = name or folder.resolve().name
     return from_arrays(np.stack(arrays), labels, name=name, validation=validation, test=test, levels=levels, seed=seed)
@@ -161,10 +152,7 @@ def _arrays(file: Path) -> dict[str, NDArray[Any]]:
             loaded = np.load(stream, allow_pickle=False)
             return {"x": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
     except (ValueError, OSError, EOFError, BadZipFile) as error:
-        raise ValueError(
-            f"npy and npz files hold arrays of numbers, but {file} cannot be read ({error}); "
-            f"save it anew with np.savez(path, x=x)"
-        ) from None
+        raise ValueError(f"{file} cannot be read ({error}); save it anew with np.savez(path, x=x)") from None
 
 
 def _table(file: Path) -> NDArray[Any]:

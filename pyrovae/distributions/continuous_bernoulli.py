@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.distributions import constraints
 
-from pyrovae.distributions.elements import BroadcastDistribution
+from pyrovae.distributions.elements import BroadcastDistribution, SavesInputs
 from pyrovae.distributions.series import polynomial
 
 # B_2k / (2k)!, coefficients of l^(2k - 1) in E[x] - 1/2
@@ -78,20 +78,14 @@ def _mean(logits: Tensor) -> Tensor:
     return 0.5 + series + logits.sign() * (-torch.expm1(-far).reciprocal() - far.reciprocal() - _AT_NEAR)
 
 
-class _LogProb(Function):
+class _LogProb(SavesInputs):
     """The log-density, with the gradient x - E[x]."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(logits: Tensor, value: Tensor) -> Tensor:
         size = logits.abs().clamp(min=torch.finfo(logits.dtype).tiny)
         log_ratio = size.neg().expm1_().neg_().div_(size).log_()
         return (value - (logits > 0).to(value.dtype)).mul(logits).sub_(log_ratio)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:

@@ -7,10 +7,9 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.autograd import Function
 from torch.distributions import constraints
 
-from pyrovae.distributions.elements import BroadcastDistribution
+from pyrovae.distributions.elements import BroadcastDistribution, SavesInputs
 from pyrovae.distributions.series import digamma_lack, log_and_excess, log_and_excess_of_counts
 
 HUGE = 80.0  # log m above which all other terms are negligible against m, near the largest number of float32
@@ -103,10 +102,8 @@ class NegativeBinomial(BroadcastDistribution):
         return torch.poisson(gamma * (self.log_mean - self.log_total_count).exp())
 
 
-class _PoissonLogProb(Function):
+class _PoissonLogProb(SavesInputs):
     """The log-probability, with the gradient x - exp(l); functions of x alone are computed in the shape of x."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(log_rate: Tensor, value: Tensor) -> Tensor:
@@ -118,10 +115,6 @@ class _PoissonLogProb(Function):
         return distance.mul_(value).add_(beyond).add_(excess).neg_()  # the excess of 1 is 1, which completes x = 0
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None]:
         log_rate, value = ctx.saved_tensors
         if not ctx.needs_input_grad[0]:
@@ -129,13 +122,11 @@ class _PoissonLogProb(Function):
         return (value - log_rate.exp()).mul_(gradient).sum_to_size(log_rate.shape), None
 
 
-class _NegativeBinomialLogProb(Function):
+class _NegativeBinomialLogProb(SavesInputs):
     """The saddle-point form, made exact by corrections: two deviances, and factorials less x log x - x.
 
     Functions of x or r alone are computed in the shape of x or r.
     """
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(log_mean: Tensor, log_total_count: Tensor, value: Tensor) -> Tensor:
@@ -150,10 +141,6 @@ class _NegativeBinomialLogProb(Function):
             value * of_value + at_least_1 * torch.expm1(-of_value)  # too small by 1 where x = 0, as the excess
         )
         return (log_total - log_both) + (both_excess - total_excess) - value_excess - deviance
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:

@@ -8,6 +8,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
 
 class BroadcastDistribution(dist.TorchDistribution):
@@ -34,6 +35,17 @@ class BroadcastDistribution(dist.TorchDistribution):
     @abstractmethod
     def _log_prob(self, value: Tensor) -> Tensor:
         """Return the log-probability of valid values, in a shape that broadcasts against the batch shape."""
+
+
+class SavesInputs(Function):
+    """A function whose backward needs all its inputs; it runs under `torch.func.vmap`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """Save the inputs."""
+        ctx.save_for_backward(*inputs)
 
 
 @runtime_checkable

@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 from torch.distributions import constraints
 
-from pyrovae.distributions.elements import BroadcastDistribution
+from pyrovae.distributions.elements import BroadcastDistribution, SavesInputs
 
 
 class LevelCategorical(BroadcastDistribution):
@@ -74,18 +73,12 @@ class LevelCategorical(BroadcastDistribution):
         return torch.arange(self.levels, dtype=self.logits.dtype, device=self.logits.device)
 
 
-class _LogProb(Function):
+class _LogProb(SavesInputs):
     """The log-probability, with the gradient one-hot(u) - softmax(l), computed in the memory of the softmax."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(logits: Tensor, value: Tensor) -> Tensor:
         return logits.gather(-1, value.long().unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None]:

@@ -7,7 +7,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyrovae.distributions import Event
-from pyrovae.posteriors.clamp import ClampedPosterior
+from pyrovae.posteriors.base import ClampedPosterior
 
 
 class DiagonalNormal(ClampedPosterior):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyrovae.distributions import FlowLayer, NormalFlow
-from pyrovae.posteriors.clamp import MAX_LOG_VARIANCE, MIN_LOG_VARIANCE, ClampedPosterior
+from pyrovae.posteriors.base import MAX_LOG_VARIANCE, MIN_LOG_VARIANCE, ClampedPosterior
 
 OPEN_GATE = 2.0  # initial logit of the gate, s = 0.88: a layer starts near the identity
 

@@ -9,7 +9,6 @@ import re
 from typing import Any
 
 import numpy as np
-import pyro
 import pytest
 import torch
 from conftest import make_vae
@@ -60,9 +59,8 @@ OUTSIDE = {
 
 
 @pytest.mark.parametrize("part", menu(likelihoods))
-@pytest.mark.parametrize("x_shape", [(3,), (1, 2, 2)])
-def test_likelihood_starts_at_the_mean(part: type, x_shape: tuple[int, ...]) -> None:
-    likelihood = likelihood_of(part, x_shape)
+def test_likelihood_starts_at_the_mean(part: type) -> None:
+    likelihood = likelihood_of(part, (1, 2, 2))
     mean = a_mean(likelihood)
     params = likelihood.initial_params(mean)
     assert params.shape == likelihood.param_shape
@@ -233,14 +231,9 @@ def test_mixture_of_one_component_is_that_component() -> None:
     assert torch.allclose(mixed.mean, alone.mean, atol=1e-12)
 
 
-def test_bernoulli_does_not_saturate_and_refuses_grey_values() -> None:
-    torch.set_default_dtype(torch.float32)
-    likelihood = likelihoods.Bernoulli((1,))
-    assert likelihood(torch.tensor([[60.0]])).log_prob(torch.zeros(1)).item() == pytest.approx(-60.0)
-    with pytest.raises(ValueError, match=r"1 of 2 values are not \(smallest 0, largest 0.5\); binarize them"):
-        likelihood(torch.zeros(2, 1, 1)).log_prob(torch.tensor([[0.0], [0.5]]))
-    with pyro.plate("data", 2), pytest.raises(ValueError, match="binarize them"):
-        likelihood(torch.zeros(1, 1)).expand([2]).log_prob(torch.tensor([[0.0], [0.5]]))
+def test_bernoulli_does_not_saturate() -> None:
+    params = torch.tensor([[60.0]], dtype=torch.float32)
+    assert likelihoods.Bernoulli((1,))(params).log_prob(torch.zeros(1)).item() == pytest.approx(-60.0)
 
 
 def binary(num: int = 5) -> Tensor:
@@ -446,7 +439,6 @@ def test_a_density_of_discrete_data_is_refused() -> None:
     )
 
 
-@pytest.mark.parametrize("kind", [likelihoods.Categorical, likelihoods.DiscretizedLogistic])
 @pytest.mark.parametrize(
     ("form", "options", "message"),
     [
@@ -455,9 +447,9 @@ def test_a_density_of_discrete_data_is_refused() -> None:
         ("levels", {"levels": 18}, r"scores 18 levels"),
     ],
 )
-def test_levels_are_those_of_the_data(kind: type, form: str, options: dict[str, int], message: str) -> None:
+def test_levels_are_those_of_the_data(form: str, options: dict[str, int], message: str) -> None:
     data = pyrovae.data.digits().for_form(form)
-    vae = make_vae(likelihood=kind(data.x_shape, **options))
+    vae = make_vae(likelihood=likelihoods.Categorical(data.x_shape, **options))
     with pytest.raises(ValueError, match=message):
         evaluate(vae.model, vae.guide, data, ks=(1,), show_progress=False)
     with pytest.raises(ValueError, match=message.replace("/test", "/train")):

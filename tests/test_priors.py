@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -57,23 +56,6 @@ def moved(name: str, latent_dim: int) -> Prior:
 def test_student_t_against_torch(df: float) -> None:
     z = torch.randn(7, 3) * 5
     assert torch.allclose(priors.StudentT(3, df=df)().log_prob(z), dist.StudentT(df, 0, 1).log_prob(z).sum(-1))
-
-
-@pytest.mark.parametrize("name", list(MENU))
-def test_expanded_priors_are_the_same_on_every_row(name: str) -> None:
-    prior = moved(name, 3)
-    wide = prior().expand([3, 4])
-    z = wide.sample()
-    assert z.shape == (3, 4, 3)
-    assert wide.sample((2,)).shape == (2, 3, 4, 3)
-    assert z.flatten(0, 1).unique(dim=0).shape == (12, 3)
-    rows = torch.stack([prior().log_prob(row) for row in z.flatten(0, 1)]).reshape(3, 4)
-    assert torch.allclose(wide.log_prob(z), rows, atol=1e-12)
-    assert torch.allclose(prior().log_prob(z), rows, atol=1e-12)
-    assert torch.allclose(wide.log_prob(z[0, 0]), rows[0, 0].expand(3, 4), atol=1e-12)
-    assert prior().log_prob(z[0, 0]).shape == ()
-    with pyro.plate("particles", 3, dim=-2), pyro.plate("data", 4):
-        assert pyro.sample("z", prior()).shape == (3, 4, 3)
 
 
 @pytest.mark.parametrize("name", list(MENU))
@@ -202,31 +184,45 @@ def test_vamp_is_the_mean_of_its_posteriors(part: type[Posterior]) -> None:
     assert torch.allclose(prior().log_prob(z), each.mean(0).log(), atol=1e-12)
 
 
-def test_where_pseudo_inputs_start_and_what_is_refused() -> None:
+def vamp_parts() -> tuple[nn.Module, Posterior]:
     posterior = posteriors.DiagonalNormal(2)
-    encoder = networks.MLPEncoder((1, 3, 3), posterior.param_shape, hidden=(4,))
+    return networks.MLPEncoder((1, 3, 3), posterior.param_shape, hidden=(4,)), posterior
+
+
+def test_where_pseudo_inputs_start() -> None:
     data = torch.rand(7, 1, 3, 3)
-    prior = priors.Vamp(encoder, posterior, num_components=5, data=data)
+    prior = priors.Vamp(*vamp_parts(), num_components=5, data=data)
     assert torch.equal(prior.pseudo_inputs, data[:5])
     assert prior.latent_dim == 2
     with torch.no_grad():
         prior.pseudo_inputs.zero_()
     assert (data[:5] > 0).any()  # they are copies
-    noise = priors.Vamp(encoder, posterior).pseudo_inputs
+    noise = priors.Vamp(*vamp_parts()).pseudo_inputs
     assert noise.shape == (100, 1, 3, 3)
     assert noise.mean().item() == pytest.approx(0.5, abs=0.01)
     assert 0.005 < noise.std() < 0.02
-    with pytest.raises(ValueError, match="each of 8 pseudo-inputs starts at its own data point, but received 7"):
-        priors.Vamp(encoder, posterior, num_components=8, data=data)
-    with pytest.raises(ValueError, match=r"shape of the encoder's data, \(C, 1, 3, 3\), but received .* \(7, 9\)"):
-        priors.Vamp(encoder, posterior, num_components=5, data=data.flatten(1))
-    for wrong, kind in ((data.byte(), "torch.uint8"), (pyrovae.data.digits().train, "Split")):
-        with pytest.raises(TypeError, match=rf"floating-point numbers, but received {kind}; give data=likelihood"):
-            priors.Vamp(encoder, posterior, num_components=5, data=wrong)
-    with pytest.raises(ValueError, match="`num_components` must be an integer >= 1, got 0"):
-        priors.Vamp(encoder, posterior, num_components=0)
-    with pytest.raises(ValueError, match="but Sequential has no x_shape; give it this"):
-        priors.Vamp(nn.Sequential(), posterior)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"num_components": 8, "data": torch.rand(7, 1, 3, 3)}, ValueError, "each of 8 pseudo-inputs .* received 7"),
+        ({"num_components": 5, "data": torch.rand(7, 9)}, ValueError, r"\(C, 1, 3, 3\), but received .* \(7, 9\)"),
+        ({"data": torch.zeros(7, 1, 3, 3).byte()}, TypeError, "received torch.uint8; give data=likelihood"),
+        ({"data": "digits"}, TypeError, "received str; give data=likelihood"),
+        ({"num_components": 0}, ValueError, "`num_components` must be an integer >= 1, got 0"),
+        ({"encoder": nn.Sequential()}, ValueError, "but Sequential has no x_shape; give it this"),
+        (
+            {"encoder": networks.MLPEncoder((4,), (2, 2), covariate_dim=3)},
+            ValueError,
+            r"covariate_dim=3\); choose a prior without encoder",
+        ),
+    ],
+)
+def test_refusals_of_vamp(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    encoder, posterior = vamp_parts()
+    with pytest.raises(error, match=message):
+        priors.Vamp(**{"encoder": encoder, "posterior": posterior} | options)
 
 
 def small_vae(make_prior: Callable[[nn.Module, Posterior], Prior], posterior: Posterior | None = None) -> VAE:
@@ -269,9 +265,3 @@ def test_vamp_is_saved_loaded_and_trained_on(part: type[Posterior], tmp_path: Pa
     assert (loaded.prior().log_prob(z) != halved.prior().log_prob(z)).all()
     for key, value in whole.state_dict().items():
         assert torch.equal(value, loaded.state_dict()[key]), key
-
-
-def test_vamp_refuses_an_encoder_that_takes_covariates() -> None:
-    encoder = networks.MLPEncoder((4,), (2, 2), covariate_dim=3)
-    with pytest.raises(ValueError, match=r"covariate_dim=3\); choose a prior without encoder"):
-        priors.Vamp(encoder, posteriors.DiagonalNormal(2))

@@ -329,7 +329,6 @@ LIKELIHOODS: Faults = [
         ),
         {GRADIENTS: "of the 2 numbers on the last axis, no gradient for 1"},
     ),
-    (likelihood("Detached", forward=at(torch.detach)), {GRADIENTS: "no gradient for the network's output"}),
     (
         likelihood("SmallGradient", forward=at(lambda output: 0.3 * output + 0.7 * output.detach())),
         {GRADIENTS: "the gradient for the network's output is wrong"},
@@ -343,7 +342,6 @@ LIKELIHOODS: Faults = [
     (Undescribable((2,), object()), {DESCRIBED: "TypeError: helper is a object, which a run folder cannot describe"}),
     (ForgetsItsTensor((2,), torch.tensor(3.0)), {DESCRIBED: "the built ForgetsItsTensor differs by"}),
     (likelihood("Blind", encoder_input=lambda self, x: 0 * x), {INPUT: "50 distinct data points become 1"}),
-    (likelihood("WholeNumbers", encoder_input=lambda self, x: x.long()), {INPUT: "encoder_input is not finite"}),
 ]
 
 

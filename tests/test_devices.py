@@ -20,10 +20,10 @@ from test_capture import PAIRS, batches, distance
 from torch import Tensor
 
 import pyrovae
-from pyrovae import VAE, bounds, diagnostics, likelihoods, networks, posteriors, priors
+from pyrovae import VAE, bounds, diagnostics, networks, posteriors, priors
 from pyrovae.data import Data, Split, transforms
 from pyrovae.importance import chunks as sizes
-from pyrovae.objectives import ELBO, IWAE, STL, DReG
+from pyrovae.objectives import ELBO, STL, DReG
 from pyrovae.posteriors import Posterior
 from pyrovae.priors import Prior
 from pyrovae.results import Epoch
@@ -47,28 +47,13 @@ def with_vamp() -> VAE:
     return vae
 
 
-def convolutional() -> VAE:
-    likelihood, posterior = likelihoods.Bernoulli((1, 8, 8)), posteriors.DiagonalNormal(3)
-    return VAE(
-        prior=priors.StandardNormal(3),
-        decoder=networks.ConvDecoder(3, likelihood.param_shape),
-        likelihood=likelihood,
-        encoder=networks.ConvEncoder((1, 8, 8), posterior.param_shape),
-        posterior=posterior,
-    )
-
-
 VAES: dict[str, Callable[[], VAE]] = {
     "StandardNormal": make_vae,
-    "DiagonalNormal": lambda: vae_of(priors.DiagonalNormal(3)),
     "MixtureOfGaussians": lambda: vae_of(priors.MixtureOfGaussians(3)),
-    "StudentT": lambda: vae_of(priors.StudentT(3)),
     "Flow": lambda: vae_of(priors.Flow(3)),
     "Vamp": with_vamp,
     "FullNormal": lambda: vae_of(posterior=posteriors.FullNormal(3)),
-    "LowRankNormal": lambda: vae_of(posterior=posteriors.LowRankNormal(3)),
     "IAF": lambda: vae_of(posterior=posteriors.IAF(3)),
-    "convolutions": convolutional,
 }
 
 
@@ -148,17 +133,11 @@ def numbers(epoch: Epoch) -> dict[str, float]:
     return {name: value for name, value in asdict(epoch).items() if name not in ("seconds", "validation")}
 
 
-OBJECTIVES = {
-    "ELBO": ELBO,
-    "IWAE": lambda: IWAE(num_particles=3),
-    "DReG": lambda: DReG(num_particles=3),
-    "STL": lambda: STL(num_particles=1),
-}
+OBJECTIVES = {"ELBO": ELBO, "DReG": lambda: DReG(num_particles=3), "STL": lambda: STL(num_particles=1)}
 
 
 @pytest.mark.parametrize(
-    ("name", "objective"),
-    [*(("StandardNormal", objective) for objective in OBJECTIVES), ("Vamp", "ELBO"), ("IAF", "STL")],
+    ("name", "objective"), [("StandardNormal", "ELBO"), ("StandardNormal", "DReG"), ("Vamp", "ELBO"), ("IAF", "STL")]
 )
 def test_training_there_is_as_here(monkeypatch: pytest.MonkeyPatch, name: str, objective: str) -> None:
     options = {"training": Training(epochs=3, batch_size=8, clip_norm=5.0, patience=3, engine="eager"), "shown": False}

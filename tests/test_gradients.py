@@ -10,7 +10,6 @@ parameter. The seeds are fixed: with others, one element in 10,000 would exceed 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import math
@@ -21,7 +20,6 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro import poutine
 from torch import Tensor, nn
 
 from pyrovae.objectives import ELBO, IWAE, STL, DReG
@@ -119,19 +117,6 @@ class DrawsRowsOneByOne(DrawsRows):
         return super().likelihood(torch.cat([z, z.new_zeros(100, 1)], -1)[..., :1])
 
 
-class Masked(Plain):
-    """A model and guide that mask data whose first pixel is off."""
-
-    def plate(self, x: Tensor) -> Any:
-        stack = contextlib.ExitStack()
-        stack.enter_context(pyro.plate("data", len(x)))
-        stack.enter_context(poutine.mask(mask=x[:, 0] > 0))
-        return stack
-
-    def log_weight(self, x: Tensor, noise: Tensor) -> Tensor:
-        return super().log_weight(x, noise) * (x[:, 0] > 0)
-
-
 class InnerPlate(TwoDimensional):
     """Two scalar latent variables in a plate inside the data plate, the pixels outside it."""
 
@@ -210,23 +195,6 @@ class BottomUp(Plain):
         return log_prior + self.log_likelihood(x, a) - log_guide
 
 
-class TopDown(BottomUp):
-    """The same model with a guide b -> a."""
-
-    def guide(self, x: Tensor) -> None:
-        with self.plate(x):
-            b = pyro.sample("b", dist.Normal(*self.encode(x)).to_event(1))
-            pyro.sample("a", dist.Normal(*self.second(b)).to_event(1))
-
-    def draws(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        b, a, log_guide = super().draws(x, noise)
-        return a, b, log_guide
-
-
-class BottomUpOneByOne(BottomUp, OneByOne):
-    """Two layers without room for an axis of particles."""
-
-
 def expected_bound(pair: Plain, num_particles: int, *, shift: float) -> Tensor:
     """Return E L_K of each of the data in `X`, ``(B,)``, for K = 1 or 2, on a grid that begins at a share of a step."""
     step = 0.25 if pair.num_noises == 1 else 0.4
@@ -283,16 +251,11 @@ def scores(found: dict[str, Tensor], truth: dict[str, Tensor], part: str = "") -
 
 PAIRS: tuple[Callable[[], Plain], ...] = (
     Plain,
-    TwoDimensional,
-    DrawsRows,
     DrawsRowsOneByOne,
-    Masked,
     InnerPlate,
     OneByOne,
     Vamp,
     BottomUp,
-    TopDown,
-    BottomUpOneByOne,
 )
 K1 = ("ELBO", "STL")
 K2 = ("IWAE", "DReG")
@@ -315,7 +278,7 @@ QUICK = {
 CASES = [
     pytest.param(make, name, marks=() if (make, name) in QUICK else pytest.mark.slow)
     for make, name in itertools.product(PAIRS, OBJECTIVES)
-    if name in K2 or make in (Plain, Vamp, BottomUp, TopDown)
+    if name in K2 or make in (Plain, Vamp, BottomUp)
 ]
 
 
@@ -343,15 +306,14 @@ def test_the_encoder_of_stl_is_biased_inside_a_logarithm_and_its_decoder_is_not(
 
 
 def test_a_pair_run_particle_by_particle_has_the_very_same_gradients() -> None:
-    for together, alone, num_particles in itertools.product((Plain,), (OneByOne,), (1, 3)):
-        for objective in (IWAE, STL, DReG):
-            found = []
-            for make in (together, alone):
-                pair = make()
-                torch.manual_seed(3)  # draws of a multiple of 16 numbers do not depend on how they are cut
-                loss = objective(num_particles=num_particles).loss_and_grads(pair.model, pair.guide, X.repeat(8, 1))
-                found.append([loss, *(parameter.grad for parameter in pair.parameters())])
-            assert all(torch.allclose(a, b, rtol=1e-10, atol=1e-12) for a, b in zip(*found, strict=True))
+    for objective in (IWAE, STL, DReG):
+        found = []
+        for make in (Plain, OneByOne):
+            pair = make()
+            torch.manual_seed(3)  # draws of a multiple of 16 numbers do not depend on how they are cut
+            loss = objective(num_particles=3).loss_and_grads(pair.model, pair.guide, X.repeat(8, 1))
+            found.append([loss, *(parameter.grad for parameter in pair.parameters())])
+        assert all(torch.allclose(a, b, rtol=1e-10, atol=1e-12) for a, b in zip(*found, strict=True))
 
 
 class PerDatum(nn.Module):

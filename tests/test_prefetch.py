@@ -17,7 +17,7 @@ import torch
 from conftest import make_vae
 from torch import Tensor, nn
 
-from pyrovae import data, likelihoods
+from pyrovae import data
 from pyrovae.data import Data, transforms
 from pyrovae.data.arrays import from_splits
 from pyrovae.data.loader import IN_USE, Loader, Source, gather_ahead
@@ -83,23 +83,14 @@ class Conditional(nn.Module):
             pyro.sample("z", dist.Normal(self.encoder(x.flatten(1)), 0.5).to_event(1))
 
 
-def of_vae(likelihood: likelihoods.Likelihood | None = None) -> nn.Module:
-    return make_vae(likelihood=likelihood)
-
-
 def tuple_of_tensors() -> tuple[Tensor, Tensor]:
     x = BYTES[:53].double() / 255
     return x, x.flatten(1)[:, :3]
 
 
 CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Data | Source]]] = {
-    "dynamic": (of_vae, lambda: of_bytes(transforms.DynamicBinarization())),
-    "static": (of_vae, lambda: of_bytes(transforms.StaticBinarization())),
-    "threshold": (of_vae, lambda: of_bytes(transforms.Threshold())),
-    "dequantized": (
-        lambda: of_vae(likelihoods.Gaussian((1, 8, 8), learn_scale=True)),
-        lambda: of_bytes(transforms.Dequantization()),
-    ),
+    "dynamic": (make_vae, lambda: of_bytes(transforms.DynamicBinarization())),
+    "static": (make_vae, lambda: of_bytes(transforms.StaticBinarization())),
     "covariates": (Conditional, lambda: of_bytes(transforms.Dequantization(), covariates=True)),
     "tensors": (Conditional, tuple_of_tensors),
 }
@@ -127,9 +118,7 @@ def assert_same(a: tuple[Any, dict[str, Tensor]], b: tuple[Any, dict[str, Tensor
     assert all(torch.equal(value, b[1][name]) for name, value in a[1].items())
 
 
-@pytest.mark.parametrize(
-    ("case", "engine"), [*((case, "eager") for case in CASES), ("dynamic", "captured"), ("covariates", "captured")]
-)
+@pytest.mark.parametrize(("case", "engine"), [*((case, "eager") for case in CASES), ("covariates", "captured")])
 def test_prefetched_data_give_the_numbers_of_resident_ones(
     case: str, engine: str, monkeypatch: pytest.MonkeyPatch, sources: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -141,18 +130,12 @@ def test_prefetched_data_give_the_numbers_of_resident_ones(
     assert "run eagerly" not in caplog.text
 
 
-@pytest.mark.parametrize("batch_size", [5, 1000])
-def test_any_batch_size_gives_the_same_numbers(batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    resident = trained("dynamic", batch_size=batch_size, epochs=2)
-    prefetch_everything(monkeypatch)
-    assert_same(trained("dynamic", batch_size=batch_size, epochs=2), resident)
-
-
 def test_validation_batches_give_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyrovae.training.validation_bounds.VALIDATION_ROWS", 7)
-    resident = trained("dynamic", objective=IWAE(num_particles=3))
+    options = {"batch_size": 1000, "objective": IWAE(num_particles=3)}
+    resident = trained("dynamic", **options)
     prefetch_everything(monkeypatch)
-    assert_same(trained("dynamic", objective=IWAE(num_particles=3)), resident)
+    assert_same(trained("dynamic", **options), resident)
 
 
 def test_a_run_is_resumed_wherever_its_data_lie(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -241,7 +224,7 @@ def test_mapped_files_are_read_where_they_are(tmp_path: Path, monkeypatch: pytes
     assert rows.to("cpu") is rows
     assert rows.stored_rows()[0].data_ptr() == parts[0][0].ctypes.data
 
-    monkeypatch.setitem(CASES, "mapped", (of_vae, lambda: mapped.with_transform(transforms.DynamicBinarization())))
+    monkeypatch.setitem(CASES, "mapped", (make_vae, lambda: mapped.with_transform(transforms.DynamicBinarization())))
     resident = trained("mapped")
     prefetch_everything(monkeypatch)
     assert_same(trained("mapped"), resident)
@@ -265,7 +248,7 @@ def test_rows_come_in_order() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("taken", [0, 1, 5, 20])
+@pytest.mark.parametrize("taken", [0, 5])
 def test_the_thread_ends_with_a_generator_that_is_closed(taken: int) -> None:
     before = threading.active_count()
     batches = gather_ahead((BYTES,), some_batches(25), CPU)
@@ -284,18 +267,17 @@ def test_an_error_in_the_thread_is_raised_where_minibatches_are_used() -> None:
         next(batches)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_an_error_in_the_loop_ends_the_thread(error: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_in_the_loop_ends_the_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
 
     def stop(*args: Any) -> Tensor:
         seen.extend(thread.name for thread in threading.enumerate())
-        raise error
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(Loop, "_read", stop)
     monkeypatch.setattr("pyrovae.training.loop.STEPS_BETWEEN_READS", 3)
     prefetch_everything(monkeypatch)
-    with pytest.raises(error) as caught:
+    with pytest.raises(KeyboardInterrupt) as caught:
         trained("dynamic", batch_size=2)
     assert any(name.startswith("pyrovae prefetch") for name in seen)
     names = [thread.name for thread in threading.enumerate()]
@@ -333,7 +315,7 @@ def test_the_host_waits_for_steps_far_behind(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("engine", ["eager", "captured"])
-@pytest.mark.parametrize("case", ["dynamic", "static", "dequantized", "covariates"])
+@pytest.mark.parametrize("case", ["dynamic", "static", "covariates"])
 def test_prefetched_data_give_the_numbers_of_resident_ones_on_cuda(
     case: str, engine: str, monkeypatch: pytest.MonkeyPatch, sources: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:

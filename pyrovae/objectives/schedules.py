@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 
+from pyrovae.runtime.arguments import require_integer
+
 __all__ = ["Constant", "Cyclical", "Linear", "Schedule"]
 
 
@@ -111,8 +113,7 @@ class Cyclical(Schedule):
 
 def _check(schedule: Schedule, num_steps: int, start: float) -> None:
     """Check the options of a schedule."""
-    name = type(schedule).__name__
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
-        raise ValueError(f"`num_steps` of {name} annealing must be an integer >= 1, got {num_steps!r}; 1000 is usual")
+    require_integer(num_steps, name="num_steps")
     if not 0 <= start <= 1:
+        name = type(schedule).__name__
         raise ValueError(f"`start` of {name} annealing must be in [0, 1], got {start!r}; 0 is usual")

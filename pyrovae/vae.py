@@ -18,7 +18,7 @@ from pyrovae.networks.from_torch import TorchDecoder, TorchEncoder
 from pyrovae.posteriors import DiagonalNormal, Posterior
 from pyrovae.priors import Prior, StandardNormal
 from pyrovae.runtime import memory
-from pyrovae.runtime.context import forked_random, module_mode, stream_seed
+from pyrovae.runtime.context import forked_random, module_mode, register_module, stream_seed
 from pyrovae.runtime.serialization import Described
 
 
@@ -169,14 +169,14 @@ class VAE(Described, nn.Module):
 
     def model(self, x: Tensor, *covariates: Tensor) -> None:
         """Score data ``(B, *x_shape)``, given covariates ``(B, ...)`` if any, under p(z) p(x | z)."""
-        pyro.module("vae", self)
+        register_module("vae", self)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", self.prior(*covariates) if self.prior.conditional else self.prior())
             pyro.sample("x", self.likelihood(self.decoder(z, *covariates)), obs=x)
 
     def guide(self, x: Tensor, *covariates: Tensor) -> None:
         """Draw z ``(B, latent_dim)`` from q(z | x)."""
-        pyro.module("vae", self)
+        register_module("vae", self)
         with pyro.plate("data", len(x)):
             pyro.sample("z", self.posterior(self.encoder(self.likelihood.encoder_input(x), *covariates)))
 

@@ -97,6 +97,7 @@ def test_dropout_of_a_gpu_is_a_mask_that_is_drawn_and_a_product(compiled: bool) 
     assert not [
         node for node in rest.graph.nodes if "dropout" in str(node.target) and "backward" not in str(node.target)
     ]
+    agree(module, lambda x: rest(*noise(), *recording.leaves, x), module)
     if compiled:
         recording.compile([torch.randn(6, 4)])
     agree(module, recording, module)

@@ -127,6 +127,29 @@ def frozen_unremarked() -> Iterator[None]:
         yield
 
 
+_of_thread = threading.local()
+
+
+@contextmanager
+def modules_known() -> Iterator[None]:
+    """Skip registrations by `register_module` inside the block, whose caller has found the parameters of all modules.
+
+    ``pyro.module`` takes a tenth of an eager step of a small minibatch.
+    """
+    before = getattr(_of_thread, "modules_known", False)
+    _of_thread.modules_known = True
+    try:
+        yield
+    finally:
+        _of_thread.modules_known = before
+
+
+def register_module(name: str, module: nn.Module) -> None:
+    """Register a module by ``pyro.module``, unless its parameters are known."""
+    if not getattr(_of_thread, "modules_known", False):
+        pyro.module(name, module)
+
+
 @contextmanager
 def interrupts_wait() -> Iterator[None]:
     """Delay Ctrl-C until the block has ended.

@@ -15,6 +15,7 @@ from pyrovae.distributions.conditional import ConditionalPart
 from pyrovae.objectives import Objective
 from pyrovae.priors import Prior
 from pyrovae.programs import ModelGuide, Program, run_validated
+from pyrovae.runtime.context import modules_known
 
 Bind = Callable[..., tuple[Program, Program, int]]
 
@@ -56,7 +57,7 @@ class StepLoss:
             detached. The last two are free of Pyro's scales, and zero for an objective without terms.
 
         """
-        with bfloat16_networks(self.programs.all_modules) if self.bfloat16 else nullcontext():
+        with modules_known(), bfloat16_networks(self.programs.all_modules) if self.bfloat16 else nullcontext():
             if is_validation_enabled():
                 return run_validated(lambda: self._compute(*inputs), inputs[0].device, nan_counts=False)
             return self._compute(*inputs)

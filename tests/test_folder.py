@@ -256,27 +256,6 @@ def test_a_reader_beside_a_writer_reads_one_epoch(tmp_path: Path, monkeypatch: p
     assert len(seen) > 3
 
 
-def test_writers_beside_each_other_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda file: None)
-    failures: list[BaseException] = []
-
-    def write(name: str) -> None:
-        try:
-            for number in range(20):
-                RunFolder(tmp_path).write({f"{name}{number}": name.encode(), "last": name.encode()})
-        except BaseException as error:
-            failures.append(error)
-
-    writers = [threading.Thread(target=write, args=(name,)) for name in "abc"]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
-    assert not failures
-    assert len(read(RunFolder(tmp_path))) == 61
-    assert not list(tmp_path.glob(".*"))
-
-
 def test_the_same_run_is_not_trained_twice_at_once(tmp_path: Path) -> None:
     train(tmp_path, 1)
     before = state_of(tmp_path)

@@ -187,17 +187,17 @@ def test_reported_elbo_is_free_of_scales(form: str) -> None:
     assert plain.elbo == plain.reconstruction - plain.kl
 
 
-@pytest.mark.parametrize("form", ["plate(len(x))", "plate(N, subsample_size=len(x))", "draws rows"])
-def test_gradient_is_per_datum_whatever_the_plate(form: str) -> None:
-    x = TRUTH.sample(200)
-    torch.manual_seed(1)
-    (model, guide), posterior = hand_written(*PLATES[form])
-    before = posterior.mean.bias.clone()
-
-    training = quick(epochs=1, batch_size=200, learning_rate=1e-4)
-    quiet_fit(model, guide, x, training=training, optimizer=sgd)
-    moved = (posterior.mean.bias - before).norm() / 1e-4 / (7 if form == "draws rows" else 1)
-    assert 0.5 < moved < 50  # a sum over 200 data would be two orders of magnitude larger
+def test_gradient_is_per_datum_whatever_the_plate() -> None:
+    x, moved = TRUTH.sample(200), []
+    for form, num_steps in (("plate(len(x))", 4), ("plate(N, subsample_size=len(x))", 4), ("draws rows", 7)):
+        torch.manual_seed(1)
+        (model, guide), posterior = hand_written(*PLATES[form])
+        before = posterior.mean.bias.clone()
+        training = quick(epochs=5, batch_size=50, learning_rate=1e-6)
+        quiet_fit(model, guide, x, training=training, optimizer=sgd)
+        moved.append((posterior.mean.bias - before) / (5 * num_steps * 1e-6))
+    assert all((value - moved[0]).norm() < 0.2 * moved[0].norm() for value in moved)
+    assert 0.5 < moved[0].norm() < 50  # a sum over 200 data would be two orders of magnitude larger
 
 
 def test_a_vae_learns_two_kinds_of_data() -> None:

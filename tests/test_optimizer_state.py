@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyrovae.training.optimizer_state import check_state
+from pyrovae.training.state import check_state
 
 State = dict[str, Any]
 Change = Callable[[State], Any]

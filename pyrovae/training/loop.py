@@ -24,9 +24,8 @@ from pyrovae.training.batch_sources import DeviceBatches, Placement, SubsampledB
 from pyrovae.training.checkpoint import Checkpoint, Progress
 from pyrovae.training.config import Training
 from pyrovae.training.loss import StepLoss
-from pyrovae.training.optimizer_state import check_state
 from pyrovae.training.program_tensors import ProgramTensors
-from pyrovae.training.state import restore, snapshot
+from pyrovae.training.state import check_state, restore, snapshot
 from pyrovae.training.step import MakeOptimizer, build_optimizer, make_step
 from pyrovae.training.validation_bounds import compute_bounds, report_early_statistics
 

@@ -20,10 +20,11 @@ from pyro import poutine
 from pyro.infer import SVI
 from pyro.nn import PyroModule, PyroParam, pyro_method
 from torch import Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import constraints, kl_divergence
 
 from pyrovae import bounds, data, likelihoods, networks, posteriors, priors
 from pyrovae.evaluation import Checks, evaluate
+from pyrovae.importance import iter_particles, scoring_context
 from pyrovae.importance.sampling import log_joint, log_weights, particles
 from pyrovae.objectives import ELBO
 from pyrovae.programs import find_modules, inspect_programs
@@ -296,20 +297,25 @@ def test_particles_of_programs_that_do_not_broadcast_belong_to_their_data() -> N
     require_exact(record.log_guide, posterior(X).log_prob(record.z["z"]))
 
 
-def test_later_closed_forms_without_broadcasting() -> None:
+@pytest.mark.parametrize("broadcasts", [True, False])
+def test_later_sites_have_their_closed_form_at_every_particle(broadcasts: bool) -> None:  # noqa: FBT001
     layers = TwoLayers(bottom_up=False)
+    x = torch.bernoulli(torch.full((6, 4), 0.5))
 
     def model(x: Tensor) -> None:
         z2 = pyro.sample("z2", dist.Normal(torch.zeros(2), 1.0).to_event(1))
         z1 = pyro.sample("z1", dist.Normal(layers.to_z1(z2.reshape(len(x), -1)), 0.8).to_event(1))
         pyro.sample("x", dist.Bernoulli(logits=layers.to_x(z1)).to_event(1), obs=x)
 
-    x = torch.bernoulli(torch.full((6, 4), 0.5))
-    broadcasting = evaluate(layers.model, layers.guide, x, ks=(1, 1000), show_progress=False)
-    repeated = evaluate(program(model), layers.guide, x, ks=(1, 1000), show_progress=False)
-    assert repeated.kl_methods == {"z2": "closed form", "z1": "closed form"}
-    for a, b in zip(repeated.estimates, broadcasting.estimates, strict=True):
-        assert abs(a.value - b.value) < 4 * math.hypot(a.se_monte_carlo, b.se_monte_carlo)
+    context = scoring_context(layers.model if broadcasts else program(model), layers.guide, (x,), modules=())
+    with context as programs, torch.no_grad():
+        assert (programs.broadcasts, set(programs.kl.values())) == (broadcasts, {"closed form"})
+        (batch,) = iter_particles(programs, (x,), torch.arange(6), 5)
+        z2 = batch.z["z2"]
+        q = dist.Normal(layers.q1(torch.cat([x.expand(5, 6, 4), z2], -1)), 0.6)
+        require_exact(batch.kl["z1"], kl_divergence(q, dist.Normal(layers.to_z1(z2), 0.8)).sum(-1))
+        q = dist.Normal(layers.q2(x), 0.7)
+        require_exact(batch.kl["z2"], kl_divergence(q, dist.Normal(torch.zeros(2), 1.0)).sum(-1))
 
 
 # masks
@@ -360,7 +366,7 @@ def test_a_datum_that_is_masked_everywhere_weighs_nothing(how: str, mask: Any) -
     if how != "below the event":
         terms = bounds.elbo(model, guide, X, rows, num_particles=2)
         assert terms.methods == {"z": "closed form"}
-        require_exact(terms.kl, torch.distributions.kl_divergence(posterior(X), prior()) * rows)
+        require_exact(terms.kl, kl_divergence(posterior(X), prior()) * rows)
 
 
 def test_latent_masks_must_have_the_same_values() -> None:
@@ -371,7 +377,7 @@ def test_latent_masks_must_have_the_same_values() -> None:
     guide = program(lambda x, a, b: pyro.sample("z", posterior(x).mask(b)))
     terms = bounds.elbo(model, guide, X, a, a.clone(), num_particles=2000)
     assert terms.methods == {"z": "model and guide are not masked by the same tensor"}
-    exact = torch.distributions.kl_divergence(posterior(X), prior()) * a
+    exact = kl_divergence(posterior(X), prior()) * a
     assert (terms.kl - exact).abs().max() < 5 * 3 / math.sqrt(2000)
     late = a.clone()
     late[-1] = ~late[-1]  # the first runs of a few rows do not show it

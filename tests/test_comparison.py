@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import io
 import math
-import re
 from typing import Any
 
 import pytest
@@ -19,7 +18,6 @@ from pyrovae import likelihoods
 from pyrovae.results import (
     Annealing,
     AnnealingSettings,
-    Comparison,
     Difference,
     Estimate,
     Evaluation,
@@ -81,10 +79,6 @@ LEVELS = {"data_hash": "beef", "data_transform": {"class": "Identity"}}
 T_2 = 4.302652729911275  # 0.975 quantile of Student's t with 2 degrees of freedom, from tables
 
 
-def rows_of(comparison: Comparison) -> dict[str, Row]:
-    return {row.name: row for row in comparison.rows}
-
-
 def test_differences_are_paired_datum_by_datum() -> None:
     comparison = compare({"a": FIRST, "b": SECOND})
     (block,) = comparison.blocks
@@ -99,10 +93,10 @@ def test_differences_are_paired_datum_by_datum() -> None:
     assert second.difference.low == pytest.approx(mean - T_2 * error)
     assert second.difference.high == pytest.approx(mean + T_2 * error)
     assert second.difference.resolved is False
-    assert second.bound == SECOND.iwae[1]
-    assert first.bound == FIRST.iwae[1]
-    assert second.elbo == SECOND.elbo
-    assert "+0.167 +- 0.601  [-2.419, +2.752]        no" in str(comparison)
+    assert (first.bound, second.bound, second.elbo) == (FIRST.iwae[1], SECOND.iwae[1], SECOND.elbo)
+    twice = compare({"a": FIRST, "again": FIRST})
+    assert twice.rows[1].difference == Difference(0.0, 0.0, 0.0, 0.0)
+    assert [row.rank for row in twice.rows] == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -112,31 +106,16 @@ def test_the_interval_is_that_of_tables(df: int, quantile: float) -> None:
     difference = Difference.over_data(torch.randn(df + 1), torch.zeros(df + 1))
     assert (difference.high - difference.mean) / difference.se == pytest.approx(quantile, rel=1e-6)
     assert difference.high - difference.mean == pytest.approx(difference.mean - difference.low)
+    with pytest.raises(ValueError, match=r"paired datum by datum, but received values of shapes .* and \(1,\)"):
+        Difference.over_data(torch.randn(df + 1), torch.zeros(1))
 
 
 def test_intervals_cover_a_true_difference_of_zero_at_95_percent() -> None:
     generator = torch.Generator().manual_seed(0)
-    for n in (2, 4, 50):
+    for n in (2, 50):
         draws = torch.randn(4000, 2, n, generator=generator, dtype=torch.float64)
         wrong = sum(bool(Difference.over_data(a, b).resolved) for a, b in draws)
         assert wrong / 4000 == pytest.approx(0.05, abs=4 * math.sqrt(0.05 * 0.95 / 4000))
-
-
-def test_resolved_is_whether_the_interval_excludes_zero() -> None:
-    ours = torch.tensor([1.0, 1.1, 0.9])
-    assert Difference.over_data(ours, torch.zeros(3)).resolved is True
-    assert Difference.over_data(torch.zeros(3), ours).resolved is True
-    assert Difference.over_data(ours, torch.tensor([1.0, 1.2, 0.8])).resolved is False
-    with pytest.raises(ValueError, match=r"paired datum by datum, but received values of shapes \(3,\) and \(2,\)"):
-        Difference.over_data(ours, torch.zeros(2))
-
-
-def test_a_model_beside_itself_differs_by_nothing() -> None:
-    (block,) = compare({"a": FIRST, "again": FIRST}).blocks
-    assert block.num_particles == 50
-    assert block.rows[1].difference == Difference(0.0, 0.0, 0.0, 0.0)
-    assert [row.rank for row in block.rows] == [1, 1]
-    assert "Ranking by L_50: a ~ again" in str(block.table())
 
 
 def test_differences_of_large_float32_values_are_exact_sums() -> None:
@@ -172,20 +151,16 @@ def test_the_ranking_is_by_the_bound_and_marks_unresolved_differences() -> None:
     assert block.steps[1].mean == pytest.approx(-5.033333 + 9.0, abs=1e-5)
     text = str(block.table())
     assert "Ranking by L_5: high ~ near > low (~: not told apart by their paired 95 % interval)" in text
-    clear = str(compare({"low": low, "high": high}))
-    assert "Ranking by L_5: high > low\n" in clear
-    assert "a difference below about 0.3 between single trainings means little" in clear
-    alone = str(compare({"low": low}))
-    for word in ("Ranking", "rank", "single trainings", "resolved"):
-        assert word not in alone
+    assert "Ranking by L_5: high > low\n" in str(compare({"low": low, "high": high}))
+    assert not any(word in str(compare({"low": low})) for word in ("rank", "single trainings", "resolved"))
 
 
 def test_any_model_can_be_the_reference() -> None:
     both = {"a": FIRST, "b": SECOND}
     forth, back = compare(both), compare(both, reference="b")
     assert back.blocks[0].reference == "b"
-    assert rows_of(back)["b"].difference is None
-    there, again = rows_of(forth)["b"].difference, rows_of(back)["a"].difference
+    assert back.rows[1].difference is None
+    there, again = forth.rows[1].difference, back.rows[0].difference
     assert there is not None
     assert again is not None
     assert (again.mean, again.low, again.high) == (-there.mean, -there.high, -there.low)  # type: ignore[operator]
@@ -193,13 +168,6 @@ def test_any_model_can_be_the_reference() -> None:
     assert forth.blocks[0].ranking == back.blocks[0].ranking
     with pytest.raises(ValueError, match=r"the reference is one of a, b, but received 'c'"):
         compare(both, reference="c")
-
-
-def test_different_seeds_are_fine_and_different_versions_are_said() -> None:
-    other = dataclasses.replace(SECOND, seed=3, versions={"pyrovae": "9.9"})
-    text = str(compare({"a": dataclasses.replace(FIRST, versions={"pyrovae": "0.1"}), "b": other}))
-    assert "Evaluated by different versions of pyrovae: 0.1, 9.9." in text
-    assert "different versions" not in str(compare({"a": FIRST, "b": SECOND}))
 
 
 OTHERS = {"data_hash": "feed" * 4, "stored_hash": "5e1f" * 4}
@@ -257,76 +225,41 @@ def test_what_may_not_be_compared_is_refused(changes: dict[str, Any], differing:
     for words in (differing, sides, remedy, "or keep them in separate tables by blocks=True (--blocks)"):
         assert words in str(refused.value)
     assert len(compare({"a": HERE, "b": other}, blocks=True).blocks) == 2
-    named = re.findall(
-        r"(data|transform|base measure|covariates|what they observe of the data) \(", str(refused.value).split(". ")[0]
-    )
-    assert len(named) <= 1, "nothing that agrees is named"
-
-
-def test_all_that_differs_is_named() -> None:
-    grey = dataclasses.replace(HERE, **(OTHERS | {"base_measure": "Lebesgue", "data_transform": {"class": "Grey"}}))
-    with pytest.raises(ValueError, match=r"data \(.*; transform \(.*; base measure \(") as refused:
-        compare({"a": HERE, "b": grey})
-    assert "--data.transform" not in str(refused.value), "a likelihood of the other measure brings its transform"
-
-
-def test_bare_tensors_differ_in_data() -> None:
-    bare = dataclasses.replace(FIRST, data="tensors", data_transform=None)
-    other = dataclasses.replace(bare, data_hash="feedfeedfeedfeed")
-    with pytest.raises(
-        ValueError, match=r"data \(a: tensors, 3 data, stored sha256 0123456789ab; b: tensors, 3 data, stored sha256 f"
-    ):
-        compare({"a": bare, "b": other})
-    assert compare({"a": bare, "b": FIRST}).blocks[0].ranking, "the same values, however they came"
 
 
 def test_blocks_are_by_data_and_measure() -> None:
     other_data = dataclasses.replace(SECOND, data_hash="other")
     density = dataclasses.replace(SECOND, base_measure="Lebesgue")
-    unsaid = dataclasses.replace(SECOND, base_measure=None)
-    models = {"a": FIRST, "b": other_data, "c": density, "d": SECOND, "e": unsaid}
+    models = {"a": FIRST, "b": other_data, "c": density, "d": SECOND}
     comparison = compare(models, blocks=True, reference="d")
-    assert [[row.name for row in block.rows] for block in comparison.blocks] == [["a", "d"], ["b"], ["c"], ["e"]]
-    assert [block.num_particles for block in comparison.blocks] == [5, 5, 5, 5]
-    assert [block.reference for block in comparison.blocks] == ["d", "b", "c", "e"]
-    titles = [block.title for block in comparison.blocks]
-    assert titles[0] == (
-        "digits/test: 3 data, DynamicBinarization, sha256 0123456789ab; log-probabilities, nats per datum"
-    )
-    assert titles[2].endswith("log-densities, nats per datum")
-    assert titles[3].endswith("log p(x), nats per datum")
+    assert [[row.name for row in block.rows] for block in comparison.blocks] == [["a", "d"], ["b"], ["c"]]
+    assert [block.reference for block in comparison.blocks] == ["d", "b", "c"]
+    assert comparison.blocks[2].title.endswith("log-densities, nats per datum")
     text = str(comparison)
     assert text.count("Nats compare models within a block only") == 1
     assert "Nats compare" not in str(compare({"a": FIRST, "d": SECOND}, blocks=True))
 
 
-def test_without_a_common_k_it_is_refused() -> None:
-    other = evaluation({2: [-1.0, -2.0], 10: [-0.5, -1.5]})
-    with pytest.raises(
-        ValueError, match=r"no K in common \(first: 1, 5, 50; second: 2, 10\); evaluate them with the same"
-    ):
-        compare({"first": FIRST, "second": other})
-    elsewhere = dataclasses.replace(other, data_hash="other")
-    blocks = compare({"first": FIRST, "second": elsewhere}, blocks=True).blocks
-    assert [block.num_particles for block in blocks] == [50, 10]
+BARE = Evaluation.from_json(FIRST.to_json())
 
 
-@pytest.mark.parametrize("bare", ["first", "second"])
-def test_without_values_per_datum_it_is_refused(bare: str) -> None:
-    both = {"first": FIRST, "second": SECOND}
-    both[bare] = Evaluation.from_json(both[bare].to_json())
-    with pytest.raises(ValueError, match=rf"'{bare}' holds no values of L_5 per datum.*report.read_report"):
-        compare(both)
-    assert compare({bare: both[bare]}).rows[0].difference is None
-
-
-def test_nothing_and_what_is_no_evaluation_are_refused() -> None:
-    with pytest.raises(ValueError, match="nothing to compare; give evaluations by name"):
-        compare({})
-    with pytest.raises(TypeError, match=r"takes evaluations by the name of their model, but received a list; give"):
-        compare([FIRST, SECOND])  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"'b' is a str; run folders are compared by pyrovae.report.compare"):
-        compare({"a": FIRST, "b": "runs/b"})  # type: ignore[dict-item]
+@pytest.mark.parametrize(
+    ("evaluations", "message"),
+    [
+        ({}, "nothing to compare; give evaluations by name"),
+        ([FIRST, SECOND], r"takes evaluations by the name of their model, but received a list; give"),
+        ({"a": FIRST, "b": "runs/b"}, r"'b' is a str; run folders are compared by pyrovae.report.compare"),
+        ({"a": FIRST, "b": BARE}, r"'b' holds no values of L_50 per datum.*report.read_report"),
+        (
+            {"a": FIRST, "b": evaluation({2: [-1.0, -2.0], 10: [-0.5, -1.5]})},
+            r"no K in common \(a: 1, 5, 50; b: 2, 10\); evaluate them with the same",
+        ),
+    ],
+    ids=["nothing", "list", "folder", "bare", "ladders"],
+)
+def test_an_impossible_comparison_is_refused(evaluations: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        compare(evaluations)
 
 
 def test_bits_are_those_of_the_bound_in_the_row() -> None:
@@ -338,15 +271,6 @@ def test_bits_are_those_of_the_bound_in_the_row() -> None:
     longer = evaluation({5: [3.0, 4.0], 50: [5.0, 6.0]}, **DEQUANTIZED, log_abs_det_jacobian=-11.0)
     bits = [row.bits_per_dimension for row in compare({"a": dense[0], "b": dense[1], "c": longer}).rows]
     assert bits == [pytest.approx((11 - mean) / (STORED * math.log(2))) for mean in (0.5, 2.0, 3.5)]
-
-
-def test_bits_are_left_out_where_they_are_not_defined() -> None:
-    density = evaluation({5: [1.0, 2.0]}, base_measure="Lebesgue", data_transform={"class": "Standardization"})
-    assert "bits/dim" not in str(compare({"a": density}))
-    lost = evaluation({5: [-math.inf, -1.0, -2.0]})
-    comparison = compare({"lost": lost, "b": SECOND})
-    assert [row.bits_per_dimension is None for row in comparison.rows] == [True, False]
-    assert "bits/dim" in str(comparison), "some row has them"
 
 
 def test_bits_compare_blocks_of_the_same_stored_values_only() -> None:
@@ -409,32 +333,12 @@ def test_annealing_has_a_table_of_its_own_where_all_have_it_on_as_many_data() ->
     assert difference is not None
     assert (difference.mean, difference.se) == (1.25, pytest.approx(0.75))
     assert block.ranking == ("b", "a")
-    main, table = comparison.tables()
-    assert main.header == (
-        "model",
-        "rank",
-        "ELBO",
-        "L_5",
-        "se data",
-        "bits/dim",
-        "difference",
-        "95 % interval",
-        "resolved",
-    )
+    table = comparison.tables()[1]
     assert table.header == ("model", "rank", "AIS", "se data", "difference", "95 % interval", "resolved")
-    start = "from the guide: 16 chains, 30 temperatures, 5 leapfrog steps, seed"
-    assert table.title[0] == (
-        f"Annealed importance sampling (AIS) on the first 2 of these data, {start} 0 or {start} 3; nats per datum"
-    )
-    assert str(comparison).count("single trainings") == 1
+    assert "on the first 2 of these data, from the guide" in table.title[0]
     (a, b) = csv.DictReader(io.StringIO(comparison.to_csv()))
     assert (a["AIS"], a["AIS rank"], b["AIS"], b["AIS difference"]) == ("-5.5", "2", "-4.25", "1.25")
     assert [float(b[f"se of {name}"]) for name in ("difference", "AIS difference")] == pytest.approx([0.600925, 0.75])
-    other_reference = compare(models, reference="b").blocks[0].annealed
-    assert other_reference is not None
-    assert other_reference.rows[0].difference.mean == -1.25
-    whole = compare({"a": annealed(FIRST, [-5.0] * 3), "b": annealed(SECOND, [-4.5] * 3)})
-    assert "(AIS) on these data, from the guide" in str(whole)
 
 
 def test_annealing_is_left_out_where_one_has_none_or_on_other_data() -> None:
@@ -458,15 +362,6 @@ def test_reasons_for_monte_carlo_are_listed_once_each() -> None:
     assert not any("Monte Carlo" in line for line in str(compare({"a": FIRST})).splitlines())
 
 
-def test_no_line_is_too_wide() -> None:
-    why = "no closed form is known for KL(InverseAutoregressiveFlow || CouplingFlow transformed by AffineTransform)"
-    long = {f"DiscretizedLogisticMixture {i}": dataclasses.replace(SECOND, kl_methods={"z": why}) for i in range(5)}
-    named = {name: dataclasses.replace(part, data="a/long/name of data/" * 9) for name, part in long.items()}
-    lines = str(compare(named)).splitlines()
-    assert max(map(len, lines)) <= 120
-    assert " ".join(" ".join(lines).split()).endswith(why)
-
-
 def test_the_table_in_full() -> None:
     mixture = dataclasses.replace(SECOND, kl_methods={"z": "no closed form is known for KL(Normal || NormalMixture)"})
     assert (
@@ -488,36 +383,12 @@ mixture: the KL of z is estimated by Monte Carlo, since no closed form is known 
 
 
 NAMES = {"plain": FIRST, "50 % & p|q_r": SECOND, "[a, b] +- #1": ladder_of(-2.0, 0.25)}
-NUMBER = r"[-+]?\d+\.\d+"
 
 
 def numbers_of(row: Row) -> list[float]:
     """Return what a row must print, in its order."""
     paired = row.difference and (row.difference.mean, row.difference.se, row.difference.low, row.difference.high)
     return [row.elbo.value, row.bound.value, row.bound.se_data, row.bits_per_dimension, *(paired or ())]
-
-
-@pytest.mark.parametrize("kind", ["text", "markdown", "latex", "html"])
-def test_every_format_prints_the_same_numbers(kind: str) -> None:
-    comparison = compare(NAMES)
-    text = {
-        "text": str(comparison),
-        "markdown": comparison.to_markdown(),
-        "latex": comparison.to_latex(),
-        "html": comparison._repr_html_(),
-    }[kind]
-    lines = re.split("</tr>|\n", text)
-    starts = {"text": "{}  ", "markdown": "| {} |", "latex": "{} &", "html": '<tr><th scope="row">{}<'}
-    names = {
-        "markdown": ("plain", r"50 % & p\|q_r", "[a, b] +- #1"),
-        "latex": ("plain", r"50 \% \& p\textbar{}q\_r", r"{}[a, b] $\pm$ \#1"),
-        "html": ("plain", "50 % &amp; p|q_r", "[a, b] ± #1"),
-    }
-    for row, name in zip(comparison.rows, names.get(kind, tuple(NAMES)), strict=True):
-        start = starts[kind].format(name)
-        (line,) = [line for line in lines if start in line]
-        found = [float(value) for value in re.findall(NUMBER, line.replace(name, ""))]
-        assert found == pytest.approx(numbers_of(row), abs=5.01e-4)
 
 
 def test_csv_holds_numbers_in_full_in_columns_of_their_own() -> None:
@@ -529,16 +400,6 @@ def test_csv_holds_numbers_in_full_in_columns_of_their_own() -> None:
         assert [float(line[name]) for name in columns if line[name]] == numbers_of(row)
         assert int(line["rank"]) == row.rank
     assert [line["resolved"] for line in read] == ["", "no", "yes"]
-
-
-def test_blocks_have_a_table_each_in_every_format() -> None:
-    comparison = compare({"a": FIRST, "b": dataclasses.replace(SECOND, base_measure="Lebesgue")}, blocks=True)
-    assert len(comparison.tables()) == 2
-    assert comparison.to_latex().count(r"\begin{tabular}") == 2
-    assert comparison.to_markdown().count("| --- |") == 2
-    assert [part.splitlines()[0] for part in comparison.to_csv().split("\n\n")] == [
-        "model,ELBO,L_50,se data,bits/dim", "model,ELBO,L_5,se data,bits/dim",
-    ]  # fmt: skip
 
 
 def test_real_evaluations_meet() -> None:
@@ -563,14 +424,8 @@ def test_real_evaluations_meet() -> None:
     assert difference is not None
     assert difference.mean == pytest.approx(d.mean().item())
     assert difference.se == pytest.approx(d.std().item() / math.sqrt(6))
-    with pytest.raises(
-        ValueError, match=r"transform \(Bernoulli: DynamicBinarization; Categorical: Identity; Gaussian,"
-    ):
-        compare(evaluations)
     assert density.rows[0].bits_per_dimension == pytest.approx(
         -(gaussian.iwae[0].value + gaussian.log_abs_det_jacobian) / (64 * math.log(2))
     )
     for name, block in (("Bernoulli", 0), ("Categorical", 1)):
         assert comparison.blocks[block].rows[0].bits_per_dimension == evaluations[name].bits_per_dimension
-    listed = str(comparison).split("code lengths of the same stored values:\n")[1].splitlines()
-    assert listed == ["digits/test[:6]: 6 data, Identity", "digits/test[:6]: 6 data, Dequantization"]

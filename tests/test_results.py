@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import html.parser
 import io
 import json
 from dataclasses import dataclass, field
@@ -24,30 +23,6 @@ TABLE = Table(
     title=("data < 5 & more", "second line"),
     notes=("a note",),
 )
-
-
-class Cells(html.parser.HTMLParser):
-    """Collects the texts of cells, and checks that tags close."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.rows: list[list[str]] = []
-
-    def handle_starttag(self, tag: str, attrs: object) -> None:
-        if tag != "br":
-            self.open.append(tag)
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open[-1:] in (["td"], ["th"]):
-            self.rows[-1][-1] += data
 
 
 def test_text() -> None:
@@ -80,15 +55,6 @@ def test_csv_holds_numbers_in_full_and_errors_in_their_own_column() -> None:
     assert first == ["a|b", "-1.23456", "0.5", "0.25"]
     assert second == ["  100 %", "", "", ""]
     assert Table(("a", "b"), ()).to_csv() == "a,b\n"
-
-
-def test_html_closes_its_tags_and_shows_the_same_numbers() -> None:
-    parser = Cells()
-    parser.feed(TABLE.to_html())
-    assert not parser.open
-    assert parser.rows[1] == ["a|b", "-1.235", "+0.500 \N{PLUS-MINUS SIGN} 0.250"]
-    assert parser.rows[0] == ["", "ELBO_1 & more", "over <first>"]
-    assert parser.rows[2][0] == "\N{EN SPACE}100 %"
 
 
 @dataclass(frozen=True)
@@ -151,12 +117,6 @@ def test_what_an_earlier_version_did_not_know_may_be_missing() -> None:
     assert from_plain(Outer, plain) == record
     with pytest.raises(ValueError, match=r"it differs in newer, sizes\Z"):
         from_plain(Outer, {name: value for name, value in plain.items() if name != "sizes"} | {"newer": 1})
-
-
-def test_a_record_shows_itself_as_all_its_tables() -> None:
-    record = Inner(ESTIMATE, None)
-    assert str(record) == f"{TABLE}\n\n{TABLE}"
-    assert record._repr_html_().count("<table>") == 2
 
 
 HOSTILE = "=a\x1b[31m\r\n% \x00|<b>\u202e\udc80"  # a name that would leave its cell

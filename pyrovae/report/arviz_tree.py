@@ -59,7 +59,6 @@ def to_datatree(
 
     Raises:
         ValueError: if a datum has no particle of positive, finite weight and `leave_out` is False.
-        TypeError: if an attribute is neither text nor a number.
 
     Example:
         >>> to_datatree(record, x).to_netcdf("draws.nc", engine="h5netcdf")
@@ -101,7 +100,11 @@ def to_datatree(
         "num_data": num_data,
         "seed": seed,
         **({"data_left_out": ", ".join(map(str, missing))} if missing else {}),
-        **{name: _attribute(name, value) for name, value in (attributes or {}).items() if value is not None},
+        **{
+            name: printable(value) if isinstance(value, str) else value
+            for name, value in (attributes or {}).items()
+            if value is not None
+        },
     }
     return tree
 
@@ -150,12 +153,3 @@ def _dataset(variables: dict[str, xarray.Variable], rows: Tensor) -> xarray.Data
     sizes = {name: size for variable in variables.values() for name, size in variable.sizes.items()}
     coordinates = {name: rows.numpy() if name == "datum" else np.arange(size) for name, size in sizes.items()}
     return xarray.Dataset(dict(variables), coords=coordinates)
-
-
-def _attribute(name: str, value: str | float) -> str | float:
-    if not isinstance(value, (str, int, float)):
-        raise TypeError(
-            f"attributes of a netCDF file are text or numbers, but {name!r} is a {type(value).__name__}; "
-            f"give str(...) or several attributes"
-        )
-    return printable(value) if isinstance(value, str) else int(value) if isinstance(value, bool) else value

@@ -47,7 +47,6 @@ def reconstructions(
         The figure, or None if no value is finite.
 
     """
-    _require_positive(num=num)
     limit = num if is_image(vae) else POINTS
     rows = torch.arange(len(x))[:limit] if order is None else spread(order, limit)
     if not len(rows):
@@ -121,7 +120,6 @@ def traversals(
     """
     if not is_image(vae):
         return None
-    _require_positive(num_dims=num_dims, num_values=num_values)
     importance = latent_importance(vae, *encode(vae, x, covariates), covariates)
     dims = importance.ranked[:num_dims]
     loc, scale = prior_moments(vae, [covariate[:1] for covariate in covariates])
@@ -165,7 +163,6 @@ def interpolations(
         The figure, or None for data that are not images or without two data of the same covariates.
 
     """
-    _require_positive(num=num, num_steps=num_steps)
     ends = _matching_rows(len(x), covariates)[:num]
     if not is_image(vae) or not ends:
         return None
@@ -203,7 +200,6 @@ def thumbnails(
         The figure, or None if every value is NaN.
 
     """
-    _require_positive(num=num)
     values = values.cpu()
     known = (~values.isnan()).nonzero().squeeze(-1)
     if not len(known):
@@ -283,9 +279,3 @@ def _matching_rows(num: int, covariates: Sequence[Tensor]) -> list[tuple[int, in
         else:
             waiting[key] = row
     return matches
-
-
-def _require_positive(**numbers: int) -> None:
-    for name, number in numbers.items():
-        if number < 1:
-            raise ValueError(f"a picture shows one image or more, but received {name}={number}; give {name} >= 1")

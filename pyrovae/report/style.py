@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
-import matplotlib
+import matplotlib.style
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -32,11 +32,10 @@ DARK = {
     **{PALETTE[2]: "#dd4030", PALETTE[4]: "#a966d9"},
 }
 
-STYLE: Any = {
+STYLE: Any = {  # beyond matplotlib's defaults
     "axes.axisbelow": True,
     "axes.edgecolor": FAINT,
     "axes.facecolor": "none",
-    "axes.grid": False,
     "axes.labelcolor": INK,
     "axes.labelsize": 9.5,
     "axes.linewidth": 0.8,
@@ -46,31 +45,22 @@ STYLE: Any = {
     "axes.titlelocation": "left",
     "axes.titlepad": 8.0,
     "axes.titlesize": 10.5,
-    "axes.titleweight": "normal",
-    "axes.unicode_minus": True,
-    "figure.edgecolor": "white",
-    "figure.facecolor": "white",
     "figure.labelsize": 9.5,
     "figure.titlesize": 10.5,
-    "figure.titleweight": "normal",
-    "font.size": 10.0,
     "legend.fontsize": 9.0,
     "legend.frameon": False,
     "legend.title_fontsize": 9.0,
-    "savefig.facecolor": "auto",
-    "savefig.transparent": False,
-    "svg.fonttype": "path",
     "svg.hashsalt": "pyrovae",
     "text.color": INK,
 }
 
 
 def styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a function that draws or saves a figure to do so in this style, and restore matplotlib's settings."""
+    """Decorate a function that draws or saves a figure to do so in this style, whatever matplotlib's settings."""
 
     @functools.wraps(draw)
     def drawing(*args: P.args, **kwargs: P.kwargs) -> R:
-        with matplotlib.rc_context(STYLE):
+        with matplotlib.style.context(["default", STYLE]):
             return draw(*args, **kwargs)
 
     return drawing

@@ -17,8 +17,7 @@ PER_DATUM = "per_datum"  # field of the tensors, which are not part of the JSON
 
 def to_plain(record: Any) -> dict[str, Any]:
     """Return the fields of a record and of the records in it as plain values, without the values per datum."""
-    names = (field.name for field in dataclasses.fields(record) if field.name != PER_DATUM)
-    return {name: _to_plain(getattr(record, name)) for name in names}
+    return dataclasses.asdict(record, dict_factory=_without_tensors)
 
 
 def from_plain(cls: type[R], plain: Any, per_datum: dict[str, Tensor] | None = None) -> R:
@@ -64,12 +63,8 @@ def tensors_of(record: Any) -> dict[str, Tensor]:
     return tensors
 
 
-def _to_plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return to_plain(value)
-    if isinstance(value, (tuple, list)):
-        return [_to_plain(item) for item in value]
-    return {key: _to_plain(item) for key, item in value.items()} if isinstance(value, dict) else value
+def _without_tensors(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: value for name, value in fields if name != PER_DATUM}
 
 
 def _from_plain(hint: Any, value: Any, tensors: dict[str, Tensor]) -> Any:

@@ -26,7 +26,6 @@ import pyrovae
 from pyrovae.cli import main
 from pyrovae.evaluation import batch_scoring as evaluation
 from pyrovae.evaluation import checks
-from pyrovae.evaluation.resume import Journal
 from pyrovae.report import read_report, write_report
 from pyrovae.report.arviz_tree import to_netcdf
 from pyrovae.results import Evaluation
@@ -71,9 +70,6 @@ def journals(run: Path) -> list[Path]:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-SMALL = ["evaluate", "run", "--num_data", "6", "--ks", "1", "4"]
 
 
 def test_another_evaluation_has_a_folder_of_its_own(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,6 +157,7 @@ FAILURES: dict[str, tuple[str, BaseException]] = {
     ),
     "interrupted": ("pyrovae.report.report_files.render", KeyboardInterrupt()),
     "killed before": ("pyrovae.cli.evaluate_command.write_report", Killed()),
+    "killed after": ("pyrovae.evaluation.resume.Journal.remove", Killed()),
 }
 CHECKED = [*SMALL, *FEW, "--report", "report"]
 
@@ -218,23 +215,6 @@ def test_a_failure_after_the_last_check_loses_nothing(
     assert numbers("run") == expected
 
 
-def test_a_kill_between_the_report_and_the_end_of_the_journal(
-    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(Journal, "remove", fail_with(Killed()))
-        with pytest.raises(Killed):
-            main(CHECKED)
-    assert journals(run)
-    before = numbers("run")
-    capsys.readouterr()
-    with nothing_computed(monkeypatch):
-        assert main(CHECKED) == 0
-    assert "--overwrite evaluates anew" in capsys.readouterr().out
-    assert not journals(run)
-    assert numbers("run") == before
-
-
 def test_no_evaluation_overwrites_the_progress_of_another(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even one that is written to the same place, or computed in other batches."""
     first = [*UNCHECKED, "--report", "mine"]
@@ -257,15 +237,13 @@ def output(stream: Any, monkeypatch: pytest.MonkeyPatch, name: str = "stdout") -
         yield
 
 
-@pytest.mark.parametrize(("name", "buffered"), [("stdout", True), ("stderr", False)])
-def test_a_closed_output_loses_nothing(
-    run: Path, monkeypatch: pytest.MonkeyPatch, *, name: str, buffered: bool
-) -> None:
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_closed_output_loses_nothing(run: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr("pyrovae.runtime.progress_bar.SECONDS_BETWEEN_LINES", 0.0)
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "wb", buffering=0) as raw:
-        stream = io.TextIOWrapper(io.BufferedWriter(raw), line_buffering=not buffered)
+        stream = io.TextIOWrapper(io.BufferedWriter(raw), line_buffering=name == "stderr")
         with output(stream, monkeypatch, name):
             assert main(UNCHECKED) == 0
     assert read_report(run).num_data == 6
@@ -364,28 +342,3 @@ def test_a_report_is_written_whole_or_not_at_all(
         assert dates(folder) == {"2026-02-02"}
         number += 1
     assert number > 10
-
-
-def test_another_evaluation_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyrovae.report.report_files._draws", lambda *_: b"draws")
-    vae, part = make_vae(), torch.bernoulli(torch.full((7, 1, 8, 8), 0.5))
-    found, other = (pyrovae.evaluate(vae.model, vae.guide, part, ks=ks, show_progress=False) for ks in ((1, 4), (1, 5)))
-    options: Any = {"model": vae.model, "guide": vae.guide, "data": part}
-    folder = write_report(tmp_path, found, **options)
-    write_report(tmp_path, replace(found, date="2026-01-01"), **options)  # the same but for its date
-    assert read_report(tmp_path).date == "2026-01-01"
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(
-        ValueError, match=r"report holds an evaluation of other weights, data or options: .* 7 data, up to K = 4"
-    ):
-        write_report(tmp_path, other, **options)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    named = write_report(tmp_path, other, name="second", **options)
-    assert named == tmp_path / "second"
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    assert read_report(tmp_path, name="second") == other
-    assert read_report(tmp_path) == replace(found, date="2026-01-01"), "the default name, where there are several"
-    write_report(tmp_path, other, overwrite=True, **options)
-    assert read_report(tmp_path) == other
-    with pytest.raises(ValueError, match=r"the name of a report is one of a folder.*'\.\./up'; choose one such as"):
-        write_report(tmp_path, other, name="../up", overwrite=True, **options)

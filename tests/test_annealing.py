@@ -28,7 +28,7 @@ from numpy.polynomial.hermite_e import hermegauss
 from torch import Tensor
 
 import pyrovae
-from pyrovae import bounds, diagnostics, likelihoods, posteriors, priors
+from pyrovae import bounds, diagnostics, likelihoods, priors
 from pyrovae.bounds import bidirectional as bdmc_file
 from pyrovae.bounds import hmc as hmc_file
 from pyrovae.bounds.hmc import Kernel, Path, transition
@@ -66,12 +66,12 @@ def check_sandwich(sandwich: Sandwich, exact: Tensor, *, width: float, each: flo
 
 
 def kernel_of(
-    pair: ModelGuide, x: Tensor, *, steps: list[float], from_prior: bool = False, num_leapfrog: int = 2
+    pair: ModelGuide, x: Tensor, *, steps: list[float], num_leapfrog: int = 2
 ) -> tuple[UnconstrainedLatents, Kernel]:
     """Return transitions with given step sizes, in units of 1."""
     with scoring_context(*pair, (x,), modules=()) as found:
         space = UnconstrainedLatents(found, (x,), torch.arange(len(x)))
-    path = Path(space, from_prior=from_prior, chunk_size=2**20)
+    path = Path(space, from_prior=False, chunk_size=2**20)
     sizes = torch.tensor(steps).reshape(-1, 1, 1).expand(-1, len(x), 1)
     return space, Kernel(path, torch.ones(len(x), space.dim), sizes, num_leapfrog)
 
@@ -79,12 +79,11 @@ def kernel_of(
 # ---- the chains
 
 
-@pytest.mark.parametrize("from_prior", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_weights_of_coarse_steps_have_mean_p(from_prior: bool) -> None:  # noqa: FBT001
-    truth = linear_gaussian(latent_dim=2, x_dim=3, scale=3.0 if from_prior else 1.5)
+def test_weights_of_coarse_steps_have_mean_p() -> None:
+    truth = linear_gaussian(latent_dim=2, x_dim=3, scale=1.5)
     x = truth.sample(4)
     exact = truth.log_prob(x)
-    _, kernel = kernel_of(pair_of(truth, offset=0.5, widen=1.3), x, steps=[0.9, 1.3, 1.1], from_prior=from_prior)
+    _, kernel = kernel_of(pair_of(truth, offset=0.5, widen=1.3), x, steps=[0.9, 1.3, 1.1])
     with torch.no_grad():
         forward, accepted = kernel.forward(30_000)
         backward, accepted_back = kernel.backward(truth.posterior(x).sample((30_000,)))
@@ -97,19 +96,14 @@ def test_weights_of_coarse_steps_have_mean_p(from_prior: bool) -> None:  # noqa:
     assert forward.var() > 0.01
 
 
-@pytest.mark.parametrize("from_prior", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_transition_leaves_the_path_invariant(from_prior: bool) -> None:  # noqa: FBT001
+def test_transition_leaves_the_path_invariant() -> None:
     truth, beta = LinearGaussian(torch.tensor([[1.0]]), torch.zeros(1), 0.8), 0.4
     x = torch.tensor([[1.0]])
-    model, guide = pair_of(truth, offset=0.7, widen=1.5)
-    space, kernel = kernel_of((model, guide), x, steps=[1.0], from_prior=from_prior, num_leapfrog=1)
-    start = (0.0, 1.0)
-    if not from_prior:
-        posterior = truth.posterior(x)
-        start = (posterior.mean.item() + 0.7, 1.5**2 * posterior.variance.item())
-    # the prior's share of the density of the end is part of the start where that is the prior
-    precision = (1 - beta) / start[1] + beta * (1 + 1 / 0.64)
-    mean = ((1 - beta) * start[0] / start[1] + beta * 1.0 / 0.64) / precision
+    _, kernel = kernel_of(pair_of(truth, offset=0.7, widen=1.5), x, steps=[1.0], num_leapfrog=1)
+    posterior = truth.posterior(x)
+    start_mean, start_precision = posterior.mean.item() + 0.7, 1 / (1.5**2 * posterior.variance.item())
+    precision = (1 - beta) * start_precision + beta * (1 + 1 / 0.64)
+    mean = ((1 - beta) * start_mean * start_precision + beta / 0.64) / precision
     state = kernel.path.at(mean + torch.randn(200_000, 1, 1) / math.sqrt(precision))
     for stride in (0.6, 1.2):
         moved, accepted = transition(kernel.path, state, beta, torch.full((1, 1), stride), 1)
@@ -150,16 +144,6 @@ def test_linear_gaussian_lies_between(simulations: Simulations, offset: float, w
     assert -(1.0 if from_prior else 0.1) - slack < low < slack
 
 
-@pytest.mark.slow
-def test_wide_guide_of_ten_dimensions_is_tight_with_the_defaults() -> None:
-    truth = linear_gaussian(latent_dim=10, x_dim=20)
-    sandwich = bounds.bdmc(*pair_of(truth, widen=1.5), truth.sample(100))
-    assert sandwich.gap.value < 0.05 + 4 * sandwich.gap.se_data
-    assert sandwich.gap.se_data < 0.05
-    assert sandwich.gap.value > -4 * sandwich.gap.se_data
-    assert 0.8 < sandwich.acceptance < 0.97
-
-
 def vamp() -> dict[str, Any]:
     plain = small_vae()
     prior = priors.Vamp(plain.encoder, plain.posterior, num_components=3, data=torch.rand(3, 4))
@@ -171,9 +155,6 @@ def vamp() -> dict[str, Any]:
     [
         vamp,
         lambda: {"likelihood": likelihoods.Categorical((2,), 4)},
-        pytest.param(lambda: {"posterior": posteriors.IAF(2, hidden=(8,))}, marks=pytest.mark.slow),
-        pytest.param(lambda: {"prior": priors.MixtureOfGaussians(2, num_components=3)}, marks=pytest.mark.slow),
-        pytest.param(lambda: {"likelihood": likelihoods.Gaussian((3,))}, marks=pytest.mark.slow),
     ],
 )
 def test_parts_lie_between(parts: Callable[[], dict[str, Any]], simulations: Simulations) -> None:
@@ -206,32 +187,12 @@ def test_two_layers_lie_between(bottom_up: bool, from_prior: bool, simulations: 
     check_sandwich(sandwich, two_layer_evidence(pair, args[0]), width=0.1)
 
 
-def log_normal() -> tuple[ModelGuide, Callable[[Tensor], Tensor], Tensor]:
+def test_constrained_latents_lie_between(simulations: Simulations) -> None:
     p_z = dist.LogNormal(torch.tensor(0.0), 1.0)
     pair = pair_from(p_z, lambda z, _: dist.Normal(z.log(), 0.5), lambda x: dist.LogNormal(0.7 * x, 0.6))
-    return pair, dist.Normal(0.0, math.sqrt(1.25)).log_prob, torch.zeros(40)
-
-
-def dirichlet() -> tuple[ModelGuide, Callable[[Tensor], Tensor], Tensor]:
-    prior = torch.tensor([1.0, 2.0, 1.5])
-    pair = pair_from(
-        dist.Dirichlet(prior), lambda z, _: dist.Multinomial(8, probs=z), lambda x: dist.Dirichlet(0.6 * (prior + x))
-    )
-    template = torch.tensor([2.0, 3.0, 3.0]).expand(40, 3).clone()
-    return pair, dist.DirichletMultinomial(prior, total_count=torch.tensor(8.0)).log_prob, template
-
-
-@pytest.mark.parametrize(
-    ("make", "from_prior"), [(log_normal, True), pytest.param(dirichlet, False, marks=pytest.mark.slow)]
-)
-def test_constrained_latents_lie_between(
-    make: Callable[[], tuple[ModelGuide, Callable[[Tensor], Tensor], Tensor]],
-    from_prior: bool,  # noqa: FBT001
-    simulations: Simulations,
-) -> None:
-    pair, log_prob, x = make()
-    sandwich = bounds.bdmc(*pair, x, num_temperatures=12, from_prior=from_prior)
-    check_sandwich(sandwich, log_prob(simulations[-1][0][0]), width=0.1, each=0.3)
+    sandwich = bounds.bdmc(*pair, torch.zeros(40), num_temperatures=12, from_prior=True)
+    exact = dist.Normal(0.0, math.sqrt(1.25)).log_prob(simulations[-1][0][0])
+    check_sandwich(sandwich, exact, width=0.1, each=0.3)
 
 
 def test_simulated_gap_is_unbiased_over_the_simulation(
@@ -273,7 +234,7 @@ def test_nothing_but_the_upper_bound_sees_the_simulated_z(monkeypatch: pytest.Mo
 def test_same_seed_same_numbers_and_batches_have_streams_of_their_own() -> None:
     truth = linear_gaussian()
     pair, x = pair_of(truth, widen=1.4), truth.sample(12)
-    options = {"num_temperatures": 4, "batch_size": 4}
+    options = {"num_temperatures": 3, "num_chains": 4, "batch_size": 4}
     annealed = bounds.ais(*pair, x, **options)
     again = bounds.ais(*pair, x, **options)
     assert annealed == again
@@ -312,9 +273,9 @@ def test_pilot_has_draws_of_its_own_and_finds_each_datum_its_steps() -> None:
 def test_chunks_do_not_change_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     vae = make_vae()
     x = torch.bernoulli(torch.full((6, 1, 8, 8), 0.5))
-    whole = bounds.bdmc(vae.model, vae.guide, x, num_temperatures=4, batch_size=6)
+    whole = bounds.bdmc(vae.model, vae.guide, x, num_temperatures=4, num_chains=4, batch_size=6)
     monkeypatch.setattr(hmc_file, "rows_per_chunk", lambda *_, **__: 18)
-    pieces = bounds.bdmc(vae.model, vae.guide, x, num_temperatures=4, batch_size=6)
+    pieces = bounds.bdmc(vae.model, vae.guide, x, num_temperatures=4, num_chains=4, batch_size=6)
     for name, value in whole.per_datum.items():
         assert torch.allclose(value, pieces.per_datum[name], rtol=1e-8)
 
@@ -344,7 +305,7 @@ def test_pairs_of_other_layouts_lie_between(layout: str, simulations: Simulation
     shift = torch.linspace(-20, 20, 9).unsqueeze(1) if layout == "concatenating" else torch.zeros(9, 1)
     x, covariates = truth.sample(9) + shift, (shift,) if layout == "concatenating" else ()
     pair = concatenating(truth) if covariates else pair_of(truth, widen=1.3, subsample_size=7)  # 9 data do not fill 7
-    options = {"num_temperatures": 8, "num_chains": 32}
+    options = {"num_temperatures": 8, "num_chains": 16}
     annealed = bounds.ais(*pair, x, *covariates, **options)
     assert (annealed.per_datum["AIS"] - truth.log_prob(x - shift)).abs().max() < 0.5
     assert annealed.bound.value - truth.log_prob(x - shift).mean().item() < 4 * annealed.bound.se_monte_carlo

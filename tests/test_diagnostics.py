@@ -81,14 +81,10 @@ def arviz_khat(weights: Tensor) -> float:
     return float(importlib.import_module("arviz_stats.base").array_stats.psislw(-weights.numpy())[1])
 
 
-@pytest.mark.parametrize("total", [25, 100, 400])  # where ArviZ 0.23 and 1.x cut the tail alike
 @pytest.mark.parametrize("spread", [0.1, 5.0])
-def test_khat_is_that_of_arviz(total: int, spread: float) -> None:
-    weights = spread * torch.randn(total) - 80
-    expected = arviz_khat(weights)
-    if total == 25 and math.isnan(expected):  # later ones want more than five weights in the tail
-        pytest.skip("this ArviZ has no k-hat of so few weights")
-    assert diagnostics.pareto_khat(weights).item() == pytest.approx(expected, abs=1e-11)
+def test_khat_is_that_of_arviz(spread: float) -> None:
+    weights = spread * torch.randn(400) - 80  # all versions of ArviZ cut the tail of so many alike
+    assert diagnostics.pareto_khat(weights).item() == pytest.approx(arviz_khat(weights), abs=1e-11)
 
 
 def test_khat_of_a_batch_is_that_of_each(monkeypatch: pytest.MonkeyPatch) -> None:

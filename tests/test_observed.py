@@ -206,6 +206,9 @@ def test_bits_of_dequantized_data_take_the_volume_of_what_is_scored() -> None:
     assert (twofold.log_abs_det_jacobian, twofold.bits_per_dimension) == (None, None)
     entire = evaluated(observing(image), split)
     assert entire.log_abs_det_jacobian == pytest.approx(-64 * math.log(17))
+    bits = -(entire.iwae[-1].value - 64 * math.log(17)) / (64 * math.log(2))
+    assert entire.bits_per_dimension == pytest.approx(bits)
+    assert evaluated(observing(image), x).bits_per_dimension is None  # values without their transform
     levels = dataclasses.replace(entire, base_measure="counting", data_hash="levels")
     shared = "code lengths of the same stored values"
     assert shared in str(compare({"density": entire, "levels": levels}, blocks=True))

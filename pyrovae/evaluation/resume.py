@@ -59,8 +59,7 @@ class Journal:
         """Load the progress of the evaluation with this key."""
         self.key = key
         self._parts: list[dict[str, Tensor]] = []
-        self._checks: dict[str, dict[str, Any]] = {}
-        self._tensors: dict[str, Tensor] = {}  # of the checks
+        self._checks: dict[str, tuple[dict[str, Any], dict[str, Tensor]]] = {}  # options and record, and its tensors
         self._load()
         self._changed, self._warned, self._last = False, False, time.monotonic()
 
@@ -93,11 +92,9 @@ class Journal:
             asked: options of the check, as JSON holds them.
 
         """
-        saved = self._checks.get(name)
-        if saved is None or saved["asked"] != asked:
+        saved, tensors = self._checks.get(name, ({}, {}))
+        if saved.get("asked") != asked:
             return None
-        prefix = f"{CHECK}{name}/"
-        tensors = {k.removeprefix(prefix): v for k, v in self._tensors.items() if k.startswith(prefix)}
         try:
             return from_plain(record, saved["record"], tensors)
         except ValueError:  # written by another pyrovae of the same version
@@ -110,13 +107,11 @@ class Journal:
             json.dumps(saved, allow_nan=False)
         except ValueError:  # NaN and infinity are not JSON: this check will run again
             return
-        prefix = f"{CHECK}{name}/"
-        self._checks[name] = saved
-        self._tensors = {k: v for k, v in self._tensors.items() if not k.startswith(prefix)}
-        self._tensors |= {
-            prefix + k: v.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for k, v in tensors_of(record).items()
+        copies = {
+            label: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for label, tensor in tensors_of(record).items()
         }
+        self._checks[name] = saved, copies
         self._changed = True
         self.write()
 
@@ -126,9 +121,11 @@ class Journal:
             return
         sizes = [next(iter(part.values())).shape[-1] for part in self._parts]
         values = {name: torch.cat([part[name] for part in self._parts], -1) for name in self._parts[0]}
-        values |= self._tensors | {SIZES: torch.tensor(sizes)}
-        names = list(values)  # safetensors does not keep the order
-        records = json.dumps({"names": names, "checks": self._checks}, allow_nan=False)
+        values[SIZES] = torch.tensor(sizes)
+        for check, (_, tensors) in self._checks.items():
+            values |= {f"{CHECK}{check}/{label}": tensor for label, tensor in tensors.items()}
+        checks = {check: saved for check, (saved, _) in self._checks.items()}
+        records = json.dumps({"names": list(values), "checks": checks}, allow_nan=False)  # names in their order
         metadata = {KEY: self.key, RECORDS: records, DIGEST: _digest(values, records)}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -163,12 +160,13 @@ class Journal:
         if metadata.get(DIGEST) != _digest(values, records):
             return
         saved = json.loads(records)
-        self._checks = saved["checks"]
+        self._checks = {check: (record, {}) for check, record in saved["checks"].items()}
         sizes = values[SIZES].tolist()
         self._parts = [{} for _ in sizes]
         for name in saved["names"]:
             if name.startswith(CHECK):
-                self._tensors[name] = values[name]
+                _, check, label = name.split("/", 2)
+                self._checks[check][1][label] = values[name]
             elif name != SIZES:
                 for part, value in zip(self._parts, values[name].split(sizes, -1), strict=True):
                     part[name] = value

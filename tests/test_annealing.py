@@ -402,6 +402,22 @@ def test_proposals_that_are_not_finite_are_rejected() -> None:
     json.dumps(asdict(annealed) | {"per_datum": None}, allow_nan=False)
 
 
+def test_a_weight_that_is_lost_loosens_the_upper_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1 / v of a chain that meets NaN counts as zero."""
+    truth, weights, backward = linear_gaussian(), [], Kernel.backward
+
+    def losing(kernel: Kernel, u: Tensor) -> tuple[Tensor, Tensor]:
+        log_weights, acceptance = backward(kernel, u)
+        weights.append(log_weights.clone())
+        log_weights[0] = math.nan
+        return log_weights, acceptance
+
+    monkeypatch.setattr(Kernel, "backward", losing)
+    sandwich = bounds.bdmc(*pair_of(truth, widen=1.2), truth.sample(3), num_chains=4, num_temperatures=2)
+    assert torch.allclose(sandwich.per_datum["BDMC"], math.log(4) - (-weights[0][1:]).logsumexp(0))
+    assert sandwich.num_lost == 3
+
+
 def test_slopes_that_explode_are_rejected() -> None:
     """A likelihood of z^5 throws coarse trajectories to infinity."""
     pair = pair_from(

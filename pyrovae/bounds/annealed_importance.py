@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.bounds.hmc import Kernel, frozen_kernel
-from pyrovae.bounds.multi_sample import effective_sample_size, log_mean_exp, monte_carlo_variances
+from pyrovae.bounds.multi_sample import VARIANCE, effective_sample_size, log_mean_exp, monte_carlo_variances
 from pyrovae.importance import iter_batches, rows_per_chunk, score_one_particle, scoring_context
 from pyrovae.programs import ModelGuide, Program
 from pyrovae.results import Annealing, AnnealingSettings, Estimate
@@ -20,7 +20,7 @@ from pyrovae.runtime.arguments import merge_options, require_integer
 from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.runtime.progress_bar import progress
 
-VARIANCE, LOST = "variance of ", "lost weights"
+LOST = "lost weights"  # name of the number of lost weights of each datum
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,13 @@ from torch import Tensor
 
 from pyrovae.bounds.annealed_importance import (
     LOST,
-    VARIANCE,
     AnnealingOptions,
     lower_bound,
     mean_and_lowest,
     run_batches,
 )
 from pyrovae.bounds.hmc import frozen_kernel
-from pyrovae.bounds.multi_sample import log_mean_exp, monte_carlo_variances
+from pyrovae.bounds.multi_sample import VARIANCE, log_mean_exp, monte_carlo_variances
 from pyrovae.importance import require_tensor, score_one_particle, simulate
 from pyrovae.programs import ModelGuide, Program
 from pyrovae.results import AnnealingSettings, Estimate, Sandwich

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from pyrovae.programs.layout import to_float64
 
+VARIANCE = "variance of "  # prefix of the names of Monte Carlo variances
+
 
 def log_mean_exp(log_weights: Tensor, dim: int = 0) -> Tensor:
     """Return the logarithm of the mean of exponentials along one axis, -inf where all weights are zero."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.bounds.evidence import particle_terms
-from pyrovae.bounds.multi_sample import iwae, monte_carlo_variances
+from pyrovae.bounds.multi_sample import VARIANCE, iwae, monte_carlo_variances
 from pyrovae.diagnostics.refine import (
     DiagonalGaussian,
     best_of,
@@ -29,7 +29,6 @@ from pyrovae.runtime.arguments import require_integer
 from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.runtime.progress_bar import progress
 
-VARIANCE = "variance of "  # prefix of the Monte Carlo variances' names
 NUMBERS = ("num_particles", "num_steps", "num_starts", "refit_epochs", "batch_size")  # options that are reported
 
 

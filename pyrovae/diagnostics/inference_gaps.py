@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrovae.diagnostics.gap_bounds import NUMBERS, VARIANCE, GapOptions, all_bounds
+from pyrovae.bounds.multi_sample import VARIANCE
+from pyrovae.diagnostics.gap_bounds import NUMBERS, GapOptions, all_bounds
 from pyrovae.diagnostics.refit import Refit, refit
 from pyrovae.importance import require_tensor, scoring_context
 from pyrovae.programs import Program

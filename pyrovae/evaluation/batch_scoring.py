@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.bounds.evidence import particle_terms
-from pyrovae.bounds.multi_sample import iwae, monte_carlo_variances
+from pyrovae.bounds.multi_sample import VARIANCE, iwae, monte_carlo_variances
 from pyrovae.diagnostics import weight_diagnostics
 from pyrovae.evaluation.observations import Observations, ObservedSites, observed_values
 from pyrovae.evaluation.resume import Journal
@@ -26,7 +26,6 @@ from pyrovae.runtime.distributed import group
 from pyrovae.runtime.progress_bar import progress
 from pyrovae.training.config import check_engine
 
-VARIANCE = "variance of "  # prefix of the Monte Carlo variances' names
 OBSERVED = "observed"  # name of the observed values of a batch
 
 
@@ -132,7 +131,7 @@ def score_data(
                 particles = iter_particles(
                     programs, batch_args, rows, ks[-1], chunk_size=options.chunk_size, compiled=compiled
                 )
-                statistics = batch_statistics(programs, _reported(particles, ks[-1], advance), ks)
+                statistics = batch_statistics(programs, particles, ks, advance)
             statistics[OBSERVED] = sites.values()
             return {name: value[..., :count] for name, value in statistics.items()}
 
@@ -152,25 +151,18 @@ def score_data(
     return {name: torch.cat([part[name] for part in parts], -1) for name in parts[0]}, observations.summary()
 
 
-def _reported(
-    particles: Iterator[ParticleBatch], total: int, advance: Callable[[float], None]
-) -> Iterator[ParticleBatch]:
-    """Yield blocks of particles, and report the share of the total after each."""
-    num_drawn = 0
-    for block in particles:
-        yield block
-        num_drawn += len(block.log_prior)
-        advance(num_drawn / total)
-
-
-def batch_statistics(programs: ModelGuide, particles: Iterator[ParticleBatch], ks: Sequence[int]) -> dict[str, Tensor]:
+def batch_statistics(
+    programs: ModelGuide, particles: Iterator[ParticleBatch], ks: Sequence[int], advance: Callable[[float], object]
+) -> dict[str, Tensor]:
     """Return the bounds of each datum ``(B,)`` of one batch, their Monte Carlo variances ``(C, B)``, and diagnostics of
-    its weights ``(B,)``, in float64 on the CPU.
+    its weights ``(B,)``, in float64 on the CPU. The share of its particles is reported after each block.
     """
-    weights, terms = [], []
+    weights, terms, num_drawn = [], [], 0
     for block in particles:
         weights.append(_to_float64(block.log_prior + block.log_likelihood - block.log_guide))
         terms.append(particle_terms(programs, block).map(_to_float64))
+        num_drawn += len(block.log_prior)
+        advance(num_drawn / ks[-1])
     log_weights = torch.cat(weights)  # (K, B)
     reconstruction, kl = torch.cat([t.reconstruction for t in terms]), torch.cat([t.kl for t in terms])
     statistics = {}

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from pyrovae.bounds.annealed_importance import ais
 from pyrovae.bounds.bidirectional import bdmc
+from pyrovae.bounds.multi_sample import VARIANCE
 from pyrovae.diagnostics.inference_gaps import gaps
 from pyrovae.diagnostics.latent_use import latents
-from pyrovae.evaluation.batch_scoring import VARIANCE
 from pyrovae.evaluation.resume import Journal
 from pyrovae.programs import Program, take_rows
 from pyrovae.results import Annealing, CheckResults, Estimate, Gaps, Latents, PairedDifference, Sandwich

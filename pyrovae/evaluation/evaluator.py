@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyrovae.bounds.multi_sample import check_ladder
+from pyrovae.bounds.multi_sample import VARIANCE, check_ladder
 from pyrovae.data import Data, Split, fingerprint, transforms
 from pyrovae.data.loader import Loader, Source
 from pyrovae.diagnostics import assess_with_checks, summarize_weights
-from pyrovae.evaluation.batch_scoring import VARIANCE, EvaluationOptions, score_data
+from pyrovae.evaluation.batch_scoring import EvaluationOptions, score_data
 from pyrovae.evaluation.checks import Checks, run_checks
 from pyrovae.evaluation.resume import Journal
 from pyrovae.importance import chunk_sizes, find_low_precision, score_one_particle, scoring_context

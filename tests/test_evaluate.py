@@ -57,6 +57,9 @@ def test_same_seed_same_numbers_and_another_seed_others(digits: Data) -> None:
     assert abs(first.iwae[0].value - other.iwae[0].value) < 5 * math.hypot(
         first.iwae[0].se_monte_carlo, other.iwae[0].se_monte_carlo
     )
+    twice = digits.test.fixed()[:4].repeat(2, 1, 1, 1)
+    values = evaluate(vae.model, vae.guide, twice, ks=(1,), batch_size=4, show_progress=False).per_datum["L_1"]
+    assert (values[:4] != values[4:]).all(), "batches have draws of their own"
 
 
 def test_options_come_in_a_record_or_as_keywords() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -12,12 +13,14 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from pyrovae.data import Split
+from pyrovae.data import Data, Split
+from pyrovae.data.loader import Source
 from pyrovae.likelihoods import Bernoulli, ContinuousBernoulli, Likelihood
 from pyrovae.networks.from_torch import TorchDecoder, TorchEncoder
 from pyrovae.posteriors import DiagonalNormal, Posterior
 from pyrovae.priors import Prior, StandardNormal
 from pyrovae.runtime import memory
+from pyrovae.runtime.annotations import checked
 from pyrovae.runtime.context import forked_random, module_mode, register_module, stream_seed
 from pyrovae.runtime.serialization import Described
 
@@ -180,15 +183,18 @@ class VAE(Described, nn.Module):
         with pyro.plate("data", len(x)):
             pyro.sample("z", self.posterior(self.encoder(self.likelihood.encoder_input(x), *covariates)))
 
+    @checked
     def encode(self, x: Tensor, *covariates: Tensor) -> TorchDistribution:
         """Return q(z | x) for data ``(*batch, *x_shape)``, differentiable, in the current mode of the modules."""
         return self.posterior(self.encoder(self.likelihood.encoder_input(x), *covariates))
 
+    @checked
     def decode(self, z: Tensor, *covariates: Tensor) -> TorchDistribution:
         """Return p(x | z) for latent variables ``(*batch, latent_dim)``, differentiable, in the current mode."""
         return self.likelihood(self.decoder(z, *covariates))
 
     @torch.no_grad()
+    @checked
     def generate(self, num_samples: int, *covariates: Tensor, seed: int = 0, mean: bool = False) -> Tensor:
         """Draw x ~ p(x), in a separate random stream.
 
@@ -223,12 +229,14 @@ class VAE(Described, nn.Module):
             return p_x.mean if mean else p_x.sample()
 
     @torch.no_grad()
+    @checked
     def reconstruct(self, x: Tensor, *covariates: Tensor) -> Tensor:
         """Return E[x | z] at the posterior mean z of each datum ``(B, *x_shape)``, in the same shape."""
         with module_mode([self], training=False):
             return self.decode(self.encode(x, *covariates).mean, *covariates).mean
 
     @torch.no_grad()
+    @checked
     def interpolate(self, start: Tensor, end: Tensor, *covariates: Tensor, num_steps: int = 8) -> Tensor:
         """Decode the straight line between the codes of two batches of data.
 
@@ -249,6 +257,7 @@ class VAE(Described, nn.Module):
             return self.decode(a + t * (b - a), *along).mean
 
     @torch.no_grad()
+    @checked
     def traverse(self, x: Tensor, *covariates: Tensor, dims: Sequence[int], values: Tensor) -> Tensor:
         """Decode the code of one datum with one latent dimension at a time set to the given values.
 
@@ -268,6 +277,32 @@ class VAE(Described, nn.Module):
             for row, dim in enumerate(dims):
                 z[row, :, dim] = values.to(z)
             return self.decode(z, *(c.expand(*z.shape[:2], *c.shape) for c in covariates)).mean
+
+    @checked
+    def report(
+        self, folder: str | Path, data: Data | Source, *, name: str = "report", overwrite: bool = False, **options: Any
+    ) -> Path:
+        """Evaluate the model and write a report; the two lines are `pyrovae.evaluate` and `report.write_report`.
+
+        Args:
+            folder: run folder; it may be new.
+            data: as in `pyrovae.evaluate`.
+            name: name of the report in the folder.
+            overwrite: whether to replace another evaluation of that name.
+            options: further arguments of `pyrovae.evaluate`, such as ``checks=Checks()``.
+
+        Returns:
+            The folder of the page ``index.html``.
+
+        """
+        from pyrovae.evaluation import evaluate  # noqa: PLC0415: these packages import this module
+        from pyrovae.report import write_report  # noqa: PLC0415
+
+        source = data.test if isinstance(data, Data) else data
+        evaluation = evaluate(self, source, **options)
+        return write_report(
+            folder, evaluation, model=self.model, guide=self.guide, data=source, name=name, overwrite=overwrite
+        )
 
 
 def _identity(x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from pyrovae.data.splits import Split, count_not_finite, fingerprint
 from pyrovae.data.transform import float_dtype
 from pyrovae.data.transforms import Identity
+from pyrovae.runtime.annotations import convert
 
 FIRST = 2**16  # elements whose values are counted
 MOST_LEVELS = 256  # largest number of distinct values of discrete data
@@ -20,7 +22,11 @@ REPETITIONS, FREQUENT = 5, 0.8  # occurrences of a frequent value, and the share
 AHEAD = 4  # minibatches gathered before their use
 IN_USE = 4  # steps of a CUDA device that may be launched but unfinished
 
-Source = Split | Tensor | tuple[Tensor, ...]
+Source = Annotated[
+    Split | Tensor | tuple[Tensor, ...],
+    "pyrovae.data.load_split makes one split of an array, a torch data set or a loader, and pyrovae.data.load divides it "
+    "into train, validation and test",
+]
 
 
 def num_distinct(x: Tensor) -> int | None:
@@ -47,16 +53,10 @@ class Loader:
     source: Source
 
     def __post_init__(self) -> None:
-        """Validate tensors; a split has validated its own."""
+        """Convert arrays to tensors and validate them; a split has validated its own."""
+        object.__setattr__(self, "source", convert(self.source, Source, name="data", owner="a loader"))
         if isinstance(self.source, Split):
             return
-        for tensor in self._stored:
-            if not isinstance(tensor, Tensor):
-                raise TypeError(
-                    f"data are a tensor, a tuple of tensors or a split of a data set, but received "
-                    f"{type(tensor).__name__}; pyrovae.data.load_split makes one split of an array, a torch data set "
-                    "or a loader, and pyrovae.data.load divides it into train, validation and test"
-                )
         shapes = [tuple(tensor.shape) for tensor in self._stored]
         if not all(shapes) or len({shape[:1] for shape in shapes}) != 1:
             raise ValueError(f"data and further tensors share their first axis, but received shapes {shapes}")

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -159,6 +160,32 @@ class Split:
     def to(self, device: torch.device | str) -> Split:
         """Return the split on another device."""
         return self._map(lambda x: x.to(device))
+
+    @overload
+    def __getitem__(self, rows: int) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, rows: slice | Tensor) -> Split: ...
+
+    def __getitem__(self, rows: int | slice | Tensor) -> Tensor | Split:
+        """Return one datum of `fixed`, ``x_shape``, or a split of some rows, such as ``split[:100]``.
+
+        The first rows keep their noise in the whole split; other rows draw their own.
+
+        Args:
+            rows: a number, a slice, indices ``(B,)`` or a mask ``(N,)``.
+
+        """
+        if not isinstance(rows, (slice, Tensor)):
+            return self.fixed()[rows]
+        if isinstance(rows, slice):
+            start, stop, step = rows.indices(len(self))
+            if (start, step) == (0, 1):
+                return self.first(stop)
+            rows, text = torch.arange(start, stop, step), f"{start}:{stop}:{step}"
+        else:
+            text = f"rows {fingerprint(rows)[:8]}"
+        return replace(self._map(lambda x: x[rows.to(x.device)]), name=f"{self.name}[{text}]")
 
     def first(self, n: int) -> Split:
         """Return the first n data with their noise in the whole split; all data if there are no more than n."""

@@ -25,6 +25,7 @@ from pyrovae.results import Estimate, Evaluation, ObservedData, bits_per_dimensi
 from pyrovae.results.estimates import require_possible
 from pyrovae.results.observed_data import DRAWN, MASKED, WHOLE
 from pyrovae.runtime import memory
+from pyrovae.runtime.annotations import checked
 from pyrovae.runtime.arguments import merge_options
 from pyrovae.runtime.context import forked_random
 from pyrovae.training.checkpoint import versions
@@ -39,6 +40,7 @@ NUM_EXAMPLES = 3  # data of the runs that inspect the programs
 TENSORS = "tensors"  # name of data without a split
 
 
+@checked
 def evaluate(
     model: Program,
     guide: Program,

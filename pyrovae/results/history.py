@@ -55,6 +55,16 @@ class History(Tabled):
     best_epoch: int
     why_stopped: str
 
+    @property
+    def best(self) -> Epoch:
+        """Metrics of the epoch whose weights the modules hold.
+
+        Raises:
+            IndexError: if no epoch ended.
+
+        """
+        return self.epochs[self.best_epoch - 1] if self.best_epoch else self.epochs[0]
+
     def tables(self) -> tuple[Table, ...]:
         """Return a table of at most a dozen epochs."""
         names = (name for epoch in self.epochs for name in epoch.validation or () if name[:2] == "L_")

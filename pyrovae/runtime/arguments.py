@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
@@ -27,7 +27,9 @@ def require_integer(value: object, *, name: str, least: int = 1) -> None:
         raise ValueError(f"`{name}` must be an integer >= {least}, got {value!r}")
 
 
-def merge_options(options: R | None, record: type[R], keywords: Mapping[str, Any], *, function: str) -> R:
+def merge_options(
+    options: R | None, record: type[R], keywords: Mapping[str, Any], *, function: str, also: Iterable[str] = ()
+) -> R:
     """Return a record of options in which the keywords of a call replace the record's values.
 
     ``f(x, options=Options(size=3), seed=1)`` and ``f(x, size=3, seed=1)`` are then the same call.
@@ -37,6 +39,7 @@ def merge_options(options: R | None, record: type[R], keywords: Mapping[str, Any
         record: its frozen dataclass.
         keywords: the further keywords of the call.
         function: the function's name, for the error.
+        also: names of its other options, for the error.
 
     Raises:
         TypeError: if `options` has another type, or a keyword is not a field of the record.
@@ -54,5 +57,7 @@ def merge_options(options: R | None, record: type[R], keywords: Mapping[str, Any
     merged = {RENAMED.get(name, name): value for name, value in keywords.items()}
     unknown = [name for name in merged if name not in names]
     if unknown:
-        raise TypeError(f"{function} has the options {', '.join(names)}, but received {unknown[0]!r}; use one of these")
+        raise TypeError(
+            f"{function} has the options {', '.join([*names, *also])}, but received {unknown[0]!r}; use one of these"
+        )
     return replace(options, **merged)  # type: ignore[type-var]

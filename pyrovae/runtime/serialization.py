@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from pyrovae.runtime.annotations import convert_arguments
+
 Description = dict[str, Any]
 
 
@@ -27,17 +29,19 @@ class Described:
     init_arguments: dict[str, Any]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Wrap the constructor, once for each class that defines one."""
+        """Wrap the constructor, once for each class that defines one, and check arguments by their annotations."""
         super().__init_subclass__(**kwargs)
         if "__init__" not in cls.__dict__:
             return
         init = cls.__init__
         signature = inspect.signature(init)
+        own = cls.__module__.partition(".")[0] == __name__.partition(".")[0]  # annotations of others promise nothing
 
         @functools.wraps(init)
         def remembering(self: Described, *args: Any, **kwargs: Any) -> None:
-            bound = signature.bind(self, *args, **kwargs)
-            init(self, *args, **kwargs)
+            owner = type(self).__name__
+            bound = convert_arguments(init, signature, (self, *args), kwargs, owner=owner, convert_values=own)
+            init(*bound.args, **bound.kwargs)
             outermost = next(base for base in type(self).__mro__ if "__init__" in base.__dict__)
             if outermost is cls:
                 self.init_arguments = {name: value for name, value in list(bound.arguments.items())[1:]}

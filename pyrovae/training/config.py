@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pyrovae.runtime.annotations import convert_fields
 from pyrovae.runtime.arguments import require_integer
 
 ENGINES = ("auto", "eager", "captured")
@@ -55,7 +56,8 @@ class Training:
     start_at_data: bool = True
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
+        """Check types and ranges."""
+        convert_fields(self)
         for name, least in (("epochs", 0), ("batch_size", 1), ("patience", 1)):
             value = getattr(self, name)
             if value is not None:

@@ -18,6 +18,7 @@ from pyrovae.objectives import ELBO, Objective
 from pyrovae.programs import ModelGuide, Program, Unnormalized, find_modules, inspect_programs, warn_of_links
 from pyrovae.results import Epoch, History
 from pyrovae.results.observed_data import DISCRETE
+from pyrovae.runtime.annotations import checked
 from pyrovae.runtime.arguments import merge_options
 from pyrovae.runtime.context import (
     MODULE_DIVIDER,
@@ -65,6 +66,7 @@ class FitOptions:
     show_progress: bool = True
 
 
+@checked
 def fit(
     model: Program,
     guide: Program,
@@ -96,14 +98,15 @@ def fit(
 
     Args:
         model: a Pyro program called with one minibatch; see `pyrovae.programs` for the contract.
-        guide: another.
+        guide: another. ``fit(vae, data)`` takes both from an object that has them, such as a VAE.
         data: a data set, whose training part is fitted and whose validation part is monitored; one split; the data
             ``(N, ...)``; or a tuple of the data and other tensors along the plate.
         objective: any `pyro.infer.ELBO` with a differentiable loss; `pyrovae.objectives.ELBO` by default.
         training: epochs, batch size, learning rate, early stopping, seed and device.
         folder: run folder for configuration, weights, trainer state, metrics and manifest; none by default.
         options: further options.
-        fields: fields of `FitOptions`, such as ``resume=True``, which override ``options``.
+        fields: fields of `FitOptions` and of `Training`, such as ``resume=True`` or ``epochs=20``, which override
+            ``options`` and ``training``.
 
     Returns:
         Bounds and learning rate of each epoch, in nats per datum; larger is better.
@@ -118,8 +121,10 @@ def fit(
         >>> history = fit(vae.model, vae.guide, data, training=Training(epochs=50), folder="runs/first")
 
     """
-    options = merge_options(options, FitOptions, fields, function="fit")
-    training = training or Training()
+    names = [field.name for field in dataclasses.fields(Training)]
+    of_training = {name: fields.pop(name) for name in names if name in fields}
+    options = merge_options(options, FitOptions, fields, function="fit", also=names)
+    training = dataclasses.replace(training or Training(), **of_training)
     device = choose_device(training.device)
     sources = (data.train, data.validation) if isinstance(data, Data) else (data,)
     loaders = [Loader(source) for source in sources]

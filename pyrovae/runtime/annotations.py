@@ -1,0 +1,281 @@
+"""Arguments of constructors and functions, checked and converted by their annotations."""
+
+from __future__ import annotations
+
+import collections.abc
+import functools
+import inspect
+import math
+import operator
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+LARGEST = 10**9  # largest integer argument but a seed: more layers, epochs or particles than any machine can run
+MAX_CHARACTERS = 80  # of a received value in an error
+MISMATCH = object()
+
+
+class ArgumentError(TypeError, ValueError):
+    """An argument has another type than its annotation, or lies outside its range."""
+
+
+def checked(function: F) -> F:
+    """Decorate a function: check and convert its arguments by their annotations.
+
+    Integers and numbers of NumPy become Python's, arrays and DataFrames become tensors, an integer becomes a shape of
+    one axis, and a module becomes a sequence of one module. Arguments with other annotations are passed on unchecked.
+    An object with methods ``model`` and ``guide``, such as a VAE, may stand for these two arguments.
+
+    Raises:
+        ArgumentError: in a call, if an argument does not match; the text names function, argument and received value.
+
+    """
+    signature = inspect.signature(function)
+    takes_programs = list(signature.parameters)[:2] == ["model", "guide"]
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if takes_programs and args and "guide" not in kwargs and not callable(args[1] if len(args) > 1 else None):
+            args = (*_programs(args[0]), *args[1:])
+        bound = convert_arguments(function, signature, args, kwargs, owner=function.__name__)
+        return function(*bound.args, **bound.kwargs)
+
+    return typing.cast(F, call)
+
+
+def convert_arguments(
+    function: Callable[..., Any],
+    signature: inspect.Signature,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    owner: str,
+    convert_values: bool = True,
+) -> inspect.BoundArguments:
+    """Return the arguments of a call, converted by the annotations of a function.
+
+    Args:
+        function: the called function, whose annotations are read.
+        signature: its signature.
+        args: positional arguments.
+        kwargs: keyword arguments.
+        owner: name of the function or class, for errors.
+        convert_values: whether annotations are read.
+
+    Raises:
+        ArgumentError: if an argument does not match.
+        TypeError: if an argument is missing or unknown; the text names the owner and its arguments.
+
+    """
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        names = [name for name, parameter in signature.parameters.items() if name != "self" and parameter.kind < 4]
+        raise TypeError(f"{owner}: {error}; its arguments are {', '.join(names)}") from None
+    hints = _annotations(function) if convert_values else {}
+    for name, value in bound.arguments.items():
+        if name in hints:
+            kind = signature.parameters[name].kind
+            if kind is inspect.Parameter.VAR_POSITIONAL:
+                bound.arguments[name] = tuple(convert(v, hints[name], name=name, owner=owner) for v in value)
+            elif kind is not inspect.Parameter.VAR_KEYWORD:
+                bound.arguments[name] = convert(value, hints[name], name=name, owner=owner)
+    return bound
+
+
+def convert_fields(record: Any) -> None:
+    """Check and convert the fields of a dataclass, frozen or not, by their annotations.
+
+    Raises:
+        ArgumentError: if a field does not match.
+
+    """
+    for name, hint in _annotations(type(record)).items():
+        value = getattr(record, name)
+        object.__setattr__(record, name, convert(value, hint, name=name, owner=type(record).__name__))
+
+
+def convert(value: object, hint: Any, *, name: str, owner: str) -> Any:
+    """Return one argument, converted by its annotation.
+
+    Raises:
+        ArgumentError: if it does not match.
+
+    """
+    converted = _convert(value, hint)
+    if converted is not MISMATCH and (name == "seed" or not _is_huge(converted)):
+        return converted
+    expected = _describe(hint) if converted is MISMATCH else f"at most {LARGEST:,}"
+    raise ArgumentError(f"`{name}` of {owner} must be {expected}, got {_received(value)}{_advice(value, hint)}")
+
+
+def _programs(owner: Any) -> tuple[Any, ...]:
+    """Return model and guide of an object that has both, else the object."""
+    programs = getattr(owner, "model", None), getattr(owner, "guide", None)
+    return programs if all(map(callable, programs)) else (owner,)
+
+
+@functools.cache
+def _annotations(function: Any) -> dict[str, Any]:
+    """Return the evaluated annotations of a function or dataclass; none if a name cannot be resolved."""
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+    except (NameError, TypeError):
+        return {}
+    return {name: hint for name, hint in hints.items() if name != "return"}
+
+
+def _convert(value: Any, hint: Any) -> Any:
+    """Return a value as its annotation says, or `MISMATCH`."""
+    origin, parameters = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return _convert(value, parameters[0])
+    if origin in (typing.Union, types.UnionType):
+        converted = (_convert(value, option) for option in parameters)
+        return next((result for result in converted if result is not MISMATCH), MISMATCH)
+    if hint in _SCALARS:
+        return _SCALARS[hint](value)
+    if hint is Tensor:
+        return to_tensor(value)
+    if origin is typing.Literal:
+        return value if value in parameters else MISMATCH
+    if origin is type:
+        return value if isinstance(value, type) and issubclass(value, parameters[0]) else MISMATCH
+    if origin is collections.abc.Callable:
+        return value if callable(value) else MISMATCH
+    if origin in (collections.abc.Sequence, collections.abc.Iterable, tuple) and parameters:
+        return _convert_elements(value, origin, parameters)
+    kind = origin or hint
+    if isinstance(kind, type) and not getattr(kind, "_is_protocol", False):
+        return value if isinstance(value, kind) else MISMATCH
+    return value
+
+
+def _convert_elements(value: Any, origin: Any, parameters: tuple[Any, ...]) -> Any:
+    """Return a sequence with converted elements, or `MISMATCH`; iterators are passed on."""
+    element = parameters[0]
+    if element is int and (number := _to_integer(value)) is not MISMATCH:
+        return (number,)
+    if element is nn.Module and isinstance(value, nn.Module):
+        return (value,)
+    if isinstance(value, (str, bytes)) or not isinstance(value, collections.abc.Iterable):
+        return MISMATCH
+    if isinstance(value, collections.abc.Iterator):
+        return value
+    if origin is tuple and (not isinstance(value, tuple) and element is not int):
+        return MISMATCH
+    if len(parameters) > 1 and parameters[1] is not Ellipsis:
+        return value
+    converted = tuple(_convert(item, element) for item in value)
+    return MISMATCH if any(item is MISMATCH for item in converted) else converted
+
+
+def to_tensor(value: Any) -> Any:
+    """Return a tensor, array or DataFrame of numbers as a tensor, or `MISMATCH`."""
+    if isinstance(value, Tensor):
+        return value
+    if hasattr(value, "to_numpy"):  # a DataFrame or Series
+        value = value.to_numpy()
+    if isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray) and value.dtype.kind in "biuf":
+        return torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("=")))
+    return MISMATCH
+
+
+def _to_integer(value: Any) -> Any:
+    if isinstance(value, (bool, np.bool_)):
+        return MISMATCH
+    try:
+        return operator.index(value)
+    except TypeError:
+        return MISMATCH
+
+
+def _to_number(value: Any) -> Any:
+    is_number = isinstance(value, (int, float, np.floating, np.integer)) and not isinstance(value, bool)
+    if not is_number or math.isnan(value):
+        return MISMATCH
+    return value if isinstance(value, (int, float)) else float(value)
+
+
+def _to_bool(value: Any) -> Any:
+    return bool(value) if isinstance(value, (bool, np.bool_)) else MISMATCH
+
+
+_SCALARS: dict[Any, Callable[[Any], Any]] = {
+    Any: lambda value: value,
+    object: lambda value: value,
+    bool: _to_bool,
+    int: _to_integer,
+    float: _to_number,
+    types.NoneType: lambda value: None if value is None else MISMATCH,
+}
+
+
+def _is_huge(value: Any) -> bool:
+    values = value if isinstance(value, tuple) else (value,)
+    return any(isinstance(item, int) and abs(item) > LARGEST for item in values)
+
+
+def _describe(hint: Any) -> str:
+    """Return an annotation in words."""
+    origin, parameters = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return _describe(parameters[0])
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(map(_describe, parameters)))
+    if origin is typing.Literal:
+        return f"one of {', '.join(map(repr, parameters))}"
+    if origin is type:
+        return f"a class derived from {parameters[0].__name__}"
+    if origin in (collections.abc.Sequence, collections.abc.Iterable, tuple) and parameters:
+        return {int: "integers", Tensor: "a tuple of tensors"}.get(
+            parameters[0], f"several: {_describe(parameters[0])}"
+        )
+    return _NAMES.get(origin or hint) or f"of class {getattr(origin or hint, '__name__', hint)}"
+
+
+_NAMES = {
+    bool: "True or False",
+    int: "an integer",
+    float: "a number",
+    str: "a string",
+    types.NoneType: "None",
+    Tensor: "a tensor or an array of numbers",
+    collections.abc.Callable: "a function",
+}
+
+
+def _advice(value: Any, hint: Any) -> str:
+    """Return what to give in place of a value, if it is known: the texts that annotate a hint say so."""
+    if isinstance(value, type):
+        return f"; give an object, {value.__name__}(...)"
+    if isinstance(value, np.ma.MaskedArray):
+        return "; fill it, and give its mask as a further tensor"
+    hints, texts = [hint], ""
+    while hints:
+        hint = hints.pop()
+        texts += "".join(f"; {text}" for text in getattr(hint, "__metadata__", ()))
+        hints += [part for part in typing.get_args(hint) if part is not hint]
+    return texts
+
+
+def _received(value: Any) -> str:
+    """Return a value in a few words."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, (Tensor, np.ndarray)):
+        return f"a {type(value).__name__} of shape {tuple(value.shape)}"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_received, value))})"
+    text = object.__repr__(value)[1:].split(" object")[0]
+    if isinstance(value, (bool, int, float, str, list, dict, type(None))):
+        text = " ".join(repr(value).split())
+    return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}..."

@@ -1,0 +1,99 @@
+"""Arguments of constructors and functions: conversions, and errors that name class and argument."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas
+import pytest
+import torch
+from conftest import make_vae
+from torch import nn
+
+import pyrovae
+from pyrovae import likelihoods, networks, posteriors, priors
+from pyrovae.runtime.annotations import ArgumentError
+
+X = torch.bernoulli(torch.full((20, 5), 0.5), generator=torch.Generator().manual_seed(0)).double()
+
+
+def vae(**parts: Any) -> pyrovae.VAE:
+    likelihood, posterior = likelihoods.Bernoulli(5), posteriors.DiagonalNormal(2)
+    usual = {
+        "prior": priors.StandardNormal(2),
+        "decoder": networks.MLPDecoder(2, likelihood.param_shape, hidden=4),
+        "likelihood": likelihood,
+        "encoder": networks.MLPEncoder(5, posterior.param_shape, hidden=4),
+        "posterior": posterior,
+    }
+    return pyrovae.VAE(**usual | parts)
+
+
+@pytest.mark.parametrize(
+    ("attempt", "words"),
+    [
+        (lambda: vae(decoder=networks.MLPDecoder), "`decoder` of VAE .* got the class MLPDecoder; give an object"),
+        (lambda: vae(likelihood=likelihoods.Bernoulli), "`likelihood` of VAE .* give an object"),
+        (lambda: vae(size=3), "VAE: got an unexpected keyword argument 'size'; its arguments are prior, decoder"),
+        (lambda: pyrovae.VAE(prior=priors.StandardNormal(2)), "VAE: missing a required argument: 'decoder'"),
+        (lambda: priors.StandardNormal(2, 3), "StandardNormal: too many positional arguments"),
+        (lambda: priors.StandardNormal(2.5), "`latent_dim` of StandardNormal must be an integer, got 2.5"),
+        (lambda: priors.StandardNormal(True), "`latent_dim` of StandardNormal must be an integer, got True"),
+        (lambda: networks.MLPDecoder(2, "abc"), "`out_shape` of MLPDecoder must be integers, got 'abc'"),
+        (lambda: networks.MLPDecoder(2, 5, hidden=10**20), "`hidden` of MLPDecoder must be at most 1,000,000,000"),
+        (lambda: networks.MLPDecoder(2, 5, activation=nn.ReLU()), "`activation` of MLPDecoder must be a class"),
+        (lambda: likelihoods.Gaussian(5, learn_scale=0.1), "`learn_scale` of Gaussian must be True or False, got 0.1"),
+        (lambda: likelihoods.Gaussian(5, scale=float("nan")), "`scale` of Gaussian must be a number, got nan"),
+        (lambda: pyrovae.Training(seed=float("nan")), "`seed` of Training must be an integer, got nan"),
+        (lambda: pyrovae.Training(epochs=10**20), "`epochs` of Training must be at most"),
+        (
+            lambda: pyrovae.evaluate(vae(), (X, 3)),
+            "`data` of evaluate .* got .a Tensor of shape .20, 5., 3.; .*load_split",
+        ),
+        (lambda: pyrovae.evaluate(vae(), X, ks=(10**20,)), "`ks` of evaluate must be at most"),
+        (lambda: pyrovae.fit(vae(), np.ma.masked_array(X.numpy())), "`data` of fit .* fill it, and give its mask"),
+        (lambda: pyrovae.fit(vae(), X, training={"epochs": 3}), "`training` of fit must be of class Training"),
+        (lambda: pyrovae.fit(vae(), X, epoch=3), "fit has the options .*epochs.* but received 'epoch'"),
+    ],
+)
+def test_errors_name_owner_argument_and_value(attempt: Callable[[], object], words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        attempt()
+
+
+def test_an_argument_error_is_both_a_type_and_a_value_error() -> None:
+    assert issubclass(ArgumentError, TypeError)
+    assert issubclass(ArgumentError, ValueError)
+
+
+def test_numbers_of_numpy_are_numbers_of_python() -> None:
+    assert type(pyrovae.Training(seed=np.int64(3)).seed) is int
+    assert networks.MLPDecoder(np.int32(2), [5], hidden=np.array([4])).init_arguments["hidden"] == (4,)
+
+
+@pytest.mark.parametrize("convert", [torch.Tensor.numpy, lambda x: pandas.DataFrame(x.numpy())])
+def test_arrays_and_frames_are_data(convert: Callable[[torch.Tensor], Any]) -> None:
+    v = vae()
+    options = {"epochs": 2, "device": "cpu", "show_progress": False}
+    assert pyrovae.fit(v, convert(X), **options).best.epoch == 2
+    found = pyrovae.evaluate(v, convert(X), ks=(1, 5), num_data=10, show_progress=False)
+    same = pyrovae.evaluate(v.model, v.guide, X[:10], ks=(1, 5), show_progress=False)
+    assert found.per_datum["L_5"].equal(same.per_datum["L_5"])
+    assert v.reconstruct(convert(X)).equal(v.reconstruct(X))
+
+
+def test_rows_of_a_split() -> None:
+    split = pyrovae.data.digits().for_form("binary").test
+    assert split[:7].fixed().equal(split.fixed()[:7])
+    assert split[3].equal(split.fixed()[3])
+    assert split[10:20:2].stored.equal(split.stored[10:20:2])
+    assert split[split.labels == 3].labels.unique().tolist() == [3]
+    assert len(list(split[:4])) == 4
+
+
+def test_a_vae_writes_its_report(tmp_path: Any) -> None:
+    v = make_vae()
+    page = v.report(tmp_path / "run", torch.bernoulli(torch.full((12, *v.likelihood.x_shape), 0.5)), ks=(1, 2))
+    assert (page / "index.html").is_file()

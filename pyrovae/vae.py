@@ -295,8 +295,8 @@ class VAE(Described, nn.Module):
             The folder of the page ``index.html``.
 
         """
-        from pyrovae.evaluation import evaluate  # noqa: PLC0415: these packages import this module
-        from pyrovae.report import write_report  # noqa: PLC0415
+        from pyrovae.evaluation import evaluate  # here, since these packages import this module
+        from pyrovae.report import write_report
 
         source = data.test if isinstance(data, Data) else data
         evaluation = evaluate(self, source, **options)

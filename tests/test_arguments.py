@@ -40,7 +40,7 @@ def vae(**parts: Any) -> pyrovae.VAE:
         (lambda: pyrovae.VAE(prior=priors.StandardNormal(2)), "VAE: missing a required argument: 'decoder'"),
         (lambda: priors.StandardNormal(2, 3), "StandardNormal: too many positional arguments"),
         (lambda: priors.StandardNormal(2.5), "`latent_dim` of StandardNormal must be an integer, got 2.5"),
-        (lambda: priors.StandardNormal(True), "`latent_dim` of StandardNormal must be an integer, got True"),
+        (lambda: priors.StandardNormal(latent_dim=True), "`latent_dim` of StandardNormal must be an integer, got True"),
         (lambda: networks.MLPDecoder(2, "abc"), "`out_shape` of MLPDecoder must be integers, got 'abc'"),
         (lambda: networks.MLPDecoder(2, 5, hidden=10**20), "`hidden` of MLPDecoder must be at most 1,000,000,000"),
         (lambda: networks.MLPDecoder(2, 5, activation=nn.ReLU()), "`activation` of MLPDecoder must be a class"),

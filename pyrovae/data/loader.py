@@ -24,8 +24,8 @@ IN_USE = 4  # steps of a CUDA device that may be launched but unfinished
 
 Source = Annotated[
     Split | Tensor | tuple[Tensor, ...],
-    "pyrovae.data.load_split makes one split of an array, a torch data set or a loader, and pyrovae.data.load divides it "
-    "into train, validation and test",
+    "pyrovae.data.load_split makes one split of an array, a torch data set or a loader, and pyrovae.data.load divides "
+    "it into train, validation and test",
 ]
 
 

@@ -106,6 +106,14 @@ class Loader:
         rows = max(1, FIRST // max(1, self._stored[0][0].numel()))
         return num_distinct(self._stored[0][:rows])
 
+    def first(self, n: int) -> Loader:
+        """Return a loader of the first n data, of all if there are no more."""
+        if isinstance(self.source, Split):
+            return Loader(self.source.first(n))
+        if isinstance(self.source, tuple):
+            return Loader(tuple(tensor[:n] for tensor in self.source))
+        return Loader(self.source[:n])
+
     def is_on(self, device: torch.device | str) -> bool:
         """Return whether all stored tensors are on a device."""
         device = torch.empty(0, device=device).device  # "cuda" has no index, the device of a tensor has one

@@ -20,6 +20,7 @@ from pyrovae.importance import ParticleBatch, compiled_runs, iter_batches, iter_
 from pyrovae.programs import ModelGuide
 from pyrovae.results import ObservedData
 from pyrovae.runtime import memory
+from pyrovae.runtime.annotations import convert_fields
 from pyrovae.runtime.arguments import require_integer
 from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.runtime.distributed import group
@@ -34,6 +35,7 @@ class EvaluationOptions:
     """How an evaluation is computed.
 
     Attributes:
+        num_data: number of data to evaluate, the first ones; None for all.
         batch_size: data whose particles are drawn together; None for a size by the largest K and the device.
         chunk_size: rows that the model scores at once, one row for each particle of each datum; None for a size by the
             elements of a datum and the device, halved on CUDA when memory ends.
@@ -54,6 +56,7 @@ class EvaluationOptions:
 
     """
 
+    num_data: int | None = None
     batch_size: int | None = None
     chunk_size: int | None = None
     device: str | None = None
@@ -67,7 +70,8 @@ class EvaluationOptions:
     def __post_init__(self) -> None:
         """Check the options."""
         check_engine(self.engine)
-        for name in ("batch_size", "chunk_size"):
+        convert_fields(self)
+        for name in ("num_data", "batch_size", "chunk_size"):
             if getattr(self, name) is not None:
                 require_integer(getattr(self, name), name=name)
 

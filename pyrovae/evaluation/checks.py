@@ -13,6 +13,7 @@ from torch import Tensor
 from pyrovae.bounds.annealed_importance import ais
 from pyrovae.bounds.bidirectional import bdmc
 from pyrovae.bounds.multi_sample import VARIANCE
+from pyrovae.compile.trace import first_line
 from pyrovae.diagnostics.inference_gaps import gaps
 from pyrovae.diagnostics.latent_use import latents
 from pyrovae.evaluation.resume import Journal
@@ -75,7 +76,7 @@ def run_checks(
     journal: Journal,
     **common: Any,
 ) -> CheckResults:
-    """Run the checks on the first rows of the data, and skip a check that the programs do not allow.
+    """Run the checks on the first rows of the data, and skip a check that raises an error, with its first line.
 
     A finished check is saved in the journal and not run again. A skipped check is not saved.
 
@@ -110,8 +111,8 @@ def run_checks(
         if result is None:
             try:
                 result = check(model, guide, *take_rows(args, torch.arange(min(num, num_data))), **common)
-            except ValueError as error:
-                left_out[title] = str(error).splitlines()[0]
+            except Exception as error:  # the bounds are done, and whatever fails here must not lose them
+                left_out[title] = first_line(error).removeprefix("ValueError: ")
                 return None
             journal.save_record(title, result, asked=asked)
         return result

@@ -61,7 +61,7 @@ def evaluate(
 
     Args:
         model: a Pyro program called with data; see `pyrovae.programs` for the contract.
-        guide: another.
+        guide: another. ``evaluate(vae, data)`` takes both from an object that has them, such as a VAE.
         data: a data set, whose test part is evaluated; or one split, the data ``(N, ...)`` themselves, or a tuple of
             the data and of tensors that travel with them along the plate.
         ks: numbers of particles K, each dividing the next.
@@ -87,8 +87,10 @@ def evaluate(
     ks = check_ladder(ks)
     if checks is not None and not isinstance(checks, Checks):
         raise TypeError(f"checks must be a pyrovae.Checks or None, but received {checks!r}")
-    source = data.test if isinstance(data, Data) else data
-    loader = Loader(source)
+    loader = Loader(data.test if isinstance(data, Data) else data)
+    if options.num_data is not None:
+        loader = loader.first(options.num_data)
+    source = loader.source
     require_form(model, source)
     modules = (*options.modules, *find_modules(model, guide))
     device = _choose_device(options.device, modules, loader)

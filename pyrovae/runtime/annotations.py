@@ -185,7 +185,7 @@ def to_tensor(value: Any) -> Any:
     if hasattr(value, "to_numpy"):  # a DataFrame or Series
         value = value.to_numpy()
     if isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray) and value.dtype.kind in "biuf":
-        return torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("=")))
+        return torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("="), order="C"))
     return MISMATCH
 
 

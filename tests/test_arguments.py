@@ -54,7 +54,7 @@ def vae(**parts: Any) -> pyrovae.VAE:
         ),
         (lambda: pyrovae.evaluate(vae(), X, ks=(10**20,)), "`ks` of evaluate must be at most"),
         (lambda: pyrovae.fit(vae(), np.ma.masked_array(X.numpy())), "`data` of fit .* fill it, and give its mask"),
-        (lambda: pyrovae.fit(vae(), X, training={"epochs": 3}), "`training` of fit must be of class Training"),
+        (lambda: pyrovae.fit(vae(), X, training={"epochs": 3}), "`training` of fit must be a Training"),
         (lambda: pyrovae.fit(vae(), X, epoch=3), "fit has the options .*epochs.* but received 'epoch'"),
     ],
 )

@@ -63,7 +63,10 @@ class Loader:
         if len(self) == 0:
             raise ValueError("the data set is empty; give at least one datum")
         if bad := sum(map(count_not_finite, self._stored)):
-            raise ValueError(f"the data hold {bad} values that are NaN or infinite; remove or replace them first")
+            raise ValueError(
+                f"the data hold {bad} values that are NaN or infinite; of missing values give a mask as a second tensor, "
+                "fill them by any number, and mask the site: with pyro.poutine.mask(mask=mask): ..."
+            )
 
     @property
     def _stored(self) -> tuple[Tensor, ...]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributions import biject_to
+from torch.distributions.constraints import MixtureSameFamilyConstraint
 from torch.distributions.transforms import Transform
 
 from pyrovae.importance.particle_batches import draw_guide, draw_prior, score_guide, score_model
@@ -51,7 +52,10 @@ class UnconstrainedLatents:
         for name in programs.latents:
             site = guide_trace.nodes[name]
             z = from_pyro(programs, name, site["value"]).unsqueeze(0)
-            transform = biject_to(site["fn"].support)
+            support = site["fn"].support
+            while isinstance(support, MixtureSameFamilyConstraint):  # torch has no transform for it
+                support = support.base_constraint
+            transform = biject_to(support)
             try:
                 u = transform.inv(z)
                 there, back = (value.nan_to_num(0.0).broadcast_to(z.shape) for value in (z, transform(u)))

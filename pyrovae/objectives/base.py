@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions import Unit
+from pyro.distributions.util import scale_and_mask
 from pyro.infer import Trace_ELBO
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor
@@ -156,6 +158,16 @@ def site_log_prob(site: Site) -> Tensor:
     return site["unscaled_log_prob"] if "unscaled_log_prob" in site else site["fn"].log_prob(site["value"])
 
 
+def sum_guide_factors(guide_trace: Nodes) -> Tensor:
+    """Return the sum of the `pyro.factor` terms of a guide, with their scales, which Pyro adds to the loss."""
+    factors = [
+        scale_and_mask(site_log_prob(site), site["scale"], site["mask"]).sum()
+        for site in guide_trace.nodes.values()
+        if site["type"] == "sample" and isinstance(site["fn"], Unit)
+    ]
+    return sum_terms(factors)
+
+
 def sum_terms(terms: Sequence[Tensor]) -> Tensor:
     """Return the sum of tensors; zero if there are none."""
     return sum(terms[1:], terms[0]) if terms else torch.zeros(())
@@ -171,5 +183,5 @@ def require_gradient(name: str, site: Site) -> None:
     if not getattr(site["fn"], "has_rsample", False):
         raise ValueError(
             f"the guide's draw of {name!r} must have a gradient, but {type(site['fn']).__name__} cannot be "
-            "reparametrized; use a distribution with has_rsample, or train with pyro.infer.TraceGraph_ELBO"
+            "reparametrized; use a distribution with has_rsample, or train by pyro.infer.SVI with TraceGraph_ELBO"
         )

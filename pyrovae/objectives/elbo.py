@@ -17,6 +17,7 @@ from pyrovae.objectives.base import (
     observed_sites,
     require_gradient,
     site_log_prob,
+    sum_guide_factors,
     sum_terms,
 )
 from pyrovae.objectives.schedules import Constant, Schedule
@@ -101,7 +102,9 @@ class ELBO(Objective):
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
         """Run model and guide on ``args`` and return the loss with its terms."""
         reconstruction, kl, floors = _WeightedSum(), _WeightedSum(), _FreeBits(self.free_bits)
+        factors: list[Tensor] = []
         for model_trace, guide_trace in self.traces(model, guide, *args, **kwargs):
+            factors.append(sum_guide_factors(guide_trace))
             for site in observed_sites(model_trace).values():
                 reconstruction.add(site_log_prob(site), site)
             for name, site in latent_sites(guide_trace).items():
@@ -114,7 +117,8 @@ class ELBO(Objective):
         weight = self.kl_weight()
         if isinstance(weight, Tensor) or weight != 1:
             weighted = weight * weighted
-        totals = (weighted - sum_terms(reconstruction.scaled), *map(sum_terms, (reconstruction.unscaled, kl.unscaled)))
+        loss = weighted - sum_terms(reconstruction.scaled) + sum_terms(factors)
+        totals = (loss, *map(sum_terms, (reconstruction.unscaled, kl.unscaled)))
         return Terms(*(total if self.num_particles == 1 else total / self.num_particles for total in totals))
 
     def _add_kl(

@@ -15,7 +15,15 @@ from torch import Tensor
 
 from pyrovae.bounds import log_mean_exp
 from pyrovae.importance.sampling import check_num_particles
-from pyrovae.objectives.base import Objective, Site, Terms, require_gradient, site_log_prob, sum_terms
+from pyrovae.objectives.base import (
+    Objective,
+    Site,
+    Terms,
+    require_gradient,
+    site_log_prob,
+    sum_guide_factors,
+    sum_terms,
+)
 from pyrovae.programs import PARTICLE_PLATE, ChosenRows, ModelGuide, Program, find_modules, inspect_programs
 from pyrovae.programs.layout import per_datum
 from pyrovae.runtime.context import module_mode, own_store
@@ -86,6 +94,7 @@ class ImportanceWeighted(Objective):
             for run, weights in zip(runs, normalized.split([run.num_particles for run in runs]), strict=True):
                 run.weights.append(weights)
         loss = -(runs[0].common_scale() * self.bound(log_weights)).sum()
+        loss = loss + sum_terms([sum_guide_factors(run.guide_trace) for run in runs]) / self.num_particles
         reconstruction = log_likelihood.detach().mean(0).sum()
         return Terms(loss, reconstruction, (log_guide - log_prior).detach().mean(0).sum())
 

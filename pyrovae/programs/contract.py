@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyro
@@ -28,6 +28,8 @@ from pyrovae.programs.site_checks import (
 )
 
 Sites = Mapping[str, Site]
+
+MAX_NAMES = 8  # sites named in an error
 
 _POSITIVE = (dist.Exponential, dist.Gamma, dist.LogNormal)
 _REAL = (dist.Cauchy, dist.Gumbel, dist.Laplace, dist.Logistic, dist.Normal, dist.StudentT)
@@ -62,11 +64,6 @@ def read_contract(
     guide_sites, model_sites = latent_sites(guide_trace), latent_sites(model_trace)
     observed = _observed(model_trace)
     _check_names(guide_sites, model_sites, observed)
-    if own := _observed(guide_trace):
-        raise ValueError(
-            f"the guide's site {next(iter(own))!r} is observed (pyro.factor is, too), so that its draws do not have "
-            "the density that the guide states; leave it out, or move it into the model"
-        )
     require_common_masks(guide_sites, model_sites)
     sites = (*guide_sites.values(), *model_sites.values(), *observed.values())
     plate = _data_plate(sites, plates)
@@ -226,8 +223,9 @@ def _check_names(guide_sites: Sites, model_sites: Sites, observed: Sites) -> Non
     for name in guide_sites:
         if name not in model_sites:
             raise ValueError(
-                f"the guide samples {name!r}, which is not a latent variable of the model "
-                f"({', '.join(map(repr, model_sites)) or 'it has none'}); use the same names in both"
+                f"the guide samples {name!r}, which is not a latent variable of the model ({_list(model_sites)}), so "
+                "that the density of the model's variables would be an integral over it; sample the model's variables "
+                "alone, under their names (a guide of pyro.infer.autoguide or EasyGuide.group does not)"
             )
     for name in model_sites:
         if name not in guide_sites:
@@ -249,14 +247,34 @@ def _data_plate(sites: tuple[Any, ...], plates: set[str]) -> Any:
                     "model and guide"
                 )
             return frame
+    data_plates = [next((name for name in stack if name in plates), None) for stack in stacks]
+    first, other = data_plates[0], next((name for name in data_plates if name not in (None, data_plates[0])), None)
+    if first and other:
+        raise ValueError(
+            f"the data plate is {first!r} at the site {sites[0]['name']!r} and {other!r} at another; give it one name "
+            "in model and guide"
+        )
+    sequential = next((f.name for stack in stacks for f in stack.values() if not f.vectorized), None)
+    if sequential:
+        raise ValueError(
+            f"the plate {sequential!r} is sequential, so that its sites have other names for each datum; write it "
+            f"vectorized: with pyro.plate({sequential!r}, len(x)): ..."
+        )
     outside = [site["name"] for site, stack in zip(sites, stacks, strict=True) if not stack]
     if outside and len(outside) < len(sites):
         raise ValueError(
             f"the site {outside[0]!r} lies outside the data plate, so that there is no log p(x) of one datum; move it "
             'into the plate, or make a global quantity a parameter (pyro.param, or pyro.factor into "data")'
         )
-    names = dict.fromkeys(site["name"] for site in sites)
     raise ValueError(
-        f"no plate of the length of the data holds all latent and observed sites ({', '.join(map(repr, names))}); "
-        "put them all inside: with pyro.plate('data', len(x)): ..."
+        "no plate of the length of the data holds all latent and observed sites "
+        f"({_list(dict.fromkeys(site['name'] for site in sites))}); put them all inside: "
+        "with pyro.plate('data', len(x)): ..."
     )
+
+
+def _list(names: Iterable[str]) -> str:
+    """Return names in quotes, the first few of many."""
+    names = [repr(name) for name in names]
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return (", ".join(names[:MAX_NAMES]) or "it has none") + more

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -29,6 +30,10 @@ from pyrovae.runtime.context import forked_random, frozen_unremarked, full_preci
 
 logger = logging.getLogger("pyrovae")
 
+UNKNOWN_SIZE = -1  # Pyro's size of a plate without one
+MISMATCH = re.compile(
+    r"Shape mismatch inside plate\('(?P<plate>.+?)'\) at site (?P<site>\S+) dim -\d+, \d+ vs (?P<found>\d+)"
+)
 FIRST_ROWS, SECOND_ROWS = 3, 2  # data points of the first two runs
 AllData = Callable[[], tuple[Any, ...]]
 
@@ -68,7 +73,12 @@ def inspect_programs(
     fork, exact = forked_random(0, args[0].device), full_precision()
     with fork, exact, validation(enabled=False), frozen_unremarked(), torch.no_grad(), RunModules(device) as ran:
         inspector = _Inspector(model, guide, modules, ran, nan_counts)
-        programs = inspector.inspect(args, all_data or (lambda: args))
+        try:
+            programs = inspector.inspect(args, all_data or (lambda: args))
+        except (ValueError, RuntimeError) as error:
+            if (cause := _explain(error, args, modules)) is None:
+                raise
+            raise ValueError(cause) from error
         return replace(programs, all_modules=(*programs.modules, *ran.beside(programs.modules)))
 
 
@@ -122,6 +132,9 @@ class _Inspector:
             first, link_warnings = self._run_with_gradients(few)
         except Exception as error:  # a program may raise anything
             return self._inspect_on_all_data(all_data, set(), error)
+        if any(frame.size == UNKNOWN_SIZE for frame in first.plates):
+            model, guide = SizedPlates()(self.model), SizedPlates()(self.guide)
+            return replace(self, model=model, guide=guide).inspect(args, all_data)
         plates = first.plates_of_size(FIRST_ROWS)
         while plates and not _draws_from_many(first, plates):
             programs = self._read(first, plates, draws_rows=False)
@@ -158,6 +171,13 @@ class _Inspector:
             cause = next(filter(None, map(unwrap_own_error, failures)), failures[-1])
             raise cause from cause.__cause__
         whole = {frame.name for frame in first.plates if frame.size == frame.full_size == num_data}
+        mismatch = MISMATCH.search(str(failure))
+        if mismatch and int(mismatch["found"]) == num_data:
+            raise ValueError(
+                f"the site {mismatch['site']!r} has {num_data} rows whatever data it is given: a tensor with one row "
+                f"for each datum must be indexed by the plate, with pyro.plate({mismatch['plate']!r}, {num_data}, "
+                "subsample_size=100) as i, as in loc[i] and x[i]"
+            ) from failure
         if failure is not None and whole:
             raise ValueError(
                 f"the plate {min(whole)!r} has {num_data} rows whatever data it is given, so that model and guide "
@@ -295,6 +315,41 @@ def _draws_from_many(first: _Run, plates: set[str]) -> bool:
     nodes = first.model_trace.nodes
     sizes = {name: getattr(nodes[name]["fn"], "subsample_size", None) for name in plates if name in nodes}
     return any(size is not None and frames[name].size == frames[name].full_size for name, size in sizes.items())
+
+
+def _explain(error: Exception, args: tuple[Any, ...], modules: tuple[nn.Module, ...]) -> str | None:
+    """Return the cause of an error of Pyro or torch that users meet first, and its cure; None for any other."""
+    text = str(error)
+    if mismatch := MISMATCH.search(text):
+        return (
+            f"the distribution of {mismatch['site']!r} has a batch axis of {mismatch['found']} where the plate "
+            f"{mismatch['plate']!r} has its rows; make the axes of one datum event axes, by .to_event(1) for one axis"
+        )
+    data = {arg.dtype for arg in args if isinstance(arg, Tensor)}
+    networks = {p.dtype for module in modules for p in module.parameters()} - data
+    if re.search(r"dtype|scalar type", text) and networks:
+        names = (
+            " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes)) for dtypes in (data, networks)
+        )
+        return "the data are {} but the modules {}; convert one of them, as by x.float() or module.double()".format(
+            *names
+        )
+    return None
+
+
+class SizedPlates(Messenger):
+    """Give a plate without a size, ``pyro.plate("data")``, the size of the batch axis that its sites have."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        frames = msg["cond_indep_stack"]
+        if not any(frame.size == UNKNOWN_SIZE for frame in frames):
+            return
+        shape = getattr(msg["fn"], "batch_shape", ())
+        sizes = {frame: shape[frame.dim] if len(shape) >= -frame.dim else 1 for frame in frames if frame.vectorized}
+        msg["cond_indep_stack"] = tuple(
+            frame._replace(size=sizes[frame], full_size=sizes[frame]) if frame.size == UNKNOWN_SIZE else frame
+            for frame in frames
+        )
 
 
 class _EarlyRows(Messenger):

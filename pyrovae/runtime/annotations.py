@@ -239,7 +239,8 @@ def _describe(hint: Any) -> str:
         return {int: "integers", Tensor: "a tuple of tensors"}.get(
             parameters[0], f"several: {_describe(parameters[0])}"
         )
-    return _NAMES.get(origin or hint) or f"of class {getattr(origin or hint, '__name__', hint)}"
+    name = getattr(origin or hint, "__name__", str(hint))
+    return _NAMES.get(origin or hint) or f"{'an' if name[0] in 'AEIO' else 'a'} {name}"
 
 
 _NAMES = {

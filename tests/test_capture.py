@@ -103,6 +103,11 @@ def normalized(between: nn.Module | None = None) -> Programs:
     return with_encoder(Normalized(between or nn.BatchNorm1d(8)))
 
 
+def scripted() -> Programs:
+    with warnings.catch_warnings(action="ignore"):  # torch recommends its compiler
+        return with_encoder(torch.jit.script(Normalized(nn.BatchNorm1d(8))))
+
+
 PAIRS: dict[str, tuple[Callable[[], Programs], Callable[[], Objective]]] = {
     "VAE": (lambda: of_vae(make_vae()), ELBO),
     "VAE, annealed": (lambda: of_vae(make_vae()), lambda: ELBO(annealing=schedules.Linear(100), free_bits=0.05)),
@@ -114,9 +119,10 @@ PAIRS: dict[str, tuple[Callable[[], Programs], Callable[[], Objective]]] = {
     "Vamp": (vamp, ELBO),
     "BatchNorm": (normalized, ELBO),
     "VAE, dropout": (lambda: normalized(nn.Identity()), ELBO),
+    "scripted": (scripted, ELBO),
 }
 
-QUICK = ("VAE, annealed", "pyro.param", "DReG", "STL, two layers", "BatchNorm")
+QUICK = ("VAE, annealed", "pyro.param", "DReG", "STL, two layers", "BatchNorm", "scripted")
 
 
 def batches(number: int = 24, *, size: int = 12) -> list[Tensor]:
@@ -378,6 +384,12 @@ class BackwardFails(torch.autograd.Function):
         raise RuntimeError("no gradient")
 
 
+def nested_trace(pair: Any, logits: Tensor) -> Tensor:
+    return torch.jit.trace(lambda a: a.reshape(a.shape[0] * 2, 2).sin(), (logits.detach(),), check_trace=False)(
+        logits
+    ).reshape_as(logits)
+
+
 def no_compiler(graph: Any, inputs: Any) -> Any:
     raise OSError("no compiler today")
 
@@ -387,9 +399,14 @@ def interrupted(pair: Any, logits: Tensor) -> Tensor:
     return logits
 
 
+GENERATOR, HELD = torch.Generator(), torch.zeros(4, dtype=torch.float64)
 FAILURES: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     "an exception in backward": (lambda pair, logits: BackwardFails.apply(logits), "no gradient"),
     "a branch": (lambda pair, logits: logits if logits.sum() > 0 else -logits, "asks a tensor for its value"),
+    "NumPy": (lambda pair, logits: logits + logits.detach().numpy().sum(), "the same operations"),
+    "its own generator": (lambda pair, logits: logits + torch.rand(4, generator=GENERATOR), "generator of its own"),
+    "a write": (lambda pair, logits: logits + HELD.add_(1), "belongs to none of its modules"),
+    "torch.jit.trace": (nested_trace, "traced by torch.jit"),
     "Ctrl-C": (interrupted, ""),
     "the compiler": (lambda pair, logits: logits, "no compiler today"),
 }
@@ -422,6 +439,7 @@ def test_a_failed_capture_leaves_no_trace(name: str, monkeypatch: pytest.MonkeyP
     with pytest.raises(KeyboardInterrupt if name == "Ctrl-C" else NotRecordableError, match=reason):
         step._step.trace((x,))[0].compile((x,))
     assert state_of(pair) == before
+    assert torch.jit.trace(lambda a: a.reshape(a.shape[0] * 2, 2), (x,))(x).shape == (12, 2)
 
 
 def test_the_number_of_steps_decides(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 
 from pyrovae.compile.cuda_graph import GraphedFunction
 from pyrovae.compile.inductor import compile_graph
@@ -156,7 +157,7 @@ def record(function: Function, inputs: Sequence[Tensor], *, leaves: Sequence[Ten
         for example, values in ((inputs, nullcontext()), ([_flipped(x) for x in inputs], _perturbed(leaves))):
             with forked_random(0, device), values:
                 try:
-                    trace = make_fx(lambda *_, example=example: function(*example))
+                    trace = make_fx(lambda *_, example=example: _guarded(function, example))
                     graphs.append(trace(*leaves, *example))
                 except Exception as error:  # user programs and the tracer may raise anything
                     raise NotRecordableError(_reason(error)) from error
@@ -167,6 +168,20 @@ def record(function: Function, inputs: Sequence[Tensor], *, leaves: Sequence[Ten
     constants = _lift_constants(second)
     move_indices(second, device)
     return Recording(second, [*constants, *leaves])
+
+
+class _NoTracer(TorchFunctionMode):
+    """Reject calls inside `torch.jit.trace`, whose tracer stays broken after a failure."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.jit.is_tracing():
+            raise NotRecordableError("it is traced by torch.jit, which cannot run inside a recording")
+        return func(*args, **(kwargs or {}))
+
+
+def _guarded(function: Function, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+    with _NoTracer():
+        return function(*inputs)
 
 
 def _device(tensors: Sequence[Tensor]) -> torch.device:

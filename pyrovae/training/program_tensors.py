@@ -7,6 +7,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import pyro
+import torch
 from torch import Tensor, nn
 
 from pyrovae.training.state import trainable
@@ -41,10 +42,13 @@ class ProgramTensors:
                 "networks with pyro.module in the model or guide, or name them with modules=[...]"
             )
         self._parts = list({id(part): part for module in modules for part in module.modules()}.values())
-        self._owners = [owner for part in self._parts for owner in (part._parameters, part._modules)]
+        scripted = [part for part in self._parts if isinstance(part, torch.jit.ScriptModule)]  # they are fixed
+        plain = [part for part in self._parts if not isinstance(part, torch.jit.ScriptModule)]
+        self._owners = [owner for part in plain for owner in (part._parameters, part._modules)]
         self._names = [(owner, name) for owner in self._owners for name in owner]
-        self._buffers = [(part._buffers, name) for part in self._parts for name in part._buffers]
+        self._buffers = [(part._buffers, name) for part in plain for name in part._buffers]
         values = [owner[name] for owner, name in (*self._names, *self._buffers)]
+        values += [value for part in scripted for value in (*part.parameters(), *part.buffers())]
         tensors = [value for value in (*values, *self._in_store()) if isinstance(value, Tensor)]
         self.all = list({id(tensor): tensor for tensor in tensors}.values())
         self._others = [tensor for tensor in self.all if not tensor.requires_grad and tensor.is_floating_point()]

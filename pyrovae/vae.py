@@ -28,9 +28,10 @@ from pyrovae.runtime.serialization import Described
 class VAE(Described, nn.Module):
     """A latent variable model p(z) p(x | z) with an amortized posterior q(z | x).
 
-    `model` and `guide` contain all Pyro statements: copy them to write your own model and guide. Called with covariates
-    beside x, such as one-hot labels, they are a conditional model p(x | c): both networks receive the covariates, and
-    also the prior if it is `conditional`.
+    `model` and `guide` contain all Pyro statements: copy them to write your own model and guide, with `pyro.module` in
+    place of `register_module`, which skips it in steps of `pyrovae.fit`. Called with covariates beside x, such as
+    one-hot labels, they are a conditional model p(x | c): both networks receive the covariates, and also the prior if
+    it is `conditional`.
 
     *Auto-encoding variational Bayes (Kingma, Welling 2014)*, https://arxiv.org/abs/1312.6114
 
@@ -299,7 +300,7 @@ class VAE(Described, nn.Module):
         from pyrovae.report import write_report
 
         source = data.test if isinstance(data, Data) else data
-        evaluation = evaluate(self, source, **options)
+        evaluation = evaluate(self.model, self.guide, source, **options)
         return write_report(
             folder, evaluation, model=self.model, guide=self.guide, data=source, name=name, overwrite=overwrite
         )

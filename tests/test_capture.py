@@ -17,6 +17,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from conftest import TwoLayers, make_vae
+from pyro.infer import ELBO as PyroELBO
+from pyro.infer import JitTrace_ELBO, Trace_ELBO
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 from torch._C import _len_torch_function_stack
@@ -440,6 +442,14 @@ def test_a_failed_capture_leaves_no_trace(name: str, monkeypatch: pytest.MonkeyP
         step._step.trace((x,))[0].compile((x,))
     assert state_of(pair) == before
     assert torch.jit.trace(lambda a: a.reshape(a.shape[0] * 2, 2), (x,))(x).shape == (12, 2)
+
+
+@pytest.mark.parametrize("objective", [Trace_ELBO, JitTrace_ELBO])
+@pytest.mark.filterwarnings("ignore")  # torch advises against its tracer
+def test_objectives_of_pyro_run_eagerly(objective: Callable[[], PyroELBO]) -> None:
+    vae, (x, *_) = make_vae(), batches(1)
+    step = capture(vae.model, vae.guide, x, objective=objective())
+    assert all(step(x).loss.isfinite() for _ in range(3))
 
 
 def test_the_number_of_steps_decides(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,8 +64,8 @@ class Loader:
             raise ValueError("the data set is empty; give at least one datum")
         if bad := sum(map(count_not_finite, self._stored)):
             raise ValueError(
-                f"the data hold {bad} values that are NaN or infinite; fill missing ones by any number, give their mask as "
-                "a second tensor, and mask the site: with pyro.poutine.mask(mask=mask): ..."
+                f"the data hold {bad} values that are NaN or infinite; fill missing ones by any number, give their "
+                "mask as a second tensor, and mask the site: with pyro.poutine.mask(mask=mask): ..."
             )
 
     @property

@@ -9,7 +9,7 @@ import math
 import operator
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -98,7 +98,7 @@ def convert_fields(record: Any) -> None:
         ArgumentError: if a field does not match.
 
     """
-    for name, hint in _annotations(type(record)).items():
+    for name, hint in _annotations(typing.cast(Any, type(record))).items():
         value = getattr(record, name)
         object.__setattr__(record, name, convert(value, hint, name=name, owner=type(record).__name__))
 
@@ -124,10 +124,10 @@ def _programs(owner: Any) -> tuple[Any, ...]:
 
 
 @functools.cache
-def _annotations(function: Any) -> dict[str, Any]:
+def _annotations(function: Hashable) -> dict[str, Any]:
     """Return the evaluated annotations of a function or dataclass; none if a name cannot be resolved."""
     try:
-        hints = typing.get_type_hints(function, include_extras=True)
+        hints = typing.get_type_hints(typing.cast(Any, function), include_extras=True)
     except (NameError, TypeError):
         return {}
     return {name: hint for name, hint in hints.items() if name != "return"}

@@ -57,7 +57,8 @@ class StepLoss:
             detached. The last two are free of Pyro's scales, and zero for an objective without terms.
 
         """
-        with modules_known(), bfloat16_networks(self.programs.all_modules) if self.bfloat16 else nullcontext():
+        known = modules_known() if isinstance(self.objective, Objective) else nullcontext()  # Pyro's read its store
+        with known, bfloat16_networks(self.programs.all_modules) if self.bfloat16 else nullcontext():
             if is_validation_enabled():
                 return run_validated(lambda: self._compute(*inputs), inputs[0].device, nan_counts=False)
             return self._compute(*inputs)

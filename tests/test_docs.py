@@ -33,7 +33,7 @@ def test_library_use_of_the_readme_is_15_lines_and_runs(
     monkeypatch.setitem(sys.modules, "script", script)
     names: dict[str, object] = script.__dict__
     names |= {"pyrovae": pyrovae, "likelihoods": likelihoods, "torch": torch, "pyro": pyro}
-    quick = use.replace("epochs=100", "epochs=1").replace("vae.guide, data))", "vae.guide, data, ks=(1, 5)))")
+    quick = use.replace("epochs=100", "epochs=1").replace("vae, data))", "vae, data, ks=(1, 5)))")
     exec(compile(quick, "README.md", "exec"), names)
     assert "Estimates of log p(x)" in capsys.readouterr().out
     monkeypatch.setattr("pyrovae.training.step.has_compiler", lambda: False)

@@ -16,6 +16,7 @@ from pyrovae.importance import iter_batches, rows_per_chunk, score_one_particle,
 from pyrovae.programs import ModelGuide, Program
 from pyrovae.results import Annealing, AnnealingSettings, Estimate
 from pyrovae.results.estimates import require_possible
+from pyrovae.runtime.annotations import checked, convert_fields
 from pyrovae.runtime.arguments import merge_options, require_integer
 from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.runtime.progress_bar import progress
@@ -51,6 +52,7 @@ class AnnealingOptions:
 
     def __post_init__(self) -> None:
         """Check the batch size."""
+        convert_fields(self)
         if self.batch_size is not None:
             require_integer(self.batch_size, name="batch_size")
 
@@ -64,6 +66,7 @@ class AnnealingOptions:
         return AnnealingSettings(self.num_chains, self.num_temperatures, self.num_leapfrog, self.from_prior, seed)
 
 
+@checked
 def ais(
     model: Program,
     guide: Program,

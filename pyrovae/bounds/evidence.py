@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pyrovae.importance import ParticleBatch, iter_batches, iter_particles, scoring_context
 from pyrovae.importance.sampling import check_num_particles
 from pyrovae.programs import ModelGuide, Program
+from pyrovae.runtime.annotations import checked
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class ElboTerms:
         return ElboTerms(function(self.reconstruction), function(self.kl), kl_of, self.methods)
 
 
+@checked
 def elbo(
     model: Program,
     guide: Program,

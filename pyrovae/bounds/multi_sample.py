@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.programs.layout import to_float64
+from pyrovae.runtime.annotations import checked
 
 VARIANCE = "variance of "  # prefix of the names of Monte Carlo variances
 
@@ -23,6 +24,7 @@ def log_mean_exp(log_weights: Tensor, dim: int = 0) -> Tensor:
     return log_weights.logsumexp(dim) - math.log(log_weights.shape[dim])
 
 
+@checked
 def iwae(log_weights: Tensor, ks: Sequence[int] | None = None) -> Tensor:
     """Return the ladder of IWAE bounds of each datum.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyrovae.data.splits import Data, Split
 from pyrovae.data.transform import check_levels
+from pyrovae.runtime.annotations import checked
 
 BYTE_LEVELS = 256
 PARTS = ("train", "validation", "test")
@@ -18,6 +19,7 @@ PARTS = ("train", "validation", "test")
 Array = Tensor | NDArray[Any]
 
 
+@checked
 def from_arrays(
     x: Array,
     labels: Array | None = None,

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from pyrovae.data.arrays import Array, from_arrays, from_splits, store, to_tensor
 from pyrovae.data.files import from_file, from_folder, pixels
 from pyrovae.data.splits import Data, Split
+from pyrovae.runtime.annotations import checked
 
 logger = logging.getLogger("pyrovae")
 
@@ -26,6 +27,7 @@ NAMES = ("digits", "mnist", "fashion_mnist", "kmnist")
 Source = str | Path | Array | tuple[Array, Array] | Dataset[Any] | DataLoader[Any] | Data
 
 
+@checked
 def digits(*, seed: int = 0) -> Data:
     """Load the 1797 handwritten digits that scikit-learn contains, without a network.
 
@@ -44,6 +46,7 @@ def digits(*, seed: int = 0) -> Data:
     return from_arrays(x, bunch.target, name="digits", validation=200, test=300, levels=17, seed=seed)
 
 
+@checked
 def mnist(
     *, root: str | Path | None = None, download: bool = True, num_validation: int = 10_000, seed: int = 0
 ) -> Data:
@@ -65,6 +68,7 @@ def mnist(
     return _idx("MNIST", "mnist", root=root, download=download, num_validation=num_validation, seed=seed)
 
 
+@checked
 def fashion_mnist(
     *, root: str | Path | None = None, download: bool = True, num_validation: int = 10_000, seed: int = 0
 ) -> Data:
@@ -76,6 +80,7 @@ def fashion_mnist(
     return _idx("FashionMNIST", "fashion_mnist", root=root, download=download, num_validation=num_validation, seed=seed)
 
 
+@checked
 def kmnist(
     *, root: str | Path | None = None, download: bool = True, num_validation: int = 10_000, seed: int = 0
 ) -> Data:
@@ -86,6 +91,7 @@ def kmnist(
     return _idx("KMNIST", "kmnist", root=root, download=download, num_validation=num_validation, seed=seed)
 
 
+@checked
 def load(
     source: Source,
     *,
@@ -142,6 +148,7 @@ def load(
     )
 
 
+@checked
 def load_split(
     source: Array | tuple[Array, Array] | Dataset[Any] | DataLoader[Any],
     *,
@@ -174,6 +181,7 @@ def load_split(
     return Split(stored, labels=labels, name=name or default_name, levels=levels, seed=seed)
 
 
+@checked
 def from_dataset(
     dataset: Dataset[Any] | DataLoader[Any],
     *,

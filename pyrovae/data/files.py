@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pyrovae.data.arrays import PARTS, from_arrays, from_splits
 from pyrovae.data.splits import Data
+from pyrovae.runtime.annotations import checked
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 
 
+@checked
 def from_file(
     path: str | Path,
     *,
@@ -77,6 +79,7 @@ def from_file(
     return from_arrays(x, arrays.get("y"), name=name, validation=validation, test=test, levels=levels, seed=seed)
 
 
+@checked
 def from_folder(
     path: str | Path,
     *,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyrovae.data.transform import BaseMeasure, Transform
 from pyrovae.data.transforms import Form, Identity, default_transform
+from pyrovae.runtime.annotations import convert_fields
 
 BLOCK = 2**20  # elements transformed at once
 
@@ -48,6 +49,7 @@ class Split:
     covariates: Tensor | None = None
 
     def __post_init__(self) -> None:
+        convert_fields(self)
         shape = (*self.stored.shape,)
         if self.stored.numel() == 0:
             raise ValueError(f"{self.name}: a data set holds one datum or more, but received shape {shape}; give data")

@@ -25,6 +25,7 @@ from pyrovae.diagnostics.refit import Refit
 from pyrovae.importance import UnconstrainedLatents, iter_batches, iter_particles
 from pyrovae.programs import ModelGuide
 from pyrovae.programs.layout import to_float64
+from pyrovae.runtime.annotations import convert_fields
 from pyrovae.runtime.arguments import require_integer
 from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.runtime.progress_bar import progress
@@ -65,6 +66,7 @@ class GapOptions:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        convert_fields(self)
         for name in NUMBERS:
             require_integer(getattr(self, name), name=name, least=0 if name == "refit_epochs" else 1)
 

@@ -15,9 +15,11 @@ from pyrovae.importance import require_tensor, scoring_context
 from pyrovae.programs import Program
 from pyrovae.results import Estimate
 from pyrovae.results.tightness import Gaps
+from pyrovae.runtime.annotations import checked
 from pyrovae.runtime.arguments import merge_options
 
 
+@checked
 def gaps(
     model: Program,
     guide: Program,

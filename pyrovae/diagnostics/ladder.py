@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyrovae.results import mean_and_error
 from pyrovae.results.tables import percent
+from pyrovae.runtime.annotations import checked
 
 ENOUGH, PERHAPS, NOT_ENOUGH = "K is enough", "K may not be enough", "K is not enough"
 NOT_ASYMPTOTIC, UNKNOWN = "not asymptotic", "unknown"
@@ -60,6 +61,7 @@ class Ladder:
         return _below(self.power, self.power_error, SLOW)
 
 
+@checked
 def read_ladder(rungs: Mapping[int, Tensor]) -> Ladder:
     """Estimate the remaining gap from the rungs L_K.
 
@@ -89,6 +91,7 @@ def read_ladder(rungs: Mapping[int, Tensor]) -> Ladder:
     return replace(ladder, extrapolated=ladder.gap(used))
 
 
+@checked
 def assess(
     ladder: Ladder,
     *,

@@ -24,6 +24,7 @@ from pyrovae.importance import (
 from pyrovae.programs import ModelGuide, Program
 from pyrovae.results import Estimate
 from pyrovae.results.latent_record import Latents
+from pyrovae.runtime.annotations import checked
 from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.runtime.progress_bar import progress
 
@@ -32,6 +33,7 @@ BATCH_ELEMENTS = 2**20  # elements of u that are drawn at once
 PRIOR_DRAWS = 4000  # draws for the moments of the prior
 
 
+@checked
 def latents(
     model: Program,
     guide: Program,

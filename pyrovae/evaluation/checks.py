@@ -19,6 +19,7 @@ from pyrovae.diagnostics.latent_use import latents
 from pyrovae.evaluation.resume import Journal
 from pyrovae.programs import Program, take_rows
 from pyrovae.results import Annealing, CheckResults, Estimate, Gaps, Latents, PairedDifference, Sandwich
+from pyrovae.runtime.annotations import convert_fields
 from pyrovae.runtime.arguments import require_integer
 
 R = TypeVar("R")
@@ -59,6 +60,7 @@ class Checks:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        convert_fields(self)
         for option in fields(self):
             require_integer(getattr(self, option.name), name=option.name, least=1 if option.name in CHAINS else 0)
 

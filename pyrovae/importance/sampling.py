@@ -20,6 +20,7 @@ from pyrovae.programs import ModelGuide, Program, find_modules, inspect_programs
 from pyrovae.programs.layout import sum_over_sites
 from pyrovae.results import Particles
 from pyrovae.runtime import memory
+from pyrovae.runtime.annotations import checked
 from pyrovae.runtime.arguments import require_integer
 from pyrovae.runtime.context import (
     forked_random,
@@ -31,6 +32,7 @@ from pyrovae.runtime.context import (
 )
 
 
+@checked
 def particles(
     model: Program, guide: Program, x: Tensor, *covariates: Any, num_particles: int, modules: Iterable[nn.Module] = ()
 ) -> Particles:
@@ -82,6 +84,7 @@ def particles(
         return Particles.concatenate(parts)
 
 
+@checked
 def log_weights(
     model: Program, guide: Program, x: Tensor, *covariates: Any, num_particles: int, modules: Iterable[nn.Module] = ()
 ) -> Tensor:
@@ -92,6 +95,7 @@ def log_weights(
     return particles(model, guide, x, *covariates, num_particles=num_particles, modules=modules).log_weights
 
 
+@checked
 def log_joint(
     model: Program, x: Tensor, *covariates: Any, z: Tensor | Mapping[str, Tensor], modules: Iterable[nn.Module] = ()
 ) -> Tensor:

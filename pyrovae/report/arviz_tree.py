@@ -14,12 +14,14 @@ from torch import Tensor
 
 from pyrovae.results import Particles
 from pyrovae.results.tables import printable
+from pyrovae.runtime.annotations import checked
 
 PACKED = {"zlib": True, "complevel": 4, "shuffle": True}
 DATA_AXES = {2: ("column",), 3: ("height", "width"), 4: ("channel", "height", "width")}
 DRAWN = ("chain", "draw", "datum")
 
 
+@checked
 def to_datatree(
     record: Particles,
     x: Tensor,

@@ -21,6 +21,7 @@ from pyrovae.report.arviz_tree import to_datatree, to_netcdf
 from pyrovae.report.page import ReportContext, render
 from pyrovae.results import Evaluation, History
 from pyrovae.results.record import tensors_of
+from pyrovae.runtime.annotations import checked
 from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.training.checkpoint import versions
 from pyrovae.training.run_folder import RunFolder
@@ -33,6 +34,7 @@ NUM_DATA, NUM_PARTICLES, NUM_DRAWS = 100, 1000, 200  # in evaluation.nc
 DIAGNOSTICS = ("khat", "ESS", "largest weight")  # in evaluation.nc
 
 
+@checked
 def write_report(
     folder: str | Path,
     evaluation: Evaluation,
@@ -164,6 +166,7 @@ def find_report(run: RunFolder, name: str, is_same: Callable[[Evaluation], bool]
     )
 
 
+@checked
 def read_report(folder: str | Path, *, name: str | None = None) -> Evaluation:
     """Return an evaluation from the files of `write_report`, with its values per datum.
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import collections.abc
+import dataclasses
 import functools
 import inspect
 import math
 import operator
 import types
 import typing
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -98,9 +99,11 @@ def convert_fields(record: Any) -> None:
         ArgumentError: if a field does not match.
 
     """
-    for name, hint in _annotations(typing.cast(Any, type(record))).items():
-        value = getattr(record, name)
-        object.__setattr__(record, name, convert(value, hint, name=name, owner=type(record).__name__))
+    record_class: Any = type(record)
+    hints = _annotations(record_class)
+    for name in (field.name for field in dataclasses.fields(record)):
+        value = convert(getattr(record, name), hints.get(name, Any), name=name, owner=record_class.__name__)
+        object.__setattr__(record, name, value)
 
 
 def convert(value: object, hint: Any, *, name: str, owner: str) -> Any:
@@ -124,10 +127,10 @@ def _programs(owner: Any) -> tuple[Any, ...]:
 
 
 @functools.cache
-def _annotations(function: Hashable) -> dict[str, Any]:
+def _annotations(function: Any) -> dict[str, Any]:
     """Return the evaluated annotations of a function or dataclass; none if a name cannot be resolved."""
     try:
-        hints = typing.get_type_hints(typing.cast(Any, function), include_extras=True)
+        hints = typing.get_type_hints(function, include_extras=True)
     except (NameError, TypeError):
         return {}
     return {name: hint for name, hint in hints.items() if name != "return"}
@@ -199,10 +202,10 @@ def _to_integer(value: Any) -> Any:
 
 
 def _to_number(value: Any) -> Any:
-    is_number = isinstance(value, (int, float, np.floating, np.integer)) and not isinstance(value, bool)
-    if not is_number or math.isnan(value):
+    if isinstance(value, (bool, np.bool_, str)) or not hasattr(value, "__float__") or getattr(value, "ndim", 0) > 0:
         return MISMATCH
-    return value if isinstance(value, (int, float)) else float(value)
+    number = value if isinstance(value, (int, float)) else float(value)
+    return MISMATCH if math.isnan(number) else number
 
 
 def _to_bool(value: Any) -> Any:

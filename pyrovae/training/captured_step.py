@@ -23,6 +23,7 @@ from pyrovae.programs import (
     warn_of_links,
 )
 from pyrovae.programs.model_guide import run
+from pyrovae.runtime.annotations import checked
 from pyrovae.runtime.context import forked_random, frozen_unremarked, module_mode, own_store, validation
 from pyrovae.training.batch_sources import DeviceBatches, bind_arguments
 from pyrovae.training.config import check_engine, check_positive
@@ -122,6 +123,7 @@ class _StoredLoss(StepLoss):
             return super().__call__(*inputs)
 
 
+@checked
 def capture(
     model: Program,
     guide: Program,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pyrovae.compile.trace import first_line
 from pyrovae.programs import Program
 from pyrovae.results import Epoch, History
+from pyrovae.runtime.annotations import checked
 from pyrovae.runtime.serialization import Described, agree, build, describe
 from pyrovae.training.config import Training
 from pyrovae.training.run_folder import RunFolder
@@ -186,6 +187,7 @@ class Run:
     folder: RunFolder
 
 
+@checked
 def load(path: str | Path, *, allow: Collection[str] = ()) -> Run:
     """Load a VAE that was trained with a folder.
 
@@ -224,6 +226,7 @@ def load(path: str | Path, *, allow: Collection[str] = ()) -> Run:
     return Run(vae.eval(), History(progress.epochs, progress.best_epoch, "loaded"), config, folder)
 
 
+@checked
 def load_weights(path: str | Path, modules: Iterable[nn.Module]) -> None:
     """Load the weights of a run into modules that were built by hand, and its ``pyro.param`` values into Pyro's store.
 

@@ -18,7 +18,7 @@ from pyrovae.objectives import ELBO, Objective
 from pyrovae.programs import ModelGuide, Program, Unnormalized, find_modules, inspect_programs, warn_of_links
 from pyrovae.results import Epoch, History
 from pyrovae.results.observed_data import DISCRETE
-from pyrovae.runtime.annotations import checked
+from pyrovae.runtime.annotations import checked, convert_fields
 from pyrovae.runtime.arguments import merge_options
 from pyrovae.runtime.context import (
     MODULE_DIVIDER,
@@ -64,6 +64,10 @@ class FitOptions:
     command: Mapping[str, Any] | None = None
     unnormalized: bool = False
     show_progress: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        convert_fields(self)
 
 
 @checked

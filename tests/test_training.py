@@ -848,7 +848,7 @@ def test_training_that_makes_no_sense_is_refused() -> None:
         (torch.zeros(0, 4), ValueError, "the data set is empty"),
         (torch.full((5, 4), math.nan), ValueError, "20 values that are NaN or infinite"),
         ((torch.zeros(5, 4), torch.zeros(4)), ValueError, "share their first axis"),
-        ([[0.0, 1.0]], TypeError, "data are a tensor, a tuple of tensors or a split"),
+        ([[0.0, 1.0]], TypeError, "`data` of (fit|evaluate) must be a Data or a Split or a tensor"),
     ],
 )
 def test_data_that_cannot_be_fitted_are_refused(data: Any, error: type[Exception], text: str) -> None:
@@ -876,7 +876,7 @@ def test_grey_values_under_bernoulli_are_refused_with_the_cure() -> None:
         ({"epochs": -1}, "`epochs` must be an integer >= 0"),
         ({"batch_size": 0}, "`batch_size` must be an integer >= 1"),
         ({"patience": 0}, "`patience` must be an integer >= 1"),
-        ({"learning_rate": math.nan}, "`learning_rate` must be positive and finite"),
+        ({"learning_rate": math.nan}, "`learning_rate` of Training must be a number, got nan"),
         ({"clip_norm": -1.0}, "`clip_norm` must be positive and finite"),
         ({"final_learning_rate": math.inf}, "`final_learning_rate` must be positive and finite"),
         ({"engine": "jit"}, "`engine` must be one of auto, eager, captured, got 'jit'"),
@@ -895,5 +895,5 @@ def test_options_are_keywords_or_a_record() -> None:
         history = train(v, binary(), training=quick(), shown=False, **options)
         stopped.append(history.why_stopped)
     assert stopped == ["stopped by on_epoch after epoch 1"] * 2
-    with pytest.raises(TypeError, match="fit has the options resume, .*, but received 'epochs'"):
-        train(v, binary(), epochs=3)
+    with pytest.raises(TypeError, match="fit has the options resume, .*, epochs, .*, but received 'epoch'"):
+        train(v, binary(), epoch=3)

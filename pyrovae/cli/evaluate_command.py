@@ -121,7 +121,7 @@ def _evaluate(options: dict[str, Any], processes: Group, locks: ExitStack) -> No
                     history=run.history,
                     settings=run.config,
                     name=options["report"],
-                    overwrite=options["overwrite"],
+                    overwrite=bool(options["overwrite"]),
                 )
     except BaseException:
         if processes.first and path.exists():

@@ -158,14 +158,13 @@ def site_log_prob(site: Site) -> Tensor:
     return site["unscaled_log_prob"] if "unscaled_log_prob" in site else site["fn"].log_prob(site["value"])
 
 
-def sum_guide_factors(guide_trace: Nodes) -> Tensor:
-    """Return the sum of the `pyro.factor` terms of a guide, with their scales, which Pyro adds to the loss."""
-    factors = [
+def guide_factors(guide_trace: Nodes) -> list[Tensor]:
+    """Return the sum of each `pyro.factor` of a guide, with its scale; Pyro adds them to the loss."""
+    return [
         scale_and_mask(site_log_prob(site), site["scale"], site["mask"]).sum()
         for site in guide_trace.nodes.values()
         if site["type"] == "sample" and isinstance(site["fn"], Unit)
     ]
-    return sum_terms(factors)
 
 
 def sum_terms(terms: Sequence[Tensor]) -> Tensor:

@@ -14,10 +14,10 @@ from pyrovae.objectives.base import (
     Objective,
     Site,
     Terms,
+    guide_factors,
     observed_sites,
     require_gradient,
     site_log_prob,
-    sum_guide_factors,
     sum_terms,
 )
 from pyrovae.objectives.schedules import Constant, Schedule
@@ -104,7 +104,7 @@ class ELBO(Objective):
         reconstruction, kl, floors = _WeightedSum(), _WeightedSum(), _FreeBits(self.free_bits)
         factors: list[Tensor] = []
         for model_trace, guide_trace in self.traces(model, guide, *args, **kwargs):
-            factors.append(sum_guide_factors(guide_trace))
+            factors += guide_factors(guide_trace)
             for site in observed_sites(model_trace).values():
                 reconstruction.add(site_log_prob(site), site)
             for name, site in latent_sites(guide_trace).items():
@@ -117,7 +117,7 @@ class ELBO(Objective):
         weight = self.kl_weight()
         if isinstance(weight, Tensor) or weight != 1:
             weighted = weight * weighted
-        loss = weighted - sum_terms(reconstruction.scaled) + sum_terms(factors)
+        loss = sum_terms([weighted - sum_terms(reconstruction.scaled), *factors])
         totals = (loss, *map(sum_terms, (reconstruction.unscaled, kl.unscaled)))
         return Terms(*(total if self.num_particles == 1 else total / self.num_particles for total in totals))
 

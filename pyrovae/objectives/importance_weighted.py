@@ -19,9 +19,9 @@ from pyrovae.objectives.base import (
     Objective,
     Site,
     Terms,
+    guide_factors,
     require_gradient,
     site_log_prob,
-    sum_guide_factors,
     sum_terms,
 )
 from pyrovae.programs import PARTICLE_PLATE, ChosenRows, ModelGuide, Program, find_modules, inspect_programs
@@ -94,7 +94,8 @@ class ImportanceWeighted(Objective):
             for run, weights in zip(runs, normalized.split([run.num_particles for run in runs]), strict=True):
                 run.weights.append(weights)
         loss = -(runs[0].common_scale() * self.bound(log_weights)).sum()
-        loss = loss + sum_terms([sum_guide_factors(run.guide_trace) for run in runs]) / self.num_particles
+        factors = [factor / self.num_particles for run in runs for factor in guide_factors(run.guide_trace)]
+        loss = sum_terms([loss, *factors])
         reconstruction = log_likelihood.detach().mean(0).sum()
         return Terms(loss, reconstruction, (log_guide - log_prior).detach().mean(0).sum())
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-LARGEST = 10**9  # largest integer argument but a seed: more layers, epochs or particles than any machine can run
+LARGEST = 10**15  # largest integer argument but a seed; sizes below it are checked against memory
 MAX_CHARACTERS = 80  # of a received value in an error
 MISMATCH = object()
 

@@ -72,6 +72,11 @@ class VAE(Described, nn.Module):
                     f"prior and {role} share the latent variable, but the prior has {prior.latent_dim} dimensions and "
                     f"the {role} {latent_dim}; give both the same latent_dim"
                 )
+        if getattr(prior, "encoder", encoder) is not encoder:
+            raise ValueError(
+                f"the prior {type(prior).__name__} is a mixture of the VAE's own posteriors, but received another "
+                "encoder; give the same object to the prior and to the VAE"
+            )
         _check_out_shape("decoder", decoder, likelihood, "likelihood")
         _check_out_shape("encoder", encoder, posterior, "posterior")
         self.prior = prior

@@ -25,7 +25,8 @@ Variational autoencoders as Pyro programs, judged by bounds on log p(x).
   pyrovae compare     put evaluated runs side by side, with paired differences
   pyrovae generate    draw data from a run
 
-pyrovae COMMAND --help lists the options. A first round, without any network:
+pyrovae COMMAND --help lists the options, pyrovae --version prints the versions of the packages.
+A first round, without any network:
 
   pyrovae train --epochs 100
   pyrovae evaluate runs/digits-1

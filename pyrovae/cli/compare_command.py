@@ -44,7 +44,7 @@ def compare(argv: Sequence[str]) -> None:
     output = None if options["output"] is None else Path(options["output"])
     table_format = options["format"] or (ENDINGS.get(output.suffix.lower(), "text") if output else "text")
     comparison = compare_runs(
-        options["runs"], reference=options["reference"], blocks=options["blocks"], name=options["report"]
+        options["runs"], reference=options["reference"], blocks=bool(options["blocks"]), name=options["report"]
     )
     text = FORMATS[table_format](comparison)
     if output is None:

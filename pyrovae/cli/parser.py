@@ -66,6 +66,8 @@ class Parser(argparse.ArgumentParser):
         group = self.add_argument_group(title)
         for name, option in options_of(record).items():
             settings = {"default": option.default, "metavar": option.metavar, "help": option.text}
+            if option.base is bool and not option.is_list:
+                settings |= {"nargs": "?", "const": True}
             group.add_argument(f"--{name}", type=option.converter(), **settings)
 
     def add_part(
@@ -101,12 +103,11 @@ class Parser(argparse.ArgumentParser):
             if known is not None:  # a class of the menu has the option too
                 known.help = f"{lines}\n{known.help}"
                 continue
+            settings: dict[str, Any] = {"nargs": "*"} if first[key].is_list else {}
+            if first[key].base is bool and not first[key].is_list:  # the option alone means true
+                settings = {"nargs": "?", "const": "true"}
             self.roles[role].group.add_argument(
-                f"--{role}.{key}",
-                default=None,
-                nargs="*" if first[key].is_list else None,
-                metavar=first[key].metavar,
-                help=lines,
+                f"--{role}.{key}", default=None, metavar=first[key].metavar, help=lines, **settings
             )
 
     def options(self, argv: Sequence[str], saved: Mapping[str, Any] | None = None) -> dict[str, Any]:

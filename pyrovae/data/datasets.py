@@ -283,8 +283,8 @@ def _idx(
         failed = f"the download failed ({type(error).__name__})" if download else "download=False"
         raise ValueError(
             f"{name} needs a copy of its files, but {folder / class_name / 'raw'} holds none and {failed}; either set "
-            f"root= or the environment variable PYROVAE_DATA to a folder that holds {class_name}/raw, or allow the "
-            f"download (download=True) where there is a network"
+            f"root (--data.root on the command line) or the environment variable PYROVAE_DATA to a folder that holds "
+            f"{class_name}/raw, or allow the download (download=True) where there is a network"
         ) from None
     x, labels = train.data[:, None], train.targets  # (N, 1, 28, 28), (N,)
     if not 1 <= num_validation < len(x):

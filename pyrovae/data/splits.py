@@ -211,7 +211,7 @@ class Split:
         return replace(self, **{name: None if x is None else function(x) for name, x in tensors.items()})  # type: ignore[arg-type]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Data:
     """A data set in three parts of the same shape and storage.
 
@@ -242,7 +242,7 @@ class Data:
                 "all by data.with_covariates(...)"
             )
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         splits = (self.train, self.validation, self.test)
         sizes = " + ".join(f"{len(split):,}" for split in splits)
         transforms = " / ".join(dict.fromkeys(str(split.transform) for split in splits))

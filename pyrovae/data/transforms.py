@@ -70,7 +70,8 @@ class _Probability(Transform):
             if not (low >= 0 and high <= 1):
                 raise ValueError(
                     f"{type(self).__name__} takes floats as probabilities in [0, 1], but received {low:g} to {high:g}; "
-                    f"rescale them, store integers with levels=, or score them as they are with Identity()"
+                    "rescale them, store integers with levels=, or score them as they are, with the transform Identity "
+                    "and a likelihood of real numbers, such as Gaussian (--likelihood Gaussian on the command line)"
                 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
+import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
@@ -51,12 +52,14 @@ class ConditionalPart(Described, nn.Module, ABC):
             )
         return params
 
-    def split(self, params: Tensor) -> tuple[Tensor, ...]:
+    def split(self, params: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Split the last axis of the parameters into ``n_params`` tensors ``(*batch, *event_shape)``.
+
+        A network may also return a tuple of these tensors, such as mean and log-variance.
 
         Raises:
             ValueError: if the trailing axes are not ``param_shape``.
 
         """
-        params = self.check_shape(params)
+        params = self.check_shape(torch.stack(params, -1) if isinstance(params, tuple) else params)
         return (params.squeeze(-1),) if self.n_params == 1 else params.unbind(-1)  # unbind copies in its backward

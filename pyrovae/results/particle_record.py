@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Particles:
     """Draws of a guide and their log-probabilities.
 
@@ -25,6 +25,10 @@ class Particles:
     log_prior: Tensor
     log_likelihood: Tensor
     log_guide: Tensor
+
+    def __repr__(self) -> str:
+        num_particles, num_data = self.log_prior.shape
+        return f"Particles({num_particles} of {num_data} data; latent sites {', '.join(map(repr, self.z))})"
 
     @property
     def log_weights(self) -> Tensor:

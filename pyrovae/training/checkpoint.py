@@ -186,6 +186,9 @@ class Run:
     config: dict[str, Any]
     folder: RunFolder
 
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder.path)!r}, {len(self.history.epochs)} epochs)"
+
 
 @checked
 def load(path: str | Path, *, allow: Collection[str] = ()) -> Run:

@@ -457,7 +457,7 @@ def test_invalid_arguments_are_refused(option: str, value: float) -> None:
     truth = linear_gaussian()
     pair, x = pair_of(truth), truth.sample(2)
     for bound in (bounds.ais, bounds.bdmc):
-        with pytest.raises(ValueError, match=f"`{option}` must be an integer >= 1, got {value}"):
+        with pytest.raises(ValueError, match=f"`{option}`.* must be an integer.*, got {value}"):
             bound(*pair, x, **{option: value})
         with pytest.raises(TypeError, match="has the options num_chains, .*, but received 'chains'"):
             bound(*pair, x, chains=3)

@@ -97,3 +97,33 @@ def test_a_vae_writes_its_report(tmp_path: Any) -> None:
     v = make_vae()
     page = v.report(tmp_path / "run", torch.bernoulli(torch.full((12, *v.likelihood.x_shape), 0.5)), ks=(1, 2))
     assert (page / "index.html").is_file()
+
+
+def test_an_encoder_may_return_mean_and_log_variance() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mean, self.log_variance = nn.Linear(5, 2), nn.Linear(5, 2)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.mean(x), self.log_variance(x)
+
+    encoder = Two()
+    drawn = vae(encoder=encoder).encode(X)
+    assert drawn.mean.equal(encoder.mean(X))
+    assert drawn.variance.log().allclose(encoder.log_variance(X))
+
+
+def test_the_encoder_of_vamp_is_that_of_the_vae() -> None:
+    own, other = (networks.MLPEncoder(5, (2, 2), hidden=4) for _ in range(2))
+    prior = priors.Vamp(own, posteriors.DiagonalNormal(2), num_components=3)
+    vae(encoder=own, prior=prior)
+    with pytest.raises(ValueError, match="another encoder; give the same object"):
+        vae(encoder=other, prior=prior)
+
+
+def test_records_show_themselves_in_a_line() -> None:
+    v = vae()
+    record = pyrovae.particles(v.model, v.guide, X, num_particles=3)
+    assert repr(record) == "Particles(3 of 20 data; latent sites 'z')"
+    assert repr(pyrovae.data.digits()).startswith("digits: 1,297 + 200 + 300")

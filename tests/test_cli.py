@@ -563,7 +563,7 @@ def test_own_class_in_the_help(own: str, capsys: pytest.CaptureFixture[str]) -> 
     section = " ".join(text[text.index("\nlikelihood:") : text.index("\nprior:")].split())
     assert f"{own}.StudentT: Independent elements with heavy tails, 100% mine Bernoulli: Independent" in section
     assert f"--likelihood.spread NUMBER {own}.StudentT: half the width that holds 58% of x (default: 1.0)" in section
-    assert f"--likelihood.steep true|false {own}.StudentT: whether tails are lighter (default: false)" in section
+    assert f"--likelihood.steep [true|false] {own}.StudentT: whether tails are lighter (default: false)" in section
     assert f"{own}.StudentT: has no effect (default: 3) Gaussian: standard deviation" in section
 
 

@@ -273,7 +273,7 @@ def test_a_single_datum_has_monte_carlo_errors_alone(bernoulli: tuple[Any, Tenso
             r"one for each of the 3 data, but received \(2,\)",
         ),
         ({"bound": torch.zeros(2)}, r"one value for each of the 3 data, shape \(3,\), but received \(2,\)"),
-        ({"bound": -3.0}, "but received float; give for instance per_datum"),
+        ({"bound": -3.0}, "`bound` of gaps must be a tensor or an array of numbers"),
         ({"x": torch.full((3, 4), 0.5)}, "Bernoulli scores data that are 0 or 1"),
     ],
 )

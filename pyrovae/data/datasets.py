@@ -91,7 +91,6 @@ def kmnist(
     return _idx("KMNIST", "kmnist", root=root, download=download, num_validation=num_validation, seed=seed)
 
 
-@checked
 def load(
     source: Source,
     *,
@@ -148,7 +147,6 @@ def load(
     )
 
 
-@checked
 def load_split(
     source: Array | tuple[Array, Array] | Dataset[Any] | DataLoader[Any],
     *,

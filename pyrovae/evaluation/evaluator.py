@@ -85,8 +85,6 @@ def evaluate(
     """
     options = merge_options(options, EvaluationOptions, keywords, function="evaluate")
     ks = check_ladder(ks)
-    if checks is not None and not isinstance(checks, Checks):
-        raise TypeError(f"checks must be a pyrovae.Checks or None, but received {checks!r}")
     loader = Loader(data.test if isinstance(data, Data) else data)
     if options.num_data is not None:
         loader = loader.first(options.num_data)

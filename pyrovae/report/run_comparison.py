@@ -10,13 +10,11 @@ from pathlib import Path
 from pyrovae import results
 from pyrovae.report.report_files import REPORT, read_report, report_names
 from pyrovae.results import Comparison, Evaluation
-from pyrovae.runtime.annotations import checked
 from pyrovae.training.run_folder import RunFolder
 
 Run = str | Path | Evaluation
 
 
-@checked
 def compare(
     runs: Mapping[str, Run] | Iterable[str | Path],
     *,

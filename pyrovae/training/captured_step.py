@@ -127,7 +127,7 @@ class _StoredLoss(StepLoss):
 def capture(
     model: Program,
     guide: Program,
-    *data: Tensor | Split,
+    *data: Tensor | Split | Data,
     optimizer: MakeOptimizer | None = None,
     objective: PyroELBO | None = None,
     engine: str = "captured",

@@ -35,10 +35,6 @@ class StepLoss:
     """
 
     def __init__(self, programs: ModelGuide, objective: PyroELBO, bind: Bind, *, bfloat16: bool = False) -> None:
-        if isinstance(objective, type):
-            raise TypeError(
-                f"an objective is an object, but received the class {objective.__name__}; give {objective.__name__}()"
-            )
         if not hasattr(objective, "differentiable_loss"):
             raise TypeError(
                 "training needs an objective with a differentiable loss, which "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +15,8 @@ from conftest import make_vae
 from torch import nn
 
 import pyrovae
-from pyrovae import likelihoods, networks, posteriors, priors
+from pyrovae import bounds, diagnostics, likelihoods, networks, objectives, posteriors, priors
+from pyrovae.data import transforms
 from pyrovae.runtime.annotations import ArgumentError
 
 X = torch.bernoulli(torch.full((20, 5), 0.5), generator=torch.Generator().manual_seed(0)).double()
@@ -127,3 +130,32 @@ def test_records_show_themselves_in_a_line() -> None:
     record = pyrovae.particles(v.model, v.guide, X, num_particles=3)
     assert repr(record) == "Particles(3 of 20 data; latent sites 'z')"
     assert repr(pyrovae.data.digits()).startswith("digits: 1,297 + 200 + 300")
+
+
+SIGNATURES: list[tuple[Callable[..., Any], dict[str, Any]]] = [
+    *[(getattr(likelihoods, name), {"x_shape": (5,)}) for name in ("Bernoulli", "Gaussian", "StudentT", "Poisson")],
+    *[(getattr(likelihoods, name), {"x_shape": (5,), "levels": 4}) for name in ("Categorical", "DiscretizedLogistic")],
+    *[(getattr(priors, name), {"latent_dim": 2}) for name in ("StandardNormal", "MixtureOfGaussians", "Flow")],
+    *[(getattr(posteriors, name), {"latent_dim": 2}) for name in ("DiagonalNormal", "LowRankNormal", "IAF")],
+    (networks.MLPEncoder, {"x_shape": (5,), "out_shape": (2, 2)}),
+    (networks.ConvDecoder, {"latent_dim": 2, "out_shape": (1, 8, 8, 1)}),
+    *[(record, {}) for record in (pyrovae.Training, pyrovae.Checks, bounds.AnnealingOptions, diagnostics.GapOptions)],
+    *[(make, {}) for make in (objectives.ELBO, objectives.DReG, objectives.schedules.Linear, transforms.Threshold)],
+    (pyrovae.data.Split, {"stored": X, "name": "x"}),
+]
+WRONG = (None, "abc", -1, 1.5, float("nan"), 10**20, [1, "a"], {"a": 1}, nn.Linear, np.zeros((2, 2)), object())
+
+
+def test_wrong_arguments_end_in_errors_that_name_them() -> None:
+    failed, num_tried = [], 0
+    for function, valid in SIGNATURES:
+        names = list(inspect.signature(function).parameters)
+        for name, value in itertools.product(names, WRONG):
+            num_tried += 1
+            try:
+                function(**valid | {name: value})
+            except (TypeError, ValueError) as error:
+                if name.rstrip("s") not in str(error):
+                    failed.append((function.__name__, name, value, error))
+    assert num_tried > 900
+    assert len(failed) <= 0.02 * num_tried, failed

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.data.transform import BaseMeasure, Transform, check_levels, float_dtype, level_count
+from pyrovae.runtime.annotations import convert_fields
 
 __all__ = [
     "DynamicBinarization",
@@ -136,6 +137,7 @@ class Threshold(_Probability):
     level: float = 0.5
 
     def __post_init__(self) -> None:
+        convert_fields(self)
         if not 0 <= self.level < 1:
             raise ValueError(f"a threshold lies in [0, 1), but level is {self.level}; p > 0.5 is level=0.5")
 

@@ -23,6 +23,7 @@ from pyrovae.objectives.base import (
 from pyrovae.objectives.schedules import Constant, Schedule
 from pyrovae.programs import Program
 from pyrovae.programs.analytic_kl import CLOSED_FORM, Nodes, closed_form_kl, kl_by_dimension, latent_sites
+from pyrovae.runtime.annotations import checked
 
 logger = logging.getLogger("pyrovae")
 
@@ -63,6 +64,7 @@ class ELBO(Objective):
 
     """
 
+    @checked
     def __init__(
         self,
         *,

@@ -26,6 +26,7 @@ from pyrovae.objectives.base import (
 )
 from pyrovae.programs import PARTICLE_PLATE, ChosenRows, ModelGuide, Program, find_modules, inspect_programs
 from pyrovae.programs.layout import per_datum
+from pyrovae.runtime.annotations import checked
 from pyrovae.runtime.context import module_mode, own_store
 
 
@@ -67,6 +68,7 @@ class ImportanceWeighted(Objective):
     reweights_path: ClassVar[bool] = False
     """Whether gradients through a draw are multiplied by its normalized weight; for the IWAE bound alone."""
 
+    @checked
     def __init__(self, *, num_particles: int = 5) -> None:
         check_num_particles(num_particles)
         super().__init__(num_particles=num_particles)
@@ -180,6 +182,7 @@ class STL(IWAE):
 
     stops_score = True
 
+    @checked
     def __init__(self, *, num_particles: int = 1) -> None:
         super().__init__(num_particles=num_particles)
 

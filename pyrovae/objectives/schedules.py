@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 
+from pyrovae.runtime.annotations import convert_fields
 from pyrovae.runtime.arguments import require_integer
 
 __all__ = ["Constant", "Cyclical", "Linear", "Schedule"]
@@ -72,6 +73,7 @@ class Linear(Schedule):
     start: float = 0.0
 
     def __post_init__(self) -> None:
+        convert_fields(self)
         _check(self, self.num_steps, self.start)
 
     def __call__(self, step: int) -> float:
@@ -101,6 +103,7 @@ class Cyclical(Schedule):
     start: float = 0.0
 
     def __post_init__(self) -> None:
+        convert_fields(self)
         _check(self, self.num_steps, self.start)
         if not 0 < self.rise <= 1:
             raise ValueError(f"`rise` must be in (0, 1], got {self.rise}; 0.5 is the default")

@@ -41,12 +41,13 @@ def checked(function: F) -> F:
     """
     signature = inspect.signature(function)
     takes_programs = list(signature.parameters)[:2] == ["model", "guide"]
+    owner = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         if takes_programs and args and "guide" not in kwargs and not callable(args[1] if len(args) > 1 else None):
             args = (*_programs(args[0]), *args[1:])
-        bound = convert_arguments(function, signature, args, kwargs, owner=function.__name__)
+        bound = convert_arguments(function, signature, args, kwargs, owner=owner)
         return function(*bound.args, **bound.kwargs)
 
     return typing.cast(F, call)
@@ -153,7 +154,8 @@ def _convert(value: Any, hint: Any) -> Any:
     if origin is type:
         return value if isinstance(value, type) and issubclass(value, parameters[0]) else MISMATCH
     if origin is collections.abc.Callable:
-        return value if callable(value) else MISMATCH
+        is_module_class = isinstance(value, type) and issubclass(value, nn.Module)
+        return value if callable(value) and not is_module_class else MISMATCH
     if origin in (collections.abc.Sequence, collections.abc.Iterable, tuple) and parameters:
         return _convert_elements(value, origin, parameters)
     kind = origin or hint

@@ -585,3 +585,8 @@ def test_bad_classes_of_the_user_are_one_line(own: str, capsys: pytest.CaptureFi
         ("--likelihood ending.Part", "ending.Part cannot be imported: SystemExit: 7"),
     ):
         assert text in fails(capsys, "train", *words.split())
+
+
+def test_a_configuration_that_is_a_pipe_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo("pipe.json")
+    assert "pipe.json is not a file" in fails(capsys, "train", "--config", "pipe.json")

@@ -433,6 +433,9 @@ def test_invalid_folders_are_refused(tmp_path: Path) -> None:
     _write(tmp_path / "0.png", np.zeros((4, 4), np.uint16))
     with pytest.raises(ValueError, match=r"8 bits a channel, but .*0.png has mode I;16; convert it"):
         data.from_folder(tmp_path)
+    (tmp_path / "0.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n")  # another program's
+    with pytest.raises(ValueError, match=r"0.png is not an image that can be read \(UnidentifiedImageError\)"):
+        data.from_folder(tmp_path)
 
 
 class Pictures(Dataset[object]):

@@ -434,9 +434,10 @@ def test_a_changed_file_is_not_an_unfinished_one(tmp_path: Path) -> None:
     (run.path / "b").write_bytes(b"edited")
     with pytest.raises(ValueError, match="b is not the file that was written"):
         run.read("b")
-    (run.path / MANIFEST).write_text("{")
-    with pytest.raises(ValueError, match="manifest.json is damaged"):
-        run.read("a")
+    for text in ("{", "[" * 100_000):
+        (run.path / MANIFEST).write_text(text)
+        with pytest.raises(ValueError, match="manifest.json is damaged"):
+            run.read("a")
 
 
 # other versions

@@ -232,6 +232,8 @@ class Parser(argparse.ArgumentParser):
 
 def _read_config(path: str) -> dict[str, Any]:
     """Return the options in a JSON file, or in the config.json of a run."""
+    if Path(path).exists() and not Path(path).is_file():  # a pipe would wait for ever
+        raise ValueError(f"the configuration {path} is not a file; --print_config prints an example")
     try:
         options = json.loads(Path(path).read_text())
     except OSError as error:

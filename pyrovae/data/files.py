@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP")  # of Pillow, which would give other contents to other programs
 
 
 @checked
@@ -119,8 +120,13 @@ def from_folder(
         raise ValueError(f"{loose[0]} lies beside {classes[0].name}/; move it into a subfolder, its class")
     arrays: list[NDArray[np.uint8]] = []
     for file in files:
-        with Image.open(file) as image:
-            arrays.append(pixels(image))
+        try:
+            with Image.open(file, formats=IMAGE_FORMATS) as image:
+                arrays.append(pixels(image))
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ValueError(
+                f"{file} is not an image that can be read ({type(error).__name__}); leave it out"
+            ) from None
         if arrays[-1].shape != arrays[0].shape:
             shapes = f"{file} has {arrays[-1].shape} and {files[0].name} has {arrays[0].shape}"
             raise ValueError(f"images have one shape, but {shapes}; resize or convert it")

@@ -209,7 +209,7 @@ class RunFolder:
         try:
             with file:
                 hashes = dict(json.loads(file.read())["files"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             if path.name != MANIFEST:
                 return {}
             raise ValueError(f"{path} is damaged, so that the run cannot be checked") from None

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import pandas
+import pyro.distributions as dist
 import pytest
 import torch
 from conftest import make_vae
 from torch import nn
 
 import pyrovae
-from pyrovae import bounds, diagnostics, likelihoods, networks, objectives, posteriors, priors
+from pyrovae import bounds, diagnostics, likelihoods, networks, objectives, posteriors, priors, testing
 from pyrovae.data import transforms
 from pyrovae.runtime.annotations import ArgumentError
 
@@ -159,3 +160,33 @@ def test_wrong_arguments_end_in_errors_that_name_them() -> None:
                     failed.append((function.__name__, name, value, error))
     assert num_tried > 900
     assert len(failed) <= 0.02 * num_tried, failed
+
+
+def test_the_form_of_a_likelihood_is_known_and_decides_its_measure() -> None:
+    measures = {}
+    for form in ("binary", "unit", "continuous", "levels", "counts"):
+        measures[form] = type("Own", (likelihoods.Likelihood,), {"form": form}).base_measure  # type: ignore[attr-defined]
+    assert [form for form, measure in measures.items() if measure == "Lebesgue"] == ["unit", "continuous"]
+    with pytest.raises(ValueError, match="`form` of Own must be one of binary, unit, continuous, levels, counts"):
+        type("Own", (likelihoods.Likelihood,), {"form": "numbers"})
+
+
+def test_a_bounded_prior_is_not_checked() -> None:
+    class Box(priors.Prior):
+        def forward(self) -> dist.TorchDistribution:
+            return dist.Uniform(torch.zeros(self.latent_dim), 1.0).to_event(1)
+
+    with pytest.raises(ValueError, match="the support of Box is bounded"):
+        testing.check(Box(2), show_progress=False)
+
+
+def test_an_interrupt_keeps_the_history() -> None:
+    v = vae()
+
+    def interrupt(epoch: pyrovae.results.Epoch) -> None:
+        if epoch.epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        pyrovae.fit(v, X, epochs=9, device="cpu", on_epoch=interrupt, show_progress=False)
+    assert [epoch.epoch for epoch in caught.value.history.epochs] == [1, 2]  # type: ignore[attr-defined]

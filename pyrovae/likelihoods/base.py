@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 from pyro.distributions import TorchDistribution
 from torch import Tensor
@@ -17,15 +17,14 @@ from pyrovae.distributions.conditional import ConditionalPart
 class Likelihood(ConditionalPart):
     """Base class of the likelihoods: the distribution of a data point x given the decoder's output.
 
-    To write your own, derive a class, set three class attributes, and define ``forward`` and ``initial_params``:
+    To write your own, derive a class, set two class attributes, and define ``forward`` and ``initial_params``:
 
         >>> import pyro.distributions as dist
         >>> class Gumbel(Likelihood):
         ...     '''Independent Gumbel elements with mean m_i from the decoder and scale 1.'''
         ...
         ...     n_params = 1                # numbers that the decoder emits per element of x
-        ...     form = "continuous"         # form of the data
-        ...     base_measure = "Lebesgue"   # a density; "counting" for a probability
+        ...     form = "continuous"         # form of the data; others: binary, unit, levels, counts
         ...
         ...     def forward(self, params):  # (*batch, *x_shape, n_params)
         ...         (mean,) = self.split(params)  # n_params tensors (*batch, *x_shape)
@@ -55,7 +54,8 @@ class Likelihood(ConditionalPart):
             "continuous" (real numbers), "levels" (0 to levels - 1; derive from `LevelLikelihood`) or "counts" (integers
             from 0).
         base_measure: "counting" if log p(x | z) is a log-probability (binary, levels, counts), "Lebesgue" if it is a
-            log-density (unit, continuous). Values in different measures are not comparable.
+            log-density (unit, continuous); by default that of the form. Values in different measures are not
+            comparable.
         n_params: numbers that the decoder emits per element of x.
 
     Args:
@@ -66,6 +66,22 @@ class Likelihood(ConditionalPart):
     form: ClassVar[Form]
     base_measure: ClassVar[Literal["counting", "Lebesgue"]]
     _role = "likelihood"
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Check the form of a class, which decides its base measure unless the class sets it.
+
+        Raises:
+            ValueError: if there is no such form.
+
+        """
+        super().__init_subclass__(**kwargs)
+        form = cls.__dict__.get("form")
+        if form is None:
+            return
+        if form not in get_args(Form):
+            raise ValueError(f"`form` of {cls.__name__} must be one of {', '.join(get_args(Form))}, got {form!r}")
+        if "base_measure" not in cls.__dict__:
+            cls.base_measure = "Lebesgue" if form in ("unit", "continuous") else "counting"
 
     def __init__(self, x_shape: tuple[int, ...]) -> None:
         super().__init__(x_shape)

@@ -20,7 +20,6 @@ class Bernoulli(Likelihood):
 
     n_params = 1
     form = "binary"
-    base_measure = "counting"
 
     def forward(self, params: Tensor) -> TorchDistribution:
         """Turn logits ``(*batch, *x_shape, 1)`` into a distribution over x."""

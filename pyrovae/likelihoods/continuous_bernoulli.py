@@ -24,7 +24,6 @@ class ContinuousBernoulli(Likelihood):
 
     n_params = 1
     form = "unit"
-    base_measure = "Lebesgue"
 
     def forward(self, params: Tensor) -> TorchDistribution:
         """Turn logits ``(*batch, *x_shape, 1)`` into a distribution over x."""

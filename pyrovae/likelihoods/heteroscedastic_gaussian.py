@@ -38,7 +38,6 @@ class HeteroscedasticGaussian(Likelihood):
 
     n_params = 2
     form = "continuous"
-    base_measure = "Lebesgue"
     min_log_scale: Tensor
 
     def __init__(self, x_shape: tuple[int, ...], *, min_scale: float = 0.01) -> None:

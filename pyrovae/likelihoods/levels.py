@@ -35,7 +35,6 @@ class LevelLikelihood(Likelihood):
     """
 
     form = "levels"
-    base_measure = "counting"
 
     def __init__(self, x_shape: tuple[int, ...], levels: int = 256) -> None:
         super().__init__(x_shape)

@@ -25,7 +25,6 @@ class LocationLikelihood(Likelihood):
 
     n_params = 1
     form = "continuous"
-    base_measure = "Lebesgue"
 
     def __init__(self, x_shape: tuple[int, ...], *, scale: float = 1.0, learn_scale: bool = False) -> None:
         super().__init__(x_shape)

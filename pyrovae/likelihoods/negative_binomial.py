@@ -33,7 +33,6 @@ class NegativeBinomial(Likelihood):
 
     n_params = 1
     form = "counts"
-    base_measure = "counting"
 
     def __init__(self, x_shape: tuple[int, ...], *, total_count: float = 1.0, learn_total_count: bool = True) -> None:
         super().__init__(x_shape)

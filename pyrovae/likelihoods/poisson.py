@@ -19,7 +19,6 @@ class Poisson(Likelihood):
 
     n_params = 1
     form = "counts"
-    base_measure = "counting"
 
     def forward(self, params: Tensor) -> TorchDistribution:
         """Turn logarithms of means ``(*batch, *x_shape, 1)`` into a distribution over x."""

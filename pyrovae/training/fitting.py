@@ -162,7 +162,12 @@ def fit(
         loop = Loop(programs, placement, objective or ELBO(), training, device, options.optimizer)
         loop.synchronize()
         _start(loop, model, placement.loaders[0], folder, options, stack)
-        return loop.run(options.on_epoch, show_progress=options.show_progress)
+        try:
+            return loop.run(options.on_epoch, show_progress=options.show_progress)
+        except KeyboardInterrupt as interrupt:
+            interrupt.history = History(loop.epochs, len(loop.epochs), "interrupted")  # type: ignore[attr-defined]
+            interrupt.add_note("the metrics of the epochs that ended are the attribute `history` of this exception")
+            raise
 
 
 def _log_data(placement: Placement, programs: ModelGuide) -> None:

@@ -39,8 +39,8 @@ A swap is one line:
 ...     encoder=networks.MLPEncoder(data.x_shape, posterior.param_shape),
 ...     posterior=posterior,
 ... )
->>> history = pyrovae.fit(vae.model, vae.guide, data)
->>> print(pyrovae.evaluate(vae.model, vae.guide, data))
+>>> history = pyrovae.fit(vae, data)                    # or fit(model, guide, data) for any Pyro model and guide
+>>> print(pyrovae.evaluate(vae, data))
 """
 
 import importlib

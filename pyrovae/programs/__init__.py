@@ -1,9 +1,12 @@
 """Contract with a Pyro model and guide: the structure that their first runs show, and the checks of it.
 
 One plate must hold all latent and observed sites; a datum is one row of it. Either the plate is as long as the data
-(``plate("data", len(x))``, with or without a larger full size), or the programs draw their own rows from all data
-(``plate("data", N, subsample_size=B) as i: x[i]``); the rows are then chosen for them. Plates inside the data plate are
-summed over.
+(``plate("data", len(x))``, with or without a larger full size, or ``plate("data")`` if every site has a batch axis for
+it), or the programs draw their own rows from all data (``plate("data", N, subsample_size=B) as i: x[i]``); the rows are
+then chosen for them. Plates inside the data plate are summed over.
+
+The guide draws the model's latent variables and no others. Its observed sites and `pyro.factor` terms reach no bound;
+factors are part of the training loss, as in Pyro.
 """
 
 from pyrovae.programs.inspection import inspect_programs

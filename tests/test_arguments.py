@@ -19,6 +19,7 @@ import pyrovae
 from pyrovae import bounds, diagnostics, likelihoods, networks, objectives, posteriors, priors, testing
 from pyrovae.data import transforms
 from pyrovae.runtime.annotations import ArgumentError
+from pyrovae.runtime.serialization import build
 
 X = torch.bernoulli(torch.full((20, 5), 0.5), generator=torch.Generator().manual_seed(0)).double()
 
@@ -190,3 +191,25 @@ def test_an_interrupt_keeps_the_history() -> None:
     with pytest.raises(KeyboardInterrupt) as caught:
         pyrovae.fit(v, X, epochs=9, device="cpu", on_epoch=interrupt, show_progress=False)
     assert [epoch.epoch for epoch in caught.value.history.epochs] == [1, 2]  # type: ignore[attr-defined]
+
+
+def test_a_vae_is_taken_by_keyword() -> None:
+    v = vae()
+    assert pyrovae.evaluate(model=v, data=X, ks=(1,), show_progress=False).elbo.value
+
+
+def test_a_forgotten_attribute_of_a_class_is_named() -> None:
+    with pytest.raises(TypeError, match="NoForm must set form, one of binary"):
+        type("NoForm", (likelihoods.Likelihood,), {"n_params": 1, "forward": 1, "initial_params": 1})(5)
+    with pytest.raises(TypeError, match="NoNumber must set n_params"):
+        _ = type("NoNumber", (posteriors.Posterior,), {"forward": 1})(5).param_shape
+
+
+def test_an_unknown_option_names_the_nearest() -> None:
+    with pytest.raises(TypeError, match="did you mean epochs?"):
+        pyrovae.fit(vae(), X, max_epochs=3)
+
+
+def test_allowed_packages_are_names_not_parts_of_names() -> None:
+    with pytest.raises(ValueError, match="may import only from pyrovae"):
+        build({"class": "os.PathLike", "arguments": {}}, allow="pandas.os")

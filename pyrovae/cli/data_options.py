@@ -36,7 +36,7 @@ def add_run(parser: Parser) -> None:
 
 
 def load_run(options: dict[str, Any]) -> Run:
-    """Load the run; packages that the user allows are searched in the working directory too."""
+    """Load the run; allowed packages may also lie in the working directory."""
     if options["allow"]:
         allow_working_directory()
     return load(options["run"], allow=options["allow"])

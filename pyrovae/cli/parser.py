@@ -247,7 +247,7 @@ def _read_config(path: str) -> dict[str, Any]:
 
 
 def _underscored(word: str) -> str:
-    """Return an option with underscores in its name; its value and other words are unchanged."""
+    """Replace hyphens in the name of an option by underscores; leave other words alone."""
     if not word.startswith("--"):
         return word
     name, equals, value = word.partition("=")

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyrovae.data.base import check_levels
 from pyrovae.data.splits import Data, Split
-from pyrovae.data.transform import check_levels
 from pyrovae.runtime.annotations import checked
 
 BYTE_LEVELS = 256

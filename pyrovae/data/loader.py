@@ -11,8 +11,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from pyrovae.data.base import float_dtype
 from pyrovae.data.splits import Split, count_not_finite, fingerprint
-from pyrovae.data.transform import float_dtype
 from pyrovae.data.transforms import Identity
 from pyrovae.runtime.annotations import convert
 

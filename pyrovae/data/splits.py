@@ -13,7 +13,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from pyrovae.data.transform import BaseMeasure, Transform
+from pyrovae.data.base import BaseMeasure, Transform
 from pyrovae.data.transforms import Form, Identity, default_transform
 from pyrovae.runtime.annotations import convert_fields
 
@@ -111,7 +111,7 @@ class Split:
         return "Lebesgue" if fractional else self.transform.base_measure
 
     def draw(self, rows: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Transform some data with fresh noise, or take them from `fixed` if the transform draws noise once.
+        """Return transformed rows, with fresh noise or, if the transform draws once, with the noise of `fixed`.
 
         Args:
             rows: indices, ``(B,)``.

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, Self, get_args
 import torch
 from torch import Tensor
 
-from pyrovae.data.transform import BaseMeasure, Transform, check_levels, float_dtype, level_count
+from pyrovae.data.base import BaseMeasure, Transform, check_levels, float_dtype, level_count
 from pyrovae.runtime.annotations import convert_fields
 
 __all__ = [

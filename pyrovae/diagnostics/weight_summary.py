@@ -41,7 +41,7 @@ def largest_weight(log_weights: Tensor) -> Tensor:
 
 
 def relative_variance(log_weights: Tensor) -> Tensor:
-    """Return the variance of the weights relative to their mean, ``Var(w) / mean(w)^2``, with K - 1 in the variance.
+    """Return ``Var(w) / mean(w)^2`` of the weights, with the unbiased variance.
 
     It cannot exceed K, whatever the true variance is: where few weights make up the sum, it is too small.
 

@@ -31,6 +31,8 @@ class ConditionalPart(Described, nn.Module, ABC):
     @property
     def param_shape(self) -> tuple[int, ...]:
         """``(*event_shape, n_params)``, the shape of the network's output for one datum."""
+        if not hasattr(type(self), "n_params") and "n_params" not in vars(self):
+            raise TypeError(f"{type(self).__name__} must set n_params, the number of parameters per element")
         return (*self.event_shape, self.n_params)
 
     @abstractmethod

@@ -55,9 +55,9 @@ def evaluate(
     """Estimate the ELBO and the ladder of IWAE bounds L_K on log p(x), from the same draws.
 
     Weights, buffers, module modes, switches and random streams are restored afterwards. Batch i draws from the stream
-    (seed, i), so that the draws do not depend on the size of chunks. Memory does not grow with the number of data, and
-    only by the log-weights of one batch with K. Ranks that initialized ``torch.distributed`` share the batches, and all
-    return the same evaluation; the main process keeps the journal.
+    (seed, "evaluate", i), so that the draws do not depend on the size of chunks. Memory does not grow with the number
+    of data, and only by the log-weights of one batch with K. Ranks that initialized ``torch.distributed`` share the
+    batches, and all return the same evaluation; the main process keeps the journal.
 
     Args:
         model: a Pyro program called with data; see `pyrovae.programs` for the contract.
@@ -189,7 +189,7 @@ def _estimates(programs: ModelGuide, per_datum: dict[str, Tensor], ks: tuple[int
 def _of_source(
     source: Source, programs: ModelGuide, observed: ObservedData | None, nats: float | None
 ) -> dict[str, Any]:
-    """Return the fields of an evaluation that describe a split, and how its values became those that were scored."""
+    """Return the fields of an evaluation on the data and their transform."""
     split = source if isinstance(source, Split) else None
     return {
         "data": split.name if split else TENSORS,

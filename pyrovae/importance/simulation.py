@@ -55,7 +55,7 @@ def simulate(programs: ModelGuide, args: tuple[Any, ...], rows: Tensor) -> tuple
 
 
 class _Drawn(UnconditionMessenger):
-    """Make the named sites draw the values that they observe."""
+    """Sample the named observed sites instead of conditioning on data."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ def _target(name: str, observed: Tensor, args: tuple[Any, ...], copies: tuple[An
 
 
 def _is_part(observed: Tensor, argument: Tensor) -> bool:
-    """Return whether a tensor is another one, or a view of it in which no element occurs twice."""
+    """Return whether a tensor is another one, or a view of part of it without repeated elements."""
     first = observed.storage_offset() - argument.storage_offset()
     last = first + sum((size - 1) * stride for size, stride in zip(observed.shape, observed.stride(), strict=True))
     repeated = any(size > 1 and stride == 0 for size, stride in zip(observed.shape, observed.stride(), strict=True))

@@ -85,6 +85,8 @@ class Likelihood(ConditionalPart):
 
     def __init__(self, x_shape: tuple[int, ...]) -> None:
         super().__init__(x_shape)
+        if not hasattr(self, "form"):
+            raise TypeError(f"{type(self).__name__} must set form, one of {', '.join(get_args(Form))}")
 
     @classmethod
     def for_data(cls, data: Data | Split, **options: Any) -> Self:

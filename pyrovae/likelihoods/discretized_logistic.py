@@ -66,6 +66,6 @@ class DiscretizedLogistic(LevelLikelihood):
         return mean.double().clamp(0.001 * top, 0.999 * top)
 
     def initial_log_scale(self, mean: Tensor) -> Tensor:
-        """Return the unfloored log-scale of a scale of 1/4 or one level, whichever is larger, in float64."""
+        """Return the decoder's value for a scale of 1/4 or one level, whichever is larger, in float64."""
         floor = self.min_log_scale.to(mean.device, torch.float64)
         return unfloored(torch.full_like(floor, math.log(max(0.25, self._level))), floor)

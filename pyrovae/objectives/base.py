@@ -42,14 +42,16 @@ class Objective(Trace_ELBO, ABC):
     """Base class of the objectives: a `pyro.infer.ELBO` whose loss stays on its device.
 
     To write your own, derive a class and define ``terms``. `traces` runs model and guide; `latent_sites` and
-    `observed_sites` list their sample sites, `site_log_prob` gives a log-probability and `closed_form_kl` an analytic
-    KL. A loss that is a function of importance weights derives from `ImportanceWeighted` instead. Extend ``describe``
-    if the class has options, so that a run folder holds them. `pyrovae.testing.check` tests the result.
+    `observed_sites` list their sample sites, `site_log_prob` gives a log-probability, `scaled_sum` sums it with Pyro's
+    scale and mask, and `closed_form_kl` gives an analytic KL. `pyrovae.fit` and `capture` call ``terms(model, guide)``
+    with programs that hold their data, so that ``args`` is empty there. A loss that is a function of importance weights
+    derives from `ImportanceWeighted` instead; otherwise early stopping watches the ELBO. Extend ``describe`` if the
+    class has options, so that a run folder holds them. `pyrovae.testing.check` tests the result.
 
     A complete objective, after *Understanding disentangling in beta-VAE (Burgess et al. 2018)*,
     https://arxiv.org/abs/1804.03599:
 
-        >>> from pyrovae.objectives import Objective, Terms, latent_sites, observed_sites, site_log_prob
+        >>> from pyrovae.objectives import Objective, Terms, latent_sites, observed_sites, scaled_sum, site_log_prob
         >>> class Capacity(Objective):
         ...     '''Minus E log p(x | z), plus gamma |KL - capacity|, with one draw of the guide per datum.'''
         ...
@@ -62,12 +64,16 @@ class Objective(Trace_ELBO, ABC):
         ...
         ...     def terms(self, model, guide, *args, **kwargs):
         ...         ((model_trace, guide_trace),) = self.traces(model, guide, *args, **kwargs)
-        ...         log_likelihood = sum(site_log_prob(site).sum() for site in observed_sites(model_trace).values())
-        ...         kl = 0.0
+        ...         loss, log_likelihood, kl = 0.0, 0.0, 0.0
+        ...         for site in observed_sites(model_trace).values():
+        ...             loss = loss - scaled_sum(site_log_prob(site), site)
+        ...             log_likelihood = log_likelihood + site_log_prob(site).sum().detach()
         ...         for name, site in latent_sites(guide_trace).items():
-        ...             kl = kl + (site_log_prob(site) - site_log_prob(model_trace.nodes[name])).sum()
-        ...         loss = self.gamma * (kl - self.capacity * len(args[0])).abs() - log_likelihood
-        ...         return Terms(loss, log_likelihood.detach(), kl.detach())
+        ...             difference = site_log_prob(site) - site_log_prob(model_trace.nodes[name])  # (B,)
+        ...             excess = (difference.mean() - self.capacity).abs()
+        ...             loss = loss + self.gamma * scaled_sum(excess.expand_as(difference), site)
+        ...             kl = kl + difference.sum().detach()
+        ...         return Terms(loss, log_likelihood, kl)
         >>> pyrovae.fit(vae.model, vae.guide, data, objective=Capacity())
 
     While a step is traced for compilation, 0-dim tensors stand for `step` and `kl_weight`. A formula that converts them
@@ -93,7 +99,7 @@ class Objective(Trace_ELBO, ABC):
 
     @abstractmethod
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
-        """Run model and guide on ``args`` and return the loss with its terms."""
+        """Run model and guide on ``args``, which are none if the programs hold their data, and return the terms."""
 
     def terms_of(self, programs: ModelGuide, model: Program, guide: Program) -> Terms:
         """Return the terms of programs without arguments, whose structure is known."""
@@ -158,10 +164,16 @@ def site_log_prob(site: Site) -> Tensor:
     return site["unscaled_log_prob"] if "unscaled_log_prob" in site else site["fn"].log_prob(site["value"])
 
 
+def scaled_sum(term: Tensor, site: Site) -> Tensor:
+    """Return the sum of a term over the batch shape of a site, with Pyro's scale and mask of the site."""
+    total: Tensor = scale_and_mask(term, site["scale"], site["mask"]).sum()
+    return total
+
+
 def guide_factors(guide_trace: Nodes) -> list[Tensor]:
     """Return the sum of each `pyro.factor` of a guide, with its scale; Pyro adds them to the loss."""
     return [
-        scale_and_mask(site_log_prob(site), site["scale"], site["mask"]).sum()
+        scaled_sum(site_log_prob(site), site)
         for site in guide_trace.nodes.values()
         if site["type"] == "sample" and isinstance(site["fn"], Unit)
     ]

@@ -17,6 +17,7 @@ from pyrovae.objectives.base import (
     guide_factors,
     observed_sites,
     require_gradient,
+    scaled_sum,
     site_log_prob,
     sum_terms,
 )
@@ -167,7 +168,7 @@ class _WeightedSum:
     def add(self, term: Tensor, site: Site, *, scaled: bool = True) -> None:
         """Add a term over the batch shape of a site; to the unscaled sum alone if not ``scaled``."""
         scale = site["scale"]
-        weighted = scale_and_mask(term, scale, site["mask"]).sum()
+        weighted = scaled_sum(term, site)
         if scaled:
             self.scaled.append(weighted)
         if isinstance(scale, Tensor):

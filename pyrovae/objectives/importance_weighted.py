@@ -37,6 +37,7 @@ class ImportanceWeighted(Objective):
 
     To write your own, define `bound`; the gradient is the reparametrized one:
 
+        >>> from pyrovae import bounds
         >>> class Renyi(ImportanceWeighted):
         ...     '''Minus the variational Renyi bound of order alpha, for alpha other than 1.'''
         ...
@@ -66,7 +67,7 @@ class ImportanceWeighted(Objective):
     stops_score: ClassVar[bool] = False
     """Whether the gradient omits the derivative of log q(z | x) by the guide's parameters at fixed z."""
     reweights_path: ClassVar[bool] = False
-    """Whether gradients through a draw are multiplied by its normalized weight; for the IWAE bound alone."""
+    """Whether gradients through a draw are multiplied by its normalized weight; valid for the IWAE bound."""
 
     @checked
     def __init__(self, *, num_particles: int = 5) -> None:

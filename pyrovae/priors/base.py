@@ -16,7 +16,7 @@ class Prior(Described, nn.Module, ABC):
 
     To write your own, derive a class and define ``forward``:
 
-        >>> import pyro.distributions as dist
+        >>> import torch, pyro.distributions as dist
         >>> class Laplace(Prior):
         ...     '''Independent Laplace elements with learned scales.'''
         ...

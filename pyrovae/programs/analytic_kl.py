@@ -17,7 +17,7 @@ MASKED_DIFFERENTLY = "model and guide are not masked by the same tensor"
 
 
 class Nodes(Protocol):
-    """A trace with sites by name."""
+    """An object with `nodes`, such as a Pyro trace."""
 
     nodes: Any
 
@@ -96,7 +96,7 @@ def kl_by_dimension(
 
 
 def _masks(fn: Any) -> list[object]:
-    """Return identities of the masks of a distribution, their positions in memory, without synchronizing a device."""
+    """Return the memory addresses of the masks of a distribution; values are not read."""
     masks = [part._mask for part in components(fn) if isinstance(part, MaskedDistribution)]
     return [(mask.data_ptr(), mask.shape, mask.stride()) if isinstance(mask, Tensor) else mask for mask in masks]
 

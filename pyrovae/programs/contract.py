@@ -12,7 +12,7 @@ import torch
 from pyro import poutine
 from torch import nn
 
-from pyrovae.data.transform import BaseMeasure
+from pyrovae.data.base import BaseMeasure
 from pyrovae.programs.analytic_kl import MASKED_DIFFERENTLY, closed_form_kl, latent_sites
 from pyrovae.programs.model_guide import Latent, ModelGuide, Program, straight_through
 from pyrovae.programs.site_checks import (
@@ -109,7 +109,7 @@ def read_contract(
 
 
 def require_common_measure(guide_site: Site, model_site: Site) -> None:
-    """Check that the guide has a density on the measure of the prior at a latent site.
+    """Check that guide and prior have densities on the same measure and support.
 
     Raises:
         ValueError: if one is a point mass, one is discrete, or the guide draws where the prior has no density.
@@ -188,7 +188,7 @@ def _exceeds(drawn: Any, scored: Any) -> bool:
 
 
 def _unnormalized(factors: tuple[str, ...], observed: Sites, latent: Sites) -> str | None:
-    """Return the reason why a model is not a normalized distribution, None if it is."""
+    """Return why the model is not a normalized distribution, or None."""
 
     def names(sites: Sites, kind: type) -> list[str]:
         return [name for name, site in sites.items() if any(isinstance(fn, kind) for fn in components(site["fn"]))]

@@ -267,7 +267,7 @@ class _Inspector:
 def _complete(
     programs: ModelGuide, first: _Run, second: _Run | None, *, broadcasts: bool | None, num_rows: int
 ) -> ModelGuide:
-    """Return the structure with particles and chunk sizes, and warn of programs that do not take particles.
+    """Complete the structure with the run with particles; warn if particles cannot be an axis.
 
     The units of a data point are the elements of the largest output of a module in the model, as far as it grows
     from the first run to the second.
@@ -318,7 +318,7 @@ def _draws_from_many(first: _Run, plates: set[str]) -> bool:
 
 
 def _explain(error: Exception, args: tuple[Any, ...], modules: tuple[nn.Module, ...]) -> str | None:
-    """Return the cause of an error of Pyro or torch that users meet first, and its cure; None for any other."""
+    """Translate a common error of Pyro or torch into cause and remedy; return None for others."""
     text = str(error)
     if mismatch := MISMATCH.search(text):
         return (

@@ -34,7 +34,7 @@ MANY = 100  # smallest number of values among which logits leave [0, 1]
 
 
 def warn_of_links(programs: ModelGuide) -> None:
-    """Log the warnings that inspection found: networks that apply a link function which the distribution applies."""
+    """Warn of networks that end in a link function (sigmoid, exp) that the distribution applies again."""
     for warning in programs.link_warnings:
         logger.warning("%s", warning)
 
@@ -70,7 +70,7 @@ def leaves_of_draws(guide_trace: poutine.Trace) -> dict[str, Tensor]:
 
 
 def _scale_warnings(guide_trace: poutine.Trace) -> Iterator[str]:
-    """Yield a warning for each latent site whose standard deviations are exponentials of a positive function."""
+    """Yield a warning for each latent site whose standard deviation is exp(f), f > 0."""
     for name, site in latent_sites(guide_trace).items():
         for fn in components(site["fn"]):
             scale = vars(fn).get("scale")
@@ -108,7 +108,7 @@ def _output_warnings(model_trace: poutine.Trace) -> Iterator[str]:
 
 
 def _reaches_ends(value: Tensor) -> bool:
-    """Return whether many values between 0 and 1 come near both ends."""
+    """Return whether values in [0, 1] cluster near 0 and near 1."""
     return value.numel() >= MANY and value.min().item() < ENDS[0] and value.max().item() > ENDS[1]
 
 
@@ -119,7 +119,7 @@ def _first(operations: list[str], wanted: tuple[str, ...]) -> str | None:
 
 
 def _operations(value: Tensor) -> list[str]:
-    """Return the operations that lead to a value, from the last one back to where several inputs meet.
+    """Return the chain of operations before a value, last first, up to the first one with several inputs.
 
     Operations that only change the shape are left out. A part that an unbind takes of a stack is followed to the same
     part of the stack.

@@ -73,7 +73,7 @@ class Importance:
 
 @torch.no_grad()
 def latent_importance(vae: VAE, mean: Tensor, stddev: Tensor, covariates: Sequence[Tensor] = ()) -> Importance:
-    """Return the mean KL from the posterior to the prior of each latent dimension, or a ratio of variances.
+    """Return the mean KL of each latent dimension; a ratio of variances if no KL per dimension exists.
 
     The KL needs a diagonal normal prior. Under another prior no dimension has a KL of its own, and the importance is
     the variance of the codes over the data divided by the mean posterior variance, 0 for a dimension that the posterior

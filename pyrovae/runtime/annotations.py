@@ -45,7 +45,8 @@ def checked(function: F) -> F:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if takes_programs and args and "guide" not in kwargs and not callable(args[1] if len(args) > 1 else None):
+        if takes_programs and "guide" not in kwargs and not callable(args[1] if len(args) > 1 else None):
+            args = (*(args or (kwargs.pop("model", None),)),)
             args = (*_programs(args[0]), *args[1:])
         bound = convert_arguments(function, signature, args, kwargs, owner=owner)
         return function(*bound.args, **bound.kwargs)
@@ -156,6 +157,8 @@ def _convert(value: Any, hint: Any) -> Any:
     if origin is collections.abc.Callable:
         is_module_class = isinstance(value, type) and issubclass(value, nn.Module)
         return value if callable(value) and not is_module_class else MISMATCH
+    if origin is collections.abc.Collection and parameters == (str,) and isinstance(value, str):
+        return (value,)
     if origin in (collections.abc.Sequence, collections.abc.Iterable, tuple) and parameters:
         return _convert_elements(value, origin, parameters)
     kind = origin or hint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from typing import Any, TypeVar
@@ -57,7 +58,7 @@ def merge_options(
     merged = {RENAMED.get(name, name): value for name, value in keywords.items()}
     unknown = [name for name in merged if name not in names]
     if unknown:
-        raise TypeError(
-            f"{function} has the options {', '.join([*names, *also])}, but received {unknown[0]!r}; use one of these"
-        )
+        near = difflib.get_close_matches(unknown[0], [*names, *also], 1)
+        hint = f"did you mean {near[0]}?" if near else "use one of these"
+        raise TypeError(f"{function} has the options {', '.join([*names, *also])}, but received {unknown[0]!r}; {hint}")
     return replace(options, **merged)  # type: ignore[type-var]

@@ -132,7 +132,7 @@ def build(description: Mapping[str, Any], *, allow: Collection[str] = ()) -> Any
         ValueError: if the class lies in a package that is not allowed, or does not exist.
 
     """
-    return _build(description, "", {}, allow)
+    return _build(description, "", {}, (allow,) if isinstance(allow, str) else allow)
 
 
 def _build(description: Mapping[str, Any], path: str, built: dict[str, Any], allow: Collection[str]) -> Any:
@@ -158,7 +158,7 @@ def _find(path: str, allow: Collection[str]) -> type:
     """Import a class from an allowed package."""
     module, _, name = path.rpartition(".")
     package = module.partition(".")[0]
-    if not (package == "pyrovae" or package in allow or module.startswith("torch.nn.modules")):
+    if not (package == "pyrovae" or package in allow or f"{module}.".startswith("torch.nn.modules.")):
         raise ValueError(
             f"this run was made with {path}, but a run folder may import only from pyrovae; "
             f"if you trust it, allow the package {package!r}: allow=[{package!r}], or --allow {package}"

@@ -1,7 +1,7 @@
 """Conformance checks for parts and objectives of your own, against exact values.
 
->>> from pyrovae import testing
->>> print(testing.check(likelihoods.Laplace((2,))))
+>>> from pyrovae import likelihoods, testing
+>>> testing.check(likelihoods.Laplace((2,)))
 """
 
 from pyrovae.testing.conformance import Check, ConformanceReport, check

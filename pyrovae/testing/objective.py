@@ -12,10 +12,12 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from pyro.infer import SVI
 from torch import Tensor, nn
 
-from pyrovae.objectives import ELBO, ImportanceWeighted, Objective
+from pyrovae.objectives import ELBO, ImportanceWeighted, Objective, Terms
+from pyrovae.programs import inspect_programs
 from pyrovae.runtime.context import forked_random, own_store
 from pyrovae.testing.common_checks import MAX_ERRORS, Stages, require, slope_along, standard_errors
 from pyrovae.testing.small_models import LinearGaussian
@@ -89,6 +91,7 @@ class ObjectiveChecks:
                 "the loss is minus the bound": self.loss,
                 "gradients are unbiased": self.gradients,
                 "it runs with 3 particles": self.particles,
+                "it runs as in pyrovae.fit, with Pyro's scale": self.terms_of_fit,
                 "it trains in pyro.infer.SVI": self.svi,
                 "the description is JSON": lambda: json.dumps(self.objective.describe(), allow_nan=False),
             },
@@ -100,6 +103,28 @@ class ObjectiveChecks:
         with own_store([programs]), forked_random(seed):
             return self.objective.terms(programs.model, programs.guide, self.x)
 
+    def terms_of_fit(self) -> str:
+        """Check that programs that hold their data, as in `pyrovae.fit`, have the same terms, with their scale."""
+        model, guide = (partial(program, self.x) for program in (self.programs.model, self.programs.guide))
+        with own_store([self.programs]):
+            with forked_random(0):
+                structure = inspect_programs(
+                    self.programs.model, self.programs.guide, (self.x,), modules=[self.programs]
+                )
+            with forked_random(0):
+                held = self.objective.terms_of(structure, model, guide)
+            with forked_random(0):
+                doubled = [poutine.scale(program, 2.0) for program in (model, guide)]
+                scaled = self.objective.terms_of(structure, *doubled).loss
+        given = self.terms(seed=0)
+        for name in ("loss", "reconstruction", "kl"):
+            off = abs(getattr(held, name).item() - getattr(given, name).item())
+            require(off < 1e-6, f"{name} differs by {off:.2g} nats where the programs hold their data")
+        ratio = (scaled / held.loss).item()
+        return require(
+            abs(ratio - 2) < 1e-6, f"the loss of programs with pyro.poutine.scale 2 is {ratio:.3f} times as large"
+        )
+
     def draw_loss(self, seed: int) -> Tensor:
         """Return the loss with draws of a seed."""
         loss: Tensor = self.terms(seed=seed).loss
@@ -108,6 +133,7 @@ class ObjectiveChecks:
     def finite_terms(self) -> str:
         """Check that the terms are finite 0-dim tensors and the loss has a gradient."""
         terms = self.terms()
+        require(isinstance(terms, Terms), f"`terms` must return a Terms, got {type(terms).__name__}")
         values = {"loss": terms.loss, "reconstruction": terms.reconstruction, "kl": terms.kl}
         for name, value in values.items():
             require(isinstance(value, Tensor) and value.ndim == 0, f"{name} is not a 0-dim tensor")

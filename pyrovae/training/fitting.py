@@ -91,7 +91,7 @@ def fit(
     training data, unless ``Training(start_at_data=False)``.
 
     Random streams, validation switches and module modes are restored afterwards. The first epoch runs eagerly with
-    Pyro's checks on, so that every observed value is checked once; later epochs replay the traced step.
+    Pyro's checks on, so that every observed value is checked once; if many follow, they replay a traced step.
 
     Processes that ``torchrun`` started, and that initialized ``torch.distributed``, train together as with
     ``DistributedDataParallel``: each takes its rows of every minibatch and draws noise from a random stream of its own,
@@ -118,7 +118,7 @@ def fit(
     Raises:
         ValueError: if the programs break their contract, there is nothing to train, they draw rows of data that do not
             fit in memory, or the folder holds another run, is in use by another process, or cannot be written.
-        TypeError: if a keyword is not a field of `FitOptions`.
+        TypeError: if a keyword is not a field of `FitOptions` or `Training`.
         DivergenceError: if the loss is not finite; the last complete epoch stays in the folder.
 
     Example:

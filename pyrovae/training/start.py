@@ -51,6 +51,9 @@ def start_at_data(model: Program, rows: Loader) -> str:
     device = next((parameter.device for parameter in vae.parameters()), mean.device)
     try:
         params = vae.likelihood.start(x.to(device), mean.to(device))
+        if tuple(params.shape) != vae.likelihood.param_shape:
+            shape = vae.likelihood.param_shape
+            raise ValueError(f"initial_params must return the shape {shape}, got {tuple(params.shape)}")
         at_mean = decoder is not None and bool(params.isfinite().all()) and decoder.start(params)
     except Exception as error:  # a likelihood of the user may raise anything
         logger.warning("the output does not start at the mean of the training data: %s", first_line(error))

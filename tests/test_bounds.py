@@ -173,3 +173,17 @@ def test_an_error_is_finite_where_blocks_of_weights_are_zero() -> None:
     estimate = Estimate.over_data("IWAE", 4, bounds.iwae(weights)[0], variances)
     assert estimate.se_monte_carlo == pytest.approx(variances[0].sum().sqrt().item() / 3)
     assert estimate.se_monte_carlo > 0
+
+
+def test_monte_carlo_variance_of_several_blocks_is_that_of_their_mean() -> None:
+    log_weights = torch.randn(12, 5)
+    (found,) = bounds.monte_carlo_variances(log_weights, 1)
+    torch.testing.assert_close(found, log_weights.var(0) / 12)
+    blocks = bounds.log_mean_exp(log_weights.unflatten(0, (4, 3)), 1)
+    (found,) = bounds.monte_carlo_variances(log_weights, 3)
+    torch.testing.assert_close(found, blocks.var(0) / 4)
+
+
+def test_the_elbo_is_reconstruction_minus_kl() -> None:
+    terms = bounds.ElboTerms(torch.tensor([3.0]), torch.tensor([1.0]), {}, {})
+    assert terms.elbo.item() == 2.0

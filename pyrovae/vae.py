@@ -14,7 +14,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from pyrovae.data import Data, Split
-from pyrovae.data.loader import Source
+from pyrovae.data.loader import Loader, Source
 from pyrovae.likelihoods import Bernoulli, ContinuousBernoulli, Likelihood
 from pyrovae.networks.from_torch import TorchDecoder, TorchEncoder
 from pyrovae.posteriors import DiagonalNormal, Posterior
@@ -273,13 +273,21 @@ class VAE(Described, nn.Module):
 
     @checked
     def report(
-        self, folder: str | Path, data: Data | Source, *, name: str = "report", overwrite: bool = False, **options: Any
+        self,
+        folder: str | Path,
+        data: Data | Source,
+        *,
+        num_data: int | None = None,
+        name: str = "report",
+        overwrite: bool = False,
+        **options: Any,
     ) -> Path:
         """Evaluate the model and write a report; the two lines are `pyrovae.evaluate` and `report.write_report`.
 
         Args:
             folder: run folder; it may be new.
             data: as in `pyrovae.evaluate`.
+            num_data: number of data to evaluate, the first ones; None for all.
             name: name of the report in the folder.
             overwrite: whether to replace another evaluation of that name.
             options: further arguments of `pyrovae.evaluate`, such as ``checks=Checks()``.
@@ -291,7 +299,8 @@ class VAE(Described, nn.Module):
         from pyrovae.evaluation import evaluate  # here, since these packages import this module
         from pyrovae.report import write_report
 
-        source = data.test if isinstance(data, Data) else data
+        loader = Loader(data.test if isinstance(data, Data) else data)
+        source = (loader if num_data is None else loader.first(num_data)).source
         evaluation = evaluate(self.model, self.guide, source, **options)
         return write_report(
             folder, evaluation, model=self.model, guide=self.guide, data=source, name=name, overwrite=overwrite

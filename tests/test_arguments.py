@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pandas
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from conftest import make_vae
+from pyro.infer import Trace_ELBO
 from torch import nn
 
 import pyrovae
@@ -100,7 +102,9 @@ def test_rows_of_a_split() -> None:
 
 def test_a_vae_writes_its_report(tmp_path: Any) -> None:
     v = make_vae()
-    page = v.report(tmp_path / "run", torch.bernoulli(torch.full((12, *v.likelihood.x_shape), 0.5)), ks=(1, 2))
+    page = v.report(
+        tmp_path / "run", torch.bernoulli(torch.full((12, *v.likelihood.x_shape), 0.5)), num_data=9, ks=(1, 2)
+    )
     assert (page / "index.html").is_file()
 
 
@@ -213,3 +217,45 @@ def test_an_unknown_option_names_the_nearest() -> None:
 def test_allowed_packages_are_names_not_parts_of_names() -> None:
     with pytest.raises(ValueError, match="may import only from pyrovae"):
         build({"class": "os.PathLike", "arguments": {}}, allow="pandas.os")
+
+
+def test_a_tensor_of_one_number_stays_a_tensor() -> None:
+    beta = torch.tensor(0.5)
+    assert objectives.ELBO(beta=beta).beta is beta
+
+
+def test_an_own_base_measure_is_inherited() -> None:
+    own = type("Own", (likelihoods.Likelihood,), {"form": "unit", "base_measure": "counting"})
+    assert type("Derived", (own,), {"form": "unit"}).base_measure == "counting"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("rows", [np.arange(4) == 2, [2], np.array([2]), slice(2, 3), torch.tensor([2])])
+def test_all_kinds_of_rows_keep_their_labels(rows: Any) -> None:
+    split = pyrovae.data.digits().test[:4]
+    assert split[rows].labels.equal(split.labels[2:3])
+    assert split[torch.tensor(2)].equal(split[2])
+    with pytest.raises(TypeError, match="rows of a split are a number, a slice"):
+        split[None]
+
+
+def test_other_forms_of_arguments() -> None:
+    assert pyrovae.Training(device=torch.device("cpu")).device == "cpu"
+    assert likelihoods.Bernoulli(n for n in (2, 3)).x_shape == (2, 3)
+    frame = pandas.DataFrame(X.numpy().astype(np.float64))  # the usual dtype of pandas, and modules of the default one
+    assert pyrovae.evaluate(vae(), frame, ks=(1,), show_progress=False).elbo.value
+    with pytest.raises(TypeError, match="must not be a masked array"):
+        pyrovae.data.from_arrays(np.ma.masked_array(X.numpy(), X.numpy() > 0))
+    with pytest.raises(TypeError, match="DReG: too many positional arguments"):
+        objectives.DReG(5)
+
+
+def test_a_loss_of_pyro_with_observed_sites_of_the_guide_is_no_bound(caplog: pytest.LogCaptureFixture) -> None:
+    v = vae()
+
+    def guide(x: torch.Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", v.encode(x))
+            pyro.factor("penalty", x.sum(-1), has_rsample=True)
+
+    pyrovae.fit(v.model, guide, X, objective=Trace_ELBO(), epochs=1, device="cpu", show_progress=False)
+    assert "contains the observed sites of the guide (penalty)" in caplog.text

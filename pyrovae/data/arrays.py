@@ -11,7 +11,6 @@ from torch import Tensor
 
 from pyrovae.data.base import check_levels
 from pyrovae.data.splits import Data, Split
-from pyrovae.runtime.annotations import checked
 
 BYTE_LEVELS = 256
 PARTS = ("train", "validation", "test")
@@ -19,7 +18,6 @@ PARTS = ("train", "validation", "test")
 Array = Tensor | NDArray[Any]
 
 
-@checked
 def from_arrays(
     x: Array,
     labels: Array | None = None,
@@ -110,6 +108,8 @@ def store(x: Array, *, levels: int | None) -> tuple[Tensor, int | None]:
 
 def to_tensor(x: Array) -> Tensor:
     """Return real numbers of any shape as a tensor without gradient."""
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError("data must not be a masked array; fill it, and give its mask as a further tensor")
     dtype = x.dtype if isinstance(x, Tensor) else np.asarray(x).dtype
     if dtype.is_complex if isinstance(dtype, torch.dtype) else dtype.kind not in "biuf":
         raise ValueError(

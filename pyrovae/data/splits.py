@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import math
+import operator
 import re
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
-from typing import overload
+from typing import Any, overload
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrovae.data.base import BaseMeasure, Transform
@@ -167,19 +170,27 @@ class Split:
     def __getitem__(self, rows: int) -> Tensor: ...
 
     @overload
-    def __getitem__(self, rows: slice | Tensor) -> Split: ...
+    def __getitem__(self, rows: slice | Tensor | NDArray[Any] | list[int]) -> Split: ...
 
-    def __getitem__(self, rows: int | slice | Tensor) -> Tensor | Split:
+    def __getitem__(self, rows: int | slice | Tensor | NDArray[Any] | list[int]) -> Tensor | Split:
         """Return one datum of `fixed`, ``x_shape``, or a split of some rows, such as ``split[:100]``.
 
         The first rows keep their noise in the whole split; other rows draw their own.
 
         Args:
-            rows: a number, a slice, indices ``(B,)`` or a mask ``(N,)``.
+            rows: a number, a slice, indices ``(B,)`` or a mask ``(N,)``, as a tensor, an array or a list.
+
+        Raises:
+            TypeError: for other rows.
 
         """
-        if not isinstance(rows, (slice, Tensor)):
-            return self.fixed()[rows]
+        if isinstance(rows, (list, np.ndarray)):
+            rows = torch.as_tensor(rows)
+        if not isinstance(rows, slice) and not (isinstance(rows, Tensor) and rows.ndim == 1):
+            try:
+                return self.fixed()[operator.index(rows)]
+            except TypeError:
+                raise TypeError(f"rows of a split are a number, a slice, indices or a mask, got {rows!r}") from None
         if isinstance(rows, slice):
             start, stop, step = rows.indices(len(self))
             if (start, step) == (0, 1):

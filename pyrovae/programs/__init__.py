@@ -6,7 +6,7 @@ it), or the programs draw their own rows from all data (``plate("data", N, subsa
 then chosen for them. Plates inside the data plate are summed over.
 
 The guide draws the model's latent variables and no others. Its observed sites and `pyro.factor` terms reach no bound;
-factors are part of the training loss, as in Pyro.
+factors are part of the training loss, differentiated as they are.
 """
 
 from pyrovae.programs.inspection import inspect_programs

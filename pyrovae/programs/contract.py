@@ -99,6 +99,7 @@ def read_contract(
             for name, site in guide_sites.items()
         },
         observed=tuple(observed),
+        observed_in_guide=tuple(_observed(guide_trace)),
         num_elements=num_elements,
         num_units=num_elements,
         base_measure=measures.get(discrete.pop()) if len(discrete) == 1 else None,

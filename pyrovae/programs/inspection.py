@@ -32,8 +32,9 @@ logger = logging.getLogger("pyrovae")
 
 UNKNOWN_SIZE = -1  # Pyro's size of a plate without one
 MISMATCH = re.compile(
-    r"Shape mismatch inside plate\('(?P<plate>.+?)'\) at site (?P<site>\S+) dim -\d+, \d+ vs (?P<found>\d+)"
+    r"Shape mismatch inside plate\('(?P<plate>.+?)'\) at site (?P<site>\S+) dim -\d+, (?P<size>\d+) vs (?P<found>\d+)"
 )
+DTYPES = re.compile("the same dtype|should be the same|expected scalar type (Float|Double|Half|BFloat16)")
 FIRST_ROWS, SECOND_ROWS = 3, 2  # data points of the first two runs
 AllData = Callable[[], tuple[Any, ...]]
 
@@ -321,13 +322,18 @@ def _explain(error: Exception, args: tuple[Any, ...], modules: tuple[nn.Module, 
     """Translate a common error of Pyro or torch into cause and remedy; return None for others."""
     text = str(error)
     if mismatch := MISMATCH.search(text):
+        if int(mismatch["size"]) not in (FIRST_ROWS, SECOND_ROWS, len(args[0])):
+            return (
+                f"the plate {mismatch['plate']!r} has {mismatch['size']} rows whatever data it is given; write "
+                f"pyro.plate({mismatch['plate']!r}, len(x))"
+            )
         return (
             f"the distribution of {mismatch['site']!r} has a batch axis of {mismatch['found']} where the plate "
             f"{mismatch['plate']!r} has its rows; make the axes of one datum event axes, by .to_event(1) for one axis"
         )
     data = {arg.dtype for arg in args if isinstance(arg, Tensor)}
     networks = {p.dtype for module in modules for p in module.parameters()} - data
-    if re.search(r"dtype|scalar type", text) and networks:
+    if isinstance(error, RuntimeError) and DTYPES.search(text) and networks:
         names = (
             " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes)) for dtypes in (data, networks)
         )

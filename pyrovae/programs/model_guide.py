@@ -64,6 +64,7 @@ class ModelGuide:
         nesting: number of batch axes that plates take up.
         latents: the latent sites by name, in the guide's order.
         observed: names of the observed sites.
+        observed_in_guide: names of the observed sites and factors of the guide, which no bound contains.
         num_elements: observed elements per datum, or parameters of their distribution if those are more.
         num_units: the same, or elements of the largest output of a module in the model, if those are more.
         base_measure: measure of the observed values, "counting" or "Lebesgue"; None where sites differ or declare none.
@@ -88,6 +89,7 @@ class ModelGuide:
     nesting: int
     latents: dict[str, Latent]
     observed: tuple[str, ...]
+    observed_in_guide: tuple[str, ...]
     num_elements: int
     num_units: int
     base_measure: BaseMeasure | None

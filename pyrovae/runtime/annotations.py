@@ -8,9 +8,11 @@ import functools
 import inspect
 import math
 import operator
+import os
 import types
 import typing
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -48,7 +50,8 @@ def checked(function: F) -> F:
         if takes_programs and "guide" not in kwargs and not callable(args[1] if len(args) > 1 else None):
             args = (*(args or (kwargs.pop("model", None),)),)
             args = (*_programs(args[0]), *args[1:])
-        bound = convert_arguments(function, signature, args, kwargs, owner=owner)
+        of_class = type(args[0]).__name__ if function.__name__ == "__init__" else owner
+        bound = convert_arguments(function, signature, args, kwargs, owner=of_class)
         return function(*bound.args, **bound.kwargs)
 
     return typing.cast(F, call)
@@ -161,6 +164,8 @@ def _convert(value: Any, hint: Any) -> Any:
         return (value,)
     if origin in (collections.abc.Sequence, collections.abc.Iterable, tuple) and parameters:
         return _convert_elements(value, origin, parameters)
+    if hint is Path:
+        return Path(value) if isinstance(value, os.PathLike) else MISMATCH
     kind = origin or hint
     if isinstance(kind, type) and not getattr(kind, "_is_protocol", False):
         return value if isinstance(value, kind) else MISMATCH
@@ -176,7 +181,7 @@ def _convert_elements(value: Any, origin: Any, parameters: tuple[Any, ...]) -> A
         return (value,)
     if isinstance(value, (str, bytes)) or not isinstance(value, collections.abc.Iterable):
         return MISMATCH
-    if isinstance(value, collections.abc.Iterator):
+    if isinstance(value, collections.abc.Iterator) and origin is collections.abc.Iterable:
         return value
     if origin is tuple and (not isinstance(value, tuple) and element is not int):
         return MISMATCH
@@ -190,8 +195,12 @@ def to_tensor(value: Any) -> Any:
     """Return a tensor, array or DataFrame of numbers as a tensor, or `MISMATCH`."""
     if isinstance(value, Tensor):
         return value
-    if hasattr(value, "to_numpy"):  # a DataFrame or Series
-        value = value.to_numpy()
+    if hasattr(value, "to_numpy"):  # a DataFrame or Series, whose numbers are float64 unless someone says otherwise
+        try:
+            numbers = np.array(value.to_numpy(dtype=np.float64), order="C")
+            return torch.from_numpy(numbers).to(torch.get_default_dtype())
+        except (TypeError, ValueError):
+            return MISMATCH
     if isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray) and value.dtype.kind in "biuf":
         return torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("="), order="C"))
     return MISMATCH
@@ -207,10 +216,16 @@ def _to_integer(value: Any) -> Any:
 
 
 def _to_number(value: Any) -> Any:
+    if isinstance(value, Tensor) and not value.ndim:
+        return value  # its value may change from step to step
     if isinstance(value, (bool, np.bool_, str)) or not hasattr(value, "__float__") or getattr(value, "ndim", 0) > 0:
         return MISMATCH
     number = value if isinstance(value, (int, float)) else float(value)
     return MISMATCH if math.isnan(number) else number
+
+
+def _to_text(value: Any) -> Any:
+    return str(value) if isinstance(value, (str, torch.device)) else MISMATCH
 
 
 def _to_bool(value: Any) -> Any:
@@ -223,6 +238,7 @@ _SCALARS: dict[Any, Callable[[Any], Any]] = {
     bool: _to_bool,
     int: _to_integer,
     float: _to_number,
+    str: _to_text,
     types.NoneType: lambda value: None if value is None else MISMATCH,
 }
 
@@ -283,7 +299,7 @@ def _received(value: Any) -> str:
     if isinstance(value, (Tensor, np.ndarray)):
         return f"a {type(value).__name__} of shape {tuple(value.shape)}"
     if isinstance(value, tuple):
-        return f"({', '.join(map(_received, value))})"
+        return f"({', '.join(map(_received, value))}{',' if len(value) == 1 else ''})"
     text = object.__repr__(value)[1:].split(" object")[0]
     if isinstance(value, (bool, int, float, str, list, dict, type(None))):
         text = " ".join(repr(value).split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -16,6 +17,8 @@ from pyrovae.objectives import Objective
 from pyrovae.priors import Prior
 from pyrovae.programs import ModelGuide, Program, run_validated
 from pyrovae.runtime.context import modules_known
+
+logger = logging.getLogger("pyrovae")
 
 Bind = Callable[..., tuple[Program, Program, int]]
 
@@ -39,6 +42,13 @@ class StepLoss:
             raise TypeError(
                 "training needs an objective with a differentiable loss, which "
                 f"{type(objective).__name__} does not have; use pyrovae.objectives, or train with pyro.infer.SVI"
+            )
+        if programs.observed_in_guide and not isinstance(objective, Objective):
+            logger.warning(
+                "the loss of %s contains the observed sites of the guide (%s), so that what fit reports as its ELBO is "
+                "no bound; pyrovae.evaluate leaves them out",
+                type(objective).__name__,
+                ", ".join(programs.observed_in_guide),
             )
         self.programs, self.objective, self.bind, self.bfloat16 = programs, objective, bind, bfloat16
 

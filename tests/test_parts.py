@@ -463,3 +463,8 @@ def test_counts_are_no_grey_levels() -> None:
         data.for_form("binary")
     vae = make_vae(likelihood=likelihoods.Poisson((4,)))
     assert evaluate(vae.model, vae.guide, data.for_form("counts"), ks=(1,), show_progress=False).elbo.value < 0
+
+
+def test_encoders_see_levels_as_numbers_from_zero_to_one() -> None:
+    x = torch.tensor([[0.0, 1.0, 3.0]])
+    torch.testing.assert_close(likelihoods.Categorical((3,), 4).encoder_input(x), torch.tensor([[0.0, 1 / 3, 1.0]]))

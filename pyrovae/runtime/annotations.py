@@ -48,8 +48,8 @@ def checked(function: F) -> F:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         if takes_programs and "guide" not in kwargs and not callable(args[1] if len(args) > 1 else None):
-            args = (*(args or (kwargs.pop("model", None),)),)
-            args = (*_programs(args[0]), *args[1:])
+            first, *others = args or (kwargs.pop("model", None),)
+            args = (*_programs(first), *others)
         of_class = type(args[0]).__name__ if function.__name__ == "__init__" else owner
         bound = convert_arguments(function, signature, args, kwargs, owner=of_class)
         return function(*bound.args, **bound.kwargs)
@@ -84,8 +84,8 @@ def convert_arguments(
     try:
         bound = signature.bind(*args, **kwargs)
     except TypeError as error:
-        names = [name for name, parameter in signature.parameters.items() if name != "self" and parameter.kind < 4]
-        raise TypeError(f"{owner}: {error}; its arguments are {', '.join(names)}") from None
+        known = [p.name for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD and p.name != "self"]
+        raise TypeError(f"{owner}: {error}; its arguments are {', '.join(known)}") from None
     hints = _annotations(function) if convert_values else {}
     for name, value in bound.arguments.items():
         if name in hints:

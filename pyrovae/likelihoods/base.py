@@ -54,7 +54,7 @@ class Likelihood(ConditionalPart):
             "continuous" (real numbers), "levels" (0 to levels - 1; derive from `LevelLikelihood`) or "counts" (integers
             from 0).
         base_measure: "counting" if log p(x | z) is a log-probability (binary, levels, counts), "Lebesgue" if it is a
-            log-density (unit, continuous); by default that of the form. Values in different measures are not
+            log-density (unit, continuous); by default decided by the form. Values in different measures are not
             comparable.
         n_params: numbers that the decoder emits per element of x.
 

@@ -66,7 +66,7 @@ class Likelihood(ConditionalPart):
     form: ClassVar[Form]
     base_measure: ClassVar[Literal["counting", "Lebesgue"]]
     _role = "likelihood"
-    _measure_of_form: ClassVar[bool]  # set in classes whose base measure follows from the form
+    _measure_of_form: ClassVar[bool] = False  # true for classes whose base measure follows from the form
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Check the form of a class, which decides its base measure unless the class sets it.
@@ -81,7 +81,7 @@ class Likelihood(ConditionalPart):
             return
         if form not in get_args(Form):
             raise ValueError(f"`form` of {cls.__name__} must be one of {', '.join(get_args(Form))}, got {form!r}")
-        if not any("base_measure" in base.__dict__ and "_measure_of_form" not in base.__dict__ for base in cls.__mro__):
+        if not any("base_measure" in vars(base) and not vars(base).get("_measure_of_form") for base in cls.__mro__):
             cls.base_measure = "Lebesgue" if form in ("unit", "continuous") else "counting"
             cls._measure_of_form = True
 

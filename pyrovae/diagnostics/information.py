@@ -162,7 +162,11 @@ def _of_site(
 ) -> Tensor:
     """Return the KL of a site, or log q - log p of its draw: ``(K, B)`` or without particles ``(B,)``."""
     site = guide_trace.nodes[name]
-    values, _ = closed_form_kl(name, model_trace, guide_trace) if programs.kl[name] == CLOSED_FORM else (None, "")
+    values, _ = (
+        closed_form_kl(name, model_trace, guide_trace, masks_agree=True)
+        if programs.kl[name] == CLOSED_FORM
+        else (None, "")
+    )
     if values is None:
         terms = [
             per_datum(programs, log_prob(trace.nodes[name]), trace.nodes[name], has_particles=has_particles)

@@ -31,7 +31,9 @@ def latent_sites(trace: Nodes) -> dict[str, Mapping[str, Any]]:
     }
 
 
-def closed_form_kl(name: str, model_trace: Nodes, guide_trace: Nodes) -> tuple[Tensor | None, str]:
+def closed_form_kl(
+    name: str, model_trace: Nodes, guide_trace: Nodes, *, masks_agree: bool = False
+) -> tuple[Tensor | None, str]:
     """Return KL(q || p) of one latent site where a closed form exists and is a term of the ELBO.
 
     With z the site, ``KL(q(z | ...) || p(z | ...))`` is a term of the ELBO only if the latent variables before z in
@@ -44,6 +46,7 @@ def closed_form_kl(name: str, model_trace: Nodes, guide_trace: Nodes) -> tuple[T
         name: name of the site, latent in the guide.
         model_trace: the model replayed against the guide.
         guide_trace: one run of the guide.
+        masks_agree: whether the values of the masks were compared before; otherwise they must be the same tensor.
 
     Returns:
         The KL over the site's batch shape and `CLOSED_FORM`, or None and the reason.
@@ -56,7 +59,9 @@ def closed_form_kl(name: str, model_trace: Nodes, guide_trace: Nodes) -> tuple[T
     if late:
         return None, f"{late[0]!r} comes before {name!r} in the model but not in the guide"
     model_site, guide_site = model_trace.nodes[name], guide_trace.nodes[name]
-    if _masks(guide_site["fn"]) != _masks(model_site["fn"]):  # Pyro would take the intersection of the masks
+    if not masks_agree and _masks(guide_site["fn"]) != _masks(
+        model_site["fn"]
+    ):  # Pyro would take the intersection of the masks
         return None, MASKED_DIFFERENTLY
     try:
         kl = torch.as_tensor(kl_divergence(guide_site["fn"], model_site["fn"]))  # a number where all is masked

@@ -13,7 +13,7 @@ from pyro import poutine
 from torch import nn
 
 from pyrovae.data.base import BaseMeasure
-from pyrovae.programs.analytic_kl import MASKED_DIFFERENTLY, closed_form_kl, latent_sites
+from pyrovae.programs.analytic_kl import closed_form_kl, latent_sites
 from pyrovae.programs.model_guide import Latent, ModelGuide, Program, straight_through
 from pyrovae.programs.site_checks import (
     LOWER_DIMENSIONAL,
@@ -105,7 +105,7 @@ def read_contract(
         base_measure=measures.get(discrete.pop()) if len(discrete) == 1 else None,
         factors=factors,
         unnormalized=_unnormalized(factors, observed, model_sites),
-        kl={name: _kl_method(name, model_trace, guide_trace) for name in guide_sites},
+        kl={name: closed_form_kl(name, model_trace, guide_trace, masks_agree=True)[1] for name in guide_sites},
     )
 
 
@@ -200,12 +200,6 @@ def _unnormalized(factors: tuple[str, ...], observed: Sites, latent: Sites) -> s
     if any(site["infer"].get(UNNORMALIZED) for site in observed.values()):
         reasons.append("unnormalized=True allows values outside the support")
     return "; ".join(reasons) or None
-
-
-def _kl_method(name: str, model_trace: poutine.Trace, guide_trace: poutine.Trace) -> str:
-    if model_trace.nodes[name]["mask"] is not guide_trace.nodes[name]["mask"]:
-        return MASKED_DIFFERENTLY
-    return closed_form_kl(name, model_trace, guide_trace)[1]
 
 
 def _free_params(modules: tuple[nn.Module, ...], *traces: poutine.Trace) -> tuple[str, ...]:

@@ -73,10 +73,13 @@ def closed_forms(
     *,
     has_particles: bool = False,
 ) -> dict[str, Tensor]:
-    """Return the closed-form KL of each datum at sites that have one, ``(K, B)`` or ``(B,)``, nats."""
+    """Return the closed-form KL of each datum at sites that have one, ``(K, B)`` or ``(B,)``, nats.
+
+    The caller has compared the masks of model and guide.
+    """
     terms = {}
     for name in names:
-        kl, method = closed_form_kl(name, model_trace, guide_trace)
+        kl, method = closed_form_kl(name, model_trace, guide_trace, masks_agree=True)
         if kl is None:
             raise ValueError(f"the KL of {name!r} had a closed form in the first run, but has none here: {method}")
         terms[name] = per_datum(programs, to_float64(kl), guide_trace.nodes[name], has_particles=has_particles)

@@ -265,3 +265,12 @@ def test_vamp_is_saved_loaded_and_trained_on(part: type[Posterior], tmp_path: Pa
     assert (loaded.prior().log_prob(z) != halved.prior().log_prob(z)).all()
     for key, value in whole.state_dict().items():
         assert torch.equal(value, loaded.state_dict()[key]), key
+
+
+def test_scales_of_a_mixture_are_exponentials() -> None:
+    prior = priors.MixtureOfGaussians(2, num_components=1).double()
+    z = torch.randn(5, 2, dtype=torch.float64)
+    with torch.no_grad():
+        prior.locs.zero_()
+        prior.log_scales.fill_(math.log(2.0))
+        torch.testing.assert_close(prior().log_prob(z), dist.Normal(0.0, 2.0).log_prob(z).sum(-1))

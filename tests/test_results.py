@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.results import Estimate, Number, Table, Tabled
+from pyrovae.results.estimates import require_possible
 from pyrovae.results.record import from_plain, tensors_of, to_plain
 
 TABLE = Table(
@@ -151,3 +152,9 @@ def test_cells_of_csv_are_no_formulas() -> None:
     assert cells == ["'=1+1", "'+cmd", "'-2+3", "'@SUM(A1)", "-", "-1.5", "'+- 3", "plain=1"]
     table = Table(("=1+1", "b"), ((Number(-2.0, error=0.5), "x"),))
     assert table.to_csv() == "'=1+1,se,b\n-2.0,0.5,x\n"
+
+
+def test_a_log_probability_above_zero_by_four_errors_is_refused() -> None:
+    require_possible(Estimate("L_1", 1, 0.03, 0.1, 0.01))
+    with pytest.raises(ValueError, match="a log-probability of discrete data is at most 0"):
+        require_possible(Estimate("L_1", 1, 0.05, 0.1, 0.01))

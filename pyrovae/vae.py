@@ -18,7 +18,7 @@ from pyrovae.data.loader import Loader, Source
 from pyrovae.likelihoods import Bernoulli, ContinuousBernoulli, Likelihood
 from pyrovae.networks.from_torch import TorchDecoder, TorchEncoder
 from pyrovae.posteriors import DiagonalNormal, Posterior
-from pyrovae.priors import Prior, StandardNormal
+from pyrovae.priors import Prior, StandardNormal, Vamp
 from pyrovae.runtime import memory
 from pyrovae.runtime.annotations import checked
 from pyrovae.runtime.context import forked_random, module_mode, register_module, stream_seed
@@ -72,10 +72,10 @@ class VAE(Described, nn.Module):
                     f"prior and {role} share the latent variable, but the prior has {prior.latent_dim} dimensions and "
                     f"the {role} {latent_dim}; give both the same latent_dim"
                 )
-        if getattr(prior, "encoder", encoder) is not encoder:
+        if isinstance(prior, Vamp) and prior.encoder is not encoder:
             raise ValueError(
-                f"the prior {type(prior).__name__} is a mixture of the VAE's own posteriors, but received another "
-                "encoder; give the same object to the prior and to the VAE"
+                "the prior Vamp is a mixture of the VAE's own posteriors, but received another encoder; give the same "
+                "object to the prior and to the VAE"
             )
         _check_out_shape("decoder", decoder, likelihood, "likelihood")
         _check_out_shape("encoder", encoder, posterior, "posterior")
@@ -282,7 +282,7 @@ class VAE(Described, nn.Module):
         overwrite: bool = False,
         **options: Any,
     ) -> Path:
-        """Evaluate the model and write a report; the two lines are `pyrovae.evaluate` and `report.write_report`.
+        """Evaluate the model and write a report, with `pyrovae.evaluate` and `report.write_report`.
 
         Args:
             folder: run folder; it may be new.

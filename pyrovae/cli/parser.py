@@ -232,7 +232,7 @@ class Parser(argparse.ArgumentParser):
 
 def _read_config(path: str) -> dict[str, Any]:
     """Return the options in a JSON file, or in the config.json of a run."""
-    if Path(path).exists() and not Path(path).is_file():  # a pipe would wait for ever
+    if Path(path).exists() and not Path(path).is_file():  # reading a pipe would block
         raise ValueError(f"the configuration {path} is not a file; --print_config prints an example")
     try:
         options = json.loads(Path(path).read_text())

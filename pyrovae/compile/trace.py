@@ -18,6 +18,7 @@ from pyrovae.compile.cuda_graph import GraphedFunction
 from pyrovae.compile.inductor import compile_graph
 from pyrovae.compile.noise import is_mutable, split_noise
 from pyrovae.runtime.context import forked_random, interrupts_wait, is_expanded, validation, values_kept
+from pyrovae.runtime.errors import first_line
 
 # largest relative distance between compiled and traced results: float32 sums differ by 1e-6, and Inductor omits
 # roundings to bfloat16 of 4e-3 each
@@ -312,9 +313,3 @@ def _reason(error: BaseException) -> str:
         return OWN_GENERATOR
     asked = "get value out of a tracing tensor" in str(error)
     return "it asks a tensor for its value, as .item() or `if tensor` do" if asked else first_line(error)
-
-
-def first_line(error: BaseException) -> str:
-    """Return the class of an error and the first line of its text."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
-IMAGE_FORMATS = ("PNG", "JPEG", "BMP")  # of Pillow, which would give other contents to other programs
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP")  # of Pillow; others, such as EPS, start external programs
 
 
 @checked

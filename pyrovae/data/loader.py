@@ -110,7 +110,7 @@ class Loader:
         return num_distinct(self._stored[0][:rows])
 
     def first(self, n: int) -> Loader:
-        """Return a loader of the first n data, of all if there are no more."""
+        """Return a loader of the first n data points, or of all if there are fewer."""
         if isinstance(self.source, Split):
             return Loader(self.source.first(n))
         if isinstance(self.source, tuple):

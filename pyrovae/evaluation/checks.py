@@ -13,7 +13,6 @@ from torch import Tensor
 from pyrovae.bounds.annealed_importance import ais
 from pyrovae.bounds.bidirectional import bdmc
 from pyrovae.bounds.multi_sample import VARIANCE
-from pyrovae.compile.trace import first_line
 from pyrovae.diagnostics.inference_gaps import gaps
 from pyrovae.diagnostics.latent_use import latents
 from pyrovae.evaluation.resume import Journal
@@ -21,6 +20,7 @@ from pyrovae.programs import Program, take_rows
 from pyrovae.results import Annealing, CheckResults, Estimate, Gaps, Latents, PairedDifference, Sandwich
 from pyrovae.runtime.annotations import convert_fields
 from pyrovae.runtime.arguments import require_integer
+from pyrovae.runtime.errors import first_line
 
 R = TypeVar("R")
 
@@ -113,7 +113,7 @@ def run_checks(
         if result is None:
             try:
                 result = check(model, guide, *take_rows(args, torch.arange(min(num, num_data))), **common)
-            except Exception as error:  # the bounds are done, and whatever fails here must not lose them
+            except Exception as error:  # the bounds are complete and are kept
                 left_out[title] = first_line(error).removeprefix("ValueError: ")
                 return None
             journal.save_record(title, result, asked=asked)

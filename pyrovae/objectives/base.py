@@ -99,7 +99,7 @@ class Objective(Trace_ELBO, ABC):
 
     @abstractmethod
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
-        """Run model and guide on ``args``, which are none if the programs hold their data, and return the terms."""
+        """Run model and guide on ``args``, empty if the programs hold their data, and return the terms."""
 
     def terms_of(self, programs: ModelGuide, model: Program, guide: Program) -> Terms:
         """Return the terms of programs without arguments, whose structure is known."""

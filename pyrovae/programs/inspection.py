@@ -17,7 +17,6 @@ from pyro.poutine.messenger import Messenger
 from pyro.util import check_site_shape
 from torch import Tensor, nn
 
-from pyrovae.compile.trace import first_line
 from pyrovae.programs.analytic_kl import latent_sites
 from pyrovae.programs.contract import read_contract, require_common_measure
 from pyrovae.programs.layout import from_pyro, log_probs, to_pyro
@@ -27,6 +26,7 @@ from pyrovae.programs.modules import RunModules, find_modules, is_stored
 from pyrovae.programs.site_checks import find_nan, find_nan_log_prob
 from pyrovae.programs.validation import run_validated, unwrap_own_error
 from pyrovae.runtime.context import forked_random, frozen_unremarked, full_precision, validation
+from pyrovae.runtime.errors import first_line
 
 logger = logging.getLogger("pyrovae")
 

@@ -133,7 +133,7 @@ def _programs(owner: Any) -> tuple[Any, ...]:
 
 @functools.cache
 def _annotations(function: Any) -> dict[str, Any]:
-    """Return the evaluated annotations of a function or dataclass; none if a name cannot be resolved."""
+    """Return the evaluated annotations of a function or dataclass; empty if a name cannot be resolved."""
     try:
         hints = typing.get_type_hints(function, include_extras=True)
     except (NameError, TypeError):
@@ -142,7 +142,7 @@ def _annotations(function: Any) -> dict[str, Any]:
 
 
 def _convert(value: Any, hint: Any) -> Any:
-    """Return a value as its annotation says, or `MISMATCH`."""
+    """Return a value converted by an annotation, or `MISMATCH`."""
     origin, parameters = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
         return _convert(value, parameters[0])
@@ -152,7 +152,7 @@ def _convert(value: Any, hint: Any) -> Any:
     if hint in _SCALARS:
         return _SCALARS[hint](value)
     if hint is Tensor:
-        return to_tensor(value)
+        return _to_tensor(value)
     if origin is typing.Literal:
         return value if value in parameters else MISMATCH
     if origin is type:
@@ -173,7 +173,7 @@ def _convert(value: Any, hint: Any) -> Any:
 
 
 def _convert_elements(value: Any, origin: Any, parameters: tuple[Any, ...]) -> Any:
-    """Return a sequence with converted elements, or `MISMATCH`; iterators are passed on."""
+    """Return a sequence with converted elements, or `MISMATCH`. Iterators of an iterable are returned unchanged."""
     element = parameters[0]
     if element is int and (number := _to_integer(value)) is not MISMATCH:
         return (number,)
@@ -191,11 +191,11 @@ def _convert_elements(value: Any, origin: Any, parameters: tuple[Any, ...]) -> A
     return MISMATCH if any(item is MISMATCH for item in converted) else converted
 
 
-def to_tensor(value: Any) -> Any:
+def _to_tensor(value: Any) -> Any:
     """Return a tensor, array or DataFrame of numbers as a tensor, or `MISMATCH`."""
     if isinstance(value, Tensor):
         return value
-    if hasattr(value, "to_numpy"):  # a DataFrame or Series, whose numbers are float64 unless someone says otherwise
+    if hasattr(value, "to_numpy"):  # a DataFrame or Series; pandas stores numbers as float64
         try:
             numbers = np.array(value.to_numpy(dtype=np.float64), order="C")
             return torch.from_numpy(numbers).to(torch.get_default_dtype())
@@ -249,7 +249,7 @@ def _is_huge(value: Any) -> bool:
 
 
 def _describe(hint: Any) -> str:
-    """Return an annotation in words."""
+    """Return a description of the values that an annotation allows."""
     origin, parameters = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
         return _describe(parameters[0])
@@ -279,7 +279,7 @@ _NAMES = {
 
 
 def _advice(value: Any, hint: Any) -> str:
-    """Return what to give in place of a value, if it is known: the texts that annotate a hint say so."""
+    """Return the end of an error: a remedy for the value, or the texts in the annotation's metadata."""
     if isinstance(value, type):
         return f"; give an object, {value.__name__}(...)"
     if isinstance(value, np.ma.MaskedArray):
@@ -293,7 +293,7 @@ def _advice(value: Any, hint: Any) -> str:
 
 
 def _received(value: Any) -> str:
-    """Return a value in a few words."""
+    """Return a short description of a value."""
     if isinstance(value, type):
         return f"the class {value.__name__}"
     if isinstance(value, (Tensor, np.ndarray)):

@@ -35,7 +35,7 @@ class Described:
             return
         init = cls.__init__
         signature = inspect.signature(init)
-        own = cls.__module__.partition(".")[0] == __name__.partition(".")[0]  # annotations of others promise nothing
+        own = cls.__module__.partition(".")[0] == __name__.partition(".")[0]  # user classes are not checked
 
         @functools.wraps(init)
         def remembering(self: Described, *args: Any, **kwargs: Any) -> None:

@@ -40,7 +40,7 @@ class LikelihoodChecks(DistributionChecks):
             self.tolerance = UNIT_TOLERANCE
 
     def stages(self) -> Stages:
-        """Return the checks by name; those of attributes come first."""
+        """Return the checks by name; checks of attributes come first."""
         return {"form and base measure are stated": self.stated}, *super().stages()
 
     def own_checks(self) -> Checks:

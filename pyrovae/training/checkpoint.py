@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyrovae.compile.trace import first_line
 from pyrovae.programs import Program
 from pyrovae.results import Epoch, History
 from pyrovae.runtime.annotations import checked
+from pyrovae.runtime.errors import first_line
 from pyrovae.runtime.serialization import Described, agree, build, describe
 from pyrovae.training.config import Training
 from pyrovae.training.run_folder import RunFolder

@@ -45,8 +45,8 @@ class StepLoss:
             )
         if programs.observed_in_guide and not isinstance(objective, Objective):
             logger.warning(
-                "the loss of %s contains the observed sites of the guide (%s), so that what fit reports as its ELBO is "
-                "no bound; pyrovae.evaluate leaves them out",
+                "the loss of %s contains the observed sites of the guide (%s), so that the ELBO in its history is "
+                "not a bound; pyrovae.evaluate leaves them out",
                 type(objective).__name__,
                 ", ".join(programs.observed_in_guide),
             )

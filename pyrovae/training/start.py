@@ -7,12 +7,12 @@ import math
 
 import torch
 
-from pyrovae.compile.trace import first_line
 from pyrovae.data import Split
 from pyrovae.data.loader import Loader
 from pyrovae.networks import Decoder
 from pyrovae.programs import Program
 from pyrovae.runtime.context import forked_random, stream_seed
+from pyrovae.runtime.errors import first_line
 from pyrovae.vae import VAE
 
 logger = logging.getLogger("pyrovae")

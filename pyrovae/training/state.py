@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from pyrovae.compile.trace import first_line
+from pyrovae.runtime.errors import first_line
 
 KERNEL_OPTIONS = ("capturable", "differentiable", "foreach", "fused")  # options that do not change the numbers
 PARAM_PREFIX = "pyro.param/"  # begins the name of a value of Pyro's parameter store

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import matplotlib
 import numpy as np
+import PIL.Image
 import pyro.distributions as dist
 import pytest
 import torch
@@ -289,6 +292,23 @@ def test_figures_look_the_same_under_the_callers_style_and_leave_the_random_stre
     report.samples(vae)
     report.latent_space(vae, x)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_figure_shows_itself_in_a_notebook_and_draws_into_given_axes() -> None:
+    vae, x = make_vae(2), binary_images(6)
+    assert all(hasattr(figure, "_repr_png_") for figure in all_figures(vae, x).values())
+    figure = report.samples(vae, num=4)
+    png, shown = figure._repr_png_()
+    image = PIL.Image.open(io.BytesIO(png))
+    assert shown == {"width": 96 * 6, "height": round(96 * figure.get_figheight())}
+    assert image.size == pytest.approx((2 * shown["width"], 2 * shown["height"]), abs=1)
+    outer = Figure()
+    axes = outer.subfigures(1, 2)[1].subplots()
+    for draw in (report.samples, partial(report.traversals, x=x), partial(report.interpolations, x=x)):
+        axes.clear()
+        assert draw(vae, ax=axes) is outer
+        assert len(axes.images) == 1
+        assert not outer.get_suptitle()
 
 
 # --- training

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -75,7 +76,13 @@ def reconstructions(
 
 @styled
 def samples(
-    vae: VAE, *, covariates: Sequence[Tensor] = (), num: int = 64, seed: int = 0, mean: bool = True
+    vae: VAE,
+    *,
+    covariates: Sequence[Tensor] = (),
+    num: int = 64,
+    seed: int = 0,
+    mean: bool = True,
+    ax: Axes | None = None,
 ) -> Figure | None:
     """Draw E[x | z] for z from the prior, or draws of x; None for data that are not images.
 
@@ -85,6 +92,7 @@ def samples(
         num: number of samples.
         seed: seed of the draws.
         mean: whether to draw E[x | z] instead of draws of x.
+        ax: axes to draw into, without the title; None for a new figure.
 
     """
     if not is_image(vae):
@@ -97,12 +105,18 @@ def samples(
     prior = "p(z | c)" if given and vae.prior.conditional else "the prior"
     title = f"Means {_mean_symbol(given)} (not draws of x) for z from {prior}" if mean else "Draws of x from the model"
     title += "\ngiven the covariates c of the first data" if given else ""
-    return draw_tiles(grid, limits=image_limits(vae, images), title=title)
+    return draw_tiles(grid, limits=image_limits(vae, images), title=title, ax=ax)
 
 
 @styled
 def traversals(
-    vae: VAE, x: Tensor, *, covariates: Sequence[Tensor] = (), num_dims: int = 8, num_values: int = 9
+    vae: VAE,
+    x: Tensor,
+    *,
+    covariates: Sequence[Tensor] = (),
+    num_dims: int = 8,
+    num_values: int = 9,
+    ax: Axes | None = None,
 ) -> Figure | None:
     """Draw E[x | z] with one dimension of z moved at a time; None for data that are not images.
 
@@ -116,6 +130,7 @@ def traversals(
         covariates: ``(N, ...)`` each, of a conditional model.
         num_dims: maximum number of latent dimensions.
         num_values: number of values of each.
+        ax: axes to draw into, without the title; None for a new figure.
 
     """
     if not is_image(vae):
@@ -141,12 +156,13 @@ def traversals(
         row_labels=row_labels,
         column_labels=_numbers(steps),
         note=note,
+        ax=ax,
     )
 
 
 @styled
 def interpolations(
-    vae: VAE, x: Tensor, *, covariates: Sequence[Tensor] = (), num: int = 6, num_steps: int = 8
+    vae: VAE, x: Tensor, *, covariates: Sequence[Tensor] = (), num: int = 6, num_steps: int = 8, ax: Axes | None = None
 ) -> Figure | None:
     """Draw E[x | z] on the straight line between the codes of two data, with the data at its ends.
 
@@ -158,6 +174,7 @@ def interpolations(
         covariates: ``(N, ...)`` each, of a conditional model.
         num: maximum number of lines.
         num_steps: points on each line, both codes included.
+        ax: axes to draw into, without the title; None for a new figure.
 
     Returns:
         The figure, or None for data that are not images or without two data of the same covariates.
@@ -179,6 +196,7 @@ def interpolations(
         row_labels=_with_conditions([], covariates, first),
         column_labels=["Data", *_numbers(torch.linspace(0, 1, num_steps)), "Data"],
         note="Part of the way",
+        ax=ax,
     )
 
 

@@ -23,7 +23,7 @@ from pyrovae.report.bound_figures import ladder, waterfall
 from pyrovae.report.diagnostic_figures import kl_per_unit, training_curves, weight_histograms
 from pyrovae.report.image_figures import interpolations, reconstructions, samples, thumbnails, traversals
 from pyrovae.report.latent_figures import latent_space
-from pyrovae.report.style import to_svg
+from pyrovae.report.style import size_in_pixels, to_svg
 from pyrovae.results import Evaluation, History, Latents, Number
 from pyrovae.results.tables import percent, printable_lines
 from pyrovae.vae import VAE
@@ -75,7 +75,7 @@ def render(context: ReportContext) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"signs": _signs, "pixels": _pixels, "base64": _base64}
+    environment.filters |= {"signs": _signs, "pixels": size_in_pixels, "base64": _base64}
     environment.tests["hash"] = lambda value: HASH.fullmatch(str(value)) is not None
     evaluation = context.evaluation
     page = environment.get_template("page.html").render(
@@ -197,12 +197,6 @@ def _signs(text: Any) -> Markup:
     """Return a text with plus-minus signs and subscripts; the underscore is hidden and can still be copied."""
     html = str(escape(text)).replace("+-", "±")
     return Markup(SUBSCRIPT.sub(r'L<sub><span class="joint">_</span>\1</sub>', html))
-
-
-def _pixels(figure: Figure) -> tuple[int, int]:
-    """Return width and height of a figure in pixels of a page."""
-    width, height = figure.get_size_inches()
-    return round(96 * width), round(96 * height)
 
 
 def _base64(figure: Figure) -> str:

@@ -8,11 +8,12 @@ from typing import Any
 
 import matplotlib
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from pyrovae.report.style import FAINT, FIRST, GRID, SECOND, blank, dress, legend_below, minus_signs
+from pyrovae.report.style import FAINT, FIRST, GRID, SECOND, blank, dress, legend_below, minus_signs, panel
 from pyrovae.vae import VAE
 
 WIDTH, TALL = 8.0, 1.2  # inches, width of a full row of tiles and height of the tallest tile
@@ -47,8 +48,9 @@ def draw_tiles(
     row_labels: Sequence[str] = (),
     column_labels: Sequence[str] = (),
     note: str = "",
+    ax: Axes | None = None,
 ) -> Figure:
-    """Draw images ``(rows, columns, *x_shape)`` in a figure of their own, one unit of the axes per tile.
+    """Draw images ``(rows, columns, *x_shape)``, one unit of the axes per tile.
 
     Args:
         images: images; NaN leaves a tile empty.
@@ -57,6 +59,7 @@ def draw_tiles(
         row_labels: one label per row, or none.
         column_labels: one label per column, or none.
         note: text below the images.
+        ax: axes to draw into, without the title; None for a new figure.
 
     """
     canvas = _tile(images)
@@ -70,9 +73,10 @@ def draw_tiles(
     lines = max((label.count("\n") + 1 for label in column_labels), default=0) + len(note.splitlines())
     letters = max((len(line) for label in row_labels for line in label.splitlines()), default=0)
     height = side * ratio * rows + 0.48 + LINE * (lines + title.count("\n")) + 0.1 * bool(lines)
-    figure = blank(max(side * columns + 0.3 + LETTER * letters, 6.0), height)
-    figure.suptitle(title, x=0.012, ha="left")  # wider than a row of few tiles
-    axes = dress(figure.add_subplot())
+    figure, axes = panel(ax, max(side * columns + 0.3 + LETTER * letters, 6.0), height)
+    if ax is None:
+        figure.suptitle(title, x=0.012, ha="left")  # wider than a row of few tiles
+    dress(axes)
     axes.set_facecolor(GRID)  # color of the frames and of missing tiles
     axes.imshow(
         canvas.numpy(),

@@ -66,14 +66,31 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
     return drawing
 
 
+class NotebookFigure(Figure):
+    """Figure that a notebook displays without pyplot."""
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        """Return a PNG file with two dots per pixel of the screen, and its size on the screen."""
+        width, height = size_in_pixels(self)
+        return to_png(self, dots_per_inch=192), {"width": width, "height": height}
+
+
 def blank(width: float, height: float) -> Figure:
     """Return an empty figure of a size in inches, with space between its panels."""
-    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, wspace=0.04))
+    return NotebookFigure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, wspace=0.04))
+
+
+def panel(ax: Axes | None, width: float, height: float) -> tuple[Figure, Axes]:
+    """Return the given axes and their figure, or the only axes of a new figure of a size in inches."""
+    axes = blank(width, height).add_subplot() if ax is None else ax
+    return axes.figure.figure, axes  # the figure that holds all subfigures
 
 
 def dress(axes: Axes, *, title: str = "", grid: bool = False) -> Axes:
     """Add a title, small ticks and optionally horizontal grid lines to a panel, and return it."""
-    axes.set_title(title)
+    if title:
+        axes.set_title(title)
+    axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(which="both", color=FAINT, labelcolor=INK, labelsize=9, length=3, width=0.8, direction="out")
     if grid:
         axes.grid(visible=True, axis="y", color=GRID, linewidth=0.8, linestyle="-", alpha=1.0)
@@ -92,6 +109,12 @@ def legend_below(figure: Figure, labels: Sequence[str], *, columns: int = 4) -> 
 def minus_signs(text: str) -> str:
     """Return a number with a minus sign in the place of a hyphen, and with a sign for infinity."""
     return text.replace("-", "\N{MINUS SIGN}").replace("inf", "\N{INFINITY}")
+
+
+def size_in_pixels(figure: Figure) -> tuple[int, int]:
+    """Return width and height of a figure on a page or in a notebook."""
+    width, height = figure.get_size_inches()
+    return round(96 * width), round(96 * height)
 
 
 @styled

@@ -44,8 +44,13 @@ A swap is one line:
 """
 
 import importlib
+import warnings
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
+
+with warnings.catch_warnings():  # Pyro imports tqdm, which warns in a notebook without ipywidgets
+    warnings.filterwarnings("ignore", "IProgress not found")
+    import pyro  # noqa: F401
 
 from pyrovae import bounds, data, diagnostics, likelihoods, networks, objectives, posteriors, priors, results, training
 

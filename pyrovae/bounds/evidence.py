@@ -15,7 +15,7 @@ from pyrovae.programs import ModelGuide, Program
 from pyrovae.runtime.annotations import checked
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ElboTerms:
     """The terms of the ELBO, nats: of each datum ``(B,)``, or of each particle ``(K, B)``.
 
@@ -31,6 +31,11 @@ class ElboTerms:
     kl: Tensor
     kl_of: dict[str, Tensor]
     methods: dict[str, str]
+
+    def __repr__(self) -> str:
+        names = ("elbo", "reconstruction", "kl")
+        means = ", ".join(f"{name} {getattr(self, name).mean():.3f}" for name in names)
+        return f"ElboTerms(shape {(*self.kl.shape,)}; means: {means} nats)"
 
     @property
     def elbo(self) -> Tensor:

@@ -47,7 +47,7 @@ class AnnealingSettings:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Annealing(Tabled):
     """The lower bound on log p(x) of annealed importance sampling (AIS).
 
@@ -105,7 +105,7 @@ class Annealing(Tabled):
         return (table,)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Sandwich(Tabled):
     """A lower and an upper bound on log p(x) of the same data, simulated from the model.
 

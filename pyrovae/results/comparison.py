@@ -24,7 +24,7 @@ BINARIZED = ("DynamicBinarization", "StaticBinarization", "Threshold")
 STORED = "stored values"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison(Tabled):
     """Several evaluations side by side.
 

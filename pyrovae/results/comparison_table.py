@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass
 
 from pyrovae.results.estimates import Difference, Estimate
-from pyrovae.results.tables import Cell, Interval, Number, Table
+from pyrovae.results.tables import Cell, Interval, Number, Table, Tabled
 
 SEEDS = (
     "Standard errors and intervals are over the data, for these very weights. Another training seed moves L_K too, on "
@@ -58,8 +58,8 @@ class Row:
         }
 
 
-@dataclass(frozen=True)
-class ComparisonTable:
+@dataclass(frozen=True, repr=False)
+class ComparisonTable(Tabled):
     """Models that scored the same data in the same measure.
 
     Attributes:

@@ -15,7 +15,7 @@ ROUNDING = 1e-3  # nats by which float32 may put a log-probability above 0
 ONE_DATUM = "a single datum has no standard error"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Estimate:
     """A mean over data, in nats per datum, with two standard errors.
 
@@ -36,6 +36,12 @@ class Estimate:
     se_data: float | None
     se_monte_carlo: float | None
     why: str | None = None
+
+    def __repr__(self) -> str:
+        if self.value is None:
+            return f"{self.label}: {self.why}"
+        value, se_data, se_monte_carlo = self.cells()
+        return f"{self.label} {value} nats per datum (se data {se_data}, se MC {se_monte_carlo})"
 
     @property
     def label(self) -> str:
@@ -150,7 +156,7 @@ class Difference:
         return cls(mean, se, mean - half, mean + half)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PairedDifference:
     """The higher of two bounds on the same data, in nats per datum.
 
@@ -205,6 +211,8 @@ class PairedDifference:
         doubt = ", which is within two standard errors" if self.se is not None and abs(self.value) < 2 * self.se else ""
         by = Number(abs(self.value), error=self.se)
         return f"{higher} is higher than {lower} by {by} nats{doubt}; it is for {count} of {self.num_data} data"
+
+    __repr__ = __str__
 
 
 def _not_finite(values: Tensor) -> str | None:

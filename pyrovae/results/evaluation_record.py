@@ -19,7 +19,7 @@ from pyrovae.results.tables import Number, Table, Tabled
 from pyrovae.results.tightness import Gaps, Weights
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CheckResults(Tabled):
     """Results of the checks of an evaluation; None for a check that was not requested or not possible.
 
@@ -63,7 +63,7 @@ class CheckResults(Tabled):
         return replace(table, rows=(*table.rows, (*cells, *empty)), notes=(f"{self.higher}.", *table.notes))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation(Tabled):
     """The ELBO beside the ladder of IWAE bounds on one data set, with their settings.
 

@@ -40,7 +40,7 @@ class Epoch:
     objective: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class History(Tabled):
     """Metrics of training, epoch by epoch, and the reason for its end.
 

@@ -39,7 +39,7 @@ class Unit:
     verdict: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Latents(Tabled):
     """Mutual information of codes and data, and the distance of the aggregate posterior from the prior.
 

@@ -103,7 +103,7 @@ class Interval:
 Cell = str | Number | Interval
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Table:
     """Rows of text and numbers under one header; all text is made `printable`.
 
@@ -135,6 +135,8 @@ class Table:
         above = [*_wrapped(self.title), ""] if self.title else []
         below = ["", *_wrapped(self.notes)] if self.notes else []
         return "\n".join([*above, *lines, *below])
+
+    __repr__ = __str__
 
     def to_frame(self) -> pandas.DataFrame:
         """Return the rows as a frame: numbers in full, errors and the ends of intervals in columns of their own."""
@@ -183,6 +185,8 @@ class Table:
         worded = {i for i, cells in columns if i and any(isinstance(c, str) and WORD.search(c) for c in cells)}
         return jinja2.Template(HTML, autoescape=True).render(table=self, worded=worded)
 
+    _repr_html_ = to_html
+
 
 class Tabled:
     """Base class of records that print as tables, in a terminal and in a notebook."""
@@ -193,6 +197,8 @@ class Tabled:
 
     def __str__(self) -> str:
         return "\n\n".join(str(table) for table in self.tables())
+
+    __repr__ = __str__
 
     def to_markdown(self) -> str:
         """Return the tables in Markdown."""

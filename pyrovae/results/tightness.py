@@ -46,7 +46,7 @@ class Quantiles:
         return tuple(Number(value, digits) for value in (self.low, self.median, self.high))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Weights(Tabled):
     """Tails of the importance weights behind L_K, the estimated gap from L_K to log p(x), and whether K is enough.
 
@@ -154,7 +154,7 @@ class Weights(Tabled):
         return tuple(notes)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Gaps(Tabled):
     """Three bounds on log p(x) of the same data, and the steps between them, nats per datum.
 

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from typing import Protocol
 
 from rich.console import Console
@@ -42,7 +43,7 @@ def progress(title: str, total: int, *, show_progress: bool, unit: str) -> Itera
 
     if not show_progress:
         yield lambda done, text="": None
-    elif console.is_terminal or console.is_jupyter:
+    elif console.is_terminal or (console.is_jupyter and find_spec("ipywidgets")):  # without it rich warns
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),

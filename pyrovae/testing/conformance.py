@@ -41,7 +41,7 @@ class Check:
     detail: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ConformanceReport:
     """The results of all checks of one part; true if all passed.
 
@@ -62,9 +62,11 @@ class ConformanceReport:
         width = max(len(check.name) for check in self.checks)
         words = {True: "pass", False: "FAIL", None: "skip"}
         lines = [f"{words[check.passed]}  {check.name.ljust(width)}  {check.detail}" for check in self.checks]
+        return "\n".join([*(line.rstrip() for line in lines), repr(self)])
+
+    def __repr__(self) -> str:
         failed = sum(check.passed is False for check in self.checks)
-        summary = f"fails {failed} of {len(lines)} checks" if failed else "passes all checks"
-        return "\n".join([*(line.rstrip() for line in lines), f"{self.part} {summary}"])
+        return f"{self.part} {f'fails {failed} of {len(self.checks)} checks' if failed else 'passes all checks'}"
 
 
 def check(part: Part, *, seed: int = 0, show_progress: bool = True) -> ConformanceReport:

@@ -101,11 +101,18 @@ def stop_after(number: int) -> Callable[[Any], bool]:
     return lambda epoch: epoch.epoch == number
 
 
-def test_early_running_statistics_are_reported(caplog: pytest.LogCaptureFixture) -> None:
+def test_running_statistics_are_those_of_the_trained_weights() -> None:
     (model, guide), (_, encoder) = pair_with_everything()
     encoder[2].eval()
-    quiet_fit(model, guide, grey(), training=quick(epochs=1))
-    assert "the running statistics of batch normalization are of 3 minibatches" in caplog.text
+    x, unused = binary(40), nn.BatchNorm1d(4, momentum=0.5)
+    unused.running_mean.fill_(7.0)
+    quiet_fit(model, guide, x, training=quick(epochs=3, batch_size=20), options=FitOptions(modules=[unused]))
+    _, normalization, *_ = encoder
+    hidden = encoder[0](x)
+    torch.testing.assert_close(normalization.running_mean, hidden.mean(0))  # of two minibatches of 20 data
+    assert ((normalization.running_var / hidden.var(0) - 1).abs() < 0.1).all()  # within the minibatches
+    assert (normalization.num_batches_tracked, normalization.momentum) == (6, 0.1)
+    assert (unused.running_mean == 7.0).all()
     assert [part.training for part in encoder.modules()] == [True, True, True, False, True]
 
 

@@ -93,6 +93,9 @@ def fit(
     Random streams, validation switches and module modes are restored afterwards. The first epoch runs eagerly with
     Pyro's checks on, so that every observed value is checked once; if many follow, they replay a traced step.
 
+    After each epoch, the running statistics of batch normalization are set to averages over about 2,000 training data
+    with the weights of that moment, so that validation and evaluation are right after few steps too.
+
     Processes that ``torchrun`` started, and that initialized ``torch.distributed``, train together as with
     ``DistributedDataParallel``: each takes its rows of every minibatch and draws noise from a random stream of its own,
     gradients are averaged, and the main process writes the run.

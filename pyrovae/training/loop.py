@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
 import math
 import time
@@ -12,22 +13,22 @@ from collections.abc import Callable, Iterator
 import torch
 from pyro.infer import ELBO as PyroELBO
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyrovae.objectives import Objective
-from pyrovae.programs import ModelGuide
+from pyrovae.programs import ModelGuide, run
 from pyrovae.results import Epoch, History
 from pyrovae.runtime.context import forked_random, stream_seed, validation
 from pyrovae.runtime.distributed import group
 from pyrovae.runtime.progress_bar import Advance, progress
 from pyrovae.training.batch_sources import DeviceBatches, Placement, SubsampledBatches
+from pyrovae.training.batch_statistics import STATISTICS_DATA, averaging, normalizations
 from pyrovae.training.checkpoint import Checkpoint, Progress
 from pyrovae.training.config import Training
 from pyrovae.training.loss import StepLoss
 from pyrovae.training.program_tensors import ProgramTensors
 from pyrovae.training.state import check_state, restore, snapshot
 from pyrovae.training.step import MakeOptimizer, build_optimizer, make_step
-from pyrovae.training.validation_bounds import compute_bounds, report_early_statistics
+from pyrovae.training.validation_bounds import compute_bounds
 
 logger = logging.getLogger("pyrovae")
 
@@ -128,7 +129,7 @@ class Loop:
                 f"itself; write it as pyro.plate({plate!r}, len(x)), or train in one process"
             )
         self.group.copy_from_first(self.tensors.all)
-        if any(isinstance(part, _BatchNorm) for module in self.programs.modules for part in module.modules()):
+        if normalizations(self.programs.modules):
             logger.warning("batch normalization sees the part of a minibatch that its process has")
         if getattr(self.objective, "free_bits", 0):
             logger.warning("free bits hold for the average over the part of a minibatch that a process has")
@@ -182,8 +183,7 @@ class Loop:
         loss, reconstruction, kl = self._steps(number, advance, done, checked=checked)
         if torch.stack([parameter.isnan().any() for parameter in self.tensors.trained]).any():
             raise self._diverged(number, self.steps_per_epoch, "a parameter")  # no loss has shown it yet
-        if checked:
-            report_early_statistics(self.programs.modules)
+        self._estimate_statistics(number)
         return Epoch(
             epoch=number,
             steps=number * self.steps_per_epoch,
@@ -278,6 +278,23 @@ class Loop:
             loss, _ = self.step.loss(*inputs)
         if not loss.isfinite():
             raise self._diverged(epoch, step, "the loss") from error
+
+    @torch.no_grad()
+    def _estimate_statistics(self, epoch: int) -> None:
+        """Set the running statistics of batch normalization to averages over minibatches with the current weights."""
+        layers = normalizations(self.programs.all_modules)
+        if not layers:
+            return
+        num_batches = math.ceil(STATISTICS_DATA / self.source.batch_size)
+        with (
+            averaging(self.programs.all_modules, layers),
+            self._minibatches(epoch) as minibatches,
+            validation(enabled=False),
+        ):
+            for inputs in itertools.islice(minibatches, num_batches):
+                inputs, _ = self._local_shard(inputs, self.source.count(*inputs))
+                model, guide, _ = self.source.bind(*inputs)
+                run(model, guide)
 
     def _validate(self, epoch: int, *, checked: bool) -> dict[str, float] | None:
         """Return the ELBO, its terms and the bound that training maximizes on the validation data, nats per datum."""

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable
-
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
 from pyrovae.bounds.evidence import elbo_terms
 from pyrovae.bounds.multi_sample import iwae
@@ -17,9 +13,6 @@ from pyrovae.programs import ModelGuide
 from pyrovae.runtime.context import forked_random, module_mode, stream_seed, validation
 from pyrovae.runtime.distributed import group
 
-logger = logging.getLogger("pyrovae")
-
-SETTLED = 50  # minibatches after which the initial running statistics weigh less than 1 %, with torch's momentum
 VALIDATION_ROWS = 1024  # largest number of rows scored at once
 VALIDATION_ELEMENTS = 2**24  # largest number of elements scored at once
 
@@ -53,19 +46,6 @@ def compute_bounds(
     (sums,) = processes.sum([sums])
     reconstruction, kl, bound = (sums / len(loader)).tolist()
     return reconstruction, kl, bound
-
-
-def report_early_statistics(modules: Iterable[nn.Module]) -> None:
-    """Log a warning if the running statistics of batch normalization come from few minibatches."""
-    layers = [part for module in modules for part in module.modules() if isinstance(part, _BatchNorm)]
-    seen = [int(layer.num_batches_tracked) for layer in layers if layer.num_batches_tracked is not None]
-    if 0 < min(seen, default=0) < SETTLED:
-        logger.warning(
-            "the running statistics of batch normalization are of %d minibatches, in which its input changed; "
-            "validation and evaluation use them, and their bounds may be far too low; train for %d steps or more",
-            min(seen),
-            SETTLED,
-        )
 
 
 def _sum_terms(

@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import to_hex
+from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -646,3 +647,54 @@ def test_the_prior_is_shown_where_it_lies() -> None:
     assert inside[:2].sum() == pytest.approx(1 - math.exp(-0.5), abs=0.02)
     assert inside[2:].sum() == pytest.approx(1 - math.exp(-2), abs=0.02)
     assert {round(np.mean(outline, 0)[0] / 9) for outline in outlines} == {-1, 1}
+
+
+def test_latent_spaces_of_two_models_share_dimensions_and_limits() -> None:
+    x = torch.zeros(4, 1, 1, 3)
+    figure = Figure()
+    for axes, scale in zip(figure.subplots(1, 2), (1.0, 40.0), strict=True):
+        vae = transparent_vae(PARAMS * torch.tensor([scale, 1.0]))
+        assert report.latent_space(vae, x, dims=(2, 0), limits=(-4, 4), num_ellipses=1, ax=axes) is figure
+        assert (axes.get_xlim(), axes.get_ylim(), axes.get_xlabel()[:4]) == ((-4, 4), (-4, 4), "z[2]")
+        (ellipse,) = (entry for entry in axes.lines if entry.get_label() == "Posterior, one standard deviation")
+        radii = (np.asarray(ellipse.get_xydata()) - scale * PARAMS[[2, 0], 0].numpy()) * [math.e, 1.0]
+        assert np.allclose(np.hypot(*radii.T), 1)
+        assert texts(axes.texts) == (["4 outside"] if scale > 1 else [])
+    with pytest.raises(ValueError, match=r"one or two different latent dimensions from 0 to 2, got \(0, 3\)"):
+        report.latent_space(vae, x, dims=(0, 3))
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_a_manifold_goes_through_quantiles_of_the_prior(*, shifted: bool) -> None:
+    vae = transparent_vae(PARAMS, shifted_prior() if shifted else None)
+    loc, scale = (LOC, SCALE) if shifted else (torch.zeros_like(LOC), torch.ones_like(SCALE))
+    figure = drawn(report.manifold(vae, dims=(2, 1), num_values=3))
+    quantile = 0.9674215661017012  # of N(0, 1) at 5/6
+    for row, up in enumerate((1, 0, -1)):
+        for column, right in enumerate((-1, 0, 1)):
+            z = loc + scale * quantile * torch.tensor([0.0, up, right])
+            shown = [pixel(figure, (1, 3), (row, column), (0, dim)) for dim in range(3)]
+            assert shown == pytest.approx(z.tolist())
+    assert (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) == ("z[2]", "z[1]")
+    assert report.manifold(make_vae(1), num_values=4).axes[0].get_ylabel() == ""
+    assert report.manifold(make_vae(2, likelihoods.Gaussian((5,)))) is None
+    draws = latent_dimensions.prior_draws(mixture_vae())
+    expected = draws.quantile(torch.tensor([0.25, 0.75]), dim=0)
+    assert torch.equal(latent_dimensions.prior_quantiles(mixture_vae(), torch.tensor([0.25, 0.75])), expected)
+
+
+def test_rate_distortion_shows_evaluations_and_pairs_between_lines_of_equal_elbo() -> None:
+    points = {"a": (0.0, 27.0), "b": (16.0, 21.0), "evaluated": make_evaluation()}
+    figure = drawn(report.rate_distortion(points, curve=["b", "a"]))
+    (axes,) = figure.axes
+    assert axes.lines[0].get_xydata().tolist() == [[16.0, 21.0], [0.0, 27.0]]
+    assert line(axes, "evaluated").tolist() == [[8.0, 14.1]]
+    assert texts(figure.legends[0].get_texts()) == ["evaluated"]
+    (contours,) = (entry for entry in axes.collections if isinstance(entry, ContourSet))
+    for elbo, path in zip(contours.levels, contours.get_paths(), strict=True):
+        assert np.allclose(path.vertices.sum(1), -elbo)
+    with pytest.raises(ValueError, match="compared on the same data"):
+        report.rate_distortion({"a": make_evaluation(), "b": make_evaluation(data_hash="cd" * 32)})
+    missing = replace(make_evaluation().kl, value=None, why="not finite")
+    with pytest.raises(ValueError, match="'a' has no KL or no reconstruction: not finite"):
+        report.rate_distortion({"a": make_evaluation(kl=missing)})

@@ -1,5 +1,7 @@
 """Report of an evaluation: figures, each a function that returns a matplotlib figure, and files.
 
+A figure displays itself in a notebook. Most functions take ``ax``, axes of your own to draw into.
+
 - `training_curves`: the ELBO and its terms over the epochs;
 - `ladder`: the ELBO beside the IWAE bounds and AIS, with both standard errors;
 - `waterfall`: the gap between the ELBO and the tightest bound, step by step;
@@ -8,6 +10,8 @@
 - `reconstructions`, `samples`, `traversals`, `interpolations`: data and E[x | z];
 - `thumbnails`: the data with the largest values of a diagnostic;
 - `latent_space`: posterior means against the prior;
+- `manifold`: E[x | z] on a grid of two latent dimensions;
+- `rate_distortion`: KL against reconstruction of several models, with lines of equal ELBO;
 - `kl_per_unit`: information in each latent unit, and which units are active;
 - `write_report`: one page of figures and tables in a run folder, and `read_report` for its numbers;
 - `compare`: numbers of several runs side by side;
@@ -19,8 +23,9 @@ No function uses pyplot or changes matplotlib's settings.
 from pyrovae.report.arviz_tree import to_datatree
 from pyrovae.report.bound_figures import forest, ladder, waterfall
 from pyrovae.report.diagnostic_figures import kl_per_unit, training_curves, weight_histograms
-from pyrovae.report.image_figures import interpolations, reconstructions, samples, thumbnails, traversals
+from pyrovae.report.image_figures import interpolations, manifold, reconstructions, samples, thumbnails, traversals
 from pyrovae.report.latent_figures import latent_space
+from pyrovae.report.rate_distortion_figure import rate_distortion
 from pyrovae.report.report_files import read_report, write_report
 from pyrovae.report.run_comparison import compare
 
@@ -31,6 +36,8 @@ __all__ = [
     "kl_per_unit",
     "ladder",
     "latent_space",
+    "manifold",
+    "rate_distortion",
     "read_report",
     "reconstructions",
     "samples",

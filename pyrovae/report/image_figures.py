@@ -10,9 +10,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyrovae.report.latent_dimensions import device_of, encode, first_rows, latent_importance, prior_moments
+from pyrovae.report.latent_dimensions import (
+    check_dims,
+    device_of,
+    encode,
+    first_rows,
+    first_tensor,
+    latent_importance,
+    prior_moments,
+    prior_quantiles,
+)
 from pyrovae.report.panels import draw_rows, draw_scatters, draw_tiles, image_limits, is_image
 from pyrovae.report.style import minus_signs, styled
+from pyrovae.runtime.context import module_mode
 from pyrovae.vae import VAE
 
 POINTS = 2000  # tabular data in a scatter
@@ -158,6 +168,69 @@ def traversals(
         note=note,
         ax=ax,
     )
+
+
+@styled
+def manifold(
+    vae: VAE,
+    *,
+    covariates: Sequence[Tensor] = (),
+    dims: Sequence[int] | None = None,
+    num_values: int = 15,
+    ax: Axes | None = None,
+) -> Figure | None:
+    """Draw E[x | z] on a grid of one or two latent dimensions; None for data that are not images.
+
+    A dimension takes the quantiles (i - 1/2) / num_values of the prior; under a normal prior all tiles are equally
+    likely. The first dimension grows to the right and the second upwards, as in `latent_space`. All others stay at the
+    mean of the prior.
+
+    *Auto-encoding variational Bayes (Kingma, Welling 2014)*, https://arxiv.org/abs/1312.6114, figure 4
+
+    Args:
+        vae: model.
+        covariates: ``(N, ...)`` each, of a conditional model, which is given those of the first datum.
+        dims: one or two latent dimensions; None for the first two.
+        num_values: number of values of each.
+        ax: axes to draw into, without the title; None for a new figure.
+
+    Raises:
+        ValueError: if dimensions are not one or two different ones of the model.
+
+    """
+    if not is_image(vae):
+        return None
+    latent_dim = vae.prior.latent_dim
+    dims = check_dims(range(min(latent_dim, 2)) if dims is None else dims, latent_dim)
+    given = [covariate[:1] for covariate in covariates]
+    shares = (torch.arange(num_values, dtype=torch.float64) + 0.5) / num_values
+    values = prior_quantiles(vae, shares, given)[:, dims]  # (V, len(dims))
+    z = prior_moments(vae, given)[0].repeat(num_values if len(dims) == 2 else 1, num_values, 1)  # (rows, columns, D)
+    z[..., dims[0]] = values[:, 0]
+    for dim in dims[1:]:
+        z[..., dim] = values.flip(0)[:, 1:]
+    with torch.no_grad(), module_mode([vae], training=False):
+        z = z.to(first_tensor(vae))
+        images = vae.decode(z, *(c[0].to(z.device).expand(*z.shape[:2], *c.shape[1:]) for c in given)).mean.cpu()
+    title = f"{_mean_symbol(given)} for z at quantiles of the prior"
+    title += f", given c of the first datum, {condition(given, 0)}" if given else ""
+    title += "\nall other dimensions at the mean of the prior" if latent_dim > len(dims) else ""
+    named = {0, (num_values - 1) / 2, num_values - 1}  # the middle one if there is one
+    labels = [[text if i in named else "" for i, text in enumerate(_numbers(column))] for column in values.T]
+    figure = draw_tiles(
+        images,
+        limits=image_limits(vae, images),
+        title=title,
+        row_labels=labels[1][::-1] if len(dims) == 2 else (),
+        column_labels=labels[0],
+        note=f"z[{dims[0]}]",
+        ax=ax,
+    )
+    if len(dims) == 2:
+        (ax or figure.axes[0]).set_ylabel(f"z[{dims[1]}]")
+    if ax is None:
+        figure.set_figwidth(figure.get_figwidth() + 0.3)  # for this label
+    return figure
 
 
 @styled

@@ -17,9 +17,14 @@ DRAWS = 20_000  # draws from a prior that is not a diagonal normal
 TAIL = 0.001  # share of the draws at either end that is clamped before moments, which a Student t may not have
 
 
+def first_tensor(vae: VAE) -> Tensor:
+    """Return a tensor of the model, for its device and dtype."""
+    return next(chain(vae.parameters(), vae.buffers()), torch.empty(0))
+
+
 def device_of(vae: VAE) -> torch.device:
     """Return the device of a model."""
-    return next(chain(vae.parameters(), vae.buffers()), torch.empty(0)).device
+    return first_tensor(vae).device
 
 
 @torch.no_grad()
@@ -136,6 +141,36 @@ def prior_moments(vae: VAE, covariates: Sequence[Tensor] = ()) -> tuple[Tensor, 
     draws = prior_draws(vae, covariates)
     draws = draws.clamp(*draws.quantile(torch.tensor([TAIL, 1 - TAIL], dtype=draws.dtype), dim=0))
     return draws.mean(0), draws.std(0)
+
+
+def prior_quantiles(vae: VAE, probabilities: Tensor, covariates: Sequence[Tensor] = ()) -> Tensor:
+    """Return quantiles of each latent dimension under the prior, ``(P, D)``; of draws if it is not a diagonal normal.
+
+    Args:
+        vae: model.
+        probabilities: ``(P,)``, between 0 and 1.
+        covariates: ``(1, ...)`` each, of one datum.
+
+    """
+    normal = normal_prior(vae, covariates)
+    if normal is None:
+        return prior_draws(vae, covariates).quantile(probabilities.double(), dim=0)
+    loc, scale = normal
+    return loc + scale * torch.special.ndtri(probabilities.double()).unsqueeze(-1)
+
+
+def check_dims(dims: Sequence[int], latent_dim: int) -> list[int]:
+    """Return the dimensions of a figure if they are one or two different ones of a model.
+
+    Raises:
+        ValueError: if they are not.
+
+    """
+    if not 1 <= len(set(dims)) == len(dims) <= 2 or not all(0 <= dim < latent_dim for dim in dims):
+        raise ValueError(
+            f"`dims` must be one or two different latent dimensions from 0 to {latent_dim - 1}, got {tuple(dims)}"
+        )
+    return list(dims)
 
 
 def _prior(vae: VAE, covariates: Sequence[Tensor]) -> torch.distributions.Distribution:

@@ -13,27 +13,40 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyrovae.report.latent_dimensions import encode, latent_importance, normal_prior, prior_draws
-from pyrovae.report.style import INK, PALETTE, blank, dress, legend_below, styled
+from pyrovae.report.latent_dimensions import check_dims, encode, latent_importance, normal_prior, prior_draws
+from pyrovae.report.style import FAINT, INK, PALETTE, dress, legend_below, panel, styled
 from pyrovae.vae import VAE
 
 MARKERS = ("o", "^", "s", "D", "v")  # markers of labels 0 to 9, 10 to 19, ..., whose colors repeat
 MANY_LABELS = 20  # maximum number of labels
 RASTERIZED = 1000  # points from which they are pixels in vector formats too
 CELLS, BANDWIDTH = 128, 3.0  # grid for the counts of prior draws, and their smoothing in cells
+ANGLE = torch.linspace(0, 2 * math.pi, 181, dtype=torch.float64)
+CIRCLE = torch.stack([ANGLE.cos(), ANGLE.sin()], 1)  # (181, 2), of radius 1
 SHARES = (1 - math.exp(-0.5), 1 - math.exp(-2.0))  # of a normal in the plane, within one and two standard deviations
 DASHED: dict[str, Any] = {"color": INK, "alpha": 0.7, "linewidth": 0.9, "linestyle": (0, (4, 3))}
 CIRCLES, REGIONS = "Prior, one and two standard deviations", "Prior, where 39 % and 86 % of its draws lie"
+ELLIPSES = "Posterior, one standard deviation"
 
 
 @styled
-def latent_space(vae: VAE, x: Tensor, labels: Tensor | None = None, *, covariates: Sequence[Tensor] = ()) -> Figure:
+def latent_space(
+    vae: VAE,
+    x: Tensor,
+    labels: Tensor | None = None,
+    *,
+    covariates: Sequence[Tensor] = (),
+    dims: Sequence[int] | None = None,
+    limits: tuple[float, float] | None = None,
+    num_ellipses: int = 0,
+    ax: Axes | None = None,
+) -> Figure:
     """Draw the posterior means of data, in color by their labels, against the prior.
 
     One latent dimension gives a histogram, several give a scatter of the two most important ones, by
     `pyrovae.report.latent_dimensions.latent_importance`. Dashed lines are one and two standard deviations of a normal
     prior; for another prior, the smallest regions with the same shares of its draws. A label has the same color and
-    marker in every figure.
+    marker in every figure. To compare models, give all of them the same dimensions and limits.
 
     Args:
         vae: model.
@@ -41,27 +54,42 @@ def latent_space(vae: VAE, x: Tensor, labels: Tensor | None = None, *, covariate
         labels: ``(N,)``; at most 20 different integers (10 in a histogram). Other labels are ignored, and so are labels
             of which two would look alike, such as 3 and 53.
         covariates: ``(N, ...)`` each, of a conditional model; a conditional prior is drawn given all of them.
+        dims: one or two latent dimensions; None for the most important ones.
+        limits: ends of both axes; means outside are counted in the panel. None for limits around all means.
+        num_ellipses: number of data, the first ones, whose posterior is an ellipse of one standard deviation.
+        ax: axes to draw into, without title and legend; None for a new figure.
+
+    Raises:
+        ValueError: if dimensions are not one or two different ones of the model.
 
     """
     mean, stddev = encode(vae, x, covariates)
     importance = latent_importance(vae, mean, stddev, covariates)
-    dims = sorted(importance.ranked[:2])
+    chosen = "" if dims is not None or mean.shape[1] < 3 else f", the 2 of {mean.shape[1]} dimensions"
+    dims = check_dims(sorted(importance.ranked[:2]) if dims is None else dims, mean.shape[1])
     groups = _group_rows(labels, len(x), num_looks=len(PALETTE) * (1 if len(dims) == 1 else len(MARKERS)))
     title = f"Posterior means of {len(x):,} data" + (" given their covariates" if covariates else "")
     if mean.shape[1] > 2:
-        title += f", the 2 of {mean.shape[1]} dimensions\nwith the largest {importance.name}"
+        title += f"{chosen}\nwith the largest {importance.name}" if chosen else f"\n({importance.name} on the axes)"
+    if mean.shape[1] > 2 or ax is not None:
         names = [f"z[{dim}]  ({importance.text(dim)})" for dim in dims]
     else:
         names = [f"z[{dim}]  ({importance.name}: {importance.text(dim).removeprefix('ratio ')})" for dim in dims]
-    figure = blank(6.4, 4.0 if len(dims) == 1 else 5.4)
-    axes = dress(figure.add_subplot(), title=title)
+    figure, axes = panel(ax, 6.4, 4.0 if len(dims) == 1 else 5.4)
+    dress(axes, title=title if ax is None else "")
     axes.set_xlabel(names[0])
     axes.set_ylabel(names[1] if len(dims) > 1 else "Density")
     if len(dims) == 1:
-        _draw_histogram(axes, vae, mean[:, 0], groups, covariates)
+        _draw_histogram(axes, vae, dims[0], mean[:, dims[0]], groups, covariates)
     else:
         _draw_scatter(axes, mean[:, dims], groups)
+        for center, half_axes in zip(mean[:num_ellipses, dims], stddev[:num_ellipses, dims], strict=True):
+            axes.plot(*(center + half_axes * CIRCLE).T.numpy(), color=INK, linewidth=0.8, label=ELLIPSES)
         _draw_prior(axes, vae, dims, covariates)
+    if limits is not None:
+        _limit(axes, mean[:, dims], limits)
+    if ax is not None:
+        return figure
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     legend_below(figure, [label for label in handles if label not in groups])
     if len(groups) > 1:
@@ -90,16 +118,27 @@ def _look(label: str) -> tuple[str, str]:
     return PALETTE[value % len(PALETTE)], MARKERS[value // len(PALETTE) % len(MARKERS)]
 
 
+def _limit(axes: Axes, mean: Tensor, limits: tuple[float, float]) -> None:
+    """Set the limits of the axes of means ``(N, 1 or 2)``, and note how many lie outside."""
+    low, high = limits
+    axes.set_xlim(low, high)
+    if mean.shape[1] == 2:
+        axes.set_ylim(low, high)
+        axes.set_aspect("equal", adjustable="box")
+    if outside := int(((mean < low) | (mean > high)).any(1).sum()):
+        axes.text(0.98, 0.02, f"{outside:,} outside", ha="right", transform=axes.transAxes, color=FAINT, fontsize=8)
+
+
 def _draw_histogram(
-    axes: Axes, vae: VAE, mean: Tensor, groups: dict[str, Tensor], covariates: Sequence[Tensor]
+    axes: Axes, vae: VAE, dim: int, mean: Tensor, groups: dict[str, Tensor], covariates: Sequence[Tensor]
 ) -> None:
     """Draw stacked histograms of the groups of means ``(N,)`` and the density of the prior."""
     normal = None if vae.prior.conditional else normal_prior(vae)
     if normal is not None:
-        loc, scale = (moment.item() for moment in normal)
+        loc, scale = (moment[dim].item() for moment in normal)
         ends = (loc - 3 * scale, loc + 3 * scale)
     else:
-        draws = prior_draws(vae, covariates)[:, 0]
+        draws = prior_draws(vae, covariates)[:, dim]
         ends = (draws.quantile(0.002).item(), draws.quantile(0.998).item())
     low, high = min(mean.min().item(), ends[0]), max(mean.max().item(), ends[1])
     axes.hist(
@@ -126,7 +165,8 @@ def _draw_scatter(axes: Axes, mean: Tensor, groups: dict[str, Tensor]) -> None:
     order = torch.randperm(len(mean), generator=torch.Generator().manual_seed(0))
     looks = [_look(label) for label in groups]
     group = torch.stack([rows.int() for rows in groups.values()]).argmax(0)[order].tolist()  # N
-    size = min(26.0, max(5.0, 12000 / len(mean)))
+    width = axes.get_window_extent().width / axes.figure.dpi  # inches
+    size = min(26.0, max(5.0, 12000 / len(mean))) * min(1.0, width / 4)
     dots: dict[str, Any] = {"alpha": 0.8, "linewidths": 0, "rasterized": len(mean) > RASTERIZED}
     for marker in dict.fromkeys(marker for _, marker in looks):
         chosen = [i for i, index in enumerate(group) if looks[index][1] == marker]
@@ -144,10 +184,8 @@ def _draw_prior(axes: Axes, vae: VAE, dims: Sequence[int], covariates: Sequence[
         for line in _regions(prior_draws(vae, covariates)[:, dims]):
             axes.plot(*line.T, label=REGIONS, **DASHED)
         return
-    angle = torch.linspace(0, 2 * math.pi, 181, dtype=torch.float64)
-    circle = torch.stack([angle.cos(), angle.sin()], 1)  # (181, 2)
     for radius in (1, 2):
-        axes.plot(*(normal[0][dims] + radius * normal[1][dims] * circle).T.numpy(), label=CIRCLES, **DASHED)
+        axes.plot(*(normal[0][dims] + radius * normal[1][dims] * CIRCLE).T.numpy(), label=CIRCLES, **DASHED)
 
 
 def _regions(draws: Tensor) -> list[np.ndarray]:

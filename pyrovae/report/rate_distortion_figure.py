@@ -1,0 +1,72 @@
+"""Figure of the trade-off between KL and reconstruction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pyrovae.report.style import FAINT, FIRST, PALETTE, dress, legend_below, minus_signs, panel, styled
+from pyrovae.results import Evaluation
+from pyrovae.results.comparability import require_comparable
+
+MARKERS = ("s", "^", "D", "v", "P", "X", "*", "<", ">")
+
+
+@styled
+def rate_distortion(
+    points: Mapping[str, Evaluation | tuple[float, float]], *, curve: Sequence[str] = (), ax: Axes | None = None
+) -> Figure:
+    """Draw models by their rate, the KL, and their distortion, minus the reconstruction, with lines of equal ELBO.
+
+    The ELBO is minus the sum of both. ``objectives.ELBO(beta=beta)`` minimizes ``distortion + beta * rate``: the best
+    models lie on a curve with slope -beta, which touches the line of the highest ELBO at beta = 1.
+
+    *Fixing a broken ELBO (Alemi et al. 2018)*, https://arxiv.org/abs/1711.00464
+
+    Args:
+        points: evaluations of the same data, or pairs (rate, distortion) in nats per datum, by the name of the model.
+        curve: names of models to join by a line, in this order; the others have an entry in the legend each.
+        ax: axes to draw into, without title and legend; None for a new figure.
+
+    Raises:
+        ValueError: if evaluations may not be compared, or one has no KL or reconstruction.
+
+    """
+    require_comparable({name: point for name, point in points.items() if isinstance(point, Evaluation)})
+    pairs = {name: _pair(name, point) for name, point in points.items()}
+    figure, axes = panel(ax, 6.4, 5.0)
+    dress(axes, title="Rate and distortion, with lines of equal ELBO" if ax is None else "")
+    axes.set_xlabel("Rate: KL (nats per datum)")
+    axes.set_ylabel("Distortion: \N{MINUS SIGN}reconstruction (nats per datum)")
+    if curve:
+        axes.plot(*zip(*(pairs[name] for name in curve), strict=True), "-o", color=FIRST, markersize=5, linewidth=1.4)
+    for name in curve:
+        axes.annotate(name, pairs[name], xytext=(6, 4), textcoords="offset points", fontsize=9)
+    others = [name for name in points if name not in curve]
+    for i, name in enumerate(others):
+        color, marker = PALETTE[1 + i % (len(PALETTE) - 1)], MARKERS[i % len(MARKERS)]
+        axes.plot(*pairs[name], marker, color=color, markersize=6, label=name)
+    axes.margins(0.12)
+    _draw_elbo_lines(axes)
+    if ax is None and others:
+        legend_below(figure, others, columns=3)
+    return figure
+
+
+def _pair(name: str, point: Evaluation | tuple[float, float]) -> tuple[float, float]:
+    if not isinstance(point, Evaluation):
+        return point
+    rate, reconstruction = point.kl.value, point.reconstruction.value
+    if rate is None or reconstruction is None:
+        raise ValueError(f"{name!r} has no KL or no reconstruction: {point.kl.why or point.reconstruction.why}")
+    return rate, -reconstruction
+
+
+def _draw_elbo_lines(axes: Axes) -> None:
+    """Draw lines of equal ELBO within the limits of the axes, each with its value."""
+    x, y = np.linspace(*axes.get_xlim(), 99), np.linspace(*axes.get_ylim(), 99)
+    lines = axes.contour(x, y, -(x + y[:, None]), levels=8, colors=FAINT, linewidths=0.7, linestyles="dashed")
+    axes.clabel(lines, fmt=lambda elbo: minus_signs(f"ELBO {elbo:g}"), fontsize=8)

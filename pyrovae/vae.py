@@ -91,7 +91,8 @@ class VAE(Described, nn.Module):
         encode: Callable[[Tensor], Any],
         decode: Callable[[Tensor], Any],
         *,
-        latent_dim: int,
+        latent_dim: int | None = None,
+        latent_shape: Sequence[int] | None = None,
         x_shape: Sequence[int],
         likelihood: Likelihood | None = None,
         prior: Prior | None = None,
@@ -101,16 +102,23 @@ class VAE(Described, nn.Module):
     ) -> VAE:
         """Construct a VAE from networks in plain torch, trained or not.
 
-        The networks are used, not copied, and their outputs are not changed: the log-variance is not clamped, and the
-        encoder sees x itself. In float32 a log-variance below -14 makes log q(z | x) inexact; convert model and data to
-        float64 in this case.
+        The networks are used, not copied, and their outputs are not changed, except that the log-variance of latent
+        maps is clamped; the encoder sees x itself. In float32 a log-variance below -14 makes log q(z | x) inexact;
+        convert model and data to float64 in this case.
+
+        Latent maps, such as ``(4, 8, 8)`` of the autoencoders of latent diffusion, are flat outside the networks: z is
+        ``(B, D)`` with D their number of elements, in row-major order. `AutoencoderKL` of the package diffusers is used
+        as it is: ``VAE.from_torch(net.encode, net.decode, latent_shape=(4, 8, 8), ...)``.
 
         Args:
             encode: a module, a method of one, or a function, from x ``(B, *x_shape)`` to mean and log-variance of
-                q(z | x), each ``(B, latent_dim)``.
-            decode: likewise, from z ``(B, latent_dim)`` to a parameter of the likelihood, for Bernoulli logits: ``(B,
-                *x_shape)`` or flat ``(B, prod(x_shape))``; for several parameters one tensor each.
-            latent_dim: D, the number of latent dimensions.
+                q(z | x), each ``(B, *latent_shape)``, or to one tensor of both along the second axis, ``(B, 2 C,
+                ...)`` for a latent shape of ``(C, ...)``.
+            decode: likewise, from z ``(B, *latent_shape)`` to a parameter of the likelihood, for Bernoulli logits:
+                ``(B, *x_shape)`` or flat ``(B, prod(x_shape))``; for several parameters one tensor each.
+            latent_dim: D, the number of latent dimensions, for a latent shape of ``(D,)``.
+            latent_shape: shape of the latent maps of one datum, in place of latent_dim; the log-variance is clamped to
+                [-30, 20].
             x_shape: shape of one datum.
             likelihood: p(x | z); Bernoulli if None. The parameter of ``likelihoods.Gaussian(x_shape, scale=0.1)`` is
                 the mean.
@@ -123,8 +131,8 @@ class VAE(Described, nn.Module):
 
         Raises:
             TypeError: if a function is not callable, or its modules are unknown.
-            ValueError: if shapes do not agree; in a call, if a function takes or returns other shapes, or invalid
-                probabilities.
+            ValueError: if not exactly one of latent_dim and latent_shape is given, or shapes do not agree; in a call,
+                if a function takes or returns other shapes, or invalid probabilities.
 
         Example:
             >>> vae = VAE.from_torch(net.encode, net.decode, latent_dim=8, x_shape=(1, 28, 28))
@@ -132,8 +140,16 @@ class VAE(Described, nn.Module):
 
         """
         likelihood = Bernoulli(tuple(x_shape)) if likelihood is None else likelihood
-        prior = StandardNormal(latent_dim) if prior is None else prior
-        posterior = DiagonalNormal(latent_dim, min_log_variance=-math.inf, max_log_variance=math.inf)
+        if latent_shape is not None and latent_dim is None:
+            shape, (low, high) = tuple(latent_shape), (-30.0, 20.0)
+        elif latent_dim is not None and latent_shape is None:
+            shape, (low, high) = (latent_dim,), (-math.inf, math.inf)
+        else:
+            raise ValueError(
+                f"give one of latent_dim and latent_shape, got latent_dim={latent_dim} and latent_shape={latent_shape}"
+            )
+        posterior = DiagonalNormal(math.prod(shape), min_log_variance=low, max_log_variance=high)
+        prior = StandardNormal(posterior.latent_dim) if prior is None else prior
         if likelihood.x_shape != tuple(x_shape):
             raise ValueError(
                 f"the likelihood scores data of x_shape, but received one of {likelihood.x_shape} and x_shape="
@@ -153,13 +169,13 @@ class VAE(Described, nn.Module):
             prior=prior,
             decoder=TorchDecoder(
                 decode,
-                latent_dim,
+                shape,
                 likelihood.param_shape,
                 probabilities=probabilities if has_logits else False,
                 modules=modules,
             ),
             likelihood=likelihood,
-            encoder=TorchEncoder(encode, x_shape, latent_dim, flat=flat, modules=modules),
+            encoder=TorchEncoder(encode, x_shape, shape, flat=flat, modules=modules),
             posterior=posterior,
         )
 

@@ -7,6 +7,7 @@ import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyro.distributions as dist
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pyrovae
-from pyrovae import VAE, likelihoods, priors
+from pyrovae import VAE, likelihoods, priors, report
 
 LATENT, SHAPE, PIXELS = 3, (1, 4, 4), 16
 
@@ -129,6 +130,59 @@ def test_outputs_may_be_flat_images_or_parameters(shape: tuple[int, ...]) -> Non
         expected = likelihood(torch.stack([logits, 2 * logits], -1))
         torch.testing.assert_close(vae.decode(z).mean, expected.mean)
         torch.testing.assert_close(vae.decode(z).variance, expected.variance)
+
+
+class Maps(nn.Module):
+    """Convolutions to and from latent maps of shape (2, 2, 2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(1, 4, 2, stride=2), nn.ConvTranspose2d(2, 1, 2, stride=2)
+
+    def two_tensors(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.down(x).chunk(2, 1)
+
+    def diffusers(self, x: Tensor) -> SimpleNamespace:
+        mean, log_variance = self.two_tensors(x)
+        return SimpleNamespace(latent_dist=SimpleNamespace(mean=mean, logvar=log_variance))
+
+    def sample(self, z: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(sample=self.up(z))
+
+
+@pytest.mark.parametrize(
+    ("encode", "decode"), [("down", "up"), ("two_tensors", "up"), ("diffusers", "sample")], ids=lambda name: name
+)
+def test_latent_maps_are_flat_outside_the_networks(encode: str, decode: str) -> None:
+    net, x, z = Maps(), 300 * torch.rand(6, *SHAPE), torch.randn(3, 6, 8)
+    likelihood = likelihoods.Gaussian(SHAPE)
+    functions = getattr(net, encode), getattr(net, decode)
+    vae = VAE.from_torch(*functions, latent_shape=(2, 2, 2), x_shape=SHAPE, likelihood=likelihood, modules=[net])
+    mean, log_variance = net.down(x).chunk(2, 1)
+    torch.testing.assert_close(vae.encode(x).mean, mean.flatten(1))
+    assert log_variance.max() > 20
+    assert log_variance.min() < -30
+    torch.testing.assert_close(vae.encode(x).variance, log_variance.clamp(-30, 20).exp().flatten(1))
+    expected = net.up(z.reshape(18, 2, 2, 2)).reshape(3, 6, *SHAPE)
+    torch.testing.assert_close(vae.decode(z).mean, expected)
+
+
+def test_latent_maps_are_evaluated_and_drawn() -> None:
+    net, x = Maps(), torch.rand(20, *SHAPE)
+    vae = VAE.from_torch(
+        net.down, net.up, latent_shape=(2, 2, 2), x_shape=SHAPE, likelihood=likelihoods.Gaussian(SHAPE)
+    )
+    assert pyrovae.evaluate(vae, x, ks=(1, 4), show_progress=False).kl_methods == {"z": "closed form"}
+    assert len(pyrovae.diagnostics.latents(vae.model, vae.guide, x, show_progress=False).units) == 8
+    for figure in (report.traversals(vae, x), report.latent_space(vae, x), report.reconstructions(vae, x)):
+        assert figure is not None
+
+
+def test_two_halves_of_one_tensor_are_mean_and_log_variance() -> None:
+    layer = nn.Linear(PIXELS, 2 * LATENT)
+    vae = VAE.from_torch(layer, nn.Linear(LATENT, PIXELS), latent_dim=LATENT, x_shape=SHAPE, flat=True)
+    x = binary(5)
+    torch.testing.assert_close(vae.encode(x).variance.log(), layer(x.flatten(1))[:, LATENT:])
 
 
 def test_probabilities_are_made_logits() -> None:
@@ -244,6 +298,11 @@ def test_invalid_arguments_are_refused() -> None:
         VAE.from_torch(net.encode, lambda z: net.decode(z), **shape)
     with pytest.raises(ValueError, match=r"received one of \(16,\) and x_shape=\(1, 4, 4\); build it with the same"):
         VAE.from_torch(net.encode, net.decode, **shape, likelihood=likelihoods.Bernoulli((16,)))
+    for sizes in ({"latent_dim": None}, {"latent_shape": (3,)}):
+        with pytest.raises(
+            ValueError, match=r"give one of latent_dim and latent_shape, got latent_dim=.* and latent_sh"
+        ):
+            VAE.from_torch(net.encode, net.decode, **(shape | sizes))
     with pytest.raises(ValueError, match="prior and posterior share the latent variable"):
         VAE.from_torch(net.encode, net.decode, **shape, prior=priors.StandardNormal(2))
 

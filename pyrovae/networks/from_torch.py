@@ -17,7 +17,7 @@ Function = Callable[[Tensor], Any]
 
 
 class TorchEncoder(Encoder):
-    """An encoder from a function of x that returns mean and log-variance, which are used as they are.
+    """An encoder from a function of x that returns mean and log-variance, in two tensors or one.
 
     The arguments and errors are those of `VAE.from_torch`.
     """
@@ -26,13 +26,13 @@ class TorchEncoder(Encoder):
         self,
         encode: Function,
         x_shape: Sequence[int],
-        latent_dim: int,
+        latent_shape: Sequence[int],
         *,
         flat: bool = False,
         modules: Iterable[nn.Module] | None = None,
     ) -> None:
-        super().__init__(x_shape, (latent_dim, 2))
-        self.encode, self.flat, self.latent_dim = encode, flat, latent_dim
+        super().__init__(x_shape, (math.prod(latent_shape), 2))
+        self.encode, self.flat, self.latent_shape = encode, flat, tuple(latent_shape)
         self.used = _modules_of("encode", encode, modules)
 
     def run(self, x: Tensor, covariates: Tensor | None) -> Tensor:
@@ -48,14 +48,19 @@ class TorchEncoder(Encoder):
                     f"flat={not self.flat}"
                 ) from None
             raise
-        shape = (len(x), self.latent_dim)
-        if not isinstance(output, (tuple, list)) or [_shape(part) for part in output] != [shape, shape]:
+        moments: Any = getattr(output, "latent_dist", output)  # the package diffusers
+        moments = (moments.mean, moments.logvar) if hasattr(moments, "logvar") else moments
+        channels, *size = self.latent_shape
+        shape, both = (len(x), channels, *size), (len(x), 2 * channels, *size)
+        parts = moments.chunk(2, 1) if _shape(moments) == both else moments
+        if not isinstance(parts, (tuple, list)) or [_shape(part) for part in parts] != [shape, shape]:
             raise ValueError(
-                f"encode returns (mean, log_variance), each of shape (B, {self.latent_dim}), but returned "
-                f"{_describe(output)} for x of shape {tuple(value.shape)}; wrap it in a function that returns these two"
+                f"encode returns one tensor of shape (B, {_join(both[1:])}), or (mean, log_variance), each of shape "
+                f"(B, {_join(shape[1:])}), but returned {_describe(moments)} for x of shape {tuple(value.shape)}; wrap "
+                "it in a function that does"
                 + ("" if self.flat or value.ndim == 2 else ", or say flat=True if it takes rows")
             )
-        return torch.stack(list(output), -1)  # (N, latent_dim, 2)
+        return torch.stack([part.flatten(1) for part in parts], -1)  # (N, latent_dim, 2)
 
 
 class TorchDecoder(Decoder):
@@ -69,19 +74,22 @@ class TorchDecoder(Decoder):
     def __init__(
         self,
         decode: Function,
-        latent_dim: int,
+        latent_shape: Sequence[int],
         out_shape: Sequence[int],
         *,
         probabilities: bool | None = False,
         modules: Iterable[nn.Module] | None = None,
     ) -> None:
-        super().__init__(latent_dim, out_shape)
-        self.decode, self.probabilities = decode, probabilities
+        super().__init__(math.prod(latent_shape), out_shape)
+        self.decode, self.latent_shape, self.probabilities = decode, tuple(latent_shape), probabilities
         self.used = _modules_of("decode", decode, modules)
 
     def run(self, z: Tensor, covariates: Tensor | None) -> Tensor:
         """Map ``(N, latent_dim)`` to ``(N, *out_shape)``."""
-        params = self._to_params(self.decode(z), z)  # (N, *out_shape)
+        z = z.unflatten(-1, self.latent_shape)
+        output = self.decode(z)
+        sample = getattr(output, "sample", None)  # the package diffusers
+        params = self._to_params(sample if isinstance(sample, Tensor) else output, z)  # (N, *out_shape)
         if self.probabilities is None:
             _require_logits(params)
             self.probabilities = False
@@ -96,7 +104,7 @@ class TorchDecoder(Decoder):
         parts = tuple(output) if isinstance(output, (tuple, list)) else (output,)
         if len(parts) == n_params and all(_shape(part) in (full, rows) for part in parts):
             return torch.stack([part.reshape(full) for part in parts], -1)  # (N, *x_shape, n_params)
-        shapes = f"(B, {', '.join(map(str, x_shape))}) or (B, {math.prod(x_shape)})"
+        shapes = f"(B, {_join(x_shape)}) or (B, {math.prod(x_shape)})"
         valid = f"a tensor of shape {shapes}" if n_params == 1 else f"{n_params} tensors, each of shape {shapes}"
         raise ValueError(
             f"decode returns {valid}, but returned {_describe(output)} for z of shape {tuple(z.shape)}; wrap it in a "
@@ -153,6 +161,10 @@ def _accepts(function: Function, x: Tensor) -> bool:
     except Exception:  # the caller raises the first error, so this one is not needed
         return False
     return True
+
+
+def _join(shape: Sequence[int]) -> str:
+    return ", ".join(map(str, shape))
 
 
 def _shape(part: Any) -> tuple[int, ...] | None:

@@ -20,7 +20,7 @@ from pyrovae.networks.from_torch import TorchDecoder, TorchEncoder
 from pyrovae.posteriors import DiagonalNormal, Posterior
 from pyrovae.priors import Prior, StandardNormal, Vamp
 from pyrovae.runtime import memory
-from pyrovae.runtime.annotations import checked
+from pyrovae.runtime.annotations import PositiveInt, checked
 from pyrovae.runtime.context import forked_random, module_mode, register_module, stream_seed
 from pyrovae.runtime.serialization import Described
 
@@ -204,7 +204,7 @@ class VAE(Described, nn.Module):
 
     @torch.no_grad()
     @checked
-    def generate(self, num_samples: int, *covariates: Tensor, seed: int = 0, mean: bool = False) -> Tensor:
+    def generate(self, num_samples: PositiveInt, *covariates: Tensor, seed: int = 0, mean: bool = False) -> Tensor:
         """Draw x ~ p(x), in a separate random stream.
 
         Args:
@@ -221,8 +221,6 @@ class VAE(Described, nn.Module):
                 number of rows.
 
         """
-        if num_samples < 1:
-            raise ValueError(f"generate draws at least 1 sample, but received {num_samples}")
         for covariate in covariates:
             if covariate.ndim < 2 or len(covariate) != num_samples:
                 raise ValueError(
@@ -246,7 +244,7 @@ class VAE(Described, nn.Module):
 
     @torch.no_grad()
     @checked
-    def interpolate(self, start: Tensor, end: Tensor, *covariates: Tensor, num_steps: int = 8) -> Tensor:
+    def interpolate(self, start: Tensor, end: Tensor, *covariates: Tensor, num_steps: PositiveInt = 8) -> Tensor:
         """Decode the straight line between the codes of two batches of data.
 
         Args:

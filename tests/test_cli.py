@@ -293,7 +293,7 @@ train --prior Flow --latent_dim 1 | for one dimension use MixtureOfGaussians
 train --prior Flwo | there is no prior 'Flwo'; did you mean Flow? Choose from DiagonalNormal, Flow
 train --prior Vamp --prior.num_components 2000 | choose fewer num_components
 train --encoder.hidden 20 2.5 | --encoder.hidden takes N N ..., but received '20 2.5'
-train --batch_size 0 | `batch_size` must be an integer >= 1
+train --batch_size 0 | `batch_size` of .* must be an integer >= 1
 train --likelihood Gaussian --likelihood.learn_scale maybe | takes true|false, but received 'maybe'
 train --likelihood .Cauchy | --likelihood .Cauchy cannot be imported
 train --prior pyrovae.priors.Prior | --prior pyrovae.priors.Prior lacks forward; see help(Prior)

@@ -76,8 +76,8 @@ def test_options_come_in_a_record_or_as_keywords() -> None:
         ({"workers": 2}, TypeError, "evaluate has the options num_data, batch_size, .*, but received 'workers'"),
         ({"options": 3}, TypeError, "`options` of evaluate must be an EvaluationOptions or None, got 3"),
         ({"checks": 3}, TypeError, "`checks` of evaluate must be a Checks or None, got 3"),
-        ({"batch_size": 0}, ValueError, "`batch_size` must be an integer >= 1"),
-        ({"chunk_size": 0}, ValueError, "`chunk_size` must be an integer >= 1"),
+        ({"batch_size": 0}, ValueError, "`batch_size` of .* must be an integer >= 1"),
+        ({"chunk_size": 0}, ValueError, "`chunk_size` of .* must be an integer >= 1"),
     ):
         with pytest.raises(error, match=words):
             evaluate(*pair, x, **wrong)

@@ -262,8 +262,8 @@ def test_a_single_datum_has_monte_carlo_errors_alone(bernoulli: tuple[Any, Tenso
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"num_particles": 0}, "`num_particles` must be an integer >= 1, got 0"),
-        ({"refit_epochs": -1}, "`refit_epochs` must be an integer >= 0, got -1"),
+        ({"num_particles": 0}, "`num_particles` of .* must be an integer >= 1, got 0"),
+        ({"refit_epochs": -1}, "`refit_epochs` of .* must be an integer >= 0, got -1"),
         (
             {"bound_variances": torch.zeros(3)},
             r"bound_variances belong to the bound, .* received \(3,\) and no bound",

@@ -193,16 +193,19 @@ X, Z = torch.zeros(4, 1, 7, 5).double(), torch.zeros(4, 3).double()
         (called(ENCODER, X.float(), Z), "the data are torch.float32 and the encoder torch.float64"),
         (called(DECODER, Z, torch.zeros(5, 3).double()), r"broadcast to \(4,\), .*latent variables, .*\(5, 3\)"),
         (called(decoder_of("MLP"), Z.float(), Z), "takes no covariates, but received .*; build it with covariate_dim="),
-        (lambda: encoder_of("MLP", covariate_dim=-1), "0 covariates or more, .* and covariate_dim=-1; build"),
+        (lambda: encoder_of("MLP", covariate_dim=-1), "`covariate_dim` of MLPEncoder must be an integer >= 0"),
         (called(ENCODER, X.mT), r"data of shape \(\*batch, 1, 7, 5\), but received \(4, 1, 5, 7\)"),
         (called(ENCODER, X.byte()), "floating-point data, but received torch.uint8; pyrovae.data.load"),
         (called(encoder_of("Conv").double(), X.float()), "are torch.float32 and the encoder torch.float64; convert"),
         (called(DECODER, Z[:, :2]), r"latent variables of shape \(\*batch, 3\), but received \(4, 2\)"),
         (lambda: decoder_of("MLP", params=torch.zeros(4)), r"output, \(1, 7, 5, 2\), but received \(4,\)"),
-        (lambda: networks.MLPEncoder((4,), (3, 2), hidden=(5, 0)), r"one unit, but received widths \(4, 5, 0\)"),
-        (lambda: networks.GatedMLPDecoder(2, (4, 1), hidden=(0,)), r"one unit, but received widths \(2, 0\)"),
-        (lambda: networks.MLPDecoder(0, (4, 1)), "at least 1 dimension, but received latent_dim=0"),
-        (lambda: networks.MLPDecoder(3, (4, 9), features=0), "1 feature or more, but received features=0"),
+        (lambda: networks.MLPEncoder((4,), (3, 2), hidden=(5, 0)), r"`hidden` of MLPEncoder must be integers >= 1"),
+        (
+            lambda: networks.GatedMLPDecoder(2, (4, 1), hidden=(0,)),
+            r"`hidden` of GatedMLPDecoder must be integers >= 1",
+        ),
+        (lambda: networks.MLPDecoder(0, (4, 1)), "`latent_dim` of MLPDecoder must be an integer >= 1, got 0"),
+        (lambda: networks.MLPDecoder(3, (4, 9), features=0), "`features` of MLPDecoder must be an integer >= 1"),
         (lambda: networks.MLPEncoder((), (3, 2)), r"one element or more, but received x_shape=\(\)"),
         (
             lambda: networks.MLPEncoder((4,), ()),
@@ -212,8 +215,14 @@ X, Z = torch.zeros(4, 1, 7, 5).double(), torch.zeros(4, 3).double()
         (lambda: networks.ConvDecoder(2, (1, 3, 8, 1)), r"4 x 4 pixels or more, but received \(1, 3, 8\)"),
         (lambda: networks.ResNetEncoder((2, 1, 8, 8), (3, 2)), r"ResNetEncoder takes images .*\(2, 1, 8, 8\)"),
         (lambda: networks.ResNetDecoder(2, (8, 1)), r"ResNetDecoder takes images .* received \(8,\)"),
-        (lambda: networks.ConvEncoder((8, 8), (3, 2), channels=()), r"one stage or more, .* received \(\)"),
-        (lambda: networks.ConvDecoder(2, (8, 8, 1), channels=(4, 0)), "one channel or more"),
+        (
+            lambda: networks.ConvEncoder((8, 8), (3, 2), channels=()),
+            r"`channels` must be one or more integers.* got \(\)",
+        ),
+        (
+            lambda: networks.ConvDecoder(2, (8, 8, 1), channels=(4, 0)),
+            "`channels` of ConvDecoder must be integers >= 1",
+        ),
     ],
 )
 def test_invalid_networks_and_input_are_refused(make: Callable[[], object], match: str) -> None:

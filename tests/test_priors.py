@@ -161,11 +161,20 @@ def test_every_variable_of_a_flow_moves() -> None:
 @pytest.mark.parametrize(
     ("part", "args", "options", "message"),
     [
-        *[(part, (0,), {}, "`latent_dim` must be an integer >= 1, got 0") for part in MENU.values() if part in PLAIN],
+        *[
+            (part, (0,), {}, "`latent_dim` of .* must be an integer >= 1, got 0")
+            for part in MENU.values()
+            if part in PLAIN
+        ],
         (priors.Flow, (1,), {}, "`latent_dim` of a Flow must be >= 2, got 1"),
-        (priors.Flow, (2,), {"num_layers": 0}, "`num_layers` must be an integer >= 1, got 0"),
-        (priors.Flow, (2,), {"hidden": (8, 0)}, r"`hidden` must be widths >= 1, got \(8, 0\)"),
-        (priors.MixtureOfGaussians, (4,), {"num_components": 0}, "`num_components` must be an integer >= 1, got 0"),
+        (priors.Flow, (2,), {"num_layers": 0}, "`num_layers` of .* must be an integer >= 1, got 0"),
+        (priors.Flow, (2,), {"hidden": (8, 0)}, r"`hidden` of Flow must be integers >= 1, got \(8, 0\)"),
+        (
+            priors.MixtureOfGaussians,
+            (4,),
+            {"num_components": 0},
+            "`num_components` of .* must be an integer >= 1, got 0",
+        ),
         *[(priors.StudentT, (2,), {"df": df}, "`df`.* must be .*, got") for df in (0.0, math.nan)],
     ],
 )
@@ -210,7 +219,7 @@ def test_where_pseudo_inputs_start() -> None:
         ({"num_components": 5, "data": torch.rand(7, 9)}, ValueError, r"\(C, 1, 3, 3\), but received .* \(7, 9\)"),
         ({"data": torch.zeros(7, 1, 3, 3).byte()}, TypeError, "received torch.uint8; give data=likelihood"),
         ({"data": "digits"}, TypeError, "`data` of Vamp must be a tensor"),
-        ({"num_components": 0}, ValueError, "`num_components` must be an integer >= 1, got 0"),
+        ({"num_components": 0}, ValueError, "`num_components` of .* must be an integer >= 1, got 0"),
         ({"encoder": nn.Sequential()}, ValueError, "but Sequential has no x_shape; give it this"),
         (
             {"encoder": networks.MLPEncoder((4,), (2, 2), covariate_dim=3)},

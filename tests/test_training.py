@@ -880,9 +880,9 @@ def test_grey_values_under_bernoulli_are_refused_with_the_cure() -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"epochs": -1}, "`epochs` must be an integer >= 0"),
-        ({"batch_size": 0}, "`batch_size` must be an integer >= 1"),
-        ({"patience": 0}, "`patience` must be an integer >= 1"),
+        ({"epochs": -1}, "`epochs` of .* must be an integer >= 0"),
+        ({"batch_size": 0}, "`batch_size` of .* must be an integer >= 1"),
+        ({"patience": 0}, "`patience` of .* must be an integer >= 1"),
         ({"learning_rate": math.nan}, "`learning_rate` of Training must be a number, got nan"),
         ({"clip_norm": -1.0}, "`clip_norm` must be positive and finite"),
         ({"final_learning_rate": math.inf}, "`final_learning_rate` must be positive and finite"),

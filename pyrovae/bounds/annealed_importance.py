@@ -16,8 +16,8 @@ from pyrovae.importance import iter_batches, rows_per_chunk, score_one_particle,
 from pyrovae.programs import ModelGuide, Program
 from pyrovae.results import Annealing, AnnealingSettings, Estimate
 from pyrovae.results.estimates import require_possible
-from pyrovae.runtime.annotations import checked, convert_fields
-from pyrovae.runtime.arguments import merge_options, require_integer
+from pyrovae.runtime.annotations import PositiveInt, checked, convert_fields
+from pyrovae.runtime.arguments import merge_options
 from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.runtime.progress_bar import progress
 
@@ -42,19 +42,17 @@ class AnnealingOptions:
 
     """
 
-    num_chains: int = 16
-    num_temperatures: int = 30
-    num_leapfrog: int = 5
+    num_chains: PositiveInt = 16
+    num_temperatures: PositiveInt = 30
+    num_leapfrog: PositiveInt = 5
     from_prior: bool = False
-    batch_size: int | None = None
+    batch_size: PositiveInt | None = None
     modules: Iterable[nn.Module] = ()
     show_progress: bool = False
 
     def __post_init__(self) -> None:
         """Check the batch size."""
         convert_fields(self)
-        if self.batch_size is not None:
-            require_integer(self.batch_size, name="batch_size")
 
     def settings(self, seed: int) -> AnnealingSettings:
         """Return the numbers that the results report.

@@ -20,8 +20,8 @@ from pyrovae.bounds.multi_sample import VARIANCE, log_mean_exp, monte_carlo_vari
 from pyrovae.importance import require_tensor, score_one_particle, simulate
 from pyrovae.programs import ModelGuide, Program
 from pyrovae.results import AnnealingSettings, Estimate, Sandwich
-from pyrovae.runtime.annotations import checked
-from pyrovae.runtime.arguments import merge_options, require_integer
+from pyrovae.runtime.annotations import PositiveInt, checked
+from pyrovae.runtime.arguments import merge_options
 from pyrovae.runtime.context import forked_random, stream_seed
 
 
@@ -31,7 +31,7 @@ def bdmc(
     guide: Program,
     x: Tensor,
     *covariates: Any,
-    num_data: int | None = None,
+    num_data: PositiveInt | None = None,
     seed: int = 0,
     options: AnnealingOptions | None = None,
     **keywords: Any,
@@ -77,8 +77,6 @@ def bdmc(
     """
     options = merge_options(options, AnnealingOptions, keywords, function="bdmc")
     settings = options.settings(seed)
-    if num_data is not None:
-        require_integer(num_data, name="num_data")
     require_tensor(x)
     total = len(x) if num_data is None else num_data
     per_datum = run_batches(

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.importance import ParticleBatch, iter_batches, iter_particles, scoring_context
-from pyrovae.importance.sampling import check_num_particles
 from pyrovae.programs import ModelGuide, Program
-from pyrovae.runtime.annotations import checked
+from pyrovae.runtime.annotations import PositiveInt, checked
 
 
 @dataclass(frozen=True, repr=False)
@@ -54,7 +53,7 @@ def elbo(
     guide: Program,
     x: Tensor,
     *covariates: Any,
-    num_particles: int = 1,
+    num_particles: PositiveInt = 1,
     modules: Iterable[nn.Module] = (),
 ) -> ElboTerms:
     """Estimate the ELBO of each datum, with closed-form KL terms where they are valid.
@@ -66,7 +65,6 @@ def elbo(
         The terms ``(B,)``.
 
     """
-    check_num_particles(num_particles)
     args = (x, *covariates)
     with scoring_context(model, guide, args, modules=modules) as programs, torch.no_grad():
         parts = [

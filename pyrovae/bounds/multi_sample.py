@@ -19,6 +19,7 @@ from pyrovae.runtime.annotations import checked
 VARIANCE = "variance of "  # prefix of the names of Monte Carlo variances
 
 
+@checked
 def log_mean_exp(log_weights: Tensor, dim: int = 0) -> Tensor:
     """Return the logarithm of the mean of exponentials along one axis, -inf where all weights are zero."""
     return log_weights.logsumexp(dim) - math.log(log_weights.shape[dim])
@@ -59,6 +60,7 @@ def iwae(log_weights: Tensor, ks: Sequence[int] | None = None) -> Tensor:
     return torch.stack(rungs)
 
 
+@checked
 def effective_sample_size(log_weights: Tensor) -> Tensor:
     """Return Kish's effective sample size, ``(sum w)^2 / sum w^2``, between 1 and K; NaN where all weights are zero.
 
@@ -77,6 +79,7 @@ def normalized_weights(log_weights: Tensor) -> Tensor:
     return to_float64(log_weights).softmax(0)
 
 
+@checked
 def monte_carlo_variances(log_weights: Tensor, k: int) -> Tensor:
     """Estimate the Monte Carlo variance of L_k of each datum.
 

@@ -68,8 +68,13 @@ def options_of(part: type, hidden: Collection[str] = ()) -> dict[str, Option]:
 
     All fields of a dataclass count. An argument without annotation has the type of its default.
     """
-    parameters = inspect.signature(part, eval_str=True).parameters
-    named = {name: parameter for name, parameter in parameters.items() if name not in hidden}
+    hints = typing.get_type_hints(part.__init__)  # type: ignore[misc]  # without the metadata of Annotated
+    parameters = inspect.signature(part).parameters
+    named = {
+        name: parameter.replace(annotation=hints.get(name, inspect.Parameter.empty))
+        for name, parameter in parameters.items()
+        if name not in hidden
+    }
     if not dataclasses.is_dataclass(part):
         named = {name: value for name, value in named.items() if value.kind is inspect.Parameter.KEYWORD_ONLY}
     options = {name: _option(part, name, parameter) for name, parameter in named.items()}
@@ -84,6 +89,8 @@ def _option(part: type, name: str, parameter: inspect.Parameter) -> Option | Non
         if annotation in LISTS:
             annotation = Sequence[type(default[0])] if default else None  # type: ignore[misc]
     origin = typing.get_origin(annotation)
+    if origin is typing.Literal:
+        annotation, origin = type(typing.get_args(annotation)[0]), None
     if origin not in (None, typing.Union, types.UnionType, *LISTS):
         return None
     types_ = typing.get_args(annotation) or (annotation,)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pyrovae.data.base import BaseMeasure, Transform
 from pyrovae.data.transforms import Form, Identity, default_transform
-from pyrovae.runtime.annotations import convert_fields
+from pyrovae.runtime.annotations import checked, convert_fields
 
 BLOCK = 2**20  # elements transformed at once
 
@@ -113,6 +113,7 @@ class Split:
         fractional = untransformed and bool((self.stored != self.stored.round()).any())
         return "Lebesgue" if fractional else self.transform.base_measure
 
+    @checked
     def draw(self, rows: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Return transformed rows, with fresh noise or, if the transform draws once, with the noise of `fixed`.
 
@@ -162,6 +163,7 @@ class Split:
         """Return the fingerprint of `fixed`, and of the covariates if there are any."""
         return fingerprint(self.fixed(), *self.given)
 
+    @checked
     def to(self, device: torch.device | str) -> Split:
         """Return the split on another device."""
         return self._map(lambda x: x.to(device))
@@ -200,6 +202,7 @@ class Split:
             text = f"rows {fingerprint(rows)[:8]}"
         return replace(self._map(lambda x: x[rows.to(x.device)]), name=f"{self.name}[{text}]")
 
+    @checked
     def first(self, n: int) -> Split:
         """Return the first n data with their noise in the whole split; all data if there are no more than n."""
         if n < 1:
@@ -208,10 +211,12 @@ class Split:
             return self
         return replace(self._map(lambda x: x[:n]), name=f"{_without_range(self.name)}[:{n}]")
 
+    @checked
     def with_transform(self, transform: Transform) -> Split:
         """Return the same stored values with another transform."""
         return replace(self, transform=transform)
 
+    @checked
     def with_covariates(self, covariates: Tensor | None) -> Split:
         """Return the same data with covariates ``(N, C)``, moved to the device of the data, or without."""
         return replace(self, covariates=None if covariates is None else covariates.to(self.stored.device))
@@ -264,14 +269,17 @@ class Data:
         """Shape of one datum."""
         return self.train.x_shape
 
+    @checked
     def to(self, device: torch.device | str) -> Data:
         """Return the data on another device."""
         return self._map(lambda split: split.to(device))
 
+    @checked
     def with_transform(self, transform: Transform) -> Data:
         """Return the same stored values with another transform."""
         return self._map(lambda split: split.with_transform(transform))
 
+    @checked
     def with_covariates(self, make: Callable[[Split], Tensor]) -> Data:
         """Return the same data with covariates.
 
@@ -282,6 +290,7 @@ class Data:
         """
         return self._map(lambda split: split.with_covariates(make(split)))
 
+    @checked
     def for_form(self, form: Form) -> Data:
         """Return the data with the default transform of a form, fitted to the training split if it has parameters."""
         return self.with_transform(default_transform(form, self.train.stored, levels=self.train.levels))

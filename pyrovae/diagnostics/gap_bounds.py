@@ -25,8 +25,7 @@ from pyrovae.diagnostics.refit import Refit
 from pyrovae.importance import UnconstrainedLatents, iter_batches, iter_particles
 from pyrovae.programs import ModelGuide
 from pyrovae.programs.layout import to_float64
-from pyrovae.runtime.annotations import convert_fields
-from pyrovae.runtime.arguments import require_integer
+from pyrovae.runtime.annotations import NonNegativeInt, PositiveInt, convert_fields
 from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.runtime.progress_bar import progress
 
@@ -56,19 +55,17 @@ class GapOptions:
 
     bound_label: str = "the given bound"
     bound_variances: Tensor | None = None
-    num_particles: int = 1000
-    num_steps: int = 300
-    num_starts: int = 3
-    refit_epochs: int = 50
-    batch_size: int = 200
+    num_particles: PositiveInt = 1000
+    num_steps: PositiveInt = 300
+    num_starts: PositiveInt = 3
+    refit_epochs: NonNegativeInt = 50
+    batch_size: PositiveInt = 200
     modules: Iterable[nn.Module] = ()
     show_progress: bool = False
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         convert_fields(self)
-        for name in NUMBERS:
-            require_integer(getattr(self, name), name=name, least=0 if name == "refit_epochs" else 1)
 
 
 def all_bounds(

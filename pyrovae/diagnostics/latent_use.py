@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from pyrovae.importance import (
 from pyrovae.programs import ModelGuide, Program
 from pyrovae.results import Estimate
 from pyrovae.results.latent_record import Latents
-from pyrovae.runtime.annotations import checked
+from pyrovae.runtime.annotations import Range, checked
 from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.runtime.progress_bar import progress
 
@@ -39,7 +39,7 @@ def latents(
     guide: Program,
     x: Tensor,
     *covariates: Any,
-    num_draws: int = 100,
+    num_draws: Annotated[int, Range(2)] = 100,
     seed: int = 0,
     modules: Iterable[nn.Module] = (),
     show_progress: bool = False,

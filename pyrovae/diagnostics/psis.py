@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.programs.layout import to_float64
+from pyrovae.runtime.annotations import checked
 
 FEWEST = 25  # particles: a fifth of them is the tail, and a fit takes five values
 TAIL = 5  # fewest values of a tail
@@ -19,6 +20,7 @@ ROUNDING = 1e-6, 1e-2  # spread of the tail, relative to log w and at most in na
 PRIOR_WEIGHT, PRIOR_SHAPE = 10, 0.5  # weight, in draws, and mean of the prior on k
 
 
+@checked
 def pareto_khat(log_weights: Tensor) -> Tensor:
     """Return the Pareto k-hat of the weights of each datum.
 
@@ -62,6 +64,7 @@ def pareto_khat(log_weights: Tensor) -> Tensor:
     return khat.reshape(shape)
 
 
+@checked
 def khat_threshold(num_particles: int) -> float:
     """Return the k-hat above which an average over K weights is unreliable: ``min(1 - 1 / log10 K, 0.7)``.
 

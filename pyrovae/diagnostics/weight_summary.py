@@ -15,10 +15,12 @@ from pyrovae.diagnostics.psis import FEWEST, khat_threshold, pareto_khat
 from pyrovae.programs.layout import to_float64
 from pyrovae.results import CheckResults, Estimate, Weights
 from pyrovae.results.tightness import Quantiles
+from pyrovae.runtime.annotations import checked
 
 NAMES = ("khat", "ESS", "largest weight", "bias", "jackknife")
 
 
+@checked
 def weight_diagnostics(log_weights: Tensor) -> dict[str, Tensor]:
     """Return the diagnostics of the weights of each datum, by name.
 
@@ -35,11 +37,13 @@ def weight_diagnostics(log_weights: Tensor) -> dict[str, Tensor]:
     return {name: function(log_weights) for name, function in zip(NAMES, functions, strict=True)}
 
 
+@checked
 def largest_weight(log_weights: Tensor) -> Tensor:
     """Return the share of the largest weight in the sum of weights ``(K, ...)``: ``(...)``, between 1 / K and 1."""
     return normalized_weights(log_weights).amax(0)
 
 
+@checked
 def relative_variance(log_weights: Tensor) -> Tensor:
     """Return ``Var(w) / mean(w)^2`` of the weights, with the unbiased variance.
 
@@ -56,6 +60,7 @@ def relative_variance(log_weights: Tensor) -> Tensor:
     return ((total * shares - 1) ** 2).sum(0) / (total - 1) if total > 1 else torch.full_like(shares[0], math.nan)
 
 
+@checked
 def bias_estimate(log_weights: Tensor) -> Tensor:
     """Return how far the bound L_K lies below log p(x) by the delta method: ``Var(w) / (2 K mean(w)^2)``.
 
@@ -75,6 +80,7 @@ def bias_estimate(log_weights: Tensor) -> Tensor:
     return relative_variance(log_weights) / (2 * len(log_weights))
 
 
+@checked
 def jackknife(log_weights: Tensor) -> Tensor:
     """Return the first-order jackknife estimate of log p(x), which is not a bound.
 

@@ -20,12 +20,11 @@ from pyrovae.importance import ParticleBatch, compiled_runs, iter_batches, iter_
 from pyrovae.programs import ModelGuide
 from pyrovae.results import ObservedData
 from pyrovae.runtime import memory
-from pyrovae.runtime.annotations import convert_fields
-from pyrovae.runtime.arguments import require_integer
+from pyrovae.runtime.annotations import PositiveInt, convert_fields
 from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.runtime.distributed import group
 from pyrovae.runtime.progress_bar import progress
-from pyrovae.training.config import check_engine
+from pyrovae.training.config import Engine
 
 OBSERVED = "observed"  # name of the observed values of a batch
 
@@ -56,11 +55,11 @@ class EvaluationOptions:
 
     """
 
-    num_data: int | None = None
-    batch_size: int | None = None
-    chunk_size: int | None = None
+    num_data: PositiveInt | None = None
+    batch_size: PositiveInt | None = None
+    chunk_size: PositiveInt | None = None
     device: str | None = None
-    engine: str = "auto"
+    engine: Engine = "auto"
     modules: Iterable[nn.Module] = ()
     journal: str | Path | Journal | None = None
     on_progress: Callable[[float], object] | None = None
@@ -69,11 +68,7 @@ class EvaluationOptions:
 
     def __post_init__(self) -> None:
         """Check the options."""
-        check_engine(self.engine)
         convert_fields(self)
-        for name in ("num_data", "batch_size", "chunk_size"):
-            if getattr(self, name) is not None:
-                require_integer(getattr(self, name), name=name)
 
 
 def score_data(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -18,8 +18,7 @@ from pyrovae.diagnostics.latent_use import latents
 from pyrovae.evaluation.resume import Journal
 from pyrovae.programs import Program, take_rows
 from pyrovae.results import Annealing, CheckResults, Estimate, Gaps, Latents, PairedDifference, Sandwich
-from pyrovae.runtime.annotations import convert_fields
-from pyrovae.runtime.arguments import require_integer
+from pyrovae.runtime.annotations import NonNegativeInt, PositiveInt, convert_fields
 from pyrovae.runtime.errors import first_line
 
 R = TypeVar("R")
@@ -49,20 +48,18 @@ class Checks:
 
     """
 
-    num_annealed: int = 100
-    num_simulated: int = 100
-    num_refined: int = 100
-    num_encoded: int = 1000
-    num_chains: int = 16
-    num_temperatures: int = 30
-    num_leapfrog: int = 5
-    refit_epochs: int = 50
+    num_annealed: NonNegativeInt = 100
+    num_simulated: NonNegativeInt = 100
+    num_refined: NonNegativeInt = 100
+    num_encoded: NonNegativeInt = 1000
+    num_chains: PositiveInt = 16
+    num_temperatures: PositiveInt = 30
+    num_leapfrog: PositiveInt = 5
+    refit_epochs: NonNegativeInt = 50
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         convert_fields(self)
-        for option in fields(self):
-            require_integer(getattr(self, option.name), name=option.name, least=1 if option.name in CHAINS else 0)
 
 
 def run_checks(

@@ -20,8 +20,7 @@ from pyrovae.programs import ModelGuide, Program, find_modules, inspect_programs
 from pyrovae.programs.layout import sum_over_sites
 from pyrovae.results import Particles
 from pyrovae.runtime import memory
-from pyrovae.runtime.annotations import checked
-from pyrovae.runtime.arguments import require_integer
+from pyrovae.runtime.annotations import PositiveInt, checked
 from pyrovae.runtime.context import (
     forked_random,
     frozen_unremarked,
@@ -34,7 +33,12 @@ from pyrovae.runtime.context import (
 
 @checked
 def particles(
-    model: Program, guide: Program, x: Tensor, *covariates: Any, num_particles: int, modules: Iterable[nn.Module] = ()
+    model: Program,
+    guide: Program,
+    x: Tensor,
+    *covariates: Any,
+    num_particles: PositiveInt,
+    modules: Iterable[nn.Module] = (),
 ) -> Particles:
     """Draw particles from the guide and score them, each by itself and free of plate and scale factors.
 
@@ -60,7 +64,6 @@ def particles(
         >>> record.log_weights.logsumexp(0) - math.log(5000)  # the IWAE bound of each datum
 
     """
-    check_num_particles(num_particles)
     args = (x, *covariates)
     with scoring_context(model, guide, args, modules=modules) as programs, torch.no_grad():
         per_particle = 24 + 8 * sum(latent.num_elements for latent in programs.latents.values())
@@ -86,7 +89,12 @@ def particles(
 
 @checked
 def log_weights(
-    model: Program, guide: Program, x: Tensor, *covariates: Any, num_particles: int, modules: Iterable[nn.Module] = ()
+    model: Program,
+    guide: Program,
+    x: Tensor,
+    *covariates: Any,
+    num_particles: PositiveInt,
+    modules: Iterable[nn.Module] = (),
 ) -> Tensor:
     """Return log p(x, z_k) - log q(z_k | x) for draws z_k of the guide: ``(K, B)``, nats, float64.
 
@@ -143,11 +151,6 @@ def _have_particles(programs: ModelGuide, z: Mapping[str, Tensor], num_data: int
             f"z is (B, ...) or (K, B, ...) for B = {num_data} data, alike for all latent sites, but received {shapes}"
         )
     return len(lead) == 2
-
-
-def check_num_particles(num_particles: int) -> None:
-    """Check that K is a positive whole number."""
-    require_integer(num_particles, name="num_particles")
 
 
 def require_tensor(x: object) -> None:

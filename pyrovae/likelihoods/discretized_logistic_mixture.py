@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pyrovae.likelihoods.discretized_logistic import DiscretizedLogistic
 from pyrovae.likelihoods.parametrization import solve
+from pyrovae.runtime.annotations import PositiveInt
 
 
 class DiscretizedLogisticMixture(DiscretizedLogistic):
@@ -32,10 +33,8 @@ class DiscretizedLogisticMixture(DiscretizedLogistic):
 
     """
 
-    def __init__(self, x_shape: tuple[int, ...], levels: int = 256, *, num_components: int = 5) -> None:
+    def __init__(self, x_shape: tuple[int, ...], levels: int = 256, *, num_components: PositiveInt = 5) -> None:
         super().__init__(x_shape, levels)
-        if num_components < 1:
-            raise ValueError(f"`num_components` must be an integer >= 1, got {num_components}; 5 is the default")
         self.num_components = num_components
         self.n_params = 3 * num_components
 

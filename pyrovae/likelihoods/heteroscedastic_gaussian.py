@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -11,6 +12,7 @@ from torch import Tensor
 from pyrovae.distributions import LogScaleNormal
 from pyrovae.likelihoods.base import Likelihood
 from pyrovae.likelihoods.parametrization import floored, unfloored
+from pyrovae.runtime.annotations import PositiveFloat
 
 
 class HeteroscedasticGaussian(Likelihood):
@@ -40,13 +42,13 @@ class HeteroscedasticGaussian(Likelihood):
     form = "continuous"
     min_log_scale: Tensor
 
-    def __init__(self, x_shape: tuple[int, ...], *, min_scale: float = 0.01) -> None:
+    def __init__(
+        self,
+        x_shape: tuple[int, ...],
+        *,
+        min_scale: Annotated[PositiveFloat, "the likelihood has no maximum if scales may be 0"] = 0.01,
+    ) -> None:
         super().__init__(x_shape)
-        if not (min_scale > 0 and math.isfinite(min_scale)):
-            raise ValueError(
-                f"`min_scale` must be positive and finite, got {min_scale}; without a lower bound of the scale the "
-                "likelihood has no maximum"
-            )
         self.register_buffer("min_log_scale", torch.tensor(math.log(min_scale)))
 
     def forward(self, params: Tensor) -> TorchDistribution:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from torch import Tensor
 
 from pyrovae.data import Data, Split, transforms
 from pyrovae.likelihoods.base import Likelihood
+from pyrovae.runtime.annotations import Range
 
 LEVEL_CHANGING = (
     transforms.DynamicBinarization,
@@ -36,12 +37,8 @@ class LevelLikelihood(Likelihood):
 
     form = "levels"
 
-    def __init__(self, x_shape: tuple[int, ...], levels: int = 256) -> None:
+    def __init__(self, x_shape: tuple[int, ...], levels: Annotated[int, Range(2)] = 256) -> None:
         super().__init__(x_shape)
-        if levels < 2:
-            raise ValueError(
-                f"`levels` of {type(self).__name__} must be an integer >= 2, got {levels}; 256 is the default"
-            )
         self.levels = levels
 
     @classmethod

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.likelihoods.base import Likelihood
+from pyrovae.runtime.annotations import PositiveFloat
 
 
 class LocationLikelihood(Likelihood):
@@ -26,12 +27,8 @@ class LocationLikelihood(Likelihood):
     n_params = 1
     form = "continuous"
 
-    def __init__(self, x_shape: tuple[int, ...], *, scale: float = 1.0, learn_scale: bool = False) -> None:
+    def __init__(self, x_shape: tuple[int, ...], *, scale: PositiveFloat = 1.0, learn_scale: bool = False) -> None:
         super().__init__(x_shape)
-        if not (scale > 0 and math.isfinite(scale)):
-            raise ValueError(
-                f"`scale` of {type(self).__name__} must be positive and finite, got {scale}; 1.0 is the default"
-            )
         log_scale = torch.tensor(math.log(scale))
         if learn_scale:
             self.log_scale = nn.Parameter(log_scale)

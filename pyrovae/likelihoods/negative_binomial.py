@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from pyrovae import distributions
 from pyrovae.likelihoods.base import Likelihood
+from pyrovae.runtime.annotations import PositiveFloat
 
 
 class NegativeBinomial(Likelihood):
@@ -34,13 +36,14 @@ class NegativeBinomial(Likelihood):
     n_params = 1
     form = "counts"
 
-    def __init__(self, x_shape: tuple[int, ...], *, total_count: float = 1.0, learn_total_count: bool = True) -> None:
+    def __init__(
+        self,
+        x_shape: tuple[int, ...],
+        *,
+        total_count: Annotated[PositiveFloat, "Poisson is the limit of large values"] = 1.0,
+        learn_total_count: bool = True,
+    ) -> None:
         super().__init__(x_shape)
-        if not (total_count > 0 and math.isfinite(total_count)):
-            raise ValueError(
-                f"`total_count` of NegativeBinomial must be positive and finite, got {total_count}; 1.0 is default, "
-                "and Poisson the limit of large values"
-            )
         log_total_count = torch.full(self.x_shape, math.log(total_count))
         if learn_total_count:
             self.log_total_count = nn.Parameter(log_total_count)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyrovae import distributions
 from pyrovae.likelihoods.location import LocationLikelihood
+from pyrovae.runtime.annotations import PositiveFloat, Range
 
 
 class StudentT(LocationLikelihood):
@@ -32,14 +34,16 @@ class StudentT(LocationLikelihood):
     """
 
     def __init__(
-        self, x_shape: tuple[int, ...], *, df: float = 5.0, scale: float = 1.0, learn_scale: bool = False
+        self,
+        x_shape: tuple[int, ...],
+        *,
+        df: Annotated[
+            float, Range(1, exclusive=True), "a mean exists for df > 1; Gaussian is the limit of large df"
+        ] = 5.0,
+        scale: PositiveFloat = 1.0,
+        learn_scale: bool = False,
     ) -> None:
         super().__init__(x_shape, scale=scale, learn_scale=learn_scale)
-        if not (df > 1 and math.isfinite(df)):
-            raise ValueError(
-                f"`df` of StudentT must be finite and > 1, so that a mean exists, got {df}; 5.0 is the default, "
-                "Gaussian the limit of large values"
-            )
         self.df = float(df)
 
     def forward(self, params: Tensor) -> TorchDistribution:

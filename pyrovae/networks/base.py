@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.networks.layers import output_bias, set_output
+from pyrovae.runtime.annotations import NonNegativeInt, PositiveInt
 from pyrovae.runtime.serialization import Described
 
 
@@ -26,7 +27,7 @@ class Network(Described, nn.Module, ABC):
     _part: ClassVar[str]
     _input: ClassVar[str]
 
-    def __init__(self, out_shape: Sequence[int], covariate_dim: int) -> None:
+    def __init__(self, out_shape: Sequence[int], covariate_dim: NonNegativeInt) -> None:
         super().__init__()
         if not out_shape or min(out_shape) < 1 or covariate_dim < 0:
             raise ValueError(
@@ -109,7 +110,7 @@ class Encoder(Network):
 
     _role, _part, _input = "encoder", "posterior", "data"
 
-    def __init__(self, x_shape: Sequence[int], out_shape: Sequence[int], *, covariate_dim: int = 0) -> None:
+    def __init__(self, x_shape: Sequence[int], out_shape: Sequence[int], *, covariate_dim: NonNegativeInt = 0) -> None:
         super().__init__(out_shape, covariate_dim)
         if not x_shape or min(x_shape) < 1:
             raise ValueError(
@@ -155,15 +156,13 @@ class Decoder(Network):
 
     def __init__(
         self,
-        latent_dim: int,
+        latent_dim: PositiveInt,
         out_shape: Sequence[int],
         *,
-        covariate_dim: int = 0,
+        covariate_dim: NonNegativeInt = 0,
         initial_params: Tensor | None = None,
     ) -> None:
         super().__init__(out_shape, covariate_dim)
-        if latent_dim < 1:
-            raise ValueError(f"a latent variable has at least 1 dimension, but received latent_dim={latent_dim}")
         if initial_params is not None and tuple(initial_params.shape) != self.out_shape:
             raise ValueError(
                 f"initial_params has the shape of the decoder's output, {self.out_shape}, but received "

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pyrovae.networks.base import Decoder, Encoder
 from pyrovae.networks.layers import ImageHead, he, hidden_layers, join, linear
+from pyrovae.runtime.annotations import NonNegativeInt, PositiveInt
 
 MIN_SIZE = 4  # pixels, height and width of the smallest images
 
@@ -39,9 +40,9 @@ class ConvEncoder(Encoder):
         x_shape: Sequence[int],
         out_shape: Sequence[int],
         *,
-        covariate_dim: int = 0,
-        channels: Sequence[int] = (32, 64),
-        hidden: Sequence[int] = (),
+        covariate_dim: NonNegativeInt = 0,
+        channels: Sequence[PositiveInt] = (32, 64),
+        hidden: Sequence[PositiveInt] = (),
         activation: type[nn.Module] = nn.ReLU,
     ) -> None:
         super().__init__(x_shape, out_shape, covariate_dim=covariate_dim)
@@ -83,12 +84,12 @@ class ConvDecoder(Decoder):
 
     def __init__(
         self,
-        latent_dim: int,
+        latent_dim: PositiveInt,
         out_shape: Sequence[int],
         *,
-        covariate_dim: int = 0,
-        channels: Sequence[int] = (32, 64),
-        hidden: Sequence[int] = (),
+        covariate_dim: NonNegativeInt = 0,
+        channels: Sequence[PositiveInt] = (32, 64),
+        hidden: Sequence[PositiveInt] = (),
         activation: type[nn.Module] = nn.ReLU,
         initial_params: Tensor | None = None,
     ) -> None:
@@ -141,8 +142,8 @@ def image_shape(x_shape: Sequence[int], network: object) -> tuple[int, int, int]
 
 def stage_sizes(image: tuple[int, int, int], channels: Sequence[int]) -> list[tuple[int, int]]:
     """Return ``(H, W)`` before and after each stage, one per number of channels; each halves it, rounding up."""
-    if not channels or min(channels) < 1:
-        raise ValueError(f"there is one stage or more, each of one channel or more, but received {tuple(channels)}")
+    if not channels:
+        raise ValueError("`channels` must be one or more integers, one for each stage, got ()")
     _, height, width = image
     return [(-(-height // 2**stage), -(-width // 2**stage)) for stage in range(len(channels) + 1)]
 

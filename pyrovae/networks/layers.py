@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyrovae.runtime.annotations import PositiveInt
+
 Initialize = Callable[[Tensor], object]
 
 MAX_OWN_PARAMS = 8  # parameters per element up to which each has weights of its own
@@ -60,8 +62,6 @@ def hidden_layers(
 
     `torch.nn.GLU` halves its input, so its layers emit twice their width.
     """
-    if min(widths) < 1:
-        raise ValueError(f"every layer has at least one unit, but received widths {tuple(widths)}; choose larger ones")
     factor = 2 if activation is nn.GLU else 1
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(widths):
@@ -76,7 +76,7 @@ class SharedMap(nn.Module):
     Map and bias are one operation, so that only one tensor as large as the output, ``(N, E, P)``, is allocated.
     """
 
-    def __init__(self, features: int, elements: int, num_params: int, *, initialize: Initialize) -> None:
+    def __init__(self, features: PositiveInt, elements: int, num_params: int, *, initialize: Initialize) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_params, features))
         self.bias = nn.Parameter(torch.zeros(elements, num_params))
@@ -102,8 +102,6 @@ def dense_head(
     from a few features per element, a nonlinearity, and a map that all elements share: a linear layer would have 256
     times as many weights as for a binary image. ``initial_params`` of ``out_shape`` are the initial bias.
     """
-    if features < 1:
-        raise ValueError(f"an element has 1 feature or more, but received features={features}; choose features=8")
     *x_shape, num_params = out_shape
     elements, is_shared = math.prod(x_shape), len(out_shape) > 1 and num_params > MAX_OWN_PARAMS
     head: nn.Module = linear(width, elements * (features if is_shared else num_params), initialize)

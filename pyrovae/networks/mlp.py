@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pyrovae.networks.base import Decoder, Encoder
 from pyrovae.networks.layers import dense_head, glorot, he, hidden_layers, join, linear
+from pyrovae.runtime.annotations import NonNegativeInt, PositiveInt
 
 
 class MLPEncoder(Encoder):
@@ -35,8 +36,8 @@ class MLPEncoder(Encoder):
         x_shape: Sequence[int],
         out_shape: Sequence[int],
         *,
-        covariate_dim: int = 0,
-        hidden: Sequence[int] = (200, 200),
+        covariate_dim: NonNegativeInt = 0,
+        hidden: Sequence[PositiveInt] = (200, 200),
         activation: type[nn.Module] = nn.Tanh,
     ) -> None:
         super().__init__(x_shape, out_shape, covariate_dim=covariate_dim)
@@ -75,13 +76,13 @@ class MLPDecoder(Decoder):
 
     def __init__(
         self,
-        latent_dim: int,
+        latent_dim: PositiveInt,
         out_shape: Sequence[int],
         *,
-        covariate_dim: int = 0,
-        hidden: Sequence[int] = (200, 200),
+        covariate_dim: NonNegativeInt = 0,
+        hidden: Sequence[PositiveInt] = (200, 200),
         activation: type[nn.Module] = nn.Tanh,
-        features: int = 8,
+        features: PositiveInt = 8,
         initial_params: Tensor | None = None,
     ) -> None:
         super().__init__(latent_dim, out_shape, covariate_dim=covariate_dim, initial_params=initial_params)
@@ -133,8 +134,8 @@ class GatedMLPEncoder(MLPEncoder):
         x_shape: Sequence[int],
         out_shape: Sequence[int],
         *,
-        covariate_dim: int = 0,
-        hidden: Sequence[int] = (300, 300),
+        covariate_dim: NonNegativeInt = 0,
+        hidden: Sequence[PositiveInt] = (300, 300),
     ) -> None:
         super().__init__(x_shape, out_shape, covariate_dim=covariate_dim, hidden=hidden, activation=nn.GLU)
 
@@ -161,12 +162,12 @@ class GatedMLPDecoder(MLPDecoder):
 
     def __init__(
         self,
-        latent_dim: int,
+        latent_dim: PositiveInt,
         out_shape: Sequence[int],
         *,
-        covariate_dim: int = 0,
-        hidden: Sequence[int] = (300, 300),
-        features: int = 8,
+        covariate_dim: NonNegativeInt = 0,
+        hidden: Sequence[PositiveInt] = (300, 300),
+        features: PositiveInt = 8,
         initial_params: Tensor | None = None,
     ) -> None:
         super().__init__(

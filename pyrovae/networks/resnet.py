@@ -14,6 +14,7 @@ from torch.nn import functional
 from pyrovae.networks.base import Encoder
 from pyrovae.networks.conv import ConvDecoder, as_image, convolution, image_shape
 from pyrovae.networks.layers import linear
+from pyrovae.runtime.annotations import NonNegativeInt, PositiveInt
 
 
 class ResNetEncoder(Encoder):
@@ -42,7 +43,7 @@ class ResNetEncoder(Encoder):
         x_shape: Sequence[int],
         out_shape: Sequence[int],
         *,
-        covariate_dim: int = 0,
+        covariate_dim: NonNegativeInt = 0,
         pretrained: bool = False,
     ) -> None:
         super().__init__(x_shape, out_shape, covariate_dim=covariate_dim)
@@ -95,11 +96,11 @@ class ResNetDecoder(ConvDecoder):
 
     def __init__(
         self,
-        latent_dim: int,
+        latent_dim: PositiveInt,
         out_shape: Sequence[int],
         *,
-        covariate_dim: int = 0,
-        channels: Sequence[int] = (64, 128, 256),
+        covariate_dim: NonNegativeInt = 0,
+        channels: Sequence[PositiveInt] = (64, 128, 256),
         activation: type[nn.Module] = nn.ReLU,
         initial_params: Tensor | None = None,
     ) -> None:

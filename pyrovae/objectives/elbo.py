@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import math
 from typing import Any
 
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from pyrovae.importance.sampling import check_num_particles
 from pyrovae.objectives.base import (
     Objective,
     Site,
@@ -24,7 +22,7 @@ from pyrovae.objectives.base import (
 from pyrovae.objectives.schedules import Constant, Schedule
 from pyrovae.programs import Program
 from pyrovae.programs.analytic_kl import CLOSED_FORM, Nodes, closed_form_kl, kl_by_dimension, latent_sites
-from pyrovae.runtime.annotations import checked
+from pyrovae.runtime.annotations import NonNegativeFloat, PositiveInt, checked
 
 logger = logging.getLogger("pyrovae")
 
@@ -69,17 +67,13 @@ class ELBO(Objective):
     def __init__(
         self,
         *,
-        beta: float = 1.0,
-        free_bits: float = 0.0,
+        beta: NonNegativeFloat = 1.0,
+        free_bits: NonNegativeFloat = 0.0,
         annealing: Schedule | None = None,
-        num_particles: int = 1,
+        num_particles: PositiveInt = 1,
         vectorize_particles: bool = False,
         max_plate_nesting: float = float("inf"),
     ) -> None:
-        for name, value, neutral in (("beta", beta, 1), ("free_bits", free_bits, 0)):
-            if not (value >= 0 and math.isfinite(value)):
-                raise ValueError(f"`{name}` must be finite and >= 0, got {value}; {neutral} gives the ELBO")
-        check_num_particles(num_particles)
         super().__init__(
             num_particles=num_particles, vectorize_particles=vectorize_particles, max_plate_nesting=max_plate_nesting
         )

@@ -14,7 +14,6 @@ from pyro import poutine
 from torch import Tensor
 
 from pyrovae.bounds import log_mean_exp
-from pyrovae.importance.sampling import check_num_particles
 from pyrovae.objectives.base import (
     Objective,
     Site,
@@ -26,7 +25,7 @@ from pyrovae.objectives.base import (
 )
 from pyrovae.programs import PARTICLE_PLATE, ChosenRows, ModelGuide, Program, find_modules, inspect_programs
 from pyrovae.programs.layout import per_datum
-from pyrovae.runtime.annotations import checked
+from pyrovae.runtime.annotations import PositiveInt, checked
 from pyrovae.runtime.context import module_mode, own_store
 
 
@@ -41,7 +40,7 @@ class ImportanceWeighted(Objective):
         >>> class Renyi(ImportanceWeighted):
         ...     '''Minus the variational Renyi bound of order alpha, for alpha other than 1.'''
         ...
-        ...     def __init__(self, *, alpha: float = 0.5, num_particles: int = 5) -> None:
+        ...     def __init__(self, *, alpha: float = 0.5, num_particles: PositiveInt = 5) -> None:
         ...         super().__init__(num_particles=num_particles)
         ...         self.alpha = alpha
         ...
@@ -70,8 +69,7 @@ class ImportanceWeighted(Objective):
     """Whether gradients through a draw are multiplied by its normalized weight; valid for the IWAE bound."""
 
     @checked
-    def __init__(self, *, num_particles: int = 5) -> None:
-        check_num_particles(num_particles)
+    def __init__(self, *, num_particles: PositiveInt = 5) -> None:
         super().__init__(num_particles=num_particles)
         self.num_weighted = num_particles
         self._inspected: tuple[tuple[Program, Program, tuple[str, ...]], ModelGuide] | None = None
@@ -184,7 +182,7 @@ class STL(IWAE):
     stops_score = True
 
     @checked
-    def __init__(self, *, num_particles: int = 1) -> None:
+    def __init__(self, *, num_particles: PositiveInt = 1) -> None:
         super().__init__(num_particles=num_particles)
 
 
@@ -228,7 +226,13 @@ class _Run:
     """
 
     def __init__(
-        self, programs: ModelGuide, model: Program, guide: Program, num_particles: int | None = None, *, reweights: bool
+        self,
+        programs: ModelGuide,
+        model: Program,
+        guide: Program,
+        num_particles: PositiveInt | None = None,
+        *,
+        reweights: bool,
     ) -> None:
         self.programs, self.guide = programs, guide
         self.vectorized, self.num_particles = num_particles is not None, num_particles or 1

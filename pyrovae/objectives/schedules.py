@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
+from typing import Annotated
 
-from pyrovae.runtime.annotations import convert_fields
-from pyrovae.runtime.arguments import require_integer
+from pyrovae.runtime.annotations import PositiveInt, Range, convert_fields
 
 __all__ = ["Constant", "Cyclical", "Linear", "Schedule"]
 
@@ -19,7 +19,7 @@ class Schedule(ABC):
 
         >>> @dataclass(frozen=True)
         ... class SquareRoot(schedules.Schedule):
-        ...     num_steps: int = 1000
+        ...     num_steps: PositiveInt = 1000
         ...
         ...     def __call__(self, step: int) -> float:
         ...         return min(1.0, (step / self.num_steps) ** 0.5)
@@ -69,12 +69,11 @@ class Linear(Schedule):
 
     """
 
-    num_steps: int = 1000
-    start: float = 0.0
+    num_steps: PositiveInt = 1000
+    start: Annotated[float, Range(0, 1)] = 0.0
 
     def __post_init__(self) -> None:
         convert_fields(self)
-        _check(self, self.num_steps, self.start)
 
     def __call__(self, step: int) -> float:
         """Return start + (1 - start) step / num_steps, at most 1."""
@@ -98,25 +97,14 @@ class Cyclical(Schedule):
 
     """
 
-    num_steps: int = 1000
-    rise: float = 0.5
-    start: float = 0.0
+    num_steps: PositiveInt = 1000
+    rise: Annotated[float, Range(0, 1, exclusive=True)] = 0.5
+    start: Annotated[float, Range(0, 1)] = 0.0
 
     def __post_init__(self) -> None:
         convert_fields(self)
-        _check(self, self.num_steps, self.start)
-        if not 0 < self.rise <= 1:
-            raise ValueError(f"`rise` must be in (0, 1], got {self.rise}; 0.5 is the default")
 
     def __call__(self, step: int) -> float:
         """Return the factor of a step by its position in the cycle."""
         position = step % self.num_steps / self.num_steps
         return self.start + (1 - self.start) * min(1.0, position / self.rise)
-
-
-def _check(schedule: Schedule, num_steps: int, start: float) -> None:
-    """Check the options of a schedule."""
-    require_integer(num_steps, name="num_steps")
-    if not 0 <= start <= 1:
-        name = type(schedule).__name__
-        raise ValueError(f"`start` of {name} annealing must be in [0, 1], got {start!r}; 0 is usual")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from pyrovae.distributions.conditional import ConditionalPart
+from pyrovae.runtime.annotations import PositiveInt
 
 MIN_LOG_VARIANCE, MAX_LOG_VARIANCE = -10.0, 10.0  # above the minimum, a float32 log q is right to 2e-4 nats/dimension
 
@@ -41,9 +42,7 @@ class Posterior(ConditionalPart):
 
     _role = "posterior"
 
-    def __init__(self, latent_dim: int) -> None:
-        if latent_dim < 1:
-            raise ValueError(f"`latent_dim` must be an integer >= 1, got {latent_dim}")
+    def __init__(self, latent_dim: PositiveInt) -> None:
         super().__init__((latent_dim,))
 
     @property
@@ -67,7 +66,7 @@ class ClampedPosterior(Posterior):
 
     def __init__(
         self,
-        latent_dim: int,
+        latent_dim: PositiveInt,
         *,
         min_log_variance: float = MIN_LOG_VARIANCE,
         max_log_variance: float = MAX_LOG_VARIANCE,

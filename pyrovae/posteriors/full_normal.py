@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pyrovae.distributions import TriangularNormal
 from pyrovae.posteriors.base import MAX_LOG_VARIANCE, MIN_LOG_VARIANCE, ClampedPosterior
+from pyrovae.runtime.annotations import PositiveInt
 
 
 class FullNormal(ClampedPosterior):
@@ -34,7 +35,7 @@ class FullNormal(ClampedPosterior):
 
     def __init__(
         self,
-        latent_dim: int,
+        latent_dim: PositiveInt,
         *,
         min_log_variance: float = MIN_LOG_VARIANCE,
         max_log_variance: float = MAX_LOG_VARIANCE,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from pyrovae.distributions import FlowLayer, NormalFlow
 from pyrovae.posteriors.base import MAX_LOG_VARIANCE, MIN_LOG_VARIANCE, ClampedPosterior
+from pyrovae.runtime.annotations import NonNegativeInt, PositiveInt
 
 OPEN_GATE = 2.0  # initial logit of the gate, s = 0.88: a layer starts near the identity
 
@@ -42,23 +43,17 @@ class IAF(ClampedPosterior):
 
     def __init__(
         self,
-        latent_dim: int,
+        latent_dim: PositiveInt,
         *,
-        num_layers: int = 2,
-        hidden: Sequence[int] = (64,),
-        num_context: int = 2,
+        num_layers: Annotated[PositiveInt, "for 0 use DiagonalNormal"] = 2,
+        hidden: Sequence[PositiveInt] = (64,),
+        num_context: NonNegativeInt = 2,
         min_log_variance: float = MIN_LOG_VARIANCE,
         max_log_variance: float = MAX_LOG_VARIANCE,
     ) -> None:
         super().__init__(latent_dim, min_log_variance=min_log_variance, max_log_variance=max_log_variance)
-        if num_layers < 1:
-            raise ValueError(f"`num_layers` must be an integer >= 1, got {num_layers}; for 0 use DiagonalNormal")
-        if not hidden or min(hidden) < 1:
-            raise ValueError(
-                f"`hidden` must be one or more widths >= 1, got {tuple(hidden)}; give for instance hidden=(64,)"
-            )
-        if num_context < 0:
-            raise ValueError(f"`num_context` must be an integer >= 0, got {num_context}; 2 is the default")
+        if not hidden:
+            raise ValueError("`hidden` of IAF must be one or more widths, got (); give for instance hidden=(64,)")
         self.n_params = 2 + num_context
         self.layers = nn.ModuleList(
             AutoregressiveLayer(latent_dim, latent_dim * num_context, tuple(hidden), backwards=index % 2 == 1)
@@ -90,7 +85,7 @@ class AutoregressiveLayer(FlowLayer):
 
     """
 
-    def __init__(self, latent_dim: int, context_size: int, hidden: tuple[int, ...], *, backwards: bool) -> None:
+    def __init__(self, latent_dim: PositiveInt, context_size: int, hidden: tuple[int, ...], *, backwards: bool) -> None:
         super().__init__()
         positions = torch.arange(1, latent_dim + 1)  # of each variable in the order
         self.order = tuple(range(latent_dim))[:: -1 if backwards else 1]

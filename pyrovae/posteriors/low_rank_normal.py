@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyrovae.distributions import LowRankNormal as LowRankNormalDistribution
 from pyrovae.posteriors.base import MAX_LOG_VARIANCE, MIN_LOG_VARIANCE, ClampedPosterior
+from pyrovae.runtime.annotations import PositiveInt
 
 
 class LowRankNormal(ClampedPosterior):
@@ -33,15 +35,13 @@ class LowRankNormal(ClampedPosterior):
 
     def __init__(
         self,
-        latent_dim: int,
+        latent_dim: PositiveInt,
         *,
-        rank: int = 2,
+        rank: Annotated[PositiveInt, "for 0 use DiagonalNormal"] = 2,
         min_log_variance: float = MIN_LOG_VARIANCE,
         max_log_variance: float = MAX_LOG_VARIANCE,
     ) -> None:
         super().__init__(latent_dim, min_log_variance=min_log_variance, max_log_variance=max_log_variance)
-        if rank < 1:
-            raise ValueError(f"`rank` must be an integer >= 1, got {rank}; for 0 use DiagonalNormal")
         self.rank = rank
         self.n_params = 2 + rank
 

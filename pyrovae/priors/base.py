@@ -8,6 +8,7 @@ from typing import ClassVar
 from pyro.distributions import TorchDistribution
 from torch import nn
 
+from pyrovae.runtime.annotations import PositiveInt
 from pyrovae.runtime.serialization import Described
 
 
@@ -47,10 +48,8 @@ class Prior(Described, nn.Module, ABC):
 
     conditional: ClassVar[bool] = False
 
-    def __init__(self, latent_dim: int) -> None:
+    def __init__(self, latent_dim: PositiveInt) -> None:
         super().__init__()
-        if latent_dim < 1:
-            raise ValueError(f"`latent_dim` must be an integer >= 1, got {latent_dim}")
         self.latent_dim = latent_dim
 
     @abstractmethod

@@ -8,6 +8,7 @@ from pyro.distributions import TorchDistribution
 from torch import nn
 
 from pyrovae.priors.base import Prior
+from pyrovae.runtime.annotations import PositiveInt
 
 
 class DiagonalNormal(Prior):
@@ -20,7 +21,7 @@ class DiagonalNormal(Prior):
 
     """
 
-    def __init__(self, latent_dim: int) -> None:
+    def __init__(self, latent_dim: PositiveInt) -> None:
         super().__init__(latent_dim)
         self.loc = nn.Parameter(torch.zeros(latent_dim))
         self.log_scale = nn.Parameter(torch.zeros(latent_dim))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from pyrovae.distributions import FlowLayer, NormalFlow
 from pyrovae.priors.base import Prior
+from pyrovae.runtime.annotations import PositiveInt
 
 MAX_LOG_SCALE = 3.0  # smooth bound of |s| of one layer, so that no draw overflows
 
@@ -38,17 +40,19 @@ class Flow(Prior):
     loc: Tensor
     scale: Tensor
 
-    def __init__(self, latent_dim: int, *, num_layers: int = 4, hidden: Sequence[int] = (64, 64)) -> None:
+    def __init__(
+        self,
+        latent_dim: PositiveInt,
+        *,
+        num_layers: Annotated[PositiveInt, "for 0 use StandardNormal"] = 4,
+        hidden: Sequence[PositiveInt] = (64, 64),
+    ) -> None:
         super().__init__(latent_dim)
         if latent_dim < 2:
             raise ValueError(
                 f"`latent_dim` of a Flow must be >= 2, got {latent_dim}: a coupling layer has two halves; for one "
                 "dimension use MixtureOfGaussians"
             )
-        if num_layers < 1:
-            raise ValueError(f"`num_layers` must be an integer >= 1, got {num_layers}; for 0 use StandardNormal")
-        if hidden and min(hidden) < 1:
-            raise ValueError(f"`hidden` must be widths >= 1, got {tuple(hidden)}; (64, 64) is the default")
         self.layers = nn.ModuleList(
             CouplingLayer(latent_dim, tuple(hidden), swapped=index % 2 == 1) for index in range(num_layers)
         )
@@ -74,7 +78,7 @@ class CouplingLayer(FlowLayer):
 
     """
 
-    def __init__(self, latent_dim: int, hidden: tuple[int, ...], *, swapped: bool) -> None:
+    def __init__(self, latent_dim: PositiveInt, hidden: tuple[int, ...], *, swapped: bool) -> None:
         super().__init__()
         self.swapped = swapped
         self.num_first = latent_dim // 2

@@ -8,6 +8,7 @@ from torch import nn
 
 from pyrovae.distributions import NormalMixture
 from pyrovae.priors.base import Prior
+from pyrovae.runtime.annotations import PositiveInt
 
 
 class MixtureOfGaussians(Prior):
@@ -26,10 +27,8 @@ class MixtureOfGaussians(Prior):
 
     """
 
-    def __init__(self, latent_dim: int, *, num_components: int = 10) -> None:
+    def __init__(self, latent_dim: PositiveInt, *, num_components: PositiveInt = 10) -> None:
         super().__init__(latent_dim)
-        if num_components < 1:
-            raise ValueError(f"`num_components` must be an integer >= 1, got {num_components}; 10 is the default")
         self.logits = nn.Parameter(torch.zeros(num_components))
         self.locs = nn.Parameter(torch.randn(num_components, latent_dim))
         self.log_scales = nn.Parameter(torch.zeros(num_components, latent_dim))

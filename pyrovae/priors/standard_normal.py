@@ -7,6 +7,7 @@ import torch
 from pyro.distributions import TorchDistribution
 
 from pyrovae.priors.base import Prior
+from pyrovae.runtime.annotations import PositiveInt
 
 
 class StandardNormal(Prior):
@@ -18,7 +19,7 @@ class StandardNormal(Prior):
     loc: torch.Tensor
     scale: torch.Tensor
 
-    def __init__(self, latent_dim: int) -> None:
+    def __init__(self, latent_dim: PositiveInt) -> None:
         super().__init__(latent_dim)
         self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
         self.register_buffer("scale", torch.ones(latent_dim), persistent=False)

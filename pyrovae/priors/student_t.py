@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from pyro.distributions import TorchDistribution
 
 from pyrovae import distributions
 from pyrovae.priors.base import Prior
+from pyrovae.runtime.annotations import PositiveFloat, PositiveInt
 
 
 class StudentT(Prior):
@@ -29,10 +28,8 @@ class StudentT(Prior):
     loc: torch.Tensor
     scale: torch.Tensor
 
-    def __init__(self, latent_dim: int, *, df: float = 5.0) -> None:
+    def __init__(self, latent_dim: PositiveInt, *, df: PositiveFloat = 5.0) -> None:
         super().__init__(latent_dim)
-        if not (df > 0 and math.isfinite(df)):
-            raise ValueError(f"`df` must be positive and finite, got {df}; 5.0 is the default")
         self.df = float(df)
         self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
         self.register_buffer("scale", torch.tensor(1.0), persistent=False)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pyrovae.distributions import NormalMixture
 from pyrovae.priors.base import Prior
+from pyrovae.runtime.annotations import PositiveInt
 
 
 class Vamp(Prior):
@@ -43,10 +44,8 @@ class Vamp(Prior):
     logits: Tensor
 
     def __init__(
-        self, encoder: nn.Module, posterior: nn.Module, *, num_components: int = 100, data: Tensor | None = None
+        self, encoder: nn.Module, posterior: nn.Module, *, num_components: PositiveInt = 100, data: Tensor | None = None
     ) -> None:
-        if num_components < 1:
-            raise ValueError(f"`num_components` must be an integer >= 1, got {num_components}; 100 is the default")
         x_shape = getattr(encoder, "x_shape", None)
         if x_shape is None:
             raise ValueError(
@@ -72,7 +71,7 @@ class Vamp(Prior):
         return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), q_z)
 
 
-def _start(data: Tensor | None, num_components: int, x_shape: tuple[int, ...]) -> Tensor:
+def _start(data: Tensor | None, num_components: PositiveInt, x_shape: tuple[int, ...]) -> Tensor:
     """Return the initial pseudo-inputs ``(C, *x_shape)``."""
     if data is None:
         return 0.5 + 0.01 * torch.randn(num_components, *x_shape)

@@ -13,6 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from pyrovae.runtime.annotations import checked
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -56,7 +58,11 @@ STYLE: Any = {  # beyond matplotlib's defaults
 
 
 def styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a function that draws or saves a figure to do so in this style, whatever matplotlib's settings."""
+    """Decorate a function that draws or saves a figure to do so in this style, whatever matplotlib's settings.
+
+    Its arguments are checked by `pyrovae.runtime.annotations.checked`.
+    """
+    draw = checked(draw)
 
     @functools.wraps(draw)
     def drawing(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyrovae.results.estimates import Estimate, PairedDifference, reasons
 from pyrovae.results.tables import Number, Table, Tabled
-from pyrovae.runtime.arguments import require_integer
+from pyrovae.runtime.annotations import PositiveInt, convert_fields
 
 SIMULATED = "simulated from the model"
 
@@ -29,15 +29,14 @@ class AnnealingSettings:
 
     """
 
-    num_chains: int = 16
-    num_temperatures: int = 30
-    num_leapfrog: int = 5
+    num_chains: PositiveInt = 16
+    num_temperatures: PositiveInt = 30
+    num_leapfrog: PositiveInt = 5
     from_prior: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("num_chains", "num_temperatures", "num_leapfrog"):
-            require_integer(getattr(self, name), name=name)
+        convert_fields(self)
 
     def __str__(self) -> str:
         start = "the prior" if self.from_prior else "the guide"

@@ -14,6 +14,7 @@ from pyrovae.results.estimates import Difference, Estimate
 from pyrovae.results.evaluation_record import Evaluation
 from pyrovae.results.observed_data import WHOLE
 from pyrovae.results.tables import Table, Tabled
+from pyrovae.runtime.annotations import checked
 
 SEPARATE = (
     "Nats compare models within a block only: blocks are of different data, of different parts of them, or of "
@@ -58,6 +59,7 @@ class Comparison(Tabled):
         return [SEPARATE, *bits] if len(self.blocks) > 1 else []
 
 
+@checked
 def compare(evaluations: Mapping[str, Evaluation], *, reference: str | None = None, blocks: bool = False) -> Comparison:
     """Compare evaluations on the same data, each paired datum by datum with a reference.
 

@@ -10,6 +10,7 @@ from scipy.special import stdtrit
 from torch import Tensor
 
 from pyrovae.results.tables import Number
+from pyrovae.runtime.annotations import checked
 
 ROUNDING = 1e-3  # nats by which float32 may put a log-probability above 0
 ONE_DATUM = "a single datum has no standard error"
@@ -73,6 +74,7 @@ class Estimate:
         return cls(name, num_particles, mean, error, monte_carlo, ONE_DATUM if error is None else None)
 
 
+@checked
 def mean_and_error(values: Tensor) -> tuple[float | None, float | None]:
     """Return the mean of values ``(N,)`` and its standard error; None if a value is not finite or N is 1."""
     if not len(values) or not values.isfinite().all():

@@ -9,11 +9,12 @@ import inspect
 import math
 import operator
 import os
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,13 +22,45 @@ from torch import Tensor, nn
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-LARGEST = 10**15  # largest integer argument but a seed; sizes below it are checked against memory
+LARGEST = 10**15  # largest integer argument; sizes below it are checked against memory
+LARGEST_SEED = 2**63 - 1  # of torch's generators
 MAX_CHARACTERS = 80  # of a received value in an error
 MISMATCH = object()
 
 
 class ArgumentError(TypeError, ValueError):
     """An argument has another type than its annotation, or lies outside its range."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Range of a finite number, in the metadata of an annotation such as ``Annotated[float, Range(0, 1)]``.
+
+    Attributes:
+        least: smallest value.
+        most: largest value; None if there is none.
+        exclusive: whether the smallest value itself is excluded.
+
+    """
+
+    least: float
+    most: float | None = None
+    exclusive: bool = False
+
+    def __contains__(self, value: Any) -> bool:
+        above = value > self.least if self.exclusive else value >= self.least
+        return bool(above and value <= (sys.float_info.max if self.most is None else self.most))
+
+    def __str__(self) -> str:
+        if self.most is not None:
+            return f"in {'(' if self.exclusive else '['}{self.least:g}, {self.most:g}]"
+        return f"{'>' if self.exclusive else '>='} {self.least:g}"
+
+
+PositiveInt = Annotated[int, Range(1)]
+NonNegativeInt = Annotated[int, Range(0)]
+PositiveFloat = Annotated[float, Range(0, exclusive=True)]
+NonNegativeFloat = Annotated[float, Range(0)]
 
 
 def checked(function: F) -> F:
@@ -119,9 +152,10 @@ def convert(value: object, hint: Any, *, name: str, owner: str) -> Any:
 
     """
     converted = _convert(value, hint)
-    if converted is not MISMATCH and (name == "seed" or not _is_huge(converted)):
+    largest = LARGEST_SEED if name == "seed" else LARGEST
+    if converted is not MISMATCH and not _exceeds(converted, largest):
         return converted
-    expected = _describe(hint) if converted is MISMATCH else f"at most {LARGEST:,}"
+    expected = _describe(hint) if converted is MISMATCH else f"at most {largest:,}"
     raise ArgumentError(f"`{name}` of {owner} must be {expected}, got {_received(value)}{_advice(value, hint)}")
 
 
@@ -144,8 +178,10 @@ def _annotations(function: Any) -> dict[str, Any]:
 def _convert(value: Any, hint: Any) -> Any:
     """Return a value converted by an annotation, or `MISMATCH`."""
     origin, parameters = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Annotated:
-        return _convert(value, parameters[0])
+    if origin is Annotated:
+        converted = _convert(value, parameters[0])
+        ranges = (item for item in hint.__metadata__ if isinstance(item, Range))
+        return converted if converted is MISMATCH or all(converted in item for item in ranges) else MISMATCH
     if origin in (typing.Union, types.UnionType):
         converted = (_convert(value, option) for option in parameters)
         return next((result for result in converted if result is not MISMATCH), MISMATCH)
@@ -175,7 +211,8 @@ def _convert(value: Any, hint: Any) -> Any:
 def _convert_elements(value: Any, origin: Any, parameters: tuple[Any, ...]) -> Any:
     """Return a sequence with converted elements, or `MISMATCH`. Iterators of an iterable are returned unchanged."""
     element = parameters[0]
-    if element is int and (number := _to_integer(value)) is not MISMATCH:
+    is_integer = element is int or typing.get_args(element)[:1] == (int,)
+    if is_integer and (number := _convert(value, element)) is not MISMATCH:
         return (number,)
     if element is nn.Module and isinstance(value, nn.Module):
         return (value,)
@@ -183,7 +220,7 @@ def _convert_elements(value: Any, origin: Any, parameters: tuple[Any, ...]) -> A
         return MISMATCH
     if isinstance(value, collections.abc.Iterator) and origin is collections.abc.Iterable:
         return value
-    if origin is tuple and (not isinstance(value, tuple) and element is not int):
+    if origin is tuple and (not isinstance(value, tuple) and not is_integer):
         return MISMATCH
     if len(parameters) > 1 and parameters[1] is not Ellipsis:
         return value
@@ -243,16 +280,17 @@ _SCALARS: dict[Any, Callable[[Any], Any]] = {
 }
 
 
-def _is_huge(value: Any) -> bool:
+def _exceeds(value: Any, largest: int) -> bool:
     values = value if isinstance(value, tuple) else (value,)
-    return any(isinstance(item, int) and abs(item) > LARGEST for item in values)
+    return any(isinstance(item, int) and abs(item) > largest for item in values)
 
 
 def _describe(hint: Any) -> str:
     """Return a description of the values that an annotation allows."""
     origin, parameters = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Annotated:
-        return _describe(parameters[0])
+    if origin is Annotated:
+        ranges = "".join(f" {item}" for item in hint.__metadata__ if isinstance(item, Range))
+        return f"{_describe(parameters[0])}{ranges}"
     if origin in (typing.Union, types.UnionType):
         return " or ".join(dict.fromkeys(map(_describe, parameters)))
     if origin is typing.Literal:
@@ -260,8 +298,11 @@ def _describe(hint: Any) -> str:
     if origin is type:
         return f"a class derived from {parameters[0].__name__}"
     if origin in (collections.abc.Sequence, collections.abc.Iterable, tuple) and parameters:
-        return {int: "integers", Tensor: "a tuple of tensors"}.get(
-            parameters[0], f"several: {_describe(parameters[0])}"
+        text = _describe(parameters[0])
+        return (
+            "a tuple of tensors"
+            if parameters[0] is Tensor
+            else text.replace("an integer", "integers").replace("a number", "numbers")
         )
     name = getattr(origin or hint, "__name__", str(hint))
     return _NAMES.get(origin or hint) or f"{'an' if name[0] in 'AEIO' else 'a'} {name}"
@@ -287,7 +328,7 @@ def _advice(value: Any, hint: Any) -> str:
     hints, texts = [hint], ""
     while hints:
         hint = hints.pop()
-        texts += "".join(f"; {text}" for text in getattr(hint, "__metadata__", ()))
+        texts += "".join(f"; {text}" for text in getattr(hint, "__metadata__", ()) if isinstance(text, str))
         hints += [part for part in typing.get_args(hint) if part is not hint]
     return texts
 

@@ -1,4 +1,4 @@
-"""Checks of integer arguments, and records of options that keywords extend."""
+"""Records of options that keywords extend."""
 
 from __future__ import annotations
 
@@ -10,22 +10,6 @@ from typing import Any, TypeVar
 R = TypeVar("R")
 
 RENAMED = {"shown": "show_progress"}  # former keywords that still work
-
-
-def require_integer(value: object, *, name: str, least: int = 1) -> None:
-    """Require an integer of at least ``least``.
-
-    Args:
-        value: of the argument.
-        name: of the argument, which begins the error.
-        least: smallest allowed value.
-
-    Raises:
-        ValueError: with the name, the smallest value and the received one.
-
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"`{name}` must be an integer >= {least}, got {value!r}")
 
 
 def merge_options(

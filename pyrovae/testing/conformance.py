@@ -15,6 +15,7 @@ from pyrovae.objectives import Objective
 from pyrovae.posteriors import Posterior
 from pyrovae.priors import Prior
 from pyrovae.programs.site_checks import support_of
+from pyrovae.runtime.annotations import checked
 from pyrovae.runtime.context import forked_random, validation
 from pyrovae.testing.common_checks import CheckFailed, Stages
 from pyrovae.testing.latent import PosteriorChecks, PriorChecks
@@ -69,6 +70,7 @@ class ConformanceReport:
         return f"{self.part} {f'fails {failed} of {len(self.checks)} checks' if failed else 'passes all checks'}"
 
 
+@checked
 def check(part: Part, *, seed: int = 0, show_progress: bool = True) -> ConformanceReport:
     """Check a part or an objective against the properties that the package relies on, in float64 on the CPU.
 

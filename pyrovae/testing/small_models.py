@@ -13,6 +13,7 @@ from pyrovae.likelihoods import Bernoulli, Likelihood
 from pyrovae.objectives import IWAE
 from pyrovae.posteriors import DiagonalNormal, Posterior
 from pyrovae.priors import Prior, StandardNormal
+from pyrovae.runtime.annotations import checked
 from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.training import Training, fit
 from pyrovae.vae import VAE
@@ -63,6 +64,7 @@ class LinearGaussian:
         return MultivariateNormal(mean, self.scale**2 * covariance)
 
 
+@checked
 def small_vae(
     *,
     likelihood: Likelihood | None = None,
@@ -103,6 +105,7 @@ def small_vae(
     )
 
 
+@checked
 def fit_guide(vae: VAE, x: Tensor, *, steps: int = 300, learning_rate: float = 0.02) -> None:
     """Fit the parameters of encoder and posterior to one minibatch, with the model held fixed.
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 
-from pyrovae.runtime.annotations import convert_fields
-from pyrovae.runtime.arguments import require_integer
+from pyrovae.runtime.annotations import NonNegativeInt, PositiveFloat, PositiveInt, convert_fields
 
-ENGINES = ("auto", "eager", "captured")
-PRECISIONS = ("float32", "bfloat16")
+Engine = Literal["auto", "eager", "captured"]
+ENGINES = get_args(Engine)
 
 
 @dataclass(frozen=True)
@@ -43,29 +42,21 @@ class Training:
 
     """
 
-    epochs: int = 100
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    final_learning_rate: float | None = None
-    clip_norm: float | None = None
-    patience: int | None = None
+    epochs: NonNegativeInt = 100
+    batch_size: PositiveInt = 128
+    learning_rate: PositiveFloat = 1e-3
+    final_learning_rate: PositiveFloat | None = None
+    clip_norm: PositiveFloat | None = None
+    patience: PositiveInt | None = None
     seed: int = 0
     device: str = "auto"
-    precision: str = "float32"
-    engine: str = "auto"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    engine: Engine = "auto"
     start_at_data: bool = True
 
     def __post_init__(self) -> None:
         """Check types and ranges."""
         convert_fields(self)
-        for name, least in (("epochs", 0), ("batch_size", 1), ("patience", 1)):
-            value = getattr(self, name)
-            if value is not None:
-                require_integer(value, name=name, least=least)
-        check_choice("engine", self.engine, ENGINES)
-        check_choice("precision", self.precision, PRECISIONS)
-        for name in ("learning_rate", "final_learning_rate", "clip_norm"):
-            check_positive(name, getattr(self, name))
 
     def rate(self, epoch: int) -> float:
         """Return the learning rate of an epoch, counted from 1."""
@@ -74,23 +65,6 @@ class Training:
         share = (epoch - 1) / max(1, self.epochs - 1)
         low, high = self.final_learning_rate, self.learning_rate
         return low + (high - low) * (1 + math.cos(math.pi * share)) / 2
-
-
-def check_positive(name: str, value: float | None) -> None:
-    """Raise a ValueError unless a number is positive and finite; None is accepted."""
-    if value is not None and not (isinstance(value, (int, float)) and value > 0 and math.isfinite(value)):
-        raise ValueError(f"`{name}` must be positive and finite, got {value!r}")
-
-
-def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Raise a ValueError unless a value is one of the choices."""
-    if value not in choices:
-        raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}")
-
-
-def check_engine(engine: str) -> None:
-    """Raise a ValueError unless an engine exists."""
-    check_choice("engine", engine, ENGINES)
 
 
 def choose_device(name: str) -> torch.device:

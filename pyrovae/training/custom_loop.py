@@ -23,10 +23,10 @@ from pyrovae.programs import (
     warn_of_links,
 )
 from pyrovae.programs.model_guide import run
-from pyrovae.runtime.annotations import checked
+from pyrovae.runtime.annotations import PositiveFloat, checked
 from pyrovae.runtime.context import forked_random, frozen_unremarked, module_mode, own_store, validation
 from pyrovae.training.batch_sources import DeviceBatches, bind_arguments
-from pyrovae.training.config import check_engine, check_positive
+from pyrovae.training.config import Engine
 from pyrovae.training.loss import Bind, StepLoss
 from pyrovae.training.program_tensors import ProgramTensors
 from pyrovae.training.step import MakeOptimizer, build_optimizer, fused_adam, make_step
@@ -130,8 +130,8 @@ def capture(
     *data: Tensor | Split | Data,
     optimizer: MakeOptimizer | None = None,
     objective: PyroELBO | None = None,
-    engine: str = "captured",
-    clip_norm: float | None = None,
+    engine: Engine = "captured",
+    clip_norm: PositiveFloat | None = None,
     modules: Iterable[nn.Module] = (),
     unnormalized: bool = False,
 ) -> CapturedStep:
@@ -169,8 +169,6 @@ def capture(
         ...     terms = step(x)
 
     """
-    check_engine(engine)
-    check_positive("clip_norm", clip_norm)
     engine = "captured" if engine == "auto" else engine
     require_form(model, *data)
     modules = tuple({id(module): module for module in (*modules, *find_modules(model, guide))}.values())

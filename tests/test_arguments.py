@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,11 +15,12 @@ import pyro.distributions as dist
 import pytest
 import torch
 from conftest import make_vae
+from PIL import Image
 from pyro.infer import Trace_ELBO
 from torch import nn
 
 import pyrovae
-from pyrovae import bounds, diagnostics, likelihoods, networks, objectives, posteriors, priors, testing
+from pyrovae import bounds, diagnostics, likelihoods, networks, objectives, posteriors, priors, report, testing
 from pyrovae.data import transforms
 from pyrovae.runtime.annotations import ArgumentError
 from pyrovae.runtime.serialization import build
@@ -51,7 +53,7 @@ def vae(**parts: Any) -> pyrovae.VAE:
             lambda: priors.StandardNormal(latent_dim=True),
             "`latent_dim` of StandardNormal must be an integer >= 1, got True",
         ),
-        (lambda: networks.MLPDecoder(2, "abc"), "`out_shape` of MLPDecoder must be integers, got 'abc'"),
+        (lambda: networks.MLPDecoder(2, "abc"), "`out_shape` of MLPDecoder must be integers >= 1, got 'abc'"),
         (lambda: networks.MLPDecoder(2, 5, hidden=10**20), "`hidden` of MLPDecoder must be at most 1,000,000,000"),
         (lambda: networks.MLPDecoder(2, 5, activation=nn.ReLU()), "`activation` of MLPDecoder must be a class"),
         (lambda: likelihoods.Gaussian(5, learn_scale=0.1), "`learn_scale` of Gaussian must be True or False, got 0.1"),
@@ -66,6 +68,12 @@ def vae(**parts: Any) -> pyrovae.VAE:
         (lambda: pyrovae.fit(vae(), np.ma.masked_array(X.numpy())), "`data` of fit .* fill it, and give its mask"),
         (lambda: pyrovae.fit(vae(), X, training={"epochs": 3}), "`training` of fit must be a Training"),
         (lambda: pyrovae.fit(vae(), X, epoch=3), "fit has the options .*epochs.* but received 'epoch'"),
+        (lambda: pyrovae.evaluate(X, vae()), r"missing .*'data'; .*model, guide, data, .*; .* evaluate\(vae, data\)"),
+        (lambda: pyrovae.Training(epochs=-1), "`epochs` of Training must be an integer >= 0, got -1"),
+        (lambda: priors.Flow(2, hidden=(4, 0)), r"`hidden` of Flow must be integers >= 1, got \(4, 0\)"),
+        (lambda: posteriors.IAF(2, num_layers=0), "integer >= 1, got 0; for 0 use DiagonalNormal"),
+        (lambda: likelihoods.Gaussian(5, scale=math.inf), "`scale` of Gaussian must be a number > 0, got inf"),
+        (lambda: pyrovae.data.load(object()), "`source` must be a name, a path, an array, .* got object"),
     ],
 )
 def test_errors_name_owner_argument_and_value(attempt: Callable[[], object], words: str) -> None:
@@ -92,6 +100,22 @@ def test_arrays_and_frames_are_data(convert: Callable[[torch.Tensor], Any]) -> N
     same = pyrovae.evaluate(v.model, v.guide, X[:10], ks=(1, 5), show_progress=False)
     assert found.per_datum["L_5"].equal(same.per_datum["L_5"])
     assert v.reconstruct(convert(X)).equal(v.reconstruct(X))
+
+
+def test_a_list_of_images_and_a_frame_are_data() -> None:
+    images = [Image.fromarray(np.full((4, 6), i, np.uint8)) for i in range(20)]
+    assert pyrovae.data.load_split(images).stored[:, 0, 0, 0].tolist() == list(range(20))
+    frame = pandas.DataFrame({"a": np.arange(20.0), "b": np.ones(20)})
+    assert pyrovae.data.load_split(frame).stored[:, 0].tolist() == list(range(20))
+    assert len(pyrovae.data.load(frame).train) == 16
+
+
+def test_a_split_is_x() -> None:
+    split = pyrovae.data.load_split(X)
+    assert VAE.reconstruct(split).equal(VAE.reconstruct(X))
+    labeled = split.with_covariates(X[:, :2])
+    with pytest.raises(TypeError, match="`x` of reconstruct must be a tensor .* got .*Split"):
+        VAE.reconstruct(labeled)
 
 
 def test_rows_of_a_split() -> None:
@@ -141,6 +165,9 @@ def test_records_show_themselves_in_a_line() -> None:
     assert repr(pyrovae.data.digits()).startswith("digits: 1,297 + 200 + 300")
 
 
+VAE = vae().double()
+PROGRAMS = {"model": VAE.model, "guide": VAE.guide}
+WEIGHTS = torch.randn(100, 4, generator=torch.Generator().manual_seed(0))
 SIGNATURES: list[tuple[Callable[..., Any], dict[str, Any]]] = [
     *[(getattr(likelihoods, name), {"x_shape": (5,)}) for name in ("Bernoulli", "Gaussian", "StudentT", "Poisson")],
     *[(getattr(likelihoods, name), {"x_shape": (5,), "levels": 4}) for name in ("Categorical", "DiscretizedLogistic")],
@@ -151,6 +178,17 @@ SIGNATURES: list[tuple[Callable[..., Any], dict[str, Any]]] = [
     *[(record, {}) for record in (pyrovae.Training, pyrovae.Checks, bounds.AnnealingOptions, diagnostics.GapOptions)],
     *[(make, {}) for make in (objectives.ELBO, objectives.DReG, objectives.schedules.Linear, transforms.Threshold)],
     (pyrovae.data.Split, {"stored": X, "name": "x"}),
+    *[(function, {"log_weights": WEIGHTS}) for function in (bounds.iwae, bounds.log_mean_exp, diagnostics.pareto_khat)],
+    *[(function, {"log_weights": WEIGHTS}) for function in (diagnostics.jackknife, diagnostics.weight_diagnostics)],
+    (bounds.elbo, {**PROGRAMS, "x": X[:3]}),
+    *[(f, {**PROGRAMS, "x": X[:3], "num_chains": 1, "num_temperatures": 1}) for f in (bounds.ais, bounds.bdmc)],
+    (diagnostics.latents, {**PROGRAMS, "x": X[:3]}),
+    *[(f, {**PROGRAMS, "x": X[:3], "num_particles": 2}) for f in (pyrovae.log_weights, pyrovae.particles)],
+    (pyrovae.fit, {**PROGRAMS, "data": X[:3], "epochs": 1, "device": "cpu", "show_progress": False}),
+    (pyrovae.evaluate, {**PROGRAMS, "data": X[:3], "ks": (1, 2), "show_progress": False}),
+    (report.traversals, {"vae": VAE, "x": X}),
+    (VAE.generate, {"num_samples": 2}),
+    (VAE.interpolate, {"start": X, "end": X}),
 ]
 WRONG = (None, "abc", -1, 1.5, float("nan"), 10**20, [1, "a"], {"a": 1}, nn.Linear, np.zeros((2, 2)), object())
 
@@ -166,7 +204,7 @@ def test_wrong_arguments_end_in_errors_that_name_them() -> None:
             except (TypeError, ValueError) as error:
                 if name.rstrip("s") not in str(error):
                     failed.append((function.__name__, name, value, error))
-    assert num_tried > 900
+    assert num_tried > 1_400
     assert len(failed) <= 0.02 * num_tried, failed
 
 

@@ -1131,6 +1131,16 @@ def test_a_plate_without_a_size_is_that_of_the_data() -> None:
     torch.testing.assert_close(found.per_datum["L_5"], same.per_datum["L_5"])
 
 
+def test_a_forgotten_to_event_in_a_plate_without_a_size_is_named() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data"):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 3), 1.0))
+            pyro.sample("x", likelihood(z), obs=x)
+
+    with pytest.raises(ValueError, match=r"'z' has 2 batch axes, but its plates are 1; .*\.to_event\(1\)"):
+        evaluate(model, model, X, ks=(1,), show_progress=False)
+
+
 def test_an_independent_loop_gives_the_bound_of_a_causal_model_of_pyro() -> None:
     torch.manual_seed(0)
     config = {"feature_dim": 4, "latent_dim": 2, "hidden_dim": 5, "num_layers": 2, "outcome_dist": "bernoulli"}

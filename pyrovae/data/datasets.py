@@ -24,7 +24,7 @@ from pyrovae.runtime.annotations import checked
 logger = logging.getLogger("pyrovae")
 
 NAMES = ("digits", "mnist", "fashion_mnist", "kmnist")
-Source = str | Path | Array | tuple[Array, Array] | Dataset[Any] | DataLoader[Any] | Data
+Source = str | Path | Array | tuple[Array, Array] | Dataset[Any] | DataLoader[Any] | list[Any] | Data
 
 
 @checked
@@ -104,8 +104,8 @@ def load(
     """Load data from any source.
 
     A source is a name ("digits", "mnist", "fashion_mnist", "kmnist"), a file (`from_file`) or folder (`from_folder`),
-    an array or (x, labels) (`from_arrays`), a torch data set or loader (`from_dataset`), or `Data`, which are returned
-    unchanged.
+    an array, a DataFrame or (x, labels) (`from_arrays`), a torch data set or loader, or a list of arrays or Pillow
+    images (`from_dataset`), or `Data`, which are returned unchanged.
 
     Args:
         source: the name, path or object.
@@ -148,7 +148,7 @@ def load(
 
 
 def load_split(
-    source: Array | tuple[Array, Array] | Dataset[Any] | DataLoader[Any],
+    source: Array | tuple[Array, Array] | Dataset[Any] | DataLoader[Any] | list[Any],
     *,
     name: str | None = None,
     levels: int | None = None,
@@ -157,7 +157,8 @@ def load_split(
     """Load all data of a source as one split, in their order: a loader of a test set, for example.
 
     Args:
-        source: an array ``(N, *x_shape)``, (x, labels), or a torch data set or loader, as in `from_dataset`.
+        source: an array ``(N, *x_shape)``, a DataFrame, (x, labels), or a torch data set, loader or list, as in
+            `from_dataset`.
         name: of the split; "arrays", or the class of the data set, if None.
         levels: as in `from_arrays`.
         seed: of the reading, and of the noise of `Split.fixed`.
@@ -208,20 +209,23 @@ def from_dataset(
 
 
 def _read(source: Any, *, seed: int) -> tuple[Array, Array | None, str]:
-    """Return x, labels and a name for an array, a tuple of x and labels, a torch data set or a loader."""
-    if isinstance(source, Dataset | DataLoader):
+    """Return x, labels and a name for an array, a tuple of x and labels, a list, a torch data set or a loader."""
+    if isinstance(source, Dataset | DataLoader | list):
         return _read_dataset(source, seed=seed)
     if isinstance(source, tuple) and len(source) == 2:
         return *source, "arrays"
-    if isinstance(source, Tensor | np.ndarray):
+    if isinstance(source, Tensor | np.ndarray) or hasattr(source, "to_numpy"):  # a DataFrame
         return source, None, "arrays"
     raise TypeError(
-        f"data come from a name, a path, an array, (x, labels), a torch data set or a loader, and one split from the "
-        f"last four, but received {type(source).__name__}; stack them to an array (N, ...) first"
+        "`source` must be a name, a path, an array, a DataFrame, (x, labels), a list of images or arrays, a torch data "
+        f"set or a loader (of one split, neither name nor path), got {type(source).__name__}; stack the data to an "
+        "array (N, ...)"
     )
 
 
-def _read_dataset(dataset: Dataset[Any] | DataLoader[Any], *, seed: int) -> tuple[Tensor, Tensor | None, str]:
+def _read_dataset(
+    dataset: Dataset[Any] | DataLoader[Any] | list[Any], *, seed: int
+) -> tuple[Tensor, Tensor | None, str]:
     """Return x ``(N, *x_shape)``, labels ``(N,)``, None unless every datum has one, and the class of a data set."""
     batched = isinstance(dataset, DataLoader) and dataset.batch_sampler is not None
     xs: list[Tensor] = []
@@ -249,7 +253,7 @@ def _read_dataset(dataset: Dataset[Any] | DataLoader[Any], *, seed: int) -> tupl
     return x, labels, type(source).__name__
 
 
-def _elements(dataset: Dataset[Any] | DataLoader[Any]) -> Iterator[Any]:
+def _elements(dataset: Dataset[Any] | DataLoader[Any] | list[Any]) -> Iterator[Any]:
     """Yield the elements of a data set, or the batches of a loader."""
     if isinstance(dataset, DataLoader | IterableDataset):
         yield from dataset

@@ -12,6 +12,7 @@ from pyrovae.data import Data, Split
 from pyrovae.data.transforms import Form
 from pyrovae.distributions import Elements
 from pyrovae.distributions.conditional import ConditionalPart
+from pyrovae.runtime.annotations import Shape
 
 
 class Likelihood(ConditionalPart):
@@ -85,7 +86,7 @@ class Likelihood(ConditionalPart):
             cls.base_measure = "Lebesgue" if form in ("unit", "continuous") else "counting"
             cls._measure_of_form = True
 
-    def __init__(self, x_shape: tuple[int, ...]) -> None:
+    def __init__(self, x_shape: Shape) -> None:
         super().__init__(x_shape)
         if not hasattr(self, "form"):
             raise TypeError(f"{type(self).__name__} must set form, one of {', '.join(get_args(Form))}")

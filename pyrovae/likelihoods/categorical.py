@@ -8,6 +8,7 @@ from torch import Tensor
 from pyrovae import distributions
 from pyrovae.likelihoods.levels import LevelLikelihood
 from pyrovae.likelihoods.parametrization import solve
+from pyrovae.runtime.annotations import Shape
 
 
 class Categorical(LevelLikelihood):
@@ -29,7 +30,7 @@ class Categorical(LevelLikelihood):
 
     """
 
-    def __init__(self, x_shape: tuple[int, ...], levels: int = 256) -> None:
+    def __init__(self, x_shape: Shape, levels: int = 256) -> None:
         super().__init__(x_shape, levels)
         self.n_params = levels
 

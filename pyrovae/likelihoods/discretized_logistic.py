@@ -11,6 +11,7 @@ from torch import Tensor
 from pyrovae import distributions
 from pyrovae.likelihoods.levels import LevelLikelihood
 from pyrovae.likelihoods.parametrization import floored, solve, unfloored
+from pyrovae.runtime.annotations import Shape
 
 
 class DiscretizedLogistic(LevelLikelihood):
@@ -36,7 +37,7 @@ class DiscretizedLogistic(LevelLikelihood):
     n_params = 2
     min_log_scale: Tensor
 
-    def __init__(self, x_shape: tuple[int, ...], levels: int = 256) -> None:
+    def __init__(self, x_shape: Shape, levels: int = 256) -> None:
         super().__init__(x_shape, levels)
         self.register_buffer("min_log_scale", torch.tensor(math.log(self._level / 8)))
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyrovae.likelihoods.discretized_logistic import DiscretizedLogistic
 from pyrovae.likelihoods.parametrization import solve
-from pyrovae.runtime.annotations import PositiveInt
+from pyrovae.runtime.annotations import PositiveInt, Shape
 
 
 class DiscretizedLogisticMixture(DiscretizedLogistic):
@@ -33,7 +33,7 @@ class DiscretizedLogisticMixture(DiscretizedLogistic):
 
     """
 
-    def __init__(self, x_shape: tuple[int, ...], levels: int = 256, *, num_components: PositiveInt = 5) -> None:
+    def __init__(self, x_shape: Shape, levels: int = 256, *, num_components: PositiveInt = 5) -> None:
         super().__init__(x_shape, levels)
         self.num_components = num_components
         self.n_params = 3 * num_components

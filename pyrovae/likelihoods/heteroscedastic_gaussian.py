@@ -12,7 +12,7 @@ from torch import Tensor
 from pyrovae.distributions import LogScaleNormal
 from pyrovae.likelihoods.base import Likelihood
 from pyrovae.likelihoods.parametrization import floored, unfloored
-from pyrovae.runtime.annotations import PositiveFloat
+from pyrovae.runtime.annotations import PositiveFloat, Shape
 
 
 class HeteroscedasticGaussian(Likelihood):
@@ -44,7 +44,7 @@ class HeteroscedasticGaussian(Likelihood):
 
     def __init__(
         self,
-        x_shape: tuple[int, ...],
+        x_shape: Shape,
         *,
         min_scale: Annotated[PositiveFloat, "the likelihood has no maximum if scales may be 0"] = 0.01,
     ) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyrovae.data import Data, Split, transforms
 from pyrovae.likelihoods.base import Likelihood
-from pyrovae.runtime.annotations import Range
+from pyrovae.runtime.annotations import Range, Shape
 
 LEVEL_CHANGING = (
     transforms.DynamicBinarization,
@@ -37,7 +37,7 @@ class LevelLikelihood(Likelihood):
 
     form = "levels"
 
-    def __init__(self, x_shape: tuple[int, ...], levels: Annotated[int, Range(2)] = 256) -> None:
+    def __init__(self, x_shape: Shape, levels: Annotated[int, Range(2)] = 256) -> None:
         super().__init__(x_shape)
         self.levels = levels
 

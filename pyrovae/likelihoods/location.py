@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.likelihoods.base import Likelihood
-from pyrovae.runtime.annotations import PositiveFloat
+from pyrovae.runtime.annotations import PositiveFloat, Shape
 
 
 class LocationLikelihood(Likelihood):
@@ -27,7 +27,7 @@ class LocationLikelihood(Likelihood):
     n_params = 1
     form = "continuous"
 
-    def __init__(self, x_shape: tuple[int, ...], *, scale: PositiveFloat = 1.0, learn_scale: bool = False) -> None:
+    def __init__(self, x_shape: Shape, *, scale: PositiveFloat = 1.0, learn_scale: bool = False) -> None:
         super().__init__(x_shape)
         log_scale = torch.tensor(math.log(scale))
         if learn_scale:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyrovae import distributions
 from pyrovae.likelihoods.base import Likelihood
-from pyrovae.runtime.annotations import PositiveFloat
+from pyrovae.runtime.annotations import PositiveFloat, Shape
 
 
 class NegativeBinomial(Likelihood):
@@ -38,7 +38,7 @@ class NegativeBinomial(Likelihood):
 
     def __init__(
         self,
-        x_shape: tuple[int, ...],
+        x_shape: Shape,
         *,
         total_count: Annotated[PositiveFloat, "Poisson is the limit of large values"] = 1.0,
         learn_total_count: bool = True,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyrovae import distributions
 from pyrovae.likelihoods.location import LocationLikelihood
-from pyrovae.runtime.annotations import PositiveFloat, Range
+from pyrovae.runtime.annotations import PositiveFloat, Range, Shape
 
 
 class StudentT(LocationLikelihood):
@@ -35,7 +35,7 @@ class StudentT(LocationLikelihood):
 
     def __init__(
         self,
-        x_shape: tuple[int, ...],
+        x_shape: Shape,
         *,
         df: Annotated[
             float, Range(1, exclusive=True), "a mean exists for df > 1; Gaussian is the limit of large df"

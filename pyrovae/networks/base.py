@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.networks.layers import output_bias, set_output
-from pyrovae.runtime.annotations import NonNegativeInt, PositiveInt
+from pyrovae.runtime.annotations import NonNegativeInt, PositiveInt, Shape
 from pyrovae.runtime.serialization import Described
 
 
@@ -27,7 +27,7 @@ class Network(Described, nn.Module, ABC):
     _part: ClassVar[str]
     _input: ClassVar[str]
 
-    def __init__(self, out_shape: Sequence[int], covariate_dim: NonNegativeInt) -> None:
+    def __init__(self, out_shape: Shape, covariate_dim: NonNegativeInt) -> None:
         super().__init__()
         if not out_shape or min(out_shape) < 1 or covariate_dim < 0:
             raise ValueError(
@@ -110,7 +110,7 @@ class Encoder(Network):
 
     _role, _part, _input = "encoder", "posterior", "data"
 
-    def __init__(self, x_shape: Sequence[int], out_shape: Sequence[int], *, covariate_dim: NonNegativeInt = 0) -> None:
+    def __init__(self, x_shape: Shape, out_shape: Shape, *, covariate_dim: NonNegativeInt = 0) -> None:
         super().__init__(out_shape, covariate_dim)
         if not x_shape or min(x_shape) < 1:
             raise ValueError(
@@ -157,7 +157,7 @@ class Decoder(Network):
     def __init__(
         self,
         latent_dim: PositiveInt,
-        out_shape: Sequence[int],
+        out_shape: Shape,
         *,
         covariate_dim: NonNegativeInt = 0,
         initial_params: Tensor | None = None,

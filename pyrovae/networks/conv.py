@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyrovae.networks.base import Decoder, Encoder
 from pyrovae.networks.layers import ImageHead, he, hidden_layers, join, linear
-from pyrovae.runtime.annotations import NonNegativeInt, PositiveInt
+from pyrovae.runtime.annotations import NonNegativeInt, PositiveInt, Shape
 
 MIN_SIZE = 4  # pixels, height and width of the smallest images
 
@@ -37,8 +37,8 @@ class ConvEncoder(Encoder):
 
     def __init__(
         self,
-        x_shape: Sequence[int],
-        out_shape: Sequence[int],
+        x_shape: Shape,
+        out_shape: Shape,
         *,
         covariate_dim: NonNegativeInt = 0,
         channels: Sequence[PositiveInt] = (32, 64),
@@ -85,7 +85,7 @@ class ConvDecoder(Decoder):
     def __init__(
         self,
         latent_dim: PositiveInt,
-        out_shape: Sequence[int],
+        out_shape: Shape,
         *,
         covariate_dim: NonNegativeInt = 0,
         channels: Sequence[PositiveInt] = (32, 64),

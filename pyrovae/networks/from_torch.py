@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pyrovae.networks.base import Decoder, Encoder
+from pyrovae.runtime.annotations import Shape
 
 Function = Callable[[Tensor], Any]
 
@@ -25,8 +26,8 @@ class TorchEncoder(Encoder):
     def __init__(
         self,
         encode: Function,
-        x_shape: Sequence[int],
-        latent_shape: Sequence[int],
+        x_shape: Shape,
+        latent_shape: Shape,
         *,
         flat: bool = False,
         modules: Iterable[nn.Module] | None = None,
@@ -74,8 +75,8 @@ class TorchDecoder(Decoder):
     def __init__(
         self,
         decode: Function,
-        latent_shape: Sequence[int],
-        out_shape: Sequence[int],
+        latent_shape: Shape,
+        out_shape: Shape,
         *,
         probabilities: bool | None = False,
         modules: Iterable[nn.Module] | None = None,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pyrovae.networks.base import Decoder, Encoder
 from pyrovae.networks.layers import dense_head, glorot, he, hidden_layers, join, linear
-from pyrovae.runtime.annotations import NonNegativeInt, PositiveInt
+from pyrovae.runtime.annotations import NonNegativeInt, PositiveInt, Shape
 
 
 class MLPEncoder(Encoder):
@@ -33,8 +33,8 @@ class MLPEncoder(Encoder):
 
     def __init__(
         self,
-        x_shape: Sequence[int],
-        out_shape: Sequence[int],
+        x_shape: Shape,
+        out_shape: Shape,
         *,
         covariate_dim: NonNegativeInt = 0,
         hidden: Sequence[PositiveInt] = (200, 200),
@@ -77,7 +77,7 @@ class MLPDecoder(Decoder):
     def __init__(
         self,
         latent_dim: PositiveInt,
-        out_shape: Sequence[int],
+        out_shape: Shape,
         *,
         covariate_dim: NonNegativeInt = 0,
         hidden: Sequence[PositiveInt] = (200, 200),
@@ -131,8 +131,8 @@ class GatedMLPEncoder(MLPEncoder):
 
     def __init__(
         self,
-        x_shape: Sequence[int],
-        out_shape: Sequence[int],
+        x_shape: Shape,
+        out_shape: Shape,
         *,
         covariate_dim: NonNegativeInt = 0,
         hidden: Sequence[PositiveInt] = (300, 300),
@@ -163,7 +163,7 @@ class GatedMLPDecoder(MLPDecoder):
     def __init__(
         self,
         latent_dim: PositiveInt,
-        out_shape: Sequence[int],
+        out_shape: Shape,
         *,
         covariate_dim: NonNegativeInt = 0,
         hidden: Sequence[PositiveInt] = (300, 300),

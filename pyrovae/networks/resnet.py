@@ -14,7 +14,7 @@ from torch.nn import functional
 from pyrovae.networks.base import Encoder
 from pyrovae.networks.conv import ConvDecoder, as_image, convolution, image_shape
 from pyrovae.networks.layers import linear
-from pyrovae.runtime.annotations import NonNegativeInt, PositiveInt
+from pyrovae.runtime.annotations import NonNegativeInt, PositiveInt, Shape
 
 
 class ResNetEncoder(Encoder):
@@ -40,8 +40,8 @@ class ResNetEncoder(Encoder):
 
     def __init__(
         self,
-        x_shape: Sequence[int],
-        out_shape: Sequence[int],
+        x_shape: Shape,
+        out_shape: Shape,
         *,
         covariate_dim: NonNegativeInt = 0,
         pretrained: bool = False,
@@ -97,7 +97,7 @@ class ResNetDecoder(ConvDecoder):
     def __init__(
         self,
         latent_dim: PositiveInt,
-        out_shape: Sequence[int],
+        out_shape: Shape,
         *,
         covariate_dim: NonNegativeInt = 0,
         channels: Sequence[PositiveInt] = (64, 128, 256),

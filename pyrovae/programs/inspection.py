@@ -34,6 +34,9 @@ UNKNOWN_SIZE = -1  # Pyro's size of a plate without one
 MISMATCH = re.compile(
     r"Shape mismatch inside plate\('(?P<plate>.+?)'\) at site (?P<site>\S+) dim -\d+, (?P<size>\d+) vs (?P<found>\d+)"
 )
+LOG_PROB_SHAPE = re.compile(
+    r"at site \"(?P<site>.+)\", invalid log_prob shape\s+Expected \[(?P<plates>.*)\], actual \[(?P<found>.*)\]"
+)
 DTYPES = re.compile("the same dtype|should be the same|expected scalar type (Float|Double|Half|BFloat16)")
 FIRST_ROWS, SECOND_ROWS = 3, 2  # data points of the first two runs
 AllData = Callable[[], tuple[Any, ...]]
@@ -331,6 +334,13 @@ def _explain(error: Exception, args: tuple[Any, ...], modules: tuple[nn.Module, 
             f"the distribution of {mismatch['site']!r} has a batch axis of {mismatch['found']} where the plate "
             f"{mismatch['plate']!r} has its rows; make the axes of one datum event axes, by .to_event(1) for one axis"
         )
+    if shapes := LOG_PROB_SHAPE.search(text):
+        num_plates, num_found = (len(shapes[name].split(",")) if shapes[name] else 0 for name in ("plates", "found"))
+        if num_found > num_plates:
+            return (
+                f"the distribution of {shapes['site']!r} has {num_found} batch axes, but its plates are {num_plates}; "
+                f"make the axes of one datum event axes, by .to_event({num_found - num_plates})"
+            )
     data = {arg.dtype for arg in args if isinstance(arg, Tensor)}
     networks = {p.dtype for module in modules for p in module.parameters()} - data
     if isinstance(error, RuntimeError) and DTYPES.search(text) and networks:

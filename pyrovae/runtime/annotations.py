@@ -61,6 +61,7 @@ PositiveInt = Annotated[int, Range(1)]
 NonNegativeInt = Annotated[int, Range(0)]
 PositiveFloat = Annotated[float, Range(0, exclusive=True)]
 NonNegativeFloat = Annotated[float, Range(0)]
+Shape = tuple[PositiveInt, ...]
 
 
 def checked(function: F) -> F:
@@ -118,7 +119,10 @@ def convert_arguments(
         bound = signature.bind(*args, **kwargs)
     except TypeError as error:
         known = [p.name for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD and p.name != "self"]
-        raise TypeError(f"{owner}: {error}; its arguments are {', '.join(known)}") from None
+        text = f"{owner}: {error}; its arguments are {', '.join(known)}"
+        if known[:2] == ["model", "guide"]:
+            text += f"; a VAE may stand for the first two: {owner}(vae, {', '.join(known[2:3])})"
+        raise TypeError(text) from None
     hints = _annotations(function) if convert_values else {}
     for name, value in bound.arguments.items():
         if name in hints:
@@ -190,7 +194,7 @@ def _convert(value: Any, hint: Any) -> Any:
     if hint is Tensor:
         return _to_tensor(value)
     if origin is typing.Literal:
-        return value if value in parameters else MISMATCH
+        return value if any(type(value) is type(item) and value == item for item in parameters) else MISMATCH
     if origin is type:
         return value if isinstance(value, type) and issubclass(value, parameters[0]) else MISMATCH
     if origin is collections.abc.Callable:
@@ -229,9 +233,11 @@ def _convert_elements(value: Any, origin: Any, parameters: tuple[Any, ...]) -> A
 
 
 def _to_tensor(value: Any) -> Any:
-    """Return a tensor, array or DataFrame of numbers as a tensor, or `MISMATCH`."""
+    """Return a tensor, array, DataFrame or split of data as a tensor, or `MISMATCH`."""
     if isinstance(value, Tensor):
         return value
+    if callable(getattr(value, "fixed", None)) and not value.given:  # a split of data without covariates
+        return value.fixed()
     if hasattr(value, "to_numpy"):  # a DataFrame or Series; pandas stores numbers as float64
         try:
             numbers = np.array(value.to_numpy(dtype=np.float64), order="C")

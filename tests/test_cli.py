@@ -284,7 +284,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
 BAD = """
 train --epoch 2 | unknown option --epoch; did you mean --epochs?
 train --epochs two | invalid int value: 'two'
-train --objective.beta -1 | `beta` must be finite and >= 0
+train --objective.beta -1 | `beta` of ELBO must be a number >= 0
 train --beta 2 | unknown option --beta; did you mean --objective.beta?
 train --hidden 9 | --encoder.hidden or --decoder.hidden?
 train --objective IWAE --objective.beta 2 | IWAE has no option --objective.beta, which is one of ELBO
@@ -293,7 +293,7 @@ train --prior Flow --latent_dim 1 | for one dimension use MixtureOfGaussians
 train --prior Flwo | there is no prior 'Flwo'; did you mean Flow? Choose from DiagonalNormal, Flow
 train --prior Vamp --prior.num_components 2000 | choose fewer num_components
 train --encoder.hidden 20 2.5 | --encoder.hidden takes N N ..., but received '20 2.5'
-train --batch_size 0 | `batch_size` of .* must be an integer >= 1
+train --batch_size 0 | `batch_size` of Training must be an integer >= 1
 train --likelihood Gaussian --likelihood.learn_scale maybe | takes true|false, but received 'maybe'
 train --likelihood .Cauchy | --likelihood .Cauchy cannot be imported
 train --prior pyrovae.priors.Prior | --prior pyrovae.priors.Prior lacks forward; see help(Prior)
@@ -343,7 +343,7 @@ def test_bad_evaluations_and_folders(capsys: pytest.CaptureFixture[str]) -> None
         (f"evaluate run --ks {10**13}", "needs about"),
         ("evaluate run --num_data 0", "first(0)"),
         ("evaluate run --engine fast", "'fast'"),
-        ("generate run --num 0", "at least 1 sample"),
+        ("generate run --num 0", "`num_samples` of generate must be an integer >= 1"),
         (f"generate run --num {10**13}", "needs about"),
         ("generate run --out no/such/folder.npy", "cannot be written"),
         ("generate run --out x.gif", "a .png or a .npy"),

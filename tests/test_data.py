@@ -526,12 +526,12 @@ def test_load_takes_names_arrays_pairs_and_data() -> None:
     [
         ("minst", ValueError, "mnist, fashion_mnist, kmnist, or by .* but 'minst' is neither; did you mean mnist"),
         (Path("/nowhere/x.npz"), ValueError, "'/nowhere/x.npz' is neither; check the path"),
-        (3, TypeError, r"come from a name, .* but received int; stack them"),
-        ([ROWS], TypeError, r"come from a name, .* but received list; stack them"),
+        (3, TypeError, "`source` must be a name, .* got int; stack the data"),
+        ({"x": ROWS}, TypeError, "`source` must be a name, .* got dict; stack the data"),
     ],
 )
 def test_unknown_sources_are_refused(source: Any, error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         data.load(source)
-    with pytest.raises(TypeError, match="one split from the last four"):
+    with pytest.raises(TypeError, match="of one split, neither name nor path"):
         data.load_split(source)

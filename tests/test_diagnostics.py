@@ -499,5 +499,5 @@ def test_too_little_for_a_variance() -> None:
     truth = linear_gaussian()
     with pytest.raises(ValueError, match="at least 2 data, but received 1"):
         diagnostics.latents(*pair_of(truth), truth.sample(1))
-    with pytest.raises(ValueError, match="at least 2 draws, but received 1"):
+    with pytest.raises(ValueError, match="`num_draws` of latents must be an integer >= 2, got 1"):
         diagnostics.latents(*pair_of(truth), truth.sample(5), num_draws=1)

@@ -883,11 +883,11 @@ def test_grey_values_under_bernoulli_are_refused_with_the_cure() -> None:
         ({"epochs": -1}, "`epochs` of .* must be an integer >= 0"),
         ({"batch_size": 0}, "`batch_size` of .* must be an integer >= 1"),
         ({"patience": 0}, "`patience` of .* must be an integer >= 1"),
-        ({"learning_rate": math.nan}, "`learning_rate` of Training must be a number, got nan"),
-        ({"clip_norm": -1.0}, "`clip_norm` must be positive and finite"),
-        ({"final_learning_rate": math.inf}, "`final_learning_rate` must be positive and finite"),
-        ({"engine": "jit"}, "`engine` must be one of auto, eager, captured, got 'jit'"),
-        ({"precision": "float16"}, "`precision` must be one of float32, bfloat16, got 'float16'"),
+        ({"learning_rate": math.nan}, "`learning_rate` of Training must be a number > 0, got nan"),
+        ({"clip_norm": -1.0}, "`clip_norm` of Training must be a number > 0"),
+        ({"final_learning_rate": math.inf}, "`final_learning_rate` of Training must be a number > 0"),
+        ({"engine": "jit"}, "`engine` of Training must be one of 'auto', 'eager', 'captured', got 'jit'"),
+        ({"precision": "float16"}, "`precision` of Training must be one of 'float32', 'bfloat16', got 'float16'"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], text: str) -> None:

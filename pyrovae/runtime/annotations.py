@@ -187,6 +187,10 @@ def _convert(value: Any, hint: Any) -> Any:
         ranges = (item for item in hint.__metadata__ if isinstance(item, Range))
         return converted if converted is MISMATCH or all(converted in item for item in ranges) else MISMATCH
     if origin in (typing.Union, types.UnionType):
+        if any(
+            option not in _SCALARS and isinstance(option, type) and isinstance(value, option) for option in parameters
+        ):
+            return value
         converted = (_convert(value, option) for option in parameters)
         return next((result for result in converted if result is not MISMATCH), MISMATCH)
     if hint in _SCALARS:

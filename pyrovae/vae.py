@@ -175,7 +175,7 @@ class VAE(Described, nn.Module):
                 modules=modules,
             ),
             likelihood=likelihood,
-            encoder=TorchEncoder(encode, x_shape, shape, flat=flat, modules=modules),
+            encoder=TorchEncoder(encode, tuple(x_shape), shape, flat=flat, modules=modules),
             posterior=posterior,
         )
 

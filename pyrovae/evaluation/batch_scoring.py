@@ -19,6 +19,7 @@ from pyrovae.evaluation.resume import Journal
 from pyrovae.importance import ParticleBatch, compiled_runs, iter_batches, iter_particles, on_device
 from pyrovae.programs import ModelGuide
 from pyrovae.results import ObservedData
+from pyrovae.results.evaluation_record import KL_OF
 from pyrovae.runtime import memory
 from pyrovae.runtime.annotations import PositiveInt, convert_fields
 from pyrovae.runtime.context import forked_random, stream_seed
@@ -155,16 +156,29 @@ def batch_statistics(
 ) -> dict[str, Tensor]:
     """Return the bounds of each datum ``(B,)`` of one batch, their Monte Carlo variances ``(C, B)``, and diagnostics of
     its weights ``(B,)``, in float64 on the CPU. The share of its particles is reported after each block.
+
+    Programs with several latent sites have the KL of each site too. Of these, no values per particle are kept.
     """
-    weights, terms, num_drawn = [], [], 0
+    weights, reconstructions, kls, num_drawn = [], [], [], 0
+    first: dict[str, Tensor] = {}  # the KL of each site at the first particle (B,)
+    sums: dict[str, Tensor] = {}  # of the differences to it and of their squares (2, B)
     for block in particles:
         weights.append(_to_float64(block.log_prior + block.log_likelihood - block.log_guide))
-        terms.append(particle_terms(programs, block).map(_to_float64))
+        terms = particle_terms(programs, block).map(_to_float64)
+        reconstructions.append(terms.reconstruction)
+        kls.append(terms.kl)
+        for name, value in terms.kl_of.items() if len(terms.kl_of) > 1 else ():
+            difference = value - first.setdefault(name, value[0])
+            sums[name] = sums.get(name, 0.0) + torch.stack([difference.sum(0), difference.square().sum(0)])
         num_drawn += len(block.log_prior)
         advance(num_drawn / ks[-1])
     log_weights = torch.cat(weights)  # (K, B)
-    reconstruction, kl = torch.cat([t.reconstruction for t in terms]), torch.cat([t.kl for t in terms])
+    reconstruction, kl = torch.cat(reconstructions), torch.cat(kls)
     statistics = {}
+    for name, (total, squares) in sums.items():
+        statistics[KL_OF + name] = first[name] + total / num_drawn
+        variance = (squares - total**2 / num_drawn) / max(1, num_drawn - 1) / num_drawn
+        statistics[VARIANCE + KL_OF + name] = variance.unsqueeze(0)[: num_drawn - 1]  # unknown for a single particle
     for name, value in (("ELBO", reconstruction - kl), ("reconstruction", reconstruction), ("KL", kl)):
         statistics[name] = value.mean(0)
         statistics[VARIANCE + name] = monte_carlo_variances(value, 1)

@@ -23,6 +23,7 @@ from pyrovae.importance import chunk_sizes, find_low_precision, score_one_partic
 from pyrovae.programs import ModelGuide, Program, Unnormalized, find_modules, warn_of_links
 from pyrovae.results import Estimate, Evaluation, ObservedData, bits_per_dimension, mean_and_error
 from pyrovae.results.estimates import require_possible
+from pyrovae.results.evaluation_record import KL_OF
 from pyrovae.results.observed_data import DRAWN, MASKED, WHOLE
 from pyrovae.runtime import memory
 from pyrovae.runtime.annotations import checked
@@ -145,6 +146,7 @@ def evaluate(
         reconstruction=estimates["reconstruction"],
         kl=estimates["KL"],
         iwae=tuple(estimates[f"L_{k}"] for k in ks),
+        kl_by_site={name: estimates[KL_OF + name] for name in programs.latents if KL_OF + name in estimates},
         kl_methods=dict(programs.kl),
         gains={f"L_{k}": mean_and_error(per_datum[f"L_{k}"] - per_datum["ELBO"]) for k in ks},
         num_data=len(args[0]),
@@ -174,7 +176,8 @@ def _estimates(programs: ModelGuide, per_datum: dict[str, Tensor], ks: tuple[int
         ValueError: if a bound on a log-probability of discrete data is above 0.
 
     """
-    kinds = {"ELBO": ks[-1], "reconstruction": ks[-1], "KL": ks[-1], **{f"L_{k}": k for k in ks}}
+    sites = [label for label in per_datum if label.startswith(KL_OF)]
+    kinds = {label: ks[-1] for label in ("ELBO", "reconstruction", "KL", *sites)} | {f"L_{k}": k for k in ks}
     estimates = {
         label: Estimate.over_data(
             "IWAE" if label.startswith("L_") else label, k, per_datum[label], per_datum[VARIANCE + label]

@@ -12,6 +12,7 @@ A figure displays itself in a notebook. Most functions take ``ax``, axes of your
 - `latent_space`: posterior means against the prior;
 - `manifold`: E[x | z] on a grid of two latent dimensions;
 - `rate_distortion`: KL against reconstruction of several models, with lines of equal ELBO;
+- `kl_by_site`: the KL of each latent site of a model with several;
 - `kl_per_unit`: information in each latent unit, and which units are active;
 - `write_report`: one page of figures and tables in a run folder, and `read_report` for its numbers;
 - `compare`: numbers of several runs side by side;
@@ -28,11 +29,13 @@ from pyrovae.report.latent_figures import latent_space
 from pyrovae.report.rate_distortion_figure import rate_distortion
 from pyrovae.report.report_files import read_report, write_report
 from pyrovae.report.run_comparison import compare
+from pyrovae.report.site_figures import kl_by_site
 
 __all__ = [
     "compare",
     "forest",
     "interpolations",
+    "kl_by_site",
     "kl_per_unit",
     "ladder",
     "latent_space",

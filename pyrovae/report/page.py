@@ -23,6 +23,7 @@ from pyrovae.report.bound_figures import ladder, waterfall
 from pyrovae.report.diagnostic_figures import kl_per_unit, training_curves, weight_histograms
 from pyrovae.report.image_figures import interpolations, reconstructions, samples, thumbnails, traversals
 from pyrovae.report.latent_figures import latent_space
+from pyrovae.report.site_figures import kl_by_site
 from pyrovae.report.style import size_in_pixels, to_svg
 from pyrovae.results import Evaluation, History, Latents, Number
 from pyrovae.results.tables import percent, printable_lines
@@ -125,6 +126,7 @@ def pictures(context: ReportContext) -> dict[str, Figure | str]:
         annealing = checked.annealing if checked else None
         extra = [annealing.bound] if annealing and annealing.num_data == evaluation.num_data else []
         draw["ladder"] = lambda: ladder(evaluation, extra)
+    draw["sites"] = lambda: kl_by_site(evaluation)
     if checked and (gaps := checked.gaps):
         draw["waterfall"] = lambda: waterfall(gaps)
     if weights:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,8 +16,11 @@ from pyrovae.results.estimates import Estimate, PairedDifference, reasons
 from pyrovae.results.latent_record import Latents
 from pyrovae.results.observed_data import WHOLE, ObservedData
 from pyrovae.results.record import from_plain, to_plain
-from pyrovae.results.tables import Number, Table, Tabled
+from pyrovae.results.tables import Cell, Number, Table, Tabled
 from pyrovae.results.tightness import Gaps, Weights
+
+KL_OF = "KL of "  # name of an estimate, before the name of a latent site
+MOST_SITES, SITES_AT_AN_END = 8, 3  # latent sites with a row each; rows of the first and of the last of more sites
 
 
 @dataclass(frozen=True, repr=False)
@@ -72,7 +76,7 @@ class Evaluation(Tabled):
         reconstruction: first term of the ELBO, E_q log p(x | z).
         kl: second term of the ELBO, which is subtracted.
         iwae: L_K for each K, from the Monte Carlo ELBO L_1 on.
-        kl_methods: method of the KL of each latent site.
+        kl_methods: method of the KL of each latent site, in the order in which the guide draws them.
         gains: paired mean difference of each L_K to the ELBO and its standard error over the data, nats.
         num_data: number of data.
         data: name of the data.
@@ -92,10 +96,11 @@ class Evaluation(Tabled):
         date: date in ISO format.
         weights: tails of the weights behind the largest K, and whether K is enough.
         checked: results of the checks on some of the data; None if none was requested.
+        kl_by_site: the KL of each latent site, in the order of the guide; empty for a single site.
         observed: the values that the model scores; None if unknown.
         unnormalized: reason why the model is not a normalized distribution; None if it is.
-        per_datum: for "ELBO", "reconstruction", "KL" and each "L_K" the values ``(N,)``, and the diagnostics of the
-            weights at the largest K; not part of the JSON.
+        per_datum: for "ELBO", "reconstruction", "KL", each "KL of SITE" and each "L_K" the values ``(N,)``, and the
+            diagnostics of the weights at the largest K; not part of the JSON.
 
     """
 
@@ -120,6 +125,7 @@ class Evaluation(Tabled):
     num_covariates: int = 0
     weights: Weights | None = None
     checked: CheckResults | None = None
+    kl_by_site: dict[str, Estimate] = field(default_factory=dict)
     observed: ObservedData | None = None
     unnormalized: str | None = None
     per_datum: dict[str, Tensor] = field(repr=False, compare=False, default_factory=dict)
@@ -150,13 +156,15 @@ class Evaluation(Tabled):
 
     def bounds_table(self) -> Table:
         """Return the ELBO, its terms and the ladder."""
-        rows = []
+        rows: list[tuple[Cell, ...]] = []
         for estimate in self.estimates:
             label = f"  {estimate.label}" if estimate in (self.reconstruction, self.kl) else estimate.label
             num_particles = str(estimate.num_particles) if estimate.name == "IWAE" else ""
             gain, error = self.gains.get(estimate.label, (None, None))
             over = "" if gain is None else Number(gain, signed=True, error=error)
             rows.append((label, num_particles, *estimate.cells(), over))
+            if estimate is self.kl:
+                rows += self._site_rows()
         transform = f", {self.data_transform['class']}" if self.data_transform else ""
         measure = {"counting": ", a log-probability", "Lebesgue": ", a log-density"}.get(self.base_measure or "", "")
         measure = "" if self.unnormalized else measure
@@ -170,12 +178,30 @@ class Evaluation(Tabled):
             notes=(*self.warnings, *self._notes()),
         )
 
+    def _site_rows(self) -> list[tuple[Cell, ...]]:
+        """Return a row for the KL of each latent site; of many sites the first and the last, and the sum of the others.
+
+        The sum has no standard error.
+        """
+        sites = list(self.kl_by_site.items())
+        folded = sites[SITES_AT_AN_END:-SITES_AT_AN_END] if len(sites) > MOST_SITES else []
+        rows: list[tuple[Cell, ...]] = [(f"    {name}", "", *estimate.cells(), "") for name, estimate in sites]
+        if folded:
+            values = [estimate.value for _, estimate in folded if estimate.value is not None]
+            total = Number(sum(values) if len(values) == len(folded) else None)
+            label = f"    {folded[0][0]} to {folded[-1][0]} ({len(folded)} sites)"
+            rows[SITES_AT_AN_END:-SITES_AT_AN_END] = [(label, "", total, "", "", "")]
+        return rows
+
     def _notes(self) -> list[str]:
-        methods = ", ".join(
-            f"{site}: {method if method == 'closed form' else f'Monte Carlo ({method})'}"
+        methods = {
+            site: method if method == "closed form" else f"Monte Carlo ({method})"
             for site, method in self.kl_methods.items()
-        )
-        notes = [f"{self.elbo.num_particles} particles per datum; KL of {methods}"]
+        }
+        of_sites = [f"{site}: {method}" for site, method in methods.items()]
+        if len(methods) > MOST_SITES:
+            of_sites = [f"{count} sites: {method}" for method, count in Counter(methods.values()).items()]
+        notes = [f"{self.elbo.num_particles} particles per datum; KL of {', '.join(of_sites)}"]
         if self.observed is not None and self.observed.what != WHOLE:
             caution = self.observed.caution(self.base_measure)
             notes.append(f"observed: {self.observed}{f'; {caution}' if caution else ''}")

@@ -1,0 +1,72 @@
+"""Figure of the KL of each latent site."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from pyrovae.report.style import PALETTE, dress, panel, styled
+from pyrovae.results import Evaluation
+from pyrovae.results.tables import printable
+
+NAMED = 12  # sites with their names below the axis
+COLORS = (PALETTE[0], PALETTE[6], PALETTE[4], PALETTE[3])
+
+
+@styled
+def kl_by_site(evaluations: Evaluation | Mapping[str, Evaluation], *, ax: Axes | None = None) -> Figure | None:
+    """Draw the KL of each latent site in the order of the guide, nats per datum, with its standard error over the data.
+
+    Args:
+        evaluations: estimates of a model with several latent sites, or of several such models by name. Models are drawn
+            side by side if all have the same number of sites.
+        ax: panel to draw into; None for a new figure.
+
+    Returns:
+        The figure, or None if no model has several latent sites.
+
+    Raises:
+        ValueError: if the numbers of sites differ.
+
+    """
+    given = {"": evaluations} if isinstance(evaluations, Evaluation) else evaluations
+    models = {name: evaluation.kl_by_site for name, evaluation in given.items() if evaluation.kl_by_site}
+    if not models:
+        return None
+    if len(counts := {len(sites) for sites in models.values()}) > 1:
+        raise ValueError(
+            f"the models must have equally many latent sites, got {sorted(counts)}; draw each into a panel of its own"
+        )
+    names = list(next(iter(models.values())))
+    figure, axes = panel(ax, 7.0, 3.4)
+    dress(axes, title="KL of each latent site (nats per datum)", grid=True)
+    places = range(1, len(names) + 1)
+    many = len(names) > NAMED
+    for number, (label, sites) in enumerate(models.items()):
+        color = COLORS[number % len(COLORS)]
+        values = [math.nan if estimate.value is None else estimate.value for estimate in sites.values()]
+        errors = [estimate.se_data or 0.0 for estimate in sites.values()]
+        style: dict[str, Any] = {"color": color, "label": label or None}
+        if many:
+            axes.plot(places, values, linewidth=1.4, **style)
+            low, high = ([v + sign * e for v, e in zip(values, errors, strict=True)] for sign in (-1, 1))
+            axes.fill_between(places, low, high, color=color, alpha=0.25, linewidth=0)
+        else:
+            width = 0.8 / len(models)
+            shifted = [place + width * (number - (len(models) - 1) / 2) for place in places]
+            axes.bar(shifted, values, width, yerr=errors, error_kw={"elinewidth": 1.2, "capsize": 3}, **style)
+    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    if many:
+        axes.set_xlim(1, len(names))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        axes.set_xlabel(f"Number of the site, from {printable(names[0])} to {printable(names[-1])}", parse_math=False)
+    else:
+        axes.set_xticks(places, [printable(name) for name in names], parse_math=False)
+    if len(models) > 1:
+        axes.legend()
+    return figure

@@ -305,11 +305,25 @@ def test_a_figure_shows_itself_in_a_notebook_and_draws_into_given_axes() -> None
     assert image.size == pytest.approx((2 * shown["width"], 2 * shown["height"]), abs=1)
     outer = Figure()
     axes = outer.subfigures(1, 2)[1].subplots()
-    for draw in (report.samples, partial(report.traversals, x=x), partial(report.interpolations, x=x)):
+    of_data = (partial(draw, x=x) for draw in (report.traversals, report.interpolations, report.pixel_scale))
+    for draw in (report.samples, *of_data):
         axes.clear()
         assert draw(vae, ax=axes) is outer
         assert len(axes.images) == 1
         assert not outer.get_suptitle()
+
+
+def test_pixel_scales_are_drawn_from_white_to_black() -> None:
+    vae = transparent_vae(torch.zeros(4, 2))
+    vae.likelihood = likelihoods.HeteroscedasticGaussian((1, 1, 4))
+    params = torch.stack([torch.zeros(4), torch.tensor([0.1, 0.2, 0.4, 0.8]).log()], -1)  # (4, 2)
+    vae.decoder = Coded(params[None, None])
+    scales = vae.likelihood(params[None, None]).stddev.flatten().tolist()
+    figure = report.pixel_scale(vae, torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1).expand(2, 1, 1, 4), limit=0.4)
+    shades = [pixel(figure, (1, 4), (2, 1), (0, column)) for column in range(4)]
+    assert shades == pytest.approx([scales[0] / 0.4, scales[1] / 0.4, 1.0, 1.0], abs=1e-6)
+    assert [pixel(figure, (1, 4), (row, 1), (0, 0)) for row in (0, 1)] == [1.0, 0.0]
+    assert f"{scales[0]:.3f} to {scales[3]:.3f}; black is 0.400 or more" in figure.axes[0].get_xlabel()
 
 
 # --- training

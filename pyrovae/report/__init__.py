@@ -11,6 +11,7 @@ A figure displays itself in a notebook. Most functions take ``ax``, axes of your
 - `thumbnails`: the data with the largest values of a diagnostic;
 - `latent_space`: posterior means against the prior;
 - `manifold`: E[x | z] on a grid of two latent dimensions;
+- `pixel_scale`: data, E[x | z] and the standard deviation of each pixel given z;
 - `rate_distortion`: KL against reconstruction of several models, with lines of equal ELBO;
 - `kl_by_site`: the KL of each latent site of a model with several;
 - `kl_per_unit`: information in each latent unit, and which units are active;
@@ -26,6 +27,7 @@ from pyrovae.report.bound_figures import forest, ladder, waterfall
 from pyrovae.report.diagnostic_figures import kl_per_unit, training_curves, weight_histograms
 from pyrovae.report.image_figures import interpolations, manifold, reconstructions, samples, thumbnails, traversals
 from pyrovae.report.latent_figures import latent_space
+from pyrovae.report.pixel_scale_figure import pixel_scale
 from pyrovae.report.rate_distortion_figure import rate_distortion
 from pyrovae.report.report_files import read_report, write_report
 from pyrovae.report.run_comparison import compare
@@ -40,6 +42,7 @@ __all__ = [
     "ladder",
     "latent_space",
     "manifold",
+    "pixel_scale",
     "rate_distortion",
     "read_report",
     "reconstructions",

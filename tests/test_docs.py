@@ -2,53 +2,116 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+import runpy
+import subprocess
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import pyro
 import pytest
 import torch
-from torch import nn
+from PIL import Image
+from torch.utils.data import DataLoader, TensorDataset
 
 import pyrovae
 from pyrovae import likelihoods, networks, posteriors, priors
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = sorted((ROOT / "examples" / "docs").glob("*.md"))
+SLOW = {"pyro_tutorial", "reports", "your_model"}  # pages that run all checks
 
 
-def python_blocks() -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
+def python_blocks(text: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
 
 
-def test_library_use_of_the_readme_is_15_lines_and_runs(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    torch.set_default_dtype(torch.float32)
-    use, swap, own, prior, hand, step = python_blocks()
-    assert len([line for line in use.splitlines() if line]) <= 15
-    script = types.ModuleType("script")  # a module for the classes, which are found by name
-    monkeypatch.setitem(sys.modules, "script", script)
-    names: dict[str, object] = script.__dict__
-    names |= {"pyrovae": pyrovae, "likelihoods": likelihoods, "torch": torch, "pyro": pyro}
-    quick = use.replace("epochs=100", "epochs=1").replace("vae, data))", "vae, data, ks=(1, 5)))")
-    exec(compile(quick, "README.md", "exec"), names)
-    assert "Estimates of log p(x)" in capsys.readouterr().out
+class Page:
+    """Runs the code of a page block by block, in one module: classes are found by its name."""
+
+    def __init__(self, path: Path, patch: pytest.MonkeyPatch) -> None:
+        torch.set_default_dtype(torch.float32)
+        pyro.clear_param_store()
+        script = types.ModuleType("script")
+        patch.setitem(sys.modules, "script", script)
+        self.path, self.names = path, script.__dict__
+
+    def run(self, *blocks: str) -> None:
+        for block in blocks:
+            exec(compile(block.replace("epochs=100", "epochs=1"), self.path.name, "exec"), self.names)
+
+
+@pytest.fixture(autouse=True)
+def _few_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Leave the first digits of each split, and run in an empty folder."""
+    whole = pyrovae.data.digits()
+    parts = {name: getattr(whole, name).first(num) for name, num in (("train", 128), ("validation", 4), ("test", 4))}
+    few = dataclasses.replace(whole, **parts)
+    monkeypatch.setattr(pyrovae.data, "digits", lambda: few)
     monkeypatch.setattr("pyrovae.training.step.has_compiler", lambda: False)
-    exec(compile(step, "README.md", "exec"), names)
-    assert len(re.findall(r"tensor\(-?\d", capsys.readouterr().out)) == 3
-    exec(compile(swap, "README.md", "exec"), names)
-    assert names["data"].train.transform == pyrovae.data.transforms.Dequantization()  # type: ignore[attr-defined]
-    assert len([line for line in own.split("\n\n\n")[1].splitlines() if line]) <= 15
-    exec(compile(own, "README.md", "exec"), names)
+    monkeypatch.chdir(tmp_path)
+
+
+def own_data(folder: Path) -> dict[str, Any]:
+    """Return the objects that the README loads, of 20 data each, and write its file and its folder."""
+    array = np.random.default_rng(0).integers(256, size=(20, 4, 4)).astype(np.uint8)
+    np.savez(folder / "table.npz", x=array)
+    images = [Image.fromarray(pixels) for pixels in array]
+    (folder / "folder").mkdir()
+    for index, image in enumerate(images):
+        image.save(folder / "folder" / f"{index}.png")
+    dataset = TensorDataset(torch.from_numpy(array), torch.arange(20))
+    loader = DataLoader(dataset, batch_size=6)
+    frame = pd.DataFrame(array.reshape(20, -1))
+    return {"array": array, "frame": frame, "images": images, "dataset": dataset, "loader": loader}
+
+
+def test_code_of_the_readme_runs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert len(README.splitlines()) <= 180
+    use, own, swap, write = python_blocks(README)
+    assert len([line for line in use.splitlines() if line]) <= 12
+    page = Page(ROOT / "README.md", monkeypatch)
+    page.run(use)
+    assert "Estimates of log p(x)" in capsys.readouterr().out
+    page.names |= own_data(tmp_path)
+    for line in own.splitlines():
+        page.run(line)
+        data = page.names["data"]
+        assert sum(map(len, (data.train, data.validation, data.test))) == 20, line
+    page.run(swap)
+    assert page.names["data"].train.transform == pyrovae.data.transforms.Dequantization()
+    assert len([line for line in write.split("\n\n\n")[1].splitlines() if line]) <= 15
+    page.run(write)
     assert "Logistic passes all checks" in capsys.readouterr().out
-    exec(compile(prior, "README.md", "exec"), names)
-    assert names["testing"].check(names["LaplacePrior"](2), show_progress=False)  # type: ignore[attr-defined,operator]
-    exec(compile(hand, "README.md", "exec"), names)
-    names["decoder"] = nn.Linear(8, 4)
-    pyro.poutine.trace(names["model"]).get_trace(torch.zeros(3, 4))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=pytest.mark.slow if path.stem in SLOW else ())
+        for path in PAGES
+        if python_blocks(path.read_text())
+    ],
+    ids=lambda path: path.stem,
+)
+def test_code_of_a_page_runs(path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Page(path, monkeypatch)
+    page.run(*python_blocks(path.read_text()))
+    assert capsys.readouterr().out, "a page shows a result"
+
+
+def test_links_of_the_readme_and_the_pages_lead_to_files() -> None:
+    for path in (ROOT / "README.md", ROOT / "examples" / "README.md", *PAGES):
+        for link in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
+            assert (path.parent / link).exists(), f"{path.name}: {link}"
 
 
 def test_commands_of_the_readme_are_those_of_the_makefile() -> None:
@@ -57,6 +120,29 @@ def test_commands_of_the_readme_are_those_of_the_makefile() -> None:
         assert line in README
         assert line in makefile
     assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_gallery_is_what_its_script_writes() -> None:
+    gallery = runpy.run_path(str(ROOT / "examples" / "docs" / "gallery.py"))
+    written = (ROOT / "examples" / "README.md").read_text()
+    without_commits = [re.sub(r" \(commit .*\)", "", text) for text in (written, gallery["page"]())]
+    assert without_commits[0] == without_commits[1], "run: python examples/docs/gallery.py"
+    pictures = {path.stem for path in (ROOT / "examples" / "gallery").glob("*.png")}
+    assert pictures == {path.stem for path in (ROOT / "examples" / "gallery").glob("*.txt")}
+    for path in (ROOT / "examples" / "gallery").glob("*.png"):
+        assert path.stat().st_size <= 100_000, path.name
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("furo")
+    pytest.importorskip("myst_parser")
+    (command,) = re.findall(r"-m (sphinx .*)", (ROOT / "Makefile").read_text())
+    command = command.replace("build/docs", str(tmp_path / "site")).replace("build/doctrees", str(tmp_path / "trees"))
+    done = subprocess.run(
+        [sys.executable, "-m", *command.split()], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def examples_of(docstring: str | None) -> str:

@@ -29,7 +29,7 @@ HEAD = """\
 Each example is one page: read it, run it, change a line. `--data mnist` takes other data, `--picture FILE` names the
 picture, `--smoke` runs for a few seconds. Tables and pictures below were made by the scripts at the commit named beside
 them, on two cores of a CPU; the last digits differ on other machines. All bounds are in nats per datum, larger is
-better. Written by `python examples/docs/gallery.py`; timings are in [benchmarks](benchmarks/README.md).
+better. Written by `python examples/docs/gallery.py`; timings are in `benchmarks/README.md`.
 """
 
 
@@ -49,12 +49,12 @@ def section(name: str) -> str:
     """Return one example: title, commands, picture, explanation and output."""
     docstring = ast.get_docstring(ast.parse((EXAMPLES / f"{name}.py").read_text())) or ""
     title, rest = docstring.split("\n\n", 1)
-    commands, text = re.fullmatch(r"((?: {4}.*\n)+)\n?(.*)", rest, re.S).groups()
+    commands, text = re.fullmatch(r"((?: {4}[^\n]*\n)+)\n?(.*)", rest, re.S).groups()
     text = re.sub(r"(https?://[^\s,)]+[^\s,.)])", r"<\1>", text.strip())
     return f"""\
 ### {title.rstrip(".")}
 
-[`{name}.py`]({name}.py)
+[`{name}.py`](./{name}.py)
 
 ```
 {textwrap.dedent(commands).rstrip()}

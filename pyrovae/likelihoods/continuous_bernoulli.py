@@ -16,7 +16,7 @@ class ContinuousBernoulli(Likelihood):
     ``log p(x | z) = sum_i x_i l_i - log((exp(l_i) - 1) / l_i)``, a density on [0, 1]
 
     Bernoulli's formula with the normalizing constant of a density on [0, 1]; the mean is not sigmoid(l). It is right
-    for every l, while torch's own distribution is wrong beyond |l| = 16.
+    for every l, while torch's own distribution is wrong beyond ``|l| = 16``.
 
     *The continuous Bernoulli: fixing a pervasive error in variational autoencoders (Loaiza-Ganem, Cunningham 2019)*,
     https://arxiv.org/abs/1907.06845

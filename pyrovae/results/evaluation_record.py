@@ -85,8 +85,8 @@ class Evaluation(Tabled):
         num_covariates: elements per datum of the arguments that the model receives and does not observe.
         data_transform: transform from stored values to scored values.
         base_measure: base measure of log p(x), "counting" or "Lebesgue"; None if unknown.
-        log_abs_det_jacobian: log |dx/du| of the map from stored values u to scored values x, nats per datum: added to
-            log p(x) it gives the log-density of u (for dequantized u a lower bound on its log-probability). Masked
+        log_abs_det_jacobian: ``log |dx/du|`` of the map from stored values u to scored values x, nats per datum: added
+            to log p(x) it gives the log-density of u (for dequantized u a lower bound on its log-probability). Masked
             elements do not count; a mean over the data where masks differ. None for a counting measure, or if unknown.
         bits_per_dimension: code length at the largest K per scored element, the mean over all elements of all data;
             None where undefined.
@@ -245,7 +245,7 @@ def bits_per_dimension(nats: float, *, num_dimensions: float, log_abs_det_jacobi
     Args:
         nats: log p(x) of a datum or the mean over data: a log-probability, or the log-density of dequantized data.
         num_dimensions: D, number of scored elements, or their mean over the data.
-        log_abs_det_jacobian: log |dx/du| of the map from stored values u to scored values x; 0 for a probability.
+        log_abs_det_jacobian: ``log |dx/du|`` of the map from stored values u to scored values x; 0 for a probability.
 
     """
     return -(nats + log_abs_det_jacobian) / (num_dimensions * math.log(2))

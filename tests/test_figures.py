@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from pyrovae import likelihoods, networks, posteriors, priors, report
 from pyrovae.report import latent_dimensions, panels
 from pyrovae.report.image_figures import spread
-from pyrovae.report.style import FIRST, SECOND
+from pyrovae.report.style import FIRST, SECOND, to_png
 from pyrovae.results import ComparisonTable, Difference, Epoch, Estimate, Evaluation, Gaps, History, Row
 from pyrovae.vae import VAE
 
@@ -303,6 +303,9 @@ def test_a_figure_shows_itself_in_a_notebook_and_draws_into_given_axes() -> None
     image = PIL.Image.open(io.BytesIO(png))
     assert shown == {"width": 96 * 6, "height": round(96 * figure.get_figheight())}
     assert image.size == pytest.approx((2 * shown["width"], 2 * shown["height"]), abs=1)
+    small = PIL.Image.open(io.BytesIO(to_png(figure, 192, num_colors=256)))
+    assert small.mode == "P"
+    assert np.abs(np.asarray(small.convert("RGB")).astype(int) - np.asarray(image.convert("RGB"))).max() < 24
     outer = Figure()
     axes = outer.subfigures(1, 2)[1].subplots()
     of_data = (partial(draw, x=x) for draw in (report.traversals, report.interpolations, report.pixel_scale))

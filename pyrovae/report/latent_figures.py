@@ -123,6 +123,7 @@ def _limit(axes: Axes, mean: Tensor, limits: tuple[float, float]) -> None:
     low, high = limits
     axes.set_xlim(low, high)
     if mean.shape[1] == 2:
+        axes.set_yticks(axes.get_xticks())
         axes.set_ylim(low, high)
         axes.set_aspect("equal", adjustable="box")
     if outside := int(((mean < low) | (mean > high)).any(1).sum()):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import matplotlib.style
+import PIL.Image
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -103,6 +104,7 @@ def dress(axes: Axes, *, title: str = "", grid: bool = False) -> Axes:
     return axes
 
 
+@styled
 def legend_below(figure: Figure, labels: Sequence[str], *, columns: int = 4) -> None:
     """Add one legend below all panels, with the given labels that occur in a panel."""
     handles: dict[str, Artist] = {}
@@ -124,11 +126,15 @@ def size_in_pixels(figure: Figure) -> tuple[int, int]:
 
 
 @styled
-def to_png(figure: Figure, dots_per_inch: int = 150) -> bytes:
-    """Return a figure as the content of a PNG file."""
+def to_png(figure: Figure, dots_per_inch: int = 150, *, num_colors: int | None = None) -> bytes:
+    """Return a figure as the content of a PNG file, with at most 256 colors for a smaller file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dots_per_inch)
-    return buffer.getvalue()
+    if num_colors is None:
+        return buffer.getvalue()
+    image, small = PIL.Image.open(buffer).convert("RGB"), io.BytesIO()
+    image.quantize(num_colors, method=PIL.Image.Quantize.MAXCOVERAGE).save(small, format="png", optimize=True)
+    return small.getvalue()
 
 
 @styled

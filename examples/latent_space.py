@@ -12,7 +12,7 @@ ellipses are posteriors at one standard deviation, and dashed circles are the pr
 decoded grid of z at quantiles of the prior, and the two terms of the ELBO over the epochs.
 
 - Autoencoder: without the KL, the codes spread beyond the prior, with gaps between the labels, and have no width. Many
-  of them, such as most of the 0, are where the prior has no draws: they are missing from the grid. Its reconstruction
+  of them, such as most of the 0, are where the prior has few draws: they are missing from the grid. Its reconstruction
   is the best of the three, its ELBO the worst.
 - VAE: the codes fill the prior. Its KL of a few nats is no collapse: nearly all of it is information about x.
 - beta = 50: the KL wins. All data have the same code, and the decoder draws one grey image everywhere. The KL is zero

@@ -553,6 +553,7 @@ def test_traversals_rank_dimensions_by_their_kl_and_go_through_the_prior(*, shif
     assert importance.text(0) == f"{kl[0]:.2f} nats"
     ranked = [2, 0, 1] if shifted else [1, 2, 0]
     assert importance.ranked == ranked
+    assert columns_of(report.traversals(vae, x, num_values=7).axes[0])[3] == "0.00"  # -1e-17 in floating point
     figure = report.traversals(vae, x, num_values=3)
     assert columns_of(figure.axes[0]) == [f"{MINUS}2.50", "0.00", "2.50"]
     labels = texts(figure.axes[0].get_yticklabels())

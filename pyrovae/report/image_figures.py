@@ -351,7 +351,7 @@ def _with_conditions(labels: Sequence[str], covariates: Sequence[Tensor], rows: 
 
 
 def _numbers(values: Tensor) -> list[str]:
-    return [minus_signs(f"{value:.2f}") for value in values.tolist()]
+    return [minus_signs(f"{value:z.2f}") for value in values.tolist()]
 
 
 def _mean_symbol(covariates: Sequence[Tensor]) -> str:

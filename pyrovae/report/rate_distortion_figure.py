@@ -13,6 +13,8 @@ from pyrovae.results import Evaluation
 from pyrovae.results.comparability import require_comparable
 
 MARKERS = ("s", "^", "D", "v", "P", "X", "*", "<", ">")
+PLACE = 0.8  # of the value on a line of equal ELBO, from its upper end
+SHORTEST = 0.15  # width of a line with a value, as a share of the axis
 
 
 @styled
@@ -50,6 +52,7 @@ def rate_distortion(
         color, marker = PALETTE[1 + i % (len(PALETTE) - 1)], MARKERS[i % len(MARKERS)]
         axes.plot(*pairs[name], marker, color=color, markersize=6, label=name)
     axes.margins(0.12)
+    axes.set_xlim(left=max(axes.get_xlim()[0], -0.02 * axes.get_xlim()[1]))  # a KL is not negative
     _draw_elbo_lines(axes)
     if ax is None and others:
         legend_below(figure, others, columns=3)
@@ -66,7 +69,12 @@ def _pair(name: str, point: Evaluation | tuple[float, float]) -> tuple[float, fl
 
 
 def _draw_elbo_lines(axes: Axes) -> None:
-    """Draw lines of equal ELBO within the limits of the axes, each with its value."""
-    x, y = np.linspace(*axes.get_xlim(), 99), np.linspace(*axes.get_ylim(), 99)
-    lines = axes.contour(x, y, -(x + y[:, None]), levels=8, colors=FAINT, linewidths=0.7, linestyles="dashed")
-    axes.clabel(lines, fmt=lambda elbo: minus_signs(f"ELBO {elbo:g}"), fontsize=8)
+    """Draw lines of equal ELBO within the limits of the axes, each with its value near its lower end."""
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    x, y = np.linspace(left, right, 99), np.linspace(bottom, top, 99)
+    lines = axes.contour(x, y, -(x + y[:, None]), levels=10, colors=FAINT, linewidths=0.7, linestyles="dashed")
+    ends = [(max(left, -elbo - top), min(right, -elbo - bottom)) for elbo in lines.levels]  # in x
+    at = [low + PLACE * (high - low) for low, high in ends]
+    long = [high - low > SHORTEST * (right - left) for low, high in ends]
+    places = [(x, -elbo - x) for x, elbo, fits in zip(at, lines.levels, long, strict=True) if fits]
+    axes.clabel(lines, fmt=lambda elbo: minus_signs(f"{elbo:g}"), fontsize=8, manual=places)

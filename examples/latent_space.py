@@ -37,10 +37,10 @@ parser.add_argument("--smoke", action="store_true", help="run for a few seconds,
 parser.add_argument("--picture", type=Path, default=Path("runs/latent_space.png"), help="PNG file to write")
 options = parser.parse_args()
 
-epochs = 2 if options.smoke else 200 if options.data == "digits" else 30
+epochs = 1 if options.smoke else 200 if options.data == "digits" else 30
 training = Training(epochs=epochs, batch_size=64, learning_rate=2e-3, final_learning_rate=1e-4)
 ks = (1, 50) if options.smoke else (1, 50, 5000)  # each a divisor of the next
-num_test = 50 if options.smoke else 300
+num_test = 20 if options.smoke else 300
 
 models = {  # beta, and the largest log-variance of the posterior
     "autoencoder": (0.0, -9.99),  # the standard deviation stays at its minimum of 0.0067: in effect no noise

@@ -73,7 +73,8 @@ for name, evaluation in evaluations.items():
     kl, reconstruction, bound = evaluation.kl.value, evaluation.reconstruction.value, evaluation.iwae[-1].value
     rows.append((name, *(Number(value, 2) for value in (kl, -reconstruction, reconstruction - kl, bound))))
 header = ("", "rate", "distortion", "ELBO", f"L_{ks[-1]}")
-print(f"\n{Table(header, tuple(rows), title=(f'{num_test} test data, nats per datum',))}")
+title = f"{num_test} test data, nats per datum; L_{ks[-1]} is the IWAE bound on log p(x)"
+print(f"\n{Table(header, tuple(rows), title=(title,))}")
 
 figure = report.rate_distortion(evaluations, curve=curve)
 options.picture.parent.mkdir(parents=True, exist_ok=True)

@@ -50,7 +50,7 @@ def rate_distortion(
     others = [name for name in points if name not in curve]
     for i, name in enumerate(others):
         color, marker = PALETTE[1 + i % (len(PALETTE) - 1)], MARKERS[i % len(MARKERS)]
-        axes.plot(*pairs[name], marker, color=color, markersize=6, label=name)
+        axes.plot(*pairs[name], marker, color=color, markersize=7, fillstyle="none", markeredgewidth=1.6, label=name)
     axes.margins(0.12)
     axes.set_xlim(left=max(axes.get_xlim()[0], -0.02 * axes.get_xlim()[1]))  # a KL is not negative
     _draw_elbo_lines(axes)

@@ -228,6 +228,7 @@ def all_figures(vae: VAE, x: Tensor, c: tuple[Tensor, ...] = ()) -> dict[str, Fi
         "reconstructions": report.reconstructions(vae, x, covariates=c, order=values),
         "samples": report.samples(vae, covariates=c),
         "traversals": report.traversals(vae, x, covariates=c),
+        "manifold": report.manifold(vae, covariates=c, num_values=4),
         "interpolations": report.interpolations(vae, x, covariates=c),
         "thumbnails": report.thumbnails(vae, x, values, covariates=c),
         "latent space": report.latent_space(vae, x, torch.arange(len(x)) % 10, covariates=c),
@@ -255,14 +256,15 @@ def test_figures_of_images_are_full_and_inside_their_frames(num_covariates: int)
     for figure in figures.values():
         drawn(figure)
     if given:
-        assert "given c of the first datum, class 0" in figures["traversals"].get_suptitle()
+        for name in ("traversals", "manifold"):
+            assert "given c of the first datum, class 0" in figures[name].get_suptitle()
         assert all("  1.00 ± 0.50  " in label for label in texts(figures["traversals"].axes[0].get_yticklabels()))
 
 
 def test_figures_of_tabular_data() -> None:
     vae, x = make_vae(2, likelihoods.Gaussian((12,))), torch.randn(40, 12)
     figures = all_figures(vae, x)
-    for name in ("samples", "traversals", "interpolations"):
+    for name in ("samples", "traversals", "manifold", "interpolations"):
         assert figures.pop(name) is None
     assert all(map(drawn, figures.values()))
     assert len(figures["reconstructions"].axes) == panels.COLUMNS
@@ -656,6 +658,9 @@ def test_the_prior_is_shown_where_it_lies() -> None:
     for circle, radius in zip(axes.lines, (1, 2), strict=True):  # around dimensions 0 and 2
         centered = (circle.get_xydata() - LOC[[0, 2]].numpy()) / SCALE[[0, 2]].numpy()
         assert np.allclose(np.hypot(*centered.T), radius)
+    (axes,) = report.latent_space(vae, torch.zeros(4, 1, 1, 3), dims=(1,)).axes
+    density = line(axes, "Prior")
+    assert density[density[:, 1].argmax(), 0] == pytest.approx(LOC[1].item(), abs=0.02)
     vae = mixture_vae()
     (axes,) = drawn(report.latent_space(vae, binary_images())).axes
     outlines = [np.asarray(entry.get_xydata()) for entry in axes.lines]
@@ -695,7 +700,6 @@ def test_a_manifold_goes_through_quantiles_of_the_prior(*, shifted: bool) -> Non
             assert shown == pytest.approx(z.tolist())
     assert (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) == ("z[2]", "z[1]")
     assert report.manifold(make_vae(1), num_values=4).axes[0].get_ylabel() == ""
-    assert report.manifold(make_vae(2, likelihoods.Gaussian((5,)))) is None
     draws = latent_dimensions.prior_draws(mixture_vae())
     expected = draws.quantile(torch.tensor([0.25, 0.75]), dim=0)
     assert torch.equal(latent_dimensions.prior_quantiles(mixture_vae(), torch.tensor([0.25, 0.75])), expected)

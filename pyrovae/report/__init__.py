@@ -1,6 +1,6 @@
 """Report of an evaluation: figures, each a function that returns a matplotlib figure, and files.
 
-A figure displays itself in a notebook. Most functions take ``ax``, axes of your own to draw into.
+A figure displays itself in a notebook. Functions with ``ax`` draw into axes of your own, without title and legend.
 
 - `training_curves`: the ELBO and its terms over the epochs;
 - `ladder`: the ELBO beside the IWAE bounds and AIS, with both standard errors;

@@ -5,13 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from dataclasses import dataclass, field
 
+import pyro
 import pytest
 import torch
+from conftest import linear_gaussian, pair_of
 from torch import Tensor
 
-from pyrovae.results import Estimate, Number, Table, Tabled
+from pyrovae import evaluate
+from pyrovae.bounds import log_mean_exp
+from pyrovae.results import Estimate, Number, Table, Tabled, certified_margin
 from pyrovae.results.estimates import require_possible
 from pyrovae.results.record import from_plain, tensors_of, to_plain
 
@@ -158,3 +163,44 @@ def test_a_log_probability_above_zero_by_four_errors_is_refused() -> None:
     require_possible(Estimate("L_1", 1, 0.03, 0.1, 0.01))
     with pytest.raises(ValueError, match="a log-probability of discrete data is at most 0"):
         require_possible(Estimate("L_1", 1, 0.05, 0.1, 0.01))
+
+
+@pytest.mark.parametrize("num_data", [1, 10, 300])
+@pytest.mark.parametrize(("offset", "widen"), [(0.0, 1.0), (0.0, 0.3), (2.0, 0.5)])
+def test_certified_bounds_hold_for_good_and_terrible_guides(num_data: int, offset: float, widen: float) -> None:
+    """Z ~ N(0, 1), x given z ~ N(z, 1), so that x ~ N(0, 2) and z given x ~ N(x / 2, 1 / 2)."""
+    rounds, k, normal = 2000, 4, torch.distributions.Normal
+    torch.manual_seed(0)
+    x = normal(0.0, 2**0.5).sample((num_data,))
+    exact = normal(0.0, 2**0.5).log_prob(x).mean()
+    posterior, guide = normal(x / 2, 0.5**0.5), normal(x / 2 + offset, widen * 0.5**0.5)
+
+    def log_weights(z: Tensor) -> Tensor:  # (rounds, K, N)
+        return normal(0.0, 1.0).log_prob(z) + normal(z, 1.0).log_prob(x) - guide.log_prob(z)
+
+    lower = log_mean_exp(log_weights(guide.sample((rounds, k))), 1).mean(1)
+    upper = -log_mean_exp(-log_weights(posterior.sample((rounds, k))), 1).mean(1)
+    margin = certified_margin(num_data)
+    assert (lower - margin > exact).double().mean() <= 0.05
+    assert (upper + margin < exact).double().mean() <= 0.05
+    assert margin == pytest.approx(math.log(20) / num_data)
+
+
+def test_an_evaluation_certifies_its_bound_unless_the_model_is_unnormalized() -> None:
+    truth = linear_gaussian()
+    model, guide = pair_of(truth)
+    found = evaluate(model, guide, truth.sample(40), ks=(1, 10), show_progress=False)
+    assert found.certified == found.iwae[-1].value - math.log(20) / 40
+    line = f"with 95 % confidence over the draws, the mean of log p(x) is at least {found.certified:.3f}, whatever"
+    assert line in str(found)
+    assert line in found.to_markdown()
+    assert json.loads(found.to_json())["certified"] == found.certified
+
+    def with_factor(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", pyro.distributions.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.factor("f", -(z @ truth.weight.T - x).square().sum(-1))
+
+    found = evaluate(with_factor, guide, truth.sample(40), ks=(1, 10), show_progress=False)
+    assert found.certified is None
+    assert "confidence over the draws" not in str(found)

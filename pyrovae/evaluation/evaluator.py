@@ -21,7 +21,14 @@ from pyrovae.evaluation.checks import Checks, run_checks
 from pyrovae.evaluation.resume import Journal
 from pyrovae.importance import chunk_sizes, find_low_precision, score_one_particle, scoring_context
 from pyrovae.programs import ModelGuide, Program, Unnormalized, find_modules, warn_of_links
-from pyrovae.results import Estimate, Evaluation, ObservedData, bits_per_dimension, mean_and_error
+from pyrovae.results import (
+    Estimate,
+    Evaluation,
+    ObservedData,
+    bits_per_dimension,
+    certified_margin,
+    mean_and_error,
+)
 from pyrovae.results.estimates import require_possible
 from pyrovae.results.evaluation_record import KL_OF
 from pyrovae.results.observed_data import DRAWN, MASKED, WHOLE
@@ -141,6 +148,7 @@ def evaluate(
             show_progress=options.show_progress,
         )
     num_given = sum(argument[0].numel() for argument in args[1:])
+    tightest = estimates[f"L_{ks[-1]}"].value
     evaluation = Evaluation(
         elbo=estimates["ELBO"],
         reconstruction=estimates["reconstruction"],
@@ -153,6 +161,7 @@ def evaluate(
         data_hash=data_hash,
         base_measure=programs.base_measure,
         unnormalized=programs.unnormalized,
+        certified=None if programs.unnormalized or tightest is None else tightest - certified_margin(len(args[0])),
         seed=seed,
         settings=settings,
         versions=versions(),
@@ -162,7 +171,7 @@ def evaluate(
         checked=results,
         observed=observed,
         per_datum={label: value for label, value in per_datum.items() if not label.startswith(VARIANCE)},
-        **_of_source(source, programs, observed, estimates[f"L_{ks[-1]}"].value),
+        **_of_source(source, programs, observed, tightest),
     )
     if journal is not options.journal:
         journal.remove()

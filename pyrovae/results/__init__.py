@@ -8,7 +8,7 @@ added.
 from pyrovae.results.annealed_bounds import Annealing, AnnealingSettings, Sandwich
 from pyrovae.results.comparison import Comparison, compare
 from pyrovae.results.comparison_table import ComparisonTable, Row
-from pyrovae.results.estimates import Difference, Estimate, PairedDifference, mean_and_error
+from pyrovae.results.estimates import Difference, Estimate, PairedDifference, certified_margin, mean_and_error
 from pyrovae.results.evaluation_record import CheckResults, Evaluation, bits_per_dimension
 from pyrovae.results.history import Epoch, History
 from pyrovae.results.latent_record import Latents
@@ -43,6 +43,7 @@ __all__ = [
     "Tabled",
     "Weights",
     "bits_per_dimension",
+    "certified_margin",
     "compare",
     "mean_and_error",
 ]

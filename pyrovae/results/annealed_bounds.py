@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from pyrovae.results.estimates import Estimate, PairedDifference, reasons
-from pyrovae.results.tables import Number, Table, Tabled
+from pyrovae.results.estimates import CONFIDENCE, Estimate, PairedDifference, certified_margin, reasons
+from pyrovae.results.tables import Number, Table, Tabled, percent
 from pyrovae.runtime.annotations import PositiveInt, convert_fields
 
 SIMULATED = "simulated from the model"
@@ -99,7 +99,10 @@ class Annealing(Tabled):
                 f"Annealed importance sampling on {self.data}, {self.num_data} data, {self.settings}.",
                 "A lower bound on log p(x), in expectation; nats per datum, larger is better.",
             ),
-            notes=_notes((self.bound,), self.num_not_finite, self.num_lost),
+            notes=(
+                *_notes((self.bound,), self.num_not_finite, self.num_lost),
+                *_certified(self.num_data, least=self.bound),
+            ),
         )
         return (table,)
 
@@ -154,9 +157,22 @@ class Sandwich(Tabled):
                 "Both bounds hold for data simulated from the model, not for those it was given: only there is a "
                 "draw of the posterior known, the z that the datum came from.",
                 *_notes((self.lower, self.upper), self.num_not_finite, self.num_lost),
+                *_certified(self.num_data, least=self.lower, most=self.upper),
             ),
         )
         return (table,)
+
+
+def _certified(num_data: int, *, least: Estimate, most: Estimate | None = None) -> list[str]:
+    """Return a line on what holds with a given confidence; none if a bound is missing."""
+    if least.value is None or (most is not None and most.value is None):
+        return []
+    margin = certified_margin(num_data)
+    text = f"with {percent(CONFIDENCE, 0)} confidence over the draws, the mean of log p(x) is at least "
+    text += f"{least.value - margin:.3f}"
+    if most is not None and most.value is not None:
+        text += f"; with the same confidence it is at most {most.value + margin:.3f}"
+    return [text]
 
 
 def _notes(estimates: tuple[Estimate, ...], num_not_finite: int, num_lost: int) -> tuple[str, ...]:

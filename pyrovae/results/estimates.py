@@ -10,10 +10,11 @@ from scipy.special import stdtrit
 from torch import Tensor
 
 from pyrovae.results.tables import Number
-from pyrovae.runtime.annotations import checked
+from pyrovae.runtime.annotations import PositiveInt, checked
 
 ROUNDING = 1e-3  # nats by which float32 may put a log-probability above 0
 ONE_DATUM = "a single datum has no standard error"
+CONFIDENCE = 0.95  # of certified bounds
 
 
 @dataclass(frozen=True, repr=False)
@@ -72,6 +73,29 @@ class Estimate:
         monte_carlo = known.sqrt().amax().item() / len(values) if len(known) else None
         mean, error = mean_and_error(values)
         return cls(name, num_particles, mean, error, monte_carlo, ONE_DATUM if error is None else None)
+
+
+@checked
+def certified_margin(num_data: PositiveInt, *, confidence: float = CONFIDENCE) -> float:
+    """Return how far below a bound the mean of log p(x) may lie, except with probability 1 - confidence.
+
+    ``mean log p(x_n) >= mean L_K(x_n) - log(1 / (1 - confidence)) / N``
+
+    exp(L_K) of each datum is positive, has the expectation p(x_n) at fixed data, and is independent of the others. The
+    product of all exp(L_K(x_n)) / p(x_n) therefore has the expectation 1. By Markov's inequality it exceeds 1 / (1 -
+    confidence) with probability 1 - confidence at most; the logarithm of this statement, over N, is the line above. It
+    holds for any guide and any K, without a normal approximation, and likewise for AIS with frozen transitions. The
+    reverse holds for BDMC, since exp(-BDMC) has the expectation 1 / p(x_n) for data simulated from the model.
+
+    Args:
+        num_data: N, number of data.
+        confidence: probability over the draws, in (0, 1).
+
+    Returns:
+        The margin in nats per datum.
+
+    """
+    return -math.log(1 - confidence) / num_data
 
 
 @checked

@@ -12,11 +12,11 @@ from typing import Any
 from torch import Tensor
 
 from pyrovae.results.annealed_bounds import Annealing, Sandwich
-from pyrovae.results.estimates import Estimate, PairedDifference, reasons
+from pyrovae.results.estimates import CONFIDENCE, Estimate, PairedDifference, reasons
 from pyrovae.results.latent_record import Latents
 from pyrovae.results.observed_data import WHOLE, ObservedData
 from pyrovae.results.record import from_plain, to_plain
-from pyrovae.results.tables import Cell, Number, Table, Tabled
+from pyrovae.results.tables import Cell, Number, Table, Tabled, percent
 from pyrovae.results.tightness import Gaps, Weights
 
 KL_OF = "KL of "  # name of an estimate, before the name of a latent site
@@ -99,6 +99,8 @@ class Evaluation(Tabled):
         kl_by_site: the KL of each latent site, in the order of the guide; empty for a single site.
         observed: the values that the model scores; None if unknown.
         unnormalized: reason why the model is not a normalized distribution; None if it is.
+        certified: lower bound on the mean of log p(x) of these data that holds with 95 % confidence over the draws, for
+            any guide; see `pyrovae.results.certified_margin`. None for an unnormalized model, or if L_K is missing.
         per_datum: for "ELBO", "reconstruction", "KL", each "KL of SITE" and each "L_K" the values ``(N,)``, and the
             diagnostics of the weights at the largest K; not part of the JSON.
 
@@ -128,6 +130,7 @@ class Evaluation(Tabled):
     kl_by_site: dict[str, Estimate] = field(default_factory=dict)
     observed: ObservedData | None = None
     unnormalized: str | None = None
+    certified: float | None = None
     per_datum: dict[str, Tensor] = field(repr=False, compare=False, default_factory=dict)
 
     @property
@@ -209,6 +212,11 @@ class Evaluation(Tabled):
             notes.append(self.observed.discreteness)
         if self.bits_per_dimension is not None:
             notes.append(f"{self.bits_per_dimension:.4f} bits per dimension at {self.iwae[-1].label}")
+        if self.certified is not None:
+            notes.append(
+                f"with {percent(CONFIDENCE, 0)} confidence over the draws, the mean of log {self.density} is at least "
+                f"{self.certified:.3f}, whatever the guide"
+            )
         if self.log_abs_det_jacobian:
             notes.append(f"for the stored values instead of x add {self.log_abs_det_jacobian:.3f} nats")
         return notes + [f"{', '.join(labels)}: {why}" for why, labels in reasons(self.estimates).items()]

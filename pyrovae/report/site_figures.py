@@ -8,13 +8,13 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from pyrovae.report.style import PALETTE, dress, panel, styled
 from pyrovae.results import Evaluation
 from pyrovae.results.tables import printable
 
-NAMED = 12  # sites with their names below the axis
+NAMED, TICKS = 12, 8  # sites with a bar and a name each; names below the axis of more sites
+LOGARITHMIC = 100  # ratio of the KL of many sites from which the axis is logarithmic
 COLORS = (PALETTE[0], PALETTE[6], PALETTE[4], PALETTE[3])
 
 
@@ -60,13 +60,16 @@ def kl_by_site(evaluations: Evaluation | Mapping[str, Evaluation], *, ax: Axes |
             width = 0.8 / len(models)
             shifted = [place + width * (number - (len(models) - 1) / 2) for place in places]
             axes.bar(shifted, values, width, yerr=errors, error_kw={"elinewidth": 1.2, "capsize": 3}, **style)
-    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    drawn = [estimate.value for sites in models.values() for estimate in sites.values() if estimate.value is not None]
+    if many and min(drawn, default=0.0) > 0 and max(drawn) > LOGARITHMIC * min(drawn):
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    shown = list(range(len(names)))
     if many:
         axes.set_xlim(1, len(names))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-        axes.set_xlabel(f"Number of the site, from {printable(names[0])} to {printable(names[-1])}", parse_math=False)
-    else:
-        axes.set_xticks(places, [printable(name) for name in names], parse_math=False)
+        shown = sorted({round(i * (len(names) - 1) / (TICKS - 1)) for i in range(TICKS)})
+    axes.set_xticks([i + 1 for i in shown], [printable(names[i]) for i in shown], parse_math=False)
     if len(models) > 1:
         axes.legend()
     return figure

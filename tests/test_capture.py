@@ -325,6 +325,23 @@ def test_rows_of_a_split_are_gathered_and_binarized_inside(caplog: pytest.LogCap
     assert caplog.messages == ["the recorded step is not compiled: no C++ compiler is found"]
 
 
+@compiler
+def test_a_trace_of_many_operations_is_replayed_uncompiled(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(steps, "MOST_COMPILED", 20)
+    monkeypatch.setattr(Recording, "compile", lambda *args: pytest.fail("the trace is compiled"))
+    found = []
+    for how in ("eager", "captured"):
+        torch.manual_seed(1)
+        vae = make_vae()
+        step = capture(vae.model, vae.guide, batches(1)[0], engine=how)
+        found.append(torch.stack([step(batch).loss for batch in batches(5)]))
+    assert distance(found[1], found[0]) < 1e-12
+    (message,) = caplog.messages
+    assert re.fullmatch(r"the recorded step is not compiled: its \d+ operations would take 0\.\d minutes", message)
+
+
 @pytest.mark.usefixtures("_uncompiled")
 @pytest.mark.parametrize("enabled", [True, False])
 def test_switches_are_left_as_they_were(enabled: bool) -> None:  # noqa: FBT001

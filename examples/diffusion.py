@@ -1,6 +1,6 @@
 """A diffusion model as a deep VAE: T latent variables, and the KL of each.
 
-    python examples/diffusion.py     the digits, T = 100; 8 minutes on two cores (--data mnist takes hours)
+    python examples/diffusion.py     the digits, T = 100; 5 minutes on two cores (--data mnist takes hours)
 
 The guide draws x_T given x_0, then x_(t-1) given x_t and x_0, as the model does: each KL has a closed form. The network
 predicts the noise in x_t; the decoder is q(x_1 | x_0), normalized over the levels of x_0. `OneStep` draws one t per
@@ -92,7 +92,7 @@ if __name__ == "__main__":
     parser.add_argument("--picture", type=Path, default=Path("runs/diffusion.png"), help="PNG file to write")
     options = parser.parse_args()
     T, num_data, epochs = (20, 10, 1) if options.smoke else (100, 300, 500)
-    print(f"About 8 minutes on two cores for the digits: 2 schedules, 2 losses, {epochs} epochs each, T = {T}.")
+    print(f"About 5 minutes on two cores for the digits: 2 schedules, 2 losses, {epochs} epochs each, T = {T}.")
     data, evaluations = pyrovae.data.load(options.data), {}
     for name in (f"{schedule}, {loss}" for schedule in SCHEDULES for loss in ("ELBO", "simple")):
         torch.manual_seed(0)

@@ -4,4 +4,5 @@ import sys
 
 from pyrovae.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":  # a run folder may name any module of pyrovae
+    sys.exit(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 from pyrovae import data as data_package
@@ -75,7 +76,7 @@ def run_data(run: Run, options: dict[str, Any]) -> Data:
     return data.with_transform(classes(transforms)[trained["class"]](**fields))
 
 
-def saved_options(config: dict[str, Any], folder: object) -> dict[str, Any]:
+def saved_options(config: Mapping[str, Any], folder: object) -> dict[str, Any]:
     """Return the options with which a run was made; raise a ValueError if it was not made on the command line."""
     if not config["command"]:
         raise ValueError(

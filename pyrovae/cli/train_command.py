@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +18,9 @@ from pyrovae.data import Data, datasets
 from pyrovae.objectives import schedules
 from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.runtime.distributed import Group, init_distributed
+from pyrovae.runtime.memory import bounded_parameters
 from pyrovae.training import Training, fit
-from pyrovae.training.checkpoint import CONFIG
+from pyrovae.training.checkpoint import CONFIG, parse_config
 from pyrovae.training.config import choose_device
 from pyrovae.training.run_folder import RunFolder
 from pyrovae.vae import VAE
@@ -60,7 +60,7 @@ def _train(
     choose_device(settings.device)
     likelihood, _ = parser.chosen("likelihood", options)
     data = group.main_process_first(lambda: load_data(options, likelihood.form))
-    with forked_random(stream_seed(settings.seed, "initialize")):
+    with forked_random(stream_seed(settings.seed, "initialize")), bounded_parameters("the model of these options"):
         vae = _build(parser, options, data)
     given = options["resume"] or options["folder"]
     folder = Path(given or group.from_first(lambda: _next_folder(data.name)))
@@ -136,7 +136,7 @@ def _resumed(parser: Parser, argv: Sequence[str]) -> dict[str, Any]:
         return parser.options(argv)
     if typed["folder"] is not None:
         raise ValueError("--resume continues in the folder of the run; leave out --folder")
-    config = json.loads(RunFolder(typed["resume"]).read(CONFIG))
+    config = parse_config(RunFolder(typed["resume"]).read(CONFIG))
     return parser.options(argv, saved=saved_options(config, typed["resume"]) | {"folder": None})
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import safetensors
 import safetensors.torch
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.data import fingerprint
-from pyrovae.results.record import from_plain, tensors_of, to_plain
+from pyrovae.results.record import from_plain, parse_json, tensors_of, to_plain
 from pyrovae.runtime import replacing
 from pyrovae.runtime.distributed import group
 
@@ -29,6 +29,11 @@ R = TypeVar("R")
 SECONDS_BETWEEN_WRITES = 10.0
 KEY, RECORDS, DIGEST = "evaluation", "records", "sha256"
 CHECK, SIZES = "check/", "sizes"
+
+
+class _Records(TypedDict):
+    names: list[str]
+    checks: dict[str, dict[str, Any]]
 
 
 class Journal:
@@ -146,7 +151,7 @@ class Journal:
 
     def _load(self) -> None:
         """Read the file if it belongs to this evaluation and is complete."""
-        if self.path is None:
+        if self.path is None or not self.path.is_file():  # reading a pipe would block
             return
         try:
             with safetensors.safe_open(self.path, framework="pt") as file:
@@ -159,7 +164,14 @@ class Journal:
         records = metadata.get(RECORDS, "")
         if metadata.get(DIGEST) != _digest(values, records):
             return
-        saved = json.loads(records)
+        try:
+            saved = parse_json(_Records, records, source=RECORDS)
+            self._fill(saved, values)
+        except (ValueError, KeyError, RuntimeError):  # written by another pyrovae
+            self._parts, self._checks = [], {}
+
+    def _fill(self, saved: _Records, values: Mapping[str, Tensor]) -> None:
+        """Fill in the content of a file."""
         self._checks = {check: (record, {}) for check, record in saved["checks"].items()}
         sizes = values[SIZES].tolist()
         self._parts = [{} for _ in sizes]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from http.client import HTTPException
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +37,8 @@ class ResNetEncoder(Encoder):
 
     """
 
+    not_described = ("pretrained",)
+
     def __init__(
         self,
         x_shape: Shape,
@@ -60,15 +61,6 @@ class ResNetEncoder(Encoder):
     def run(self, x: Tensor, covariates: Tensor | None) -> Tensor:
         """Map ``(N, *x_shape)`` to ``(N, *out_shape)``."""
         return self.resnet(as_image(x, covariates, self.image)).unflatten(-1, self.out_shape)
-
-    @property
-    def init_arguments(self) -> dict[str, Any]:
-        """Arguments of the constructor that a description holds."""
-        return self._arguments
-
-    @init_arguments.setter
-    def init_arguments(self, arguments: dict[str, Any]) -> None:
-        self._arguments = {name: value for name, value in arguments.items() if name != "pretrained"}
 
 
 class ResNetDecoder(ConvDecoder):

@@ -25,6 +25,7 @@ from pyrovae.runtime.annotations import checked
 from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.training.checkpoint import versions
 from pyrovae.training.run_folder import RunFolder
+from pyrovae.training.state import from_bytes
 from pyrovae.vae import VAE
 
 REPORT = "report"  # default name of a report
@@ -190,18 +191,20 @@ def read_report(folder: str | Path, *, name: str | None = None) -> Evaluation:
     remedy = f"evaluate it again: pyrovae evaluate {run.path} --overwrite"
     text, values = run.read_files([f"{name}/{file}" for file in (NUMBERS, VALUES)], remedy=remedy).values()
     try:
-        return Evaluation.from_json(text.decode(), safetensors.torch.load(values))
+        return Evaluation.from_json(text.decode(), from_bytes(values, VALUES))
     except ValueError as error:
         theirs, ours = _version(text), versions()["pyrovae"]
         wrote = f"another version of pyrovae ({theirs}, this is {ours})" if theirs != ours else "another pyrovae"
-        raise ValueError(f"the report of {folder} was written by {wrote} and cannot be read; {remedy}") from error
+        raise ValueError(
+            f"the report of {folder} was written by {wrote} and cannot be read ({error.__cause__ or error}); {remedy}"
+        ) from error
 
 
 def _version(text: bytes) -> str:
     """Return the version of pyrovae that a report names."""
     try:
         return str(json.loads(text)["versions"]["pyrovae"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return "not known"
 
 

@@ -67,10 +67,12 @@ def _named(runs: Iterable[str | Path]) -> dict[str, Run]:
             f"compare takes a list of run folders, but received {runs!r}; give evaluations by name, for instance "
             "{'first': a, 'second': b}"
         )
-    for path, count in Counter(Path(folder).resolve() for folder in folders).items():
+    for path, count in Counter(map(os.path.realpath, folders)).items():
         if count > 1:
             raise ValueError(f"a model is compared with others, but {path} is given {count} times; name each run once")
-    paths = [Path(os.path.abspath(folder)).parts for folder in folders]  # a link keeps its own name
+    names = [*map(os.path.abspath, folders)]  # a link keeps its own name
+    names = names if len(set(names)) == len(names) else [*map(os.path.realpath, folders)]
+    paths = [Path(name).parts for name in names]
     return {_shortest_name(parts, paths): folder for parts, folder in zip(paths, folders, strict=True)}
 
 
@@ -85,9 +87,9 @@ def _name_of(reference: str | Path, sources: Mapping[str, Run]) -> str:
     """Return the name of the reference, given by its name or folder."""
     if reference in sources:
         return str(reference)
-    wanted = Path(reference).resolve()
+    wanted = os.path.realpath(reference)  # unlike Path.resolve it takes a loop of links
     for name, source in sources.items():
-        if not isinstance(source, Evaluation) and Path(source).resolve() == wanted:
+        if not isinstance(source, Evaluation) and os.path.realpath(source) == wanted:
             return name
     return str(reference)
 

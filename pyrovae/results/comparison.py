@@ -226,5 +226,5 @@ def _stored(evaluation: Evaluation) -> str:
 def _bits_of(evaluation: Evaluation) -> str | None:
     if evaluation.bits_per_dimension is None:
         return None
-    transform = (evaluation.data_transform or {}).get("class")
+    transform = evaluation.data_transform["class"] if evaluation.data_transform else None
     return "binary values" if transform in BINARIZED else STORED

@@ -15,7 +15,7 @@ from pyrovae.results.annealed_bounds import Annealing, Sandwich
 from pyrovae.results.estimates import CONFIDENCE, Estimate, PairedDifference, reasons
 from pyrovae.results.latent_record import Latents
 from pyrovae.results.observed_data import WHOLE, ObservedData
-from pyrovae.results.record import from_plain, to_plain
+from pyrovae.results.record import TransformDescription, from_plain, parse_json, to_plain
 from pyrovae.results.tables import Cell, Number, Table, Tabled, percent
 from pyrovae.results.tightness import Gaps, Weights
 
@@ -115,7 +115,7 @@ class Evaluation(Tabled):
     num_data: int
     data: str
     data_hash: str
-    data_transform: dict[str, Any] | None
+    data_transform: TransformDescription | None
     base_measure: str | None
     log_abs_det_jacobian: float | None
     bits_per_dimension: float | None
@@ -238,11 +238,16 @@ class Evaluation(Tabled):
 
         """
         try:
-            return from_plain(cls, json.loads(text, parse_constant=_refuse), dict(per_datum or {}))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            plain = parse_json(dict[str, Any], text, source="evaluation.json")
+            record = from_plain(cls, plain, dict(per_datum or {}), source="evaluation.json")
+            wrong = [name for name, values in record.per_datum.items() if values.shape != (record.num_data,)]
+            if wrong or not record.iwae:
+                raise ValueError(f"there must be num_data = {record.num_data} values of {wrong[0] if wrong else 'L_1'}")
+            return record
+        except ValueError as error:
             raise ValueError(
                 f"this is not an evaluation that this version of pyrovae wrote ({error}); evaluate the run again"
-            ) from None
+            ) from error
 
 
 def bits_per_dimension(nats: float, *, num_dimensions: float, log_abs_det_jacobian: float = 0.0) -> float:
@@ -257,7 +262,3 @@ def bits_per_dimension(nats: float, *, num_dimensions: float, log_abs_det_jacobi
 
     """
     return -(nats + log_abs_det_jacobian) / (num_dimensions * math.log(2))
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass
+from typing import Any
 
+from pyrovae.results.record import parse_json
 from pyrovae.results.tables import Cell, Number, Table, Tabled
 
 ROWS = 12  # epochs in a table
@@ -72,7 +74,7 @@ class History(Tabled):
         stride = math.ceil(len(self.epochs) / ROWS) or 1
         rows: list[tuple[Cell, ...]] = []
         for epoch in self.epochs[::-stride][::-1]:
-            validation = epoch.validation[watched] if epoch.validation else None
+            validation = (epoch.validation or {}).get(watched)
             terms = map(Number, (epoch.elbo, epoch.reconstruction, epoch.kl, validation))
             rows.append((str(epoch.epoch), *terms, Number(epoch.seconds, 1)))
         watched = watched.replace("elbo", "ELBO")
@@ -85,6 +87,7 @@ class History(Tabled):
         return "".join(json.dumps(asdict(epoch), allow_nan=False) + "\n" for epoch in self.epochs)
 
     @staticmethod
-    def epochs_from_json_lines(text: str) -> tuple[Epoch, ...]:
+    def epochs_from_json_lines(text: str | bytes) -> tuple[Epoch, ...]:
         """Return the epochs from the lines of `to_json_lines`."""
-        return tuple(Epoch(**json.loads(line)) for line in text.splitlines())
+        lines: list[Any] = list(text.splitlines())
+        return tuple(parse_json(Epoch, line, source=f"metrics.jsonl, line {n},") for n, line in enumerate(lines, 1))

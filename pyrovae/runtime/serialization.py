@@ -8,12 +8,14 @@ import importlib
 import inspect
 import json
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from pyrovae.runtime.annotations import convert_arguments
+from pyrovae.runtime.errors import first_line
+from pyrovae.runtime.memory import bounded_parameters
 
 Description = dict[str, Any]
 
@@ -27,6 +29,7 @@ class Described:
     """
 
     init_arguments: dict[str, Any]
+    not_described: ClassVar[Collection[str]] = ()  # arguments that a description holds only by their defaults
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Wrap the constructor, once for each class that defines one, and check arguments by their annotations."""
@@ -71,6 +74,8 @@ def _describe(part: object, path: str, seen: dict[int, str]) -> Description:
     seen[id(part)] = path
     arguments = _defaults(type(part)) if isinstance(part, Described) else {}
     for name, value in getattr(part, "init_arguments", {}).items():
+        if name in getattr(part, "not_described", ()):
+            continue
         if isinstance(value, torch.Tensor):
             arguments.pop(name, None)
         else:
@@ -129,33 +134,47 @@ def build(description: Mapping[str, Any], *, allow: Collection[str] = ()) -> Any
             not run code that its reader did not choose.
 
     Raises:
-        ValueError: if the class lies in a package that is not allowed, or does not exist.
+        ValueError: if this is not a description, a class lies in a package that is not allowed, or does not exist, or
+            a part cannot be made; the text names the part.
 
     """
-    return _build(description, "", {}, (allow,) if isinstance(allow, str) else allow)
+    with bounded_parameters("the model that is described"):
+        return _build(description, "", {}, (allow,) if isinstance(allow, str) else allow)
 
 
 def _build(description: Mapping[str, Any], path: str, built: dict[str, Any], allow: Collection[str]) -> Any:
+    given, part_class = description.get("arguments"), _find(description.get("class"), path, allow)
+    if not isinstance(given, Mapping):
+        raise ValueError(f"the description of {path or 'the model'} must have a dictionary `arguments`, got {given!r}")
     arguments = {
         name: _from_json(value, f"{path}.{name}".lstrip("."), built, allow)
-        for name, value in description["arguments"].items()
+        for name, value in given.items()
+        if name not in getattr(part_class, "not_described", ())
     }
-    built[path] = _find(description["class"], allow)(**arguments)
+    try:
+        built[path] = part_class(**arguments)
+    except Exception as error:  # constructors may raise anything
+        reason = f"{path or 'the model'} cannot be made from its description ({first_line(error)})"
+        raise ValueError(reason) from error
     return built[path]
 
 
 def _from_json(value: object, where: str, built: dict[str, Any], allow: Collection[str]) -> object:
     if isinstance(value, Mapping):
         if "same" in value:
+            if value["same"] not in list(built):  # a list, since JSON values may be unhashable
+                raise ValueError(f"{where} must be the same as an earlier part, got {value['same']!r}")
             return built[value["same"]]
-        return _find(value["type"], allow) if "type" in value else _build(value, where, built, allow)
+        return _find(value["type"], where, allow) if "type" in value else _build(value, where, built, allow)
     if isinstance(value, list):
         return tuple(_from_json(item, f"{where}.{index}", built, allow) for index, item in enumerate(value))
     return value
 
 
-def _find(path: str, allow: Collection[str]) -> type:
+def _find(path: object, where: str, allow: Collection[str]) -> type:
     """Import a class from an allowed package."""
+    if not isinstance(path, str) or "." not in path:
+        raise ValueError(f"the description of {where or 'the model'} must have the path of a class, got {path!r}")
     module, _, name = path.rpartition(".")
     package = module.partition(".")[0]
     if not (package == "pyrovae" or package in allow or f"{module}.".startswith("torch.nn.modules.")):

@@ -11,16 +11,17 @@ from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from pyrovae.programs import Program
 from pyrovae.results import Epoch, History
+from pyrovae.results.record import TransformDescription, from_plain, parse_json
 from pyrovae.runtime.annotations import checked
 from pyrovae.runtime.errors import first_line
-from pyrovae.runtime.serialization import Described, agree, build, describe
+from pyrovae.runtime.serialization import Described, Description, agree, build, describe
 from pyrovae.training.config import Training
 from pyrovae.training.run_folder import RunFolder
 from pyrovae.training.state import from_bytes, params_of, restore, to_bytes
@@ -30,6 +31,42 @@ logger = logging.getLogger("pyrovae")
 
 CONFIG, MODEL, METRICS = "config.json", "model.json", "metrics.jsonl"
 WEIGHTS, TRAINER = "model.safetensors", "trainer.pt"
+
+
+class _Data(TypedDict):
+    hash: str
+    transform: TransformDescription | None
+
+
+class _Settings(TypedDict):
+    training: dict[str, Any]
+    objective: dict[str, Any]
+    optimizer: dict[str, Any]
+    data: _Data
+    command: dict[str, Any]
+
+
+class Config(_Settings, total=False):
+    """Content of ``config.json``."""
+
+    versions: dict[str, str]
+
+
+class _Group(TypedDict):
+    params: list[int]
+
+
+class _Optimizer(TypedDict):
+    state: dict[int, dict[str, Any]]
+    param_groups: list[_Group]
+
+
+class _Trainer(TypedDict):
+    values: dict[str, Tensor]
+    optimizer: _Optimizer
+    best_epoch: int
+    best_validation: float
+    has_best: bool
 
 
 @dataclass
@@ -78,21 +115,22 @@ class Checkpoint:
         stack.enter_context(self.folder.lock("trained"))
         if resume:
             contents = read_files(self.folder)
-            config = json.loads(contents[CONFIG])
-            self._check(config, json.loads(contents.get(MODEL, b"null")))
-            self.settings = config | self.settings
+            config = parse_config(contents[CONFIG])
+            self._check(config, _parse_model(contents))
+            self.settings = {**config, **self.settings}
             return parse_progress(contents)
         if TRAINER in self.folder:
             raise ValueError(f"{self.folder.path} holds a run already; resume it, or choose another folder")
         self.settings["versions"] = versions()
         return None
 
-    def _check(self, config: Mapping[str, Any], description: Mapping[str, Any] | None) -> None:
+    def _check(self, config: Config, description: Description) -> None:
         """Check that training goes on with the same numbers as without the interruption.
 
         Raises:
             ValueError: if the model or the settings differ. All but ``epochs``, ``patience``, ``device`` and ``engine``
-                must be the same, and ``epochs`` too if the learning rate decays.
+                must be the same, and ``epochs`` too if the learning rate decays. The learning rate and ``clip_norm``
+                may be lowered, with a warning, since a run that diverged is resumed with other values.
 
         """
         free = {"epochs", "patience", "device", "engine"}
@@ -102,12 +140,16 @@ class Checkpoint:
         for group in ("training", "objective", "optimizer", "data"):
             before = defaults.get(group, {}) | config[group]
             for name, value in self.settings[group].items():
-                if name not in free and before.get(name) != value:
+                old = before.get(name)
+                is_number = isinstance(old, (int, float))
+                if name in ("learning_rate", "clip_norm") and value and (old is None or (is_number and value < old)):
+                    logger.warning("the run %s resumes with %s = %g instead of %s", self.folder.path, name, value, old)
+                elif name not in free and old != value:
                     raise ValueError(
-                        f"the run {self.folder.path} was made with {group}.{name} = {before.get(name)!r}, but received "
+                        f"the run {self.folder.path} was made with {group}.{name} = {old!r}, but received "
                         f"{value!r}; resume with the same settings, or start another run"
                     )
-        if description is not None and not agree(description, _described(self.model)):
+        if description and not agree(description, _described(self.model)):
             raise ValueError(
                 f"the run {self.folder.path} has another model: its {MODEL} describes other parts, or other options of "
                 "them; resume with the same model, or start another run"
@@ -153,16 +195,32 @@ def read_files(folder: RunFolder) -> dict[str, bytes]:
     return folder.read_files((CONFIG, TRAINER, WEIGHTS, METRICS), optional=(MODEL,))
 
 
+def parse_config(content: bytes) -> Config:
+    """Return the settings of a run."""
+    return parse_json(Config, content, source=CONFIG)
+
+
+def _parse_model(contents: Mapping[str, bytes]) -> Description:
+    """Return the description of the model of a run; an empty dictionary if there is none."""
+    return parse_json(dict[str, Any], contents.get(MODEL, b"{}"), source=MODEL)
+
+
 def parse_progress(contents: Mapping[str, bytes]) -> Progress:
     """Return the state of training in the files of a run."""
     try:
-        trainer = torch.load(io.BytesIO(contents[TRAINER]), weights_only=True, map_location="cpu")
+        loaded = torch.load(io.BytesIO(contents[TRAINER]), weights_only=True, map_location="cpu")
+        trainer = from_plain(_Trainer, loaded, source=TRAINER)
     except Exception as error:  # torch raises errors of several types
         raise ValueError(f"{TRAINER} is not a state of training ({first_line(error)}); train again") from None
+    epochs = History.epochs_from_json_lines(contents[METRICS])
+    if not 0 <= trainer["best_epoch"] <= len(epochs):
+        raise ValueError(
+            f"`best_epoch` of {TRAINER} must be one of the {len(epochs)} epochs, got {trainer['best_epoch']}"
+        )
     return Progress(
-        epochs=History.epochs_from_json_lines(contents[METRICS].decode()),
+        epochs=epochs,
         values=trainer["values"],
-        optimizer=trainer["optimizer"],
+        optimizer=dict(trainer["optimizer"]),
         best=from_bytes(contents[WEIGHTS]) if trainer["has_best"] else None,
         best_epoch=trainer["best_epoch"],
         best_validation=trainer["best_validation"],
@@ -208,25 +266,33 @@ def load(path: str | Path, *, allow: Collection[str] = ()) -> Run:
     """
     folder = RunFolder(path)
     contents = read_files(folder)
-    config = json.loads(contents[CONFIG])
+    config = parse_config(contents[CONFIG])
     if MODEL not in contents:
         raise ValueError(f"the run {path} does not describe its model; build the model and use training.load_weights")
     try:
-        vae, progress = build(json.loads(contents[MODEL]), allow=allow), parse_progress(contents)
+        try:
+            vae = build(_parse_model(contents), allow=allow)
+        except ValueError as error:
+            raise ValueError(f"{MODEL} of the run {path} cannot be used: {error}") from error
+        progress = parse_progress(contents)
+        if not isinstance(vae, VAE):
+            raise ValueError(
+                f"{MODEL} describes a {type(vae).__name__}, but `load` loads a VAE; use training.load_weights"
+            )
         weights = from_bytes(contents[WEIGHTS])
         dtypes = {value.dtype for value in weights.values() if value.is_floating_point()}
         if len(dtypes) == 1:  # the dtype of training, whatever the default is now
-            vae.to(*dtypes)
+            vae.to(dtypes.pop())
         restore([vae], (), weights)
     except (KeyError, TypeError, ValueError) as error:
-        written = config.get("versions", {}).get("pyrovae", "of an unknown version")
+        written = (config.get("versions") or {}).get("pyrovae", "of an unknown version")
         if written == _own_version():
             raise
         raise ValueError(
             f"the run {path} was written by pyrovae {written} and cannot be read by this one, {_own_version()} "
             f"({error}); install that version, or train again"
         ) from error
-    return Run(vae.eval(), History(progress.epochs, progress.best_epoch, "loaded"), config, folder)
+    return Run(vae.eval(), History(progress.epochs, progress.best_epoch, "loaded"), dict(config), folder)
 
 
 @checked

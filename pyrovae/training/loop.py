@@ -262,7 +262,8 @@ class Loop:
 
     def _diverged(self, epoch: int, step: int, term: str) -> DivergenceError:
         saved = (
-            f"the run folder {self.checkpoint.folder.path} holds the weights of epoch {epoch - 1}"
+            f"the run folder {self.checkpoint.folder.path} holds the weights of epoch {epoch - 1}, from "
+            "which training can resume"
             if self.checkpoint
             else "give fit a folder to keep the weights of the last good epoch"
         )

@@ -10,10 +10,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, TypedDict
 
+from pyrovae.results.record import LARGEST_JSON, parse_json
 from pyrovae.runtime import locked, open_regular, write_new
 from pyrovae.runtime.context import interrupts_wait
+from pyrovae.runtime.memory import require
 
 MANIFEST = "manifest.json"
 NAME = re.compile(r"[^./\\\0][^/\\\0]*(/[^./\\\0][^/\\\0]*)*")  # name of a file, in sub-folders or not
@@ -32,6 +34,10 @@ class Manifest(NamedTuple):
 
     hashes: dict[str, str]
     staged: bool
+
+
+class _Files(TypedDict):
+    files: dict[str, str]
 
 
 class RunFolder:
@@ -187,6 +193,8 @@ class RunFolder:
             for name, candidates in opened.items():
                 if not candidates:
                     raise ValueError(f"the run {self.path} is incomplete: {name} is missing; restore it or {remedy}")
+                size = sum(os.fstat(file.fileno()).st_size for file in candidates)
+                require(size, what=f"{name} of the run {self.path}", hint=remedy)
                 whole = [content for file in candidates if _hash(content := file.read()) == manifest.hashes[name]]
                 if not whole:
                     raise ValueError(
@@ -208,11 +216,12 @@ class RunFolder:
             return {}
         try:
             with file:
-                hashes = dict(json.loads(file.read())["files"])
-        except (ValueError, KeyError, TypeError, RecursionError):
+                content = parse_json(_Files, file.read(LARGEST_JSON + 1), source=MANIFEST)
+        except ValueError as error:
             if path.name != MANIFEST:
                 return {}
-            raise ValueError(f"{path} is damaged, so that the run cannot be checked") from None
+            raise ValueError(f"{path} is damaged, so that the run cannot be checked: {error}") from None
+        hashes = content["files"]
         for name in hashes:
             if not NAME.fullmatch(name):
                 raise ValueError(

@@ -112,17 +112,17 @@ def to_bytes(values: Mapping[str, Tensor]) -> bytes:
     return safetensors.torch.save({name: value.cpu().contiguous() for name, value in values.items()})
 
 
-def from_bytes(content: bytes) -> dict[str, Tensor]:
+def from_bytes(content: bytes, source: str = "model.safetensors") -> dict[str, Tensor]:
     """Read values in the safetensors format.
 
     Raises:
-        ValueError: if the content has another format.
+        ValueError: if the content has another format; the text names the source.
 
     """
     try:
         return safetensors.torch.load(content)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"weights must be in the safetensors format ({error}); train again") from None
+    except Exception as error:  # safetensors raises errors of several types
+        raise ValueError(f"{source} must have the safetensors format ({first_line(error)}); train again") from None
 
 
 def check_state(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,7 +156,9 @@ def _options(saved: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]
     options = dict(own)
     for name, value in saved.items():
         if name in own and name not in KERNEL_OPTIONS:
-            options[name] = value.item() if isinstance(value, Tensor) else value
+            options[name] = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+            if isinstance(own[name], (int, float)) and not isinstance(options[name], (int, float)):
+                raise _mismatch(f"param_groups[...][{name!r}]", "must be a number", tensor_type(value))
     return options
 
 

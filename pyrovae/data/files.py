@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from pyrovae.data.arrays import PARTS, from_arrays, from_splits
 from pyrovae.data.splits import Data
 from pyrovae.runtime.annotations import checked
+from pyrovae.runtime.memory import require
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -121,12 +123,17 @@ def from_folder(
     arrays: list[NDArray[np.uint8]] = []
     for file in files:
         try:
+            if not file.is_file():  # reading a pipe would block
+                raise IsADirectoryError
             with Image.open(file, formats=IMAGE_FORMATS) as image:
-                arrays.append(pixels(image))
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+                image.load()
+        except Exception as error:  # Pillow raises errors of many types
             raise ValueError(
                 f"{file} is not an image that can be read ({type(error).__name__}); leave it out"
             ) from None
+        arrays.append(pixels(image))
+        if len(arrays) == 1:
+            require(arrays[0].nbytes * len(files), what=f"the images of {folder}", hint="make them smaller")
         if arrays[-1].shape != arrays[0].shape:
             shapes = f"{file} has {arrays[-1].shape} and {files[0].name} has {arrays[0].shape}"
             raise ValueError(f"images have one shape, but {shapes}; resize or convert it")
@@ -157,10 +164,14 @@ def _images(folder: Path) -> list[Path]:
 def _arrays(file: Path) -> dict[str, NDArray[Any]]:
     """Return the arrays of an npy or npz file by name."""
     try:
-        with file.open("rb") as stream:
+        with file.open("rb") as stream, warnings.catch_warnings(action="ignore"):  # numpy warns of damaged headers
+            if zipfile.is_zipfile(stream):
+                size = sum(entry.file_size for entry in zipfile.ZipFile(stream).infolist())
+                require(size, what=f"{file.name}, unpacked,", hint="split it")
+            stream.seek(0)
             loaded = np.load(stream, allow_pickle=False)
             return {"x": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
-    except (ValueError, OSError, EOFError, BadZipFile) as error:
+    except Exception as error:  # numpy and zipfile raise errors of many types
         raise ValueError(f"{file} cannot be read ({error}); save it anew with np.savez(path, x=x)") from None
 
 

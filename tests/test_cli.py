@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import io
 import json
 import os
 import re
@@ -590,3 +591,121 @@ def test_bad_classes_of_the_user_are_one_line(own: str, capsys: pytest.CaptureFi
 def test_a_configuration_that_is_a_pipe_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     os.mkfifo("pipe.json")
     assert "pipe.json is not a file" in fails(capsys, "train", "--config", "pipe.json")
+
+
+# files that are not ours
+
+DAMAGES = {  # file, keys, value, and the text of the error
+    "manifest.json | files | []": "`files` of manifest.json must be a dict",
+    "manifest.json | files.config.json | 3": "`files.config.json` of manifest.json must be a string",
+    "config.json | data | null": "`data` of config.json must be a dict",
+    "config.json | versions.torch | 3": "`versions.torch` of config.json must be a string",
+    "metrics.jsonl | elbo | 1e400": "metrics.jsonl, line 1, must be JSON, but it holds 1e400",
+    "metrics.jsonl | steps | 0.5": "`steps` of metrics.jsonl, line 1, must be an integer",
+    "metrics.jsonl | validation | 7": "`validation` of metrics.jsonl, line 1, must be a dict",
+    "model.json | class | 3": "must have the path of a class, got 3",
+    "model.json | class | pyrovae.__main__.Part": "pyrovae.__main__.Part, which this version of pyrovae does not have",
+    "model.json | class | torch.nn.modules.linear.Identity": "model.json describes a Identity",
+    "model.json | arguments.prior | []": "model.json of the run run cannot be used: the model cannot be made",
+    "model.json | arguments.prior.same | []": "prior must be the same as an earlier part, got []",
+    "model.json | arguments.decoder.arguments.hidden | [100000, 400000]": "decoder cannot be made",
+    "model.json | arguments.decoder.arguments.hidden | LONG": "more than 4,000 parameter tensors",
+    "model.json | arguments.decoder.arguments.out_shape | [100000000000000000000]": "decoder cannot be made",
+}
+
+
+@pytest.mark.parametrize("case", DAMAGES)
+def test_a_file_that_differs_from_its_schema_is_one_line(
+    run: Path, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    """Every file has a valid hash: it was written so by somebody else."""
+    name, keys, value = case.split(" | ")
+    first, *lines = (run / name).read_text().splitlines() if name == "metrics.jsonl" else [(run / name).read_text()]
+    tree = part = json.loads(first)
+    *path, last = re.split(r"\.(?!json)", keys)
+    for key in path:
+        part = part[key]
+    part[last] = "VALUE"
+    value = f'"{value}"' if "." in value and value[0].isalpha() else value
+    value = f"[{'1, ' * 20_000}1]" if value == "LONG" else value
+    text = json.dumps(tree).replace('"VALUE"', value)
+    content = "\n".join([text, *lines]).encode()
+    if name == "manifest.json":
+        (run / name).write_bytes(content)
+    else:
+        RunFolder(run).write({name: content})
+    assert DAMAGES[case] in fails(capsys, "generate", "run")
+    fails(capsys, "train", "--resume", "run", "--epochs", "3")
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "config.json", "trainer.pt", "metrics.jsonl"])
+@pytest.mark.parametrize("kind", ["directory", "pipe", "loop", "nested", "bytes"])
+def test_anything_in_the_place_of_a_file_is_one_line(
+    run: Path, capsys: pytest.CaptureFixture[str], name: str, kind: str
+) -> None:
+    content = {"nested": b"[" * 100_000, "bytes": bytes(range(256))}.get(kind)
+    if content and name != "manifest.json":
+        RunFolder(run).write({name: content})
+    else:
+        (run / name).unlink()
+        if content:
+            (run / name).write_bytes(content)
+        make = {"directory": Path.mkdir, "pipe": os.mkfifo, "loop": lambda path: path.symlink_to(path.name)}
+        make.get(kind, lambda path: None)(run / name)
+    for words in (["evaluate", "run"], ["generate", "run"], ["train", "--resume", "run"], ["compare", "run", "run/.."]):
+        assert (name if words[0] != "compare" else "run") in fails(capsys, *words)
+
+
+def test_the_state_of_an_optimizer_has_numbers(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for key, value in (("lr", "fast"), ("betas", torch.zeros(3)), ("params", 7), ("eps", torch.zeros(2))):
+        trainer = torch.load(run / "trainer.pt")
+        trainer["optimizer"]["param_groups"][0][key] = value
+        buffer = io.BytesIO()
+        torch.save(trainer, buffer)
+        shutil.copytree(run, key)
+        RunFolder(key).write({"trainer.pt": buffer.getvalue()})
+        assert "trainer.pt" in fails(capsys, "train", "--resume", key, "--epochs", "3")
+
+
+def test_a_lower_learning_rate_resumes_a_run(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert main(["train", "--resume", "run", "--epochs", "3", "--learning_rate", "1e-5", "--clip_norm", "1"]) == 0
+    assert "resumes with learning_rate = 1e-05 instead of 0.001" in caplog.text
+    assert [epoch.learning_rate for epoch in pyrovae.load(run).history.epochs] == [1e-3, 1e-3, 1e-5]
+    assert main(["train", "--resume", "run", "--epochs", "4"]) == 0, "the new rate is that of the run"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_is_one_line_and_its_exit_code(number: int, code: int) -> None:
+    command = [sys.executable, "-m", "pyrovae", "train", "--folder", "run", *QUICK, "--epochs", "100000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not Path("run/metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "pyrovae: interrupted; files that were written stay" in errors
+    assert "Traceback" not in errors
+
+
+def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+
+    def train(argv: list[str]) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(pyrovae.cli, "train", train)
+    before = signal.getsignal(signal.SIGINT)
+    assert main(["train"]) == 130
+    assert codes == [143]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_format_of_a_table_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--output ends in one of .txt, .md, .tex, .csv, but" in fails(
+        capsys, "compare", "a", "b", "--output", "x.xlsx"
+    )

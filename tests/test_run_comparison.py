@@ -158,7 +158,8 @@ def test_a_report_of_another_version_fails_with_one_line(
     wrote = f"another version of pyrovae ({version or 'not known'}, this is {ours})"
     assert fails(capsys, *runs[:2]) == (
         f"pyrovae: error: the report of runs/b was written by {wrote} and cannot be read (this is not the "
-        "Evaluation that this version of pyrovae writes: it differs in a_new_field); evaluate it again: pyrovae evaluate runs/b --overwrite"
+        "Evaluation that this version of pyrovae writes: it differs in a_new_field); evaluate it again: "
+        "pyrovae evaluate runs/b --overwrite"
     )
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 
@@ -15,6 +18,8 @@ from pyrovae.cli.generate_command import generate
 from pyrovae.cli.terminal import print_error, print_text
 from pyrovae.cli.train_command import train
 from pyrovae.training.checkpoint import versions
+
+LONGEST = 800  # characters of an error
 
 USAGE = """usage: pyrovae COMMAND [options]
 
@@ -34,11 +39,15 @@ A first round, without any network:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit code: 0, 2 after an error, 130 after an interrupt."""
+    """Run a command and return the exit code: 0, 2 after an error, 128 + N after signal N, such as 130 for Ctrl-C."""
     code = 0
     try:
         try:
-            code = _run(list(sys.argv[1:] if argv is None else argv))
+            with _signals() as received:
+                code = _run(list(sys.argv[1:] if argv is None else argv))
+        except KeyboardInterrupt:
+            print_error("pyrovae: interrupted; files that were written stay\n")
+            return 128 + (received or [signal.SIGINT])[0]
         finally:
             sys.stdout.flush()
     except BrokenPipeError:  # the reader of the output has stopped
@@ -47,6 +56,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_output()
         return _fail(f"the output cannot be written ({error.strerror})")
     return code
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Raise a KeyboardInterrupt at the first signal to end, and end at once at the second; yield their numbers."""
+    received: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        received.append(number)
+        if len(received) > 1:
+            print_error("pyrovae: stopped at once\n")
+            os._exit(128 + number)
+        raise KeyboardInterrupt
+
+    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    before = {number: signal.getsignal(number) for number in numbers}
+    with ExitStack() as stack:
+        for number, handler in before.items():
+            if handler is not signal.SIG_IGN:  # as under nohup
+                stack.callback(signal.signal, number, handler or signal.SIG_DFL)
+                signal.signal(number, stop)
+        yield received
 
 
 def _drop_output() -> None:
@@ -67,10 +100,9 @@ def _run(words: list[str]) -> int:
         return _fail(f"there is no command {words[0]!r}; choose from {', '.join(commands)}")
     try:
         commands[words[0]](words[1:])
-    except KeyboardInterrupt:
-        print_error("pyrovae: interrupted; files that were written stay\n")
-        return 130
-    except (ValueError, TypeError, OSError, torch.OutOfMemoryError) as error:
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        return _fail(f"there is not enough memory; choose smaller layers or batches ({_first_cause(error)})")
+    except (ValueError, TypeError, OSError) as error:
         return _fail(_first_cause(error))
     except RuntimeError as error:  # torch has no class for a CPU without memory
         if "can't allocate memory" not in str(error):
@@ -83,7 +115,8 @@ def _first_cause(error: BaseException) -> str:
     """Return the message of an error on one line, without the message that Pyro puts in front."""
     while str(error).startswith("Error while computing") and isinstance(error.__cause__, ValueError):
         error = error.__cause__
-    return " ".join(str(error).split())
+    text = " ".join(str(error).split())
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
 
 
 def _fail(message: str) -> int:

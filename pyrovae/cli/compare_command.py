@@ -17,7 +17,7 @@ FORMATS: dict[str, Callable[[Comparison], str]] = {
     "latex": Comparison.to_latex,
     "csv": Comparison.to_csv,
 }
-ENDINGS = {".md": "markdown", ".tex": "latex", ".csv": "csv"}
+ENDINGS = {"": "text", ".txt": "text", ".md": "markdown", ".tex": "latex", ".csv": "csv"}
 
 
 def compare(argv: Sequence[str]) -> None:
@@ -42,7 +42,11 @@ def compare(argv: Sequence[str]) -> None:
     add("output", "file of the table (default: print it)", metavar="FILE")
     options = parser.options(argv)
     output = None if options["output"] is None else Path(options["output"])
-    table_format = options["format"] or (ENDINGS.get(output.suffix.lower(), "text") if output else "text")
+    ending = "" if output is None else output.suffix.lower()
+    table_format = options["format"] or ENDINGS.get(ending)
+    if table_format is None:
+        endings = ", ".join(filter(None, ENDINGS))
+        raise ValueError(f"--output ends in one of {endings}, but received {output}; rename it, or choose a --format")
     comparison = compare_runs(
         options["runs"], reference=options["reference"], blocks=bool(options["blocks"]), name=options["report"]
     )

@@ -41,6 +41,9 @@ A first round, without any network:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code: 0, 2 after an error, 128 + N after signal N, such as 130 for Ctrl-C."""
     code = 0
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # the shell closed it
+            setattr(sys, name, open(os.devnull, "w"))
     try:
         try:
             with _signals() as received:
@@ -102,6 +105,9 @@ def _run(words: list[str]) -> int:
         commands[words[0]](words[1:])
     except (MemoryError, torch.OutOfMemoryError) as error:
         return _fail(f"there is not enough memory; choose smaller layers or batches ({_first_cause(error)})")
+    except FileExistsError as error:
+        hint = "remove it, or set TORCHINDUCTOR_CACHE_DIR if this is the cache of the compiler"
+        return _fail(f"there must be a folder in place of the file {error.filename}; {hint}")
     except (ValueError, TypeError, OSError) as error:
         return _fail(_first_cause(error))
     except RuntimeError as error:  # torch has no class for a CPU without memory

@@ -5,8 +5,8 @@
 
 The model samples z2 -> z1 -> x, the guide x -> z1 -> z2, as in *Importance weighted autoencoders (Burda, Grosse,
 Salakhutdinov 2016)*, https://arxiv.org/abs/1509.00519. In this order the closed-form KL of z1 is not a term of the
-ELBO; the table names the method for each latent. The picture shows the activity of each unit of both layers, the
-variance over the data of its posterior mean.
+ELBO; the table names the method for each latent. The picture shows the activity of the units of both layers, the
+variance over the data of the posterior mean.
 """
 
 import argparse
@@ -80,11 +80,10 @@ def guide(x: Tensor) -> None:  # (B, *x_shape)
 pyrovae.fit(model, guide, data, objective=objectives.DReG(num_particles=5), training=training)
 print(pyrovae.evaluate(model, guide, data, ks=ks))
 
-units = pyrovae.diagnostics.latents(model, guide, data.test.fixed()).units
+units = pyrovae.diagnostics.latents(model, guide, data.test.fixed()).units[:24]  # active ones first
 activity = torch.tensor([unit.activity for unit in units])  # variance over the data of the posterior mean
-figure = pyrovae.report.kl_per_unit(
-    [unit.name for unit in units], None, activity > 0.01, variance=activity, threshold=0.01
-)
+names = [unit.name for unit in units]
+figure = pyrovae.report.kl_per_unit(names, None, activity > 0.01, variance=activity, threshold=0.01)
 options.picture.parent.mkdir(parents=True, exist_ok=True)
 figure.savefig(options.picture, dpi=100, format="png")
 print(f"picture: {options.picture}")

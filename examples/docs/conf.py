@@ -11,6 +11,7 @@ author = "The pyrovae developers"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["gallery.py"]
 default_role = "py:obj"
+highlight_language = "text"
 html_theme = "furo"
 html_title = "pyrovae"
 html_show_copyright = False

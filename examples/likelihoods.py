@@ -4,7 +4,8 @@
     python examples/likelihoods.py --data mnist     MNIST; hours on two cores
 
 prints one table for each form of the data: binary images for masses, stored levels, and dequantized images for
-densities. The picture shows draws of x, not means: the noise that each likelihood puts around E[x | z].
+densities. The picture shows draws of x, not means: the noise that each likelihood puts around E[x | z], in shades from
+the smallest to the largest value of the data.
 """
 
 import argparse
@@ -67,6 +68,7 @@ for name, (part, choices) in menu.items():
     pyrovae.fit(vae.model, vae.guide, data, training=training)
     evaluations[name] = pyrovae.evaluate(vae.model, vae.guide, data.test.first(num_test), ks=ks)
     pyrovae.report.samples(vae, num=16, mean=False, ax=(panel := next(panels)))
+    panel.images[0].set_clim(*data.test.fixed().aminmax())  # draws may lie far outside
     panel.set_title(name, fontsize=9)
 
 print(f"\n{pyrovae.compare(evaluations, blocks=True)}")

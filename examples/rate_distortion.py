@@ -7,8 +7,8 @@ prints one row for each model: the rate, which is the KL, the distortion, which 
 bounds, in nats per datum. Models on the curve have the same parts and the same start; the loss is distortion plus beta
 times rate. The picture shows both terms, with lines of equal ELBO, minus their sum.
 
-- A small beta lowers the distortion at the price of KL, a large beta the KL; at beta = 10 the codes have collapsed.
-  The slope of the curve at a model is about -beta, and it touches the line of the highest ELBO at beta = 1.
+- A small beta lowers the distortion and costs KL, a large beta does the opposite: at 10 the codes have collapsed. The
+  slope of the curve at a model is about -beta, and it touches the line of the highest ELBO at beta = 1.
 - Free bits move along the curve; they do not improve it.
 - Training on L_50 (DReG) gives a worse ELBO and a better L_K than beta = 1: such a model lies above the curve.
 - Another prior or posterior gives another curve. Only a point below the curve is a better trade-off; on the digits,

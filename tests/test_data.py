@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -535,3 +536,26 @@ def test_unknown_sources_are_refused(source: Any, error: type[Exception], match:
         data.load(source)
     with pytest.raises(TypeError, match="of one split, neither name nor path"):
         data.load_split(source)
+
+
+@pytest.mark.parametrize("kind", ["encrypted", "bomb", "shape", "pipe"])
+def test_damaged_files_and_those_that_unpack_beyond_the_memory_are_refused(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyrovae.runtime.memory.available", lambda device: 2**30)
+    header = b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '<f8', 'fortran_order': False, 'shape': (10000000000000, 1)}"
+    (tmp_path / "x.npy").write_bytes(header.ljust(127) + b"\n")
+    np.savez(tmp_path / "x.npz", x=np.zeros((60, 3)))
+    content = bytearray((tmp_path / "x.npz").read_bytes())
+    entry = content.find(b"PK\x01\x02")  # of the directory
+    content[entry + 8] |= kind == "encrypted"
+    content[entry + 24 : entry + 28] = b"\xff\xff\xff\xf0" if kind == "bomb" else content[entry + 24 : entry + 28]
+    (tmp_path / "x.npz").write_bytes(content)
+    if kind == "pipe":
+        os.mkfifo(tmp_path / "x.png")
+        with pytest.raises(ValueError, match="x.png is not an image that can be read"):
+            data.from_folder(tmp_path)
+        return
+    name = "x.npy" if kind == "shape" else "x.npz"
+    with pytest.raises(ValueError, match=f"{name}.* cannot be read"):
+        data.from_file(tmp_path / name)

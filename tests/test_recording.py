@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import linecache
 import os
 import signal
 from typing import Any
@@ -12,6 +13,7 @@ import pyro
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.graph_module import _loader
 
 from pyrovae.compile import NotRecordableError, has_compiler, is_recording, record, trace
 from pyrovae.compile.noise import split_noise
@@ -233,3 +235,14 @@ def test_an_interrupt_waits_for_the_recording() -> None:
     assert len(runs) == 2
     assert signal.getsignal(signal.SIGINT) == before
     assert not is_recording()
+
+
+def test_sources_of_traced_graphs_are_released() -> None:
+    """Torch keeps the source of each graph for tracebacks, which would grow with each captured step."""
+    before = set(_loader.eval_cache), set(linecache.cache)
+    recording = record(lambda x: (x.sin() * 2,), [torch.ones(3)], leaves=[])
+    if has_compiler():
+        recording.compile([torch.ones(3)])
+    assert set(_loader.eval_cache) == before[0]
+    assert not [name for name in set(linecache.cache) - before[1] if name.startswith("<eval_with_key>")]
+    assert torch.equal(recording(torch.ones(3))[0], torch.ones(3).sin() * 2)

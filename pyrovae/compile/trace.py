@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
 from pyrovae.compile.cuda_graph import GraphedFunction
-from pyrovae.compile.inductor import compile_graph
+from pyrovae.compile.inductor import compile_graph, sources_released
 from pyrovae.compile.noise import is_mutable, split_noise
 from pyrovae.runtime.context import forked_random, interrupts_wait, is_expanded, validation, values_kept
 from pyrovae.runtime.errors import first_line
@@ -73,6 +73,7 @@ class Recording:
     def _bound(self) -> Function:
         return functools.partial(_run, self._noise, self._compiled, self.leaves)
 
+    @sources_released()
     def compile(self, inputs: Sequence[Tensor]) -> None:
         """Compile the graph by Inductor; torch still draws the random numbers, before the compiled part runs.
 
@@ -133,6 +134,7 @@ def _run(
     return compiled(*noise(), *leaves, *inputs)
 
 
+@sources_released()
 def record(function: Function, inputs: Sequence[Tensor], *, leaves: Sequence[Tensor]) -> Recording:
     """Trace a function.
 

@@ -34,7 +34,7 @@ print(
     flush=True,
 )
 
-plain = pyrovae.data.load(options.data).for_form("binary")
+plain = pyrovae.data.load_or_exit(options.data).for_form("binary")
 data = plain.with_covariates(lambda split: nn.functional.one_hot(split.labels, num_labels).float())  # (N, 10)
 
 

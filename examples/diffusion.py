@@ -93,7 +93,7 @@ if __name__ == "__main__":
     options = parser.parse_args()
     T, num_data, epochs = (20, 10, 1) if options.smoke else (100, 300, 500)
     print(f"About 5 minutes on two cores for the digits: 2 schedules, 2 losses, {epochs} epochs each, T = {T}.")
-    data, evaluations = pyrovae.data.load(options.data), {}
+    data, evaluations = pyrovae.data.load_or_exit(options.data), {}
     for name in (f"{schedule}, {loss}" for schedule in SCHEDULES for loss in ("ELBO", "simple")):
         torch.manual_seed(0)
         vae = Diffusion(pyrovae.likelihoods.Categorical.for_data(data), name.split(",")[0], T)

@@ -59,7 +59,7 @@ class PlainVAE(nn.Module):
         return (reconstruction + kl) / len(x)
 
 
-data = pyrovae.data.load(options.data).for_form("binary")
+data = pyrovae.data.load_or_exit(options.data).for_form("binary")
 grey = (data.train.stored / (data.train.levels - 1)).flatten(1)  # (N, num_pixels), between 0 and 1
 
 torch.manual_seed(0)

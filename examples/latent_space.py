@@ -51,7 +51,7 @@ models = {  # beta, and the largest log-variance of the posterior
 takes = "A few seconds" if options.smoke else "Two minutes" if options.data == "digits" else "Half an hour"
 print(f"{takes} on two cores: {len(models)} models, {epochs} epochs each.", flush=True)
 
-data = pyrovae.data.load(options.data).for_form("binary")
+data = pyrovae.data.load_or_exit(options.data).for_form("binary")
 test = data.test.first(num_test)
 x = test.fixed()
 

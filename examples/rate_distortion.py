@@ -50,7 +50,7 @@ models |= {
 takes = "A few seconds" if options.smoke else "Four minutes" if options.data == "digits" else "Hours"
 print(f"{takes} on two cores: {len(models)} models, {training.epochs} epochs each.", flush=True)
 
-data = pyrovae.data.load(options.data).for_form("binary")
+data = pyrovae.data.load_or_exit(options.data).for_form("binary")
 test = data.test.first(num_test)
 evaluations = {}
 for name, (objective, make_prior, make_posterior) in models.items():

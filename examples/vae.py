@@ -29,7 +29,7 @@ takes = "A few seconds" if options.smoke else "Half a minute" if options.data ==
 print(f"{takes} on two cores: {epochs} epochs, then bounds with K up to {ks[-1]}.", flush=True)
 
 # The data are bytes. Each minibatch draws new binary images from them; the test images are drawn once.
-data = pyrovae.data.load(options.data).for_form("binary")
+data = pyrovae.data.load_or_exit(options.data).for_form("binary")
 print(data)
 
 # The five parts. Swap one by changing its line.

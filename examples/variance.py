@@ -51,7 +51,7 @@ menu = {
     "Laplace, learned scale": (likelihoods.Laplace, {"learn_scale": True}),
 }
 
-data = pyrovae.data.load(options.data).for_form("continuous")  # (level + noise in [0, 1)) / levels
+data = pyrovae.data.load_or_exit(options.data).for_form("continuous")  # (level + noise in [0, 1)) / levels
 test = data.test.first(num_test)
 x = test.fixed()  # (B, *x_shape), the same noise for all models
 head = f"{'L_' + str(ks[-1]):>9}{'bits/dim':>10}{'KL':>8}{'RMSE':>9}{'mean abs':>10}   sd of pixels, 5 to 95 %"

@@ -559,3 +559,17 @@ def test_damaged_files_and_those_that_unpack_beyond_the_memory_are_refused(
     name = "x.npy" if kind == "shape" else "x.npz"
     with pytest.raises(ValueError, match=f"{name}.* cannot be read"):
         data.from_file(tmp_path / name)
+
+
+def test_bad_data_end_a_script_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        data.load_or_exit("minst")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("error: data are named digits, mnist")
+
+
+def test_lists_of_numbers_are_arrays() -> None:
+    rows = [[float(i), 1.0] for i in range(20)]
+    assert data.load_split(rows).stored.tolist() == rows
+    with pytest.raises(ValueError, match="look like labels"):
+        data.load_split([1, 2, 3])

@@ -1,6 +1,7 @@
 """Data sets, their splits, and transforms of their values.
 
 load          data from a name, a path, an array, a torch data set or a loader, split in three
+load_or_exit  the same for scripts: bad data end them with one line
 load_split    one split of an array, a data set or a loader, such as a test set
 digits        from scikit-learn; mnist, fashion_mnist and kmnist are read from a local copy or downloaded
 from_arrays   arrays of numbers; likewise from_file, from_folder and from_dataset
@@ -12,7 +13,7 @@ fingerprint   hash of tensors, by which a result names its data
 
 from pyrovae.data import transforms
 from pyrovae.data.arrays import from_arrays
-from pyrovae.data.datasets import digits, fashion_mnist, from_dataset, kmnist, load, load_split, mnist
+from pyrovae.data.datasets import digits, fashion_mnist, from_dataset, kmnist, load, load_or_exit, load_split, mnist
 from pyrovae.data.files import from_file, from_folder
 from pyrovae.data.splits import Data, Split, fingerprint
 
@@ -28,6 +29,7 @@ __all__ = [
     "from_folder",
     "kmnist",
     "load",
+    "load_or_exit",
     "load_split",
     "mnist",
     "transforms",

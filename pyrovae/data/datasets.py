@@ -6,6 +6,7 @@ import difflib
 import logging
 import os
 import re
+import sys
 from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
@@ -147,6 +148,20 @@ def load(
     )
 
 
+def load_or_exit(source: Source) -> Data:
+    """Load data for a script: an unknown name, a missing file or network ends it with one line and exit status 2.
+
+    Args:
+        source: as in `load`.
+
+    """
+    try:
+        return load(source)
+    except (ValueError, TypeError, OSError) as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        raise SystemExit(2) from None
+
+
 def load_split(
     source: Array | tuple[Array, Array] | Dataset[Any] | DataLoader[Any] | list[Any],
     *,
@@ -210,6 +225,8 @@ def from_dataset(
 
 def _read(source: Any, *, seed: int) -> tuple[Array, Array | None, str]:
     """Return x, labels and a name for an array, a tuple of x and labels, a list, a torch data set or a loader."""
+    if isinstance(source, list) and source and isinstance(source[0], int | float | list):
+        return np.asarray(source), None, "arrays"
     if isinstance(source, Dataset | DataLoader | list):
         return _read_dataset(source, seed=seed)
     if isinstance(source, tuple) and len(source) == 2:

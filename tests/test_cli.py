@@ -601,6 +601,7 @@ DAMAGES = {  # file, keys, value, and the text of the error
     "config.json | data | null": "`data` of config.json must be a dict",
     "config.json | versions.torch | 3": "`versions.torch` of config.json must be a string",
     "metrics.jsonl | elbo | 1e400": "metrics.jsonl, line 1, must be JSON, but it holds 1e400",
+    f"metrics.jsonl | elbo | 1{'0' * 400}": "`elbo` of metrics.jsonl, line 1, must be at most",
     "metrics.jsonl | steps | 0.5": "`steps` of metrics.jsonl, line 1, must be an integer",
     "metrics.jsonl | validation | 7": "`validation` of metrics.jsonl, line 1, must be a dict",
     "model.json | class | 3": "must have the path of a class, got 3",

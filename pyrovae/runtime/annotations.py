@@ -6,7 +6,6 @@ import collections.abc
 import dataclasses
 import functools
 import inspect
-import math
 import operator
 import os
 import sys
@@ -268,7 +267,7 @@ def _to_number(value: Any) -> Any:
     if isinstance(value, (bool, np.bool_, str)) or not hasattr(value, "__float__") or getattr(value, "ndim", 0) > 0:
         return MISMATCH
     number = value if isinstance(value, (int, float)) else float(value)
-    return MISMATCH if math.isnan(number) else number
+    return MISMATCH if number != number else number  # NaN; math.isnan overflows for large integers
 
 
 def _to_text(value: Any) -> Any:

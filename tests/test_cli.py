@@ -706,6 +706,12 @@ def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_an_infinite_bound_is_refused_before_anything_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+    line = fails(capsys, "train", "--folder", "run", *QUICK, "--posterior.max_log_variance", "inf")
+    assert "--posterior.max_log_variance takes NUMBER, but received 'inf'" in line
+    assert not Path("run").exists()
+
+
 def test_the_format_of_a_table_is_known(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--output ends in one of .txt, .md, .tex, .csv, but" in fails(
         capsys, "compare", "a", "b", "--output", "x.xlsx"

@@ -6,6 +6,7 @@ import collections.abc
 import dataclasses
 import importlib
 import inspect
+import math
 import os
 import re
 import sys
@@ -44,7 +45,10 @@ class Option:
                 if word.lower() not in ("true", "false"):
                     raise ValueError(word)
                 return word.lower() == "true"
-            return self.base(word)
+            value = self.base(word)
+            if self.base is float and not math.isfinite(value):  # JSON has no infinity
+                raise ValueError(word)
+            return value
 
         convert.__name__ = self.base.__name__
         return convert

@@ -77,7 +77,7 @@ def make_network() -> nn.Module:
     )
 
 
-data = pyrovae.data.load(options.data).for_form("continuous")  # (B, 1, H, W)
+data = pyrovae.data.load_or_exit(options.data).for_form("continuous")  # (B, 1, H, W)
 latent_shape = (channels, data.x_shape[1] >> halvings, data.x_shape[2] >> halvings)
 test = data.test.first(num_test)
 x = test.fixed()

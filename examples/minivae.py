@@ -40,7 +40,7 @@ latent_dim, batch_size = 128, 64
 num_train, num_test, epochs = (64, 10, 1) if options.smoke else (options.images, 300, options.epochs)
 ks = (1, 5) if options.smoke else (1, 50)  # each a divisor of the next
 
-data = pyrovae.data.load(options.data).for_form("continuous")  # (level + noise in [0, 1)) / levels
+data = pyrovae.data.load_or_exit(options.data).for_form("continuous")  # (level + noise in [0, 1)) / levels
 parts = {"train": data.train.first(num_train), "validation": data.validation.first(500), "test": data.test}
 data = pyrovae.data.Data(**parts, name=options.data)
 device = "cuda" if torch.cuda.is_available() else "cpu"

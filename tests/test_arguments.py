@@ -22,6 +22,7 @@ from torch import nn
 import pyrovae
 from pyrovae import bounds, diagnostics, likelihoods, networks, objectives, posteriors, priors, report, testing
 from pyrovae.data import transforms
+from pyrovae.results.record import from_plain, tensors_of, to_plain
 from pyrovae.runtime.annotations import ArgumentError
 from pyrovae.runtime.serialization import build
 
@@ -206,6 +207,16 @@ def test_wrong_arguments_end_in_errors_that_name_them() -> None:
                     failed.append((function.__name__, name, value, error))
     assert num_tried > 1_400
     assert len(failed) <= 0.02 * num_tried, failed
+
+
+def test_a_large_seed_is_read_from_files(tmp_path: Any) -> None:
+    pyrovae.fit(vae(), X, epochs=1, seed=2**60, device="cpu", folder=tmp_path, show_progress=False)
+    assert pyrovae.load(tmp_path).config["training"]["seed"] == 2**60  # type: ignore[index]
+    checks = pyrovae.Checks(2, 2, 0, 0, num_chains=2, num_temperatures=2)
+    found = pyrovae.evaluate(VAE, X, ks=(1,), seed=2**60, checks=checks, show_progress=False)
+    assert found.checked is not None
+    again = from_plain(pyrovae.results.Evaluation, to_plain(found), tensors_of(found))
+    assert to_plain(again) == to_plain(found)
 
 
 def test_the_form_of_a_likelihood_is_known_and_decides_its_measure() -> None:

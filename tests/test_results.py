@@ -92,15 +92,22 @@ ESTIMATE = Estimate("IWAE", 5, -1.5, 0.1, None, "why")
 
 @pytest.mark.parametrize("inner", [None, Inner(ESTIMATE, None, {"AIS": torch.ones(2)})])
 def test_records_go_to_json_and_back(inner: Inner | None) -> None:
-    record = Outer(inner, (ESTIMATE, ESTIMATE), {"a": (None, 1.0)}, (3, "x"), None, {"ELBO": torch.zeros(2)})
+    record = Outer(
+        inner,
+        (ESTIMATE, ESTIMATE),
+        {"a": (None, 1.0)},
+        (3, "x"),
+        None,
+        {"ELBO": torch.zeros(2), "KL of a/b": torch.ones(2)},
+    )
     plain = json.loads(json.dumps(to_plain(record), allow_nan=False))
     assert "per_datum" not in json.dumps(plain)
     tensors = tensors_of(record)
-    assert set(tensors) == {"ELBO"} | ({"inner/AIS"} if inner else set())
+    assert set(tensors) == {"ELBO", "KL of a/b"} | ({"inner/AIS"} if inner else set())
     found = from_plain(Outer, plain, tensors)
     assert found == record
     assert isinstance(found.pairs["a"], tuple)
-    assert set(found.per_datum) == {"ELBO"}
+    assert set(found.per_datum) == {"ELBO", "KL of a/b"}
     if inner:
         assert found.inner is not None
         assert set(found.inner.per_datum) == {"AIS"}

@@ -155,7 +155,7 @@ def convert(value: object, hint: Any, *, name: str, owner: str) -> Any:
 
     """
     converted = _convert(value, hint)
-    largest = LARGEST_SEED if name == "seed" else LARGEST
+    largest = LARGEST_SEED if name.rpartition(".")[2] == "seed" else LARGEST  # of records: training.seed
     if converted is not MISMATCH and not _exceeds(converted, largest):
         return converted
     expected = _describe(hint) if converted is MISMATCH else f"at most {largest:,}"

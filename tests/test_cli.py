@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ import torch
 import pyrovae
 from pyrovae.cli import main
 from pyrovae.cli.train_command import _menus
-from pyrovae.runtime.context import forked_random, stream_seed
+from pyrovae.runtime.context import forked_random, interrupts_wait, stream_seed
 from pyrovae.training.run_folder import MANIFEST, RunFolder
 
 HIDDEN = ["--encoder.hidden", "16", "--decoder.hidden", "16"]
@@ -700,10 +701,32 @@ def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(pyrovae.cli, "train", train)
-    before = signal.getsignal(signal.SIGINT)
-    assert main(["train"]) == 130
-    assert codes == [143]
-    assert signal.getsignal(signal.SIGINT) is before
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell may ignore in the background
+    try:
+        assert main(["train"]) == 130
+        assert codes == [143]
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_wait_for_the_end_of_a_protected_block(number: int, caplog: pytest.LogCaptureFixture) -> None:
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before, ended = signal.signal(number, stop), []
+    try:
+        with suppress(KeyboardInterrupt):
+            with interrupts_wait("compilation"):
+                signal.raise_signal(number)
+                ended.append(number)
+            ended.append(0)  # the block raises instead
+        assert signal.getsignal(number) is stop
+    finally:
+        signal.signal(number, before)
+    assert ended == [number]
+    assert caplog.messages == ["interrupted: this stops when compilation has ended, in a minute at most"]
 
 
 def test_an_infinite_bound_is_refused_before_anything_is_written(capsys: pytest.CaptureFixture[str]) -> None:

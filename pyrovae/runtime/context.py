@@ -6,6 +6,7 @@ Training and evaluation run inside them, and change nothing else in the caller's
 from __future__ import annotations
 
 import hashlib
+import logging
 import signal
 import threading
 import warnings
@@ -17,6 +18,8 @@ import pyro
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
+
+logger = logging.getLogger("pyrovae")
 
 MODULE_DIVIDER = "$$$"  # between the names of module and parameter in the store of pyro.module
 
@@ -151,22 +154,36 @@ def register_module(name: str, module: nn.Module) -> None:
 
 
 @contextmanager
-def interrupts_wait() -> Iterator[None]:
-    """Delay Ctrl-C until the block has ended.
+def interrupts_wait(task: str = "") -> Iterator[None]:
+    """Delay Ctrl-C, and other signals that have a handler of Python's, until the block has ended.
 
     It protects renames of files, and code that loses exceptions, such as a callback of the garbage collector.
+
+    Args:
+        task: name of a task that may take long; a log line says that its end is awaited.
+
     """
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+        names = []
     waiting: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: waiting.append(number))
+
+    def wait(number: int, frame: object) -> None:
+        waiting.append(number)
+        if task:
+            logger.warning("interrupted: this stops when %s has ended, in a minute at most", task)
+
+    handlers: dict[int, Any] = {getattr(signal, name): signal.getsignal(getattr(signal, name)) for name in names}
+    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in handlers:
+        signal.signal(number, wait)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before or signal.SIG_DFL)  # None: a handler that Python did not set
-        if waiting:
-            raise KeyboardInterrupt
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in waiting:
+            handlers[number](number, None)  # raises KeyboardInterrupt
 
 
 @contextmanager

@@ -26,9 +26,6 @@ REPEATS = 200  # eager steps on inputs of another shape than the first before th
 MOST_SHAPES = 4  # largest number of traced shapes
 # steps from which an engine pays: a trace takes a second, Inductor half a minute, a CUDA graph a few seconds
 TRACED_FROM, COMPILED_FROM, GRAPHED_FROM = 2_000, 20_000, 500
-# Operations of the largest trace that Inductor compiles, and seconds for each. A chain of T latent sites with a network
-# at each has about 120 T; tracing it takes 4, 13 and 43 s of CPU time for T = 10, 30, 100, and pays from 1,400 steps.
-MOST_COMPILED, SECONDS_EACH = 3_000, 0.03
 
 
 def fused_adam(parameters: list[Tensor]) -> torch.optim.Optimizer:
@@ -203,9 +200,6 @@ class Step:
             if self.compiled:
                 if inputs[0].device.type == "cpu" and not has_compiler():
                     raise NotRecordableError("no C++ compiler is found")
-                if (num_operations := len(recording.graph.graph.nodes)) > MOST_COMPILED:
-                    minutes = num_operations * SECONDS_EACH / 60
-                    raise NotRecordableError(f"its {num_operations:,} operations would take {minutes:.1f} minutes")
                 recording.compile(inputs)
         except NotRecordableError as error:
             self.compiled = False

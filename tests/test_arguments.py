@@ -58,7 +58,10 @@ def vae(**parts: Any) -> pyrovae.VAE:
         (lambda: networks.MLPDecoder(2, 5, hidden=10**20), "`hidden` of MLPDecoder must be at most 1,000,000,000"),
         (lambda: networks.MLPDecoder(2, 5, activation=nn.ReLU()), "`activation` of MLPDecoder must be a class"),
         (lambda: likelihoods.Gaussian(5, learn_scale=0.1), "`learn_scale` of Gaussian must be True or False, got 0.1"),
-        (lambda: likelihoods.Gaussian(5, scale=float("nan")), "`scale` of Gaussian must be a number > 0, got nan"),
+        (
+            lambda: likelihoods.Gaussian(5, scale=float("nan")),
+            "`scale` of Gaussian must be a finite number > 0, got nan",
+        ),
         (lambda: pyrovae.Training(seed=float("nan")), "`seed` of Training must be an integer, got nan"),
         (lambda: pyrovae.Training(epochs=10**20), "`epochs` of Training must be at most"),
         (
@@ -73,7 +76,9 @@ def vae(**parts: Any) -> pyrovae.VAE:
         (lambda: pyrovae.Training(epochs=-1), "`epochs` of Training must be an integer >= 0, got -1"),
         (lambda: priors.Flow(2, hidden=(4, 0)), r"`hidden` of Flow must be integers >= 1, got \(4, 0\)"),
         (lambda: posteriors.IAF(2, num_layers=0), "integer >= 1, got 0; for 0 use DiagonalNormal"),
-        (lambda: likelihoods.Gaussian(5, scale=math.inf), "`scale` of Gaussian must be a number > 0, got inf"),
+        (lambda: likelihoods.Gaussian(5, scale=math.inf), "`scale` of Gaussian must be a finite number > 0, got inf"),
+        (lambda: objectives.ELBO(beta=math.inf), "`beta` of ELBO must be a finite number >= 0, got inf"),
+        (lambda: report.rate_distortion({}, curve="abc"), "`curve` of rate_distortion must be several: a string, got"),
         (lambda: pyrovae.data.load(object()), "`source` must be a name, a path, an array, .* got object"),
     ],
 )
@@ -89,6 +94,7 @@ def test_an_argument_error_is_both_a_type_and_a_value_error() -> None:
 
 def test_numbers_of_numpy_are_numbers_of_python() -> None:
     assert type(pyrovae.Training(seed=np.int64(3)).seed) is int
+    assert type(pyrovae.Training(learning_rate=torch.tensor(1e-3)).learning_rate) is float  # type: ignore[arg-type]
     assert networks.MLPDecoder(np.int32(2), [5], hidden=np.array([4])).init_arguments["hidden"] == (4,)
 
 
@@ -115,8 +121,10 @@ def test_a_split_is_x() -> None:
     split = pyrovae.data.load_split(X)
     assert VAE.reconstruct(split).equal(VAE.reconstruct(X))
     labeled = split.with_covariates(X[:, :2])
-    with pytest.raises(TypeError, match="`x` of reconstruct must be a tensor .* got .*Split"):
+    with pytest.raises(TypeError, match=r"must be a tensor .* got .*Split; give split.fixed\(\) and split.covariates"):
         VAE.reconstruct(labeled)
+    with pytest.raises(TypeError, match="got .*Data; give one split, data.test"):
+        VAE.reconstruct(pyrovae.data.digits())  # type: ignore[arg-type]
 
 
 def test_rows_of_a_split() -> None:
@@ -126,6 +134,18 @@ def test_rows_of_a_split() -> None:
     assert split[10:20:2].stored.equal(split.stored[10:20:2])
     assert split[split.labels == 3].labels.unique().tolist() == [3]
     assert len(list(split[:4])) == 4
+    split = pyrovae.data.load_split(X)
+    for rows in ([0, 3], range(0, 6, 3), slice(0, 6, 3), np.array([0, 3]), torch.tensor([0, 3])):
+        assert split.draw(rows).equal(split.fixed()[[0, 3]])
+    assert split.draw(3).equal(split[3])
+
+
+def test_a_device_may_be_a_number() -> None:
+    if torch.cuda.is_available():
+        assert pyrovae.data.digits().to(0).test.stored.is_cuda
+    else:
+        with pytest.raises((AssertionError, RuntimeError)):  # of torch
+            pyrovae.data.digits().to(0)
 
 
 def test_a_vae_writes_its_report(tmp_path: Any) -> None:

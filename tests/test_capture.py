@@ -608,7 +608,7 @@ REFUSALS: list[tuple[tuple[Any, ...], dict[str, Any], str]] = [
     ((), {}, "received no data; give some"),
     ((data(),), {}, "received all splits of a data set; give one, such as data.train"),
     ((BATCH,), {"engine": "fast"}, "`engine` of capture must be one of 'auto', 'eager', 'captured', got 'fast'"),
-    ((BATCH,), {"clip_norm": -1.0}, "`clip_norm` of capture must be a number > 0 or None, got -1.0"),
+    ((BATCH,), {"clip_norm": -1.0}, "`clip_norm` of capture must be a finite number > 0 or None, got -1.0"),
     ((BATCH,), {"objective": ELBO}, "got the class ELBO; give an object, ELBO(...)"),
     ((BATCH,), {"optimizer": torch.optim.LBFGS}, "LBFGS asks for the loss several times"),
     ((BATCH,), {"optimizer": pyro.optim.Adam({"lr": 1e-3})}, "optimizer makes one of torch's optimizers"),

@@ -286,7 +286,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
 BAD = """
 train --epoch 2 | unknown option --epoch; did you mean --epochs?
 train --epochs two | invalid int value: 'two'
-train --objective.beta -1 | `beta` of ELBO must be a number >= 0
+train --objective.beta -1 | `beta` of ELBO must be a finite number >= 0
 train --beta 2 | unknown option --beta; did you mean --objective.beta?
 train --hidden 9 | --encoder.hidden or --decoder.hidden?
 train --objective IWAE --objective.beta 2 | IWAE has no option --objective.beta, which is one of ELBO

@@ -393,6 +393,8 @@ def test_ladder_leaves_out_missing_numbers_and_estimates_that_are_no_bound() -> 
     assert "AIS" not in columns_of(axes)
     with pytest.raises(ValueError, match="only other lower bounds .* received 'jackknife'; report it in a table"):
         report.ladder(evaluation, [Estimate("jackknife", 500, -20.0, 0.3, None)])
+    with pytest.raises(TypeError, match="`extra` of ladder must be several: an Estimate, got 5"):
+        report.ladder(evaluation, 5)  # type: ignore[arg-type]
 
 
 def test_forest_shows_paired_differences() -> None:

@@ -341,7 +341,10 @@ def test_a_draw_without_gradient_is_refused(name: str) -> None:
 
 REFUSALS = [
     *((ELBO, {"beta": value}, "`beta`.* must be .*, got") for value in (-0.1, math.nan)),
-    *((ELBO, {"free_bits": value}, "`free_bits` of ELBO must be a number >= 0, got") for value in (-0.1, math.inf)),
+    *(
+        (ELBO, {"free_bits": value}, "`free_bits` of ELBO must be a finite number >= 0, got")
+        for value in (-0.1, math.inf)
+    ),
     *((make, {"num_particles": value}, "num_particles") for make in (ELBO, DReG) for value in (0, 1.5, True)),
     *(
         (make, {"num_steps": 0}, "`num_steps` of .* must be an integer >= 1")

@@ -182,9 +182,16 @@ def test_gaussian_against_its_formula() -> None:
     ("part", "options", "message"),
     [
         *[(likelihoods.Gaussian, {"scale": bad}, "`scale` of Gaussian must be") for bad in (0.0, math.nan)],
-        *[(likelihoods.StudentT, {"df": bad}, "`df` of StudentT must be a number > 1") for bad in (1.0, math.inf)],
-        (likelihoods.HeteroscedasticGaussian, {"min_scale": 0.0}, "`min_scale` of .* must be a number > 0"),
-        (likelihoods.NegativeBinomial, {"total_count": 0.0}, "`total_count` of NegativeBinomial must be a number > 0"),
+        *[
+            (likelihoods.StudentT, {"df": bad}, "`df` of StudentT must be a finite number > 1")
+            for bad in (1.0, math.inf)
+        ],
+        (likelihoods.HeteroscedasticGaussian, {"min_scale": 0.0}, "`min_scale` of .* must be a finite number > 0"),
+        (
+            likelihoods.NegativeBinomial,
+            {"total_count": 0.0},
+            "`total_count` of NegativeBinomial must be a finite number > 0",
+        ),
         (
             likelihoods.DiscretizedLogisticMixture,
             {"num_components": 0},

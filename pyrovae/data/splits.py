@@ -6,7 +6,7 @@ import hashlib
 import math
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
 from typing import Any, overload
@@ -113,12 +113,13 @@ class Split:
         fractional = untransformed and bool((self.stored != self.stored.round()).any())
         return "Lebesgue" if fractional else self.transform.base_measure
 
-    @checked
-    def draw(self, rows: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    def draw(
+        self, rows: Tensor | NDArray[Any] | Sequence[int] | slice | int, *, generator: torch.Generator | None = None
+    ) -> Tensor:
         """Return transformed rows, with fresh noise or, if the transform draws once, with the noise of `fixed`.
 
         Args:
-            rows: indices, ``(B,)``.
+            rows: indices, ``(B,)``, a mask ``(N,)``, a slice or a number.
             generator: source of the noise, on the device of `stored`; torch's default stream if None.
 
         Returns:
@@ -164,7 +165,7 @@ class Split:
         return fingerprint(self.fixed(), *self.given)
 
     @checked
-    def to(self, device: torch.device | str) -> Split:
+    def to(self, device: torch.device | str | int) -> Split:
         """Return the split on another device."""
         return self._map(lambda x: x.to(device))
 
@@ -270,7 +271,7 @@ class Data:
         return self.train.x_shape
 
     @checked
-    def to(self, device: torch.device | str) -> Data:
+    def to(self, device: torch.device | str | int) -> Data:
         """Return the data on another device."""
         return self._map(lambda split: split.to(device))
 

@@ -8,6 +8,7 @@ import functools
 import inspect
 import operator
 import os
+import re
 import sys
 import types
 import typing
@@ -134,7 +135,7 @@ def convert_arguments(
 
 
 def convert_fields(record: Any) -> None:
-    """Check and convert the fields of a dataclass, frozen or not, by their annotations.
+    """Check and convert the fields of a dataclass, frozen or not, by their annotations; tensors of a number to numbers.
 
     Raises:
         ArgumentError: if a field does not match.
@@ -143,7 +144,10 @@ def convert_fields(record: Any) -> None:
     record_class: Any = type(record)
     hints = _annotations(record_class)
     for name in (field.name for field in dataclasses.fields(record)):
-        value = convert(getattr(record, name), hints.get(name, Any), name=name, owner=record_class.__name__)
+        hint = hints.get(name, Any)
+        value = convert(getattr(record, name), hint, name=name, owner=record_class.__name__)
+        if isinstance(value, Tensor) and not value.ndim and (number := _convert(value.item(), hint)) is not MISMATCH:
+            value = number  # files hold numbers
         object.__setattr__(record, name, value)
 
 
@@ -298,8 +302,10 @@ def _describe(hint: Any) -> str:
     """Return a description of the values that an annotation allows."""
     origin, parameters = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
-        ranges = "".join(f" {item}" for item in hint.__metadata__ if isinstance(item, Range))
-        return f"{_describe(parameters[0])}{ranges}"
+        text = _describe(parameters[0])
+        for item in (item for item in hint.__metadata__ if isinstance(item, Range)):
+            text = f"{text.replace('a number', 'a finite number') if item.most is None else text} {item}"
+        return text
     if origin in (typing.Union, types.UnionType):
         return " or ".join(dict.fromkeys(map(_describe, parameters)))
     if origin is typing.Literal:
@@ -307,12 +313,11 @@ def _describe(hint: Any) -> str:
     if origin is type:
         return f"a class derived from {parameters[0].__name__}"
     if origin in (collections.abc.Sequence, collections.abc.Iterable, tuple) and parameters:
+        if parameters[0] is Tensor:
+            return "a tuple of tensors"
         text = _describe(parameters[0])
-        return (
-            "a tuple of tensors"
-            if parameters[0] is Tensor
-            else text.replace("an integer", "integers").replace("a number", "numbers")
-        )
+        plural = re.sub("^an? (integer|number|finite number)", r"\1s", text)
+        return f"several: {text}" if plural == text else plural
     name = getattr(origin or hint, "__name__", str(hint))
     return _NAMES.get(origin or hint) or f"{'an' if name[0] in 'AEIO' else 'a'} {name}"
 
@@ -334,6 +339,8 @@ def _advice(value: Any, hint: Any) -> str:
         return f"; give an object, {value.__name__}(...)"
     if isinstance(value, np.ma.MaskedArray):
         return "; fill it, and give its mask as a further tensor"
+    if _NAMES[Tensor] in _describe(hint) and callable(getattr(value, "with_covariates", None)):  # data or a split
+        return "; give one split, data.test" if hasattr(value, "test") else "; give split.fixed() and split.covariates"
     hints, texts = [hint], ""
     while hints:
         hint = hints.pop()

@@ -742,7 +742,7 @@ def test_files_of_another_format_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="trainer.pt is not a state of training"):
         load(tmp_path)
     RunFolder(tmp_path).write({"model.safetensors": b"x"})
-    with pytest.raises(ValueError, match="weights must be in the safetensors format"):
+    with pytest.raises(ValueError, match="model.safetensors must have the safetensors format"):
         load_weights(tmp_path, [vae()])
 
 

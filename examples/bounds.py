@@ -10,7 +10,6 @@ the ELBO, the ladder and AIS of the VAE.
 """
 
 import argparse
-from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -23,7 +22,7 @@ from pyrovae import VAE, Checks, Training, bounds, likelihoods, networks, poster
 parser = argparse.ArgumentParser()
 parser.add_argument("--data", default="digits")
 parser.add_argument("--smoke", action="store_true", help="run for a few seconds, as a test")
-parser.add_argument("--picture", type=Path, default=Path("runs/bounds.png"), help="PNG file to write")
+parser.add_argument("--picture", type=pyrovae.report.picture_file, default="runs/bounds.png", help="PNG file")
 options = parser.parse_args()
 
 latent_dim = 16
@@ -36,7 +35,7 @@ checks = Checks(num_annealed=num_few, num_simulated=num_few, num_refined=num_few
 takes = "A few seconds" if options.smoke else "About a minute" if options.data == "digits" else "Hours"
 print(f"{takes} on two cores: two models, all bounds of {num_few} test data for each.", flush=True)
 
-data = pyrovae.data.load_or_exit(options.data).for_form("binary")
+data = pyrovae.data.load_or_exit(options.data, form="binary")
 few = data.test.first(num_few)
 x = few.fixed()  # (B, *x_shape)
 
@@ -69,7 +68,6 @@ evaluation = pyrovae.evaluate(vae.model, vae.guide, few, ks=ks, checks=checks)
 print(evaluation)
 
 figure = pyrovae.report.ladder(evaluation, [evaluation.checked.annealing.bound])
-options.picture.parent.mkdir(parents=True, exist_ok=True)
 figure.savefig(options.picture, dpi=100, format="png")
 print(f"picture: {options.picture}")
 

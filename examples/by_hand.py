@@ -8,7 +8,6 @@ shows these bounds and their paired differences to the ELBO.
 """
 
 import argparse
-from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -20,7 +19,7 @@ import pyrovae
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--smoke", action="store_true", help="run for a few seconds, as a test")
-parser.add_argument("--picture", type=Path, default=Path("runs/by_hand.png"), help="PNG file to write")
+parser.add_argument("--picture", type=pyrovae.report.picture_file, default="runs/by_hand.png", help="PNG file")
 options = parser.parse_args()
 
 epochs = 2 if options.smoke else 60
@@ -62,6 +61,5 @@ evaluation = pyrovae.evaluate(model, guide, data.test.fixed().flatten(1), ks=ks)
 print(f"\n{evaluation}")
 
 figure = pyrovae.report.ladder(evaluation)
-options.picture.parent.mkdir(parents=True, exist_ok=True)
 figure.savefig(options.picture, dpi=100, format="png")
 print(f"picture: {options.picture}")

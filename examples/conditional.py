@@ -8,7 +8,6 @@ a conditional density is a classifier. The picture shows E[x | z, label], one la
 """
 
 import argparse
-from pathlib import Path
 
 import pyro.distributions as dist
 import torch
@@ -20,7 +19,7 @@ from pyrovae import VAE, Training, likelihoods, networks, posteriors, priors
 parser = argparse.ArgumentParser()
 parser.add_argument("--data", default="digits")
 parser.add_argument("--smoke", action="store_true", help="run for a few seconds, as a test")
-parser.add_argument("--picture", type=Path, default=Path("runs/conditional.png"), help="PNG file to write")
+parser.add_argument("--picture", type=pyrovae.report.picture_file, default="runs/conditional.png", help="PNG file")
 options = parser.parse_args()
 
 latent_dim, num_labels = 16, 10
@@ -34,7 +33,7 @@ print(
     flush=True,
 )
 
-plain = pyrovae.data.load_or_exit(options.data).for_form("binary")
+plain = pyrovae.data.load_or_exit(options.data, form="binary", images=True, labels=True)
 data = plain.with_covariates(lambda split: nn.functional.one_hot(split.labels, num_labels).float())  # (N, 10)
 
 
@@ -76,6 +75,5 @@ predicted = torch.stack(bounds).argmax(0).cpu()  # (B,), labels with the largest
 print(f"\n{(predicted == labels).sum()} of {len(x)} test images get their label from L_50 of log p(x | label)")
 
 figure = pyrovae.report.samples(vae, covariates=[torch.eye(num_labels)], num=100)  # column i has label i
-options.picture.parent.mkdir(parents=True, exist_ok=True)
 figure.savefig(options.picture, dpi=100, format="png")
 print(f"picture: {options.picture}")

@@ -8,7 +8,6 @@ datum and calls the network once, for any T. Its simple loss has no weights by t
 """
 
 import argparse
-from pathlib import Path
 
 import pyro
 import torch
@@ -89,11 +88,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", default="digits")
     parser.add_argument("--smoke", action="store_true", help="run for a few seconds, as a test")
-    parser.add_argument("--picture", type=Path, default=Path("runs/diffusion.png"), help="PNG file to write")
+    parser.add_argument("--picture", type=pyrovae.report.picture_file, default="runs/diffusion.png", help="PNG file")
     options = parser.parse_args()
     T, num_data, epochs = (20, 10, 1) if options.smoke else (100, 300, 500)
     print(f"About 5 minutes on two cores for the digits: 2 schedules, 2 losses, {epochs} epochs each, T = {T}.")
-    data, evaluations = pyrovae.data.load_or_exit(options.data), {}
+    data, evaluations = pyrovae.data.load_or_exit(options.data, form="levels", images=True), {}
     for name in (f"{schedule}, {loss}" for schedule in SCHEDULES for loss in ("ELBO", "simple")):
         torch.manual_seed(0)
         vae = Diffusion(pyrovae.likelihoods.Categorical.for_data(data), name.split(",")[0], T)
@@ -105,6 +104,5 @@ if __name__ == "__main__":
     upper, lower = report.style.blank(8.0, 6.0).subplots(2, 1)
     images = torch.stack([*tiles.values()], 1)
     report.panels.draw_tiles(images, limits=(-1, 1), title="", column_labels=[*tiles], ax=lower)
-    options.picture.parent.mkdir(parents=True, exist_ok=True)
     report.kl_by_site(evaluations, ax=upper).savefig(options.picture, dpi=100, format="png")
     print(f"picture: {options.picture}")

@@ -9,7 +9,6 @@ E[x | z] for z from the prior, by a figure of `pyrovae.report`.
 """
 
 import argparse
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from pyrovae import VAE
 parser = argparse.ArgumentParser()
 parser.add_argument("--data", default="digits")
 parser.add_argument("--smoke", action="store_true", help="run for a few seconds, as a test")
-parser.add_argument("--picture", type=Path, default=Path("runs/from_torch.png"), help="PNG file to write")
+parser.add_argument("--picture", type=pyrovae.report.picture_file, default="runs/from_torch.png", help="PNG file")
 options = parser.parse_args()
 
 latent_dim = 8 if options.data == "digits" else 20
@@ -59,8 +58,8 @@ class PlainVAE(nn.Module):
         return (reconstruction + kl) / len(x)
 
 
-data = pyrovae.data.load_or_exit(options.data).for_form("binary")
-grey = (data.train.stored / (data.train.levels - 1)).flatten(1)  # (N, num_pixels), between 0 and 1
+data = pyrovae.data.load_or_exit(options.data, form="binary", images=True)
+grey = data.train.with_transform(pyrovae.data.transforms.Grey()).fixed().flatten(1)  # (N, num_pixels), between 0 and 1
 
 torch.manual_seed(0)
 net = PlainVAE(grey.shape[1])
@@ -82,6 +81,5 @@ evaluation = pyrovae.evaluate(vae.model, vae.guide, data.test, ks=ks)
 print(f"\n{evaluation}")
 
 figure = pyrovae.report.samples(vae, num=100)
-options.picture.parent.mkdir(parents=True, exist_ok=True)
 figure.savefig(options.picture, dpi=100, format="png")
 print(f"picture: {options.picture}")

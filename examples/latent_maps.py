@@ -16,7 +16,6 @@ then trains a model of the maps. The picture shows data, reconstructions, maps o
 
 import argparse
 from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
@@ -29,7 +28,7 @@ from pyrovae.report.panels import draw_tiles
 parser = argparse.ArgumentParser()
 parser.add_argument("--data", default="digits")
 parser.add_argument("--smoke", action="store_true", help="run for a few seconds, as a test")
-parser.add_argument("--picture", type=Path, default=Path("runs/latent_maps.png"), help="PNG file to write")
+parser.add_argument("--picture", type=pyrovae.report.picture_file, default="runs/latent_maps.png", help="PNG file")
 options = parser.parse_args()
 
 small = options.data == "digits"
@@ -77,7 +76,7 @@ def make_network() -> nn.Module:
     )
 
 
-data = pyrovae.data.load_or_exit(options.data).for_form("continuous")  # (B, 1, H, W)
+data = pyrovae.data.load_or_exit(options.data, form="continuous", images=True)  # (B, 1, H, W)
 latent_shape = (channels, data.x_shape[1] >> halvings, data.x_shape[2] >> halvings)
 test = data.test.first(num_test)
 x = test.fixed()
@@ -103,6 +102,5 @@ for beta, panel in zip((0.01, 1.0), figure.subplots(1, 2), strict=True):
     panel.set_title(f"Weight of the KL: {beta:g}", loc="left", fontsize=10)
 print(f"\nWeight of the KL: 1\n\n{evaluation.checked.latents}")
 
-options.picture.parent.mkdir(parents=True, exist_ok=True)
 figure.savefig(options.picture, dpi=100, format="png")
 print(f"\npicture: {options.picture}")

@@ -21,7 +21,6 @@ decoded grid of z at quantiles of the prior, and the two terms of the ELBO over 
 
 import argparse
 import math
-from pathlib import Path
 
 import torch
 
@@ -34,7 +33,7 @@ from pyrovae.results.tables import percent
 parser = argparse.ArgumentParser()
 parser.add_argument("--data", default="digits")
 parser.add_argument("--smoke", action="store_true", help="run for a few seconds, as a test")
-parser.add_argument("--picture", type=Path, default=Path("runs/latent_space.png"), help="PNG file to write")
+parser.add_argument("--picture", type=pyrovae.report.picture_file, default="runs/latent_space.png", help="PNG file")
 options = parser.parse_args()
 
 epochs = 1 if options.smoke else 200 if options.data == "digits" else 30
@@ -51,7 +50,7 @@ models = {  # beta, and the largest log-variance of the posterior
 takes = "A few seconds" if options.smoke else "Two minutes" if options.data == "digits" else "Half an hour"
 print(f"{takes} on two cores: {len(models)} models, {epochs} epochs each.", flush=True)
 
-data = pyrovae.data.load_or_exit(options.data).for_form("binary")
+data = pyrovae.data.load_or_exit(options.data, form="binary", images=True)
 test = data.test.first(num_test)
 x = test.fixed()
 
@@ -97,6 +96,5 @@ for panel in axes[2]:
 axes[2, 2].legend(loc="center right", frameon=False)
 legend_below(figure, [str(label) for label in range(10)], columns=10)
 
-options.picture.parent.mkdir(parents=True, exist_ok=True)
 options.picture.write_bytes(to_png(figure, 100, num_colors=256))
 print(f"picture: {options.picture}")

@@ -9,7 +9,6 @@ the smallest to the largest value of the data.
 """
 
 import argparse
-from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
@@ -20,7 +19,7 @@ from pyrovae import VAE, Training, likelihoods, networks, posteriors, priors
 parser = argparse.ArgumentParser()
 parser.add_argument("--data", default="digits")
 parser.add_argument("--smoke", action="store_true", help="run for a few seconds, as a test")
-parser.add_argument("--picture", type=Path, default=Path("runs/likelihoods.png"), help="PNG file to write")
+parser.add_argument("--picture", type=pyrovae.report.picture_file, default="runs/likelihoods.png", help="PNG file")
 options = parser.parse_args()
 
 latent_dim = 16
@@ -48,7 +47,7 @@ print(f"{takes} on two cores: {len(menu)} likelihoods, {training.epochs} epochs 
 
 figure = Figure(figsize=(9.0, 7.2), layout="constrained")
 panels = iter(figure.subplots(3, 4).flat)
-stored = pyrovae.data.load_or_exit(options.data)
+stored = pyrovae.data.load_or_exit(options.data, form="levels", images=True)
 evaluations = {}
 for name, (part, choices) in menu.items():
     data = stored.for_form(part.form)  # binarized, as stored, or dequantized, as the likelihood needs it
@@ -72,6 +71,5 @@ for name, (part, choices) in menu.items():
     panel.set_title(name, fontsize=9)
 
 print(f"\n{pyrovae.compare(evaluations, blocks=True)}")
-options.picture.parent.mkdir(parents=True, exist_ok=True)
 figure.savefig(options.picture, dpi=100, format="png")
 print(f"picture: {options.picture}")

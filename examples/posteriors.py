@@ -9,7 +9,6 @@ model. The picture shows the differences of L_5000 with their 95 % intervals.
 """
 
 import argparse
-from pathlib import Path
 
 import torch
 
@@ -19,7 +18,7 @@ from pyrovae import VAE, Training, likelihoods, networks, posteriors, priors
 parser = argparse.ArgumentParser()
 parser.add_argument("--data", default="digits")
 parser.add_argument("--smoke", action="store_true", help="run for a few seconds, as a test")
-parser.add_argument("--picture", type=Path, default=Path("runs/posteriors.png"), help="PNG file to write")
+parser.add_argument("--picture", type=pyrovae.report.picture_file, default="runs/posteriors.png", help="PNG file")
 options = parser.parse_args()
 
 latent_dim = 16
@@ -27,7 +26,7 @@ training = Training(epochs=1 if options.smoke else 80, batch_size=64, final_lear
 ks = (1, 50) if options.smoke else (1, 50, 5000)  # each a divisor of the next
 num_test = 20 if options.smoke else 200
 
-data = pyrovae.data.load_or_exit(options.data).for_form("binary")
+data = pyrovae.data.load_or_exit(options.data, form="binary")
 likelihood = likelihoods.Bernoulli(data.x_shape)
 menu = {
     "DiagonalNormal": lambda: posteriors.DiagonalNormal(latent_dim),
@@ -60,6 +59,5 @@ comparison = pyrovae.compare(evaluations)
 print(f"\n{comparison}")
 
 figure = pyrovae.report.forest(comparison.blocks[0])
-options.picture.parent.mkdir(parents=True, exist_ok=True)
 figure.savefig(options.picture, dpi=100, format="png")
 print(f"picture: {options.picture}")

@@ -18,7 +18,6 @@ times rate. The picture shows both terms, with lines of equal ELBO, minus their 
 """
 
 import argparse
-from pathlib import Path
 
 import torch
 
@@ -29,7 +28,7 @@ from pyrovae.results import Number, Table
 parser = argparse.ArgumentParser()
 parser.add_argument("--data", default="digits")
 parser.add_argument("--smoke", action="store_true", help="run for a few seconds, as a test")
-parser.add_argument("--picture", type=Path, default=Path("runs/rate_distortion.png"), help="PNG file to write")
+parser.add_argument("--picture", type=pyrovae.report.picture_file, default="runs/rate_distortion.png", help="PNG file")
 options = parser.parse_args()
 
 latent_dim = 16
@@ -50,7 +49,7 @@ models |= {
 takes = "A few seconds" if options.smoke else "Four minutes" if options.data == "digits" else "Hours"
 print(f"{takes} on two cores: {len(models)} models, {training.epochs} epochs each.", flush=True)
 
-data = pyrovae.data.load_or_exit(options.data).for_form("binary")
+data = pyrovae.data.load_or_exit(options.data, form="binary")
 test = data.test.first(num_test)
 evaluations = {}
 for name, (objective, make_prior, make_posterior) in models.items():
@@ -77,6 +76,5 @@ title = f"{num_test} test data, nats per datum; L_{ks[-1]} is the IWAE bound on 
 print(f"\n{Table(header, tuple(rows), title=(title,))}")
 
 figure = report.rate_distortion(evaluations, curve=curve)
-options.picture.parent.mkdir(parents=True, exist_ok=True)
 figure.savefig(options.picture, dpi=100, format="png")
 print(f"picture: {options.picture}")

@@ -11,7 +11,6 @@ higher of them. The picture shows the same.
 """
 
 import argparse
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from pyrovae import VAE, Checks, likelihoods, networks, posteriors, priors
 parser = argparse.ArgumentParser()
 parser.add_argument("--data", default="digits")
 parser.add_argument("--smoke", action="store_true", help="run for a few seconds, as a test")
-parser.add_argument("--picture", type=Path, default=Path("runs/simple_vae.png"), help="PNG file to write")
+parser.add_argument("--picture", type=pyrovae.report.picture_file, default="runs/simple_vae.png", help="PNG file")
 options = parser.parse_args()
 
 latent_dim, hidden = 32, 256
@@ -58,7 +57,7 @@ class PlainVAE(nn.Module):
 
 torch.set_default_dtype(torch.float64)  # in float32 rounding grows to 0.01 nats within 60 epochs
 torch.manual_seed(0)
-data = pyrovae.data.load_or_exit(options.data).for_form("binary")
+data = pyrovae.data.load_or_exit(options.data, form="binary")
 net = PlainVAE(torch.Size(data.x_shape).numel())
 adam = torch.optim.Adam(net.parameters(), lr=1e-3)
 
@@ -73,7 +72,7 @@ vae = VAE(
 )
 for module, other in ((net.encoder, vae.encoder), (net.decoder, vae.decoder)):  # the same initial weights
     nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(module.parameters()).detach(), other.parameters())
-grey = data.train.stored.double() / (data.train.levels - 1)  # (N, *x_shape), probabilities of the pixels
+grey = data.train.with_transform(pyrovae.data.transforms.Grey()).fixed()  # (N, *x_shape), probabilities of the pixels
 step = pyrovae.training.capture(vae.model, vae.guide, grey[:64].bernoulli(), engine="eager")
 
 print("\nepoch    -loss, plain    -ELBO, pyrovae    largest difference of a minibatch (nats per datum)")
@@ -103,6 +102,5 @@ short = max(annealed.value, evaluation.iwae[-1].value) - evaluation.elbo.value
 print(f"\nMinus the loss, {evaluation.elbo.value:.2f}, is short of log p(x) by {short:.2f} nats per datum or more.")
 
 figure = pyrovae.report.ladder(evaluation, [annealed])
-options.picture.parent.mkdir(parents=True, exist_ok=True)
 figure.savefig(options.picture, dpi=100, format="png")
 print(f"picture: {options.picture}")

@@ -16,7 +16,6 @@ the mean change of a pixel of E[x | z] as it moves from -2 to 2. The picture has
 """
 
 import argparse
-from pathlib import Path
 
 import torch
 
@@ -29,7 +28,7 @@ from pyrovae.results import Number, Table
 parser = argparse.ArgumentParser()
 parser.add_argument("--data", default="digits")
 parser.add_argument("--smoke", action="store_true", help="run for a few seconds, as a test")
-parser.add_argument("--picture", type=Path, default=Path("runs/traversals.png"), help="PNG file to write")
+parser.add_argument("--picture", type=pyrovae.report.picture_file, default="runs/traversals.png", help="PNG file")
 options = parser.parse_args()
 
 latent_dim = 8
@@ -42,7 +41,7 @@ steps = torch.linspace(0, 1, 7)
 takes = "A few seconds" if options.smoke else "A minute" if options.data == "digits" else "Twenty minutes"
 print(f"{takes} on two cores: {epochs} epochs.", flush=True)
 
-data = pyrovae.data.load_or_exit(options.data).for_form("binary")
+data = pyrovae.data.load_or_exit(options.data, form="binary", images=True, labels=True)
 torch.manual_seed(0)
 likelihood = likelihoods.Bernoulli(data.x_shape)
 posterior = posteriors.DiagonalNormal(latent_dim)
@@ -100,6 +99,5 @@ titles = (
 for panel, title in zip(panels.flat, titles, strict=True):
     panel.set_title(title)
 
-options.picture.parent.mkdir(parents=True, exist_ok=True)
 options.picture.write_bytes(to_png(figure, 100, num_colors=256))
 print(f"picture: {options.picture}")

@@ -10,7 +10,6 @@ variance over the data of the posterior mean: few units of z2 are active.
 """
 
 import argparse
-from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -23,7 +22,7 @@ from pyrovae import Training, likelihoods, objectives
 parser = argparse.ArgumentParser()
 parser.add_argument("--data", default="digits")
 parser.add_argument("--smoke", action="store_true", help="run for a few seconds, as a test")
-parser.add_argument("--picture", type=Path, default=Path("runs/two_layers.png"), help="PNG file to write")
+parser.add_argument("--picture", type=pyrovae.report.picture_file, default="runs/two_layers.png", help="PNG file")
 options = parser.parse_args()
 
 small = options.data == "digits"
@@ -35,7 +34,7 @@ ks = (1, 5, 50) if options.smoke else (1, 5, 50, 500, 5000)  # each a divisor of
 takes = "A few seconds" if options.smoke else "About a minute" if options.data == "digits" else "Hours"
 print(f"{takes} on two cores: {training.epochs} epochs of DReG with 5 particles, then bounds.", flush=True)
 
-data = pyrovae.data.load_or_exit(options.data).for_form("binary")
+data = pyrovae.data.load_or_exit(options.data, form="binary")
 likelihood = likelihoods.Bernoulli(data.x_shape)
 num_pixels = torch.Size(data.x_shape).numel()
 
@@ -84,6 +83,5 @@ units = pyrovae.diagnostics.latents(model, guide, data.test.fixed()).units[:24] 
 activity = torch.tensor([unit.activity for unit in units])  # variance over the data of the posterior mean
 names = [unit.name for unit in units]
 figure = pyrovae.report.kl_per_unit(names, None, activity > 0.01, variance=activity, threshold=0.01)
-options.picture.parent.mkdir(parents=True, exist_ok=True)
 figure.savefig(options.picture, dpi=100, format="png")
 print(f"picture: {options.picture}")

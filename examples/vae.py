@@ -8,7 +8,8 @@ picture shows test images above their reconstructions E[x | z].
 """
 
 import argparse
-from pathlib import Path
+
+import torch
 
 import pyrovae
 from pyrovae import VAE, Training, likelihoods, networks, posteriors, priors
@@ -17,7 +18,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--data", default="digits")
 parser.add_argument("--folder", default="runs/vae")
 parser.add_argument("--smoke", action="store_true", help="run for a few seconds, as a test")
-parser.add_argument("--picture", type=Path, default=Path("runs/vae.png"), help="PNG file to write")
+parser.add_argument("--picture", type=pyrovae.report.picture_file, default="runs/vae.png", help="PNG file")
 options = parser.parse_args()
 
 latent_dim = 16  # more than the data need: unused dimensions collapse onto the prior
@@ -29,10 +30,11 @@ takes = "A few seconds" if options.smoke else "Half a minute" if options.data ==
 print(f"{takes} on two cores: {epochs} epochs, then bounds with K up to {ks[-1]}.", flush=True)
 
 # The data are bytes. Each minibatch draws new binary images from them; the test images are drawn once.
-data = pyrovae.data.load_or_exit(options.data).for_form("binary")
+data = pyrovae.data.load_or_exit(options.data, form="binary")
 print(data)
 
 # The five parts. Swap one by changing its line.
+torch.manual_seed(0)
 likelihood = likelihoods.Bernoulli(data.x_shape)
 prior = priors.StandardNormal(latent_dim)
 posterior = posteriors.DiagonalNormal(latent_dim)
@@ -59,6 +61,5 @@ folder = pyrovae.report.write_report(
 print(f"\nreport: {folder / 'index.html'}")
 
 figure = pyrovae.report.reconstructions(vae, data.test.fixed(), num=12)
-options.picture.parent.mkdir(parents=True, exist_ok=True)
 figure.savefig(options.picture, dpi=100, format="png")
 print(f"picture: {options.picture}")

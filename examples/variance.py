@@ -19,7 +19,7 @@ the reconstruction E[x | z], for the same test images. What to look for:
 """
 
 import argparse
-from pathlib import Path
+import math
 
 import torch
 from matplotlib.figure import Figure
@@ -30,7 +30,7 @@ from pyrovae import VAE, Training, likelihoods, networks, posteriors, priors
 parser = argparse.ArgumentParser()
 parser.add_argument("--data", default="digits")
 parser.add_argument("--smoke", action="store_true", help="run for a few seconds, as a test")
-parser.add_argument("--picture", type=Path, default=Path("runs/variance.png"), help="PNG file to write")
+parser.add_argument("--picture", type=pyrovae.report.picture_file, default="runs/variance.png", help="PNG file")
 options = parser.parse_args()
 
 latent_dim = 16
@@ -51,7 +51,7 @@ menu = {
     "Laplace, learned scale": (likelihoods.Laplace, {"learn_scale": True}),
 }
 
-data = pyrovae.data.load_or_exit(options.data).for_form("continuous")  # (level + noise in [0, 1)) / levels
+data = pyrovae.data.load_or_exit(options.data, form="continuous", images=True)  # noise in [0, 1) added
 test = data.test.first(num_test)
 x = test.fixed()  # (B, *x_shape), the same noise for all models
 head = f"{'L_' + str(ks[-1]):>9}{'bits/dim':>10}{'KL':>8}{'RMSE':>9}{'mean abs':>10}   sd of pixels, 5 to 95 %"
@@ -74,14 +74,14 @@ for (name, (part, choices)), panel in zip(menu.items(), panels, strict=True):
     with torch.no_grad():
         p_x = vae.decode(vae.encode(x).mean)
     error, (low, high) = x - p_x.mean, p_x.stddev.quantile(torch.tensor([0.05, 0.95]))
+    bits = evaluation.bits_per_dimension or math.nan  # None for data that are real numbers
     print(
-        f"{name:26}{evaluation.iwae[-1].value:9.2f}{evaluation.bits_per_dimension:10.3f}{evaluation.kl.value:8.2f}"
+        f"{name:26}{evaluation.iwae[-1].value:9.2f}{bits:10.3f}{evaluation.kl.value:8.2f}"
         f"{error.square().mean().sqrt():9.4f}{error.abs().mean():10.4f}   {low:.3f} to {high:.3f}",
         flush=True,
     )
     pyrovae.report.pixel_scale(vae, x, num=7, limit=0.3, ax=panel)
     panel.set_title(name, loc="left", fontsize=10)
 
-options.picture.parent.mkdir(parents=True, exist_ok=True)
 figure.savefig(options.picture, dpi=100, format="png")
 print(f"\npicture: {options.picture}")

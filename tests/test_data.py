@@ -561,11 +561,32 @@ def test_damaged_files_and_those_that_unpack_beyond_the_memory_are_refused(
         data.from_file(tmp_path / name)
 
 
-def test_bad_data_end_a_script_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("source", "needs", "message"),
+    [
+        ("minst", {}, "data are named digits, mnist"),
+        ("table", {"form": "binary"}, "DynamicBinarization takes floats"),
+        (
+            "table",
+            {"form": "levels"},
+            "levels are integers from 0 to levels - 1, but data of 'arrays' are torch.float32",
+        ),
+        ("table", {"images": True}, "images are (C, H, W) with C of 1 or 3, but data of 'arrays' are (2,)"),
+        ("table", {"labels": True}, "labels are needed, but 'arrays' has none"),
+    ],
+)
+def test_data_that_do_not_fit_end_a_script_with_one_line(
+    source: str, needs: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
-        data.load_or_exit("minst")
+        data.load_or_exit(torch.linspace(-3, 3, 40).view(20, 2) if source == "table" else source, **needs)
     assert ended.value.code == 2
-    assert capsys.readouterr().err.startswith("error: data are named digits, mnist")
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+def test_data_of_a_script_have_the_form_asked_for() -> None:
+    loaded = data.load_or_exit("digits", form="binary", images=True, labels=True)
+    assert loaded.train.transform == data.transforms.DynamicBinarization()
 
 
 def test_lists_of_numbers_are_arrays() -> None:

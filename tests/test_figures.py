@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -722,3 +724,17 @@ def test_rate_distortion_shows_evaluations_and_pairs_between_lines_of_equal_elbo
     missing = replace(make_evaluation().kl, value=None, why="not finite")
     with pytest.raises(ValueError, match="'a' has no KL or no reconstruction: not finite"):
         report.rate_distortion({"a": make_evaluation(kl=missing)})
+
+
+def test_the_path_of_a_picture_is_checked_before_anything_is_drawn(tmp_path: Path) -> None:
+    assert report.picture_file(str(tmp_path / "new" / "x.png")) == tmp_path / "new" / "x.png"
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").touch()
+    for name, message in [
+        ("x.pdf", "ends in .png"),
+        ("folder.png", "cannot be written"),
+        ("file/x.png", "the folder of .* cannot be created"),
+    ]:
+        with pytest.raises(argparse.ArgumentTypeError, match=message):
+            report.picture_file(str(tmp_path / name))

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from pyrovae.data.arrays import Array, from_arrays, from_splits, store, to_tensor
 from pyrovae.data.files import from_file, from_folder, pixels
 from pyrovae.data.splits import Data, Split
+from pyrovae.data.transforms import Form
 from pyrovae.runtime.annotations import checked
 
 logger = logging.getLogger("pyrovae")
@@ -148,15 +149,27 @@ def load(
     )
 
 
-def load_or_exit(source: Source) -> Data:
-    """Load data for a script: an unknown name, a missing file or network ends it with one line and exit status 2.
+def load_or_exit(source: Source, *, form: Form | None = None, images: bool = False, labels: bool = False) -> Data:
+    """Load data for a script: data that are missing or do not fit end it with one line and exit status 2.
 
     Args:
         source: as in `load`.
+        form: form of the data, as in `Data.for_form`; None leaves them as they are.
+        images: whether data must be images ``(C, H, W)``, C of 1 or 3.
+        labels: whether data must have labels.
 
     """
     try:
-        return load(source)
+        data = load(source)
+        if images and (len(data.x_shape) != 3 or data.x_shape[0] not in (1, 3)):
+            raise ValueError(f"images are (C, H, W) with C of 1 or 3, but data of {data.name!r} are {data.x_shape}")
+        if labels and data.train.labels is None:
+            raise ValueError(f"labels are needed, but {data.name!r} has none; add an array of labels to the file")
+        if form == "levels" and data.train.levels is None:
+            raise ValueError(
+                f"levels are integers from 0 to levels - 1, but data of {data.name!r} are {data.train.stored.dtype}"
+            )
+        return data if form is None else data.for_form(form)
     except (ValueError, TypeError, OSError) as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         raise SystemExit(2) from None

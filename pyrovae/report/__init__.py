@@ -17,6 +17,7 @@ A figure displays itself in a notebook. Functions with ``ax`` draw into axes of 
 - `kl_per_unit`: information in each latent unit, and which units are active;
 - `write_report`: one page of figures and tables in a run folder, and `read_report` for its numbers;
 - `compare`: numbers of several runs side by side;
+- `picture_file`: the type of an option of argparse that names a PNG file;
 - `to_datatree`: draws from p(z | x) for ArviZ.
 
 No function uses pyplot or changes matplotlib's settings.
@@ -32,6 +33,7 @@ from pyrovae.report.rate_distortion_figure import rate_distortion
 from pyrovae.report.report_files import read_report, write_report
 from pyrovae.report.run_comparison import compare
 from pyrovae.report.site_figures import kl_by_site
+from pyrovae.report.style import picture_file
 
 __all__ = [
     "compare",
@@ -42,6 +44,7 @@ __all__ = [
     "ladder",
     "latent_space",
     "manifold",
+    "picture_file",
     "pixel_scale",
     "rate_distortion",
     "read_report",

@@ -279,6 +279,21 @@ def test_k_is_extrapolated_by_the_measured_power(
     verdict, reason = diagnostics.assess(ladder, bias=bias, **numbers)
     assert verdict == "K is not enough"
     assert words in reason
+    for doubt in ({"ess": 1.9}, {"share_above": 0.1}, {"share_above": None, "threshold": None}):
+        verdict, reason = diagnostics.assess(ladder, bias=bias, **numbers | doubt)
+        assert verdict == "K is not enough"
+        assert reason.startswith("at least 0.")
+        assert words not in reason
+
+
+@pytest.mark.parametrize(("num_sites", "ks"), [(300, (5, 10)), (300, (5, 50)), (1, (1, 5, 10))])
+def test_weights_that_do_not_measure_their_gap_name_no_number_of_particles(num_sites: int, ks: tuple[int, ...]) -> None:
+    scale = 1.16 * num_sites**0.5  # the weights have mean 1, so that log p(x) is 0
+    record = judged(scale * torch.randn(ks[-1], 50) - scale**2 / 2, ks, tolerance=0.01)
+    assert (record.ess.median < 2) == (num_sites > 1)
+    assert record.verdict == "K is not enough"
+    assert "at least" in record.reason or "loose" in record.reason
+    assert not any(words in record.reason for words in ("about", "it takes K", "it would take"))
 
 
 # standard errors

@@ -25,6 +25,7 @@ SLOWEST = 0.05  # smallest power for extrapolation; smaller ones cannot be disti
 FEW = 0.05  # share of data with a k-hat above its threshold up to which a mean over the data is sound
 MANY = 0.5  # share above which the weights of the whole data set are unreliable
 LARGEST = 10**12  # largest number of particles that a verdict names
+SMALL_ESS = 2  # median effective sample size below which the weights of a typical datum are one weight
 ROUNDING = 1e-9  # rise of a rung, relative to its value, that rounding explains
 
 
@@ -101,6 +102,7 @@ def assess(
     threshold: float | None,
     share_above: float | None,
     tolerance: float,
+    ess: float | None = None,
 ) -> tuple[str, str]:
     """Return the verdict on the last rung, and the reason as a sentence.
 
@@ -108,7 +110,9 @@ def assess(
     method's and the ladder's, is within the tolerance. All three depend on the guide's draws alone: they do not detect
     a mode that the guide never visits. A k-hat above its threshold does not mean that L_K is low for that datum, but
     that its weights are unreliable: one large weight may even have raised L_K. If this holds for more than half of the
-    data, K is not enough; if it holds for some, the weights alone do not decide.
+    data, K is not enough; if it holds for some, the weights alone do not decide. Without k-hats, or with a median
+    effective sample size below 2, both estimates of the gap may be far too small: the reason names a least number of
+    missing nats, and no K.
 
     Args:
         ladder: from `read_ladder`.
@@ -118,6 +122,7 @@ def assess(
         threshold: threshold of k-hat; None if K is too small for k-hat.
         share_above: share of data whose k-hat is above the threshold.
         tolerance: largest remaining gap, nats, for which K is enough.
+        ess: median effective sample size over the data; None if unknown.
 
     """
     label = f"L_{ladder.ks[-1]}"
@@ -142,9 +147,11 @@ def assess(
             f"{tails}: {label} is loose, or cannot be distinguished from a loose bound; estimate log p(x) by AIS",
         )
     if remaining is not None and remaining > tolerance:
+        unreliable = share_above is None or heavy or (ess is not None and ess < SMALL_ESS)
+        wanted = "evaluate a larger K, or estimate log p(x) by AIS" if unreliable else _wanted(ladder, bias, tolerance)
         return NOT_ENOUGH, (
-            f"about {_nats(remaining)} are missing in the mean of {label} {missing}, more than {tolerance:g}; "
-            f"{_wanted(ladder, bias, tolerance)}{loose}"
+            f"{'at least' if unreliable else 'about'} {_nats(remaining)} are missing in the mean of {label} {missing}, "
+            f"more than {tolerance:g}{loose or f'; {wanted}'}"
         )
     if heavy:
         return UNKNOWN, (

@@ -142,6 +142,7 @@ def summarize_weights(per_datum: Mapping[str, Tensor], *, ks: Sequence[int], tol
         threshold=threshold,
         share_above=above / len(available) if len(available) else None,
         tolerance=tolerance,
+        ess=Quantiles.of(per_datum["ESS"]).median,
     )
     values = per_datum["jackknife"]
     return Weights(

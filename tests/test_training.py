@@ -116,6 +116,21 @@ def test_running_statistics_are_those_of_the_trained_weights() -> None:
     assert [part.training for part in encoder.modules()] == [True, True, True, False, True]
 
 
+@pytest.mark.parametrize("momentum", [0.1, 0.0])
+def test_running_statistics_leave_out_a_small_last_minibatch_and_frozen_layers(momentum: float) -> None:
+    (model, guide), (_, encoder) = pair_with_everything()
+    encoder[1].momentum = momentum
+    encoder[1].running_var.fill_(3.0)
+    before = encoder[1].running_mean.clone()
+    quiet_fit(model, guide, x := binary(130), training=quick(epochs=1, batch_size=128))
+    hidden = encoder[0](x)
+    if not momentum:
+        assert torch.equal(encoder[1].running_mean, before)
+        assert (encoder[1].running_var == 3.0).all()
+    else:  # of 128 of the 130 data
+        assert ((encoder[1].running_var / hidden.var(0) - 1).abs() < 0.04).all()
+
+
 def sgd(parameters: list[Tensor]) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=1.0)
 

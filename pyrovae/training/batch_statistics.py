@@ -15,9 +15,9 @@ STATISTICS_DATA = 2048  # training data from which statistics are estimated
 
 
 def normalizations(modules: Iterable[nn.Module]) -> list[_BatchNorm]:
-    """Return the layers of batch normalization that use running statistics in evaluation mode."""
+    """Return the layers of batch normalization that update running statistics; a momentum of 0.0 freezes them."""
     layers = [part for module in modules for part in module.modules() if isinstance(part, _BatchNorm)]
-    return [layer for layer in layers if layer.num_batches_tracked is not None]
+    return [layer for layer in layers if layer.num_batches_tracked is not None and layer.momentum != 0.0]
 
 
 @contextmanager

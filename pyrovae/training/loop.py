@@ -282,7 +282,10 @@ class Loop:
 
     @torch.no_grad()
     def _estimate_statistics(self, epoch: int) -> None:
-        """Set the running statistics of batch normalization to averages over minibatches with the current weights."""
+        """Set the running statistics of batch normalization to averages over minibatches with the current weights.
+
+        All minibatches count equally, so that a smaller last one is left out. Ranks average their statistics.
+        """
         layers = normalizations(self.programs.all_modules)
         if not layers:
             return
@@ -293,9 +296,14 @@ class Loop:
             validation(enabled=False),
         ):
             for inputs in itertools.islice(minibatches, num_batches):
-                inputs, _ = self._local_shard(inputs, self.source.count(*inputs))
-                model, guide, _ = self.source.bind(*inputs)
-                run(model, guide)
+                count = self.source.count(*inputs)
+                if count == self.source.batch_size:
+                    inputs, _ = self._local_shard(inputs, count)
+                    model, guide, _ = self.source.bind(*inputs)
+                    run(model, guide)
+        statistics = [getattr(layer, name) for layer in layers for name in ("running_mean", "running_var")]
+        for buffer, total in zip(statistics, self.group.sum(statistics), strict=True):
+            buffer.copy_(total / self.group.size)
 
     def _validate(self, epoch: int, *, checked: bool) -> dict[str, float] | None:
         """Return the ELBO, its terms and the bound that training maximizes on the validation data, nats per datum."""

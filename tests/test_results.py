@@ -14,10 +14,10 @@ import torch
 from conftest import linear_gaussian, pair_of
 from torch import Tensor
 
-from pyrovae import evaluate
+from pyrovae import Checks, bounds, evaluate
 from pyrovae.bounds import log_mean_exp
 from pyrovae.results import Estimate, Number, Table, Tabled, certified_margin
-from pyrovae.results.estimates import require_possible
+from pyrovae.results.estimates import certified_text, require_possible
 from pyrovae.results.record import from_plain, tensors_of, to_plain
 
 TABLE = Table(
@@ -193,14 +193,29 @@ def test_certified_bounds_hold_for_good_and_terrible_guides(num_data: int, offse
     assert margin == pytest.approx(math.log(20) / num_data)
 
 
+@pytest.mark.parametrize("confidence", [0.0, 1.0, -1.0, 2.0])
+def test_the_confidence_of_a_certified_bound_is_between_zero_and_one(confidence: float) -> None:
+    with pytest.raises(ValueError, match=r"must be a number in \(0, 1\), got"):
+        certified_margin(10, confidence=confidence)
+
+
+def test_printed_certified_bounds_are_rounded_outwards() -> None:
+    assert "at least -1.235, for any guide" in certified_text("p(x)", -1.2341)
+    assert "at least 1.234, for any guide; with the same confidence it is at most 1.236" in certified_text(
+        "p(x)", 1.2349, 1.2351
+    )
+
+
 def test_an_evaluation_certifies_its_bound_unless_the_model_is_unnormalized() -> None:
     truth = linear_gaussian()
     model, guide = pair_of(truth)
     found = evaluate(model, guide, truth.sample(40), ks=(1, 10), show_progress=False)
     assert found.certified == found.iwae[-1].value - math.log(20) / 40
-    line = f"with 95 % confidence over the draws, the mean of log p(x) is at least {found.certified:.3f}, whatever"
+    line = "with 95 % confidence over the draws, the mean of log p(x) is at least "
     assert line in str(found)
     assert line in found.to_markdown()
+    printed = float(str(found).split(line)[1].split(",")[0])
+    assert found.certified - 1e-3 < printed <= found.certified
     assert json.loads(found.to_json())["certified"] == found.certified
 
     def with_factor(x: Tensor) -> None:
@@ -211,3 +226,42 @@ def test_an_evaluation_certifies_its_bound_unless_the_model_is_unnormalized() ->
     found = evaluate(with_factor, guide, truth.sample(40), ks=(1, 10), show_progress=False)
     assert found.certified is None
     assert "confidence over the draws" not in str(found)
+
+
+def test_bounds_of_an_unnormalized_model_are_not_certified_and_say_so() -> None:
+    truth = linear_gaussian()
+    model, guide = pair_of(truth)
+
+    def with_factor(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", pyro.distributions.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", pyro.distributions.Normal(z @ truth.weight.T, 1.0).to_event(1), obs=x)
+            pyro.factor("f", torch.tensor(5.0))
+
+    x, chains = truth.sample(6), {"num_chains": 2, "num_temperatures": 3}
+    certified, found = (bounds.ais(program, guide, x, **chains) for program in (model, with_factor))
+    assert "confidence over the draws" in str(certified)
+    warning = "NOT a log-probability: p(x) is not normalized"
+    assert warning in str(found)
+    checks = Checks(num_annealed=6, num_simulated=0, num_refined=0, num_encoded=0, **chains)
+    evaluation = evaluate(with_factor, guide, x, ks=(1, 10), checks=checks, show_progress=False)
+    for record in (found, evaluation):
+        assert "confidence over the draws" not in str(record)
+        assert from_plain(type(record), json.loads(json.dumps(to_plain(record)))) == record
+    assert all(str(table).count(warning) == 1 for table in evaluation.tables())
+
+
+def test_bounds_in_low_precision_or_of_data_that_the_model_draws_are_not_certified() -> None:
+    truth = linear_gaussian()
+    model, guide = pair_of(truth)
+    chains = {"num_chains": 2, "num_temperatures": 3}
+    checks = Checks(num_annealed=6, num_simulated=0, num_refined=0, num_encoded=0, **chains)
+    cases = {
+        "drawn": (lambda x: model(x + torch.rand_like(x)), truth.sample(6)),
+        "half": (lambda x: model(x.double()), truth.sample(6).bfloat16()),
+    }
+    for program, x in cases.values():
+        evaluation = evaluate(program, lambda x: guide(x.double()), x, ks=(1, 10), checks=checks, show_progress=False)
+        assert evaluation.certified is None
+        assert evaluation.checked.annealing is not None
+        assert "confidence over the draws" not in str(evaluation)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from pyrovae.bounds.hmc import Kernel, frozen_kernel
 from pyrovae.bounds.multi_sample import VARIANCE, effective_sample_size, log_mean_exp, monte_carlo_variances
-from pyrovae.importance import iter_batches, rows_per_chunk, score_one_particle, scoring_context
-from pyrovae.programs import ModelGuide, Program
+from pyrovae.importance import find_low_precision, iter_batches, rows_per_chunk, score_one_particle, scoring_context
+from pyrovae.programs import ModelGuide, Program, find_modules
 from pyrovae.results import Annealing, AnnealingSettings, Estimate
 from pyrovae.results.estimates import require_possible
 from pyrovae.runtime.annotations import PositiveInt, checked, convert_fields
@@ -111,7 +111,7 @@ def ais(
     """
     options = merge_options(options, AnnealingOptions, keywords, function="ais")
     settings = options.settings(seed)
-    per_datum = run_batches(
+    per_datum, fields = run_batches(
         anneal, "annealing", model, guide, (x, *covariates), num_data=len(x), settings=settings, options=options
     )
     lost, ess = per_datum.pop(LOST), per_datum["ESS"]
@@ -130,6 +130,7 @@ def ais(
         settings=settings,
         num_data=len(x),
         per_datum=per_datum,
+        **fields,
     )
 
 
@@ -168,8 +169,11 @@ def run_batches(
     num_data: int,
     settings: AnnealingSettings,
     options: AnnealingOptions,
-) -> dict[str, Tensor]:
-    """Return the values ``(N,)`` by name that `anneal`, or a function with its arguments, returns for all batches."""
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the values ``(N,)`` by name that `anneal`, or a function with its arguments, returns for all batches.
+
+    The second mapping has the fields of the result on an unnormalized model and on certified bounds.
+    """
     parts, done = [], 0
     with (
         scoring_context(model, guide, args, modules=options.modules) as programs,
@@ -186,7 +190,8 @@ def run_batches(
     values = {name: torch.cat([part[name] for part in parts], -1) for name in parts[0]}
     if programs.base_measure == "counting" and programs.unnormalized is None:
         require_possible(Estimate.over_data("AIS", settings.num_chains, values["AIS"], values[VARIANCE + "AIS"]))
-    return values
+    coarse = find_low_precision((*options.modules, *find_modules(model, guide)), args)
+    return values, {"unnormalized": programs.unnormalized, "certified": coarse is None}
 
 
 def mean_and_lowest(acceptance: Tensor) -> tuple[float | None, float | None]:

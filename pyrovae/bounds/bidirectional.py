@@ -79,7 +79,7 @@ def bdmc(
     settings = options.settings(seed)
     require_tensor(x)
     total = len(x) if num_data is None else num_data
-    per_datum = run_batches(
+    per_datum, fields = run_batches(
         enclose, "enclosing", model, guide, (x, *covariates), num_data=total, settings=settings, options=options
     )
     low, high, lost = (per_datum.pop(name) for name in (VARIANCE + "AIS", VARIANCE + "BDMC", LOST))
@@ -98,6 +98,7 @@ def bdmc(
         settings=settings,
         num_data=len(gap),
         per_datum=per_datum,
+        **fields,
     )
 
 

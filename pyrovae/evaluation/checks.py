@@ -70,6 +70,7 @@ def run_checks(
     *,
     name: str,
     tightest: Estimate,
+    is_certified: bool,
     per_datum: Mapping[str, Tensor],
     draws_rows: bool,
     journal: Journal,
@@ -86,6 +87,7 @@ def run_checks(
         checks: numbers of data and options.
         name: name of the data.
         tightest: the largest rung over all data.
+        is_certified: whether bounds hold with 95 % confidence over the draws.
         per_datum: values ``(N,)`` by label, nats, and Monte Carlo variances ``(C, N)``.
         draws_rows: whether model and guide draw rows of the data themselves.
         journal: progress file.
@@ -127,7 +129,7 @@ def run_checks(
         num = annealing.num_data
         same_data = Estimate.over_data(tightest.name, tightest.num_particles, rung[:num], variances[:, :num])
         higher = annealing.compare_with(tightest.label, rung[:num])
-        annealing = replace(annealing, data=first(num))
+        annealing = replace(annealing, data=first(num), certified=annealing.certified and is_certified)
 
     def split(model: Program, guide: Program, x: Tensor, *covariates: Any, **options: Any) -> Gaps:
         num = len(x)

@@ -120,7 +120,8 @@ def evaluate(
         scoring_context(model, guide, examples, modules=modules, all_data=on_device) as programs,
         torch.no_grad(),
     ):
-        _warn(programs, modules, examples)
+        coarse = find_low_precision(modules, examples)
+        _warn(programs, coarse)
         key = ""
         if journal.path is not None:
             probe = _probe(programs, on_device() if programs.draws_rows else examples)
@@ -131,6 +132,7 @@ def evaluate(
             programs, args, ks, journal, options, device=device, batch_size=batch_size, seed=seed
         )
     estimates = _estimates(programs, per_datum, ks)
+    is_certified = not (programs.unnormalized or coarse or (observed is not None and observed.what == DRAWN))
     results = None
     if checks is not None:
         results = run_checks(
@@ -140,6 +142,7 @@ def evaluate(
             checks,
             name=source.name if isinstance(source, Split) else TENSORS,
             tightest=estimates[f"L_{ks[-1]}"],
+            is_certified=is_certified,
             per_datum=per_datum,
             draws_rows=programs.draws_rows,
             journal=journal,
@@ -161,7 +164,7 @@ def evaluate(
         data_hash=data_hash,
         base_measure=programs.base_measure,
         unnormalized=programs.unnormalized,
-        certified=None if programs.unnormalized or tightest is None else tightest - certified_margin(len(args[0])),
+        certified=tightest - certified_margin(len(args[0])) if is_certified and tightest is not None else None,
         seed=seed,
         settings=settings,
         versions=versions(),
@@ -240,9 +243,9 @@ def _choose_batch_size(size: int | None, ks: Sequence[int], num_data: int, devic
     return size
 
 
-def _warn(programs: ModelGuide, modules: Iterable[nn.Module], examples: tuple[Tensor, ...]) -> None:
+def _warn(programs: ModelGuide, coarse: str | None) -> None:
     """Log limits of the numbers that show before the evaluation."""
-    if coarse := find_low_precision(modules, examples):
+    if coarse:
         logger.warning("%s; evaluate model.float(), on data in float32", coarse)
     warn_of_links(programs)
     if programs.nan:

@@ -6,8 +6,15 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from pyrovae.results.estimates import CONFIDENCE, Estimate, PairedDifference, certified_margin, reasons
-from pyrovae.results.tables import Number, Table, Tabled, percent
+from pyrovae.results.estimates import (
+    Estimate,
+    PairedDifference,
+    certified_margin,
+    certified_text,
+    reasons,
+    unnormalized_text,
+)
+from pyrovae.results.tables import Number, Table, Tabled
 from pyrovae.runtime.annotations import PositiveInt, convert_fields
 
 SIMULATED = "simulated from the model"
@@ -61,6 +68,9 @@ class Annealing(Tabled):
         settings: settings of the chains.
         num_data: number of data.
         data: name of the data.
+        unnormalized: reason why the model is not a normalized distribution; None if it is.
+        certified: whether the tables print bounds that hold with 95 % confidence; not for scoring in fewer bits than
+            float32, nor for a model that draws x itself.
         per_datum: "AIS", "acceptance", "ESS" and, for several chains, "AIS variance", the Monte Carlo variance of
             "AIS", each ``(N,)``; not part of the JSON.
 
@@ -76,6 +86,8 @@ class Annealing(Tabled):
     settings: AnnealingSettings
     num_data: int
     data: str = "the given data"
+    unnormalized: str | None = None
+    certified: bool = True
     per_datum: dict[str, Tensor] = field(repr=False, compare=False, default_factory=dict)
 
     def compare_with(self, name: str, values: Tensor) -> PairedDifference:
@@ -101,7 +113,7 @@ class Annealing(Tabled):
             ),
             notes=(
                 *_notes((self.bound,), self.num_not_finite, self.num_lost),
-                *_certified(self.num_data, least=self.bound),
+                *_certified(self, self.bound),
             ),
         )
         return (table,)
@@ -123,6 +135,9 @@ class Sandwich(Tabled):
         settings: settings of the chains.
         num_data: number of simulated data.
         data: name of the data.
+        unnormalized: reason why the model is not a normalized distribution; None if it is.
+        certified: whether the tables print bounds that hold with 95 % confidence; not for scoring in fewer bits than
+            float32, nor for a model that draws x itself.
         per_datum: "AIS", "BDMC", "acceptance", "reverse acceptance" and "ESS", each ``(N,)``; not part of the JSON.
 
     """
@@ -138,6 +153,8 @@ class Sandwich(Tabled):
     settings: AnnealingSettings
     num_data: int
     data: str = SIMULATED
+    unnormalized: str | None = None
+    certified: bool = True
     per_datum: dict[str, Tensor] = field(repr=False, compare=False, default_factory=dict)
 
     def tables(self) -> tuple[Table, ...]:
@@ -157,22 +174,21 @@ class Sandwich(Tabled):
                 "Both bounds hold for data simulated from the model, not for those it was given: only there is a "
                 "draw of the posterior known, the z that the datum came from.",
                 *_notes((self.lower, self.upper), self.num_not_finite, self.num_lost),
-                *_certified(self.num_data, least=self.lower, most=self.upper),
+                *_certified(self, self.lower, self.upper),
             ),
         )
         return (table,)
 
 
-def _certified(num_data: int, *, least: Estimate, most: Estimate | None = None) -> list[str]:
-    """Return a line on what holds with a given confidence; none if a bound is missing."""
-    if least.value is None or (most is not None and most.value is None):
+def _certified(record: Annealing | Sandwich, lower: Estimate, upper: Estimate | None = None) -> list[str]:
+    """Return the warning for an unnormalized model, or the certified bounds; neither if a bound is missing."""
+    if record.unnormalized is not None:
+        return [unnormalized_text("p(x)", record.unnormalized)]
+    if not record.certified or lower.value is None or (upper is not None and upper.value is None):
         return []
-    margin = certified_margin(num_data)
-    text = f"with {percent(CONFIDENCE, 0)} confidence over the draws, the mean of log p(x) is at least "
-    text += f"{least.value - margin:.3f}"
-    if most is not None and most.value is not None:
-        text += f"; with the same confidence it is at most {most.value + margin:.3f}"
-    return [text]
+    margin = certified_margin(record.num_data)
+    most = None if upper is None or upper.value is None else upper.value + margin
+    return [certified_text("p(x)", lower.value - margin, most)]
 
 
 def _notes(estimates: tuple[Estimate, ...], num_not_finite: int, num_lost: int) -> tuple[str, ...]:

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from scipy.special import stdtrit
 from torch import Tensor
 
-from pyrovae.results.tables import Number
+from pyrovae.results.tables import Number, percent
 from pyrovae.runtime.annotations import PositiveInt, checked
 
 ROUNDING = 1e-3  # nats by which float32 may put a log-probability above 0
 ONE_DATUM = "a single datum has no standard error"
 CONFIDENCE = 0.95  # of certified bounds
+NOT_NORMALIZED = "NOT a log-probability"  # start of the warning for unnormalized models
 
 
 @dataclass(frozen=True, repr=False)
@@ -77,7 +78,7 @@ class Estimate:
 
 @checked
 def certified_margin(num_data: PositiveInt, *, confidence: float = CONFIDENCE) -> float:
-    """Return how far below a bound the mean of log p(x) may lie, except with probability 1 - confidence.
+    """Return the nats by which to lower a bound so that it holds with a given confidence.
 
     ``mean log p(x_n) >= mean L_K(x_n) - log(1 / (1 - confidence)) / N``
 
@@ -94,8 +95,27 @@ def certified_margin(num_data: PositiveInt, *, confidence: float = CONFIDENCE) -
     Returns:
         The margin in nats per datum.
 
+    Raises:
+        ValueError: if the confidence is not in (0, 1).
+
     """
-    return -math.log(1 - confidence) / num_data
+    if not 0 < confidence < 1:
+        raise ValueError(f"`confidence` of certified_margin must be a number in (0, 1), got {confidence!r}")
+    return -math.log1p(-confidence) / num_data
+
+
+def certified_text(density: str, least: float, most: float | None = None) -> str:
+    """Return a sentence on certified bounds on the mean of log p(x); printed digits are rounded outwards."""
+    text = f"with {percent(CONFIDENCE, 0)} confidence over the draws, the mean of log {density} is at least "
+    text += f"{math.floor(least * 1000) / 1000:.3f}, for any guide"
+    return (
+        text if most is None else f"{text}; with the same confidence it is at most {math.ceil(most * 1000) / 1000:.3f}"
+    )
+
+
+def unnormalized_text(density: str, reason: str) -> str:
+    """Return the warning for tables of an unnormalized model."""
+    return f"{NOT_NORMALIZED}: {density} is not normalized ({reason})"
 
 
 @checked

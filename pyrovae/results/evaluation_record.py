@@ -12,11 +12,18 @@ from typing import Any
 from torch import Tensor
 
 from pyrovae.results.annealed_bounds import Annealing, Sandwich
-from pyrovae.results.estimates import CONFIDENCE, Estimate, PairedDifference, reasons
+from pyrovae.results.estimates import (
+    NOT_NORMALIZED,
+    Estimate,
+    PairedDifference,
+    certified_text,
+    reasons,
+    unnormalized_text,
+)
 from pyrovae.results.latent_record import Latents
 from pyrovae.results.observed_data import WHOLE, ObservedData
 from pyrovae.results.record import TransformDescription, from_plain, parse_json, to_plain
-from pyrovae.results.tables import Cell, Number, Table, Tabled, percent
+from pyrovae.results.tables import Cell, Number, Table, Tabled
 from pyrovae.results.tightness import Gaps, Weights
 
 KL_OF = "KL of "  # name of an estimate, before the name of a latent site
@@ -100,7 +107,8 @@ class Evaluation(Tabled):
         observed: the values that the model scores; None if unknown.
         unnormalized: reason why the model is not a normalized distribution; None if it is.
         certified: lower bound on the mean of log p(x) of these data that holds with 95 % confidence over the draws, for
-            any guide; see `pyrovae.results.certified_margin`. None for an unnormalized model, or if L_K is missing.
+            any guide; see `pyrovae.results.certified_margin`. None for an unnormalized model, for scoring in fewer bits
+            than float32, for a model that draws x itself, or if L_K is missing.
         per_datum: for "ELBO", "reconstruction", "KL", each "KL of SITE" and each "L_K" the values ``(N,)``, and the
             diagnostics of the weights at the largest K; not part of the JSON.
 
@@ -150,12 +158,18 @@ class Evaluation(Tabled):
         """A warning for every table of an unnormalized model; empty for other models."""
         if self.unnormalized is None:
             return ()
-        return (f"NOT a log-probability: {self.density} is not normalized ({self.unnormalized})",)
+        return (unnormalized_text(self.density, self.unnormalized),)
 
     def tables(self) -> tuple[Table, ...]:
         """Return the table of the bounds, then the tables of the weights and the checks."""
         others = (table for record in (self.weights, self.checked) if record for table in record.tables())
-        return (self.bounds_table(), *(replace(table, notes=(*table.notes, *self.warnings)) for table in others))
+        warned = (  # tables of AIS and BDMC have a warning of their own
+            replace(
+                table, notes=(*(note for note in table.notes if not note.startswith(NOT_NORMALIZED)), *self.warnings)
+            )
+            for table in others
+        )
+        return (self.bounds_table(), *(warned if self.warnings else others))
 
     def bounds_table(self) -> Table:
         """Return the ELBO, its terms and the ladder."""
@@ -213,10 +227,7 @@ class Evaluation(Tabled):
         if self.bits_per_dimension is not None:
             notes.append(f"{self.bits_per_dimension:.4f} bits per dimension at {self.iwae[-1].label}")
         if self.certified is not None:
-            notes.append(
-                f"with {percent(CONFIDENCE, 0)} confidence over the draws, the mean of log {self.density} is at least "
-                f"{self.certified:.3f}, whatever the guide"
-            )
+            notes.append(certified_text(self.density, self.certified))
         if self.log_abs_det_jacobian:
             notes.append(f"for the stored values instead of x add {self.log_abs_det_jacobian:.3f} nats")
         return notes + [f"{', '.join(labels)}: {why}" for why, labels in reasons(self.estimates).items()]

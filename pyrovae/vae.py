@@ -20,7 +20,7 @@ from pyrovae.networks.from_torch import TorchDecoder, TorchEncoder
 from pyrovae.posteriors import DiagonalNormal, Posterior
 from pyrovae.priors import Prior, StandardNormal, Vamp
 from pyrovae.runtime import memory
-from pyrovae.runtime.annotations import PositiveInt, checked
+from pyrovae.runtime.annotations import PositiveInt, Shape, checked
 from pyrovae.runtime.context import forked_random, module_mode, register_module, stream_seed
 from pyrovae.runtime.serialization import Described
 
@@ -86,14 +86,15 @@ class VAE(Described, nn.Module):
         self.posterior = posterior
 
     @classmethod
+    @checked
     def from_torch(
         cls,
         encode: Callable[[Tensor], Any],
         decode: Callable[[Tensor], Any],
         *,
-        latent_dim: int | None = None,
-        latent_shape: Sequence[int] | None = None,
-        x_shape: Sequence[int],
+        latent_dim: PositiveInt | None = None,
+        latent_shape: Shape | None = None,
+        x_shape: Shape,
         likelihood: Likelihood | None = None,
         prior: Prior | None = None,
         flat: bool = False,
@@ -139,9 +140,9 @@ class VAE(Described, nn.Module):
             >>> print(pyrovae.evaluate(vae.model, vae.guide, data.test))
 
         """
-        likelihood = Bernoulli(tuple(x_shape)) if likelihood is None else likelihood
-        if latent_shape is not None and latent_dim is None:
-            shape, (low, high) = tuple(latent_shape), (-30.0, 20.0)
+        likelihood = Bernoulli(x_shape) if likelihood is None else likelihood
+        if latent_shape and latent_dim is None:
+            shape, (low, high) = latent_shape, (-30.0, 20.0)
         elif latent_dim is not None and latent_shape is None:
             shape, (low, high) = (latent_dim,), (-math.inf, math.inf)
         else:
@@ -150,10 +151,10 @@ class VAE(Described, nn.Module):
             )
         posterior = DiagonalNormal(math.prod(shape), min_log_variance=low, max_log_variance=high)
         prior = StandardNormal(posterior.latent_dim) if prior is None else prior
-        if likelihood.x_shape != tuple(x_shape):
+        if likelihood.x_shape != x_shape:
             raise ValueError(
                 f"the likelihood scores data of x_shape, but received one of {likelihood.x_shape} and x_shape="
-                f"{tuple(x_shape)}; build it with the same x_shape"
+                f"{x_shape}; build it with the same x_shape"
             )
         has_logits = isinstance(likelihood, (Bernoulli, ContinuousBernoulli))
         if probabilities and not has_logits:
@@ -175,7 +176,7 @@ class VAE(Described, nn.Module):
                 modules=modules,
             ),
             likelihood=likelihood,
-            encoder=TorchEncoder(encode, tuple(x_shape), shape, flat=flat, modules=modules),
+            encoder=TorchEncoder(encode, x_shape, shape, flat=flat, modules=modules),
             posterior=posterior,
         )
 

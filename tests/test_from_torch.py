@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import re
+from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -253,6 +255,15 @@ def test_invalid_outputs_of_encode_are_refused(encode: Callable[[Tensor], Any], 
         vae.encode(binary(5))
 
 
+def test_an_integer_is_a_shape_and_a_named_tuple_two_tensors() -> None:
+    pair = namedtuple("pair", "mu logvar")
+    one: Any = {"x_shape": 4, "latent_shape": 2, "likelihood": likelihoods.Bernoulli(4)}
+    vae = VAE.from_torch(lambda x: pair(x[:, :2], x[:, 2:]), nn.Linear(2, 4), modules=[], **one)
+    x = binary(5).flatten(1)[:, :4]
+    assert vae.encode(x).mean.equal(x[:, :2])
+    assert vae.encode(x).variance.log().equal(x[:, 2:])
+
+
 def test_an_error_names_flat_if_it_would_help() -> None:
     net = Plain()
     with pytest.raises(ValueError, match=r"fails on x of shape \(5, 1, 4, 4\), but takes \(5, 16\); say flat=True"):
@@ -303,6 +314,9 @@ def test_invalid_arguments_are_refused() -> None:
             ValueError, match=r"give one of latent_dim and latent_shape, got latent_dim=.* and latent_sh"
         ):
             VAE.from_torch(net.encode, net.decode, **(shape | sizes))
+    for bad in (("2", 4, 4), (-2, 4, 4), ()):
+        with pytest.raises(ValueError, match=f"latent_shape.* got .*{re.escape(str(bad))}"):
+            VAE.from_torch(net.encode, net.decode, latent_shape=bad, x_shape=SHAPE)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="prior and posterior share the latent variable"):
         VAE.from_torch(net.encode, net.decode, **shape, prior=priors.StandardNormal(2))
 

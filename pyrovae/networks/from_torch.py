@@ -50,7 +50,8 @@ class TorchEncoder(Encoder):
                 ) from None
             raise
         moments: Any = getattr(output, "latent_dist", output)  # the package diffusers
-        moments = (moments.mean, moments.logvar) if hasattr(moments, "logvar") else moments
+        if hasattr(moments, "mean") and hasattr(moments, "logvar"):
+            moments = (moments.mean, moments.logvar)
         channels, *size = self.latent_shape
         shape, both = (len(x), channels, *size), (len(x), 2 * channels, *size)
         parts = moments.chunk(2, 1) if _shape(moments) == both else moments

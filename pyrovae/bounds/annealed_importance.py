@@ -38,7 +38,7 @@ class AnnealingOptions:
         show_progress: show a progress bar.
 
     Raises:
-        ValueError: if the batch size is not an integer >= 1.
+        ValueError: if a number is not an integer >= 1.
 
     """
 
@@ -51,16 +51,11 @@ class AnnealingOptions:
     show_progress: bool = False
 
     def __post_init__(self) -> None:
-        """Check the batch size."""
+        """Convert the options and check their ranges."""
         convert_fields(self)
 
     def settings(self, seed: int) -> AnnealingSettings:
-        """Return the numbers that the results report.
-
-        Raises:
-            ValueError: if a number is not an integer >= 1.
-
-        """
+        """Return the numbers that the results report."""
         return AnnealingSettings(self.num_chains, self.num_temperatures, self.num_leapfrog, self.from_prior, seed)
 
 

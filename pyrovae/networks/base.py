@@ -29,13 +29,12 @@ class Network(Described, nn.Module, ABC):
 
     def __init__(self, out_shape: Shape, covariate_dim: NonNegativeInt) -> None:
         super().__init__()
-        if not out_shape or min(out_shape) < 1 or covariate_dim < 0:
+        if not out_shape:
             raise ValueError(
-                f"the {self._role} emits one number or more per datum and takes 0 covariates or more, but received "
-                f"out_shape={tuple(out_shape)} and covariate_dim={covariate_dim}; build it with "
+                f"the {self._role} emits one number or more per datum, but received out_shape=(); build it with "
                 f"out_shape={self._part}.param_shape"
             )
-        self.out_shape, self.covariate_dim = tuple(out_shape), covariate_dim
+        self.out_shape, self.covariate_dim = out_shape, covariate_dim
 
     @abstractmethod
     def run(self, x: Tensor, covariates: Tensor | None) -> Tensor:
@@ -112,12 +111,11 @@ class Encoder(Network):
 
     def __init__(self, x_shape: Shape, out_shape: Shape, *, covariate_dim: NonNegativeInt = 0) -> None:
         super().__init__(out_shape, covariate_dim)
-        if not x_shape or min(x_shape) < 1:
+        if not x_shape:
             raise ValueError(
-                f"a datum has one element or more, but received x_shape={tuple(x_shape)}; build the encoder with "
-                "x_shape=data.x_shape"
+                "a datum has one element or more, but received x_shape=(); build the encoder with x_shape=data.x_shape"
             )
-        self.x_shape = tuple(x_shape)
+        self.x_shape = x_shape
 
     def forward(self, x: Tensor, *covariates: Tensor) -> Tensor:
         """Map ``(*batch, *x_shape)`` and covariates, whose last axes sum to C, to ``(*batch, *out_shape)``."""

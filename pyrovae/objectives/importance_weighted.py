@@ -40,7 +40,7 @@ class ImportanceWeighted(Objective):
         >>> class Renyi(ImportanceWeighted):
         ...     '''Minus the variational Renyi bound of order alpha, for alpha other than 1.'''
         ...
-        ...     def __init__(self, *, alpha: float = 0.5, num_particles: PositiveInt = 5) -> None:
+        ...     def __init__(self, *, alpha: float = 0.5, num_particles: int = 5) -> None:
         ...         super().__init__(num_particles=num_particles)
         ...         self.alpha = alpha
         ...

@@ -19,7 +19,7 @@ class Schedule(ABC):
 
         >>> @dataclass(frozen=True)
         ... class SquareRoot(schedules.Schedule):
-        ...     num_steps: PositiveInt = 1000
+        ...     num_steps: int = 1000
         ...
         ...     def __call__(self, step: int) -> float:
         ...         return min(1.0, (step / self.num_steps) ** 0.5)

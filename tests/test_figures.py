@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -331,6 +332,59 @@ def test_pixel_scales_are_drawn_from_white_to_black() -> None:
     assert shades == pytest.approx([scales[0] / 0.4, scales[1] / 0.4, 1.0, 1.0], abs=1e-6)
     assert [pixel(figure, (1, 4), (row, 1), (0, 0)) for row in (0, 1)] == [1.0, 0.0]
     assert f"{scales[0]:.3f} to {scales[3]:.3f}; black is 0.400 or more" in figure.axes[0].get_xlabel()
+
+
+@pytest.mark.parametrize("name", ["DiscretizedLogistic", "DiscretizedLogisticMixture"])
+def test_pixel_scales_without_a_formula_are_those_of_draws(name: str) -> None:
+    vae, x = make_vae(2, getattr(likelihoods, name)((1, 8, 8), levels=17)), 8 * binary_images(3)
+    with torch.no_grad():
+        scale = vae.decode(vae.encode(x).mean).sample((9000,)).std(0)
+    low, high = re.findall(r"from ([0-9.]+) to ([0-9.]+)", report.pixel_scale(vae, x).axes[0].get_xlabel())[0]
+    assert 0.7 * scale.min() < float(low) < scale.mean() < float(high) < 1.3 * scale.max()
+
+
+VALID: dict[str, dict[str, Any]] = {
+    "samples": {},
+    "manifold": {},
+    "rate_distortion": {"points": {"a": (1.0, 2.0)}},
+    **{name: {"x": binary_images(6)} for name in ("reconstructions", "traversals", "interpolations", "latent_space")},
+    "thumbnails": {"x": binary_images(6), "values": torch.arange(6.0)},
+    "pixel_scale": {"x": binary_images(6)},
+}
+
+
+@pytest.mark.parametrize(
+    ("draw", "wrong", "words"),
+    [
+        *((draw, {"num": 0}, f"`num` of {draw} must be an integer >= 1") for draw in ("samples", "thumbnails")),
+        *(
+            (draw, {"num": -1}, f"`num` of {draw} must")
+            for draw in ("reconstructions", "interpolations", "pixel_scale")
+        ),
+        ("traversals", {"num_dims": 0}, "`num_dims` of traversals must be"),
+        ("traversals", {"num_values": 0}, "`num_values` of traversals must be"),
+        ("interpolations", {"num_steps": 0}, "`num_steps` of interpolations must be"),
+        ("manifold", {"num_values": 10_000}, r"`num_values` of manifold must be an integer in \[1, 100\]"),
+        ("pixel_scale", {"limit": 0.0}, "`limit` of pixel_scale must be a finite number > 0"),
+        ("latent_space", {"num_ellipses": -1}, "`num_ellipses` of latent_space must be"),
+        *(
+            ("latent_space", {"limits": bad}, "`limits` are two finite numbers")
+            for bad in ([1.0], (2.0, 1.0), (0, math.inf))
+        ),
+        ("latent_space", {"labels": torch.zeros(5)}, r"`labels` one per datum, got 6 data and labels of \(5,\)"),
+        ("latent_space", {"x": torch.zeros(0, 1, 8, 8)}, "`x` holds one datum or more"),
+        ("rate_distortion", {"curve": ["b"]}, "`curve` names points, a, but received b"),
+        ("rate_distortion", {"points": {"a": "xy"}}, r"`points\['a'\]` of rate_distortion must be numbers, got 'xy'"),
+        *(
+            ("rate_distortion", {"points": {"a": bad}}, "'a' is not an evaluation or two finite numbers, rate >= 0")
+            for bad in ((1.0,), (-1.0, 2.0), (1.0, math.inf))
+        ),
+    ],
+)
+def test_wrong_options_are_refused_by_name(draw: str, wrong: dict[str, Any], words: str) -> None:
+    first = () if draw == "rate_distortion" else (make_vae(2),)
+    with pytest.raises(ValueError, match=words):
+        getattr(report, draw)(*first, **VALID[draw] | wrong)
 
 
 # --- training

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -102,8 +103,11 @@ def test_figure_has_a_bar_or_a_point_for_each_site(tmp_path: Any) -> None:
     axes = report.kl_by_site(few).subfigures(1, 1).subplots()
     assert report.kl_by_site(many, ax=axes) is axes.figure.figure
     assert axes.lines[0].get_ydata().tolist() == [estimate.value for estimate in many.kl_by_site.values()]
-    with pytest.raises(ValueError, match=r"equally many latent sites, got \[3, 14\]"):
+    with pytest.raises(ValueError, match=r"same latent sites, got 3 .* and 14 \(.*, \.\.\.\) of many; draw each"):
         report.kl_by_site({"few": few, "many": many})
+    renamed = replace(few, kl_by_site={f"y{name}": kl for name, kl in few.kl_by_site.items()})
+    with pytest.raises(ValueError, match="same latent sites"):
+        report.kl_by_site({"few": few, "renamed": renamed})
     chain = Chain(3)
     folder = report.write_report(tmp_path / "run", few, model=chain.model, guide=chain.guide, data=X)
     page = (folder / "index.html").read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from matplotlib.axes import Axes
@@ -22,6 +23,7 @@ from pyrovae.report.latent_dimensions import (
 )
 from pyrovae.report.panels import draw_rows, draw_scatters, draw_tiles, image_limits, is_image
 from pyrovae.report.style import minus_signs, styled
+from pyrovae.runtime.annotations import PositiveInt, Range
 from pyrovae.runtime.context import module_mode
 from pyrovae.vae import VAE
 
@@ -36,7 +38,7 @@ def reconstructions(
     x: Tensor,
     *,
     covariates: Sequence[Tensor] = (),
-    num: int = 10,
+    num: PositiveInt = 10,
     order: Tensor | None = None,
     what: str = "gap (nats)",
 ) -> Figure | None:
@@ -89,7 +91,7 @@ def samples(
     vae: VAE,
     *,
     covariates: Sequence[Tensor] = (),
-    num: int = 64,
+    num: PositiveInt = 64,
     seed: int = 0,
     mean: bool = True,
     ax: Axes | None = None,
@@ -124,8 +126,8 @@ def traversals(
     x: Tensor,
     *,
     covariates: Sequence[Tensor] = (),
-    num_dims: int = 8,
-    num_values: int = 9,
+    num_dims: PositiveInt = 8,
+    num_values: PositiveInt = 9,
     ax: Axes | None = None,
 ) -> Figure | None:
     """Draw E[x | z] with one dimension of z moved at a time; None for data that are not images.
@@ -176,7 +178,7 @@ def manifold(
     *,
     covariates: Sequence[Tensor] = (),
     dims: Sequence[int] | None = None,
-    num_values: int = 15,
+    num_values: Annotated[int, Range(1, 100)] = 15,
     ax: Axes | None = None,
 ) -> Figure | None:
     """Draw E[x | z] on a grid of one or two latent dimensions; None for data that are not images.
@@ -191,7 +193,7 @@ def manifold(
         vae: model.
         covariates: ``(N, ...)`` each, of a conditional model, which is given those of the first datum.
         dims: one or two latent dimensions; None for the first two.
-        num_values: number of values of each.
+        num_values: number of values of each, at most 100.
         ax: axes to draw into, without the title; None for a new figure.
 
     Raises:
@@ -235,7 +237,13 @@ def manifold(
 
 @styled
 def interpolations(
-    vae: VAE, x: Tensor, *, covariates: Sequence[Tensor] = (), num: int = 6, num_steps: int = 8, ax: Axes | None = None
+    vae: VAE,
+    x: Tensor,
+    *,
+    covariates: Sequence[Tensor] = (),
+    num: PositiveInt = 6,
+    num_steps: PositiveInt = 8,
+    ax: Axes | None = None,
 ) -> Figure | None:
     """Draw E[x | z] on the straight line between the codes of two data, with the data at its ends.
 
@@ -275,7 +283,13 @@ def interpolations(
 
 @styled
 def thumbnails(
-    vae: VAE, x: Tensor, values: Tensor, *, covariates: Sequence[Tensor] = (), num: int = 10, what: str = "k-hat"
+    vae: VAE,
+    x: Tensor,
+    values: Tensor,
+    *,
+    covariates: Sequence[Tensor] = (),
+    num: PositiveInt = 10,
+    what: str = "k-hat",
 ) -> Figure | None:
     """Draw the data with the largest values of a diagnostic, with value and row below each; tabular data as a table.
 

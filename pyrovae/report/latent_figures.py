@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyrovae.report.latent_dimensions import check_dims, encode, latent_importance, normal_prior, prior_draws
 from pyrovae.report.style import FAINT, INK, PALETTE, dress, legend_below, panel, styled
+from pyrovae.runtime.annotations import NonNegativeInt
 from pyrovae.vae import VAE
 
 MARKERS = ("o", "^", "s", "D", "v")  # markers of labels 0 to 9, 10 to 19, ..., whose colors repeat
@@ -37,8 +38,8 @@ def latent_space(
     *,
     covariates: Sequence[Tensor] = (),
     dims: Sequence[int] | None = None,
-    limits: tuple[float, float] | None = None,
-    num_ellipses: int = 0,
+    limits: Sequence[float] | None = None,
+    num_ellipses: NonNegativeInt = 0,
     ax: Axes | None = None,
 ) -> Figure:
     """Draw the posterior means of data, in color by their labels, against the prior.
@@ -60,9 +61,17 @@ def latent_space(
         ax: axes to draw into, without title and legend; None for a new figure.
 
     Raises:
-        ValueError: if dimensions are not one or two different ones of the model.
+        ValueError: if dimensions are not one or two different ones of the model, there are no data, labels are not one
+            per datum, or limits not two finite numbers, the smaller one first.
 
     """
+    if not len(x) or (labels is not None and labels.shape != x.shape[:1]):
+        shape = None if labels is None else (*labels.shape,)
+        raise ValueError(
+            f"`x` holds one datum or more, and `labels` one per datum, got {len(x)} data and labels of {shape}"
+        )
+    if limits is not None and not (len(limits) == 2 and -math.inf < limits[0] < limits[1] < math.inf):
+        raise ValueError(f"`limits` are two finite numbers, the smaller one first, got {limits}")
     mean, stddev = encode(vae, x, covariates)
     importance = latent_importance(vae, mean, stddev, covariates)
     chosen = "" if dims is not None or mean.shape[1] < 3 else f", the 2 of {mean.shape[1]} dimensions"
@@ -118,7 +127,7 @@ def _look(label: str) -> tuple[str, str]:
     return PALETTE[value % len(PALETTE)], MARKERS[value // len(PALETTE) % len(MARKERS)]
 
 
-def _limit(axes: Axes, mean: Tensor, limits: tuple[float, float]) -> None:
+def _limit(axes: Axes, mean: Tensor, limits: Sequence[float]) -> None:
     """Set the limits of the axes of means ``(N, 1 or 2)``, and note how many lie outside."""
     low, high = limits
     axes.set_xlim(low, high)

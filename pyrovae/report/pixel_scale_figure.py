@@ -12,9 +12,11 @@ from torch import Tensor
 from pyrovae.report.latent_dimensions import device_of, first_rows
 from pyrovae.report.panels import draw_tiles, image_limits, is_image
 from pyrovae.report.style import styled
-from pyrovae.runtime.context import module_mode
+from pyrovae.runtime.annotations import PositiveFloat, PositiveInt
+from pyrovae.runtime.context import forked_random, module_mode
 from pyrovae.vae import VAE
 
+DRAWS = 200  # of a standard deviation without a formula
 SHARE = 0.02  # share of pixels whose standard deviation may exceed the limit
 
 
@@ -25,14 +27,14 @@ def pixel_scale(
     x: Tensor,
     *,
     covariates: Sequence[Tensor] = (),
-    num: int = 8,
-    limit: float | None = None,
+    num: PositiveInt = 8,
+    limit: PositiveFloat | None = None,
     ax: Axes | None = None,
 ) -> Figure | None:
     """Draw data, E[x | z] and the standard deviation of each pixel given z, at the posterior mean z of each datum.
 
     Standard deviations are drawn from white, 0, to black; their range is given below. To compare models, give all of
-    them the same limit. None for data that are not images.
+    them the same limit. A standard deviation without a formula is that of 200 draws. None for data that are not images.
 
     Args:
         vae: model.
@@ -48,7 +50,11 @@ def pixel_scale(
     x, *given = (first_rows(tensor, num).to(device_of(vae)) for tensor in (x, *covariates))
     with module_mode([vae], training=False):
         p_x = vae.decode(vae.encode(x, *given).mean, *given)
-    mean, scale = p_x.mean.cpu(), p_x.stddev.cpu()
+    try:
+        mean, scale = p_x.mean.cpu(), p_x.stddev.cpu()
+    except NotImplementedError:
+        with forked_random(0, device_of(vae)):
+            mean, scale = p_x.mean.cpu(), p_x.sample((DRAWS,)).std(0).cpu()
     low, high = limits = image_limits(vae, x.cpu())
     black = scale.quantile(1 - SHARE).item() if limit is None else limit
     spread = low + (high - low) * (scale / black).clamp(max=1)

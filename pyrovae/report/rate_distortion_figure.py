@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from pyrovae.report.style import FAINT, FIRST, PALETTE, dress, legend_below, minus_signs, panel, styled
 from pyrovae.results import Evaluation
 from pyrovae.results.comparability import require_comparable
+from pyrovae.runtime.annotations import convert
 
 MARKERS = ("s", "^", "D", "v", "P", "X", "*", "<", ">")
 PLACE = 0.8  # of the value on a line of equal ELBO, from its upper end
@@ -34,9 +36,12 @@ def rate_distortion(
         ax: axes to draw into, without title and legend; None for a new figure.
 
     Raises:
-        ValueError: if evaluations may not be compared, or one has no KL or reconstruction.
+        ValueError: if evaluations may not be compared, one has no KL or reconstruction, a pair is not two finite
+            numbers with a rate >= 0, or a name of the curve is not among the points.
 
     """
+    if unknown := [name for name in curve if name not in points]:
+        raise ValueError(f"`curve` names points, {', '.join(points)}, but received {', '.join(unknown)}")
     require_comparable({name: point for name, point in points.items() if isinstance(point, Evaluation)})
     pairs = {name: _pair(name, point) for name, point in points.items()}
     figure, axes = panel(ax, 6.4, 5.0)
@@ -61,7 +66,12 @@ def rate_distortion(
 
 def _pair(name: str, point: Evaluation | tuple[float, float]) -> tuple[float, float]:
     if not isinstance(point, Evaluation):
-        return point
+        pair = convert(point, Sequence[float], name=f"points[{name!r}]", owner="rate_distortion")
+        if len(pair) != 2 or not all(map(math.isfinite, pair)) or pair[0] < 0:
+            raise ValueError(
+                f"{name!r} is not an evaluation or two finite numbers, rate >= 0 and distortion, got {point}"
+            )
+        return pair[0], pair[1]
     rate, reconstruction = point.kl.value, point.reconstruction.value
     if rate is None or reconstruction is None:
         raise ValueError(f"{name!r} has no KL or no reconstruction: {point.kl.why or point.reconstruction.why}")

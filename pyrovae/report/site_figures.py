@@ -24,25 +24,27 @@ def kl_by_site(evaluations: Evaluation | Mapping[str, Evaluation], *, ax: Axes |
 
     Args:
         evaluations: estimates of a model with several latent sites, or of several such models by name. Models are drawn
-            side by side if all have the same number of sites.
+            side by side, and have the same sites.
         ax: panel to draw into; None for a new figure.
 
     Returns:
         The figure, or None if no model has several latent sites.
 
     Raises:
-        ValueError: if the numbers of sites differ.
+        ValueError: if the sites differ.
 
     """
     given = {"": evaluations} if isinstance(evaluations, Evaluation) else evaluations
     models = {name: evaluation.kl_by_site for name, evaluation in given.items() if evaluation.kl_by_site}
     if not models:
         return None
-    if len(counts := {len(sites) for sites in models.values()}) > 1:
-        raise ValueError(
-            f"the models must have equally many latent sites, got {sorted(counts)}; draw each into a panel of its own"
-        )
     names = list(next(iter(models.values())))
+    for label, sites in models.items():
+        if list(sites) != names:
+            raise ValueError(
+                f"the models must have the same latent sites, got {len(names)} ({', '.join(names[:3])}, ...) and "
+                f"{len(sites)} ({', '.join(list(sites)[:3])}, ...) of {label}; draw each into a panel of its own"
+            )
     figure, axes = panel(ax, 7.0, 3.4)
     dress(axes, title="KL of each latent site (nats per datum)", grid=True)
     places = range(1, len(names) + 1)

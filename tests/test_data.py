@@ -10,6 +10,7 @@ from typing import Any
 from urllib.error import URLError
 
 import numpy as np
+import pandas
 import pytest
 import torch
 import torchvision.datasets
@@ -375,6 +376,29 @@ def test_files_of_numbers(tmp_path: Path) -> None:
     assert torch.equal(data.load(tmp_path / "pair.npz").train.labels, expected.labels)
 
 
+def test_a_column_without_a_name_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    frame = pandas.DataFrame({"height": np.arange(20.0), "width": np.ones(20)})
+    frame.to_csv(tmp_path / "x.csv", index=False)
+    assert data.load(tmp_path / "x.csv").x_shape == (2,)
+    assert not caplog.text
+    frame.to_csv(tmp_path / "x.csv")
+    assert data.load(tmp_path / "x.csv").x_shape == (3,)
+    assert "frame.to_csv(path, index=False)" in caplog.text
+
+
+def test_what_is_no_number_is_named() -> None:
+    with pytest.raises(ValueError, match="labels are numbers, but element 1 has 'cat'; encode"):
+        data.load([(ROWS[0], 1), (ROWS[0], "cat")])
+    with pytest.raises(ValueError, match="received '0.1'; try 0.1"):
+        data.load(ROWS, validation="0.1")  # type: ignore[arg-type]
+    frame = pandas.DataFrame({"size": np.ones(20), "color": ["red"] * 20})
+    for read in (data.load, data.load_split):
+        with pytest.raises(ValueError, match="data are real numbers, .* with 'color'; encode"):
+            read(frame)
+    with pytest.raises(TypeError, match="encode or drop 'color'"):
+        Split(frame, name="x")
+
+
 INVALID_FILES = {  # content, and the error
     "half.npz": ({"x_train": COLUMNS, "x_test": COLUMNS}, "or one array, but half.npz holds x_train, x_test; rename"),
     "two.npz": ({"a": COLUMNS, "b": COLUMNS}, "but two.npz holds a, b; rename"),
@@ -534,7 +558,8 @@ def test_load_takes_names_arrays_pairs_and_data() -> None:
 def test_unknown_sources_are_refused(source: Any, error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         data.load(source)
-    with pytest.raises(TypeError, match="of one split, neither name nor path"):
+    is_name = isinstance(source, str | Path)
+    with pytest.raises(TypeError, match=f"`source` must be an array, .*; {'give load' if is_name else 'stack'}"):
         data.load_split(source)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyrovae.data.base import check_levels
 from pyrovae.data.splits import Data, Split
+from pyrovae.runtime.annotations import other_columns
 
 BYTE_LEVELS = 256
 PARTS = ("train", "validation", "test")
@@ -112,8 +113,9 @@ def to_tensor(x: Array) -> Tensor:
         raise TypeError("data must not be a masked array; fill it, and give its mask as a further tensor")
     dtype = x.dtype if isinstance(x, Tensor) else np.asarray(x).dtype
     if dtype.is_complex if isinstance(dtype, torch.dtype) else dtype.kind not in "biuf":
+        of = f" with {', '.join(columns)}" if (columns := other_columns(x)) else ""
         raise ValueError(
-            f"data are real numbers, but received an array of {dtype}; encode them as integers or floats first"
+            f"data are real numbers, but received an array of {dtype}{of}; encode them as integers or floats first"
         )
     if isinstance(x, Tensor):
         return x.detach()
@@ -130,5 +132,5 @@ def _count(share: float, *, of: int) -> int:
     if isinstance(share, float) and 0 < share < 1:
         return max(1, round(share * of))
     raise ValueError(
-        f"validation and test are shares in (0, 1) or integers of 1 or more, but received {share}; try 0.1"
+        f"validation and test are shares in (0, 1) or integers of 1 or more, but received {share!r}; try 0.1"
     )

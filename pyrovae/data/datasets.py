@@ -129,7 +129,7 @@ def load(
     if levels is not None:
         options["levels"] = levels
     if not isinstance(source, str | Path):
-        x, labels, name = _read(source, seed=seed)
+        x, labels, name = _read(source, seed=seed, also="a name, a path, ")
         return from_arrays(x, labels, name=name, **options)
     named = {"mnist": mnist, "fashionmnist": fashion_mnist, "kmnist": kmnist}
     plain = re.sub("[-_ ]", "", source.lower()) if isinstance(source, str) else ""
@@ -236,8 +236,11 @@ def from_dataset(
     return from_arrays(x, labels, name=name or source, validation=validation, test=test, levels=levels, seed=seed)
 
 
-def _read(source: Any, *, seed: int) -> tuple[Array, Array | None, str]:
-    """Return x, labels and a name for an array, a tuple of x and labels, a list, a torch data set or a loader."""
+def _read(source: Any, *, seed: int, also: str = "") -> tuple[Array, Array | None, str]:
+    """Return x, labels and a name for an array, a tuple of x and labels, a list, a torch data set or a loader.
+
+    Errors say what a source may be ``also``.
+    """
     if isinstance(source, list) and source and isinstance(source[0], int | float | list):
         return np.asarray(source), None, "arrays"
     if isinstance(source, Dataset | DataLoader | list):
@@ -247,9 +250,9 @@ def _read(source: Any, *, seed: int) -> tuple[Array, Array | None, str]:
     if isinstance(source, Tensor | np.ndarray) or hasattr(source, "to_numpy"):  # a DataFrame
         return source, None, "arrays"
     raise TypeError(
-        "`source` must be a name, a path, an array, a DataFrame, (x, labels), a list of images or arrays, a torch data "
-        f"set or a loader (of one split, neither name nor path), got {type(source).__name__}; stack the data to an "
-        "array (N, ...)"
+        f"`source` must be {also}an array, a DataFrame, (x, labels), a list of images or arrays, a torch data set or a "
+        f"loader, got {type(source).__name__}; "
+        + ("give load(source).test" if isinstance(source, str | Path | Data) else "stack the data to an array (N, ...)")
     )
 
 
@@ -263,6 +266,8 @@ def _read_dataset(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         for index, element in enumerate(_elements(dataset)):
+            if isinstance(dataset, list) and isinstance(element, tuple) and isinstance((*element, 0)[1], str):
+                raise ValueError(f"labels are numbers, but element {index} has {element[1]!r}; encode them as integers")
             x, y = _to_tensors(element)
             xs.append(x if batched else x[None])
             if y is not None and y.ndim == int(batched):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 import zipfile
 from pathlib import Path
@@ -18,6 +19,8 @@ from pyrovae.runtime.memory import require
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+logger = logging.getLogger("pyrovae")
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP")  # of Pillow; others, such as EPS, start external programs
@@ -179,6 +182,11 @@ def _table(file: Path) -> NDArray[Any]:
     """Return the numbers of a csv file, ``(N, columns)``."""
     lines = [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     if lines and not any(_is_number(field) for field in lines[0].split(",")):
+        if lines[0].startswith((",", '"",')):
+            logger.warning(
+                "the first column of %s has no name; if it numbers the rows, write frame.to_csv(path, index=False)",
+                file,
+            )
         del lines[0]
     if not lines:
         raise ValueError(f"a csv file holds one datum per line, but {file} holds none; check the path")

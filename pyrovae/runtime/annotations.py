@@ -166,6 +166,12 @@ def convert(value: object, hint: Any, *, name: str, owner: str) -> Any:
     raise ArgumentError(f"`{name}` of {owner} must be {expected}, got {_received(value)}{_advice(value, hint)}")
 
 
+def other_columns(frame: Any) -> list[str]:
+    """Return the names of the columns of a DataFrame that hold no numbers; none of another object."""
+    kinds = zip(getattr(frame, "columns", ()), getattr(frame, "dtypes", ()), strict=False)
+    return [repr(name) for name, dtype in kinds if getattr(dtype, "kind", "f") not in "biuf"]
+
+
 def _programs(owner: Any) -> tuple[Any, ...]:
     """Return model and guide of an object that has both, else the object."""
     programs = getattr(owner, "model", None), getattr(owner, "guide", None)
@@ -341,6 +347,8 @@ def _advice(value: Any, hint: Any) -> str:
         return "; fill it, and give its mask as a further tensor"
     if _NAMES[Tensor] in _describe(hint) and callable(getattr(value, "with_covariates", None)):  # data or a split
         return "; give one split, data.test" if hasattr(value, "test") else "; give split.fixed() and split.covariates"
+    if columns := other_columns(value):
+        return f"; encode or drop {', '.join(columns)}"
     hints, texts = [hint], ""
     while hints:
         hint = hints.pop()

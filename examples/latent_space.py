@@ -7,13 +7,15 @@ prints one row for each model: the terms of the ELBO, the information of the cod
 per datum, and the share of codes z ~ q(z | x) farther than two standard deviations from the center of the prior. The
 models differ in beta, the factor of the KL in training, and in one option of the posterior.
 
-The picture has a column for each model, all on the same axes. Points are posterior means, in color by label, small
-ellipses are posteriors at one standard deviation, and dashed circles are the prior at one and two. Below are the
-decoded grid of z at quantiles of the prior, and the two terms of the ELBO over the epochs.
+The picture has a column for each model but beta = 0, all on the same axes. Points are posterior means, in color by
+label, small ellipses are posteriors at one standard deviation, and dashed circles are the prior at one and two. Below
+are the decoded grid of z at quantiles of the prior, and the two terms of the ELBO over the epochs.
 
 - Autoencoder: without the KL, the codes spread beyond the prior, with gaps between the labels, and have no width. Many
-  of them, such as most of the 0, are where the prior has few draws: they are missing from the grid. Its reconstruction
-  is the best of the three, its ELBO the worst.
+  of them, such as most of the 0, are where the prior has few draws: they are missing from the grid. Of the three
+  in the picture, its reconstruction is the best, its ELBO the worst.
+- beta = 0: the same loss, but a posterior that is free to have a width. Nothing rewards one, so it learns a small one:
+  the model is an autoencoder too, with an even larger KL, and looks like it.
 - VAE: the codes fill the prior. Its KL of a few nats is no collapse: nearly all of it is information about x.
 - beta = 50: the KL wins. All data have the same code, and the decoder draws one grey image everywhere. The KL is zero
   and the prior fits: only the information tells this from success.

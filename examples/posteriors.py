@@ -3,9 +3,10 @@
     python examples/posteriors.py                  the digits that come with scikit-learn; about three minutes
     python examples/posteriors.py --data mnist     MNIST; hours on two cores
 
-prints the ELBO, L_5000, the method of the KL, and paired differences from the diagonal posterior. A posterior is not
-part of log p(x). A better posterior reduces the gap between the ELBO and L_5000, so that the decoder learns a better
-model. The picture shows the differences of L_5000 with their 95 % intervals.
+prints the ELBO, L_5000 and paired differences from the diagonal posterior, and which KL have no closed form. A
+posterior is not part of log p(x). A better posterior reduces the gap between the ELBO and L_5000, so that the decoder
+learns a better model. The picture shows the differences of L_5000 with their 95 % intervals; filled: the interval
+excludes 0.
 """
 
 import argparse

@@ -4,13 +4,13 @@
     python examples/traversals.py --data mnist     MNIST; about twenty minutes on two cores
 
 prints the bounds, in nats per datum, and a row for each dimension of z: the mean KL it costs, whether it is active, and
-the mean change of a pixel of E[x | z] as it moves from -2 to 2. The picture has four panels of E[x | z]:
+the mean change of a pixel of E[x | z] as it moves from -2.5 to 2.5. The picture has four panels of E[x | z]:
 
 - One dimension moved at a time, from the code of one image, those with the largest KL first. Dimensions that cost
   little KL change little. None of them is the label or the slant alone: nothing in the ELBO asks for that.
 - The first two moved together at quantiles of the prior, all others at zero.
-- Arithmetic: the code of an image plus the difference of the mean codes of two labels. At the end of most rows
-  the digit has the other label.
+- Arithmetic: the code of an image plus the difference of the mean codes of two labels, for pairs where it
+  works well. On the digits a logistic regression gives 80 % of the results of all 90 pairs the other label.
 - Interpolation: the straight line between the codes of two images of different labels. On the way lie other
   digits, and no cross-fade of the two.
 """
@@ -35,7 +35,7 @@ latent_dim = 8
 epochs = 2 if options.smoke else 200 if options.data == "digits" else 20
 training = Training(epochs=epochs, batch_size=64, final_learning_rate=1e-4)
 ks = (1, 50) if options.smoke else (1, 50, 5000)  # each a divisor of the next
-changes = [(3, 8), (1, 7), (4, 9), (0, 6), (5, 2)]  # labels of the arithmetic, from and to
+changes = [(0, 6), (6, 4), (7, 5), (8, 0), (5, 6)]  # labels of the arithmetic, from and to
 steps = torch.linspace(0, 1, 7)
 
 takes = "A few seconds" if options.smoke else "A minute" if options.data == "digits" else "Twenty minutes"
@@ -60,7 +60,7 @@ print(pyrovae.evaluate(vae, test, ks=ks).tables()[0])
 rows = []
 for unit in diagnostics.latents(vae.model, vae.guide, x).units:  # active units first, then by their KL
     dim = int(unit.name.removeprefix("z[").removesuffix("]"))
-    ends = vae.traverse(x[0], dims=[dim], values=torch.tensor([-2.0, 2.0]))[0]
+    ends = vae.traverse(x[0], dims=[dim], values=torch.tensor([-2.5, 2.5]))[0]
     change = (ends[1] - ends[0]).abs().mean().item()
     rows.append((unit.name, Number(unit.kl), "yes" if unit.active else "no", Number(change)))
 header = ("", "KL (nats)", "active", "change of a pixel")
@@ -75,8 +75,8 @@ with torch.no_grad():
         code = codes[labels == start][0]
         moved.append(vae.decode(code + steps[:, None] * (means[end] - means[start])).mean)  # (steps, *x_shape)
 
-figure = blank(9, 8.4)
-panels = figure.subplots(2, 2)
+figure = blank(9, 6.9)
+panels = figure.subplots(2, 2, height_ratios=(8, 5))
 report.traversals(vae, x, num_dims=latent_dim, num_values=7, ax=panels[0, 0])
 report.manifold(vae, dims=(first, second), num_values=9, ax=panels[0, 1])
 draw_tiles(

@@ -6,7 +6,7 @@
 The model samples z2 -> z1 -> x, the guide x -> z1 -> z2, as in *Importance weighted autoencoders (Burda, Grosse,
 Salakhutdinov 2016)*, https://arxiv.org/abs/1509.00519. In this order the closed-form KL of z1 is not a term of the
 ELBO; the table names the method for each latent. The picture shows the activity of the units of both layers, the
-variance over the data of the posterior mean: few units of z2 are active.
+variance over the data of the posterior mean, from the largest to the smallest: few units of z2 are active.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import pyrovae
 from pyrovae import Training, likelihoods, objectives
+from pyrovae.report.style import DOTTED, blank, dress, legend_below
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--data", default="digits")
@@ -79,9 +80,17 @@ def guide(x: Tensor) -> None:  # (B, *x_shape)
 pyrovae.fit(model, guide, data, objective=objectives.DReG(num_particles=5), training=training)
 print(pyrovae.evaluate(model, guide, data, ks=ks))
 
-units = pyrovae.diagnostics.latents(model, guide, data.test.fixed()).units[:24]  # active ones first
-activity = torch.tensor([unit.activity for unit in units])  # variance over the data of the posterior mean
-names = [unit.name for unit in units]
-figure = pyrovae.report.kl_per_unit(names, None, activity > 0.01, variance=activity, threshold=0.01)
+figure = blank(9, 3.4)
+panels = figure.subplots(1, 2, sharey=True, width_ratios=(z1_dim, z2_dim))
+latents = pyrovae.diagnostics.latents(model, guide, data.test.fixed())
+for name, panel in zip(("z1", "z2"), panels, strict=True):
+    activity = sorted((unit.activity for unit in latents.units if unit.name.startswith(name)), reverse=True)
+    num_active = sum(value > 0.01 for value in activity)
+    dress(panel, title=f"{name}: {num_active} of {len(activity)} units are active", grid=True)
+    panel.bar(range(1, len(activity) + 1), activity, label="Variance over the data of the posterior mean", zorder=2)
+    panel.axhline(0.01, label="Threshold of activity, 0.01", **DOTTED)
+    panel.set(yscale="log", xlabel="Rank of the unit")
+    panel.locator_params("x", integer=True)
+legend_below(figure, panel.get_legend_handles_labels()[1])
 figure.savefig(options.picture, dpi=100, format="png")
 print(f"picture: {options.picture}")

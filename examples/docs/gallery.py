@@ -26,10 +26,10 @@ GROUPS = {
 HEAD = """\
 # Examples
 
-Each example is one page: read it, run it, change a line. `--data mnist` takes other data, `--picture FILE` names the
-picture, `--smoke` runs for a few seconds. Tables and pictures below were made by the scripts at the commit named beside
-them, on two cores of a CPU; the last digits differ on other machines. All bounds are in nats per datum, larger is
-better. Written by `python examples/docs/gallery.py`; timings are in `benchmarks/README.md`.
+Each example is one page: read it, run it, change a line. Most take other data by `--data mnist`; `--picture FILE` names
+the picture, `--smoke` runs for a few seconds. Tables and pictures below were made by the scripts at the commit named
+beside them, on two cores of a CPU; the last digits differ on other machines. All bounds are in nats per datum, larger
+is better. Written by `python examples/docs/gallery.py`; timings are in `benchmarks/README.md`.
 """
 
 
@@ -60,7 +60,7 @@ def section(name: str) -> str:
 {textwrap.dedent(commands).rstrip()}
 ```
 
-![{title}](gallery/{name}.png)
+[![{title}](gallery/{name}.png)](gallery/{name}.png)
 
 {text[0].upper()}{text[1:]}
 

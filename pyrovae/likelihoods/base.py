@@ -171,7 +171,7 @@ _SUPPORTS: dict[Form, str] = {
     "counts": "integers >= 0",
 }
 _HINTS: dict[Form, str] = {
-    "binary": "binarize them, for instance with data.transforms.DynamicBinarization(), or choose a likelihood of gray "
+    "binary": "binarize them, for instance with data.transforms.DynamicBinarization(), or choose a likelihood of grey "
     "values such as ContinuousBernoulli",
     "unit": "rescale them, for stored levels by data.for_form('unit')",
     "continuous": "remove or replace values that are not finite",

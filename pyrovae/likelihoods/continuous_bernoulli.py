@@ -1,4 +1,4 @@
-"""Continuous Bernoulli likelihood for gray values."""
+"""Continuous Bernoulli likelihood for grey values."""
 
 from __future__ import annotations
 

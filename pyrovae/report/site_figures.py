@@ -55,7 +55,7 @@ def kl_by_site(evaluations: Evaluation | Mapping[str, Evaluation], *, ax: Axes |
         errors = [estimate.se_data or 0.0 for estimate in sites.values()]
         style: dict[str, Any] = {"color": color, "label": label or None}
         if many:
-            axes.plot(places, values, linewidth=1.4, **style)
+            axes.plot(places, values, linewidth=1.4, linestyle="--" if number % 2 else "-", **style)
             low, high = ([v + sign * e for v, e in zip(values, errors, strict=True)] for sign in (-1, 1))
             axes.fill_between(places, low, high, color=color, alpha=0.25, linewidth=0)
         else:

@@ -136,7 +136,7 @@ def to_png(figure: Figure, dots_per_inch: int = 150, *, num_colors: int | None =
     if num_colors is None:
         return buffer.getvalue()
     image, small = PIL.Image.open(buffer).convert("RGB"), io.BytesIO()
-    image.quantize(num_colors, method=PIL.Image.Quantize.MAXCOVERAGE).save(small, format="png", optimize=True)
+    image.quantize(num_colors, method=PIL.Image.Quantize.MAXCOVERAGE, kmeans=1).save(small, format="png", optimize=True)
     return small.getvalue()
 
 

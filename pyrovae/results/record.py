@@ -80,7 +80,7 @@ def _record(cls: type[R], plain: Any, tensors: Mapping[str, Tensor], where: str,
         inner = {key.removeprefix(f"{name}/"): v for key, v in tensors.items() if key.startswith(f"{name}/")}
         values[name] = _from_plain(hints[name], value, inner, f"{where}.{name}".lstrip("."), source)
     if PER_DATUM in hints:
-        values[PER_DATUM] = {name: value for name, value in tensors.items() if name.partition("/")[0] not in hints}
+        values[PER_DATUM] = {k: v for k, v in tensors.items() if "/" not in k or k.partition("/")[0] not in hints}
     return cls(**values)
 
 

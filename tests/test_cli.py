@@ -345,7 +345,7 @@ def test_bad_evaluations_and_folders(capsys: pytest.CaptureFixture[str]) -> None
         (f"evaluate run --ks {10**13}", "needs about"),
         ("evaluate run --num_data 0", "first(0)"),
         ("evaluate run --engine fast", "'fast'"),
-        ("generate run --num 0", "`num_samples` of generate must be an integer >= 1"),
+        ("generate run --num 0", "`num` of samples must be an integer >= 1"),
         (f"generate run --num {10**13}", "needs about"),
         ("generate run --out no/such/folder.npy", "cannot be written"),
         ("generate run --out x.gif", "a .png or a .npy"),

@@ -524,7 +524,7 @@ def test_a_gradient_that_is_cut_is_told(cut: bool, method: str, caplog: pytest.L
 
 
 def test_draws_in_unconstrained_coordinates_have_their_own_density() -> None:
-    """z is log-normal, so that u = log z is normal."""
+    """The unconstrained coordinate of a log-normal z is u = log z, which is normal."""
     x = torch.linspace(-1, 1, 4).unsqueeze(-1)
     model, guide = pair_from(
         dist.LogNormal(torch.zeros(1), 1.0).to_event(1),

@@ -247,7 +247,7 @@ BARE = Evaluation.from_json(FIRST.to_json())
     ("evaluations", "message"),
     [
         ({}, "nothing to compare; give evaluations by name"),
-        ([FIRST, SECOND], r"takes evaluations by the name of their model, but received a list; give"),
+        ([FIRST, SECOND], "`evaluations` of compare must be a dictionary, got"),
         ({"a": FIRST, "b": "runs/b"}, r"'b' is a str; run folders are compared by pyrovae.report.compare"),
         ({"a": FIRST, "b": BARE}, r"'b' holds no values of L_50 per datum.*report.read_report"),
         (

@@ -91,11 +91,6 @@ def compare(evaluations: Mapping[str, Evaluation], *, reference: str | None = No
         >>> print(compare({"N(0, I)": first, "mixture": second}))
 
     """
-    if not isinstance(evaluations, Mapping):
-        raise TypeError(
-            "compare takes evaluations by the name of their model, but received a "
-            f"{type(evaluations).__name__}; give for instance {{'first': a, 'second': b}}"
-        )
     if not evaluations:
         raise ValueError("there is nothing to compare; give evaluations by name")
     for name, evaluation in evaluations.items():

@@ -336,6 +336,7 @@ _NAMES = {
     types.NoneType: "None",
     Tensor: "a tensor or an array of numbers",
     collections.abc.Callable: "a function",
+    collections.abc.Mapping: "a dictionary",
 }
 
 

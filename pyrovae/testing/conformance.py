@@ -151,15 +151,8 @@ def _run_check(name: str, run: Callable[[], str]) -> Check:
         return Check(name, passed=False, detail=f"{type(error).__name__}: {text}")
 
 
-def _check_size(part: object) -> None:
+def _check_size(part: Part) -> None:
     name = type(part).__name__
-    if isinstance(part, type):
-        raise TypeError(f"`part` must be an object, got the class {part.__name__}; give {part.__name__}(...)")
-    if not isinstance(part, Part):
-        raise TypeError(
-            "`part` must be a likelihood, prior, posterior, encoder, decoder or objective, "
-            f"got a {name}; derive it from Likelihood, Prior, Posterior, Encoder, Decoder or Objective"
-        )
     if isinstance(part, Likelihood) and (not part.x_shape or torch.Size(part.x_shape).numel() > 2):
         raise ValueError(f"checks integrate over x of one or two elements, got {part.x_shape}; build {name}((2,), ...)")
     if isinstance(part, (Prior, Posterior)) and part.latent_dim != 2:

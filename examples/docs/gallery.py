@@ -60,7 +60,7 @@ def section(name: str) -> str:
 {textwrap.dedent(commands).rstrip()}
 ```
 
-[![{title}](gallery/{name}.png)](gallery/{name}.png)
+![{title}](gallery/{name}.png)
 
 {text[0].upper()}{text[1:]}
 

@@ -619,3 +619,9 @@ def test_lists_of_numbers_are_arrays() -> None:
     assert data.load_split(rows).stored.tolist() == rows
     with pytest.raises(ValueError, match="look like labels"):
         data.load_split([1, 2, 3])
+
+
+@pytest.mark.parametrize("levels", [2**16 + 1, 10**20])
+def test_levels_beyond_16_bits_are_refused(levels: int) -> None:
+    with pytest.raises(ValueError, match="more than 16 bits have, 65,536; such integers are counts"):
+        data.load(BYTES, levels=levels)

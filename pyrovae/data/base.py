@@ -10,6 +10,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+MAX_LEVELS = 2**16  # of integers that are levels
+
 BaseMeasure = Literal["counting", "Lebesgue"]
 
 
@@ -94,6 +96,8 @@ def level_count(stored: Tensor, *, levels: int | None) -> int:
 def check_levels(stored: Tensor, *, levels: int | None) -> None:
     """Raise a ValueError if integers lie outside 0 to levels - 1; bytes with 256 levels need no pass over the data."""
     count = level_count(stored, levels=levels)
+    if count > MAX_LEVELS:
+        raise ValueError(f"levels={count} is more than 16 bits have, {MAX_LEVELS:,}; such integers are counts")
     if stored.numel() and stored.dtype != torch.bool and not (stored.dtype == torch.uint8 and count >= 256):
         low, high = (bound.item() for bound in stored.aminmax())
         if low < 0 or high >= count:

@@ -5,7 +5,7 @@
 
 The encoder emits 2 C channels, means and log-variances of C maps, and `VAE.from_torch(encode, decode, latent_shape=(C,
 h, w), ...)` takes it as it is: `AutoencoderKL` of the package diffusers where that is installed, otherwise a small
-convolutional network. Outside the networks z is flat, and evaluation, latent report and figures are those of any VAE.
+convolutional network. Outside the networks z is flat, and evaluation, latent report and figures work as for any VAE.
 
 The same network is trained twice: on the ELBO, and with a weight of 0.01 on the KL (latent diffusion takes 1e-6). What
 to look for: the small weight gives better reconstructions at a KL so large that the ELBO is far worse, and z from the

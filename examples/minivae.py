@@ -8,8 +8,8 @@ decoder projects z to small feature maps, which convolutions with upsampling enl
 scale 1, the squared error; with fewer pixels its scale is smaller, so that their sum has the weight that it has on
 MNIST. `--pretrained` starts the encoder from weights learned on ImageNet, which torchvision downloads.
 
-What to look for: the validation ELBO is sane after the first epoch (the one of training averages over a steep start),
-and close to the one of training afterwards. Batch normalization uses averages over earlier minibatches in evaluation,
+What to look for: the validation ELBO is sane after the first epoch (the training ELBO averages over a steep start) and
+close to the training ELBO afterwards. Batch normalization uses averages over earlier minibatches in evaluation,
 which after few steps can cost any number of nats; `fit` averages anew after each epoch. The KL has a warm-up over the
 first 600 steps, without which the posterior collapses in these few epochs. On the digits, which are few for such a
 network, z still carries no more than two nats: the last line counts many active latent dimensions, but the

@@ -34,7 +34,7 @@ def pixel_scale(
     """Draw data, E[x | z] and the standard deviation of each pixel given z, at the posterior mean z of each datum.
 
     Standard deviations are drawn from white, 0, to black; their range is given below. To compare models, give all of
-    them the same limit. A standard deviation without a formula is that of 200 draws. None for data that are not images.
+    them the same limit. Without a formula, 200 draws give the standard deviation. None for data that are not images.
 
     Args:
         vae: model.

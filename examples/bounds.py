@@ -35,7 +35,7 @@ checks = Checks(num_annealed=num_few, num_simulated=num_few, num_refined=num_few
 takes = "A few seconds" if options.smoke else "About a minute" if options.data == "digits" else "Hours"
 print(f"{takes} on two cores: two models, all bounds of {num_few} test data for each.", flush=True)
 
-data = pyrovae.data.load_or_exit(options.data, form="binary")
+data = pyrovae.data.load_or_exit(options.data, form="binary", first=1500 if options.smoke else None)
 few = data.test.first(num_few)
 x = few.fixed()  # (B, *x_shape)
 

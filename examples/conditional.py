@@ -33,7 +33,9 @@ print(
     flush=True,
 )
 
-plain = pyrovae.data.load_or_exit(options.data, form="binary", images=True, labels=True)
+plain = pyrovae.data.load_or_exit(
+    options.data, form="binary", images=True, labels=True, first=1500 if options.smoke else None
+)
 data = plain.with_covariates(lambda split: nn.functional.one_hot(split.labels, num_labels).float())  # (N, 10)
 
 

@@ -92,10 +92,10 @@ if __name__ == "__main__":
     parser.add_argument("--smoke", action="store_true", help="run for a few seconds, as a test")
     parser.add_argument("--picture", type=pyrovae.report.picture_file, default="runs/diffusion.png", help="PNG file")
     options = parser.parse_args()
-    T, num_data, epochs = (20, 10, 1) if options.smoke else (100, 300, 500)
+    T, num_data, epochs, first = (20, 10, 1, 1500) if options.smoke else (100, 300, 500, None)
     takes = "A few seconds" if options.smoke else "About 5 minutes on two cores for the digits"
     print(f"{takes}: 2 schedules, 2 losses, {epochs} epochs each, T = {T}.")
-    data, evaluations = pyrovae.data.load_or_exit(options.data, form="levels", images=True), {}
+    data, evaluations = pyrovae.data.load_or_exit(options.data, form="levels", images=True, first=first), {}
     for name in (f"{schedule}, {loss}" for schedule in SCHEDULES for loss in ("ELBO", "simple")):
         torch.manual_seed(0)
         vae = Diffusion(pyrovae.likelihoods.Categorical.for_data(data), name.split(",")[0], T)

@@ -58,7 +58,7 @@ class PlainVAE(nn.Module):
         return (reconstruction + kl) / len(x)
 
 
-data = pyrovae.data.load_or_exit(options.data, form="binary", images=True)
+data = pyrovae.data.load_or_exit(options.data, form="binary", images=True, first=1500 if options.smoke else None)
 grey = data.train.with_transform(pyrovae.data.transforms.Grey()).fixed().flatten(1)  # (N, num_pixels), between 0 and 1
 
 torch.manual_seed(0)

@@ -76,7 +76,8 @@ def make_network() -> nn.Module:
     )
 
 
-data = pyrovae.data.load_or_exit(options.data, form="continuous", images=True)  # (B, 1, H, W)
+first = 1500 if options.smoke else None
+data = pyrovae.data.load_or_exit(options.data, form="continuous", images=True, first=first)  # (B, 1, H, W)
 latent_shape = (channels, data.x_shape[1] >> halvings, data.x_shape[2] >> halvings)
 test = data.test.first(num_test)
 x = test.fixed()

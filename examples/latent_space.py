@@ -52,7 +52,7 @@ models = {  # beta, and the largest log-variance of the posterior
 takes = "A few seconds" if options.smoke else "Two minutes" if options.data == "digits" else "Half an hour"
 print(f"{takes} on two cores: {len(models)} models, {epochs} epochs each.", flush=True)
 
-data = pyrovae.data.load_or_exit(options.data, form="binary", images=True)
+data = pyrovae.data.load_or_exit(options.data, form="binary", images=True, first=1500 if options.smoke else None)
 test = data.test.first(num_test)
 x = test.fixed()
 

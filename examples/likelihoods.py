@@ -48,7 +48,7 @@ print(f"{takes} on two cores: {len(menu)} likelihoods, {training.epochs} epochs 
 
 figure = Figure(figsize=(9.0, 7.2), layout="constrained")
 panels = iter(figure.subplots(3, 4).flat)
-stored = pyrovae.data.load_or_exit(options.data, form="levels", images=True)
+stored = pyrovae.data.load_or_exit(options.data, form="levels", images=True, first=1500 if options.smoke else None)
 evaluations = {}
 for name, (part, choices) in menu.items():
     data = stored.for_form(part.form)  # binarized, as stored, or dequantized, as the likelihood needs it

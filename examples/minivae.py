@@ -48,10 +48,13 @@ device = "cuda" if torch.cuda.is_available() else "cpu"
 torch.manual_seed(0)
 likelihood = likelihoods.Gaussian(data.x_shape, scale=math.sqrt(math.prod(data.x_shape) / 784))
 posterior = posteriors.DiagonalNormal(latent_dim)
+stem = min(data.x_shape[-2:]) >= 28  # the original first layers are too coarse for smaller images
 try:
-    resnet, note = networks.ResNetEncoder(data.x_shape, (1024,), pretrained=options.pretrained), ""
+    resnet = networks.ResNetEncoder(data.x_shape, (1024,), imagenet_stem=stem, pretrained=options.pretrained)
+    note = ""
 except ValueError as error:  # there is no network, and no file in torch's folder
-    resnet, note = networks.ResNetEncoder(data.x_shape, (1024,)), f"random initial weights: {error}"
+    resnet = networks.ResNetEncoder(data.x_shape, (1024,), imagenet_stem=stem)
+    note = f"random initial weights: {error}"
 layers = nn.ReLU(), nn.Linear(1024, 256), nn.ReLU(), nn.Linear(256, 2 * latent_dim)
 encoder = nn.Sequential(resnet, *layers, nn.Unflatten(-1, posterior.param_shape)).to(device)
 vae = VAE(

@@ -25,7 +25,7 @@ training = Training(epochs=1 if options.smoke else 80, batch_size=64, final_lear
 ks = (1, 50) if options.smoke else (1, 50, 5000)  # each a divisor of the next
 num_test = 20 if options.smoke else 200
 
-data = pyrovae.data.load_or_exit(options.data, form="binary")
+data = pyrovae.data.load_or_exit(options.data, form="binary", first=1500 if options.smoke else None)
 likelihood = likelihoods.Bernoulli(data.x_shape)
 examples = data.train.first(100).fixed()  # initial pseudo-inputs of Vamp
 

@@ -49,7 +49,7 @@ models |= {
 takes = "A few seconds" if options.smoke else "Four minutes" if options.data == "digits" else "Hours"
 print(f"{takes} on two cores: {len(models)} models, {training.epochs} epochs each.", flush=True)
 
-data = pyrovae.data.load_or_exit(options.data, form="binary")
+data = pyrovae.data.load_or_exit(options.data, form="binary", first=1500 if options.smoke else None)
 test = data.test.first(num_test)
 evaluations = {}
 for name, (objective, make_prior, make_posterior) in models.items():

@@ -57,7 +57,7 @@ class PlainVAE(nn.Module):
 
 torch.set_default_dtype(torch.float64)  # in float32 rounding grows to 0.01 nats within 60 epochs
 torch.manual_seed(0)
-data = pyrovae.data.load_or_exit(options.data, form="binary")
+data = pyrovae.data.load_or_exit(options.data, form="binary", first=1500 if options.smoke else None)
 net = PlainVAE(torch.Size(data.x_shape).numel())
 adam = torch.optim.Adam(net.parameters(), lr=1e-3)
 

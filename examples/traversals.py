@@ -41,7 +41,9 @@ steps = torch.linspace(0, 1, 7)
 takes = "A few seconds" if options.smoke else "A minute" if options.data == "digits" else "Twenty minutes"
 print(f"{takes} on two cores: {epochs} epochs.", flush=True)
 
-data = pyrovae.data.load_or_exit(options.data, form="binary", images=True, labels=True)
+data = pyrovae.data.load_or_exit(
+    options.data, form="binary", images=True, labels=True, first=1500 if options.smoke else None
+)
 torch.manual_seed(0)
 likelihood = likelihoods.Bernoulli(data.x_shape)
 posterior = posteriors.DiagonalNormal(latent_dim)

@@ -35,7 +35,7 @@ ks = (1, 5, 50) if options.smoke else (1, 5, 50, 500, 5000)  # each a divisor of
 takes = "A few seconds" if options.smoke else "About a minute" if options.data == "digits" else "Hours"
 print(f"{takes} on two cores: {training.epochs} epochs of DReG with 5 particles, then bounds.", flush=True)
 
-data = pyrovae.data.load_or_exit(options.data, form="binary")
+data = pyrovae.data.load_or_exit(options.data, form="binary", first=1500 if options.smoke else None)
 likelihood = likelihoods.Bernoulli(data.x_shape)
 num_pixels = torch.Size(data.x_shape).numel()
 

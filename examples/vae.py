@@ -30,7 +30,7 @@ takes = "A few seconds" if options.smoke else "Half a minute" if options.data ==
 print(f"{takes} on two cores: {epochs} epochs, then bounds with K up to {ks[-1]}.", flush=True)
 
 # The data are bytes. Each minibatch draws new binary images from them; the test images are drawn once.
-data = pyrovae.data.load_or_exit(options.data, form="binary")
+data = pyrovae.data.load_or_exit(options.data, form="binary", first=1500 if options.smoke else None)
 print(data)
 
 # The five parts. Swap one by changing its line.

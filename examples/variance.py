@@ -51,7 +51,9 @@ menu = {
     "Laplace, learned scale": (likelihoods.Laplace, {"learn_scale": True}),
 }
 
-data = pyrovae.data.load_or_exit(options.data, form="continuous", images=True)  # noise in [0, 1) added
+data = pyrovae.data.load_or_exit(
+    options.data, form="continuous", images=True, first=1500 if options.smoke else None
+)  # noise in [0, 1) added
 test = data.test.first(num_test)
 x = test.fixed()  # (B, *x_shape), the same noise for all models
 head = f"{'L_' + str(ks[-1]):>9}{'bits/dim':>10}{'KL':>8}{'RMSE':>9}{'mean abs':>10}   sd of pixels, 5 to 95 %"

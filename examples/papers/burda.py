@@ -12,7 +12,6 @@ standard deviation, ours the log-variance.
 """
 
 from common import parse_options, run_cell
-
 from torch import nn
 
 import pyrovae

@@ -74,9 +74,7 @@ def run_cell(
         vae, folder = make_vae(), options.folder / f"{name}-{seed}"
         print(f"{name}, seed {seed}: {epochs} epochs on {len(data.train):,} images", flush=True)
         resume = (folder / "manifest.json").exists()
-        history = pyrovae.fit(
-            vae, data, objective=objective, training=Training(**recipe), folder=folder, resume=resume
-        )
+        history = pyrovae.fit(vae, data, objective=objective, training=Training(**recipe), folder=folder, resume=resume)
         started = time.perf_counter()
         evaluation = pyrovae.evaluate(vae, data.test, ks=ks, num_data=num_data, checks=checks)
         minutes = [sum(epoch.seconds for epoch in history.epochs) / 60, (time.perf_counter() - started) / 60]

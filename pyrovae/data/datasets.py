@@ -21,7 +21,7 @@ from pyrovae.data.arrays import Array, from_arrays, from_splits, store, to_tenso
 from pyrovae.data.files import from_file, from_folder, pixels
 from pyrovae.data.splits import Data, Split
 from pyrovae.data.transforms import Form
-from pyrovae.runtime.annotations import checked
+from pyrovae.runtime.annotations import PositiveInt, checked
 
 logger = logging.getLogger("pyrovae")
 
@@ -149,7 +149,14 @@ def load(
     )
 
 
-def load_or_exit(source: Source, *, form: Form | None = None, images: bool = False, labels: bool = False) -> Data:
+def load_or_exit(
+    source: Source,
+    *,
+    form: Form | None = None,
+    images: bool = False,
+    labels: bool = False,
+    first: PositiveInt | None = None,
+) -> Data:
     """Load data for a script: data that are missing or do not fit end it with one line and exit status 2.
 
     Args:
@@ -157,10 +164,11 @@ def load_or_exit(source: Source, *, form: Form | None = None, images: bool = Fal
         form: form of the data, as in `Data.for_form`; None leaves them as they are.
         images: whether data must be images ``(C, H, W)``, C of 1 or 3.
         labels: whether data must have labels.
+        first: largest number of data of each part; all by default.
 
     """
     try:
-        data = load(source)
+        data = load(source) if first is None else load(source).first(first)
         if images and (len(data.x_shape) != 3 or data.x_shape[0] not in (1, 3)):
             raise ValueError(f"images are (C, H, W) with C of 1 or 3, but data of {data.name!r} are {data.x_shape}")
         if labels and data.train.labels is None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pyrovae.data.base import BaseMeasure, Transform
 from pyrovae.data.transforms import Form, Identity, default_transform
-from pyrovae.runtime.annotations import checked, convert_fields
+from pyrovae.runtime.annotations import PositiveInt, checked, convert_fields
 
 BLOCK = 2**20  # elements transformed at once
 
@@ -269,6 +269,11 @@ class Data:
     def x_shape(self) -> tuple[int, ...]:
         """Shape of one datum."""
         return self.train.x_shape
+
+    @checked
+    def first(self, n: PositiveInt) -> Data:
+        """Return the first n data of each part, as `Split.first`."""
+        return self._map(lambda split: split.first(n))
 
     @checked
     def to(self, device: torch.device | str | int) -> Data:

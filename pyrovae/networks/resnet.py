@@ -20,8 +20,10 @@ class ResNetEncoder(Encoder):
     """torchvision's ResNet-18 from an image to the parameters of its posterior.
 
     The first layer is a 3 x 3 convolution of stride 1 for the channels of the image, the pooling after it is left out
-    and the head replaced, so that images of 8 x 8 pixels are not too small. Covariates are appended to the image as
-    constant channels. Batch normalization makes the output of a datum depend on its minibatch during training.
+    and the head replaced, so that images of 8 x 8 pixels are not too small. With ``imagenet_stem=True`` the first layer
+    is the original one of stride 2, followed by pooling, which takes a sixteenth of the time. Covariates are appended
+    to the image as constant channels. Batch normalization makes the output of a datum depend on its minibatch during
+    training.
 
     *Deep residual learning for image recognition (He et al. 2016)*, https://arxiv.org/abs/1512.03385
 
@@ -29,6 +31,7 @@ class ResNetEncoder(Encoder):
         x_shape: ``(C, H, W)`` or ``(H, W)``, of 4 x 4 pixels or more.
         out_shape: shape of the output for one datum, ``posterior.param_shape``.
         covariate_dim: number of covariates.
+        imagenet_stem: first layer and pooling as for ImageNet, which divide height and width by 4.
         pretrained: start from weights learned on ImageNet, except first layer and head. Descriptions leave it out, like
             initial parameters: a run folder holds the weights.
 
@@ -45,6 +48,7 @@ class ResNetEncoder(Encoder):
         out_shape: Shape,
         *,
         covariate_dim: NonNegativeInt = 0,
+        imagenet_stem: bool = False,
         pretrained: bool = False,
     ) -> None:
         super().__init__(x_shape, out_shape, covariate_dim=covariate_dim)
@@ -54,8 +58,11 @@ class ResNetEncoder(Encoder):
         self.resnet = resnet18(norm_layer=BatchNorm)
         if pretrained:
             self.resnet.load_state_dict(_imagenet_weights(), strict=False)
-        self.resnet.conv1 = convolution(self.image[0] + covariate_dim, 64, bias=False)
-        self.resnet.maxpool = nn.Identity()
+        num_channels = self.image[0] + covariate_dim
+        size, stride = (7, 2) if imagenet_stem else (3, 1)
+        self.resnet.conv1 = convolution(num_channels, 64, size=size, stride=stride, bias=False)
+        if not imagenet_stem:
+            self.resnet.maxpool = nn.Identity()
         self.resnet.fc = linear(self.resnet.fc.in_features, math.prod(out_shape))
 
     def run(self, x: Tensor, covariates: Tensor | None) -> Tensor:

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyrovae.data.base import check_levels
 from pyrovae.data.splits import Data, Split
+from pyrovae.data.transforms import check_levels
 from pyrovae.runtime.annotations import other_columns
 
 BYTE_LEVELS = 256

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from pyrovae.data.base import float_dtype
 from pyrovae.data.splits import Split, count_not_finite, fingerprint
-from pyrovae.data.transforms import Identity
+from pyrovae.data.transforms import Identity, float_dtype
 from pyrovae.runtime.annotations import convert
 
 FIRST = 2**16  # elements whose values are counted
@@ -75,12 +74,12 @@ class Loader:
         return self.source if isinstance(self.source, tuple) else (self.source,)
 
     def __len__(self) -> int:
-        return len(self.source) if isinstance(self.source, Split) else len(self._stored[0])
+        return len(self._stored[0])
 
     @property
     def num_bytes(self) -> int:
         """Size of the stored tensors."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self._stored)
+        return sum(tensor.nbytes for tensor in self._stored)
 
     @property
     def num_fixed_bytes(self) -> int:
@@ -111,11 +110,7 @@ class Loader:
 
     def first(self, n: int) -> Loader:
         """Return a loader of the first n data points, or of all if there are fewer."""
-        if isinstance(self.source, Split):
-            return Loader(self.source.first(n))
-        if isinstance(self.source, tuple):
-            return Loader(tuple(tensor[:n] for tensor in self.source))
-        return Loader(self.source[:n])
+        return self._map(lambda data: data.first(n) if isinstance(data, Split) else data[:n])
 
     def is_on(self, device: torch.device | str) -> bool:
         """Return whether all stored tensors are on a device."""
@@ -124,17 +119,15 @@ class Loader:
 
     def to(self, device: torch.device | str) -> Loader:
         """Return a loader of the same data on another device; this one if it is there."""
-        if self.is_on(device):
-            return self
-        if isinstance(self.source, tuple):
-            return Loader(tuple(tensor.to(device) for tensor in self.source))
-        return Loader(self.source.to(device))
+        return self if self.is_on(device) else self._map(lambda data: data.to(device))
+
+    def _map(self, function: Callable[[Any], Any]) -> Loader:
+        """Return a loader with a function applied to the split or to each tensor."""
+        return Loader(tuple(map(function, self.source)) if isinstance(self.source, tuple) else function(self.source))
 
     def stored_rows(self) -> tuple[Tensor, ...]:
         """Return the tensors from which steps take rows: x as stored, or with its fixed noise, and the covariates."""
-        if isinstance(self.source, Split) and self.drawn_once:
-            return (self.source.fixed(), *self.source.given)
-        return self._stored
+        return self.fixed() if self.drawn_once else self._stored
 
     def arguments(self, *rows: Tensor) -> tuple[Tensor, ...]:
         """Return rows of `stored_rows`, on any device, as arguments, with fresh noise if the transform is random."""

@@ -16,8 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyrovae.data.base import BaseMeasure, Transform
-from pyrovae.data.transforms import Form, Identity, default_transform
+from pyrovae.data.transforms import BaseMeasure, Form, Identity, Transform, default_transform
 from pyrovae.runtime.annotations import PositiveInt, checked, convert_fields
 
 BLOCK = 2**20  # elements transformed at once

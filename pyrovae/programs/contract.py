@@ -12,7 +12,7 @@ import torch
 from pyro import poutine
 from torch import nn
 
-from pyrovae.data.base import BaseMeasure
+from pyrovae.data.transforms import BaseMeasure
 from pyrovae.programs.analytic_kl import closed_form_kl, latent_sites
 from pyrovae.programs.model_guide import Latent, ModelGuide, Program, straight_through
 from pyrovae.programs.site_checks import (

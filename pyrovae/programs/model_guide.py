@@ -15,7 +15,7 @@ from pyro.distributions.relaxed_straight_through import QuantizeBernoulli, Quant
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from pyrovae.data.base import BaseMeasure
+from pyrovae.data.transforms import BaseMeasure
 
 Program = Callable[..., Any]
 

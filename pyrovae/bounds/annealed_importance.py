@@ -16,8 +16,7 @@ from pyrovae.importance import find_low_precision, iter_batches, rows_per_chunk,
 from pyrovae.programs import ModelGuide, Program, find_modules
 from pyrovae.results import Annealing, AnnealingSettings, Estimate
 from pyrovae.results.estimates import require_possible
-from pyrovae.runtime.annotations import PositiveInt, checked, convert_fields
-from pyrovae.runtime.arguments import merge_options
+from pyrovae.runtime.annotations import PositiveInt, checked, convert_fields, merge_options
 from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.runtime.progress_bar import progress
 

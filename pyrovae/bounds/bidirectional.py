@@ -20,8 +20,7 @@ from pyrovae.bounds.multi_sample import VARIANCE, log_mean_exp, monte_carlo_vari
 from pyrovae.importance import require_tensor, score_one_particle, simulate
 from pyrovae.programs import ModelGuide, Program
 from pyrovae.results import AnnealingSettings, Estimate, Sandwich
-from pyrovae.runtime.annotations import PositiveInt, checked
-from pyrovae.runtime.arguments import merge_options
+from pyrovae.runtime.annotations import PositiveInt, checked, merge_options
 from pyrovae.runtime.context import forked_random, stream_seed
 
 

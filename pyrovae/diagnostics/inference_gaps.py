@@ -15,8 +15,7 @@ from pyrovae.importance import require_tensor, scoring_context
 from pyrovae.programs import Program
 from pyrovae.results import Estimate
 from pyrovae.results.tightness import Gaps
-from pyrovae.runtime.annotations import checked
-from pyrovae.runtime.arguments import merge_options
+from pyrovae.runtime.annotations import checked, merge_options
 
 
 @checked

@@ -33,8 +33,7 @@ from pyrovae.results.estimates import require_possible
 from pyrovae.results.evaluation_record import KL_OF
 from pyrovae.results.observed_data import DRAWN, MASKED, WHOLE
 from pyrovae.runtime import memory
-from pyrovae.runtime.annotations import checked
-from pyrovae.runtime.arguments import merge_options
+from pyrovae.runtime.annotations import checked, merge_options
 from pyrovae.runtime.context import forked_random
 from pyrovae.training.checkpoint import versions
 from pyrovae.training.config import choose_device

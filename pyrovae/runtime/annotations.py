@@ -1,9 +1,10 @@
-"""Arguments of constructors and functions, checked and converted by their annotations."""
+"""Arguments of constructors and functions, checked and converted by their annotations, and records of options."""
 
 from __future__ import annotations
 
 import collections.abc
 import dataclasses
+import difflib
 import functools
 import inspect
 import operator
@@ -12,7 +13,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -21,11 +22,13 @@ import torch
 from torch import Tensor, nn
 
 F = TypeVar("F", bound=Callable[..., Any])
+R = TypeVar("R")
 
 LARGEST = 10**15  # largest integer argument; sizes below it are checked against memory
 LARGEST_SEED = 2**63 - 1  # of torch's generators
 MAX_CHARACTERS = 80  # of a received value in an error
 MISMATCH = object()
+RENAMED = {"shown": "show_progress"}  # former keywords that still work
 
 
 class ArgumentError(TypeError, ValueError):
@@ -100,15 +103,7 @@ def convert_arguments(
     owner: str,
     convert_values: bool = True,
 ) -> inspect.BoundArguments:
-    """Return the arguments of a call, converted by the annotations of a function.
-
-    Args:
-        function: the called function, whose annotations are read.
-        signature: its signature.
-        args: positional arguments.
-        kwargs: keyword arguments.
-        owner: name of the function or class, for errors.
-        convert_values: whether annotations are read.
+    """Return the arguments of a call, converted by the annotations of a function unless ``convert_values`` is false.
 
     Raises:
         ArgumentError: if an argument does not match.
@@ -164,6 +159,42 @@ def convert(value: object, hint: Any, *, name: str, owner: str) -> Any:
         return converted
     expected = _describe(hint) if converted is MISMATCH else f"at most {largest:,}"
     raise ArgumentError(f"`{name}` of {owner} must be {expected}, got {_received(value)}{_advice(value, hint)}")
+
+
+def merge_options(
+    options: R | None, record: type[R], keywords: Mapping[str, Any], *, function: str, also: Iterable[str] = ()
+) -> R:
+    """Return a record of options in which the keywords of a call replace the record's values.
+
+    ``f(x, options=Options(size=3), seed=1)`` and ``f(x, size=3, seed=1)`` are then the same call.
+
+    Args:
+        options: the record given by the caller, or None for the defaults.
+        record: its frozen dataclass.
+        keywords: the further keywords of the call.
+        function: the function's name, for the error.
+        also: names of its other options, for the error.
+
+    Raises:
+        TypeError: if `options` has another type, or a keyword is not a field of the record.
+
+    Example:
+        >>> merge_options(None, Training, {"epochs": 3}, function="fit").epochs
+        3
+
+    """
+    if options is None:
+        options = record()
+    elif not isinstance(options, record):
+        raise TypeError(f"options of {function} must be of type {record.__name__} or None, but received {options!r}")
+    names = [field.name for field in dataclasses.fields(record)]  # type: ignore[arg-type]
+    merged = {RENAMED.get(name, name): value for name, value in keywords.items()}
+    unknown = [name for name in merged if name not in names]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], [*names, *also], 1)
+        hint = f"did you mean {near[0]}?" if near else "use one of these"
+        raise TypeError(f"{function} has the options {', '.join([*names, *also])}, but received {unknown[0]!r}; {hint}")
+    return dataclasses.replace(options, **merged)  # type: ignore[type-var]
 
 
 def other_columns(frame: Any) -> list[str]:

@@ -18,8 +18,7 @@ from pyrovae.objectives import ELBO, Objective
 from pyrovae.programs import ModelGuide, Program, Unnormalized, find_modules, inspect_programs, warn_of_links
 from pyrovae.results import Epoch, History
 from pyrovae.results.observed_data import DISCRETE
-from pyrovae.runtime.annotations import checked, convert_fields
-from pyrovae.runtime.arguments import merge_options
+from pyrovae.runtime.annotations import checked, convert_fields, merge_options
 from pyrovae.runtime.context import (
     MODULE_DIVIDER,
     forked_random,

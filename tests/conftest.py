@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
 import pyro
@@ -136,6 +138,12 @@ def scalar_pair(q_mean: float, q_variance: float, *, pixels: bool = False) -> Mo
             pyro.sample("z", dist.Normal(torch.tensor(q_mean), q_variance**0.5))
 
     return model, guide
+
+
+def menu(room: ModuleType) -> list[Any]:
+    """Return the concrete classes that a package exports."""
+    classes = [part for part in (getattr(room, name) for name in room.__all__) if inspect.isclass(part)]
+    return [part for part in classes if not inspect.isabstract(part)]
 
 
 def make_vae(latent_dim: int = 3, likelihood: Likelihood | None = None) -> VAE:

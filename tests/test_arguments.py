@@ -30,15 +30,7 @@ X = torch.bernoulli(torch.full((20, 5), 0.5), generator=torch.Generator().manual
 
 
 def vae(**parts: Any) -> pyrovae.VAE:
-    likelihood, posterior = likelihoods.Bernoulli(5), posteriors.DiagonalNormal(2)
-    usual = {
-        "prior": priors.StandardNormal(2),
-        "decoder": networks.MLPDecoder(2, likelihood.param_shape, hidden=4),
-        "likelihood": likelihood,
-        "encoder": networks.MLPEncoder(5, posterior.param_shape, hidden=4),
-        "posterior": posterior,
-    }
-    return pyrovae.VAE(**usual | parts)
+    return pyrovae.VAE(**make_vae(2, likelihoods.Bernoulli(5)).init_arguments | parts)
 
 
 @pytest.mark.parametrize(
@@ -50,24 +42,15 @@ def vae(**parts: Any) -> pyrovae.VAE:
         (lambda: pyrovae.VAE(prior=priors.StandardNormal(2)), "VAE: missing a required argument: 'decoder'"),
         (lambda: priors.StandardNormal(2, 3), "StandardNormal: too many positional arguments"),
         (lambda: priors.StandardNormal(2.5), "`latent_dim` of StandardNormal must be an integer >= 1, got 2.5"),
-        (
-            lambda: priors.StandardNormal(latent_dim=True),
-            "`latent_dim` of StandardNormal must be an integer >= 1, got True",
-        ),
+        (lambda: priors.StandardNormal(latent_dim=True), "`latent_dim` of StandardNormal .* an integer >= 1, got True"),
         (lambda: networks.MLPDecoder(2, "abc"), "`out_shape` of MLPDecoder must be integers >= 1, got 'abc'"),
         (lambda: networks.MLPDecoder(2, 5, hidden=10**20), "`hidden` of MLPDecoder must be at most 1,000,000,000"),
         (lambda: networks.MLPDecoder(2, 5, activation=nn.ReLU()), "`activation` of MLPDecoder must be a class"),
         (lambda: likelihoods.Gaussian(5, learn_scale=0.1), "`learn_scale` of Gaussian must be True or False, got 0.1"),
-        (
-            lambda: likelihoods.Gaussian(5, scale=float("nan")),
-            "`scale` of Gaussian must be a finite number > 0, got nan",
-        ),
+        (lambda: likelihoods.Gaussian(5, scale=math.nan), "`scale` of Gaussian must be a finite number > 0, got nan"),
         (lambda: pyrovae.Training(seed=float("nan")), "`seed` of Training must be an integer, got nan"),
         (lambda: pyrovae.Training(epochs=10**20), "`epochs` of Training must be at most"),
-        (
-            lambda: pyrovae.evaluate(vae(), (X, 3)),
-            "`data` of evaluate .* got .a Tensor of shape .20, 5., 3.; .*load_split",
-        ),
+        (lambda: pyrovae.evaluate(vae(), (X, 3)), "`data` of evaluate .* got .a Tensor of shape .20, 5., 3.; .*load_s"),
         (lambda: pyrovae.evaluate(vae(), X, ks=(10**20,)), "`ks` of evaluate must be at most"),
         (lambda: pyrovae.fit(vae(), np.ma.masked_array(X.numpy())), "`data` of fit .* fill it, and give its mask"),
         (lambda: pyrovae.fit(vae(), X, training={"epochs": 3}), "`training` of fit must be a Training"),
@@ -80,16 +63,28 @@ def vae(**parts: Any) -> pyrovae.VAE:
         (lambda: objectives.ELBO(beta=math.inf), "`beta` of ELBO must be a finite number >= 0, got inf"),
         (lambda: report.rate_distortion({}, curve="abc"), "`curve` of rate_distortion must be several: a string, got"),
         (lambda: pyrovae.data.load(object()), "`source` must be a name, a path, an array, .* got object"),
+        (lambda: likelihoods.StudentT(3, df=1.0), "`df` of StudentT must be a finite number > 1, got 1.0; a mean exis"),
+        (lambda: likelihoods.HeteroscedasticGaussian(3, min_scale=0.0), "`min_scale` of .* must be a finite number > "),
+        (lambda: likelihoods.NegativeBinomial(3, total_count=0.0), "`total_count` of .* must be a finite number > 0"),
+        (lambda: likelihoods.DiscretizedLogisticMixture(3, num_components=0), "`num_components` of .* an integer >= 1"),
+        (lambda: likelihoods.Categorical(3, levels=1), "`levels` of Categorical must be an integer >= 2, got 1"),
+        (lambda: likelihoods.Gaussian(3)(torch.zeros(5, 3, 9)), r"received \(5, 3, 9\); .*=likelihood\.param_shape"),
+        (lambda: posteriors.IAF(3)(torch.zeros(5, 3, 9)), r"received \(5, 3, 9\); .*=posterior\.param_shape"),
+        (lambda: posteriors.FullNormal(0), "`latent_dim` of FullNormal must be an integer >= 1, got 0"),
+        (lambda: posteriors.FullNormal(3, min_log_variance=1.0, max_log_variance=1.0), "must be below"),
+        (lambda: posteriors.LowRankNormal(3, rank=0), "`rank` of LowRankNormal must be an integer >= 1, got 0"),
+        (lambda: posteriors.IAF(3, hidden=()), "`hidden` of IAF must be one or more widths, got"),
+        (lambda: posteriors.IAF(3, num_context=-1), "`num_context` of IAF must be an integer >= 0, got -1"),
+        (lambda: priors.Flow(1), "`latent_dim` of a Flow must be >= 2, got 1"),
+        (lambda: priors.MixtureOfGaussians(4, num_components=0), "`num_components` of .* must be an integer >= 1, got"),
+        (lambda: priors.StudentT(2, df=0.0), "`df` of StudentT must be a finite number > 0, got 0.0"),
     ],
 )
 def test_errors_name_owner_argument_and_value(attempt: Callable[[], object], words: str) -> None:
-    with pytest.raises(TypeError, match=words):
-        attempt()
-
-
-def test_an_argument_error_is_both_a_type_and_a_value_error() -> None:
     assert issubclass(ArgumentError, TypeError)
     assert issubclass(ArgumentError, ValueError)
+    with pytest.raises((TypeError, ValueError), match=words):
+        attempt()
 
 
 def test_numbers_of_numpy_are_numbers_of_python() -> None:
@@ -140,14 +135,6 @@ def test_rows_of_a_split() -> None:
     assert split.draw(3).equal(split[3])
 
 
-def test_a_device_may_be_a_number() -> None:
-    if torch.cuda.is_available():
-        assert pyrovae.data.digits().to(0).test.stored.is_cuda
-    else:
-        with pytest.raises((AssertionError, RuntimeError)):  # of torch
-            pyrovae.data.digits().to(0)
-
-
 def test_a_vae_writes_its_report(tmp_path: Any) -> None:
     v = make_vae()
     page = v.report(
@@ -177,13 +164,6 @@ def test_the_encoder_of_vamp_is_that_of_the_vae() -> None:
     vae(encoder=own, prior=prior)
     with pytest.raises(ValueError, match="another encoder; give the same object"):
         vae(encoder=other, prior=prior)
-
-
-def test_records_show_themselves_in_a_line() -> None:
-    v = vae()
-    record = pyrovae.particles(v.model, v.guide, X, num_particles=3)
-    assert repr(record) == "Particles(3 of 20 data; latent sites 'z')"
-    assert repr(pyrovae.data.digits()).startswith("digits: 1,297 + 200 + 300")
 
 
 VAE = vae().double()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +10,8 @@ from urllib.error import URLError
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 
-from pyrovae import VAE, Training, evaluate, fit, likelihoods, networks, posteriors, priors
-from pyrovae.data import Data, digits
+from pyrovae import VAE, likelihoods, networks, posteriors, priors
 from pyrovae.networks import Decoder, Encoder
 from pyrovae.networks.base import fold
 from pyrovae.networks.resnet import BatchNorm
@@ -45,30 +42,15 @@ def networks_of(family: str, **options: int) -> list[tuple[Encoder | Decoder, tu
     ]
 
 
-def one_by_one(network: nn.Module, x: Tensor, in_shape: tuple[int, ...], *covariates: Tensor) -> Tensor:
-    rows = zip(x.reshape(-1, *in_shape), *(c.reshape(-1, c.shape[-1]) for c in covariates), strict=True)
-    return torch.stack([network(*row) for row in rows])
-
-
 @pytest.mark.parametrize("family", FAST)
-def test_batch_axes_covariates_and_description(family: str) -> None:
+def test_covariates_matter_and_broadcast(family: str) -> None:
     assert {f"{family}Encoder", f"{family}Decoder"} <= set(networks.__all__)
-    for network, in_shape, out_shape in networks_of(family, covariate_dim=4):
-        for batch in ((), (4,), (2, 3)):
-            x, label, age = torch.randn(*batch, *in_shape), torch.randn(*batch, 3), torch.randn(*batch, 1)
-            out = network(x, label, age)
-            assert out.shape == (*batch, *out_shape)
-            assert torch.allclose(out.reshape(-1, *out_shape), one_by_one(network, x, in_shape, label, age))
-            assert (network(x, label, age + 1) - out).abs().flatten(len(batch)).amax(-1).min() > 1e-6
-        shared = network(x, torch.cat([label, age], -1)[0])  # covariates of the last batch axis alone
+    for network, in_shape, _ in networks_of(family, covariate_dim=4):
+        x, label, age = torch.randn(2, 3, *in_shape), torch.randn(2, 3, 3), torch.randn(2, 3, 1)
+        out = network(x, label, age)
+        assert (network(x, label, age + 1) - out).abs().flatten(2).amax(-1).min() > 1e-6
         repeated = [c[:1].expand(2, -1, -1) for c in (label, age)]
-        assert torch.allclose(shared, one_by_one(network, x, in_shape, *repeated).reshape(out.shape))
-        network.train()(x, label, age)  # changes the statistics of batch normalization
-        again = build(json.loads(json.dumps(describe(network))))
-        again.load_state_dict(network.state_dict())
-        assert torch.equal(again.eval()(x, label, age), network.eval()(x, label, age))
-    described = describe(decoder_of(family, params=torch.randn(1, 7, 5, 2)))
-    assert "initial_params" not in described["arguments"]
+        assert torch.allclose(network(x, torch.cat([label, age], -1)[0]), network(x, *repeated))
 
 
 def test_class_paths_of_earlier_versions_are_found() -> None:
@@ -196,33 +178,27 @@ X, Z = torch.zeros(4, 1, 7, 5).double(), torch.zeros(4, 3).double()
         (lambda: encoder_of("MLP", covariate_dim=-1), "`covariate_dim` of MLPEncoder must be an integer >= 0"),
         (called(ENCODER, X.mT), r"data of shape \(\*batch, 1, 7, 5\), but received \(4, 1, 5, 7\)"),
         (called(ENCODER, X.byte()), "floating-point data, but received torch.uint8; pyrovae.data.load"),
-        (called(encoder_of("Conv").double(), X.float()), "are torch.float32 and the encoder torch.float64; convert"),
         (called(DECODER, Z[:, :2]), r"latent variables of shape \(\*batch, 3\), but received \(4, 2\)"),
         (lambda: decoder_of("MLP", params=torch.zeros(4)), r"output, \(1, 7, 5, 2\), but received \(4,\)"),
-        (lambda: networks.MLPEncoder((4,), (3, 2), hidden=(5, 0)), r"`hidden` of MLPEncoder must be integers >= 1"),
         (
-            lambda: networks.GatedMLPDecoder(2, (4, 1), hidden=(0,)),
-            r"`hidden` of GatedMLPDecoder must be integers >= 1",
+            lambda: networks.GatedMLPDecoder(2, (4, 1), hidden=(5, 0)),
+            "`hidden` of .* must be integers >= 1, got .5, 0.",
         ),
-        (lambda: networks.MLPDecoder(0, (4, 1)), "`latent_dim` of MLPDecoder must be an integer >= 1, got 0"),
-        (lambda: networks.MLPDecoder(3, (4, 9), features=0), "`features` of MLPDecoder must be an integer >= 1"),
+        (
+            lambda: networks.MLPDecoder(0, (4, 1), features=0),
+            "`latent_dim` of MLPDecoder must be an integer >= 1, got 0",
+        ),
         (lambda: networks.MLPEncoder((), (3, 2)), r"one element or more, but received x_shape=\(\)"),
-        (
-            lambda: networks.MLPEncoder((4,), ()),
-            r"out_shape=\(\); build it with out_shape=posterior.param_shape",
-        ),
+        (lambda: networks.MLPEncoder((4,), ()), r"out_shape=\(\); build it with out_shape=posterior.param_shape"),
         (lambda: networks.ConvEncoder((64,), (3, 2)), r"images of shape \(C, H, W\) or .* received \(64,\); choose"),
         (lambda: networks.ConvDecoder(2, (1, 3, 8, 1)), r"4 x 4 pixels or more, but received \(1, 3, 8\)"),
         (lambda: networks.ResNetEncoder((2, 1, 8, 8), (3, 2)), r"ResNetEncoder takes images .*\(2, 1, 8, 8\)"),
         (lambda: networks.ResNetDecoder(2, (8, 1)), r"ResNetDecoder takes images .* received \(8,\)"),
         (
             lambda: networks.ConvEncoder((8, 8), (3, 2), channels=()),
-            r"`channels` must be one or more integers.* got \(\)",
+            r"`channels` must be one or more integers.* got ..",
         ),
-        (
-            lambda: networks.ConvDecoder(2, (8, 8, 1), channels=(4, 0)),
-            "`channels` of ConvDecoder must be integers >= 1",
-        ),
+        (lambda: networks.ConvDecoder(2, (8, 8, 1), channels=(4, 0)), "`channels` of .* must be integers >= 1"),
     ],
 )
 def test_invalid_networks_and_input_are_refused(make: Callable[[], object], match: str) -> None:
@@ -262,60 +238,22 @@ def test_pretrained_weights_come_from_torchvision(monkeypatch: pytest.MonkeyPatc
         networks.ResNetEncoder((8, 8), (3, 2), pretrained=True)
 
 
-def labeled_digits() -> Data:
-    torch.set_default_dtype(torch.float32)
-    data = digits().for_form("binary")
-    few = Data(train=data.train.first(400), validation=data.validation.first(40), test=data.test.first(40), name="few")
-    return few.with_covariates(lambda split: one_hot(split.labels, 10).float())
-
-
-def conditional_vae(data: Data, decoder: Decoder) -> VAE:
-    posterior = posteriors.DiagonalNormal(3)
-    encoder = networks.ConvEncoder(data.x_shape, posterior.param_shape, covariate_dim=10, channels=(3, 4))
-    likelihood = likelihoods.Bernoulli(data.x_shape)
-    prior = priors.StandardNormal(3)
-    return VAE(prior=prior, decoder=decoder, likelihood=likelihood, encoder=encoder, posterior=posterior)
-
-
-class LabelOnly(Decoder):
-    """A decoder that ignores z: one table of parameters over labels."""
-
-    def __init__(self, latent_dim: int, out_shape: tuple[int, ...]) -> None:
-        super().__init__(latent_dim, out_shape, covariate_dim=10)
-        self.table = nn.Linear(10, math.prod(out_shape), bias=False)
-
-    def run(self, x: Tensor, covariates: Tensor | None) -> Tensor:
-        return self.table(covariates).unflatten(-1, self.out_shape)
-
-
-@pytest.mark.slow
-def test_a_decoder_that_ignores_z_learns_p_of_x_given_label() -> None:
-    data = labeled_digits()
-    vae = conditional_vae(data, LabelOnly(3, (*data.x_shape, 1)))
-    training = Training(
-        epochs=60, batch_size=100, learning_rate=0.1, final_learning_rate=1e-3, patience=None, device="cpu"
-    )
-    fit(vae.model, vae.guide, data, training=training, show_progress=False)
-    grey = data.train.stored.float() / (data.train.levels - 1)
-    for label in range(10):
-        p_x = vae.decode(torch.zeros(3), one_hot(torch.tensor(label), 10).float())
-        assert (p_x.mean - grey[data.train.labels == label].mean(0)).abs().mean() < 0.05
-    right = evaluate(vae.model, vae.guide, data, ks=(1,), show_progress=False)
-    wrong = data.with_covariates(lambda split: one_hot((split.labels + 1) % 10, 10).float())
-    mistaken = evaluate(vae.model, vae.guide, wrong, ks=(1,), show_progress=False)
-    assert right.reconstruction.value > mistaken.reconstruction.value + 5
-
-
 def test_interpolation_and_traversal_take_covariates() -> None:
-    data = labeled_digits()
-    vae = conditional_vae(data, decoder_of("Conv", (*data.x_shape, 1), covariate_dim=10)).eval()
-    x, c = data.test.fixed()[:4], data.test.covariates[:4]
+    shape = (1, 7, 5)
+    vae = VAE(
+        prior=priors.StandardNormal(3),
+        decoder=decoder_of("Conv", (*shape, 1), covariate_dim=10),
+        likelihood=likelihoods.Bernoulli(shape),
+        encoder=encoder_of("Conv", covariate_dim=10),
+        posterior=posteriors.DiagonalNormal(3),
+    )
+    x, c = torch.rand(4, *shape).round(), torch.eye(10)[:4]
     means = vae.reconstruct(x, c)
     line = vae.interpolate(x[:2], x[2:], c[:2], num_steps=3)
-    assert line.shape == (2, 3, *data.x_shape)
-    assert torch.allclose(line[:, 0], means[:2], atol=1e-6)
-    assert not torch.allclose(line[:, -1], means[2:], atol=1e-6)  # which have other labels
+    assert line.shape == (2, 3, *shape)
+    assert torch.allclose(line[:, 0], means[:2])
+    assert not torch.allclose(line[:, -1], means[2:])  # which have other labels
     code = vae.encode(x[:1], c[:1]).mean[0]
     moved = vae.traverse(x[0], c[0], dims=[1, 0], values=torch.stack([code[1], code[0] + 2]))
-    assert moved.shape == (2, 2, *data.x_shape)
-    assert torch.allclose(moved[0, 0], means[0], atol=1e-6)
+    assert moved.shape == (2, 2, *shape)
+    assert torch.allclose(moved[0, 0], means[0])

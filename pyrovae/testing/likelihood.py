@@ -23,7 +23,12 @@ MEANS = {  # two valid means of an element, by form of data
     "continuous": (0.3, 4.0),
     "counts": (2.5, 10.0),
 }
-OUTSIDE = {"binary": (0.5, 2.0), "unit": (1.5, -0.5), "continuous": (math.nan,), "counts": (-1.0, 0.5)}
+OUTSIDE = {
+    "binary": (0.5, 2.0),
+    "unit": (1.5, -0.5, math.nan),
+    "continuous": (math.nan,),
+    "counts": (-1.0, 0.5, math.inf),
+}
 
 
 class LikelihoodChecks(DistributionChecks):

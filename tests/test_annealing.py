@@ -29,7 +29,7 @@ from torch import Tensor
 
 import pyrovae
 from pyrovae import bounds, diagnostics, likelihoods, priors
-from pyrovae.bounds import bidirectional as bdmc_file
+from pyrovae.bounds import annealed_importance as bdmc_file
 from pyrovae.bounds import hmc as hmc_file
 from pyrovae.bounds.hmc import Kernel, Path, transition
 from pyrovae.importance import UnconstrainedLatents, scoring_context, simulate

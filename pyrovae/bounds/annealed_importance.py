@@ -1,4 +1,8 @@
-"""Annealed importance sampling: a lower bound on log p(x) that stays tight where importance sampling is not."""
+"""Annealed importance sampling and bidirectional Monte Carlo.
+
+The first is a lower bound on log p(x) that stays tight where importance sampling is not. The second encloses log p(x)
+of data simulated from the model.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +16,17 @@ from torch import Tensor, nn
 
 from pyrovae.bounds.hmc import Kernel, frozen_kernel
 from pyrovae.bounds.multi_sample import VARIANCE, effective_sample_size, log_mean_exp, monte_carlo_variances
-from pyrovae.importance import find_low_precision, iter_batches, rows_per_chunk, score_one_particle, scoring_context
+from pyrovae.importance import (
+    find_low_precision,
+    iter_batches,
+    require_tensor,
+    rows_per_chunk,
+    score_one_particle,
+    scoring_context,
+    simulate,
+)
 from pyrovae.programs import ModelGuide, Program, find_modules
-from pyrovae.results import Annealing, AnnealingSettings, Estimate
+from pyrovae.results import Annealing, AnnealingSettings, Estimate, Sandwich
 from pyrovae.results.estimates import require_possible
 from pyrovae.runtime.annotations import PositiveInt, checked, convert_fields, merge_options
 from pyrovae.runtime.context import forked_random, stream_seed
@@ -104,26 +116,91 @@ def ais(
 
     """
     options = merge_options(options, AnnealingOptions, keywords, function="ais")
-    settings = options.settings(seed)
-    per_datum, fields = run_batches(
-        anneal, "annealing", model, guide, (x, *covariates), num_data=len(x), settings=settings, options=options
+    values, variances, fields = run_batches(
+        anneal, "annealing", model, guide, (x, *covariates), num_data=len(x), seed=seed, options=options
     )
-    lost, ess = per_datum.pop(LOST), per_datum["ESS"]
-    variances = per_datum.pop(VARIANCE + "AIS")
-    if len(variances):
-        per_datum["AIS variance"] = variances[variances.sum(1).argmax()]
-    acceptance, lowest_acceptance = mean_and_lowest(per_datum["acceptance"])
+    noise = variances["AIS"]
+    if len(noise):
+        values["AIS variance"] = noise[noise.sum(1).argmax()]
+    acceptance, lowest_acceptance = mean_and_lowest(values["acceptance"])
     return Annealing(
-        bound=Estimate.over_data("AIS", settings.num_chains, per_datum["AIS"], variances),
+        bound=Estimate.over_data("AIS", options.num_chains, values["AIS"], noise),
         acceptance=acceptance,
         lowest_acceptance=lowest_acceptance,
-        ess=ess.mean().item(),
-        lowest_ess=ess.min().item(),
-        num_not_finite=int((~per_datum["AIS"].isfinite()).sum()),
-        num_lost=int(lost.sum()),
-        settings=settings,
-        num_data=len(x),
-        per_datum=per_datum,
+        ess=values["ESS"].mean().item(),
+        lowest_ess=values["ESS"].min().item(),
+        num_not_finite=int((~values["AIS"].isfinite()).sum()),
+        **fields,
+    )
+
+
+@checked
+def bdmc(
+    model: Program,
+    guide: Program,
+    x: Tensor,
+    *covariates: Any,
+    num_data: PositiveInt | None = None,
+    seed: int = 0,
+    options: AnnealingOptions | None = None,
+    **keywords: Any,
+) -> Sandwich:
+    """Enclose log p(x) of data that are simulated from the model, to see how tight AIS is.
+
+    ``log (1/K) sum_k w_k <= log p(x) <= -log (1/K) sum_k 1 / v_k``, each in expectation
+
+    z is drawn from the prior and x from p(x | z), so that z is a draw of the posterior p(z | x). w are the weights of
+    `ais`; v are the weights of chains that start at z and take the same frozen transitions in the opposite order. The
+    pilot that finds the transitions sees x, but never z.
+
+    The bounds hold for the simulated data. The given data are only a template: of the shape of x and of the
+    covariates. If the bounds are close, and the given data are alike, then `ais` is tight on them too.
+
+    *Sandwiching the marginal likelihood using bidirectional Monte Carlo (Grosse, Ghahramani, Adams 2015)*,
+    https://arxiv.org/abs/1511.02543
+
+    Args:
+        model: a Pyro program called with ``(x, *covariates)``; see `pyrovae.programs` for the contract. x must be
+            observed as it is given, ``obs=x``.
+        guide: another.
+        x: ``(B, ...)``, a template.
+        covariates: tensors that travel with x along the data plate; they are used as given.
+        num_data: number of simulated data, which take the covariates of the rows in order, from the first again after
+            the last; B if None.
+        seed: seed of the random streams.
+        options: chains, temperatures and the other fields of `AnnealingOptions`.
+        keywords: fields of `AnnealingOptions`, which override ``options``.
+
+    Returns:
+        Both bounds and their paired difference in nats per datum, with standard errors. Monte Carlo errors are over
+        the chains, at fixed x and z.
+
+    Raises:
+        ValueError: if a number is not positive, the programs break their contract, or data cannot be simulated from the
+            model (see `pyrovae.importance.simulation`).
+        TypeError: if a keyword is not an option.
+
+    Example:
+        >>> print(bdmc(vae.model, vae.guide, x[:100]))
+
+    """
+    options = merge_options(options, AnnealingOptions, keywords, function="bdmc")
+    require_tensor(x)
+    total = len(x) if num_data is None else num_data
+    values, variances, fields = run_batches(
+        enclose, "enclosing", model, guide, (x, *covariates), num_data=total, seed=seed, options=options
+    )
+    gap, noise = values["BDMC"] - values["AIS"], variances["AIS"] + variances["BDMC"]
+    acceptance, lowest = mean_and_lowest(values["acceptance"])
+    reverse_acceptance, lowest_reverse = mean_and_lowest(values["reverse acceptance"])
+    return Sandwich(
+        lower=Estimate.over_data("AIS", options.num_chains, values["AIS"], variances["AIS"]),
+        upper=Estimate.over_data("BDMC", options.num_chains, values["BDMC"], variances["BDMC"]),
+        gap=Estimate.over_data("BDMC - AIS", options.num_chains, gap, noise),
+        acceptance=acceptance,
+        reverse_acceptance=reverse_acceptance,
+        lowest_acceptance=None if lowest is None or lowest_reverse is None else min(lowest, lowest_reverse),
+        num_not_finite=int((~gap.isfinite()).sum()),
         **fields,
     )
 
@@ -153,6 +230,29 @@ def lower_bound(kernel: Kernel, settings: AnnealingSettings, *, number: int) -> 
     }
 
 
+def enclose(
+    programs: ModelGuide, args: tuple[Any, ...], rows: Tensor, settings: AnnealingSettings, *, number: int
+) -> dict[str, Tensor]:
+    """Return both bounds and acceptances ``(B,)`` of data simulated for the rows of one batch."""
+    with forked_random(stream_seed(settings.seed, "simulate", number), rows.device):
+        args, z = simulate(programs, args, rows)
+        rows = torch.arange(len(rows), device=rows.device)
+        score_one_particle(programs, args, rows, checked=True)  # raises if the guide draws outside the prior's support
+    kernel = frozen_kernel(programs, args, rows, settings, number=number)
+    lower = lower_bound(kernel, settings, number=number)
+    with forked_random(stream_seed(settings.seed, "bdmc", number), rows.device):
+        u = kernel.path.space.flatten(z)
+        log_weights, acceptance = kernel.backward(u.repeat(settings.num_chains, 1, 1))
+    lost = log_weights.isnan()
+    inverse = -log_weights.masked_fill(lost, math.inf)
+    return lower | {
+        "BDMC": -log_mean_exp(inverse),
+        VARIANCE + "BDMC": monte_carlo_variances(inverse, settings.num_chains),
+        "reverse acceptance": acceptance,
+        LOST: lower[LOST] + lost.sum(0),
+    }
+
+
 def run_batches(
     function: Callable[..., dict[str, Tensor]],
     title: str,
@@ -161,13 +261,17 @@ def run_batches(
     args: tuple[Any, ...],
     *,
     num_data: int,
-    settings: AnnealingSettings,
+    seed: int,
     options: AnnealingOptions,
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the values ``(N,)`` by name that `anneal`, or a function with its arguments, returns for all batches.
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
+    """Run `anneal` or `enclose` on all batches.
 
-    The second mapping has the fields of the result on an unnormalized model and on certified bounds.
+    Returns:
+        Values ``(N,)`` by name, Monte Carlo variances ``(C, N)`` by name, and the fields that `Annealing` and
+        `Sandwich` share, the values among them.
+
     """
+    settings = options.settings(seed)
     parts, done = [], 0
     with (
         scoring_context(model, guide, args, modules=options.modules) as programs,
@@ -182,10 +286,18 @@ def run_batches(
             done += count
             advance(done)
     values = {name: torch.cat([part[name] for part in parts], -1) for name in parts[0]}
+    variances = {name: values.pop(VARIANCE + name) for name in list(values) if VARIANCE + name in values}
     if programs.base_measure == "counting" and programs.unnormalized is None:
-        require_possible(Estimate.over_data("AIS", settings.num_chains, values["AIS"], values[VARIANCE + "AIS"]))
-    coarse = find_low_precision((*options.modules, *find_modules(model, guide)), args)
-    return values, {"unnormalized": programs.unnormalized, "certified": coarse is None}
+        require_possible(Estimate.over_data("AIS", settings.num_chains, values["AIS"], variances["AIS"]))
+    fields: dict[str, Any] = {
+        "num_lost": int(values.pop(LOST).sum()),
+        "settings": settings,
+        "num_data": num_data,
+        "per_datum": values,
+        "unnormalized": programs.unnormalized,
+        "certified": find_low_precision((*options.modules, *find_modules(model, guide)), args) is None,
+    }
+    return values, variances, fields
 
 
 def mean_and_lowest(acceptance: Tensor) -> tuple[float | None, float | None]:

@@ -10,8 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from pyrovae.bounds.annealed_importance import ais
-from pyrovae.bounds.bidirectional import bdmc
+from pyrovae.bounds.annealed_importance import ais, bdmc
 from pyrovae.bounds.multi_sample import VARIANCE
 from pyrovae.diagnostics.inference_gaps import gaps
 from pyrovae.diagnostics.latent_use import latents

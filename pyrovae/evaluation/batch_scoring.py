@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pyrovae.bounds.evidence import particle_terms
 from pyrovae.bounds.multi_sample import VARIANCE, iwae, monte_carlo_variances
 from pyrovae.diagnostics import weight_diagnostics
-from pyrovae.evaluation.observations import Observations, ObservedSites, observed_values
+from pyrovae.evaluation.observations import Observations, observed_values
 from pyrovae.evaluation.resume import Journal
 from pyrovae.importance import ParticleBatch, compiled_runs, iter_batches, iter_particles, on_device
 from pyrovae.programs import ModelGuide
@@ -27,7 +27,7 @@ from pyrovae.runtime.distributed import group
 from pyrovae.runtime.progress_bar import progress
 from pyrovae.training.config import Engine
 
-OBSERVED = "observed"  # name of the observed values of a batch
+OBSERVED, WEIGHTS = "observed", "log-weights"  # names of the observed values and of the weights of a batch
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,8 @@ def score_data(
     )
     observations = Observations(programs)
     for number, batch_args, rows, count in itertools.islice(batches, len(parts)):
-        values = observed_values(programs, batch_args, rows, stream_seed(seed, "evaluate", number))
-        observations.add(values[:, :count], batch_args, rows)
+        _, trace = observations.run(batch_args, rows, stream_seed(seed, "evaluate", number))
+        observations.add(observed_values(programs, trace.nodes)[:, :count], batch_args, rows)
     memory.keep_freed()
     compiled = compiled_runs(programs, options.engine, num_rows=ks[-1] * num_data, device=device)
     with progress("evaluating", num_data, show_progress=options.show_progress and ranks.first, unit="data") as bar:
@@ -126,13 +126,11 @@ def score_data(
                 options.on_progress(done + share * num_scored)
 
         def score(number: int, batch_args: tuple[Any, ...], rows: Tensor, count: int) -> dict[str, Tensor]:
-            """Return the statistics of one batch and its observed values ``(D, B)``."""
-            with forked_random(stream_seed(seed, "evaluate", number), device), ObservedSites(programs) as sites:
+            with forked_random(stream_seed(seed, "evaluate", number), device):
                 particles = iter_particles(
                     programs, batch_args, rows, ks[-1], chunk_size=options.chunk_size, compiled=compiled
                 )
                 statistics = batch_statistics(programs, particles, ks, advance)
-            statistics[OBSERVED] = sites.values()
             return {name: value[..., :count] for name, value in statistics.items()}
 
         advance(0.0)
@@ -155,31 +153,27 @@ def batch_statistics(
     programs: ModelGuide, particles: Iterator[ParticleBatch], ks: Sequence[int], advance: Callable[[float], object]
 ) -> dict[str, Tensor]:
     """Return the bounds of each datum ``(B,)`` of one batch, their Monte Carlo variances ``(C, B)``, and diagnostics of
-    its weights ``(B,)``, in float64 on the CPU. The share of its particles is reported after each block.
+    its weights ``(B,)``, in float64 on the CPU, and its observed values ``(D, B)``.
 
-    Programs with several latent sites have the KL of each site too. Of these, no values per particle are kept.
+    Programs with several latent sites have the KL of each site too. The share of the particles is reported after each
+    block of them.
     """
-    weights, reconstructions, kls, num_drawn = [], [], [], 0
-    first: dict[str, Tensor] = {}  # the KL of each site at the first particle (B,)
-    sums: dict[str, Tensor] = {}  # of the differences to it and of their squares (2, B)
+    blocks: list[dict[str, Tensor]] = []  # (K', B) by name
+    observed, num_drawn = torch.empty(0), 0
     for block in particles:
-        weights.append(_to_float64(block.log_prior + block.log_likelihood - block.log_guide))
-        terms = particle_terms(programs, block).map(_to_float64)
-        reconstructions.append(terms.reconstruction)
-        kls.append(terms.kl)
-        for name, value in terms.kl_of.items() if len(terms.kl_of) > 1 else ():
-            difference = value - first.setdefault(name, value[0])
-            sums[name] = sums.get(name, 0.0) + torch.stack([difference.sum(0), difference.square().sum(0)])
+        if not blocks:
+            observed = observed_values(programs, block.observed_sites)
+        terms = particle_terms(programs, block)
+        values = {KL_OF + name: value for name, value in terms.kl_of.items() if len(terms.kl_of) > 1}
+        values |= {"ELBO": terms.elbo, "reconstruction": terms.reconstruction, "KL": terms.kl}
+        values[WEIGHTS] = block.log_weights
+        blocks.append({name: _to_float64(value) for name, value in values.items()})
         num_drawn += len(block.log_prior)
         advance(num_drawn / ks[-1])
-    log_weights = torch.cat(weights)  # (K, B)
-    reconstruction, kl = torch.cat(reconstructions), torch.cat(kls)
-    statistics = {}
-    for name, (total, squares) in sums.items():
-        statistics[KL_OF + name] = first[name] + total / num_drawn
-        variance = (squares - total**2 / num_drawn) / max(1, num_drawn - 1) / num_drawn
-        statistics[VARIANCE + KL_OF + name] = variance.unsqueeze(0)[: num_drawn - 1]  # unknown for a single particle
-    for name, value in (("ELBO", reconstruction - kl), ("reconstruction", reconstruction), ("KL", kl)):
+    values = {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}  # (K, B)
+    log_weights = values.pop(WEIGHTS)
+    statistics = {OBSERVED: observed}
+    for name, value in values.items():
         statistics[name] = value.mean(0)
         statistics[VARIANCE + name] = monte_carlo_variances(value, 1)
     for k, bound in zip(ks, iwae(log_weights, ks), strict=True):

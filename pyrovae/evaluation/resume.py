@@ -166,22 +166,19 @@ class Journal:
             return
         try:
             saved = parse_json(_Records, records, source=RECORDS)
-            self._fill(saved, values)
+            checks: dict[str, Any] = {check: (record, {}) for check, record in saved["checks"].items()}
+            sizes = values[SIZES].tolist()
+            parts: list[dict[str, Tensor]] = [{} for _ in sizes]
+            for name in saved["names"]:
+                if name.startswith(CHECK):
+                    _, check, label = name.split("/", 2)
+                    checks[check][1][label] = values[name]
+                elif name != SIZES:
+                    for part, value in zip(parts, values[name].split(sizes, -1), strict=True):
+                        part[name] = value
         except (ValueError, KeyError, RuntimeError):  # written by another pyrovae
-            self._parts, self._checks = [], {}
-
-    def _fill(self, saved: _Records, values: Mapping[str, Tensor]) -> None:
-        """Fill in the content of a file."""
-        self._checks = {check: (record, {}) for check, record in saved["checks"].items()}
-        sizes = values[SIZES].tolist()
-        self._parts = [{} for _ in sizes]
-        for name in saved["names"]:
-            if name.startswith(CHECK):
-                _, check, label = name.split("/", 2)
-                self._checks[check][1][label] = values[name]
-            elif name != SIZES:
-                for part, value in zip(self._parts, values[name].split(sizes, -1), strict=True):
-                    part[name] = value
+            return
+        self._parts, self._checks = parts, checks
 
 
 def _digest(values: Mapping[str, Tensor], records: str) -> str:

@@ -1,13 +1,14 @@
 """Draws of the guide and their log-probabilities under model and guide.
 
 All log-probabilities are unscaled: plate sizes and the factors of `pyro.poutine.scale`, which serve training, do
-not reach a bound.
+not reach a bound. Functions take the structure of the programs from `scoring_context`, the arguments of the programs
+with the data first, and the rows ``(B,)`` of the data that they run on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,36 +16,37 @@ from pyro import poutine
 from torch import Tensor
 
 from pyrovae.importance.chunks import FEWEST_ROWS, Chunk, CompiledRuns, chunk_sizes, map_chunks, rows_per_chunk
-from pyrovae.programs import ModelGuide, Program, replace_draws, run, run_validated, unmasked
+from pyrovae.programs import ModelGuide, replace_draws, run, run_validated, unmasked
 from pyrovae.programs.analytic_kl import CLOSED_FORM
 from pyrovae.programs.contract import require_common_masks
 from pyrovae.programs.layout import closed_forms, from_pyro, log_probs, sum_over_sites, to_pyro
+from pyrovae.results import Particles
 from pyrovae.runtime.context import forked_random, stream_seed, validation
 
 Draws = dict[str, Tensor]
 
 
-@dataclass(frozen=True)
-class ParticleBatch:
+@dataclass(frozen=True, repr=False)
+class ParticleBatch(Particles):
     """Some particles of some rows: z of each site ``(K, B, ...)`` and log-probabilities ``(K, B)`` in nats.
 
-    ``kl`` holds each site's KL: its closed form, ``(1, B)`` or ``(K, B)``, or else log q - log p of each particle.
+    Attributes:
+        kl: each site's KL: its closed form, ``(1, B)`` or ``(K, B)``, or else log q - log p of each particle.
+        observed_sites: observed sites of the first run of the model; empty in later batches.
+
     """
 
-    z: Draws
-    log_prior: Tensor
-    log_likelihood: Tensor
-    log_guide: Tensor
-    kl: dict[str, Tensor]
+    kl: Draws
+    observed_sites: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Scores:
     """Log-probabilities ``(K, B)`` in nats of given z: of each latent site, of all data, and closed-form KL terms."""
 
-    prior: dict[str, Tensor]
+    prior: Draws
     likelihood: Tensor
-    kl: dict[str, Tensor]
+    kl: Draws
 
 
 def iter_particles(
@@ -58,14 +60,7 @@ def iter_particles(
 ) -> Iterator[ParticleBatch]:
     """Yield the particles of some rows in batches; the draws do not depend on the chunks in which they are scored.
 
-    Args:
-        programs: from `scoring_context`.
-        args: arguments of the programs, the data first.
-        rows: ``(B,)``, rows of the data.
-        num_particles: K.
-        chunk_size: rows that the model scores at once, a datum with K particles counting K.
-        compiled: runs of the compiled model, None for eager runs; all arguments are tensors then.
-
+    `chunk_size` and `compiled` are those of `score_model`.
     """
     sizes, elements = chunk_sizes(rows.device), sum(latent.num_elements for latent in programs.latents.values())
     drawn_rows = sizes.drawn_rows if programs.broadcasts else sizes.rows  # the guide's networks run on each
@@ -85,6 +80,7 @@ def iter_particles(
             log_likelihood=scores.likelihood,
             log_guide=sum_over_sites(log_guide),
             kl=estimated | scores.kl | first_kl,
+            observed_sites=checked.observed_sites if start == 0 else {},
         )
 
 
@@ -123,6 +119,7 @@ def score_one_particle(
         log_likelihood=log_likelihood.unsqueeze(0),
         log_guide=sum_over_sites(log_guide).unsqueeze(0),
         kl={name: value.unsqueeze(0) for name, value in kl.items()},
+        observed_sites={name: model_trace.nodes[name] for name in programs.observed},
     )
 
 
@@ -209,16 +206,24 @@ def score_model(
 
     """
     later = [name for name in list(programs.latents)[1:] if with_kl and programs.kl[name] == CLOSED_FORM]
-    num_particles = len(next(iter(z.values())))
 
     def score(chunk: Chunk) -> Sequence[Tensor]:
+        plates = chunk.has_particles
+
         def score_tensors(*inputs: Any) -> list[Tensor]:
+            """Return log-probabilities of each latent site and of all data, and later KLs."""
             own, (chosen, *given) = inputs[: len(args)], inputs[len(args) :]
-            draws = {
-                name: to_pyro(programs, name, value, has_particles=chunk.has_particles)
-                for name, value in zip(z, given, strict=True)
-            }
-            return _score_draws(programs, *programs.bind(own, chosen), draws, chunk, later)
+            model, guide = programs.bind(own, chosen)
+            draws = {n: to_pyro(programs, n, value, has_particles=plates) for n, value in zip(z, given, strict=True)}
+            trace = poutine.trace(chunk.with_plate(programs, poutine.condition(model, data=draws))).get_trace()
+            names = [name for name in trace.nodes if name in programs.latents or name in programs.observed]
+            terms = log_probs(programs, trace, names, has_particles=plates)
+            likelihood = sum_over_sites({name: terms[name] for name in programs.observed})
+            kl: Draws = {}
+            if later:
+                guide_trace = poutine.trace(replace_draws(chunk.with_plate(programs, guide), draws)).get_trace()
+                kl = closed_forms(programs, later, trace, guide_trace, has_particles=plates)
+            return [*(terms[name] for name in programs.latents), likelihood, *kl.values()]
 
         inputs = (*args, chunk.rows, *map(chunk.slice, z.values()))
         return score_tensors(*inputs) if compiled is None else compiled(score_tensors, inputs)
@@ -227,7 +232,7 @@ def score_model(
     fewest = max(FEWEST_ROWS, len(rows)) if programs.broadcasts else FEWEST_ROWS
     while True:
         try:
-            results = iter(map_chunks(score, programs, rows, num_particles, size=size))
+            results = iter(map_chunks(score, programs, rows, len(next(iter(z.values()))), size=size))
             break
         except torch.OutOfMemoryError:
             if chunk_size is not None or size <= fewest:
@@ -240,22 +245,6 @@ def score_model(
     )
 
 
-def _score_draws(
-    programs: ModelGuide, model: Program, guide: Program, draws: Draws, chunk: Chunk, later: Sequence[str]
-) -> list[Tensor]:
-    """Run the model with given draws: return log-probabilities of each latent site and of all data, and later KLs."""
-    plates = chunk.has_particles
-    trace = poutine.trace(chunk.with_plate(programs, poutine.condition(model, data=draws))).get_trace()
-    names = [name for name in trace.nodes if name in programs.latents or name in programs.observed]
-    terms = log_probs(programs, trace, names, has_particles=plates)
-    kl: dict[str, Tensor] = {}
-    if later:
-        replayed = poutine.trace(replace_draws(chunk.with_plate(programs, guide), draws)).get_trace()
-        kl = closed_forms(programs, later, trace, replayed, has_particles=plates)
-    likelihood = sum_over_sites({name: terms[name] for name in programs.observed})
-    return [*(terms[name] for name in programs.latents), likelihood, *kl.values()]
-
-
 def score_guide(
     programs: ModelGuide, args: tuple[Any, ...], rows: Tensor, z: Mapping[str, Tensor], *, chunk_size: int | None = None
 ) -> dict[str, Tensor]:
@@ -265,17 +254,14 @@ def score_guide(
         ValueError: if the guide cannot compute the density of a z that it did not draw.
 
     """
-    num_particles = len(next(iter(z.values())))
 
     def score(chunk: Chunk) -> list[Tensor]:
         _, guide = programs.bind(args, chunk.rows)
-        draws = {
-            name: to_pyro(programs, name, chunk.slice(value), has_particles=chunk.has_particles)
-            for name, value in z.items()
-        }
+        plates = chunk.has_particles
+        draws = {n: to_pyro(programs, n, chunk.slice(value), has_particles=plates) for n, value in z.items()}
         try:
             trace = poutine.trace(replace_draws(chunk.with_plate(programs, guide), draws)).get_trace()
-            return list(log_probs(programs, trace, programs.latents, has_particles=chunk.has_particles).values())
+            return list(log_probs(programs, trace, programs.latents, has_particles=plates).values())
         except (NotImplementedError, KeyError) as error:
             raise ValueError(
                 f"the guide has no density of a z that it did not draw ({type(error).__name__}: {error}); start AIS "
@@ -283,7 +269,8 @@ def score_guide(
             ) from error
 
     size = chunk_size or rows_per_chunk(programs, rows.device)
-    return dict(zip(programs.latents, map_chunks(score, programs, rows, num_particles, size=size), strict=True))
+    results = map_chunks(score, programs, rows, len(next(iter(z.values()))), size=size)
+    return dict(zip(programs.latents, results, strict=True))
 
 
 def _values(programs: ModelGuide, trace: poutine.Trace, chunk: Chunk) -> list[Tensor]:

@@ -73,18 +73,11 @@ def particles(
             hint="ask for fewer, or use evaluate, which keeps none",
             device=x.device,
         )
-        parts = []
-        for rows, count in iter_batches(programs, len(x), batch_size=len(x)):
-            batches = list(iter_particles(programs, args, rows, num_particles))
-            parts.append(
-                Particles(
-                    z={name: torch.cat([batch.z[name] for batch in batches])[:, :count] for name in programs.latents},
-                    log_prior=torch.cat([batch.log_prior for batch in batches])[:, :count],
-                    log_likelihood=torch.cat([batch.log_likelihood for batch in batches])[:, :count],
-                    log_guide=torch.cat([batch.log_guide for batch in batches])[:, :count],
-                )
-            )
-        return Particles.concatenate(parts)
+        parts = [
+            Particles.concatenate(list(iter_particles(programs, args, rows, num_particles)), 0)
+            for rows, _ in iter_batches(programs, len(x), batch_size=len(x))
+        ]
+        return Particles.concatenate(parts, 1).first(len(x))  # the last batch may be filled up
 
 
 @checked

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+LOG_PROBS = "log_prior", "log_likelihood", "log_guide"
+
 
 @dataclass(frozen=True, repr=False)
 class Particles:
@@ -35,9 +37,13 @@ class Particles:
         """Log p(x, z) - log q(z | x), ``(K, B)``, nats."""
         return self.log_prior + self.log_likelihood - self.log_guide
 
-    @classmethod
-    def concatenate(cls, parts: Sequence[Particles]) -> Particles:
-        """Return the particles of several batches of data as one record."""
-        names = ("log_prior", "log_likelihood", "log_guide")
-        log_probs = {name: torch.cat([getattr(part, name) for part in parts], 1) for name in names}
-        return cls({site: torch.cat([part.z[site] for part in parts], 1) for site in parts[0].z}, **log_probs)
+    def first(self, num_data: int) -> Particles:
+        """Return the particles of the first data."""
+        z = {site: value[:, :num_data] for site, value in self.z.items()}
+        return Particles(z, *(getattr(self, name)[:, :num_data] for name in LOG_PROBS))
+
+    @staticmethod
+    def concatenate(parts: Sequence[Particles], dim: int) -> Particles:
+        """Return one record of several batches of particles (dim 0) or of data (dim 1)."""
+        z = {site: torch.cat([part.z[site] for part in parts], dim) for site in parts[0].z}
+        return Particles(z, *(torch.cat([getattr(part, name) for part in parts], dim) for name in LOG_PROBS))

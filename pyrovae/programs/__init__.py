@@ -22,8 +22,7 @@ from pyrovae.programs.model_guide import (
     take_rows,
 )
 from pyrovae.programs.modules import find_modules
-from pyrovae.programs.site_checks import Unnormalized, find_nan, unmasked
-from pyrovae.programs.validation import run_validated, unwrap_own_error
+from pyrovae.programs.site_checks import Unnormalized, find_nan, run_validated, unmasked, unwrap_own_error
 
 __all__ = [
     "PARTICLE_PLATE",

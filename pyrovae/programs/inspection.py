@@ -23,8 +23,7 @@ from pyrovae.programs.layout import from_pyro, log_probs, to_pyro
 from pyrovae.programs.link_warnings import find_link_warnings, leaves_of_draws
 from pyrovae.programs.model_guide import PARTICLE_PLATE, ModelGuide, Program, replace_draws, take_rows
 from pyrovae.programs.modules import RunModules, find_modules, is_stored
-from pyrovae.programs.site_checks import find_nan, find_nan_log_prob
-from pyrovae.programs.validation import run_validated, unwrap_own_error
+from pyrovae.programs.site_checks import find_nan, find_nan_log_prob, run_validated, unwrap_own_error
 from pyrovae.runtime.context import forked_random, frozen_unremarked, full_precision, validation
 from pyrovae.runtime.errors import first_line
 
@@ -76,7 +75,7 @@ def inspect_programs(
     modules = tuple({id(module): module for module in (*modules, *find_modules(model, guide))}.values())
     fork, exact = forked_random(0, args[0].device), full_precision()
     with fork, exact, validation(enabled=False), frozen_unremarked(), torch.no_grad(), RunModules(device) as ran:
-        inspector = _Inspector(model, guide, modules, ran, nan_counts)
+        inspector = _Inspector(model, guide, modules, ran, SizedPlates(), nan_counts)
         try:
             programs = inspector.inspect(args, all_data or (lambda: args))
         except (ValueError, RuntimeError) as error:
@@ -88,11 +87,12 @@ def inspect_programs(
 
 @dataclass(frozen=True)
 class _Run:
-    """Traces of one run, and the elements of each output of a module in the model."""
+    """Traces of one run, the elements of each output of a module in the model, and the rows times particles."""
 
     guide_trace: poutine.Trace
     model_trace: poutine.Trace
     outputs: list[int]
+    num_rows: int
 
     @property
     def sites(self) -> list[Any]:
@@ -119,6 +119,7 @@ class _Inspector:
         guide: the inference program.
         modules: modules found in them.
         ran: records the modules that run.
+        sized: gives plates a size; records whether one had none.
         nan_counts: whether NaN passes.
 
     """
@@ -127,6 +128,7 @@ class _Inspector:
     guide: Program
     modules: tuple[nn.Module, ...]
     ran: RunModules
+    sized: SizedPlates
     nan_counts: bool
 
     def inspect(self, args: tuple[Any, ...], all_data: AllData) -> ModelGuide:
@@ -136,9 +138,6 @@ class _Inspector:
             first, link_warnings = self._run_with_gradients(few)
         except Exception as error:  # a program may raise anything
             return self._inspect_on_all_data(all_data, set(), error)
-        if any(frame.size == UNKNOWN_SIZE for frame in first.plates):
-            model, guide = SizedPlates()(self.model), SizedPlates()(self.guide)
-            return replace(self, model=model, guide=guide).inspect(args, all_data)
         plates = first.plates_of_size(FIRST_ROWS)
         while plates and not _draws_from_many(first, plates):
             programs = self._read(first, plates, draws_rows=False)
@@ -147,7 +146,7 @@ class _Inspector:
             plates &= second.plates_of_size(SECOND_ROWS)
             if programs.plate in plates:
                 programs = replace(programs, link_warnings=link_warnings)
-                return _complete(programs, first, second, broadcasts=broadcasts, num_rows=SECOND_ROWS)
+                return _complete(programs, first, second, broadcasts=broadcasts)
         return self._inspect_on_all_data(all_data, plates, None)
 
     def _inspect_on_all_data(self, all_data: AllData, plates: set[str], failure: Exception | None) -> ModelGuide:
@@ -190,26 +189,26 @@ class _Inspector:
         drawn = {frame.name for frame in first.plates if frame.size < frame.full_size}
         programs = self._read(first, plates & whole or drawn, draws_rows=not plates & whole)
         broadcasts, second = self._run_with_particles(programs, first, args, num_rows=programs.num_rows)
-        return _complete(programs, first, second, broadcasts=broadcasts, num_rows=programs.num_rows)
+        return _complete(programs, first, second, broadcasts=broadcasts)
 
     def _run(self, args: tuple[Any, ...], rows: Messenger | None = None, *, gradients: bool = False) -> _Run:
         """Run guide and model with all checks on."""
 
         def attempt() -> _Run:
-            with torch.set_grad_enabled(gradients), rows or nullcontext():
+            with torch.set_grad_enabled(gradients), self.sized, rows or nullcontext():
                 guide_trace = poutine.trace(self.guide).get_trace(*args)
                 model = poutine.replay(self.model, trace=guide_trace)
                 model = replace_draws(model, leaves_of_draws(guide_trace)) if gradients else model
                 self.ran.outputs.clear()
                 model_trace = poutine.trace(model).get_trace(*args)
-            run = _Run(guide_trace, model_trace, list(self.ran.outputs))
+            run = _Run(guide_trace, model_trace, list(self.ran.outputs), len(args[0]))
             drawn, scored = latent_sites(guide_trace), latent_sites(model_trace)
             for name in drawn if drawn.keys() == scored.keys() else ():
                 require_common_measure(drawn[name], scored[name])
-            for trace in (guide_trace, model_trace):
-                with warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", "Encountered NaN")  # described by find_nan
-                    trace.compute_log_prob()
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Encountered NaN")  # described by find_nan
+                guide_trace.compute_log_prob()
+                model_trace.compute_log_prob()
             for site in run.sites:
                 if isinstance(site["log_prob"], Tensor) and not _draws_rows(site):
                     check_site_shape(site, max_plate_nesting=float("inf"))
@@ -235,7 +234,8 @@ class _Inspector:
             raise ValueError(nan)
         modules = (*self.modules, *(module for module in self.ran.beside(self.modules) if not is_stored(module)))
         traces = first.guide_trace, first.model_trace
-        programs = read_contract(self.model, self.guide, modules, *traces, plates=plates, draws_rows=draws_rows)
+        model, guide = (SizedPlates()(p) if self.sized.changed else p for p in (self.model, self.guide))
+        programs = read_contract(model, guide, modules, *traces, plates=plates, draws_rows=draws_rows)
         return replace(programs, nan=nan)
 
     def _run_with_particles(
@@ -248,19 +248,20 @@ class _Inspector:
 
         """
         rows = torch.arange(num_rows, device=args[0].device) % len(args[0])
-        plate = pyro.plate(PARTICLE_PLATE, _num_particles(num_rows), dim=-1 - programs.nesting)
+        num_particles = 2 if num_rows == 3 else 3  # cannot be mistaken for the number of rows
+        plate = pyro.plate(PARTICLE_PLATE, num_particles, dim=-1 - programs.nesting)
         try:
             draws = {}
             for name in programs.latents:
                 site = first.guide_trace.nodes[name]
-                values = (site["fn"](), site["value"], site["fn"]())[: plate.size]
+                values = (site["fn"](), site["value"], site["fn"]())[:num_particles]
                 z = torch.stack([from_pyro(programs, name, value)[:num_rows] for value in values])
                 draws[name] = to_pyro(programs, name, z, has_particles=True)
             model, guide = programs.bind(args, rows)
             guide_trace = poutine.trace(replace_draws(plate(guide), draws)).get_trace()
             self.ran.outputs.clear()
             model_trace = poutine.trace(poutine.condition(plate(model), data=draws)).get_trace()
-            second = _Run(guide_trace, model_trace, list(self.ran.outputs))
+            second = _Run(guide_trace, model_trace, list(self.ran.outputs), num_rows * num_particles)
             drawn = all(guide_trace.nodes[name]["fn"]().shape == z.shape for name, z in draws.items())
             agreement = drawn and _agree(programs, first, second, num_rows)
         except Exception:  # whatever fails with particles, the programs do not take them
@@ -268,9 +269,7 @@ class _Inspector:
         return agreement, second if agreement else None
 
 
-def _complete(
-    programs: ModelGuide, first: _Run, second: _Run | None, *, broadcasts: bool | None, num_rows: int
-) -> ModelGuide:
+def _complete(programs: ModelGuide, first: _Run, second: _Run | None, *, broadcasts: bool | None) -> ModelGuide:
     """Complete the structure with the run with particles; warn if particles cannot be an axis.
 
     The units of a data point are the elements of the largest output of a module in the model, as far as it grows
@@ -278,7 +277,7 @@ def _complete(
     """
     num_units = programs.num_elements
     if second is not None and len(first.outputs) == len(second.outputs):
-        num_more = num_rows * (_num_particles(num_rows) if broadcasts else 1) - programs.num_rows
+        num_more = second.num_rows - programs.num_rows
         growth = ((b - a) // num_more for a, b in zip(first.outputs, second.outputs, strict=True))
         num_units = max(num_units, *growth, 0)
     if broadcasts is False:
@@ -287,11 +286,6 @@ def _complete(
             "they run with their data repeated along the plate instead, which is right but slower"
         )
     return replace(programs, broadcasts=bool(broadcasts), num_units=num_units)
-
-
-def _num_particles(num_rows: int) -> int:
-    """Return a number of particles that cannot be mistaken for the number of rows."""
-    return 2 if num_rows == 3 else 3
 
 
 def _agree(programs: ModelGuide, first: _Run, second: _Run, num_rows: int) -> bool | None:
@@ -356,10 +350,15 @@ def _explain(error: Exception, args: tuple[Any, ...], modules: tuple[nn.Module, 
 class SizedPlates(Messenger):
     """Give a plate without a size, ``pyro.plate("data")``, the size of the batch axis that its sites have."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.changed = False  # whether there was such a plate
+
     def _pyro_sample(self, msg: Any) -> None:
         frames = msg["cond_indep_stack"]
         if not any(frame.size == UNKNOWN_SIZE for frame in frames):
             return
+        self.changed = True
         shape = getattr(msg["fn"], "batch_shape", ())
         sizes = {frame: shape[frame.dim] if len(shape) >= -frame.dim else 1 for frame in frames if frame.vectorized}
         msg["cond_indep_stack"] = tuple(

@@ -11,13 +11,14 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+import xarray
 from conftest import linear_gaussian, pair_of
 from matplotlib import pyplot
 from torch import Tensor
 
 from pyrovae.importance.sampling import particles
-from pyrovae.report import arviz_tree as tree
 from pyrovae.report import to_datatree
+from pyrovae.report.arviz_tree import to_netcdf
 from pyrovae.results import Particles
 
 with warnings.catch_warnings():
@@ -37,17 +38,14 @@ def test_resampled_draws_follow_the_posterior_and_arviz_reads_them(tmp_path: Pat
     truth = linear_gaussian()
     x = truth.sample(4)
     record = particles(*pair_of(truth, offset=0.2, widen=1.3), x, num_particles=20_000)
-    to_datatree(record, x).to_netcdf(tmp_path / "draws.nc", engine="h5netcdf")
-    back = arviz.from_netcdf(tmp_path / "draws.nc")
+    back = written(to_datatree(record, x), tmp_path)
     assert {"posterior", "log_likelihood", "sample_stats", "observed_data"} == groups(back)
     z = torch.as_tensor(back["posterior"]["z"].values)
-    assert back["posterior"]["z"].dims == ("chain", "draw", "datum", "z_dim")
     assert z.dtype == torch.float32
     exact = truth.posterior(x)
     assert torch.allclose(z.double().mean((0, 1)), exact.mean, atol=0.03)
     assert torch.allclose(z.double().var((0, 1)), exact.variance, rtol=0.08)
     assert torch.equal(torch.as_tensor(back["sample_stats"]["log_weights"].values[0]), record.log_weights)
-    assert back["sample_stats"]["log_weights"].dims == ("chain", "particle", "datum")
     assert torch.equal(torch.as_tensor(back["observed_data"]["x"].values), x)
     summary = arviz.summary(back, var_names=["z"], kind="stats")
     assert summary["mean"].astype(float).to_numpy() == pytest.approx(z.mean((0, 1)).flatten().tolist(), abs=0.01)
@@ -59,11 +57,17 @@ def groups(back: Any) -> set[str]:
     return {str(name).strip("/") for name in (found() if callable(found) else found)} - {""}
 
 
-def few(num: int = 3, *, size: int = 40, x: Tensor | None = None) -> tuple[Particles, Tensor]:
+def few(num: int = 3) -> tuple[Particles, Tensor]:
     """Return particles of a few images whose log-likelihood is the first of the two latent dimensions."""
-    z = torch.randn(size, num, 2)
-    record = Particles({"z": z}, torch.randn(size, num), z[..., 0].clone(), torch.randn(size, num))
-    return record, torch.randint(2, (num, 1, 4, 6)).double() if x is None else x
+    z = torch.randn(40, num, 2)
+    record = Particles({"z": z}, torch.randn(40, num), z[..., 0].clone(), torch.randn(40, num))
+    return record, torch.randint(2, (num, 1, 4, 6)).double()
+
+
+def written(made: xarray.DataTree, folder: Path) -> Any:
+    """Return a tree as ArviZ reads it from its file."""
+    (folder / "draws.nc").write_bytes(to_netcdf(made))
+    return arviz.from_netcdf(folder / "draws.nc")
 
 
 @pytest.mark.usefixtures("_plots")
@@ -79,31 +83,24 @@ def test_what_is_written_comes_back_and_arviz_plots_it(tmp_path: Path) -> None:
         num_draws=25,
         seed=3,
     )
-    (tmp_path / "evaluation.nc").write_bytes(tree.to_netcdf(made))
-    back = arviz.from_netcdf(tmp_path / "evaluation.nc")
-    assert groups(back) == {"posterior", "log_likelihood", "sample_stats", "observed_data", "constant_data"}
+    back = written(made, tmp_path)
+    datum = ("datum",)
     expected = {
         "posterior": {"z": ("chain", "draw", "datum", "z_dim")},
         "log_likelihood": {"x": ("chain", "draw", "datum")},
-        "sample_stats": {
-            "log_weights": ("chain", "particle", "datum"),
-            "khat": ("datum",),
-            "largest_weight": ("datum",),
-        },
+        "sample_stats": {"log_weights": ("chain", "particle", "datum"), "khat": datum, "largest_weight": datum},
         "observed_data": {"x": ("datum", "channel", "height", "width")},
-        "constant_data": {"covariates": ("datum", "covariates_dim"), "labels": ("datum",)},
+        "constant_data": {"covariates": ("datum", "covariates_dim"), "labels": datum},
     }
+    assert groups(back) == set(expected)
     for group, variables in expected.items():
         assert {name: back[group][name].dims for name in back[group].data_vars} == variables
         for name in variables:
             np.testing.assert_array_equal(back[group][name].values, made[group][name].values)
     assert back["posterior"]["z"].shape == (1, 25, 3, 2)
-    attributes = dict(back.attrs)
-    assert attributes["L_50"] == -20.25
-    assert (attributes["data_hash"], attributes["K"]) == ("ab", 40)
-    assert (attributes["seed"], attributes["num_particles"], attributes["num_data"]) == (3, 40, 3)
-    assert "bits_per_dimension" not in attributes
-    assert "data_left_out" not in attributes
+    given = {"L_50": -20.25, "data_hash": "ab", "K": 40}
+    own = {"inference_library": "pyrovae", "seed": 3, "num_particles": 40, "num_data": 3}
+    assert dict(back.attrs) == given | own
     assert len(arviz.summary(back, var_names=["z"], kind="stats")) == 6
     arviz.plot_forest(back, var_names=["z"])
     arviz.plot_pair(back, var_names=["z"], coords={"datum": 0})
@@ -125,7 +122,7 @@ def test_draws_and_their_log_likelihood_belong_together() -> None:
 def test_the_same_seed_gives_the_same_file() -> None:
     record, x = few()
     first, again, other = (to_datatree(record, x, seed=seed) for seed in (0, 0, 1))
-    assert tree.to_netcdf(first) == tree.to_netcdf(again)
+    assert to_netcdf(first) == to_netcdf(again)
     assert not np.array_equal(first["posterior"]["z"].values, other["posterior"]["z"].values)
 
 
@@ -142,22 +139,16 @@ def test_dimensions_have_names() -> None:
     for shape, dims in axes.items():
         made = to_datatree(record, torch.zeros(shape), covariates=[torch.eye(3), torch.zeros(3)])
         assert made["observed_data"]["x"].dims == ("datum", *dims)
-    lead = ("chain", "draw", "datum")
-    assert made["posterior"]["scale"].dims == lead
-    assert made["posterior"]["field"].dims == (*lead, "field_dim_0", "field_dim_1")
+    assert made["posterior"]["scale"].dims == ("chain", "draw", "datum")
+    assert made["posterior"]["field"].dims == ("chain", "draw", "datum", "field_dim_0", "field_dim_1")
     assert made["constant_data"]["covariates_0"].dims == ("datum", "covariates_0_dim")
     assert made["constant_data"]["covariates_1"].dims == ("datum",)
 
 
-def test_no_weight_no_draws(tmp_path: Path) -> None:
+def test_data_without_any_weight_leave_an_empty_tree(tmp_path: Path) -> None:
     zeros = torch.zeros(5, 2)
-    record = Particles({"z": zeros}, zeros, zeros - torch.tensor([0.0, torch.inf]), zeros)
-    with pytest.raises(ValueError, match=r"1 of 2 data have none \(rows 1\); leave them out"):
-        to_datatree(record, torch.zeros(2, 1))
     dead = Particles({"z": zeros}, zeros, torch.full_like(zeros, -torch.inf), zeros)
-    empty = to_datatree(dead, torch.zeros(2, 1), per_datum={"ESS": torch.ones(2)}, leave_out=True)
-    (tmp_path / "empty.nc").write_bytes(tree.to_netcdf(empty))
-    back = arviz.from_netcdf(tmp_path / "empty.nc")
+    back = written(to_datatree(dead, torch.zeros(2, 1), per_datum={"ESS": torch.ones(2)}, leave_out=True), tmp_path)
     assert back.attrs["data_left_out"] == "0, 1"
     assert back["posterior"]["z"].shape == (1, 5, 0)
 
@@ -167,23 +158,17 @@ def test_data_without_weight_are_left_out_and_named(tmp_path: Path) -> None:
     record.log_prior[:, 1] = -torch.inf
     record.log_prior[3, 3] = torch.nan
     record.log_prior[2, 4] = -torch.inf  # one particle only
-    made = to_datatree(
-        record,
-        x,
-        covariates=[torch.arange(5.0)],
-        labels=torch.arange(5),
-        per_datum={"ESS": torch.arange(5.0)},
-        leave_out=True,
-    )
-    (tmp_path / "evaluation.nc").write_bytes(tree.to_netcdf(made))
-    back = arviz.from_netcdf(tmp_path / "evaluation.nc")
+    with pytest.raises(ValueError, match=r"2 of 5 data have none \(rows 1, 3\); leave them out"):
+        to_datatree(record, x)
+    rows = torch.arange(5)
+    made = to_datatree(record, x, covariates=[rows.double()], labels=rows, per_datum={"ESS": rows}, leave_out=True)
+    back = written(made, tmp_path)
     assert back.attrs["data_left_out"] == "1, 3"
     assert back.attrs["num_data"] == 5
-    for group in ("posterior", "log_likelihood", "sample_stats", "observed_data", "constant_data"):
+    for group in groups(back):
         assert back[group]["datum"].values.tolist() == [0, 2, 4]
-    assert back["constant_data"]["labels"].values.tolist() == [0, 2, 4]
-    assert back["constant_data"]["covariates"].values.tolist() == [0, 2, 4]
-    assert back["sample_stats"]["ESS"].values.tolist() == [0, 2, 4]
+    for group, name in (("constant_data", "labels"), ("constant_data", "covariates"), ("sample_stats", "ESS")):
+        assert back[group][name].values.tolist() == [0, 2, 4]
     assert np.array_equal(back["observed_data"]["x"].values, x[[0, 2, 4]])
     lost = record.log_likelihood[2, 4].item()
     assert lost not in back["log_likelihood"]["x"].sel(datum=4).values

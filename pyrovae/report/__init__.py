@@ -24,15 +24,19 @@ No function uses pyplot or changes matplotlib's settings.
 """
 
 from pyrovae.report.arviz_tree import to_datatree
-from pyrovae.report.bound_figures import forest, ladder, waterfall
+from pyrovae.report.bound_figures import forest, kl_by_site, ladder, rate_distortion, waterfall
 from pyrovae.report.diagnostic_figures import kl_per_unit, training_curves, weight_histograms
-from pyrovae.report.image_figures import interpolations, manifold, reconstructions, samples, thumbnails, traversals
+from pyrovae.report.image_figures import (
+    interpolations,
+    manifold,
+    pixel_scale,
+    reconstructions,
+    samples,
+    thumbnails,
+    traversals,
+)
 from pyrovae.report.latent_figures import latent_space
-from pyrovae.report.pixel_scale_figure import pixel_scale
-from pyrovae.report.rate_distortion_figure import rate_distortion
-from pyrovae.report.report_files import read_report, write_report
-from pyrovae.report.run_comparison import compare
-from pyrovae.report.site_figures import kl_by_site
+from pyrovae.report.report_files import compare, read_report, write_report
 from pyrovae.report.style import picture_file
 
 __all__ = [

@@ -112,22 +112,11 @@ def to_datatree(
 
 
 def to_netcdf(tree: xarray.DataTree) -> bytes:
-    """Return a tree as the content of a compressed netCDF file; the same tree gives the same bytes.
-
-    Raises:
-        ValueError: if there is no space for a temporary file.
-
-    """
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "tree.nc"
-            tree.to_netcdf(path, engine="h5netcdf")
-            return path.read_bytes()
-    except OSError as error:
-        raise ValueError(
-            f"netCDF goes through a temporary file, which cannot be written ({error.strerror or error}); free space, "
-            "or set TMPDIR to another folder"
-        ) from None
+    """Return a tree as the content of a compressed netCDF file; the same tree gives the same bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tree.nc"
+        tree.to_netcdf(path, engine="h5netcdf")
+        return path.read_bytes()
 
 
 def _usable_rows(log_weights: Tensor, *, leave_out: bool) -> Tensor:

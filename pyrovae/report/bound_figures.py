@@ -1,17 +1,19 @@
-"""Figures of bounds on log p(x): the ladder over K, the steps of the gap, and differences of models."""
+"""Figures of bounds on log p(x): the ladder over K, the steps of the gap, the terms of the ELBO, and differences."""
 
 from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from pyrovae.report.style import (
+    DASHES,
     DOTTED,
     FAINT,
     FIRST,
@@ -22,9 +24,11 @@ from pyrovae.report.style import (
     dress,
     legend_below,
     minus_signs,
+    panel,
     styled,
 )
 from pyrovae.results import ComparisonTable, Estimate, Evaluation, Gaps
+from pyrovae.results.comparability import require_comparable
 from pyrovae.results.tables import printable
 
 TICKS = 9  # labels that fit on the axis of K
@@ -36,10 +40,16 @@ BROAD: dict[str, Any] = {"linewidth": 7, "alpha": 0.25}
 THIN: dict[str, Any] = {"fmt": "none", "ecolor": INK, "elinewidth": 1.2, "capsize": 3, "zorder": 4}
 BAR, LINE = 0.62, 0.40  # width of a step's bar, half the width of a bound's line
 LETTERS = 15  # letters of a line below the axis of steps
+MARKERS = ("s", "^", "D", "v", "P", "X", "*", "<", ">")
+PLACE = 0.8  # of the value on a line of equal ELBO, from its upper end
+SHORTEST = 0.15  # width of a line of equal ELBO with a value, as a share of the axis
+NAMED_SITES, SITE_NAMES = 12, 8  # sites with a bar and a name each; names below the axis of more sites
+LOGARITHMIC = 100  # ratio of the KL of many sites from which the axis is logarithmic
+SITE_COLORS = (PALETTE[0], PALETTE[6], PALETTE[4], PALETTE[3])
 
 
 @styled
-def ladder(evaluation: Evaluation, extra: Sequence[Estimate] = ()) -> Figure:
+def ladder(evaluation: Evaluation, extra: Sequence[Estimate] = (), *, ax: Axes | None = None) -> Figure:
     """Draw the ELBO and the IWAE bounds L_K over K, and beside them the paired gain of each L_K over the ELBO.
 
     Thin bars are Monte Carlo standard errors, broad light ones standard errors over the data. Most of the latter is
@@ -48,6 +58,7 @@ def ladder(evaluation: Evaluation, extra: Sequence[Estimate] = ()) -> Figure:
     Args:
         evaluation: estimates in nats per datum.
         extra: AIS on the same data, drawn to the right of the ladder.
+        ax: axes to draw the bounds into, without the gains, title and legend; None for a new figure.
 
     Raises:
         ValueError: if another estimate is given, such as the jackknife, which is not a bound.
@@ -61,15 +72,15 @@ def ladder(evaluation: Evaluation, extra: Sequence[Estimate] = ()) -> Figure:
     iwae, elbo = evaluation.iwae, evaluation.elbo
     annealed = [estimate for estimate in extra if estimate.value is not None]
     gains = [Estimate("IWAE", b.num_particles, *evaluation.gains.get(b.label, (None, None)), None) for b in iwae]
-    paired = any(gain.value is not None for gain in gains)
+    paired = ax is None and any(gain.value is not None for gain in gains)
     ks = [bound.num_particles for bound in iwae] or [elbo.num_particles]
     step = (max(ks) / min(ks)) ** (1 / 4) if len(set(ks)) > 1 else 4.0  # factor from the ladder to a place beside it
-    figure = blank(9.0 if paired else 4.9, 3.8)
-    data = f"{printable(evaluation.data)}, {evaluation.num_data:,} data"
-    figure.suptitle(data, x=0.012, ha="left", parse_math=False)
-
-    title = f"Lower bounds on log {evaluation.density} (nats per datum)"
-    axes = dress(figure.add_subplot(1, 1 + paired, 1), title=title, grid=True)
+    if ax is None:
+        figure = blank(9.0 if paired else 4.9, 3.8)
+        data = f"{printable(evaluation.data)}, {evaluation.num_data:,} data"
+        figure.suptitle(data, x=0.012, ha="left", parse_math=False)
+    axes = figure.add_subplot(1, 1 + paired, 1) if ax is None else ax
+    dress(axes, title="" if ax else f"Lower bounds on log {evaluation.density} (nats per datum)", grid=True)
     _draw_points(axes, [min(ks) / step], [elbo], color=SECOND, label="ELBO")
     if annealed:
         _draw_points(axes, [max(ks) * step] * len(annealed), annealed, color=PALETTE[4], label=ANNEALED)
@@ -77,8 +88,9 @@ def ladder(evaluation: Evaluation, extra: Sequence[Estimate] = ()) -> Figure:
     if elbo.value is not None:
         axes.axhline(elbo.value, **DOTTED | {"color": SECOND, "zorder": 1})
     _set_particle_axis(axes, ks, step=step, first="ELBO", last=ANNEALED if annealed else "")
+    if ax is not None:
+        return ax.figure.figure
     legend_below(figure, ["ELBO", LADDER, ANNEALED, MONTE_CARLO, OVER_DATA], columns=5 if paired else 2)
-
     if paired:
         title = "Paired gain of $L_K$ over the ELBO (nats per datum)"
         axes = dress(figure.add_subplot(1, 2, 2), title=title, grid=True)
@@ -125,7 +137,7 @@ def _set_particle_axis(axes: Axes, ks: Sequence[int], *, step: float, first: str
 
 
 @styled
-def waterfall(gaps: Gaps) -> Figure:
+def waterfall(gaps: Gaps, *, ax: Axes | None = None) -> Figure:
     """Draw the steps from the ELBO of the guide up to the tightest bound, and their total.
 
     Bounds are short lines, steps are bars between them; the bar of a negative step hangs down. Thin bars are standard
@@ -134,6 +146,7 @@ def waterfall(gaps: Gaps) -> Figure:
 
     Args:
         gaps: bounds and steps in nats per datum.
+        ax: axes to draw into, without title and legend; None for a new figure.
 
     Raises:
         ValueError: if a bound has no value.
@@ -142,9 +155,7 @@ def waterfall(gaps: Gaps) -> Figure:
     elbo, refined, bound = (_level(estimate) for estimate in (gaps.elbo, gaps.refined, gaps.bound))
     size = max(abs(gaps.total.value or 0.0), _error(gaps.total)[0] or 0.0)
     digits = min(5, max(2, 1 - math.floor(math.log10(size)))) if size > 0 else 2  # for two significant digits
-    figure = blank(7.2, 4.2)
-    figure.suptitle(f"{printable(gaps.data)}, {gaps.num_data:,} data", x=0.012, ha="left", parse_math=False)
-    axes = dress(figure.add_subplot(), title="Where the gap comes from (nats per datum)", grid=True)
+    figure, axes = panel(ax, 7.2, 4.2, title="Where the gap comes from (nats per datum)", grid=True)
     axes.ticklabel_format(axis="y", useOffset=False)
     for place, level, end in ((0, elbo, 5), (2, refined, 3), (4, bound, 5)):
         axes.hlines(level, place - LINE, end + BAR / 2, zorder=1, **DOTTED)
@@ -167,14 +178,18 @@ def waterfall(gaps: Gaps) -> Figure:
         hatched: dict[str, Any] = {"facecolor": FIRST, "edgecolor": "white", "hatch": "////", "linewidth": 0.0}
         inside = min(max(part, 0.0), max(refined - elbo, 0.0))
         axes.bar(1, inside, BAR, bottom=elbo, label=labels[0], zorder=2.5, **hatched)
-    legend_below(figure, labels, columns=2)
-    names = {"ELBO": elbo, "Amortization gap": None, "Refined Gaussian": refined, "Approximation gap": None}
-    names |= {gaps.bound.label: bound, "Total gap": None}
-    axes.set_xticks(range(6), [_tick_label(*item, digits) for item in names.items()], parse_math=False)
+    names = ["ELBO", "Amortization gap", "Refined Gaussian", "Approximation gap", gaps.bound.label, "Total gap"]
+    names = ["\n".join(textwrap.wrap(name, LETTERS)) for name in names]
+    for place, level in ((0, elbo), (2, refined), (4, bound)):
+        names[place] += "\n" + minus_signs(f"{level:.{digits}f}")
+    axes.set_xticks(range(6), names, parse_math=False)
     axes.tick_params(axis="x", length=0)
     axes.set_xlim(-0.6, 5.6)
     low, high = axes.get_ylim()
     axes.set_ylim(low - 0.02 * (high - low), high + 0.09 * (high - low))
+    if ax is None:
+        figure.suptitle(f"{printable(gaps.data)}, {gaps.num_data:,} data", x=0.012, ha="left", parse_math=False)
+        legend_below(figure, labels, columns=2)
     return figure
 
 
@@ -196,19 +211,15 @@ def _signed(step: Estimate, digits: int) -> str:
     return minus_signs(f"{step.value:+.{digits}f}") + ("" if error is None else f" ± {error:.{digits}f}")
 
 
-def _tick_label(name: str, value: float | None, digits: int) -> str:
-    number = [] if value is None else [minus_signs(f"{value:.{digits}f}")]
-    return "\n".join([*textwrap.wrap(name, LETTERS), *number])
-
-
 @styled
-def forest(block: ComparisonTable) -> Figure | None:
+def forest(block: ComparisonTable, *, ax: Axes | None = None) -> Figure | None:
     """Draw the difference of the bound of each model to the reference, paired datum by datum.
 
     Bars are 95 % intervals. A circle is open where the interval contains 0, or where a single datum has no interval.
 
     Args:
         block: models that may be compared, from `pyrovae.results.compare`.
+        ax: axes to draw into, without the title; None for a new figure.
 
     Returns:
         The figure, or None if no model has a difference.
@@ -217,11 +228,11 @@ def forest(block: ComparisonTable) -> Figure | None:
     rows = [(row.name, row.difference) for row in block.rows if row.difference and row.difference.mean is not None]
     if not rows:
         return None
-    figure = blank(7.0, 1.15 + 0.34 * len(rows))
     bound = block.rows[0].bound
     label = f"$L_{{{bound.num_particles}}}$" if bound.name == "IWAE" else bound.label
-    axes = dress(figure.add_subplot(), title=f"{label} minus that of the reference (nats per datum, 95 % intervals)")
-    axes.axvline(0.0, color=FAINT, linewidth=1.0, linestyle=(0, (4, 3)))
+    title = f"{label} minus that of the reference (nats per datum, 95 % intervals)"
+    figure, axes = panel(ax, 7.0, 1.15 + 0.34 * len(rows), title=title)
+    axes.axvline(0.0, color=FAINT, linewidth=1.0, linestyle=DASHES)
     for row, (_, change) in enumerate(rows):
         text, low, high = f"{change.mean:+.3f}", change.low, change.high
         if low is not None and high is not None:
@@ -235,4 +246,132 @@ def forest(block: ComparisonTable) -> Figure | None:
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel(f"Difference to {printable(block.reference)}", parse_math=False)
     axes.margins(x=0.08)
+    return figure
+
+
+@styled
+def rate_distortion(
+    points: Mapping[str, Evaluation | tuple[float, float]], *, curve: Sequence[str] = (), ax: Axes | None = None
+) -> Figure:
+    """Draw models by their rate, the KL, and their distortion, minus the reconstruction, with lines of equal ELBO.
+
+    The ELBO is minus the sum of both. ``objectives.ELBO(beta=beta)`` minimizes ``distortion + beta * rate``: the best
+    models lie on a curve with slope -beta, which touches the line of the highest ELBO at beta = 1.
+
+    *Fixing a broken ELBO (Alemi et al. 2018)*, https://arxiv.org/abs/1711.00464
+
+    Args:
+        points: evaluations of the same data, or pairs (rate, distortion) in nats per datum, by the name of the model.
+        curve: names of models to join by a line, in this order; the others have an entry in the legend each.
+        ax: axes to draw into, without title and legend; None for a new figure.
+
+    Raises:
+        ValueError: if evaluations may not be compared, one has no KL or reconstruction, a pair is not two finite
+            numbers with a rate >= 0, or a name of the curve is not among the points.
+
+    """
+    if unknown := [name for name in curve if name not in points]:
+        raise ValueError(f"`curve` names points, {', '.join(points)}, but received {', '.join(unknown)}")
+    require_comparable({name: point for name, point in points.items() if isinstance(point, Evaluation)})
+    pairs = {name: _rate_and_distortion(name, point) for name, point in points.items()}
+    figure, axes = panel(ax, 6.4, 5.0, title="Rate and distortion, with lines of equal ELBO")
+    axes.set_xlabel("Rate: KL (nats per datum)")
+    axes.set_ylabel("Distortion: \N{MINUS SIGN}reconstruction (nats per datum)")
+    if curve:
+        axes.plot(*zip(*(pairs[name] for name in curve), strict=True), "-o", color=FIRST, markersize=5, linewidth=1.4)
+    for name in curve:
+        axes.annotate(name, pairs[name], xytext=(6, 4), textcoords="offset points", fontsize=9)
+    others = [name for name in points if name not in curve]
+    for i, name in enumerate(others):
+        color, marker = PALETTE[1 + i % (len(PALETTE) - 1)], MARKERS[i % len(MARKERS)]
+        axes.plot(*pairs[name], marker, color=color, markersize=7, fillstyle="none", markeredgewidth=1.6, label=name)
+    axes.margins(0.12)
+    axes.set_xlim(left=max(axes.get_xlim()[0], -0.02 * axes.get_xlim()[1]))  # a KL is not negative
+    _draw_elbo_lines(axes)
+    if ax is None and others:
+        legend_below(figure, others, columns=3)
+    return figure
+
+
+def _rate_and_distortion(name: str, point: Evaluation | tuple[float, float]) -> tuple[float, float]:
+    if isinstance(point, Evaluation):
+        if point.kl.value is None or point.reconstruction.value is None:
+            raise ValueError(f"{name!r} has no KL or no reconstruction: {point.kl.why or point.reconstruction.why}")
+        return point.kl.value, -point.reconstruction.value
+    rate, distortion = map(float, point)
+    if not 0 <= rate < math.inf or not math.isfinite(distortion):
+        raise ValueError(f"{name!r} is not an evaluation or two finite numbers, rate >= 0 and distortion, got {point}")
+    return rate, distortion
+
+
+def _draw_elbo_lines(axes: Axes) -> None:
+    """Draw lines of equal ELBO within the limits of the axes, each with its value near its lower end."""
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    x, y = np.linspace(left, right, 99), np.linspace(bottom, top, 99)
+    lines = axes.contour(x, y, -(x + y[:, None]), levels=10, colors=FAINT, linewidths=0.7, linestyles="dashed")
+    places = []  # of the values
+    for elbo in lines.levels:
+        low, high = max(left, -elbo - top), min(right, -elbo - bottom)  # ends of the line in x
+        if high - low > SHORTEST * (right - left):
+            at = low + PLACE * (high - low)
+            places.append((at, -elbo - at))
+    axes.clabel(lines, fmt=lambda elbo: minus_signs(f"{elbo:g}"), fontsize=8, manual=places)
+
+
+@styled
+def kl_by_site(evaluations: Evaluation | Mapping[str, Evaluation], *, ax: Axes | None = None) -> Figure | None:
+    """Draw the KL of each latent site in the order of the guide, nats per datum, with its standard error over the data.
+
+    Args:
+        evaluations: estimates of a model with several latent sites, or of several such models by name. Models are drawn
+            side by side, and have the same sites.
+        ax: panel to draw into; None for a new figure.
+
+    Returns:
+        The figure, or None if no model has several latent sites.
+
+    Raises:
+        ValueError: if the sites differ.
+
+    """
+    given = {"": evaluations} if isinstance(evaluations, Evaluation) else evaluations
+    models = {name: evaluation.kl_by_site for name, evaluation in given.items() if evaluation.kl_by_site}
+    if not models:
+        return None
+    names = list(next(iter(models.values())))
+    for label, sites in models.items():
+        if list(sites) != names:
+            raise ValueError(
+                f"the models must have the same latent sites, got {len(names)} ({', '.join(names[:3])}, ...) and "
+                f"{len(sites)} ({', '.join(list(sites)[:3])}, ...) of {label}; draw each into a panel of its own"
+            )
+    figure, axes = panel(ax, 7.0, 3.4, grid=True)
+    axes.set_title("KL of each latent site (nats per datum)")
+    places = range(1, len(names) + 1)
+    many = len(names) > NAMED_SITES
+    for number, (label, sites) in enumerate(models.items()):
+        color = SITE_COLORS[number % len(SITE_COLORS)]
+        values = [math.nan if estimate.value is None else estimate.value for estimate in sites.values()]
+        errors = [estimate.se_data or 0.0 for estimate in sites.values()]
+        style: dict[str, Any] = {"color": color, "label": label or None}
+        if many:
+            axes.plot(places, values, linewidth=1.4, linestyle="--" if number % 2 else "-", **style)
+            low, high = ([v + sign * e for v, e in zip(values, errors, strict=True)] for sign in (-1, 1))
+            axes.fill_between(places, low, high, color=color, alpha=0.25, linewidth=0)
+        else:
+            width = 0.8 / len(models)
+            shifted = [place + width * (number - (len(models) - 1) / 2) for place in places]
+            axes.bar(shifted, values, width, yerr=errors, error_kw={"elinewidth": 1.2, "capsize": 3}, **style)
+    drawn = [estimate.value for sites in models.values() for estimate in sites.values() if estimate.value is not None]
+    if many and min(drawn, default=0.0) > 0 and max(drawn) > LOGARITHMIC * min(drawn):
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    shown = list(range(len(names)))
+    if many:
+        axes.set_xlim(1, len(names))
+        shown = sorted({round(i * (len(names) - 1) / (SITE_NAMES - 1)) for i in range(SITE_NAMES)})
+    axes.set_xticks([i + 1 for i in shown], [printable(names[i]) for i in shown], parse_math=False)
+    if len(models) > 1:
+        axes.legend()
     return figure

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from torch import Tensor
 
 from pyrovae.report.style import (
+    DASHES,
     DOTTED,
     FAINT,
     FIRST,
@@ -22,6 +23,7 @@ from pyrovae.report.style import (
     dress,
     legend_below,
     minus_signs,
+    panel,
     styled,
 )
 from pyrovae.results import Epoch, History
@@ -61,7 +63,7 @@ def training_curves(history: History) -> Figure:
         axes.set_xlabel("Epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, steps=[1, 2, 5, 10], min_n_ticks=1))
         if history.best_epoch != numbers[-1]:
-            axes.axvline(history.best_epoch, color=FAINT, linewidth=1, linestyle=(0, (4, 3)), label=best)
+            axes.axvline(history.best_epoch, color=FAINT, linewidth=1, linestyle=DASHES, label=best)
         line: dict[str, Any] = {"linewidth": 1.4, "marker": "o" if len(numbers) <= 12 else "", "markersize": 4}
         for values, label, color in zip(both, ("Training", "Validation"), (FIRST, SECOND), strict=True):
             if _any_finite(values):
@@ -146,10 +148,10 @@ def weight_histograms(per_datum: Mapping[str, Tensor], *, threshold: float | Non
 
 def _draw_khat(axes: Axes, values: Tensor, finite: Tensor, threshold: float | None) -> list[str]:
     available = values[~values.isnan()]
-    share = (
-        "" if threshold is None or not len(available) else percent((available > threshold).double().mean().item(), 0)
-    )
-    axes.set_title(f"k-hat: {share} above {threshold:.2f}" if share else "k-hat")
+    title = "k-hat"
+    if threshold is not None and len(available):
+        title += f": {percent((available > threshold).double().mean().item(), 0)} above {threshold:.2f}"
+    axes.set_title(title)
     if not len(finite):
         return []
     num_far = int((finite > FARTHEST).sum())
@@ -215,6 +217,7 @@ def kl_per_unit(
     *,
     variance: Tensor | None = None,
     threshold: float | None = None,
+    ax: Axes | None = None,
 ) -> Figure | None:
     """Draw the mean KL of each latent unit over the data, from the largest to the smallest, and which are active.
 
@@ -229,6 +232,7 @@ def kl_per_unit(
         active: ``(D,)``, whether each unit is active.
         variance: ``(D,)``, drawn if there is no KL.
         threshold: variance above which a unit is active.
+        ax: axes to draw into, without title and legend; None for a new figure.
 
     Returns:
         The figure, or None if no unit has a finite value.
@@ -243,12 +247,11 @@ def kl_per_unit(
         return None
     order = finite[values[finite].argsort(descending=True, stable=True)]
     missing = len(values) - len(order)
-    figure = blank(min(max(0.36 * len(order) + 1.2, 5.6), 9.0), 3.5)
     title = f"{len(order)} latent unit{'s' if len(order) > 1 else ''} by "
     title += "mean KL (nats)" if kl is not None else "variance of the posterior mean over the data"
     title += f", {values[finite].sum().item():.2f} nats together" if kl is not None and len(order) > 1 else ""
     title += f"\n{missing} without a finite value left out" if missing else ""
-    axes = dress(figure.add_subplot(), title=title, grid=True)
+    figure, axes = panel(ax, min(max(0.36 * len(order) + 1.2, 5.6), 9.0), 3.5, title=title, grid=True)
     axes.set_ylabel("Mean KL (nats)" if kl is not None else "Variance")
     values, active = values[order], active[order]
     positive = values[values > 0]
@@ -266,7 +269,8 @@ def kl_per_unit(
         if threshold is not None:
             axes.axhline(threshold, label=f"Threshold {threshold:g}", **DOTTED)
     _set_unit_axis(axes, [printable(names[unit]) for unit in order.tolist()])
-    legend_below(figure, axes.get_legend_handles_labels()[1])
+    if ax is None:
+        legend_below(figure, axes.get_legend_handles_labels()[1])
     return figure
 
 

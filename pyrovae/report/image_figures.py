@@ -1,4 +1,4 @@
-"""Figures of data and the model: reconstructions, samples, traversals, interpolations and the hardest data."""
+"""Figures of data and the model: reconstructions, samples, paths through latent space, and the hardest data."""
 
 from __future__ import annotations
 
@@ -23,13 +23,15 @@ from pyrovae.report.latent_dimensions import (
 )
 from pyrovae.report.panels import draw_rows, draw_scatters, draw_tiles, image_limits, is_image
 from pyrovae.report.style import minus_signs, styled
-from pyrovae.runtime.annotations import PositiveInt, Range
-from pyrovae.runtime.context import module_mode
+from pyrovae.runtime.annotations import PositiveFloat, PositiveInt, Range
+from pyrovae.runtime.context import forked_random, module_mode
 from pyrovae.vae import VAE
 
 POINTS = 2000  # tabular data in a scatter
 REACH = 2.5  # standard deviations of the prior that a traversal extends to either side
 SHORT = 10  # letters of a condition that fit below a tile
+DRAWS = 200  # of a standard deviation without a formula
+SHARE = 0.02  # share of pixels whose standard deviation may exceed the limit
 
 
 @styled
@@ -282,6 +284,55 @@ def interpolations(
 
 
 @styled
+@torch.no_grad()
+def pixel_scale(
+    vae: VAE,
+    x: Tensor,
+    *,
+    covariates: Sequence[Tensor] = (),
+    num: PositiveInt = 8,
+    limit: PositiveFloat | None = None,
+    ax: Axes | None = None,
+) -> Figure | None:
+    """Draw data, E[x | z] and the standard deviation of each pixel given z, at the posterior mean z of each datum.
+
+    Standard deviations are drawn from white, 0, to black; their range is given below. To compare models, give all of
+    them the same limit. Without a formula, 200 draws give the standard deviation. None for data that are not images.
+
+    Args:
+        vae: model.
+        x: ``(N, *x_shape)``; images are ``(C, H, W)`` with C of 1 or 3, or ``(H, W)``.
+        covariates: ``(N, ...)`` each, of a conditional model.
+        num: number of images, the first ones.
+        limit: smallest standard deviation drawn black, in units of x; None for one that 2 % of the pixels exceed.
+        ax: axes to draw into, without the title; None for a new figure.
+
+    """
+    if not is_image(vae):
+        return None
+    x, *given = (first_rows(tensor, num).to(device_of(vae)) for tensor in (x, *covariates))
+    with module_mode([vae], training=False):
+        p_x = vae.decode(vae.encode(x, *given).mean, *given)
+    try:
+        mean, scale = p_x.mean.cpu(), p_x.stddev.cpu()
+    except NotImplementedError:
+        with forked_random(0, device_of(vae)):
+            mean, scale = p_x.mean.cpu(), p_x.sample((DRAWS,)).std(0).cpu()
+    low, high = limits = image_limits(vae, x.cpu())
+    black = scale.quantile(1 - SHARE).item() if limit is None else limit
+    shades = low + (high - low) * (scale / black).clamp(max=1)
+    symbol = _mean_symbol(given)
+    return draw_tiles(
+        torch.stack([x.cpu(), mean, shades]),
+        limits=limits,
+        title="Data, their reconstructions, and the standard deviation of each pixel given z",
+        row_labels=["Data $x$", symbol, symbol.replace("E", "sd")],
+        note=f"$sd$ from {scale.min():.3f} to {scale.max():.3f}; black is {black:.3f} or more",
+        ax=ax,
+    )
+
+
+@styled
 def thumbnails(
     vae: VAE,
     x: Tensor,
@@ -290,6 +341,7 @@ def thumbnails(
     covariates: Sequence[Tensor] = (),
     num: PositiveInt = 10,
     what: str = "k-hat",
+    ax: Axes | None = None,
 ) -> Figure | None:
     """Draw the data with the largest values of a diagnostic, with value and row below each; tabular data as a table.
 
@@ -300,6 +352,7 @@ def thumbnails(
         covariates: ``(N, ...)`` each, of a conditional model.
         num: maximum number of data.
         what: name of the values.
+        ax: axes to draw into, without the title; None for a new figure.
 
     Returns:
         The figure, or None if every value is NaN.
@@ -317,7 +370,8 @@ def thumbnails(
     note = f"{missing:,} {'data' if missing > 1 else 'datum'} without {what} left out" if missing else ""
     named = list(zip(rows.tolist(), _numbers(values[rows]), strict=True))
     if not is_image(vae):
-        return draw_rows(x, rows=rows, names=[f"#{row}  {value}" for row, value in named], title=title, note=note)
+        names = [f"#{row}  {value}" for row, value in named]
+        return draw_rows(x, rows=rows, names=names, title=title, note=note, ax=ax)
     chosen = x[rows.to(x.device)].cpu()
     labels = [f"{value}\n#{row}" for row, value in named]
     column_labels = _with_conditions(labels, covariates, rows)
@@ -328,6 +382,7 @@ def thumbnails(
         row_labels=[f"{what} and\nrow below" if column_labels == labels else f"{what}, row\nand c below"],
         column_labels=column_labels,
         note=note,
+        ax=ax,
     )
 
 
@@ -342,13 +397,7 @@ def spread(values: Tensor, num: int) -> Tensor:
 
 
 def condition(covariates: Sequence[Tensor], row: int) -> str:
-    """Return the covariates of one datum in a word or two: the class of a one-hot row, or at most two numbers.
-
-    Args:
-        covariates: ``(N, ...)`` each.
-        row: row of the datum.
-
-    """
+    """Return the covariates ``(N, ...)`` of one datum in a word: the class of a one-hot row, or at most two numbers."""
     values = torch.cat([covariate[row].flatten().cpu().double() for covariate in covariates])
     if len(values) > 1 and bool(((values == 0) | (values == 1)).all()) and values.sum() == 1:
         return f"class {int(values.argmax())}"

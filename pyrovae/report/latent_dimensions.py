@@ -29,14 +29,7 @@ def device_of(vae: VAE) -> torch.device:
 
 @torch.no_grad()
 def encode(vae: VAE, x: Tensor, covariates: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of q(z | x) for each datum, each ``(N, D)``, on the CPU.
-
-    Args:
-        vae: model.
-        x: ``(N, *x_shape)``.
-        covariates: ``(N, ...)`` each, of a conditional model.
-
-    """
+    """Return mean and standard deviation of q(z | x) for each datum ``(N, *x_shape)``, each ``(N, D)``, on the CPU."""
     moments = []
     with module_mode([vae], training=False):
         for args in zip(*(tensor.split(ROWS) for tensor in (x, *covariates)), strict=True):
@@ -53,18 +46,11 @@ def first_rows(tensor: Tensor, num: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Importance:
-    """Importance of each latent dimension for the data.
+    """Importance of each latent dimension for the data."""
 
-    Attributes:
-        values: ``(D,)``.
-        name: name of the values.
-        form: format of a value.
-
-    """
-
-    values: Tensor
-    name: str
-    form: str
+    values: Tensor  # (D,)
+    name: str  # of the values
+    form: str  # format of a value
 
     @property
     def ranked(self) -> list[int]:
@@ -125,14 +111,9 @@ def prior_draws(vae: VAE, covariates: Sequence[Tensor] = ()) -> Tensor:
 
 
 def prior_moments(vae: VAE, covariates: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of each latent dimension under the prior, ``(D,)`` each.
+    """Return mean and standard deviation of each latent dimension under the prior, ``(D,)`` each, given one datum.
 
     The moments of a diagonal normal are exact, others are moments of draws.
-
-    Args:
-        vae: model.
-        covariates: ``(1, ...)`` each, of one datum.
-
     """
     normal = normal_prior(vae, covariates)
     if normal is not None:
@@ -144,14 +125,7 @@ def prior_moments(vae: VAE, covariates: Sequence[Tensor] = ()) -> tuple[Tensor, 
 
 
 def prior_quantiles(vae: VAE, probabilities: Tensor, covariates: Sequence[Tensor] = ()) -> Tensor:
-    """Return quantiles of each latent dimension under the prior, ``(P, D)``; of draws if it is not a diagonal normal.
-
-    Args:
-        vae: model.
-        probabilities: ``(P,)``, between 0 and 1.
-        covariates: ``(1, ...)`` each, of one datum.
-
-    """
+    """Return quantiles ``(P, D)`` of each latent dimension under the prior, for one datum and P probabilities."""
     normal = normal_prior(vae, covariates)
     if normal is None:
         return prior_draws(vae, covariates).quantile(probabilities.double(), dim=0)
@@ -160,12 +134,7 @@ def prior_quantiles(vae: VAE, probabilities: Tensor, covariates: Sequence[Tensor
 
 
 def check_dims(dims: Sequence[int], latent_dim: int) -> list[int]:
-    """Return the dimensions of a figure if they are one or two different ones of a model.
-
-    Raises:
-        ValueError: if they are not.
-
-    """
+    """Return the dimensions of a figure; raise a ValueError if they are not one or two different ones of a model."""
     if not 1 <= len(set(dims)) == len(dims) <= 2 or not all(0 <= dim < latent_dim for dim in dims):
         raise ValueError(
             f"`dims` must be one or two different latent dimensions from 0 to {latent_dim - 1}, got {tuple(dims)}"

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyrovae.report.latent_dimensions import check_dims, encode, latent_importance, normal_prior, prior_draws
-from pyrovae.report.style import FAINT, INK, PALETTE, dress, legend_below, panel, styled
+from pyrovae.report.style import DASHES, FAINT, INK, PALETTE, legend_below, panel, styled
 from pyrovae.runtime.annotations import NonNegativeInt
 from pyrovae.vae import VAE
 
@@ -25,7 +25,7 @@ CELLS, BANDWIDTH = 128, 3.0  # grid for the counts of prior draws, and their smo
 ANGLE = torch.linspace(0, 2 * math.pi, 181, dtype=torch.float64)
 CIRCLE = torch.stack([ANGLE.cos(), ANGLE.sin()], 1)  # (181, 2), of radius 1
 SHARES = (1 - math.exp(-0.5), 1 - math.exp(-2.0))  # of a normal in the plane, within one and two standard deviations
-DASHED: dict[str, Any] = {"color": INK, "alpha": 0.7, "linewidth": 0.9, "linestyle": (0, (4, 3))}
+DASHED: dict[str, Any] = {"color": INK, "alpha": 0.7, "linewidth": 0.9, "linestyle": DASHES}
 CIRCLES, REGIONS = "Prior, one and two standard deviations", "Prior, where 39 % and 86 % of its draws lie"
 ELLIPSES = "Posterior, one standard deviation"
 
@@ -84,8 +84,7 @@ def latent_space(
         names = [f"z[{dim}]  ({importance.text(dim)})" for dim in dims]
     else:
         names = [f"z[{dim}]  ({importance.name}: {importance.text(dim).removeprefix('ratio ')})" for dim in dims]
-    figure, axes = panel(ax, 6.4, 4.0 if len(dims) == 1 else 5.4)
-    dress(axes, title=title if ax is None else "")
+    figure, axes = panel(ax, 6.4, 4.0 if len(dims) == 1 else 5.4, title=title)
     axes.set_xlabel(names[0])
     axes.set_ylabel(names[1] if len(dims) > 1 else "Density")
     if len(dims) == 1:

@@ -19,11 +19,10 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyrovae.report.bound_figures import ladder, waterfall
+from pyrovae.report.bound_figures import kl_by_site, ladder, waterfall
 from pyrovae.report.diagnostic_figures import kl_per_unit, training_curves, weight_histograms
 from pyrovae.report.image_figures import interpolations, reconstructions, samples, thumbnails, traversals
 from pyrovae.report.latent_figures import latent_space
-from pyrovae.report.site_figures import kl_by_site
 from pyrovae.report.style import size_in_pixels, to_svg
 from pyrovae.results import Evaluation, History, Latents, Number
 from pyrovae.results.tables import percent, printable_lines
@@ -36,26 +35,15 @@ HASH = re.compile(r"[0-9a-f]{12,}")
 
 @dataclass(frozen=True)
 class ReportContext:
-    """Content of a report.
-
-    Attributes:
-        evaluation: estimates.
-        vae: model, for figures of data; None for a hand-written model and guide.
-        x: ``(N, *x_shape)``, the evaluated data.
-        covariates: ``(N, ...)`` each.
-        labels: ``(N,)``, which color points.
-        history: metrics of training, if known.
-        settings: settings of the run, if known.
-
-    """
+    """Content of a report; the history and settings of training may be unknown."""
 
     evaluation: Evaluation
-    vae: VAE | None
-    x: Tensor
-    covariates: tuple[Tensor, ...] = ()
-    labels: Tensor | None = None
-    history: History | None = None
-    settings: Mapping[str, Any] | None = None
+    vae: VAE | None  # for figures of data; None for a hand-written model and guide
+    x: Tensor  # (N, *x_shape), the evaluated data
+    covariates: tuple[Tensor, ...]  # (N, ...) each
+    labels: Tensor | None  # (N,), which color points
+    history: History | None
+    settings: Mapping[str, Any] | None
 
 
 class Headline(NamedTuple):

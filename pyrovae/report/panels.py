@@ -76,7 +76,6 @@ def draw_tiles(
     figure, axes = panel(ax, max(side * columns + 0.3 + LETTER * letters, 6.0), height)
     if ax is None:
         figure.suptitle(title, x=0.012, ha="left")  # wider than a row of few tiles
-    dress(axes)
     axes.set_facecolor(GRID)  # color of the frames and of missing tiles
     axes.imshow(
         canvas.numpy(),
@@ -96,15 +95,7 @@ def draw_tiles(
 
 
 def _tile(images: Tensor) -> Tensor:
-    """Return images in one canvas, small ones enlarged, each in a thin frame of NaN.
-
-    Args:
-        images: ``(rows, columns, *x_shape)``.
-
-    Returns:
-        ``(rows * height, columns * width)`` or, in color, ``(rows * height, columns * width, 3)``.
-
-    """
+    """Return images ``(rows, columns, *x_shape)`` in one canvas, small ones enlarged, each in a thin frame of NaN."""
     rows, columns, *_, height, width = images.shape
     factor = math.ceil(PIXELS / max(height, width))
     frame = math.ceil(factor * max(height, width) * FRAME)
@@ -117,13 +108,7 @@ def _tile(images: Tensor) -> Tensor:
 def draw_scatters(x: Tensor, means: Tensor, *, title: str, values: Tensor | None = None, name: str = "") -> Figure:
     """Draw E[x | z] over x, both ``(N, *x_shape)``, one panel per column.
 
-    Args:
-        x: data.
-        means: E[x | z] of each datum.
-        title: text above the panels.
-        values: ``(N,)``; the tenth of the data with the largest values has a color of its own.
-        name: name of the values.
-
+    The tenth of the data with the largest of the values ``(N,)``, which have a name, has a color of its own.
     """
     x, means = x.flatten(1), means.flatten(1)
     num = min(x.shape[1], COLUMNS)
@@ -152,23 +137,18 @@ def draw_scatters(x: Tensor, means: Tensor, *, title: str, values: Tensor | None
     return figure
 
 
-def draw_rows(x: Tensor, *, rows: Tensor, names: list[str], title: str, note: str = "") -> Figure:
-    """Draw rows of the data as a table, each cell colored by its distance from the mean of its column.
+def draw_rows(
+    x: Tensor, *, rows: Tensor, names: list[str], title: str, note: str = "", ax: Axes | None = None
+) -> Figure:
+    """Draw the given rows of the data ``(N, *x_shape)`` as a table with their names.
 
-    Args:
-        x: ``(N, *x_shape)``, all the data.
-        rows: ``(R,)``, indices of the rows.
-        names: names of the rows.
-        title: text above the table.
-        note: text below the table.
-
+    Each cell is colored by its distance from the mean of its column.
     """
     x = x.flatten(1).double().cpu()
     num = min(x.shape[1], COLUMNS)
     spread = x.std(0, correction=0)
     distance = (x - x.mean(0)) / torch.where(spread > 0, spread, 1.0)
-    figure = blank(max(1.9 + 0.75 * num, 6.0), 1.1 + 0.26 * len(rows))
-    axes = dress(figure.add_subplot(), title=title)
+    figure, axes = panel(ax, max(1.9 + 0.75 * num, 6.0), 1.1 + 0.26 * len(rows), title=title)
     for i, row in enumerate(rows.tolist()):
         for column in range(num):
             z = distance[row, column].item()

@@ -1,9 +1,11 @@
-"""Reports of evaluations in run folders: write and read them."""
+"""Reports of evaluations in run folders: write, read and compare them."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import safetensors.torch
 from torch import nn
 
+from pyrovae import results
 from pyrovae.data import Split
 from pyrovae.data.loader import Loader, Source
 from pyrovae.evaluation.evaluator import weights_hash
@@ -19,7 +22,7 @@ from pyrovae.importance.sampling import particles
 from pyrovae.programs import Program, Unnormalized
 from pyrovae.report.arviz_tree import to_datatree, to_netcdf
 from pyrovae.report.page import ReportContext, render
-from pyrovae.results import Evaluation, History
+from pyrovae.results import Comparison, Evaluation, History
 from pyrovae.results.record import tensors_of
 from pyrovae.runtime.annotations import checked
 from pyrovae.runtime.context import forked_random, stream_seed
@@ -122,12 +125,7 @@ def report_names(folder: str | Path) -> tuple[str, ...]:
 
 
 def check_report_name(name: str) -> None:
-    """Check that the name of a report is one visible sub-folder.
-
-    Raises:
-        ValueError: if it is not.
-
-    """
+    """Raise a ValueError if the name of a report is not that of one visible sub-folder."""
     if not NAME.fullmatch(name):
         raise ValueError(
             f"the name of a report is one of a folder, of letters, digits, '.', '_' and '-', but received {name!r}; "
@@ -135,17 +133,10 @@ def check_report_name(name: str) -> None:
         )
 
 
-def find_report(run: RunFolder, name: str, is_same: Callable[[Evaluation], bool]) -> Evaluation | None:
+def find_report(run: RunFolder, name: str, is_wanted: Callable[[Evaluation], bool]) -> Evaluation | None:
     """Return the evaluation of a report, or None if there is no report of that name.
 
-    Args:
-        run: run folder.
-        name: name of the report.
-        is_same: returns whether an evaluation is the one to be written.
-
-    Raises:
-        ValueError: if the report holds another evaluation, or cannot be read.
-
+    Raise a ValueError if the report holds another evaluation than the wanted one, or cannot be read.
     """
     if name not in report_names(run.path):
         return None
@@ -155,7 +146,7 @@ def find_report(run: RunFolder, name: str, is_same: Callable[[Evaluation], bool]
     except ValueError:
         pass
     else:
-        if is_same(evaluation):
+        if is_wanted(evaluation):
             return evaluation
         content = (
             f"an evaluation of other weights, data or options: {evaluation.data}, {evaluation.num_data} data, up to "
@@ -235,3 +226,66 @@ def _draws(context: ReportContext, model: Program, guide: Program, modules: Iter
         leave_out=True,
     )
     return to_netcdf(tree)
+
+
+def compare(
+    runs: Mapping[str, str | Path | Evaluation] | Iterable[str | Path],
+    *,
+    reference: str | Path | None = None,
+    blocks: bool = False,
+    name: str | None = None,
+) -> Comparison:
+    """Compare evaluated runs on the same data, each paired datum by datum with a reference, as `pyrovae.compare` does.
+
+    Args:
+        runs: run folders; or folders and evaluations by the name of the model. A folder without a name is named by as
+            many of its last parts as distinguish it from the others.
+        reference: name or folder of the run to which the others are compared; the first if None.
+        blocks: whether to put evaluations that may not be compared in separate tables.
+        name: name of the report in each folder; if None, the one that all have in common ("report" if they have
+            several), else the only one of each.
+
+    Returns:
+        The comparison, which prints as a table and has ``to_markdown``, ``to_latex`` and ``to_csv``.
+
+    Raises:
+        ValueError: if a folder is not a run, was not evaluated, was changed, or is given twice; if the report is
+            ambiguous without a name; or if the runs may not be compared, see `pyrovae.compare`.
+        TypeError: if runs are neither folders nor evaluations by name.
+
+    Example:
+        >>> print(compare(["runs/digits-1", "runs/digits-2"]))
+
+    """
+    sources = dict(runs) if isinstance(runs, Mapping) else _by_name(runs)
+    folders = {model: source for model, source in sources.items() if not isinstance(source, Evaluation)}
+    common = set.intersection(*(set(report_names(folder)) for folder in folders.values())) if folders else set()
+    if name is None and common and (REPORT in common or len(common) == 1):
+        name = REPORT if REPORT in common else common.pop()
+    if reference is not None and reference not in sources:
+        models = {os.path.realpath(folder): model for model, folder in folders.items()}
+        reference = models.get(os.path.realpath(reference), str(reference))
+    evaluations = {
+        model: source if isinstance(source, Evaluation) else read_report(source, name=name)
+        for model, source in sources.items()
+    }
+    return results.compare(evaluations, reference=None if reference is None else str(reference), blocks=blocks)
+
+
+def _by_name(folders: Iterable[str | Path]) -> dict[str, str | Path]:
+    """Return folders by as many of the last parts of their paths as distinguish them."""
+    if isinstance(folders, str):
+        raise TypeError(
+            f"compare takes a list of run folders, but received {folders!r}; give evaluations by name, for instance "
+            "{'first': a, 'second': b}"
+        )
+    folders = list(folders)
+    for path, count in Counter(map(os.path.realpath, folders)).items():
+        if count > 1:
+            raise ValueError(f"a model is compared with others, but {path} is given {count} times; name each run once")
+    named = {}
+    paths = [Path(os.path.abspath(folder)).parts for folder in folders]  # a link keeps its own name
+    for parts, folder in zip(paths, folders, strict=True):
+        depth = next(d for d in range(1, len(parts) + 1) if sum(other[-d:] == parts[-d:] for other in paths) == 1)
+        named["/".join(parts[-depth:])] = folder
+    return named

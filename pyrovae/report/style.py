@@ -23,6 +23,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 INK, FAINT, GRID = "#333333", "#737373", "#e4e4e4"
+DASHES = (0, (4, 3))
 DOTTED: dict[str, Any] = {"color": INK, "linewidth": 1.1, "linestyle": (0, (1, 2))}
 
 # *Accessible color sequences for data visualization (Petroff 2021)*, https://arxiv.org/abs/2107.02270
@@ -90,9 +91,10 @@ def blank(width: float, height: float) -> Figure:
     return NotebookFigure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, wspace=0.04))
 
 
-def panel(ax: Axes | None, width: float, height: float) -> tuple[Figure, Axes]:
-    """Return the given axes and their figure, or the only axes of a new figure of a size in inches."""
+def panel(ax: Axes | None, width: float, height: float, *, title: str = "", grid: bool = False) -> tuple[Figure, Axes]:
+    """Return the given axes and their figure, or the only axes of a new figure of a size in inches, with a title."""
     axes = blank(width, height).add_subplot() if ax is None else ax
+    dress(axes, title=title if ax is None else "", grid=grid)
     return axes.figure.figure, axes  # the figure that holds all subfigures
 
 

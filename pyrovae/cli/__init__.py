@@ -6,9 +6,8 @@ import json
 import os
 import signal
 import sys
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import torch
 
@@ -41,9 +40,6 @@ A first round, without any network:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code: 0, 2 after an error, 128 + N after signal N, such as 130 for Ctrl-C."""
     code = 0
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # the shell closed it
-            setattr(sys, name, open(os.devnull, "w"))
     try:
         try:
             with _signals() as received:
@@ -74,15 +70,15 @@ def _signals() -> Iterator[list[int]]:
         raise KeyboardInterrupt
 
     numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    if threading.current_thread() is not threading.main_thread():
-        numbers = []
     before = {number: signal.getsignal(number) for number in numbers}
-    with ExitStack() as stack:
+    try:
         for number, handler in before.items():
             if handler is not signal.SIG_IGN:  # as under nohup
-                stack.callback(signal.signal, number, handler or signal.SIG_DFL)
                 signal.signal(number, stop)
         yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def _drop_output() -> None:
@@ -103,15 +99,11 @@ def _run(words: list[str]) -> int:
         return _fail(f"there is no command {words[0]!r}; choose from {', '.join(commands)}")
     try:
         commands[words[0]](words[1:])
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        return _fail(f"there is not enough memory; choose smaller layers or batches ({_first_cause(error)})")
-    except FileExistsError as error:
-        hint = "remove it, or set TORCHINDUCTOR_CACHE_DIR if this is the cache of the compiler"
-        return _fail(f"there must be a folder in place of the file {error.filename}; {hint}")
     except (ValueError, TypeError, OSError) as error:
         return _fail(_first_cause(error))
-    except RuntimeError as error:  # torch has no class for a CPU without memory
-        if "can't allocate memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not of_memory and "can't allocate memory" not in str(error):  # torch has no class for a CPU without memory
             raise
         return _fail(f"there is not enough memory; choose smaller layers or batches ({_first_cause(error)})")
     return 0

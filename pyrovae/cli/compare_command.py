@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -30,20 +29,16 @@ def compare(argv: Sequence[str]) -> None:
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, evaluated by pyrovae evaluate")
     group = parser.add_argument_group("comparison")
-    add = functools.partial(parser.add, group)
-    add("reference", "run to which the others are compared (default: the first)")
-    add(
-        "report",
-        "report of each run that is compared (default: the name that all runs have in common, or the only one)",
-    )
-    add("blocks", "separate tables for runs that are not comparable", action="store_true")
-    formats = tuple(FORMATS)
-    add("format", "format of the table (default: by the ending of --output, else text)", choices=formats)
-    add("output", "file of the table (default: print it)", metavar="FILE")
+    parser.add(group, "reference", "run to which the others are compared (default: the first)")
+    text = "report of each run that is compared (default: the name that all runs have in common, or the only one)"
+    parser.add(group, "report", text)
+    parser.add(group, "blocks", "separate tables for runs that are not comparable", action="store_true")
+    text = "format of the table (default: by the ending of --output, else text)"
+    parser.add(group, "format", text, choices=tuple(FORMATS))
+    parser.add(group, "output", "file of the table (default: print it)", metavar="FILE")
     options = parser.options(argv)
-    output = None if options["output"] is None else Path(options["output"])
-    ending = "" if output is None else output.suffix.lower()
-    table_format = options["format"] or ENDINGS.get(ending)
+    output = Path(options["output"] or "")
+    table_format = options["format"] or ENDINGS.get(output.suffix.lower())
     if table_format is None:
         endings = ", ".join(filter(None, ENDINGS))
         raise ValueError(f"--output ends in one of {endings}, but received {output}; rename it, or choose a --format")
@@ -51,7 +46,7 @@ def compare(argv: Sequence[str]) -> None:
         options["runs"], reference=options["reference"], blocks=bool(options["blocks"]), name=options["report"]
     )
     text = FORMATS[table_format](comparison)
-    if output is None:
+    if not options["output"]:
         print_text(text)
         return
     with writing(output, "--output") as file:

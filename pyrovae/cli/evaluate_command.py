@@ -137,25 +137,18 @@ def _show_finished(run: Run, split: Split, checks: Checks | None, options: Mappi
     """Print the evaluation if a report of it exists, and return whether one does."""
     if options["overwrite"]:
         return False
-    requested = {
-        "weights": weights_hash(run.vae.model, run.vae.guide),
-        "checks": None if checks is None else asdict(checks),
-    }
+    weights = weights_hash(run.vae.model, run.vae.guide)
+    requested = (Loader(split).hash(), options["ks"], options["seed"], weights, checks and asdict(checks))
 
-    def is_same(report: Evaluation) -> bool:
-        return (
-            report.data_hash == Loader(split).hash()
-            and [rung.num_particles for rung in report.iwae] == options["ks"]
-            and report.seed == options["seed"]
-            and {name: report.settings.get(name) for name in requested} == requested
-        )
+    def is_wanted(report: Evaluation) -> bool:
+        ks, settings = [rung.num_particles for rung in report.iwae], report.settings
+        return (report.data_hash, ks, report.seed, settings.get("weights"), settings.get("checks")) == requested
 
-    report = find_report(run.folder, options["report"], is_same)
-    if report is None:
-        return False
-    page = run.folder.path / options["report"] / "index.html"
-    print_text(f"{report}\n\nreport: {page}\nwritten on {report.date[:10]}; --overwrite evaluates anew\n")
-    return True
+    report = find_report(run.folder, options["report"], is_wanted)
+    if report is not None:
+        page = run.folder.path / options["report"] / "index.html"
+        print_text(f"{report}\n\nreport: {page}\nwritten on {report.date[:10]}; --overwrite evaluates anew\n")
+    return report is not None
 
 
 def _name(defaults: Mapping[str, Any], options: Mapping[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,18 +17,14 @@ from pyrovae.report.style import to_png
 
 def generate(argv: Sequence[str]) -> None:
     """Draw data from a run."""
-    parser = Parser(
-        prog="pyrovae generate",
-        usage="pyrovae generate RUN [options]",
-        description="Draw data from the model of a run.",
-    )
+    usage, description = "pyrovae generate RUN [options]", "Draw data from the model of a run."
+    parser = Parser(prog="pyrovae generate", usage=usage, description=description)
     group = parser.add_argument_group("generation")
-    add = functools.partial(parser.add, group)
-    add("num", "number of draws", default=64)
-    add("draws", "draw x from p(x | z) instead of its mean E[x | z]", action="store_true")
-    add("seed", "seed of the draws", default=0)
-    files = "samples.png or samples.npy in RUN"
-    add("out", f".png for a picture, .npy for an array (default: {files})", metavar="FILE")
+    parser.add(group, "num", "number of draws", default=64)
+    parser.add(group, "draws", "draw x from p(x | z) instead of its mean E[x | z]", action="store_true")
+    parser.add(group, "seed", "seed of the draws", default=0)
+    text = ".png for a picture, .npy for an array (default: samples.png or samples.npy in RUN)"
+    parser.add(group, "out", text, metavar="FILE")
     add_run(parser)
     options = parser.options(argv)
     run = load_run(options)

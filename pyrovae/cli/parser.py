@@ -65,9 +65,7 @@ class Parser(argparse.ArgumentParser):
         """Add an option for each field of a dataclass, with the docstring's text as help."""
         group = self.add_argument_group(title)
         for name, option in options_of(record).items():
-            settings = {"default": option.default, "metavar": option.metavar, "help": option.text}
-            if option.base is bool and not option.is_list:
-                settings |= {"nargs": "?", "const": True}
+            settings = option.settings | {"default": option.default, "help": option.text}
             group.add_argument(f"--{name}", type=option.converter(), **settings)
 
     def add_part(
@@ -80,12 +78,8 @@ class Parser(argparse.ArgumentParser):
         """
         group = self.add_argument_group(role)
         lines = "".join(f"{name}: {summary(part)}\n" for name, part in menu.items())
-        group.add_argument(
-            f"--{role}",
-            default=default,
-            metavar="CLASS",
-            help=f"{lines}or the import path of a class of your own (default: {default})",
-        )
+        text = f"{lines}or the import path of a class of your own (default: {default})"
+        group.add_argument(f"--{role}", default=default, metavar="CLASS", help=text)
         self.roles[role] = Role(dict(menu), base, frozenset(hidden), group)
         self._add_options(role, menu)
 
@@ -103,12 +97,8 @@ class Parser(argparse.ArgumentParser):
             if known is not None:  # a class of the menu has the option too
                 known.help = f"{lines}\n{known.help}"
                 continue
-            settings: dict[str, Any] = {"nargs": "*"} if first[key].is_list else {}
-            if first[key].base is bool and not first[key].is_list:  # the option alone means true
-                settings = {"nargs": "?", "const": "true"}
-            self.roles[role].group.add_argument(
-                f"--{role}.{key}", default=None, metavar=first[key].metavar, help=lines, **settings
-            )
+            settings = first[key].settings | {"help": lines}
+            self.roles[role].group.add_argument(f"--{role}.{key}", **settings)
 
     def options(self, argv: Sequence[str], saved: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the options by name; print them and exit if ``--print_config`` is given.
@@ -232,18 +222,13 @@ class Parser(argparse.ArgumentParser):
 
 def _read_config(path: str) -> dict[str, Any]:
     """Return the options in a JSON file, or in the config.json of a run."""
-    if Path(path).exists() and not Path(path).is_file():  # reading a pipe would block
-        raise ValueError(f"the configuration {path} is not a file; --print_config prints an example")
     try:
-        options = json.loads(Path(path).read_text())
+        content = json.loads(Path(path).read_text())
+        return dict(content.get("command", content))
     except OSError as error:
         raise ValueError(f"the configuration {path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        raise ValueError(f"the configuration {path} is not JSON; --print_config prints an example") from None
-    options = options.get("command", options) if isinstance(options, dict) else options
-    if not isinstance(options, dict):
-        raise ValueError(f"the configuration {path} is not a JSON object; --print_config prints an example")
-    return options
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise ValueError(f"the configuration {path} is not a JSON object; --print_config prints an example") from None
 
 
 def _underscored(word: str) -> str:

@@ -31,9 +31,10 @@ class Option:
     text: str  # help, with the default
 
     @property
-    def metavar(self) -> str:
-        """Placeholder of the value in the help."""
-        return METAVARS[self.base]
+    def settings(self) -> dict[str, Any]:
+        """Settings of the option for argparse."""
+        number = {"nargs": "?", "const": "true"} if self.base is bool else {}  # the option alone means true
+        return {"metavar": METAVARS[self.base], **({"nargs": "*"} if self.is_list else number)}
 
     def converter(self) -> Callable[[str], Any]:
         """Return a function from one word to a value; argparse names the type in its errors."""
@@ -61,9 +62,9 @@ class Option:
                 return values
             (value,) = values
         except ValueError:
-            several = f" {self.metavar} ..." if self.is_list else ""
-            received = " ".join(map(str, words))
-            raise ValueError(f"--{name} takes {self.metavar}{several}, but received {received!r}") from None
+            metavar, received = METAVARS[self.base], " ".join(map(str, words))
+            several = f" {metavar} ..." if self.is_list else ""
+            raise ValueError(f"--{name} takes {metavar}{several}, but received {received!r}") from None
         return value
 
 

@@ -25,6 +25,16 @@ from pyrovae.training.config import choose_device
 from pyrovae.training.run_folder import RunFolder
 from pyrovae.vae import VAE
 
+# Classes for each role, the base class of a class of the user, and the default
+MENUS: dict[str, tuple[dict[str, type], type, str]] = {
+    "likelihood": (classes(likelihoods), likelihoods.Likelihood, "Bernoulli"),
+    "prior": (classes(priors), priors.Prior, "StandardNormal"),
+    "posterior": (classes(posteriors), posteriors.Posterior, "DiagonalNormal"),
+    "encoder": (classes(networks, networks.Encoder), networks.Encoder, "MLPEncoder"),
+    "decoder": (classes(networks, networks.Decoder), networks.Decoder, "MLPDecoder"),
+    "objective": (classes(objectives, objectives.Objective), objectives.Objective, "ELBO"),
+    "annealing": (classes(schedules), schedules.Schedule, "Constant"),
+}
 HIDDEN = ("covariate_dim", "max_plate_nesting", "vectorize_particles")  # arguments without a use for a plain VAE
 MAX_PSEUDO_INPUTS = 10_000  # data points from which a prior may take its pseudo-inputs
 
@@ -38,7 +48,7 @@ def train(argv: Sequence[str]) -> None:
     add_data(parser)
     model = parser.add_argument_group("model")
     parser.add(model, "latent_dim", "latent dimensions", default=16)
-    for role, (menu, base, default) in _menus().items():
+    for role, (menu, base, default) in MENUS.items():
         parser.add_part(role, menu, default, base=base, hidden=HIDDEN)
     parser.add_record("training", Training)
     text = "packages beside pyrovae from which a file or a run may import classes (default: none)"
@@ -84,27 +94,13 @@ def _train(
     print_text(f"\n{history}\n\nrun: {folder}\nnext: pyrovae evaluate {words}\n")
 
 
-def _menus() -> dict[str, tuple[dict[str, type], type, str]]:
-    """Return the menu of each role, the base class of its classes, and the default."""
-    return {
-        "likelihood": (classes(likelihoods), likelihoods.Likelihood, "Bernoulli"),
-        "prior": (classes(priors), priors.Prior, "StandardNormal"),
-        "posterior": (classes(posteriors), posteriors.Posterior, "DiagonalNormal"),
-        "encoder": (classes(networks, networks.Encoder), networks.Encoder, "MLPEncoder"),
-        "decoder": (classes(networks, networks.Decoder), networks.Decoder, "MLPDecoder"),
-        "objective": (classes(objectives, objectives.Objective), objectives.Objective, "ELBO"),
-        "annealing": (classes(schedules), schedules.Schedule, "Constant"),
-    }
-
-
 def _objective(parser: Parser, options: dict[str, Any]) -> objectives.Objective:
     """Make the objective; only an ELBO can be annealed."""
     annealing = make(*parser.chosen("annealing", options), {})
     part, arguments = parser.chosen("objective", options)
     if not isinstance(annealing, schedules.Constant) and "annealing" not in inspect.signature(part).parameters:
-        raise ValueError(
-            f"{options['objective']} cannot be annealed; leave out --annealing, or choose --objective ELBO"
-        )
+        name = options["objective"]
+        raise ValueError(f"{name} cannot be annealed; leave out --annealing, or choose --objective ELBO")
     return make(part, arguments, {"annealing": annealing})
 
 
@@ -144,8 +140,7 @@ def _words_to_load(parser: Parser, options: dict[str, Any], folder: Path) -> str
     """Return the words that name the run on the command line, with the packages that its parts need."""
     paths = [options[role] for role in parser.roles if "." in options[role]]
     packages = sorted({path.partition(".")[0] for path in paths} - {"pyrovae"})
-    path = f"./{folder}" if str(folder).startswith("-") else str(folder)  # otherwise read as an option
-    return shlex.join([path, *(["--allow", *packages] if packages else [])])
+    return shlex.join([str(folder), *(["--allow", *packages] if packages else [])])
 
 
 def _next_folder(name: str) -> Path:

@@ -1,7 +1,6 @@
 """A page as Chromium shows it: its console, the sizes of its parts, and its pixels.
 
-One start of the browser measures and photographs a page at several widths, each in a frame of its own, so that narrow
-frames are not widened to the smallest window of Chromium.
+The page is in a frame, so that a narrow one is not widened to the smallest window of Chromium.
 """
 
 from __future__ import annotations
@@ -11,8 +10,6 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +27,7 @@ PROBE = """
 addEventListener("load", () => {
   const box = (element) => {
     const {x, y, width, height} = element.getBoundingClientRect();
-    return {x: x + scrollX, y: y + scrollY, width, height};
+    return [y + scrollY, y + scrollY + height, x, x + width].map(Math.round);
   };
   const luminance = (color) => {
     const [r, g, b] = color.match(/[\\d.]+/g).map((value) => value / 255)
@@ -47,61 +44,30 @@ addEventListener("load", () => {
   parent.postMessage({
     width: innerWidth, scrollWidth: page.scrollWidth, height: page.scrollHeight,
     figures: [...document.querySelectorAll("figure img")].map(box),
-    boxes: [...document.querySelectorAll("h1, h2, p, dl, nav, .scroll, .notes, figcaption")].map(box),
     contrasts: texts.map((element) => contrast(getComputedStyle(element).color, paper)),
   }, "*");
 });
 </script>
 """
-FRAMES = """<!DOCTYPE html><html><head><meta name="color-scheme" content="light dark"><title>Frames</title>
-<style>body {{ margin: 0 }} iframe {{ border: 0; position: absolute; top: 0 }}</style></head><body>{frames}
-<pre id="found" hidden></pre>
+FRAME = """<!DOCTYPE html><html><head><meta name="color-scheme" content="light dark"><title>Frame</title>
+<style>body {{ margin: 0 }} iframe {{ border: 0 }}</style></head><body>
+<iframe src="probed.html" width="{width}" height="{height}"></iframe><pre id="found" hidden></pre>
 <script>
-const found = [];
-addEventListener("message", (event) => {{
-  found.push(event.data);
-  document.getElementById("found").textContent = JSON.stringify(found);
-}});
+addEventListener("message", ({{data}}) => {{ document.getElementById("found").textContent = JSON.stringify(data); }});
 </script></body></html>"""
 
 
-@dataclass(frozen=True)
-class Sight:
-    """A page at one width.
-
-    Attributes:
-        found: measurements of the probe.
-        pixels: ``(height, width, 3)``, bytes.
-
-    """
-
-    found: dict[str, Any]
-    pixels: np.ndarray
-
-    def crop(self, box: dict[str, float]) -> np.ndarray:
-        """Return the pixels of a box, as far as they lie inside the window."""
-        left, top = round(box["x"]), round(box["y"])
-        return self.pixels[top : top + round(box["height"]), left : left + round(box["width"])]
-
-
-def look(page: str, folder: Path, *, widths: Sequence[int], height: int, dark: bool) -> tuple[list[Sight], list[str]]:
-    """Show a page in frames of several widths and one height; return a sight of each and the lines of the console."""
+def look(page: str, folder: Path, *, width: int, height: int, dark: bool) -> tuple[dict[str, Any], np.ndarray]:
+    """Show a page in a frame; return the measurements of the probe, and the pixels ``(height, width, 3)``."""
     policy = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')  # forbids the probe
     (folder / "probed.html").write_text(policy.sub("", page).replace("</body>", f"{PROBE}</body>"), encoding="utf-8")
-    lefts = [sum(widths[:index]) for index in range(len(widths))]
-    frames = "".join(
-        f'<iframe src="probed.html" width="{width}" height="{height}" style="left: {left}px"></iframe>'
-        for width, left in zip(widths, lefts, strict=True)
-    )
-    (folder / "frames.html").write_text(FRAMES.format(frames=frames), encoding="utf-8")
+    (folder / "frame.html").write_text(FRAME.format(width=width, height=height), encoding="utf-8")
     picture = folder / "picture.png"
-    window = (f"--window-size={sum(widths)},{height}", "--virtual-time-budget=5000", "--dump-dom")
+    window = (f"--window-size={max(width, 600)},{height}", "--virtual-time-budget=5000", "--dump-dom")
     scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
     command = [CHROMIUM or "", *FLAGS, scheme, f"--user-data-dir={folder / 'profile'}", *window]
-    command += [f"--screenshot={picture}", (folder / "frames.html").as_uri()]
+    command += [f"--screenshot={picture}", (folder / "frame.html").as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert ":CONSOLE" not in done.stderr
     (text,) = re.findall(r'<pre id="found"[^>]*>(.*?)</pre>', done.stdout, flags=re.S)
-    found = {record["width"]: record for record in json.loads(html.unescape(text))}
-    pixels = np.asarray(Image.open(picture).convert("RGB"))
-    sights = [Sight(found[width], pixels[:, left : left + width]) for width, left in zip(widths, lefts, strict=True)]
-    return sights, [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
+    return json.loads(html.unescape(text)), np.asarray(Image.open(picture).convert("RGB"))

@@ -21,7 +21,7 @@ class ResNetEncoder(Encoder):
 
     The first layer is a 3 x 3 convolution of stride 1 for the channels of the image, the pooling after it is left out
     and the head replaced, so that images of 8 x 8 pixels are not too small. With ``imagenet_stem=True`` the first layer
-    is the original one of stride 2, followed by pooling, which takes a sixteenth of the time. Covariates are appended
+    is the original one of stride 2, followed by pooling, which takes about a fifth of the time. Covariates are appended
     to the image as constant channels. Batch normalization makes the output of a datum depend on its minibatch during
     training.
 

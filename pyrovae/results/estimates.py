@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from scipy.special import stdtrit
+from scipy.special import stdtr, stdtrit
 from torch import Tensor
 
 from pyrovae.results.tables import Number, percent
@@ -167,6 +167,7 @@ class Difference:
             freedom.
         high: upper end of the interval.
         why: reason for a None.
+        p_value: probability of a mean as far from 0 or farther if the true mean is 0, two-sided, by the same t.
 
     """
 
@@ -175,6 +176,7 @@ class Difference:
     low: float | None
     high: float | None
     why: str | None = None
+    p_value: float | None = None
 
     @property
     def resolved(self) -> bool | None:
@@ -198,8 +200,14 @@ class Difference:
         mean, se = mean_and_error(values)
         if mean is None or se is None:
             return cls(mean, None, None, None, _not_finite(values) or ONE_DATUM)
-        half = float(stdtrit(len(values) - 1, 0.975)) * se
-        return cls(mean, se, mean - half, mean + half)
+        return cls.of_mean(mean, se, len(values) - 1)
+
+    @classmethod
+    def of_mean(cls, mean: float, se: float, freedom: float) -> Difference:
+        """Return the difference from its standard error and the degrees of freedom of this error."""
+        half = float(stdtrit(freedom, 0.975)) * se
+        p_value = 2 * float(stdtr(freedom, -abs(mean) / se)) if se else float(mean == 0)
+        return cls(mean, se, mean - half, mean + half, p_value=p_value)
 
 
 @dataclass(frozen=True, repr=False)

@@ -1,0 +1,106 @@
+"""Differences between models of several training seeds, corrections for several comparisons, and power."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from scipy.special import ndtri, stdtrit
+from torch import Tensor
+
+from pyrovae.results.estimates import Difference
+
+LEVEL, POWER = 0.05, 0.8  # probability of a false claim, and of finding a difference that exists
+MOST_SEEDS = 100  # of each model, in a recommendation
+
+
+def difference_over_seeds(ours: Tensor, theirs: Tensor) -> Difference:
+    """Return the mean difference of two models, with an error over both data and training seeds.
+
+    ``y[s, n] = mean of the model + effect of seed s + effect of datum n + interaction``
+
+    with independent random effects: data are shared by the models, seeds are not. The variance of the mean difference
+    is the sum of the variance over the data of the mean over the seeds, and for each model the variance over the seeds
+    of the mean over the data, less the interaction, which both contain. The interval has Satterthwaite's degrees of
+    freedom. A model with one seed adds nothing to the error over seeds: the difference then holds for this seed.
+
+    *The analysis of variance (Scheffe 1959)*; *An approximate distribution of estimates of variance components
+    (Satterthwaite 1946)*, https://doi.org/10.2307/3002019
+
+    Args:
+        ours: values of each seed and datum ``(S, N)``, nats.
+        theirs: values of the same data for other seeds ``(R, N)``, nats.
+
+    Raises:
+        ValueError: if the numbers of data differ.
+
+    """
+    if ours.ndim != 2 or theirs.ndim != 2 or ours.shape[1] != theirs.shape[1]:
+        raise ValueError(
+            f"values are (seeds, data) for the same data, but received shapes {tuple(ours.shape)} and "
+            f"{tuple(theirs.shape)}; compute both on the same data"
+        )
+    paired = Difference.over_data(ours.double().mean(0), theirs.double().mean(0))
+    if paired.se is None or paired.mean is None:
+        return paired
+    variance = paired.se**2
+    squares = variance**2 / (ours.shape[1] - 1)  # sum of variance^2 / degrees of freedom
+    for values in (ours.double(), theirs.double()):
+        if len(values) > 1:
+            between, interaction = _variances_of_mean(values)
+            variance += max(between - interaction, 0.0)
+            squares += between**2 / (len(values) - 1)
+    freedom = variance**2 / squares if squares else math.inf
+    return Difference.of_mean(paired.mean, math.sqrt(variance), max(freedom, 1.0))
+
+
+def _variances_of_mean(values: Tensor) -> tuple[float, float]:
+    """Return the variance of the mean of values ``(S, N)`` over seeds, and the part of it that is interaction."""
+    num_seeds, num_data = values.shape
+    between = values.mean(1).var().item() / num_seeds
+    residuals = values - values.mean(1, keepdim=True) - values.mean(0) + values.mean()
+    interaction = residuals.square().sum().item() / ((num_seeds - 1) * (num_data - 1))
+    return between, interaction / (num_seeds * num_data)
+
+
+def holm(p_values: Sequence[float]) -> tuple[float, ...]:
+    """Return p-values adjusted for their number, so that any false claim at a level has at most its probability.
+
+    *A simple sequentially rejective multiple test procedure (Holm 1979)*, https://www.jstor.org/stable/4615733
+    """
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - rank) * p_values[i]))
+        adjusted[i] = highest
+    return tuple(adjusted)
+
+
+def num_data_needed(sd: float, difference: float) -> int:
+    """Return the number of data that tell a paired difference from 0, at level 0.05 with a power of 0.8.
+
+    Args:
+        sd: standard deviation of the paired differences over the data, nats.
+        difference: size of the difference to be found, nats.
+
+    """
+    return max(2, math.ceil(((ndtri(1 - LEVEL / 2) + ndtri(POWER)) * sd / difference) ** 2))
+
+
+def num_seeds_needed(sd: float, difference: float, *, error: float = 0.0) -> int | None:
+    """Return the number of training seeds of each of two models that tell a difference from 0, likewise.
+
+    Args:
+        sd: standard deviation of the effect of one seed, nats.
+        difference: size of the difference to be found, nats.
+        error: standard error over the data, nats, which more seeds do not lower.
+
+    Returns:
+        The number; None if it exceeds 100, or if no number of seeds is enough with these data.
+
+    """
+    for seeds in range(2, MOST_SEEDS + 1):
+        quantiles = stdtrit(2 * seeds - 2, 1 - LEVEL / 2) + stdtrit(2 * seeds - 2, POWER)
+        if quantiles * math.sqrt(2 * sd**2 / seeds + error**2) <= difference:
+            return seeds
+    return None

@@ -1,0 +1,83 @@
+"""Tests of the bound that an evaluation recommends."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import linear_gaussian, pair_of
+
+from pyrovae import Checks, evaluate
+from pyrovae.results import Evaluation
+from pyrovae.results.observed_data import DRAWN
+from pyrovae.results.recommendation import recommend
+
+CHECKS = Checks(num_annealed=40, num_simulated=5, num_refined=0, num_encoded=0, num_temperatures=4, num_chains=4)
+
+
+@pytest.fixture(scope="module")
+def evaluation() -> Evaluation:
+    truth = linear_gaussian()
+    torch.set_default_dtype(torch.float64)
+    try:
+        return evaluate(*pair_of(truth, offset=0.3), truth.sample(40), ks=(1, 50), checks=CHECKS)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def with_gain(evaluation: Evaluation, gain: float, *, num_annealed: int) -> Evaluation:
+    """Return an evaluation in which AIS is higher than L_K by a gain, on the first of the data."""
+    checked = evaluation.checked
+    higher = replace(checked.higher, difference=replace(checked.higher.difference, mean=gain, se=0.01))
+    annealing = replace(checked.annealing, num_data=num_annealed)
+    return replace(evaluation, checked=replace(checked, higher=higher, annealing=annealing))
+
+
+def test_enough_particles_give_an_estimate_with_the_digits_of_the_table(evaluation: Evaluation) -> None:
+    weights = replace(evaluation.weights, verdict="K is enough", num_above=0)
+    found = recommend(with_gain(replace(evaluation, weights=weights), 0, num_annealed=40))
+    assert found.bound == "L_50"
+    assert f"log p(x) is estimated as {evaluation.iwae[-1].value:.3f} nats per datum (40 data" in found.sentence
+    assert "AIS is not higher. AIS and BDMC enclose" in found.reason
+    assert found.questions == (found.questions[0],)
+    assert "training seeds" in found.questions[0]
+
+
+@pytest.mark.parametrize("verdict", ["K is not enough", "K may not be enough", "not asymptotic", "unknown"])
+def test_too_few_particles_give_a_lower_bound(evaluation: Evaluation, verdict: str) -> None:
+    weights = replace(evaluation.weights, verdict=verdict, num_above=20, num_unavailable=0, threshold=0.5)
+    found = recommend(with_gain(replace(evaluation, weights=weights), 0, num_annealed=40))
+    assert "is at least" in found.sentence
+    assert "K above 50" in found.questions[0]
+    assert "above 0.50 for 50.0 % of the data" in found.questions[1]
+
+
+def test_higher_annealing_takes_the_place_of_the_ladder_if_it_is_of_all_data(evaluation: Evaluation) -> None:
+    found = recommend(with_gain(evaluation, 2.0, num_annealed=40))
+    assert found.bound == "AIS"
+    assert f"is at least {evaluation.checked.annealing.bound.value:.3f} nats" in found.sentence
+    assert "bits per dimension" not in found.sentence
+    assert "2.000 nats on all of these data" in found.reason
+    partly = recommend(with_gain(evaluation, 2.0, num_annealed=7))
+    assert partly.bound == "L_50"
+    assert "2.000 nats on the first 7 of these data" in partly.reason
+    assert partly.questions[0] == "What is AIS on all data? Evaluate with num_annealed=40."
+    assert recommend(with_gain(evaluation, 0.015, num_annealed=40)).bound == "L_50"  # within two standard errors
+
+
+def test_no_number_is_recommended_where_none_is_a_bound(evaluation: Evaluation) -> None:
+    rung = replace(evaluation.iwae[-1], value=None, why="a weight is NaN")
+    for faulty, reason in (
+        (replace(evaluation, unnormalized="its masks depend on z"), "its masks depend on z"),
+        (replace(evaluation, observed=replace(evaluation.observed, what=DRAWN)), "draws its observations itself"),
+        (replace(evaluation, iwae=(rung,)), "L_50 has no value (a weight is NaN)"),
+    ):
+        found = recommend(faulty)
+        assert found.bound is None
+        assert reason in found.sentence
+
+
+def test_an_evaluation_without_checks_asks_for_them(evaluation: Evaluation) -> None:
+    found = recommend(replace(evaluation, checked=None, data="mnist/test[:40]"))
+    assert any("independent method" in question for question in found.questions)
+    assert len(found.questions) <= 3
+    assert "not known" in recommend(replace(evaluation, checked=None, weights=None)).reason

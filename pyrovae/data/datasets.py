@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -264,16 +263,19 @@ def _read(source: Any, *, seed: int, also: str = "") -> tuple[Array, Array | Non
     )
 
 
-def _read_dataset(
-    dataset: Dataset[Any] | DataLoader[Any] | list[Any], *, seed: int
-) -> tuple[Tensor, Tensor | None, str]:
-    """Return x ``(N, *x_shape)``, labels ``(N,)``, None unless every datum has one, and the class of a data set."""
+def _read_dataset(dataset: Any, *, seed: int) -> tuple[Tensor, Tensor | None, str]:
+    """Return x ``(N, *x_shape)``, labels ``(N,)``, None unless every datum has one, and the class of a data set.
+
+    The data set is one of torch, a loader or a list.
+    """
     batched = isinstance(dataset, DataLoader) and dataset.batch_sampler is not None
+    is_iterable = isinstance(dataset, DataLoader | IterableDataset)
+    elements = dataset if is_iterable else (dataset[index] for index in range(len(dataset)))
     xs: list[Tensor] = []
     ys: list[Tensor] = []
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        for index, element in enumerate(_elements(dataset)):
+        for index, element in enumerate(elements):
             if isinstance(dataset, list) and isinstance(element, tuple) and isinstance((*element, 0)[1], str):
                 raise ValueError(f"labels are numbers, but element {index} has {element[1]!r}; encode them as integers")
             x, y = _to_tensors(element)
@@ -290,18 +292,10 @@ def _read_dataset(
     source = dataset.dataset if isinstance(dataset, DataLoader) else dataset
     x, labels = torch.cat(xs), torch.cat(ys) if len(ys) == len(xs) else None
     drops = isinstance(dataset, DataLoader) and dataset.drop_last and not isinstance(source, IterableDataset)
-    num_dropped = len(dataset.sampler) - len(x) if drops else 0  # type: ignore[union-attr,arg-type]
+    num_dropped = len(dataset.sampler) - len(x) if drops else 0
     if num_dropped:
         logger.warning("the loader has drop_last=True: the last %d data are left out", num_dropped)
     return x, labels, type(source).__name__
-
-
-def _elements(dataset: Dataset[Any] | DataLoader[Any] | list[Any]) -> Iterator[Any]:
-    """Yield the elements of a data set, or the batches of a loader."""
-    if isinstance(dataset, DataLoader | IterableDataset):
-        yield from dataset
-    else:
-        yield from (dataset[index] for index in range(len(dataset)))  # type: ignore[arg-type]
 
 
 def _to_tensors(element: Any) -> tuple[Tensor, Tensor | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Self
 
 import pyro.distributions as dist
 import torch
@@ -46,18 +46,6 @@ class SavesInputs(Function):
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         """Save the inputs."""
         ctx.save_for_backward(*inputs)
-
-
-@runtime_checkable
-class SumsElements(Protocol):
-    """A distribution of elements with a faster sum of their log-probabilities.
-
-    Particles are scored by it where no gradient is needed. It must agree with ``log_prob`` to rounding.
-    """
-
-    def log_prob_sum(self, value: Tensor, num_dims: int) -> Tensor:
-        """Return the log-probability summed over the last axes, one or more, nats, in float64."""
-        ...
 
 
 class Event(dist.Independent):

@@ -3,7 +3,7 @@
 `Likelihood` is the base class; ``help(Likelihood)`` shows how to write your own.
 """
 
-from pyrovae.likelihoods.base import Likelihood
+from pyrovae.likelihoods.base import LevelLikelihood, Likelihood, LocationLikelihood
 from pyrovae.likelihoods.bernoulli import Bernoulli
 from pyrovae.likelihoods.categorical import Categorical
 from pyrovae.likelihoods.continuous_bernoulli import ContinuousBernoulli
@@ -12,8 +12,6 @@ from pyrovae.likelihoods.discretized_logistic_mixture import DiscretizedLogistic
 from pyrovae.likelihoods.gaussian import Gaussian
 from pyrovae.likelihoods.heteroscedastic_gaussian import HeteroscedasticGaussian
 from pyrovae.likelihoods.laplace import Laplace
-from pyrovae.likelihoods.levels import LevelLikelihood
-from pyrovae.likelihoods.location import LocationLikelihood
 from pyrovae.likelihoods.negative_binomial import NegativeBinomial
 from pyrovae.likelihoods.poisson import Poisson
 from pyrovae.likelihoods.student_t import StudentT

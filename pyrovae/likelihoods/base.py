@@ -1,18 +1,29 @@
-"""Base class of the likelihoods p(x | z)."""
+"""Base classes of the likelihoods p(x | z)."""
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
+import torch
 from pyro.distributions import TorchDistribution
-from torch import Tensor
+from torch import Tensor, nn
 
-from pyrovae.data import Data, Split
+from pyrovae.data import Data, Split, transforms
 from pyrovae.data.transforms import Form
 from pyrovae.distributions import Elements
 from pyrovae.distributions.conditional import ConditionalPart
-from pyrovae.runtime.annotations import Shape
+from pyrovae.runtime.annotations import PositiveFloat, Range, Shape
+
+LEVEL_CHANGING = (
+    transforms.DynamicBinarization,
+    transforms.StaticBinarization,
+    transforms.Threshold,
+    transforms.Grey,
+    transforms.Dequantization,
+    transforms.Standardization,
+)  # transforms that change stored levels
 
 
 class Likelihood(ConditionalPart):
@@ -180,3 +191,123 @@ _HINTS: dict[Form, str] = {
     "counts": "give counts as they are stored, data.for_form('counts'); for other data choose "
     "a density such as Gaussian",
 }
+
+
+class LevelLikelihood(Likelihood):
+    """Base of the likelihoods of integers from 0 to levels - 1, such as bytes.
+
+    ``log p(u)`` of stored levels is a log-probability. A density of dequantized data bounds the same quantity,
+    ``log P(u) >= E log p((u + U[0, 1)) / levels) - D log levels``, so that the two compare in bits per dimension.
+
+    Args:
+        x_shape: shape of one data point.
+        levels: number of values of an element.
+
+    Raises:
+        ValueError: if levels < 2.
+
+    """
+
+    form = "levels"
+
+    def __init__(self, x_shape: Shape, levels: Annotated[int, Range(2)] = 256) -> None:
+        super().__init__(x_shape)
+        self.levels = levels
+
+    @classmethod
+    def for_data(cls, data: Data | Split, **options: Any) -> Self:
+        """Build the likelihood with the shape and the number of levels of data."""
+        split = data.train if isinstance(data, Data) else data
+        if split.levels is None:
+            raise ValueError(
+                f"{cls.__name__} needs the number of levels, but it is unknown for {split.name}; "
+                "load integers with levels=, or choose a likelihood for another form of data"
+            )
+        return cls(split.x_shape, split.levels, **options)
+
+    def require_form(self, split: Split) -> None:
+        """Check that data have the right number of levels and are not transformed.
+
+        Raises:
+            ValueError: if the number differs, or a transform changes the levels.
+
+        """
+        super().require_form(split)
+        name = type(self).__name__
+        if isinstance(split.transform, LEVEL_CHANGING):
+            raise ValueError(
+                f"{name} scores levels as they are stored, but {split.name} gives them by {split.transform}; take "
+                f"data.for_form('levels') and {name}.for_data(data), or a likelihood for transformed data"
+            )
+        if split.levels is not None and split.levels != self.levels:
+            raise ValueError(
+                f"{name} scores {self.levels} levels, but {split.name} has {split.levels}; build it by "
+                f"{name}.for_data(data), or with levels={split.levels}"
+            )
+        largest = int(split.stored.max()) if split.levels is None else self.levels
+        if 2 * (largest + 1) < self.levels:
+            raise ValueError(
+                f"{name} scores {self.levels} levels, but no value of {split.name} is above {largest}, so that "
+                "probability is lost on the others; state the number of levels when the data are loaded (levels=, on "
+                f"the command line --data.levels), and build it by {name}.for_data(data)"
+            )
+
+    @property
+    def support(self) -> str:
+        """Values that x can have, in words."""
+        return f"integers from 0 to {self.levels - 1}"
+
+    def encoder_input(self, x: Tensor) -> Tensor:
+        """Return the encoder's input for x ``(*batch, *x_shape)``: x / (levels - 1), in [0, 1]."""
+        return x / (self.levels - 1)
+
+    def clipped(self, mean: Tensor) -> Tensor:
+        """Return a mean clipped to the interior of the range, in float64."""
+        top = self.levels - 1
+        return mean.double().clamp(0.001 * top, 0.999 * top)
+
+
+class LocationLikelihood(Likelihood):
+    """Base of the likelihoods of real numbers around the decoder's output, with one scale for all of them.
+
+    Args:
+        x_shape: shape of one data point.
+        scale: in units of x; its initial value if learned.
+        learn_scale: whether to train the scale.
+
+    Raises:
+        ValueError: if scale is not positive and finite.
+
+    """
+
+    n_params = 1
+    form = "continuous"
+
+    def __init__(self, x_shape: Shape, *, scale: PositiveFloat = 1.0, learn_scale: bool = False) -> None:
+        super().__init__(x_shape)
+        log_scale = torch.tensor(math.log(scale))
+        if learn_scale:
+            self.log_scale = nn.Parameter(log_scale)
+        else:
+            self.register_buffer("log_scale", log_scale)
+
+    @property
+    def scale(self) -> Tensor:
+        """The scale, in units of x."""
+        return self.log_scale.exp()
+
+    def initial_params(self, mean: Tensor) -> Tensor:
+        """Return the mean itself."""
+        return mean.unsqueeze(-1)
+
+    def start(self, x: Tensor, mean: Tensor) -> Tensor:
+        """Set a learned scale of 1 to the spread of data ``(N, *x_shape)`` around their mean, and return the mean."""
+        scale = self.scale_of(x - mean)
+        if self.log_scale.requires_grad and not self.log_scale.any() and scale > 0:
+            with torch.no_grad():
+                self.log_scale.copy_(scale.log())
+        return self.initial_params(mean)
+
+    def scale_of(self, residuals: Tensor) -> Tensor:
+        """Return the scale of residuals of any shape, 0-dim; by default their root mean square."""
+        return residuals.square().mean().sqrt()

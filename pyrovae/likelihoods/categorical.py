@@ -6,7 +6,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyrovae import distributions
-from pyrovae.likelihoods.levels import LevelLikelihood
+from pyrovae.likelihoods.base import LevelLikelihood
 from pyrovae.likelihoods.parametrization import solve
 from pyrovae.runtime.annotations import Shape
 
@@ -40,9 +40,7 @@ class Categorical(LevelLikelihood):
 
     def initial_params(self, mean: Tensor) -> Tensor:
         """Return the logits a k of the maximum-entropy distribution with the mean, clipped to the interior."""
-        top = self.levels - 1
-        target = mean.double().clamp(0.001 * top, 0.999 * top)
-        slope = solve(self._mean_at, target, low=-50, high=50)
+        slope = solve(self._mean_at, self.clipped(mean), low=-50, high=50)
         return (slope.unsqueeze(-1) * slope.new_tensor(range(self.levels))).to(mean.dtype)
 
     def _mean_at(self, slope: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyrovae import distributions
-from pyrovae.likelihoods.levels import LevelLikelihood
+from pyrovae.likelihoods.base import LevelLikelihood
 from pyrovae.likelihoods.parametrization import floored, solve, unfloored
 from pyrovae.runtime.annotations import Shape
 
@@ -60,11 +60,6 @@ class DiscretizedLogistic(LevelLikelihood):
         target, log_scale = self.clipped(mean), self.initial_log_scale(mean)
         location = solve(lambda at: self.elements(at, log_scale).mean, target, low=-50, high=50)
         return torch.stack([location, log_scale.expand_as(location)], -1).to(mean.dtype)
-
-    def clipped(self, mean: Tensor) -> Tensor:
-        """Return a mean clipped to the interior of the range, in float64."""
-        top = self.levels - 1
-        return mean.double().clamp(0.001 * top, 0.999 * top)
 
     def initial_log_scale(self, mean: Tensor) -> Tensor:
         """Return the decoder's value for a scale of 1/4 or one level, whichever is larger, in float64."""

@@ -6,7 +6,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyrovae.distributions import LogScaleNormal
-from pyrovae.likelihoods.location import LocationLikelihood
+from pyrovae.likelihoods.base import LocationLikelihood
 
 
 class Gaussian(LocationLikelihood):

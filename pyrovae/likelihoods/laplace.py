@@ -6,7 +6,7 @@ import pyro.distributions as dist
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from pyrovae.likelihoods.location import LocationLikelihood
+from pyrovae.likelihoods.base import LocationLikelihood
 
 
 class Laplace(LocationLikelihood):

@@ -9,7 +9,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyrovae import distributions
-from pyrovae.likelihoods.location import LocationLikelihood
+from pyrovae.likelihoods.base import LocationLikelihood
 from pyrovae.runtime.annotations import PositiveFloat, Range, Shape
 
 

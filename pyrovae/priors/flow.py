@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated
 
 import torch
@@ -84,13 +85,12 @@ class CouplingLayer(FlowLayer):
         self.num_first = latent_dim // 2
         sizes = (self.num_first, latent_dim - self.num_first)
         given, transformed = sizes[::-1] if swapped else sizes
-        widths = (given, *hidden, 2 * transformed)
+        widths = (given, *hidden)
         layers: list[nn.Module] = []
-        for fan_in, fan_out in zip(widths, widths[1:], strict=False):
+        for fan_in, fan_out in pairwise(widths):
             layers += [nn.Linear(fan_in, fan_out), nn.Tanh()]
-        self.net = nn.Sequential(*layers[:-1])
-        last = layers[-2]
-        assert isinstance(last, nn.Linear)
+        last = nn.Linear(widths[-1], 2 * transformed)
+        self.net = nn.Sequential(*layers, last)
         nn.init.normal_(last.weight, std=0.01)  # zero would give the layers below no gradient
         nn.init.zeros_(last.bias)
 

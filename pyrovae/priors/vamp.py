@@ -75,10 +75,9 @@ def _start(data: Tensor | None, num_components: PositiveInt, x_shape: tuple[int,
     """Return the initial pseudo-inputs ``(C, *x_shape)``."""
     if data is None:
         return 0.5 + 0.01 * torch.randn(num_components, *x_shape)
-    if not (isinstance(data, Tensor) and data.is_floating_point()):
-        received = data.dtype if isinstance(data, Tensor) else type(data).__name__
+    if not data.is_floating_point():
         raise TypeError(
-            f"initial pseudo-inputs must be a tensor of floating-point numbers, but received {received}; "
+            f"initial pseudo-inputs must be floating-point numbers, but received {data.dtype}; "
             "give data=likelihood.encoder_input(x) for training data x, such as data.train.first(100).fixed()"
         )
     if tuple(data.shape[1:]) != x_shape:

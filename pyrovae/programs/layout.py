@@ -13,8 +13,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrovae.distributions import Elements
-from pyrovae.distributions.elements import SumsElements
+from pyrovae.distributions import BinaryBernoulli, Elements
 from pyrovae.distributions.normal import normal_log_prob_sum
 from pyrovae.programs.analytic_kl import closed_form_kl
 from pyrovae.programs.model_guide import ModelGuide
@@ -33,7 +32,7 @@ def log_prob(site: Mapping[str, Any]) -> Tensor:
             if fn._validate_args:
                 fn._validate_sample(site["value"])
             return normal_log_prob_sum(fn.loc, fn.scale, site["value"], event_dims)
-        if isinstance(fn, SumsElements):
+        if isinstance(fn, BinaryBernoulli):
             return fn.log_prob_sum(site["value"], event_dims)
     log_prob = fn.log_prob(site["value"])
     return to_float64(log_prob.sum(tuple(range(-event_dims, 0)), dtype=_widest(log_prob)) if event_dims else log_prob)

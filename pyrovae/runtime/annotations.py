@@ -155,9 +155,11 @@ def convert(value: object, hint: Any, *, name: str, owner: str) -> Any:
     """
     converted = _convert(value, hint)
     largest = LARGEST_SEED if name.rpartition(".")[2] == "seed" else LARGEST  # of records: training.seed
-    if converted is not MISMATCH and not _exceeds(converted, largest):
+    integers = [item for item in (converted if isinstance(converted, tuple) else (converted,)) if isinstance(item, int)]
+    exceeds = any(abs(item) > largest for item in integers)
+    if converted is not MISMATCH and not exceeds:
         return converted
-    expected = _describe(hint) if converted is MISMATCH else f"at most {largest:,}"
+    expected = f"at most {largest:,}" if exceeds else _describe(hint)
     raise ArgumentError(f"`{name}` of {owner} must be {expected}, got {_received(value)}{_advice(value, hint)}")
 
 
@@ -311,28 +313,15 @@ def _to_number(value: Any) -> Any:
     return MISMATCH if number != number else number  # NaN; math.isnan overflows for large integers
 
 
-def _to_text(value: Any) -> Any:
-    return str(value) if isinstance(value, (str, torch.device)) else MISMATCH
-
-
-def _to_bool(value: Any) -> Any:
-    return bool(value) if isinstance(value, (bool, np.bool_)) else MISMATCH
-
-
 _SCALARS: dict[Any, Callable[[Any], Any]] = {
     Any: lambda value: value,
     object: lambda value: value,
-    bool: _to_bool,
+    bool: lambda value: bool(value) if isinstance(value, (bool, np.bool_)) else MISMATCH,
     int: _to_integer,
     float: _to_number,
-    str: _to_text,
+    str: lambda value: str(value) if isinstance(value, (str, torch.device)) else MISMATCH,
     types.NoneType: lambda value: None if value is None else MISMATCH,
 }
-
-
-def _exceeds(value: Any, largest: int) -> bool:
-    values = value if isinstance(value, tuple) else (value,)
-    return any(isinstance(item, int) and abs(item) > largest for item in values)
 
 
 def _describe(hint: Any) -> str:

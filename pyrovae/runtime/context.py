@@ -43,9 +43,12 @@ def forked_random(seed: int, device: torch.device | str = "cpu") -> Iterator[Non
         device: the accelerator whose stream is forked beside the CPU's.
 
     """
-    before = random_state(device)
+    before, device = random_state(device), torch.device(device)
     try:
-        _seed(seed, torch.device(device))
+        torch.default_generator.manual_seed(seed)
+        if device.type != "cpu":
+            with torch.cuda.device(device) if _where(device) else nullcontext():
+                torch.get_device_module(device).manual_seed(seed)
         yield
     finally:
         set_random_state(before, device)
@@ -65,13 +68,6 @@ def set_random_state(states: tuple[Tensor, ...], device: torch.device | str = "c
     torch.set_rng_state(states[0])
     for state in states[1:]:
         torch.get_device_module(device).set_rng_state(state, *_where(device))
-
-
-def _seed(seed: int, device: torch.device) -> None:
-    torch.default_generator.manual_seed(seed)
-    if device.type != "cpu":
-        with torch.cuda.device(device) if _where(device) else nullcontext():
-            torch.get_device_module(device).manual_seed(seed)
 
 
 def _where(device: torch.device) -> tuple[torch.device, ...]:

@@ -55,11 +55,6 @@ def product_rule(rule: Rule, shape: tuple[int, ...]) -> Rule:
     return points.reshape(-1, *shape), weights.reshape(len(points), -1).prod(-1)
 
 
-def plane() -> Rule:
-    """Return a rule for densities of two latent dimensions: points ``(N, 2)``, 0.04 apart near 0, up to 1490."""
-    return product_rule(real_line(401), (2,))
-
-
 @torch.no_grad()
 def log_evidence(vae: VAE, x: Tensor) -> Tensor:
     """Return log p(x) of a model with two latent dimensions, by quadrature.

@@ -16,7 +16,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import TwoLayers, make_vae
+from conftest import TwoLayers, linear_gaussian, make_vae, pair_from, pair_of, standard_normal
 from pyro.infer import ELBO as PyroELBO
 from pyro.infer import JitTrace_ELBO, Trace_ELBO
 from pyro.poutine.runtime import _PYRO_STACK
@@ -158,7 +158,7 @@ def distance(a: Tensor, b: Tensor) -> float:
 def test_recorded_steps_are_eager_steps(name: str) -> None:
     losses, values, _ = trained(name, "eager", batches())
     found, reached, step = trained(name, "captured", batches())
-    assert step._step._traces
+    assert step._traces
     assert distance(found, losses) < 1e-10
     assert distance(reached, values) < 1e-10
 
@@ -176,7 +176,7 @@ def test_compiled_steps_are_eager_steps(name: str, caplog: pytest.LogCaptureFixt
     losses, values, _ = trained(name, "eager", batches())
     found, reached, step = trained(name, "captured", batches())
     assert "not compiled" not in caplog.text
-    assert step._step._traces
+    assert step._traces
     assert distance(found, losses) < 1e-5
     assert distance(reached, values) < 1e-5
 
@@ -215,7 +215,7 @@ def test_changes_between_steps_are_followed() -> None:
             losses += [step(x), step(x)]
         results.append([torch.stack(terms) for terms in losses])
         results[-1] += [parameter.detach().clone() for parameter in vae.parameters()]
-    assert step._step.traced
+    assert step.traced
     for found, expected in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
 
@@ -275,7 +275,7 @@ def test_an_objective_that_reads_the_step_is_followed(name: str, caplog: pytest.
         assert step.objective.step == 9
         assert "kl_weight" not in vars(step.objective)
     assert distance(losses[1], losses[0]) < 1e-12
-    assert step._step.traced != eagerly
+    assert step.traced != eagerly
     assert ("the step is run eagerly: it asks a tensor for its value, as .item()" in caplog.text) == eagerly
 
 
@@ -405,12 +405,6 @@ class BackwardFails(torch.autograd.Function):
         raise RuntimeError("no gradient")
 
 
-def nested_trace(pair: Any, logits: Tensor) -> Tensor:
-    return torch.jit.trace(lambda a: a.reshape(a.shape[0] * 2, 2).sin(), (logits.detach(),), check_trace=False)(
-        logits
-    ).reshape_as(logits)
-
-
 def no_compiler(graph: Any, inputs: Any) -> Any:
     raise OSError("no compiler today")
 
@@ -420,14 +414,9 @@ def interrupted(pair: Any, logits: Tensor) -> Tensor:
     return logits
 
 
-GENERATOR, HELD = torch.Generator(), torch.zeros(4, dtype=torch.float64)
 FAILURES: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     "an exception in backward": (lambda pair, logits: BackwardFails.apply(logits), "no gradient"),
     "a branch": (lambda pair, logits: logits if logits.sum() > 0 else -logits, "asks a tensor for its value"),
-    "NumPy": (lambda pair, logits: logits + logits.detach().numpy().sum(), "the same operations"),
-    "its own generator": (lambda pair, logits: logits + torch.rand(4, generator=GENERATOR), "generator of its own"),
-    "a write": (lambda pair, logits: logits + HELD.add_(1), "belongs to none of its modules"),
-    "torch.jit.trace": (nested_trace, "traced by torch.jit"),
     "Ctrl-C": (interrupted, ""),
     "the compiler": (lambda pair, logits: logits, "no compiler today"),
 }
@@ -458,9 +447,8 @@ def test_a_failed_capture_leaves_no_trace(name: str, monkeypatch: pytest.MonkeyP
     before, pair.fails = state_of(pair), True
     monkeypatch.setattr("pyrovae.compile.trace.compile_graph", no_compiler)
     with pytest.raises(KeyboardInterrupt if name == "Ctrl-C" else NotRecordableError, match=reason):
-        step._step.trace((x,))[0].compile((x,))
+        step.trace((x,))[0].compile((x,))
     assert state_of(pair) == before
-    assert torch.jit.trace(lambda a: a.reshape(a.shape[0] * 2, 2), (x,))(x).shape == (12, 2)
 
 
 @pytest.mark.parametrize("objective", [Trace_ELBO, JitTrace_ELBO])
@@ -473,11 +461,12 @@ def test_objectives_of_pyro_run_eagerly(objective: Callable[[], PyroELBO]) -> No
 
 def test_the_number_of_steps_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     model, guide, _ = of_vae(make_vae())
-    step = capture(model, guide, batches(1)[0])._step
+    step = capture(model, guide, batches(1)[0])
 
     def chosen(num_steps: int, *, compiler: bool = True) -> Any:
         monkeypatch.setattr(steps, "has_compiler", lambda: compiler)
-        return steps.make_step(step.loss, step.tensors, step.optimizer, engine="auto", num_steps=num_steps)
+        given = (step.programs, step.bind, step.objective, steps.fused_adam)
+        return Step(*given, clip_norm=None, engine="auto", num_steps=num_steps)
 
     assert not chosen(steps.TRACED_FROM - 1).traced
     assert chosen(steps.TRACED_FROM).traced
@@ -486,23 +475,10 @@ def test_the_number_of_steps_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not chosen(steps.COMPILED_FROM, compiler=False).compiled
 
 
-@pytest.mark.usefixtures("_uncompiled")
 def test_a_pair_that_draws_its_own_rows_is_refused() -> None:
-    vae = make_vae()
-
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", 30, subsample_size=10) as rows:
-            z = pyro.sample("z", vae.prior())
-            pyro.sample("x", vae.likelihood(vae.decoder(z)), obs=x[rows])
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", 30, subsample_size=10) as rows:
-            pyro.sample("z", vae.posterior(vae.encoder(x[rows])))
-
+    truth = linear_gaussian()
     with pytest.raises(ValueError, match="draws rows of the data by itself"):
-        capture(model, guide, batches(1, size=30)[0])
-    training = Training(epochs=3, engine="captured", device="cpu")
-    fit(model, guide, batches(1, size=30)[0], training=training, show_progress=False)
+        capture(*pair_of(truth, subsample_size=10), truth.sample(30))
 
 
 # corners
@@ -564,22 +540,14 @@ def test_steps_are_those_of_backward_whatever_the_layout_of_gradients(kind: str)
 def test_frozen_parameters_pass_in_silence_however_they_are_registered() -> None:
     net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
     net[0].requires_grad_(requires_grad=False)
-
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(torch.cat([z, z], -1), 1.0).to_event(1), obs=x)
-
-    def guide(x: Tensor) -> None:
-        pyro.module("net", net)
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(net(x), 1.0).to_event(1))
-
     before = [parameter.clone() for parameter in net.parameters()]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        step = capture(model, guide, torch.randn(6, 4), engine="eager")
-        step(torch.randn(6, 4))
+
+    def posterior(x: Tensor) -> dist.TorchDistribution:
+        pyro.module("net", net)
+        return dist.Normal(net(x), 1.0).to_event(1)
+
+    pair = pair_from(standard_normal(2), lambda z, x: dist.Normal(torch.cat([z, z], -1), 1.0).to_event(1), posterior)
+    capture(*pair, torch.randn(6, 4), engine="eager")(torch.randn(6, 4))  # warnings are errors
     same = [torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True)]
     assert same == [True, True, False, False]
 
@@ -610,7 +578,6 @@ REFUSALS: list[tuple[tuple[Any, ...], dict[str, Any], str]] = [
     ((BATCH,), {"engine": "fast"}, "`engine` of capture must be one of 'auto', 'eager', 'captured', got 'fast'"),
     ((BATCH,), {"clip_norm": -1.0}, "`clip_norm` of capture must be a finite number > 0 or None, got -1.0"),
     ((BATCH,), {"objective": ELBO}, "got the class ELBO; give an object, ELBO(...)"),
-    ((BATCH,), {"optimizer": torch.optim.LBFGS}, "LBFGS asks for the loss several times"),
     ((BATCH,), {"optimizer": pyro.optim.Adam({"lr": 1e-3})}, "optimizer makes one of torch's optimizers"),
 ]
 
@@ -662,7 +629,7 @@ def test_each_shape_has_gradients_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
         step = capture(vae.model, vae.guide, given[0], engine=how, optimizer=lambda p: torch.optim.Adam(p, lr=0.01))
         torch.manual_seed(2)
         losses = torch.stack([torch.stack(step(x)) for x in given])
-        assert how == "eager" or len(step._step._traces) == 2
+        assert how == "eager" or len(step._traces) == 2
         found.append(torch.cat([losses.flatten(), *(value.detach().flatten() for value in vae.parameters())]))
     assert distance(*found) < 1e-10
 
@@ -704,7 +671,7 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def capture_kernels_anywhere(recording: Recording, inputs: Any) -> None:
-    recording._replay = GraphedFunction(recording._bound(), inputs, recording.leaves)
+    recording._replay = GraphedFunction(recording._replay, inputs, recording.leaves)
 
 
 @pytest.mark.usefixtures("_uncompiled", "_stand_in")
@@ -714,7 +681,7 @@ def test_steps_captured_in_a_graph_are_eager_steps() -> None:
     assert len(StandIn.captures) == 1
     assert distance(found, losses) < 1e-10
     assert distance(reached, values) < 1e-10
-    moved = step._step.tensors.trained[0]
+    moved = step.tensors.trained[0]
     moved.data = moved.data.clone()
     step(*batches(1))
     assert len(StandIn.captures) == 2

@@ -10,8 +10,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -190,31 +188,6 @@ def test_a_killed_replacement_leaves_the_old_file_or_the_new(tmp_path: Path) -> 
     assert contents == sorted(contents, key=lambda content: content != b"old")
     assert set(contents) == {b"old", b"new content"}
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
-
-
-@pytest.mark.slow
-def test_a_process_that_is_killed_now_and_then_reaches_the_same_numbers(tmp_path: Path) -> None:
-    uninterrupted = train(tmp_path / "uninterrupted", 300)
-    folder, lock, refused = tmp_path / "run", tmp_path / "run" / ".trained.lock", 0
-    code = (
-        "import sys, torch; sys.path.insert(0, {tests!r}); torch.set_default_dtype(torch.float64); import test_folder; "
-        "test_folder.train(test_folder.Path({folder!r}), 300, resume={resume})"
-    )
-    for seconds in (0.0, 0.01, 0.1, 0.3, 0.5, 0.7):
-        resume = loaded(folder) is not None
-        words = code.format(tests=str(Path(__file__).parent), folder=str(folder), resume=resume)
-        process = subprocess.Popen([sys.executable, "-c", words], stderr=subprocess.PIPE, text=True)
-        while process.poll() is None and not (lock.exists() and str(process.pid) in lock.read_text()):
-            time.sleep(0.001)
-        time.sleep(seconds)
-        if process.poll() is None:
-            with pytest.raises(ValueError, match=f"by the process {process.pid} on"):
-                train(folder, 300, resume=resume)
-            refused += 1
-        process.kill()
-        assert not process.communicate()[1]
-    assert refused > 3
-    assert train(folder, 300, resume=loaded(folder) is not None) == uninterrupted
 
 
 # other processes

@@ -17,7 +17,7 @@ from pyrovae.compile import has_compiler
 from pyrovae.evaluation import evaluate
 from pyrovae.objectives import ELBO
 from pyrovae.training import step as steps
-from pyrovae.training.loss import bfloat16_networks
+from pyrovae.training.bfloat16 import bfloat16_networks
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import ModelGuide, TwoLayers, linear_gaussian, pair_of
+from conftest import ModelGuide, TwoLayers, guide_from, linear_gaussian, pair_from, pair_of, standard_normal
 from pyro import poutine
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from pyrovae.objectives import ELBO, IWAE, STL, DReG, ImportanceWeighted, Object
 TRUTH = linear_gaussian()
 X = TRUTH.sample(12)
 BITS = torch.randint(2, (6, 4), generator=torch.Generator().manual_seed(0)).double()
+STUDENT = dist.StudentT(5.0, torch.zeros(3).double(), 1.0).to_event(1)
 VECTORIZED = {"vectorize_particles": True, "max_plate_nesting": 1}
 KINDS = ["plain", "subsampled", "masked", "scaled", "scaled by a tensor"]
 FACTORS = {"subsampled": 1000 / 12, "scaled": 0.3, "scaled by a tensor": 0.3}
@@ -39,13 +40,12 @@ WEIGHTED = (IWAE, STL, DReG)
 
 
 class Both(nn.Module):
-    """A trainable pair whose plate, scales and masks are chosen by name."""
+    """A trainable pair whose plate, scales, masks, prior or posterior are chosen by name."""
 
     def __init__(self, kind: str = "plain") -> None:
         super().__init__()
         torch.manual_seed(1)
-        self.kind = kind
-        self.masks: dict[int, Tensor] = {}
+        self.kind, self.mask = kind, X[:, 0] > 0
         self.encoder, self.decoder = nn.Linear(5, 6), nn.Linear(3, 5)
 
     def plate(self, x: Tensor) -> Any:
@@ -54,56 +54,31 @@ class Both(nn.Module):
         return pyro.plate("data", len(x))
 
     def around(self, x: Tensor) -> Any:
-        stack = contextlib.ExitStack()
-        if self.kind == "masked":
-            stack.enter_context(poutine.mask(mask=x[:, 0] > 0))
-        if self.kind == "masked by one tensor":
-            stack.enter_context(poutine.mask(mask=self.masks.setdefault(len(x), x[:, 0] > 0)))
-        if self.kind == "scaled":
-            stack.enter_context(poutine.scale(scale=0.3))
-        if self.kind == "scaled by a tensor":
-            stack.enter_context(poutine.scale(scale=torch.tensor(0.3)))
-        return stack
+        contexts: dict[str, Any] = {
+            "masked": poutine.mask(mask=x[:, 0] > 0),
+            "masked by one tensor": poutine.mask(mask=self.mask),
+            "scaled": poutine.scale(scale=0.3),
+            "scaled by a tensor": poutine.scale(scale=torch.tensor(0.3)),
+        }
+        return contexts.get(self.kind, contextlib.nullcontext())
 
     def model(self, x: Tensor) -> None:
         pyro.module("both", self)
+        prior = STUDENT if self.kind == "student" else standard_normal(3)
         with self.plate(x), self.around(x):
-            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            z = pyro.sample("z", prior)
             pyro.deterministic("mean", self.decoder(z), event_dim=1)
             pyro.sample("x", dist.Normal(self.decoder(z), 0.7).to_event(1), obs=x)
 
     def guide(self, x: Tensor) -> None:
         pyro.module("both", self)
+        mean, log_scale = self.encoder(x).chunk(2, -1)
+        posterior = dist.Normal(mean, log_scale.exp()).to_event(1)
+        if self.kind == "joint":
+            factor = log_scale.exp().diag_embed() + torch.full((3, 3), 0.1).tril(-1)
+            posterior = dist.MultivariateNormal(mean, scale_tril=factor)
         with self.plate(x), self.around(x):
-            mean, log_scale = self.encoder(x).chunk(2, -1)
-            pyro.sample("z", dist.Normal(mean, log_scale.exp()).to_event(1))
-
-
-class Other(Both):
-    """A pair with another prior or posterior, whose KL is that of all dimensions jointly or has no closed form."""
-
-    def model(self, x: Tensor) -> None:
-        pyro.module("both", self)
-        with self.plate(x):
-            prior = (
-                dist.StudentT(5.0, torch.zeros(3), 1.0) if self.kind == "student" else dist.Normal(torch.zeros(3), 1)
-            )
-            z = pyro.sample("z", prior.to_event(1))
-            pyro.sample("x", dist.Normal(self.decoder(z), 0.7).to_event(1), obs=x)
-
-    def guide(self, x: Tensor) -> None:
-        pyro.module("both", self)
-        with self.plate(x):
-            mean, log_scale = self.encoder(x).chunk(2, -1)
-            if self.kind == "joint":
-                pyro.sample(
-                    "z",
-                    dist.MultivariateNormal(
-                        mean, scale_tril=log_scale.exp().diag_embed() + torch.full((3, 3), 0.1).tril(-1)
-                    ),
-                )
-            else:
-                pyro.sample("z", dist.Normal(mean, log_scale.exp()).to_event(1))
+            pyro.sample("z", posterior)
 
 
 def loss_and_gradients(objective: Any, pair: nn.Module, x: Tensor, *, checked: bool) -> tuple[float, list[Tensor]]:
@@ -124,18 +99,25 @@ class PyroLoss(TraceMeanField_ELBO):
         return sum(self._differentiable_loss_particle(*pair)[1] for pair in pairs) / self.num_particles
 
 
+def likelihood(z: Tensor, x: Tensor | None = None) -> dist.TorchDistribution:
+    return dist.Normal(z @ TRUTH.weight.T + TRUTH.bias, TRUTH.scale).to_event(1)
+
+
 def latent_weighted(a: Any, b: Any) -> ModelGuide:
-    """Return a pair whose log q(z) is multiplied by a and whose log p(z) by b."""
+    """Return a pair whose log q(z) is inside the context a, or multiplied by the factor a, and log p(z) likewise b."""
+    of_guide, of_prior = (
+        value if isinstance(value, poutine.messenger.Messenger) else poutine.scale(scale=value) for value in (a, b)
+    )
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
-            with poutine.scale(scale=b):
-                z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z @ TRUTH.weight.T + TRUTH.bias, TRUTH.scale).to_event(1), obs=x)
+            with of_prior:
+                z = pyro.sample("z", standard_normal(3))
+            pyro.sample("x", likelihood(z), obs=x)
 
     def guide(x: Tensor) -> None:
         exact = TRUTH.posterior(x)
-        with pyro.plate("data", len(x)), poutine.scale(scale=a):
+        with pyro.plate("data", len(x)), of_guide:
             pyro.sample("z", dist.Normal(exact.mean, exact.variance.sqrt()).to_event(1))
 
     return model, guide
@@ -202,30 +184,14 @@ def test_scales_of_one_latent_follow_the_definition(a: Any, b: Any) -> None:
 
 
 def test_masks_of_model_and_guide_may_differ() -> None:
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)), poutine.mask(mask=x[:, 0] > 0):
-            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z @ TRUTH.weight.T + TRUTH.bias, TRUTH.scale).to_event(1), obs=x)
-
-    def guide(x: Tensor) -> None:
-        exact = TRUTH.posterior(x)
-        with pyro.plate("data", len(x)), poutine.mask(mask=x[:, 1] > 0):
-            pyro.sample("z", dist.Normal(exact.mean, exact.variance.sqrt()).to_event(1))
-
-    objective = ELBO(num_particles=4000, vectorize_particles=True, max_plate_nesting=1)
-    terms = objective.terms(model, guide, X)
-    exact = TRUTH.posterior(X)
-    q, p = dist.Normal(exact.mean, exact.variance.sqrt()).to_event(1), dist.Normal(torch.zeros(3), 1.0).to_event(1)
-    kl = torch.distributions.kl_divergence(q, p)
     of_model, of_guide = X[:, 0] > 0, X[:, 1] > 0
+    model, guide = latent_weighted(poutine.mask(mask=of_guide), poutine.mask(mask=of_model))
+    terms = ELBO(num_particles=4000, **VECTORIZED).terms(model, guide, X)
+    exact = TRUTH.posterior(X)
+    q = dist.Normal(exact.mean, exact.variance.sqrt()).to_event(1)
+    kl = torch.distributions.kl_divergence(q, standard_normal(3))
     expected = (of_model * (kl + q.entropy()) - of_guide * q.entropy()).sum()
     assert abs(terms.kl - expected) < 5 * math.sqrt(12 * 3 / 4000)
-
-
-def student_prior(x: Tensor) -> None:
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.StudentT(5.0, torch.zeros(3), 1.0).to_event(1))
-        pyro.sample("x", dist.Normal(z @ TRUTH.weight.T + TRUTH.bias, TRUTH.scale).to_event(1), obs=x)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +203,7 @@ def student_prior(x: Tensor) -> None:
             "the KL of 'z1' is estimated by Monte Carlo: 'z2' comes before 'z1' in the model but not in the guide",
         ),
         (
-            lambda: (student_prior, pair_of(TRUTH)[1]),
+            lambda: (pair_from(STUDENT, likelihood, None)[0], pair_of(TRUTH)[1]),
             X,
             "the KL of 'z' is estimated by Monte Carlo: no closed form is known for KL(Normal || StudentT)",
         ),
@@ -331,10 +297,7 @@ class Fixed(dist.Normal):
 
 @pytest.mark.parametrize("name", ["ELBO", "DReG"])
 def test_a_draw_without_gradient_is_refused(name: str) -> None:
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", Fixed(torch.zeros(3), 1.0).to_event(1))
-
+    guide = guide_from(lambda x: Fixed(torch.zeros(3), 1.0).to_event(1))
     with pytest.raises(ValueError, match="draw of 'z' must have a gradient.*cannot be reparametrized.*TraceGraph_ELBO"):
         EVERY[name]().differentiable_loss(pair_of(TRUTH)[0], guide, X)
 
@@ -428,17 +391,9 @@ def test_scales_inside_the_logarithm_are_refused(a: Any, b: Any) -> None:
 
 
 def test_the_contract_is_checked() -> None:
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Bernoulli(torch.full((3,), 0.5)).to_event(1))
-            pyro.sample("x", dist.Normal(z @ TRUTH.weight.T, 1.0).to_event(1), obs=x)
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Bernoulli(torch.full((3,), 0.5)).to_event(1))
-
+    coins = dist.Bernoulli(torch.full((3,), 0.5)).to_event(1)
     with pytest.raises(ValueError, match="latent variable 'z' is discrete"):
-        IWAE().loss(model, guide, X)
+        IWAE().loss(*pair_from(coins, likelihood, lambda x: coins), X)
 
 
 def test_the_encoder_sees_each_datum_once_whatever_the_number_of_particles() -> None:
@@ -484,7 +439,7 @@ def test_free_bits_are_those_of_each_dimension_averaged_over_the_minibatch(kind:
 
 
 def test_a_joint_kl_has_the_free_bits_of_its_dimensions_together() -> None:
-    pair = Other("joint")
+    pair = Both("joint")
     without, _ = loss_and_gradients(ELBO(beta=0.0), pair, X, checked=True)
     whole, _ = loss_and_gradients(ELBO(), pair, X, checked=True)
     joint = (whole - without) / 12
@@ -494,12 +449,12 @@ def test_a_joint_kl_has_the_free_bits_of_its_dimensions_together() -> None:
 
 
 def test_free_bits_of_sampled_terms_are_those_of_each_dimension() -> None:
-    pair = Other("student")
+    pair = Both("student")
     torch.manual_seed(7)
     mean, log_scale = pair.encoder(X).chunk(2, -1)
     q = dist.Normal(mean, log_scale.exp())
     z = q.rsample()
-    terms = (q.log_prob(z) - dist.StudentT(5.0, torch.zeros(3), 1.0).log_prob(z)).mean(0)
+    terms = (q.log_prob(z) - STUDENT.base_dist.log_prob(z)).mean(0)
     without, _ = loss_and_gradients(ELBO(beta=0.0), pair, X, checked=True)
     found, _ = loss_and_gradients(ELBO(free_bits=terms.median().item()), pair, X, checked=True)
     assert found == pytest.approx(without + 12 * terms.clamp(min=terms.median()).sum().item(), rel=1e-10)

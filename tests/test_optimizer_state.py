@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyrovae.training.state import check_state
+from pyrovae.training.state import fitting_state
 
 State = dict[str, Any]
 Change = Callable[[State], Any]
@@ -42,20 +42,15 @@ def group(**options: Any) -> Change:
     return lambda state: state["param_groups"][0].update(options)
 
 
-ENTRIES = "state[0] must have the entries ['step', 'exp_avg', 'exp_avg_sq'"
 BROKEN: dict[str, tuple[Change, str]] = {
-    "shorter": (moment(lambda value: value[:1]), "state[0]['exp_avg'] must be (6, 2) of torch.float64, but is (1, 2)"),
-    "longer": (moment(lambda value: value.repeat(9, 9)), "but is (54, 18) of torch.float64"),
-    "float32": (moment(lambda value: value.float()), "but is (6, 2) of torch.float32"),
-    "sparse": (moment(lambda value: value.to_sparse()), "but is (6, 2) of torch.float64, torch.sparse_coo"),
-    "meta": (moment(lambda value: value.to("meta")), "but is (6, 2) of torch.float64, without values"),
-    "not a tensor": (moment(lambda value: 0.0), "but is a float"),
-    "too few": (lambda state: state["state"][0].pop("exp_avg_sq"), f"{ENTRIES}], but is ['step', 'exp_avg']"),
-    "of none": (lambda state: state["state"].update({9: state["state"][0]}), "state[9] must have the entries []"),
-    "of another": (lambda state: state["state"].update({1: state["state"][0]}), "state[1]['exp_avg'] must be (6,) of"),
+    "shorter": (moment(lambda value: value[:1]), "state[0]['exp_avg'] must have the shape (6, 2), but is (1, 2)"),
+    "longer": (moment(lambda value: value.repeat(9, 9)), "but is (54, 18)"),
+    "a number": (moment(lambda value: value.sum()), "but is ()"),
+    "of another": (
+        lambda state: state["state"].update({1: state["state"][0]}),
+        "must have the shape (6,), but is (6, 2",
+    ),
     "swapped": (lambda state: state["param_groups"][0]["params"].reverse(), "the parameters [[0, 1]], but is [[1, 0]]"),
-    "betas": (group(betas=(0.9,)), "must hold options for a step of the optimizer, but is ValueError"),
-    "amsgrad": (group(amsgrad=True), f"{ENTRIES}, 'max_exp_avg_sq']"),
 }
 
 
@@ -67,21 +62,9 @@ def test_a_state_of_other_parameters_is_an_error_that_names_the_entry(name: str)
     change, text = BROKEN[name]
     change(state)
     with pytest.raises(ValueError, match="trainer.pt does not fit the parameters and the optimizer: ") as error:
-        check_state(adam(linear()), state)
+        fitting_state(adam(linear()), state)
     assert text in str(error.value)
     assert "\n" not in str(error.value)
-
-
-class Plain(torch.optim.Optimizer):
-    """A custom optimizer that cannot be copied."""
-
-    def __init__(self, parameters: Any) -> None:
-        super().__init__(parameters, {"lr": 0.1})
-        self.factor = 2.0
-
-    def step(self, closure: Any = None) -> None:
-        for parameter in self.param_groups[0]["params"]:
-            parameter.data -= self.factor * self.param_groups[0]["lr"] * parameter.grad
 
 
 def unchanged(state: State) -> None:
@@ -92,7 +75,6 @@ NAMES = ("Adafactor", "NAdam", "Rprop", "AdamW", "SGD")
 FITTING: dict[str, tuple[Callable[[nn.Module], torch.optim.Optimizer], Change]] = {
     **{name: (lambda module, name=name: getattr(torch.optim, name)(module.parameters()), unchanged) for name in NAMES},
     "fused SGD": (lambda module: torch.optim.SGD(module.parameters(), momentum=0.9, fused=True), unchanged),
-    "Plain": (lambda module: Plain(module.parameters()), unchanged),
     "layout": (adam, moment(lambda value: value.T.contiguous().T)),  # of another memory format
     "count": (adam, lambda state: state["state"][0].update(step=state["state"][0]["step"].double())),
     "older torch": (adam, lambda state: [state["param_groups"][0].pop(name) for name in ("maximize", "fused")]),
@@ -111,7 +93,7 @@ def test_a_state_that_fits_resumes_with_the_same_numbers(name: str) -> None:
     other = make(again)
     before, saved = str(other.state_dict()), copy.deepcopy(optimizer.state_dict())
     change(saved)
-    state = check_state(other, saved)
+    state = fitting_state(other, saved)
     assert str(other.state_dict()) == before
     other.load_state_dict(state)
     for resumed in (optimizer, other):

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.overrides import TorchFunctionMode
 
 from pyrovae.compile.cuda_graph import GraphedFunction
 from pyrovae.compile.inductor import compile_graph, sources_released
@@ -61,9 +60,7 @@ class Recording:
 
     def __init__(self, graph: fx.GraphModule, leaves: Sequence[Tensor]) -> None:
         self.graph, self.leaves = graph, list(leaves)
-        self._noise: Callable[[], Sequence[Tensor]] = tuple
-        self._compiled: Callable[..., Any] = graph.forward
-        self._replay = self._bound()
+        self._replay: Function = functools.partial(graph.forward, *leaves)
 
     def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
         """Return the results for inputs with the layout of the traced ones, without gradients.
@@ -72,9 +69,6 @@ class Recording:
         """
         with torch.no_grad():
             return self._replay(*inputs)
-
-    def _bound(self) -> Function:
-        return functools.partial(_run, self._noise, self._compiled, self.leaves)
 
     @sources_released()
     def compile(self, inputs: Sequence[Tensor]) -> None:
@@ -112,8 +106,7 @@ class Recording:
         bound = HALF_AGREEMENT if _is_half(self.graph) else AGREEMENT
         if not all(_close(a, b, bound) for a, b in zip(results, expected, strict=True)):
             raise NotRecordableError("the code that Inductor generates gives other numbers")
-        self._noise, self._compiled = noise, compiled
-        self._replay = self._bound()
+        self._replay = functools.partial(_run, noise, compiled, self.leaves)
 
     def capture_kernels(self, inputs: Sequence[Tensor]) -> None:
         """Capture the kernels of a replay in a CUDA graph; do nothing on other devices.
@@ -127,7 +120,7 @@ class Recording:
         """
         if inputs[0].device.type == "cuda":
             try:
-                self._replay = GraphedFunction(self._bound(), inputs, self.leaves)
+                self._replay = GraphedFunction(self._replay, inputs, self.leaves)
             except Exception as error:  # kernels may raise anything; the error itself would keep the graph alive
                 reason = first_line(error)
             else:
@@ -167,7 +160,7 @@ def record(function: Function, inputs: Sequence[Tensor], *, leaves: Sequence[Ten
         for example, values in ((inputs, nullcontext()), ([_flipped(x) for x in inputs], _perturbed(leaves))):
             with forked_random(0, device), values:
                 try:
-                    trace = make_fx(lambda *_, example=example: _guarded(function, example))
+                    trace = make_fx(lambda *_, example=example: function(*example))
                     graphs.append(trace(*leaves, *example))
                 except Exception as error:  # user programs and the tracer may raise anything
                     raise NotRecordableError(_reason(error)) from error
@@ -178,20 +171,6 @@ def record(function: Function, inputs: Sequence[Tensor], *, leaves: Sequence[Ten
     constants = _lift_constants(second)
     move_indices(second, device)
     return Recording(second, [*constants, *leaves])
-
-
-class _NoTracer(TorchFunctionMode):
-    """Reject calls inside `torch.jit.trace`, whose tracer stays broken after a failure."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if torch.jit.is_tracing():
-            raise NotRecordableError("it is traced by torch.jit, which cannot run inside a recording")
-        return func(*args, **(kwargs or {}))
-
-
-def _guarded(function: Function, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-    with _NoTracer():
-        return function(*inputs)
 
 
 def _device(tensors: Sequence[Tensor]) -> torch.device:

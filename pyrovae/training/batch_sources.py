@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 
@@ -22,8 +23,6 @@ logger = logging.getLogger("pyrovae")
 # share of free memory that data may take: weights, gradients, moments of Adam and activations need the remainder, whose
 # size is unknown before the first step
 RESIDENT_SHARE = 0.5
-
-Batches = AbstractContextManager[Iterator[tuple[Tensor, ...]]]
 
 
 class Placement:
@@ -93,77 +92,45 @@ class Placement:
         self.loaders, self.prefetched = [loader.to(self.device) for loader in self.loaders], False
 
 
-def bind_arguments(programs: ModelGuide, *args: Tensor) -> tuple[Program, Program, int]:
-    """Return model and guide without arguments, called with these, and the number of data."""
-    return functools.partial(programs.model, *args), functools.partial(programs.guide, *args), len(args[0])
+def bind_arguments(programs: ModelGuide, *args: Tensor) -> tuple[Program, Program]:
+    """Return model and guide without arguments, called with these."""
+    return functools.partial(programs.model, *args), functools.partial(programs.guide, *args)
 
 
-class DeviceBatches:
-    """Shuffled minibatches of data.
+class Batches:
+    """Shuffled minibatches of the training data.
 
     The inputs of a step are row numbers ``(B,)`` of data on the device, or rows ``(B, ...)`` as stored in host memory,
-    copied ahead of the steps. Order and noise are the same for both.
+    copied ahead of the steps. Order and noise are the same for both. Programs that draw rows themselves are given row
+    numbers, then all data; all their minibatches have the size of the plate, so that the last one is filled with rows
+    of the first.
 
     Args:
         programs: structure of model and guide.
-        loader: the training data.
+        placement: the data.
         batch_size: B; the last minibatch of an epoch may be smaller.
-        device: device of training.
-        prefetched: whether the data lie in host memory.
 
     """
 
-    def __init__(
-        self, programs: ModelGuide, loader: Loader, batch_size: int, device: torch.device, *, prefetched: bool = False
-    ) -> None:
-        self.programs, self.loader, self.device, self.prefetched = programs, loader, device, prefetched
-        self.batch_size = min(batch_size, len(loader))
+    def __init__(self, programs: ModelGuide, placement: Placement, batch_size: int) -> None:
+        self.programs, self.loader = programs, placement.loaders[0]
+        self.device, self.prefetched = placement.device, placement.prefetched
+        self.batch_size = programs.num_rows if programs.draws_rows else min(batch_size, len(self.loader))
 
-    def epoch(self) -> Batches:
-        """Draw the order of the data from torch's default stream; return the inputs of all steps in a context."""
+    def epoch(self) -> AbstractContextManager[Iterator[tuple[Tensor, ...]]]:
+        """Draw noise and order of the data from torch's default stream; return the inputs of all steps in a context."""
+        args = self.loader.everything() if self.programs.draws_rows else ()
         order = torch.randperm(len(self.loader), device=self.device)
-        if not self.prefetched:
-            return nullcontext((rows,) for rows in order.split(self.batch_size))
-        return closing(gather_ahead(self.loader.stored_rows(), order.cpu().split(self.batch_size), self.device))
+        if self.prefetched:
+            rows = order.cpu().split(self.batch_size)
+            return closing(gather_ahead(self.loader.stored_rows(), rows, self.device))
+        if self.programs.draws_rows:
+            order = torch.cat([order, order])[: math.ceil(len(order) / self.batch_size) * self.batch_size]
+        return nullcontext((rows, *args) for rows in order.split(self.batch_size))
 
-    def bind(self, *inputs: Tensor) -> tuple[Program, Program, int]:
-        """Return model and guide without arguments, and the number of data."""
+    def bind(self, *inputs: Tensor) -> tuple[Program, Program]:
+        """Return model and guide without arguments for the inputs of a step."""
+        if self.programs.draws_rows:
+            return self.programs.bind(inputs[1:], inputs[0])
         args = self.loader.arguments(*inputs) if self.prefetched else self.loader.draw(inputs[0])
         return bind_arguments(self.programs, *args)
-
-    def count(self, *inputs: Tensor) -> int:
-        """Return the number of data in the inputs of a step."""
-        return len(inputs[0])
-
-
-class SubsampledBatches:
-    """All data, of which the programs draw rows themselves; the inputs are the row numbers, then all data.
-
-    Args:
-        programs: structure of model and guide, whose plate fixes the number of rows.
-        loader: the training data, on the device.
-        device: device of training.
-
-    """
-
-    def __init__(self, programs: ModelGuide, loader: Loader, device: torch.device) -> None:
-        self.programs, self.loader, self.device, self.batch_size = programs, loader, device, programs.num_rows
-
-    def epoch(self) -> Batches:
-        """Draw noise and order of the data from torch's default stream; return the inputs of all steps in a context.
-
-        All minibatches have the same size: the last one is filled with rows of the first.
-        """
-        args = self.loader.everything()
-        order = torch.randperm(len(self.loader), device=self.device)
-        starts = range(0, len(order), self.batch_size)
-        places = torch.arange(self.batch_size, device=self.device)
-        return nullcontext((order[(start + places) % len(order)], *args) for start in starts)
-
-    def bind(self, *inputs: Tensor) -> tuple[Program, Program, int]:
-        """Return model and guide that draw the given rows, and the number of rows."""
-        return *self.programs.bind(inputs[1:], inputs[0]), self.batch_size
-
-    def count(self, *inputs: Tensor) -> int:
-        """Return the number of rows that the programs draw."""
-        return self.batch_size

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from pyrovae.programs import Program
 from pyrovae.results import Epoch, History
-from pyrovae.results.record import TransformDescription, from_plain, parse_json
+from pyrovae.results.record import TransformDescription, parse_json
 from pyrovae.runtime.annotations import checked
 from pyrovae.runtime.errors import first_line
 from pyrovae.runtime.serialization import Described, Description, agree, build, describe
 from pyrovae.training.config import Training
 from pyrovae.training.run_folder import RunFolder
-from pyrovae.training.state import from_bytes, params_of, restore, to_bytes
+from pyrovae.training.state import PARAM_PREFIX, from_bytes, restore, to_bytes
 from pyrovae.vae import VAE
 
 logger = logging.getLogger("pyrovae")
@@ -50,23 +50,6 @@ class Config(_Settings, total=False):
     """Content of ``config.json``."""
 
     versions: dict[str, str]
-
-
-class _Group(TypedDict):
-    params: list[int]
-
-
-class _Optimizer(TypedDict):
-    state: dict[int, dict[str, Any]]
-    param_groups: list[_Group]
-
-
-class _Trainer(TypedDict):
-    values: dict[str, Tensor]
-    optimizer: _Optimizer
-    best_epoch: int
-    best_validation: float
-    has_best: bool
 
 
 @dataclass
@@ -207,24 +190,14 @@ def _parse_model(contents: Mapping[str, bytes]) -> Description:
 
 def parse_progress(contents: Mapping[str, bytes]) -> Progress:
     """Return the state of training in the files of a run."""
+    epochs = History.epochs_from_json_lines(contents[METRICS])
     try:
-        loaded = torch.load(io.BytesIO(contents[TRAINER]), weights_only=True, map_location="cpu")
-        trainer = from_plain(_Trainer, loaded, source=TRAINER)
+        trainer = torch.load(io.BytesIO(contents[TRAINER]), weights_only=True, map_location="cpu")
+        state = {name: trainer[name] for name in ("values", "optimizer", "best_epoch", "best_validation")}
+        best = from_bytes(contents[WEIGHTS]) if trainer["has_best"] else None
     except Exception as error:  # torch raises errors of several types
         raise ValueError(f"{TRAINER} is not a state of training ({first_line(error)}); train again") from None
-    epochs = History.epochs_from_json_lines(contents[METRICS])
-    if not 0 <= trainer["best_epoch"] <= len(epochs):
-        raise ValueError(
-            f"`best_epoch` of {TRAINER} must be one of the {len(epochs)} epochs, got {trainer['best_epoch']}"
-        )
-    return Progress(
-        epochs=epochs,
-        values=trainer["values"],
-        optimizer=dict(trainer["optimizer"]),
-        best=from_bytes(contents[WEIGHTS]) if trainer["has_best"] else None,
-        best_epoch=trainer["best_epoch"],
-        best_validation=trainer["best_validation"],
-    )
+    return Progress(epochs, best=best, **state)
 
 
 @dataclass(frozen=True)
@@ -309,7 +282,8 @@ def load_weights(path: str | Path, modules: Iterable[nn.Module]) -> None:
 
     """
     values = from_bytes(RunFolder(path).read(WEIGHTS))
-    restore(list(modules), params_of(values), values)
+    params = [name.removeprefix(PARAM_PREFIX) for name in values if name.startswith(PARAM_PREFIX)]
+    restore(list(modules), params, values)
 
 
 def versions() -> dict[str, str]:

@@ -25,11 +25,9 @@ from pyrovae.programs import (
 from pyrovae.programs.model_guide import run
 from pyrovae.runtime.annotations import PositiveFloat, checked
 from pyrovae.runtime.context import forked_random, frozen_unremarked, module_mode, own_store, validation
-from pyrovae.training.batch_sources import DeviceBatches, bind_arguments
+from pyrovae.training.batch_sources import bind_arguments
 from pyrovae.training.config import Engine
-from pyrovae.training.loss import Bind, StepLoss
-from pyrovae.training.program_tensors import ProgramTensors
-from pyrovae.training.step import MakeOptimizer, build_optimizer, fused_adam, make_step
+from pyrovae.training.step import Bind, MakeOptimizer, Step, fused_adam
 from pyrovae.vae import require_form
 
 ROW_DTYPES = (torch.int64, torch.int32)
@@ -51,19 +49,16 @@ class StepTerms(NamedTuple):
     kl: Tensor
 
 
-class CapturedStep:
+class CapturedStep(Step):
     """A gradient step of a model and guide, made by `capture`.
 
     Attributes:
+        objective: the objective; change the beta of an ELBO at any time.
         optimizer: optimizer of all parameters; change the learning rate of its groups at any time.
 
     """
 
-    def __init__(
-        self, loss: _StoredLoss, tensors: ProgramTensors, optimizer: torch.optim.Optimizer, **engine: Any
-    ) -> None:
-        self._loss, self.optimizer = loss, optimizer
-        self._step = make_step(loss, tensors, optimizer, **engine)
+    _is_first, _takes_rows = True, False
 
     def __call__(self, *inputs: Tensor) -> StepTerms:
         """Update the parameters once.
@@ -85,42 +80,27 @@ class CapturedStep:
 
         """
         self._check_inputs(inputs)
-        metrics = self._step(*inputs, eager=self._loss.checked)
-        self._loss.checked = False
+        metrics = self.update(*inputs, eager=self._is_first)
+        self._is_first = False
         return StepTerms(*metrics.unbind())
 
-    @property
-    def objective(self) -> PyroELBO:
-        """The objective; change the beta of an ELBO at any time."""
-        return self._loss.objective
+    def loss(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss and its terms of programs in a parameter store of their own."""
+        store = own_store(self.programs.modules, keep=self.programs.params)
+        with store, validation(enabled=self._is_first), frozen_unremarked():
+            return super().loss(*inputs)
 
     def _check_inputs(self, inputs: tuple[Any, ...]) -> None:
         if not inputs or not all(isinstance(value, Tensor) and value.ndim for value in inputs):
-            raise TypeError(
-                f"a step takes a minibatch, tensors (B, ...), but received {_describe(inputs) or 'nothing'}"
-            )
-        if self._loss.takes_rows and (len(inputs) > 1 or inputs[0].ndim != 1 or inputs[0].dtype not in ROW_DTYPES):
-            raise TypeError(
-                f"a step made for a split takes the numbers of its rows, whole and (B,), but received "
-                f"{_describe(inputs)}; of a mask give mask.nonzero().squeeze(-1)"
-            )
-        if not len(inputs[0]):
+            rule = "a step takes a minibatch, tensors (B, ...)"
+        elif self._takes_rows and (len(inputs) > 1 or inputs[0].ndim != 1 or inputs[0].dtype not in ROW_DTYPES):
+            rule = "a step made for a split takes the numbers of its rows (B,), of a mask mask.nonzero().squeeze(-1)"
+        elif not len(inputs[0]):
             raise ValueError("a step takes one datum or more, but received an empty minibatch; leave it out")
-
-
-def _describe(inputs: tuple[Any, ...]) -> list[object]:
-    return [f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x) for x in inputs]
-
-
-class _StoredLoss(StepLoss):
-    """Loss of programs that run in a parameter store of their own, the first time under Pyro's checks."""
-
-    checked, takes_rows = True, False
-
-    def __call__(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        store = own_store(self.programs.modules, keep=self.programs.params)
-        with store, validation(enabled=self.checked), frozen_unremarked():
-            return super().__call__(*inputs)
+        else:
+            return
+        received = [f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x) for x in inputs]
+        raise TypeError(f"{rule}, but received {received or 'nothing'}")
 
 
 @checked
@@ -169,14 +149,13 @@ def capture(
         ...     terms = step(x)
 
     """
-    engine = "captured" if engine == "auto" else engine
     require_form(model, *data)
-    modules = tuple({id(module): module for module in (*modules, *find_modules(model, guide))}.values())
     if not data or any(isinstance(source, Data) for source in data):
         received = "all splits of a data set; give one, such as data.train" if data else "no data; give some"
         raise TypeError(f"a step is made for a minibatch, or for a split, but received {received}")
     is_split = len(data) == 1 and isinstance(data[0], Split)
     loader = Loader(data[0] if is_split else data)  # type: ignore[arg-type]
+    modules = (*modules, *find_modules(model, guide))
     params: list[str] = []
     with own_store(modules, keep=params), module_mode(modules, training=False):
         inputs = loader.draw(torch.arange(min(len(loader), 3), device=loader.device))
@@ -189,17 +168,23 @@ def capture(
             f"the plate {programs.plate!r} draws rows of the data by itself, but a step is given its rows; write it as "
             f"pyro.plate({programs.plate!r}, len(x)), or train with pyrovae.fit"
         )
+
+    def bind(*inputs: Tensor) -> tuple[Program, Program]:
+        return bind_arguments(programs, *(loader.draw(*inputs) if is_split else inputs))
+
     if is_split:
-        bind = DeviceBatches(programs, loader, len(loader), loader.device).bind
         _check_values(programs, bind, len(loader), loader.device)
-    else:
-        bind = functools.partial(bind_arguments, programs)
-    loss = _StoredLoss(programs, objective or ELBO(), bind)
-    loss.takes_rows = is_split
     with own_store(programs.modules, keep=programs.params):
-        tensors = ProgramTensors(programs.modules, programs.params)
-    built = build_optimizer(optimizer or fused_adam, tensors.trained)
-    return CapturedStep(loss, tensors, built, engine=engine, clip_norm=clip_norm)
+        step = CapturedStep(
+            programs,
+            bind,
+            objective or ELBO(),
+            optimizer or fused_adam,
+            clip_norm=clip_norm,
+            engine="captured" if engine == "auto" else engine,
+        )
+    step._takes_rows = is_split
+    return step
 
 
 def _check_values(programs: ModelGuide, bind: Bind, num_data: int, device: torch.device) -> None:
@@ -207,5 +192,4 @@ def _check_values(programs: ModelGuide, bind: Bind, num_data: int, device: torch
     store, evaluation = own_store(programs.modules, keep=[]), module_mode(programs.modules, training=False)
     with store, evaluation, forked_random(0, device), torch.no_grad():
         for rows in torch.arange(num_data, device=device).split(CHECKED_ROWS):
-            model, guide, _ = bind(rows)
-            run_validated(functools.partial(run, model, guide), device, nan_counts=True)
+            run_validated(functools.partial(run, *bind(rows)), device, nan_counts=True)

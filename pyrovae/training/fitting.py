@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
 from pyro.infer import ELBO as PyroELBO
 from torch import nn
 
 from pyrovae.data import Data, Split, fingerprint
 from pyrovae.data.loader import Loader, Source
+from pyrovae.networks import Decoder
 from pyrovae.objectives import ELBO, Objective
-from pyrovae.programs import ModelGuide, Program, Unnormalized, find_modules, inspect_programs, warn_of_links
+from pyrovae.programs import Program, Unnormalized, find_modules, inspect_programs, warn_of_links
 from pyrovae.results import Epoch, History
 from pyrovae.results.observed_data import DISCRETE
 from pyrovae.runtime.annotations import checked, convert_fields, merge_options
@@ -27,16 +30,18 @@ from pyrovae.runtime.context import (
     own_store,
     stream_seed,
 )
+from pyrovae.runtime.errors import first_line
 from pyrovae.training.batch_sources import Placement
 from pyrovae.training.checkpoint import Checkpoint
 from pyrovae.training.config import Training, choose_device
 from pyrovae.training.loop import Loop
 from pyrovae.training.run_folder import RunFolder
-from pyrovae.training.start import start_at_data
 from pyrovae.training.step import MakeOptimizer, fused_adam
-from pyrovae.vae import require_form
+from pyrovae.vae import VAE, require_form
 
 logger = logging.getLogger("pyrovae")
+
+MAX_ROWS, MAX_ELEMENTS = 10_000, 2**23  # size of the data from which the spread of learned scales is measured
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +145,7 @@ def fit(
     if training.patience is not None and len(loaders) == 1:
         raise ValueError("early stopping watches validation data, but there are none; pass a Data, or patience=None")
     placement = Placement(loaders, device)
-    modules = tuple({id(module): module for module in (*options.modules, *find_modules(model, guide))}.values())
+    modules = (*options.modules, *find_modules(model, guide))
     for module in modules:
         module.to(device)
     trained_params: list[str] = []
@@ -159,9 +164,12 @@ def fit(
             )
             warn_of_links(programs)
         stack.enter_context(module_mode(programs.all_modules, training=True))
-        _log_data(placement, programs)
+        placement.log()
+        num_values = placement.loaders[0].num_values
+        if programs.base_measure == "Lebesgue" and num_values is not None:
+            logger.warning(DISCRETE.format(num_values))
         trained_params += [name for name in programs.params if MODULE_DIVIDER not in name]
-        loop = Loop(programs, placement, objective or ELBO(), training, device, options.optimizer)
+        loop = Loop(programs, placement, objective or ELBO(), training, options.optimizer)
         loop.synchronize()
         _start(loop, model, placement.loaders[0], folder, options, stack)
         try:
@@ -172,21 +180,17 @@ def fit(
             raise
 
 
-def _log_data(placement: Placement, programs: ModelGuide) -> None:
-    placement.log()
-    num_values = placement.loaders[0].num_values
-    if programs.base_measure == "Lebesgue" and num_values is not None:
-        logger.warning(DISCRETE.format(num_values))
-
-
 def _start(
     loop: Loop, model: Program, train: Loader, folder: str | Path | None, options: FitOptions, stack: ExitStack
 ) -> None:
     """Start a run or resume it, and write its settings to the folder, which is locked until the stack ends."""
     if folder is not None:
+        objective = loop.objective
         settings = {
             "training": dataclasses.asdict(loop.training),
-            "objective": _describe_objective(loop.objective),
+            "objective": objective.describe()
+            if isinstance(objective, Objective)
+            else {"class": type(objective).__name__, "num_particles": objective.num_particles},
             "optimizer": {"class": type(loop.optimizer).__name__},
             "data": _describe_data(train),
             "command": dict(options.command or {}),
@@ -198,7 +202,7 @@ def _start(
         loop.checkpoint = checkpoint if loop.group.first else None
     start = ""
     if loop.training.start_at_data and not options.resume:
-        start = start_at_data(model, train)
+        start = _start_at_data(model, train)
         loop.group.copy_from_first(loop.tensors.trained)
     if loop.checkpoint is not None and not options.resume:
         loop.checkpoint.settings["start"] = start or None
@@ -211,15 +215,52 @@ def _start(
     )
 
 
-def _describe_objective(objective: PyroELBO) -> dict[str, Any]:
-    if isinstance(objective, Objective):
-        return objective.describe()
-    return {"class": type(objective).__name__, "num_particles": objective.num_particles}
-
-
 def _describe_data(loader: Loader) -> dict[str, Any]:
     if isinstance(loader.source, Split):
         split = loader.source
         stored = fingerprint(split.stored, *split.given)
         return {"name": split.name, "num_data": len(split), "hash": stored, "transform": split.transform.describe()}
     return {"name": "tensors", "num_data": len(loader), "hash": loader.hash(), "transform": None}
+
+
+@torch.no_grad()
+def _start_at_data(model: Program, rows: Loader) -> str:
+    """Set the output bias of a VAE's decoder and the learned scales of its likelihood to the mean and spread of data.
+
+    Values that were trained or set before are not changed: a bias that is not all zeros, a scale that is not the
+    default of its class.
+
+    Args:
+        model: of a `VAE`; other models are not changed.
+        rows: the training data.
+
+    Returns:
+        A text that names the values that were set; empty if there are none.
+
+    """
+    vae = getattr(model, "__self__", None)
+    if not isinstance(vae, VAE):
+        return ""
+    decoder = vae.decoder if isinstance(vae.decoder, Decoder) and vae.decoder.is_untouched() else None
+    learned = list(vae.likelihood.parameters())
+    if decoder is None and not learned:
+        return ""
+    before = [parameter.clone() for parameter in learned]
+    size = min(len(rows), MAX_ROWS, max(1, MAX_ELEMENTS // math.prod(vae.likelihood.x_shape)))
+    with forked_random(stream_seed("start"), rows.device):
+        x = rows.draw(torch.linspace(0, len(rows) - 1, size, device=rows.device).long())[0]
+    source = rows.source[0] if isinstance(rows.source, tuple) else rows.source
+    mean = source.mean() if isinstance(source, Split) else source.mean(0, dtype=torch.get_default_dtype())
+    device = next((parameter.device for parameter in vae.parameters()), mean.device)
+    try:
+        params = vae.likelihood.start(x.to(device), mean.to(device))
+        if tuple(params.shape) != vae.likelihood.param_shape:
+            shape = vae.likelihood.param_shape
+            raise ValueError(f"initial_params must return the shape {shape}, got {tuple(params.shape)}")
+        at_mean = decoder is not None and bool(params.isfinite().all()) and decoder.start(params)
+    except Exception as error:  # a likelihood of the user may raise anything
+        logger.warning("the output does not start at the mean of the training data: %s", first_line(error))
+        return ""
+    at_spread = any(not now.equal(then) for now, then in zip(learned, before, strict=True))
+    words = {"the output at the mean of the training data": at_mean, "learned scales at their spread": at_spread}
+    return " and ".join(text for text, is_so in words.items() if is_so)

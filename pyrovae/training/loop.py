@@ -8,30 +8,30 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from pyro.infer import ELBO as PyroELBO
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyrovae.objectives import Objective
 from pyrovae.programs import ModelGuide, run
 from pyrovae.results import Epoch, History
-from pyrovae.runtime.context import forked_random, stream_seed, validation
+from pyrovae.runtime.context import forked_random, module_mode, stream_seed, validation
 from pyrovae.runtime.distributed import group
 from pyrovae.runtime.progress_bar import Advance, progress
-from pyrovae.training.batch_sources import DeviceBatches, Placement, SubsampledBatches
-from pyrovae.training.batch_statistics import STATISTICS_DATA, averaging, normalizations
+from pyrovae.training.batch_sources import Batches, Placement
 from pyrovae.training.checkpoint import Checkpoint, Progress
 from pyrovae.training.config import Training
-from pyrovae.training.loss import StepLoss
-from pyrovae.training.program_tensors import ProgramTensors
-from pyrovae.training.state import check_state, restore, snapshot
-from pyrovae.training.step import MakeOptimizer, build_optimizer, make_step
+from pyrovae.training.state import fitting_state, restore, snapshot
+from pyrovae.training.step import MakeOptimizer, Step
 from pyrovae.training.validation_bounds import compute_bounds
 
 logger = logging.getLogger("pyrovae")
 
+STATISTICS_DATA = 2048  # training data from which statistics of batch normalization are estimated
 STEPS_BETWEEN_READS = 200  # reading a loss makes the host wait for the device
 TERMS = ("loss", "reconstruction", "KL")
 
@@ -45,10 +45,9 @@ class Loop:
 
     Args:
         programs: structure of model and guide.
-        placement: training data, and validation data if there are any.
+        placement: training data, and validation data if there are any, on the device of training.
         objective: an objective with a differentiable loss.
         training: settings.
-        device: device of training.
         make_optimizer: makes the optimizer of the parameters.
 
     """
@@ -59,14 +58,11 @@ class Loop:
         placement: Placement,
         objective: PyroELBO,
         training: Training,
-        device: torch.device,
         make_optimizer: MakeOptimizer,
     ) -> None:
-        self.programs, self.objective, self.training, self.device = programs, objective, training, device
+        self.programs, self.objective, self.training, self.device = programs, objective, training, placement.device
         train, *validation_data = placement.loaders
         self.validation_data = next(iter(validation_data), None)
-        self.tensors = ProgramTensors(programs.modules, programs.params)
-        self.optimizer = build_optimizer(make_optimizer, self.tensors.trained)
         self.group = group()
         self.checkpoint: Checkpoint | None = None
         self.epochs: tuple[Epoch, ...] = ()
@@ -75,17 +71,19 @@ class Loop:
         self.num_weighted = objective.num_weighted if isinstance(objective, Objective) else 1
         self.monitored = "elbo" if self.num_weighted == 1 else f"L_{self.num_weighted}"
         self.bound_name = self.monitored.replace("elbo", "ELBO")
-        self.source: DeviceBatches | SubsampledBatches
-        if programs.draws_rows:
-            self.source = SubsampledBatches(programs, train, device)
-        else:
-            prefetched = placement.prefetched
-            self.source = DeviceBatches(programs, train, training.batch_size, device, prefetched=prefetched)
-        self.steps_per_epoch = math.ceil(len(train) / self.source.batch_size)
-        loss = StepLoss(programs, objective, self.source.bind, bfloat16=training.precision == "bfloat16")
-        num_steps = training.epochs * self.steps_per_epoch
-        options = {"clip_norm": training.clip_norm, "engine": training.engine, "num_steps": num_steps}
-        self.step = make_step(loss, self.tensors, self.optimizer, **options)  # type: ignore[arg-type]
+        self.batches = Batches(programs, placement, training.batch_size)
+        self.steps_per_epoch = math.ceil(len(train) / self.batches.batch_size)
+        self.step = Step(
+            programs,
+            self.batches.bind,
+            objective,
+            make_optimizer,
+            clip_norm=training.clip_norm,
+            engine=training.engine,
+            num_steps=training.epochs * self.steps_per_epoch,
+            bfloat16=training.precision == "bfloat16",
+        )
+        self.tensors, self.optimizer = self.step.tensors, self.step.optimizer
 
     def progress(self) -> Progress:
         """Return the state of training."""
@@ -105,7 +103,7 @@ class Loop:
             ValueError: if it belongs to other parameters or another optimizer.
 
         """
-        state = check_state(self.optimizer, progress.optimizer)
+        state = fitting_state(self.optimizer, progress.optimizer)
         restore(self.programs.modules, self.programs.params, progress.values)
         self.optimizer.load_state_dict(state)
         self.epochs, self.best = progress.epochs, progress.best
@@ -125,11 +123,11 @@ class Loop:
         if self.programs.draws_rows:
             plate = self.programs.plate
             raise ValueError(
-                f"processes share the rows of a minibatch, but the plate {plate!r} draws {self.source.batch_size} by "
+                f"processes share the rows of a minibatch, but the plate {plate!r} draws {self.batches.batch_size} by "
                 f"itself; write it as pyro.plate({plate!r}, len(x)), or train in one process"
             )
         self.group.copy_from_first(self.tensors.all)
-        if normalizations(self.programs.modules):
+        if _normalizations(self.programs.modules):
             logger.warning("batch normalization sees the part of a minibatch that its process has")
         if getattr(self.objective, "free_bits", 0):
             logger.warning("free bits hold for the average over the part of a minibatch that a process has")
@@ -202,10 +200,10 @@ class Loop:
         unread: list[tuple[Tensor, int]] = []
         with self._minibatches(epoch) as minibatches, validation(enabled=checked):
             for index, inputs in enumerate(minibatches):
-                count = self.source.count(*inputs)
+                count = len(inputs[0])
                 inputs, weight = self._local_shard(inputs, count)
                 try:
-                    unread.append((self.step(*inputs, weight=weight, eager=checked), count))
+                    unread.append((self.step.update(*inputs, weight=weight, eager=checked), count))
                 except ValueError as error:  # from Pyro's checks, which may meet a NaN before the loss is read
                     if unread:
                         self._read(unread, epoch, index - len(unread) + 1)
@@ -230,7 +228,7 @@ class Loop:
         Processes that train together draw the same order of the data, then noise from a stream of their own.
         """
         seed = self.training.seed
-        with forked_random(stream_seed(seed, "epoch", epoch), self.device), self.source.epoch() as minibatches:
+        with forked_random(stream_seed(seed, "epoch", epoch), self.device), self.batches.epoch() as minibatches:
             if self.group.size == 1:
                 yield minibatches
                 return
@@ -286,21 +284,20 @@ class Loop:
 
         All minibatches count equally, so that a smaller last one is left out. Ranks average their statistics.
         """
-        layers = normalizations(self.programs.all_modules)
+        layers = _normalizations(self.programs.all_modules)
         if not layers:
             return
-        num_batches = math.ceil(STATISTICS_DATA / self.source.batch_size)
+        num_batches = math.ceil(STATISTICS_DATA / self.batches.batch_size)
         with (
-            averaging(self.programs.all_modules, layers),
+            _averaging(self.programs.all_modules, layers),
             self._minibatches(epoch) as minibatches,
             validation(enabled=False),
         ):
             for inputs in itertools.islice(minibatches, num_batches):
-                count = self.source.count(*inputs)
-                if count == self.source.batch_size:
+                count = len(inputs[0])
+                if count == self.batches.batch_size:
                     inputs, _ = self._local_shard(inputs, count)
-                    model, guide, _ = self.source.bind(*inputs)
-                    run(model, guide)
+                    run(*self.batches.bind(*inputs))
         statistics = [getattr(layer, name) for layer in layers for name in ("running_mean", "running_var")]
         for buffer, total in zip(statistics, self.group.sum(statistics), strict=True):
             buffer.copy_(total / self.group.size)
@@ -323,3 +320,33 @@ class Loop:
             raise self._diverged(epoch, self.steps_per_epoch, "the validation ELBO")
         bounds = {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
         return bounds if self.num_weighted == 1 else bounds | {self.monitored: bound}
+
+
+def _normalizations(modules: Iterable[nn.Module]) -> list[_BatchNorm]:
+    """Return the layers of batch normalization that update running statistics; a momentum of 0.0 freezes them."""
+    layers = [part for module in modules for part in module.modules() if isinstance(part, _BatchNorm)]
+    return [layer for layer in layers if layer.num_batches_tracked is not None and layer.momentum != 0.0]
+
+
+@contextlib.contextmanager
+def _averaging(modules: Iterable[nn.Module], layers: Iterable[Any]) -> Iterator[None]:
+    """Set the running statistics of layers to their averages over the minibatches that run inside the block.
+
+    The moving average that torch keeps during training is over minibatches seen by earlier weights. After few or large
+    steps it describes no network, and the validation ELBO can be off by millions of nats. All other modules are in
+    evaluation mode inside the block. Layers that do not run keep their statistics.
+
+    *Rethinking "batch" in BatchNorm (Wu, Johnson 2021)*, https://arxiv.org/abs/2105.07576, section 3
+    """
+    before = [(layer, layer.momentum, layer.num_batches_tracked.clone()) for layer in layers]
+    try:
+        with module_mode(modules, training=False):
+            for layer, *_ in before:
+                layer.training = True
+                layer.momentum = None  # torch then averages all minibatches since the count was zero
+                layer.num_batches_tracked.zero_()
+            yield
+    finally:
+        for layer, momentum, count in before:
+            layer.momentum = momentum
+            layer.num_batches_tracked.copy_(count)

@@ -6,11 +6,10 @@ import logging
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor, nn
 
-from pyrovae.training.state import trainable
+from pyrovae.training.state import stored
 
 logger = logging.getLogger("pyrovae")
 
@@ -35,39 +34,29 @@ class ProgramTensors:
 
     def __init__(self, modules: Sequence[nn.Module], params: Iterable[str]) -> None:
         self.params = tuple(params)
-        self.trained = trainable(modules, self.params)
+        parameters: list[Tensor] = [parameter for module in modules for parameter in module.parameters()]
+        parameters += stored(self.params).values()
+        self.trained = list({id(value): value for value in parameters if value.requires_grad}.values())
         if not self.trained:
             raise ValueError(
                 "there is nothing to train: neither the store nor the modules found have parameters; register the "
                 "networks with pyro.module in the model or guide, or name them with modules=[...]"
             )
+        buffers = [buffer for module in modules for buffer in module.buffers()]
+        self.all = list({id(tensor): tensor for tensor in (*parameters, *buffers)}.values())
+        self._frozen = [tensor for tensor in self.all if not tensor.requires_grad and tensor.is_floating_point()]
         self._parts = list({id(part): part for module in modules for part in module.modules()}.values())
-        scripted = [part for part in self._parts if isinstance(part, torch.jit.ScriptModule)]  # they are fixed
-        plain = [part for part in self._parts if not isinstance(part, torch.jit.ScriptModule)]
+        plain = [part for part in self._parts if not isinstance(part, torch.jit.ScriptModule)]  # others are fixed
         self._owners = [owner for part in plain for owner in (part._parameters, part._modules)]
         self._names = [(owner, name) for owner in self._owners for name in owner]
         self._buffers = [(part._buffers, name) for part in plain for name in part._buffers]
-        values = [owner[name] for owner, name in (*self._names, *self._buffers)]
-        values += [value for part in scripted for value in (*part.parameters(), *part.buffers())]
-        tensors = [value for value in (*values, *self._in_store()) if isinstance(value, Tensor)]
-        self.all = list({id(tensor): tensor for tensor in tensors}.values())
-        self._others = [tensor for tensor in self.all if not tensor.requires_grad and tensor.is_floating_point()]
         self._bound = self._bindings()
         self._reported = False
 
-    def _in_store(self) -> list[Tensor]:
-        """Return the unconstrained values of the named ``pyro.param``."""
-        stored = dict(pyro.get_param_store().named_parameters()) if self.params else {}
-        for name in self.params:
-            if name not in stored:
-                raise ValueError(
-                    f"pyro.param({name!r}) is no longer in Pyro's store; leave it there, or capture the step again"
-                )
-        return [stored[name] for name in self.params]
-
     def _bindings(self) -> list[int]:
         bound = [owner.get(name) for owner, name in self._names]
-        return [len(owner) for owner in self._owners] + [id(value) for value in (*bound, *self._in_store())]
+        values = (*bound, *stored(self.params).values())
+        return [len(owner) for owner in self._owners] + [id(value) for value in values]
 
     def check(self) -> Hashable:
         """Check that all names are bound to the parameters and modules of the start.
@@ -79,7 +68,7 @@ class ProgramTensors:
             ValueError: if a parameter or module was replaced, added or removed, or a frozen one made trainable.
 
         """
-        if self._bindings() != self._bound or any([tensor.requires_grad for tensor in self._others]):
+        if self._bindings() != self._bound or any([tensor.requires_grad for tensor in self._frozen]):
             raise ValueError(
                 "the parameters and modules of a step are fixed, but one was replaced, added or removed, or a frozen "
                 "one was made trainable; change values in place, or capture the step again"

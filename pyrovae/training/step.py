@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from pyro.infer import ELBO as PyroELBO
+from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
 from pyrovae.compile import NotRecordableError, Recording, has_compiler, layout_of, record
 from pyrovae.objectives import Objective
+from pyrovae.programs import ModelGuide, Program, run_validated
+from pyrovae.runtime.context import modules_known
 from pyrovae.runtime.distributed import group
-from pyrovae.training.loss import StepLoss
+from pyrovae.training.bfloat16 import bfloat16_networks
 from pyrovae.training.program_tensors import ProgramTensors
 
 logger = logging.getLogger("pyrovae")
 
+Bind = Callable[..., tuple[Program, Program]]
 MakeOptimizer = Callable[[list[Tensor]], torch.optim.Optimizer]
 Trace = tuple[Recording, list[bool]]  # of metrics and gradients; whether each trained tensor has a gradient
 
@@ -34,27 +39,6 @@ def fused_adam(parameters: list[Tensor]) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, fused=devices <= {"cpu", "cuda"} or None, capturable="cuda" in devices)
 
 
-def build_optimizer(make: MakeOptimizer, parameters: list[Tensor]) -> torch.optim.Optimizer:
-    """Return the optimizer that a function makes of the parameters.
-
-    Raises:
-        TypeError: if it makes none of torch's, or one that evaluates the loss several times, such as LBFGS.
-
-    """
-    if not callable(make) or not isinstance(optimizer := make(parameters), torch.optim.Optimizer):
-        raise TypeError(
-            "optimizer makes one of torch's optimizers of the parameters, such as lambda parameters: "
-            f"torch.optim.Adam(parameters, lr=1e-3), but received {make!r}; Pyro's own are for pyro.infer.SVI"
-        )
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    if closure is not None and closure.default is inspect.Parameter.empty:
-        raise TypeError(
-            f"{type(optimizer).__name__} asks for the loss several times in a step, but a loss with noise is another "
-            "each time; choose one such as torch.optim.Adam"
-        )
-    return optimizer
-
-
 class Step:
     """Loss, gradients, clipping and update of one minibatch, without waiting for the device.
 
@@ -64,40 +48,87 @@ class Step:
     as a short last minibatch, run eagerly until they have come often. A loss that cannot be traced runs eagerly; a
     trace that cannot be compiled is replayed uncompiled.
 
+    Attributes:
+        objective: the objective; change the beta of an ELBO at any time.
+        optimizer: optimizer of all parameters; change the learning rate of its groups at any time.
+
     Args:
-        loss: loss of a minibatch.
-        tensors: parameters and buffers of the programs.
-        optimizer: optimizer of the trained ones.
+        programs: structure of model and guide.
+        bind: returns model and guide without arguments for the inputs of a step: tensors, the first of which has one
+            row for each datum.
+        objective: an objective with a differentiable loss.
+        make_optimizer: makes the optimizer of the trained tensors.
         clip_norm: largest norm of the gradient of the loss per datum, or None.
-        traced: whether the loss is traced.
-        compiled: whether Inductor compiles the trace.
+        engine: "captured" for a trace compiled by Inductor, on CUDA launched as a CUDA graph; "eager"; or "auto" for
+            the engine that pays for the number of steps.
+        num_steps: number of steps ahead, for "auto".
+        bfloat16: whether networks compute in bfloat16; see `bfloat16_networks`.
+
+    Raises:
+        ValueError: if there is nothing to train.
+        TypeError: if the objective has no differentiable loss, or the optimizer is not one of torch's.
 
     """
 
     def __init__(
         self,
-        loss: StepLoss,
-        tensors: ProgramTensors,
-        optimizer: torch.optim.Optimizer,
+        programs: ModelGuide,
+        bind: Bind,
+        objective: PyroELBO,
+        make_optimizer: MakeOptimizer,
         *,
-        clip_norm: float | None = None,
-        traced: bool = False,
-        compiled: bool = False,
+        clip_norm: float | None,
+        engine: str,
+        num_steps: int = 0,
+        bfloat16: bool = False,
     ) -> None:
-        self.loss, self.tensors, self.optimizer, self.clip_norm = loss, tensors, optimizer, clip_norm
-        self.traced, self.compiled = traced, compiled
-        first = tensors.trained[0]
+        if not hasattr(objective, "differentiable_loss"):
+            raise TypeError(
+                "training needs an objective with a differentiable loss, which "
+                f"{type(objective).__name__} does not have; use pyrovae.objectives, or train with pyro.infer.SVI"
+            )
+        self.programs, self.bind, self.objective = programs, bind, objective
+        self.clip_norm, self.bfloat16 = clip_norm, bfloat16
+        self.tensors = ProgramTensors(programs.modules, programs.params)
+        self.optimizer = make_optimizer(self.tensors.trained)
+        if not isinstance(self.optimizer, torch.optim.Optimizer):
+            raise TypeError(
+                "optimizer makes one of torch's optimizers of the parameters, such as lambda parameters: "
+                f"torch.optim.Adam(parameters, lr=1e-3), but received {make_optimizer!r}; Pyro's own are for "
+                "pyro.infer.SVI"
+            )
+        first, auto = self.tensors.trained[0], engine == "auto"
+        on_cuda = first.device.type == "cuda"
+        pays = not auto or num_steps >= (GRAPHED_FROM if on_cuda else TRACED_FROM)
+        self.traced = engine != "eager" and pays and first.device.type in ("cpu", "cuda")
+        self.compiled = not auto or (num_steps >= COMPILED_FROM and (on_cuda or has_compiler()))
+        if not isinstance(objective, Objective):
+            self._warn_of_pyros()
         self._kl_weight = torch.ones((), dtype=first.dtype, device=first.device)
         self._num_steps = torch.zeros((), dtype=torch.int64, device=first.device)
         self._state: Hashable = None
         self._traces: dict[Hashable, Trace] = {}
-        self._seen: dict[Hashable, int] = {}
+        self._seen: Counter[Hashable] = Counter()
 
-    def __call__(self, *inputs: Tensor, weight: float | None = None, eager: bool = False) -> Tensor:
+    def _warn_of_pyros(self) -> None:
+        """Log how an objective of Pyro's own is run, and that observed sites of the guide are part of it."""
+        name = type(self.objective).__name__
+        if self.programs.observed_in_guide:
+            logger.warning(
+                "the loss of %s contains the observed sites of the guide (%s), so that the ELBO in its history is "
+                "not a bound; pyrovae.evaluate leaves them out",
+                name,
+                ", ".join(self.programs.observed_in_guide),
+            )
+        if self.traced:
+            self.traced = False
+            logger.warning("the step is run eagerly: %s is no objective of pyrovae", name)
+
+    def update(self, *inputs: Tensor, weight: float | None = None, eager: bool = False) -> Tensor:
         """Update the parameters once.
 
         Args:
-            inputs: inputs of the loss.
+            inputs: tensors that `bind` takes.
             weight: share of the minibatch that this process has, if several processes train together.
             eager: whether model and guide run even if the step is traced.
 
@@ -105,8 +136,8 @@ class Step:
             Loss, reconstruction and KL per datum, ``(3,)``, nats, averaged over the processes.
 
         """
-        objective, state = self.loss.objective, self.tensors.check()
-        self._clear_gradients()
+        objective, state = self.objective, self.tensors.check()
+        self.clear_gradients()
         with torch.enable_grad():
             trace = self._find_trace((state, objective.fixed), inputs) if self.traced and not eager else None
             if trace is None:
@@ -120,16 +151,37 @@ class Step:
             objective.step += 1
         return metrics
 
+    def loss(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss and its terms; with validation on, Pyro's checks raise one-line errors.
+
+        Returns:
+            The loss per datum, 0-dim, nats, differentiable; and loss, reconstruction and KL per datum, ``(3,)``, nats,
+            detached. The last two are free of Pyro's scales, and zero for an objective without terms.
+
+        """
+        known = modules_known() if isinstance(self.objective, Objective) else nullcontext()  # Pyro's read its store
+        with known, bfloat16_networks(self.programs.all_modules) if self.bfloat16 else nullcontext():
+            if is_validation_enabled():
+                return run_validated(lambda: self._loss(*inputs), inputs[0].device, nan_counts=False)
+            return self._loss(*inputs)
+
+    def _loss(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        model, guide = self.bind(*inputs)
+        count = len(inputs[0])
+        size = self.programs.plate_size if self.programs.plate_size != self.programs.num_rows else count
+        if isinstance(self.objective, Objective):
+            terms = self.objective.terms_of(self.programs, model, guide)
+            loss, reconstruction, kl = terms.loss / size, terms.reconstruction / count, terms.kl / count
+        else:
+            loss = self.objective.differentiable_loss(model, guide) / size
+            reconstruction = kl = torch.zeros_like(loss)
+        return loss, torch.stack([loss, reconstruction, kl]).detach()
+
     def _gradients(self, loss: Tensor) -> list[Tensor | None]:
         """Return the gradients of the loss per datum, None for tensors that it does not depend on."""
         thawed = [tensor for tensor in self.tensors.trained if tensor.requires_grad]
         gradients = iter(torch.autograd.grad(loss, thawed, allow_unused=True))
         return [next(gradients) if tensor.requires_grad else None for tensor in self.tensors.trained]
-
-    def _clear_gradients(self) -> None:
-        """Free the last gradients, so that the next ones can take their memory."""
-        for parameter in self.tensors.trained:
-            parameter.grad = None
 
     def _apply_gradients(self, metrics: Tensor, gradients: list[Tensor | None], weight: float | None) -> Tensor:
         """Average gradients and metrics over processes, clip the gradients and update the parameters."""
@@ -153,8 +205,8 @@ class Step:
     def _replay(self, trace: Trace, inputs: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor | None]]:
         """Return the metrics and the gradients of the loss per datum."""
         recording, has_gradient = trace
-        self._kl_weight.fill_(self.loss.objective.kl_weight())
-        self._num_steps.fill_(self.loss.objective.step)
+        self._kl_weight.fill_(self.objective.kl_weight())
+        self._num_steps.fill_(self.objective.step)
         metrics, *gradients = recording(*inputs)
         present = iter(gradients)
         # a CUDA graph overwrites its results in the next replay
@@ -163,12 +215,11 @@ class Step:
     def _find_trace(self, state: Hashable, inputs: tuple[Tensor, ...]) -> Trace | None:
         """Return the trace for inputs of this shape, or None if they run eagerly."""
         if state != self._state:
-            self._state, self._traces, self._seen = state, {}, {}
+            self._state, self._traces, self._seen = state, {}, Counter()
         layout = layout_of(inputs)
         if layout not in self._traces:
-            self._seen[layout] = self._seen.get(layout, 0) + 1
-            first = next(iter(self._seen)) == layout
-            if not first and (self._seen[layout] < REPEATS or len(self._traces) >= MOST_SHAPES):
+            self._seen[layout] += 1
+            if len(self._seen) > 1 and (self._seen[layout] < REPEATS or len(self._traces) >= MOST_SHAPES):
                 return None
             try:
                 self._traces[layout] = self.trace(inputs)
@@ -213,7 +264,7 @@ class Step:
     @contextmanager
     def _numbers_as_tensors(self) -> Iterator[None]:
         """Replace the weight of the KL and the number of steps of the objective by tensors inside the block."""
-        objective: Any = self.loss.objective
+        objective: Any = self.objective
         number, objective.step, objective.kl_weight = objective.step, self._num_steps, lambda: self._kl_weight
         try:
             yield
@@ -223,36 +274,10 @@ class Step:
 
     def release(self) -> None:
         """Free the gradients, and the traces, which hold the data."""
-        self._clear_gradients()
+        self.clear_gradients()
         self._traces = {}
 
-
-def make_step(
-    loss: StepLoss,
-    tensors: ProgramTensors,
-    optimizer: torch.optim.Optimizer,
-    *,
-    clip_norm: float | None = None,
-    engine: str = "captured",
-    num_steps: int = 0,
-) -> Step:
-    """Return the step of an engine.
-
-    Args:
-        loss: loss of a minibatch.
-        tensors: parameters and buffers of the programs.
-        optimizer: optimizer of the trained ones.
-        clip_norm: largest norm of the gradient of the loss per datum, or None.
-        engine: "captured" for a trace compiled by Inductor, on CUDA launched as a CUDA graph; "eager"; or "auto" for
-            the engine that pays for the number of steps.
-        num_steps: number of steps ahead, for "auto".
-
-    """
-    device, auto = tensors.trained[0].device.type, engine == "auto"
-    traced_from = GRAPHED_FROM if device == "cuda" else TRACED_FROM
-    traced = engine != "eager" and device in ("cpu", "cuda") and (not auto or num_steps >= traced_from)
-    if traced and not isinstance(loss.objective, Objective):
-        traced = False
-        logger.warning("the step is run eagerly: %s is no objective of pyrovae", type(loss.objective).__name__)
-    compiled = not auto or (num_steps >= COMPILED_FROM and (device == "cuda" or has_compiler()))
-    return Step(loss, tensors, optimizer, clip_norm=clip_norm, traced=traced, compiled=compiled)
+    def clear_gradients(self) -> None:
+        """Free the gradients of the last step, so that the next ones can take their memory."""
+        for parameter in self.tensors.trained:
+            parameter.grad = None

@@ -110,13 +110,17 @@ def scripted() -> Programs:
         return with_encoder(torch.jit.script(Normalized(nn.BatchNorm1d(8))))
 
 
+def small() -> Programs:
+    return of_vae(make_vae())
+
+
 PAIRS: dict[str, tuple[Callable[[], Programs], Callable[[], Objective]]] = {
-    "VAE": (lambda: of_vae(make_vae()), ELBO),
-    "VAE, annealed": (lambda: of_vae(make_vae()), lambda: ELBO(annealing=schedules.Linear(100), free_bits=0.05)),
+    "VAE": (small, ELBO),
+    "VAE, annealed": (small, lambda: ELBO(annealing=schedules.Linear(100), free_bits=0.05)),
     "pyro.param": (with_params, ELBO),
     "two layers": (two_layers, ELBO),
-    "IWAE": (lambda: of_vae(make_vae()), lambda: IWAE(num_particles=4)),
-    "DReG": (lambda: of_vae(make_vae()), lambda: DReG(num_particles=4)),
+    "IWAE": (small, lambda: IWAE(num_particles=4)),
+    "DReG": (small, lambda: DReG(num_particles=4)),
     "STL, two layers": (two_layers, lambda: STL(num_particles=1)),
     "Vamp": (vamp, ELBO),
     "BatchNorm": (normalized, ELBO),
@@ -132,19 +136,25 @@ def batches(number: int = 24, *, size: int = 12) -> list[Tensor]:
     return [(torch.rand(size, 1, 8, 8, generator=generator) < 0.3).to(torch.get_default_dtype()) for _ in range(number)]
 
 
-def trained(name: str, how: str, data: list[Tensor]) -> tuple[Tensor, Tensor, Any]:
-    """Return the losses of steps on minibatches, and all parameters and buffers afterwards as one vector."""
+def train(
+    make: Callable[[], Programs], how: str, inputs: Any, *given: Any, **options: Any
+) -> tuple[Tensor, Tensor, Any]:
+    """Return the terms of steps on inputs, then all parameters and buffers as one vector, and the step."""
     pyro.clear_param_store()
     torch.manual_seed(1)
-    make, objective = PAIRS[name]
     model, guide, modules = make()
-    step = capture(model, guide, data[0], objective=objective(), engine=how, clip_norm=50.0)
+    step = capture(model, guide, *(given or inputs[:1]), engine=how, **options)
     torch.manual_seed(2)
-    losses = torch.stack([torch.stack(step(x)) for x in data])
+    terms = torch.stack([torch.stack(step(*x) if isinstance(x, tuple) else step(x)) for x in inputs])
     values = [value for module in modules for value in (*module.parameters(), *module.buffers())]
     values += [value for _, value in sorted(pyro.get_param_store().named_parameters()) if value.requires_grad]
-    assert all(value == len(data) for value in values if not value.is_floating_point()), "batches are counted"
-    return losses, torch.cat([value.detach().flatten() for value in values if value.is_floating_point()]), step
+    assert all(value == len(inputs) for value in values if not value.is_floating_point()), "batches are counted"
+    return terms, torch.cat([value.detach().flatten() for value in values if value.is_floating_point()]), step
+
+
+def trained(name: str, how: str, data: list[Tensor]) -> tuple[Tensor, Tensor, Any]:
+    make, objective = PAIRS[name]
+    return train(make, how, data, objective=objective(), clip_norm=50.0)
 
 
 def distance(a: Tensor, b: Tensor) -> float:
@@ -265,16 +275,11 @@ FACTORS = {
 @pytest.mark.parametrize("name", FACTORS)
 def test_an_objective_that_reads_the_step_is_followed(name: str, caplog: pytest.LogCaptureFixture) -> None:
     factor, eagerly = FACTORS[name]
-    losses = []
-    for how in ("eager", "captured"):
-        torch.manual_seed(1)
-        vae = make_vae()
-        step = capture(vae.model, vae.guide, batches(1)[0], engine=how, objective=Stepped(factor))
-        torch.manual_seed(2)
-        losses.append(torch.stack([step(x).loss for x in batches(9)]))
-        assert step.objective.step == 9
-        assert "kl_weight" not in vars(step.objective)
-    assert distance(losses[1], losses[0]) < 1e-12
+    expected, _, _ = train(small, "eager", batches(9), objective=Stepped(factor))
+    found, _, step = train(small, "captured", batches(9), objective=Stepped(factor))
+    assert step.objective.step == 9
+    assert "kl_weight" not in vars(step.objective)
+    assert distance(found, expected) < 1e-12
     assert step.traced != eagerly
     assert ("the step is run eagerly: it asks a tensor for its value, as .item()" in caplog.text) == eagerly
 
@@ -313,13 +318,7 @@ def test_a_captured_run_has_the_numbers_of_an_eager_one_and_is_resumed_to_the_bi
 def test_rows_of_a_split_are_gathered_and_binarized_inside(caplog: pytest.LogCaptureFixture) -> None:
     split = data().train
     rows = torch.randperm(len(split), generator=torch.Generator().manual_seed(3)).split(17)
-    found = []
-    for how in ("eager", "captured"):
-        torch.manual_seed(1)
-        vae = make_vae()
-        step = capture(vae.model, vae.guide, split, engine=how)
-        torch.manual_seed(2)
-        found.append(torch.stack([step(batch).loss for _ in range(4) for batch in rows]))
+    found = [train(small, how, rows * 4, split)[0][:, 0] for how in ("eager", "captured")]
     assert distance(found[1], found[0]) < 1e-12
     assert found[0].unique().numel() == found[0].numel(), "each minibatch is binarized afresh"
     assert caplog.messages == ["the recorded step is not compiled: no C++ compiler is found"]
@@ -331,12 +330,7 @@ def test_a_trace_of_many_operations_is_replayed_uncompiled(
 ) -> None:
     monkeypatch.setattr(trace, "MOST_COMPILED", 20)
     monkeypatch.setattr(trace, "compile_graph", lambda *args: pytest.fail("the trace is compiled"))
-    found = []
-    for how in ("eager", "captured"):
-        torch.manual_seed(1)
-        vae = make_vae()
-        step = capture(vae.model, vae.guide, batches(1)[0], engine=how)
-        found.append(torch.stack([step(batch).loss for batch in batches(5)]))
+    found = [train(small, how, batches(5))[0] for how in ("eager", "captured")]
     assert distance(found[1], found[0]) < 1e-12
     (message,) = caplog.messages
     assert re.fullmatch(
@@ -447,7 +441,7 @@ def test_a_failed_capture_leaves_no_trace(name: str, monkeypatch: pytest.MonkeyP
     before, pair.fails = state_of(pair), True
     monkeypatch.setattr("pyrovae.compile.trace.compile_graph", no_compiler)
     with pytest.raises(KeyboardInterrupt if name == "Ctrl-C" else NotRecordableError, match=reason):
-        step.trace((x,))[0].compile((x,))
+        step.trace((x,)).compile((x,))
     assert state_of(pair) == before
 
 
@@ -554,21 +548,13 @@ def test_frozen_parameters_pass_in_silence_however_they_are_registered() -> None
 
 @pytest.mark.usefixtures("_uncompiled")
 def test_one_tensor_given_twice_is_two_inputs() -> None:
-    def model(x: Tensor, target: Tensor) -> None:
-        vae.model(target)
-
-    def guide(x: Tensor, target: Tensor) -> None:
-        vae.guide(x)
-
-    losses = []
-    for how in ("eager", "captured"):
-        torch.manual_seed(1)
+    def make() -> Programs:
         vae = make_vae()
-        x, other = batches(2)
-        step = capture(model, guide, x, x, engine=how)
-        torch.manual_seed(2)
-        losses.append(torch.stack([step(*pair).loss for pair in ((x, x), (x, x), (x, other), (other, x))]))
-    assert torch.equal(*losses)
+        return lambda x, target: vae.model(target), lambda x, target: vae.guide(x), [vae]
+
+    x, other = batches(2)
+    inputs = [(x, x), (x, x), (x, other), (other, x)]
+    assert torch.equal(*(train(make, how, inputs, x, x)[0] for how in ("eager", "captured")))
 
 
 BATCH = batches(1)[0].double()
@@ -623,14 +609,11 @@ def test_each_shape_has_gradients_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
     given = [x for pair in zip(batches(12), batches(12, size=2), strict=True) for x in pair]
     found = []
     for how in ("eager", "captured"):
-        torch.manual_seed(1)
-        vae = make_vae()
-        vae.encoder = BySize()
-        step = capture(vae.model, vae.guide, given[0], engine=how, optimizer=lambda p: torch.optim.Adam(p, lr=0.01))
-        torch.manual_seed(2)
-        losses = torch.stack([torch.stack(step(x)) for x in given])
+        terms, values, step = train(
+            lambda: with_encoder(BySize()), how, given, optimizer=lambda p: torch.optim.Adam(p, lr=0.01)
+        )
         assert how == "eager" or len(step._traces) == 2
-        found.append(torch.cat([losses.flatten(), *(value.detach().flatten() for value in vae.parameters())]))
+        found.append(torch.cat([terms.flatten(), values]))
     assert distance(*found) < 1e-10
 
 

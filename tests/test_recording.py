@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 import itertools
 import linecache
-import os
-import signal
 from typing import Any
 
 import pyro
@@ -15,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx.graph_module import _loader
 
-from pyrovae.compile import NotRecordableError, has_compiler, is_recording, record, trace
+from pyrovae.compile import NotRecordableError, has_compiler, record, trace
 from pyrovae.compile.noise import split_noise
 
 compiler = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler is found")
@@ -219,22 +217,6 @@ def test_compiling_leaves_the_checks_on() -> None:
     assert torch.distributions.Distribution._validate_args
     with pytest.raises(ValueError, match="scale"):
         torch.distributions.Normal(0.0, -1.0)
-
-
-def test_an_interrupt_waits_for_the_recording() -> None:
-    runs = []
-
-    def function(x: Tensor) -> list[Tensor]:
-        runs.append(1)
-        os.kill(os.getpid(), signal.SIGINT)
-        return [x + 1]
-
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        record(function, [torch.ones(2)], leaves=[])
-    assert len(runs) == 2
-    assert signal.getsignal(signal.SIGINT) == before
-    assert not is_recording()
 
 
 def test_sources_of_traced_graphs_are_released() -> None:

@@ -31,7 +31,7 @@ aten = torch.ops.aten
 INDEXING = (aten.index.Tensor, aten.index_put.default, aten._unsafe_index.Tensor, aten._unsafe_index_put.default)
 OWN_GENERATOR = "it draws from a generator of its own, not from torch's default stream"
 
-Function = Callable[..., Sequence[Tensor]]
+Function = Callable[..., Sequence[Any]]  # of tensors; None in place of a tensor is a constant
 
 _of_thread = threading.local()
 _compiler_lock = threading.Lock()  # Inductor and the switches set around it belong to the process
@@ -62,7 +62,7 @@ class Recording:
         self.graph, self.leaves = graph, list(leaves)
         self._replay: Function = functools.partial(graph.forward, *leaves)
 
-    def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
+    def __call__(self, *inputs: Tensor) -> Sequence[Any]:
         """Return the results for inputs with the layout of the traced ones, without gradients.
 
         On a CUDA device the next replay overwrites them.
@@ -104,7 +104,7 @@ class Recording:
             except Exception as error:  # Inductor may raise anything
                 raise NotRecordableError(f"Inductor does not compile it ({first_line(error)})") from error
         bound = HALF_AGREEMENT if _is_half(self.graph) else AGREEMENT
-        if not all(_close(a, b, bound) for a, b in zip(results, expected, strict=True)):
+        if not all(a is b or _close(a, b, bound) for a, b in zip(results, expected, strict=True)):
             raise NotRecordableError("the code that Inductor generates gives other numbers")
         self._replay = functools.partial(_run, noise, compiled, self.leaves)
 

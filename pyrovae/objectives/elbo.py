@@ -124,7 +124,10 @@ class ELBO(Objective):
         """Add the KL of one latent site, in closed form if that is a term of the ELBO."""
         guide_site, model_site = guide_trace.nodes[name], model_trace.nodes[name]
         kl, method = closed_form_kl(name, model_trace, guide_trace)
-        self._report(name, method)
+        if self.kl_methods.get(name) != method:
+            self.kl_methods[name] = method
+            if method != CLOSED_FORM:
+                logger.warning("the KL of %r is estimated by Monte Carlo: %s", name, method)
         shared_weights = _share_weights(guide_site, model_site)
         scaled = not self.free_bits
         if self.free_bits:
@@ -143,13 +146,6 @@ class ELBO(Objective):
             log_prior = site_log_prob(model_site)
             total.add(log_prior, guide_site)
             total.add(-log_prior, model_site)
-
-    def _report(self, name: str, method: str) -> None:
-        """Store how the KL of a site is computed, and warn once if it is estimated."""
-        if self.kl_methods.get(name) != method:
-            self.kl_methods[name] = method
-            if method != CLOSED_FORM:
-                logger.warning("the KL of %r is estimated by Monte Carlo: %s", name, method)
 
 
 class _WeightedSum:
@@ -175,10 +171,7 @@ class _FreeBits:
 
     def __init__(self, free_bits: float) -> None:
         self.free_bits = free_bits
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int | Tensor] = {}
-        self.floors: dict[str, float] = {}
-        self.scales: dict[str, Any] = {}
+        self.sites: dict[str, tuple[Any, Any, float, Any]] = {}  # sum of the KL, count, smallest mean, Pyro's scale
 
     def add(self, name: str, kl: Tensor | None, guide_site: Site, model_site: Site) -> None:
         """Add one run's KL of a site: of each dimension, or of all of them if it is not a sum over dimensions.
@@ -202,16 +195,15 @@ class _FreeBits:
             mask = mask if joint else mask.reshape(*mask.shape, *(1,) * len(event_shape))
         terms = scale_and_mask(terms, mask=mask)
         terms = terms.expand(batch_shape + terms.shape[len(batch_shape) :])
-        self.sums[name] = self.sums.get(name, 0.0) + terms.sum(tuple(range(len(batch_shape))))
-        self.counts[name] = self.counts.get(name, 0) + count
-        self.floors[name] = self.free_bits * (event_shape.numel() if joint else 1)
-        self.scales[name] = guide_site["scale"]
+        total, number, *_ = self.sites.get(name, (0.0, 0))
+        floor = self.free_bits * (event_shape.numel() if joint else 1)
+        total = total + terms.sum(tuple(range(len(batch_shape))))
+        self.sites[name] = (total, number + count, floor, guide_site["scale"])
 
     def terms(self) -> list[Tensor]:
         """Return for each site the sum over data, particles and dimensions, multiplied by Pyro's scales."""
         return [  # count max(floor, sum / count)
-            self.scales[name] * total.clamp(min=self.floors[name] * self.counts[name]).sum()
-            for name, total in self.sums.items()
+            scale * total.clamp(min=floor * count).sum() for total, count, floor, scale in self.sites.values()
         ]
 
 

@@ -6,10 +6,11 @@ import importlib.metadata
 import io
 import json
 import logging
+import math
 import platform
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -59,19 +60,19 @@ class Progress:
     Attributes:
         epochs: metrics of each epoch.
         values: a snapshot of all parameters and buffers.
-        optimizer: its ``state_dict``.
+        optimizer: its ``state_dict``; it and the values are those of the last save.
         best: the snapshot of the best epoch under early stopping; otherwise None.
         best_epoch: number of that epoch.
         best_validation: validation ELBO of that epoch, nats per datum.
 
     """
 
-    epochs: tuple[Epoch, ...]
-    values: dict[str, Tensor]
-    optimizer: dict[str, Any]
-    best: dict[str, Tensor] | None
-    best_epoch: int
-    best_validation: float
+    epochs: tuple[Epoch, ...] = ()
+    values: dict[str, Tensor] = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    best: dict[str, Tensor] | None = None
+    best_epoch: int = 0
+    best_validation: float = -math.inf
 
 
 class Checkpoint:

@@ -175,7 +175,7 @@ def fit(
         try:
             return loop.run(options.on_epoch, show_progress=options.show_progress)
         except KeyboardInterrupt as interrupt:
-            interrupt.history = History(loop.epochs, len(loop.epochs), "interrupted")  # type: ignore[attr-defined]
+            interrupt.history = History(loop.state.epochs, len(loop.state.epochs), "interrupted")  # type: ignore[attr-defined]
             interrupt.add_note("the metrics of the epochs that ended are the attribute `history` of this exception")
             raise
 
@@ -185,12 +185,10 @@ def _start(
 ) -> None:
     """Start a run or resume it, and write its settings to the folder, which is locked until the stack ends."""
     if folder is not None:
-        objective = loop.objective
+        described = {"class": type(loop.objective).__name__, "num_particles": loop.objective.num_particles}
         settings = {
             "training": dataclasses.asdict(loop.training),
-            "objective": objective.describe()
-            if isinstance(objective, Objective)
-            else {"class": type(objective).__name__, "num_particles": objective.num_particles},
+            "objective": loop.objective.describe() if isinstance(loop.objective, Objective) else described,
             "optimizer": {"class": type(loop.optimizer).__name__},
             "data": _describe_data(train),
             "command": dict(options.command or {}),
@@ -206,7 +204,7 @@ def _start(
         loop.group.copy_from_first(loop.tensors.trained)
     if loop.checkpoint is not None and not options.resume:
         loop.checkpoint.settings["start"] = start or None
-        loop.checkpoint.save(loop.progress())
+        loop.save()
     logger.log(
         logging.WARNING if options.show_progress and loop.group.first else logging.INFO,
         "training %s parameters%s",

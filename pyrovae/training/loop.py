@@ -65,9 +65,7 @@ class Loop:
         self.validation_data = next(iter(validation_data), None)
         self.group = group()
         self.checkpoint: Checkpoint | None = None
-        self.epochs: tuple[Epoch, ...] = ()
-        self.best: dict[str, Tensor] | None = None
-        self.best_epoch, self.best_validation = 0, -math.inf
+        self.state = Progress()
         self.num_weighted = objective.num_weighted if isinstance(objective, Objective) else 1
         self.monitored = "elbo" if self.num_weighted == 1 else f"L_{self.num_weighted}"
         self.bound_name = self.monitored.replace("elbo", "ELBO")
@@ -85,31 +83,26 @@ class Loop:
         )
         self.tensors, self.optimizer = self.step.tensors, self.step.optimizer
 
-    def progress(self) -> Progress:
-        """Return the state of training."""
-        return Progress(
-            epochs=self.epochs,
-            values=snapshot(self.programs.modules, self.programs.params),
-            optimizer=self.optimizer.state_dict(),
-            best=self.best,
-            best_epoch=self.best_epoch,
-            best_validation=self.best_validation,
-        )
+    def save(self) -> None:
+        """Save the state of training, if there is a run folder."""
+        if self.checkpoint is not None:
+            self.state.values = snapshot(self.programs.modules, self.programs.params)
+            self.state.optimizer = self.optimizer.state_dict()
+            self.checkpoint.save(self.state)
 
-    def restore(self, progress: Progress) -> None:
+    def restore(self, state: Progress) -> None:
         """Resume from a state of training.
 
         Raises:
             ValueError: if it belongs to other parameters or another optimizer.
 
         """
-        state = fitting_state(self.optimizer, progress.optimizer)
-        restore(self.programs.modules, self.programs.params, progress.values)
-        self.optimizer.load_state_dict(state)
-        self.epochs, self.best = progress.epochs, progress.best
-        self.best_epoch, self.best_validation = progress.best_epoch, progress.best_validation
+        optimizer = fitting_state(self.optimizer, state.optimizer)
+        restore(self.programs.modules, self.programs.params, state.values)
+        self.optimizer.load_state_dict(optimizer)
+        self.state = state
         if self.training.patience is None:  # early stopping was switched off: the last weights count from here on
-            self.best, self.best_epoch = None, len(self.epochs)
+            self.state.best, self.state.best_epoch = None, len(state.epochs)
 
     def synchronize(self) -> None:
         """Copy all tensors from the main process, if several processes train together.
@@ -135,39 +128,38 @@ class Loop:
     def run(self, on_epoch: Callable[[Epoch], bool | None] | None, *, show_progress: bool) -> History:
         """Train for the remaining epochs."""
         why = self._why_stop()
-        first_epoch = len(self.epochs)
+        first_epoch = len(self.state.epochs)
         total = (self.training.epochs - first_epoch) * self.steps_per_epoch
         show = show_progress and self.group.first
         with progress("training", total, show_progress=show, unit="steps") as advance, contextlib.ExitStack() as stack:
             stack.callback(self.step.release)  # an error may keep this object alive
             while why is None:
-                done = (len(self.epochs) - first_epoch) * self.steps_per_epoch
-                epoch = self._epoch(len(self.epochs) + 1, advance, done, checked=not self.epochs)
-                self.epochs = (*self.epochs, epoch)
+                done = (len(self.state.epochs) - first_epoch) * self.steps_per_epoch
+                epoch = self._epoch(len(self.state.epochs) + 1, advance, done, checked=not self.state.epochs)
+                self.state.epochs = (*self.state.epochs, epoch)
                 self._update_best(epoch)
-                if self.checkpoint is not None:
-                    self.checkpoint.save(self.progress())
+                self.save()
                 why = self._why_stop()
                 if on_epoch is not None and self.group.from_first(functools.partial(on_epoch, epoch)):
                     why = f"stopped by on_epoch after epoch {epoch.epoch}"
-        if self.best is not None:
-            restore(self.programs.modules, self.programs.params, self.best)
-        return History(self.epochs, self.best_epoch, why)
+        if self.state.best is not None:
+            restore(self.programs.modules, self.programs.params, self.state.best)
+        return History(self.state.epochs, self.state.best_epoch, why)
 
     def _why_stop(self) -> str | None:
         """Return the reason to stop, None to go on."""
         patience = self.training.patience
-        if patience is not None and len(self.epochs) - self.best_epoch >= patience:
-            return f"stopped early: no better validation {self.bound_name} since epoch {self.best_epoch}"
-        return f"all {self.training.epochs} epochs done" if len(self.epochs) >= self.training.epochs else None
+        if patience is not None and len(self.state.epochs) - self.state.best_epoch >= patience:
+            return f"stopped early: no better validation {self.bound_name} since epoch {self.state.best_epoch}"
+        return f"all {self.training.epochs} epochs done" if len(self.state.epochs) >= self.training.epochs else None
 
     def _update_best(self, epoch: Epoch) -> None:
         """Store the weights of an epoch if it is the best one."""
         if self.training.patience is None:
-            self.best_epoch = epoch.epoch
-        elif epoch.validation is not None and epoch.validation[self.monitored] > self.best_validation:
-            self.best_epoch, self.best_validation = epoch.epoch, epoch.validation[self.monitored]
-            self.best = snapshot(self.programs.modules, self.programs.params)
+            self.state.best_epoch = epoch.epoch
+        elif epoch.validation is not None and epoch.validation[self.monitored] > self.state.best_validation:
+            self.state.best_epoch, self.state.best_validation = epoch.epoch, epoch.validation[self.monitored]
+            self.state.best = snapshot(self.programs.modules, self.programs.params)
 
     def _epoch(self, number: int, advance: Advance, done: int, *, checked: bool) -> Epoch:
         """Train on all data once, then validate."""

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TypedDict
+from typing import BinaryIO, TypedDict
 
 from pyrovae.results.record import LARGEST_JSON, parse_json
 from pyrovae.runtime import locked, open_regular, write_new
@@ -21,19 +21,6 @@ MANIFEST = "manifest.json"
 NAME = re.compile(r"[^./\\\0][^/\\\0]*(/[^./\\\0][^/\\\0]*)*")  # name of a file, in sub-folders or not
 TRIES = 1000  # attempts to read files that another process is replacing
 PATIENCE = 60.0  # seconds to wait for another process that writes
-
-
-class Manifest(NamedTuple):
-    """Content of a manifest.
-
-    Attributes:
-        hashes: SHA-256 of each file by name.
-        staged: whether some of the files may still have their temporary names.
-
-    """
-
-    hashes: dict[str, str]
-    staged: bool
 
 
 class _Files(TypedDict):
@@ -66,8 +53,7 @@ class RunFolder:
             ValueError: if the manifest cannot be read, or names files outside the folder.
 
         """
-        manifests = self._manifests()
-        return manifests[0].hashes if manifests else {}
+        return next((hashes for hashes, _ in self._manifests()), {})
 
     @contextmanager
     def lock(self, work: str) -> Iterator[None]:
@@ -99,7 +85,7 @@ class RunFolder:
         """Return the path of a file that may be written.
 
         Raises:
-            ValueError: if the name leads out of the folder, a sub-folder is a link, or the path is a folder.
+            ValueError: if the name leads out of the folder, or a sub-folder is a link.
 
         """
         if not NAME.fullmatch(name):
@@ -108,8 +94,6 @@ class RunFolder:
         for folder in path.relative_to(self.path).parents:
             if folder.name and (self.path / folder).is_symlink():
                 raise self._not_writable(OSError(errno.ELOOP, f"{folder} is a link, which is not followed"))
-        if path.is_dir() and not path.is_symlink():
-            raise self._not_writable(OSError(errno.EISDIR, f"{name} is a folder"))
         return path
 
     def write(self, files: Mapping[str, bytes]) -> None:
@@ -168,9 +152,9 @@ class RunFolder:
                 + (f" --folder {self.path}" if self.path.is_dir() else "")
             )
         for _ in range(TRIES):
-            for manifest in manifests:
+            for hashes, staged in manifests:
                 try:
-                    return self._read_under(manifest, [*names, *(optional & manifest.hashes.keys())], remedy)
+                    return self._read_under(hashes, [*names, *(optional & hashes.keys())], remedy, staged=staged)
                 except ValueError as error:
                     failure = error
             before, manifests = manifests, self._manifests()
@@ -178,16 +162,16 @@ class RunFolder:
                 break
         raise failure
 
-    def _read_under(self, manifest: Manifest, names: list[str], remedy: str) -> dict[str, bytes]:
-        """Return the contents of files whose hashes a manifest has; all are opened before the first is read."""
+    def _read_under(self, hashes: dict[str, str], names: list[str], remedy: str, *, staged: bool) -> dict[str, bytes]:
+        """Return the contents of files with the hashes of a manifest; all are opened before the first is read."""
         with ExitStack() as stack:
             opened: dict[str, list[BinaryIO]] = {}
             for name in names:
-                if name not in manifest.hashes:
+                if name not in hashes:
                     raise ValueError(f"the run {self.path} has no {name}; {remedy}")
                 path = self.path / name
-                staged = open_regular(_temporary(path), follow=False) if manifest.staged else None
-                files = (staged, open_regular(path, follow=True))
+                temporary = open_regular(_temporary(path), follow=False) if staged else None
+                files = (temporary, open_regular(path, follow=True))
                 opened[name] = [stack.enter_context(file) for file in files if file is not None]
             contents = {}
             for name, candidates in opened.items():
@@ -195,7 +179,7 @@ class RunFolder:
                     raise ValueError(f"the run {self.path} is incomplete: {name} is missing; restore it or {remedy}")
                 size = sum(os.fstat(file.fileno()).st_size for file in candidates)
                 require(size, what=f"{name} of the run {self.path}", hint=remedy)
-                whole = [content for file in candidates if _hash(content := file.read()) == manifest.hashes[name]]
+                whole = [content for file in candidates if _hash(content := file.read()) == hashes[name]]
                 if not whole:
                     raise ValueError(
                         f"the run {self.path} is damaged: {name} is not the file that was written (its SHA-256 "
@@ -204,10 +188,13 @@ class RunFolder:
                 contents[name] = whole[0]
             return contents
 
-    def _manifests(self) -> list[Manifest]:
-        """Return the manifest that is being put in place and the one in place, as far as they exist."""
+    def _manifests(self) -> list[tuple[dict[str, str], bool]]:
+        """Return the hashes in the manifest that is being put in place, if it exists, then in the one in place.
+
+        The first has files that may still have their temporary names; the second values say so.
+        """
         pending, current = self._hashes(_temporary(self.path / MANIFEST)), self._hashes(self.path / MANIFEST)
-        return [Manifest(hashes, staged) for hashes, staged in ((pending, True), (current, False)) if hashes]
+        return [(hashes, staged) for hashes, staged in ((pending, True), (current, False)) if hashes]
 
     def _hashes(self, path: Path) -> dict[str, str]:
         """Return the hashes in a manifest; an empty dictionary if it does not exist, or is temporary and incomplete."""
@@ -236,7 +223,7 @@ class RunFolder:
             return
         changed = [name for name, digest in pending.items() if current.get(name) != digest]
         try:
-            self._read_under(Manifest(pending, staged=True), changed, "")
+            self._read_under(pending, changed, "", staged=True)
         except ValueError:
             _temporary(self.path / MANIFEST).unlink()
             return

@@ -25,7 +25,6 @@ logger = logging.getLogger("pyrovae")
 
 Bind = Callable[..., tuple[Program, Program]]
 MakeOptimizer = Callable[[list[Tensor]], torch.optim.Optimizer]
-Trace = tuple[Recording, list[bool]]  # of metrics and gradients; whether each trained tensor has a gradient
 
 REPEATS = 200  # eager steps on inputs of another shape than the first before these are traced too
 MOST_SHAPES = 4  # largest number of traced shapes
@@ -107,7 +106,7 @@ class Step:
         self._kl_weight = torch.ones((), dtype=first.dtype, device=first.device)
         self._num_steps = torch.zeros((), dtype=torch.int64, device=first.device)
         self._state: Hashable = None
-        self._traces: dict[Hashable, Trace] = {}
+        self._traces: dict[Hashable, Recording] = {}
         self._seen: Counter[Hashable] = Counter()
 
     def _warn_of_pyros(self) -> None:
@@ -139,13 +138,16 @@ class Step:
         objective, state = self.objective, self.tensors.check()
         self.clear_gradients()
         with torch.enable_grad():
-            trace = self._find_trace((state, objective.fixed), inputs) if self.traced and not eager else None
-            if trace is None:
+            replay = self._find_trace((state, objective.fixed), inputs) if self.traced and not eager else None
+            if replay is None:
                 loss, metrics = self.loss(*inputs)
                 self.tensors.report_untrained(loss)
                 gradients = self._gradients(loss)
             else:
-                metrics, gradients = self._replay(trace, inputs)
+                self._kl_weight.fill_(objective.kl_weight())
+                self._num_steps.fill_(objective.step)
+                metrics, *gradients = replay(*inputs)
+                metrics = metrics.clone()  # a CUDA graph overwrites its results in the next replay
         metrics = self._apply_gradients(metrics, gradients, weight)
         if isinstance(objective, Objective):
             objective.step += 1
@@ -202,17 +204,7 @@ class Step:
         self.optimizer.step()
         return metrics
 
-    def _replay(self, trace: Trace, inputs: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor | None]]:
-        """Return the metrics and the gradients of the loss per datum."""
-        recording, has_gradient = trace
-        self._kl_weight.fill_(self.objective.kl_weight())
-        self._num_steps.fill_(self.objective.step)
-        metrics, *gradients = recording(*inputs)
-        present = iter(gradients)
-        # a CUDA graph overwrites its results in the next replay
-        return metrics.clone(), [next(present) if has else None for has in has_gradient]
-
-    def _find_trace(self, state: Hashable, inputs: tuple[Tensor, ...]) -> Trace | None:
+    def _find_trace(self, state: Hashable, inputs: tuple[Tensor, ...]) -> Recording | None:
         """Return the trace for inputs of this shape, or None if they run eagerly."""
         if state != self._state:
             self._state, self._traces, self._seen = state, {}, Counter()
@@ -229,20 +221,17 @@ class Step:
                 return None
         return self._traces[layout]
 
-    def trace(self, inputs: tuple[Tensor, ...]) -> Trace:
+    def trace(self, inputs: tuple[Tensor, ...]) -> Recording:
         """Trace loss and gradients for inputs of a shape, and compile them.
 
         Raises:
             NotRecordableError: with the reason, if the loss cannot be traced.
 
         """
-        has_gradient: list[bool] = []
 
-        def loss_and_gradients(*inputs: Tensor) -> list[Tensor]:
+        def loss_and_gradients(*inputs: Tensor) -> list[Tensor | None]:
             loss, metrics = self.loss(*inputs)
-            gradients = self._gradients(loss)
-            has_gradient[:] = [gradient is not None for gradient in gradients]
-            return [metrics, *(gradient for gradient in gradients if gradient is not None)]
+            return [metrics, *self._gradients(loss)]
 
         with self._numbers_as_tensors():
             leaves = [*self.tensors.all, self._kl_weight, self._num_steps]
@@ -259,7 +248,7 @@ class Step:
             recording.capture_kernels(inputs)
         except NotRecordableError as error:
             logger.warning("the kernels of the step are not captured in a CUDA graph: %s", error)
-        return recording, has_gradient
+        return recording
 
     @contextmanager
     def _numbers_as_tensors(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from pyrovae import VAE, likelihoods, networks, posteriors, priors
 from pyrovae.diagnostics import gaps
 from pyrovae.evaluation import checks
 from pyrovae.likelihoods import Likelihood
+from pyrovae.results import History
 from pyrovae.testing.small_models import LinearGaussian
 
 ModelGuide = tuple[Callable[..., None], Callable[..., None]]
@@ -157,6 +159,11 @@ def make_vae(latent_dim: int = 3, likelihood: Likelihood | None = None) -> VAE:
         encoder=networks.MLPEncoder(likelihood.x_shape, posterior.param_shape, hidden=(8,)),
         posterior=posterior,
     )
+
+
+def numbers(history: History) -> list[dict[str, Any]]:
+    """Return the metrics of all epochs without their durations."""
+    return [{k: v for k, v in dataclasses.asdict(epoch).items() if k != "seconds"} for epoch in history.epochs]
 
 
 class TwoLayers(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import make_vae
+from conftest import make_vae, numbers
 from torch import Tensor, nn
 
 from pyrovae import data
@@ -21,7 +20,6 @@ from pyrovae.data import Data, transforms
 from pyrovae.data.arrays import from_splits
 from pyrovae.data.loader import IN_USE, Loader, Source, gather_ahead
 from pyrovae.objectives import IWAE
-from pyrovae.results import History
 from pyrovae.runtime import memory
 from pyrovae.training import Training, batch_sources, fit, step
 from pyrovae.training.batch_sources import Placement
@@ -90,10 +88,6 @@ def trained(
     training = Training(epochs=epochs, batch_size=batch_size, learning_rate=0.01, device="cpu", engine=engine)
     history = fit(pair.model, pair.guide, given(), training=training, show_progress=False, **options)
     return numbers(history), pair.state_dict()
-
-
-def numbers(history: History) -> list[dict[str, Any]]:
-    return [{k: v for k, v in dataclasses.asdict(epoch).items() if k != "seconds"} for epoch in history.epochs]
 
 
 def assert_same(a: tuple[Any, dict[str, Tensor]], b: tuple[Any, dict[str, Tensor]]) -> None:

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from conftest import pair_from, standard_normal
 from test_capture import data, normalized
 
 from pyrovae.data import transforms
@@ -74,17 +74,12 @@ with init_distributed("cpu") as group:
 def without_noise() -> tuple[Any, ...]:
     """Return programs whose loss has no noise: the guide is as narrow as a point."""
     net, decoder = torch.nn.Linear(64, 2), torch.nn.Linear(2, 64)
-
-    def model(x: torch.Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(decoder(z), 1.0).to_event(1), obs=x.flatten(1))
-
-    def guide(x: torch.Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(net(x.flatten(1)), 1e-14).to_event(1))
-
-    return model, guide, [net, decoder], data(85).with_transform(transforms.Threshold())
+    programs = pair_from(
+        standard_normal(2),
+        lambda z, x: dist.Normal(decoder(z).unflatten(-1, x.shape[1:]), 1.0).to_event(3),
+        lambda x: dist.Normal(net(x.flatten(1)), 1e-14).to_event(1),
+    )
+    return *programs, [net, decoder], data(85).with_transform(transforms.Threshold())
 
 
 def with_dropout() -> tuple[Any, ...]:

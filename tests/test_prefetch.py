@@ -201,29 +201,6 @@ def some_batches(number: int) -> list[Tensor]:
     return list(torch.randperm(90).repeat(2)[: 7 * number].split(7))
 
 
-def test_rows_come_in_order() -> None:
-    labels = torch.arange(90)
-    batches = some_batches(20)
-    state = torch.get_rng_state()
-    for (x, y), rows in zip(gather_ahead((BYTES, labels), batches, CPU), batches, strict=True):
-        assert torch.equal(x, BYTES[rows])
-        assert torch.equal(y, labels[rows])
-        assert x.dtype == torch.uint8
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-@pytest.mark.parametrize("taken", [0, 5])
-def test_the_thread_ends_with_a_generator_that_is_closed(taken: int) -> None:
-    before = threading.active_count()
-    batches = gather_ahead((BYTES,), some_batches(25), CPU)
-    assert threading.active_count() == before, "it is started by the first minibatch"
-    for _ in range(taken):
-        next(batches)
-    assert threading.active_count() <= before + 1
-    batches.close()
-    assert threading.active_count() == before
-
-
 def test_an_error_in_the_thread_is_raised_where_minibatches_are_used() -> None:
     batches = gather_ahead((BYTES,), [torch.arange(3), torch.tensor([90])], CPU)
     assert len(next(batches)[0]) == 3

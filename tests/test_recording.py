@@ -7,7 +7,6 @@ import itertools
 import linecache
 from typing import Any
 
-import pyro
 import pytest
 import torch
 from torch import Tensor, nn
@@ -207,16 +206,6 @@ def test_what_shares_memory_is_not_taken_for_what_does_not() -> None:
         first, second = counted(shared=shared)
         assert (first == 1).all()
         assert (second == 2).all()
-
-
-@compiler
-def test_compiling_leaves_the_checks_on() -> None:
-    pyro.enable_validation()
-    recording = record(lambda x: [x.exp() + torch.rand(3)], [torch.ones(3)], leaves=[])
-    recording.compile([torch.ones(3)])
-    assert torch.distributions.Distribution._validate_args
-    with pytest.raises(ValueError, match="scale"):
-        torch.distributions.Normal(0.0, -1.0)
 
 
 def test_sources_of_traced_graphs_are_released() -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+import pyrovae
 from pyrovae import VAE, likelihoods, networks, posteriors, priors
 from pyrovae.diagnostics import gaps
 from pyrovae.evaluation import checks
@@ -24,6 +25,7 @@ from pyrovae.results import History
 from pyrovae.testing.small_models import LinearGaussian
 
 ModelGuide = tuple[Callable[..., None], Callable[..., None]]
+evaluate = functools.partial(pyrovae.evaluate, show_progress=False)
 
 
 @pytest.fixture(autouse=True)

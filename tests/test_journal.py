@@ -199,5 +199,5 @@ def test_a_journal_that_cannot_be_written_is_tried_again(
     journal.remove()
     path.parent.unlink()
     journal.write()
-    assert [part["ELBO"].tolist() for part in Journal(path, "key").read()] == [[1.0, 1.0], [2.0, 2.0]]
+    assert [part["ELBO"].tolist() for part in Journal(path, "key").parts] == [[1.0, 1.0], [2.0, 2.0]]
     assert [file.name for file in path.parent.iterdir()] == ["unfinished"]

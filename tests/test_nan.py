@@ -13,7 +13,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import ModelGuide, TwoLayers, linear_gaussian, pair_from, pair_of, standard_normal
+from conftest import ModelGuide, TwoLayers, evaluate, linear_gaussian, pair_from, pair_of, standard_normal
 from torch import Tensor, nn
 from torch.distributions import AffineTransform
 
@@ -22,7 +22,6 @@ from pyrovae import bounds, likelihoods
 from pyrovae.bounds import elbo
 from pyrovae.compile import has_compiler
 from pyrovae.diagnostics import latents
-from pyrovae.evaluation import evaluate
 from pyrovae.importance.sampling import log_weights
 from pyrovae.programs import inspect_programs, run_validated
 from pyrovae.results import Latents
@@ -68,7 +67,7 @@ def of_some_particles(x: Tensor, z: Tensor) -> Tensor:
 
 def test_a_model_that_is_nan_for_all_data_is_counted_and_named(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "pyrovae"):
-        found = evaluate(*broken(everywhere), X, ks=(1, 50), show_progress=False)
+        found = evaluate(*broken(everywhere), X, ks=(1, 50))
     assert [record.getMessage() for record in caplog.records] == [
         f"loc of Normal at the site 'x': {3 * X.shape[1]} of {3 * X.shape[1]} are NaN; "
         "data whose estimates are not finite are counted, and no mean hides them"
@@ -77,13 +76,13 @@ def test_a_model_that_is_nan_for_all_data_is_counted_and_named(caplog: pytest.Lo
     assert [rung.value for rung in found.iwae] == [None, None]
     assert found.weights.num_nan == len(X)
     assert f"{len(X)} of {len(X)} data have a value that is not finite" in str(found)
-    assert found.kl.value == pytest.approx(evaluate(*pair_of(TRUTH), X, ks=(1, 50), show_progress=False).kl.value)
+    assert found.kl.value == pytest.approx(evaluate(*pair_of(TRUTH), X, ks=(1, 50)).kl.value)
 
 
 @pytest.mark.parametrize("rows", [slice(None), X[:, 0].argsort()])  # the first data NaN or not
 def test_nan_of_some_data_leaves_those_of_the_others(rows: Any, caplog: pytest.LogCaptureFixture) -> None:
-    found = evaluate(*broken(of_some_data), X[rows], ks=(1, 50), show_progress=False)
-    whole = evaluate(*pair_of(TRUTH), X[rows], ks=(1, 50), show_progress=False)
+    found = evaluate(*broken(of_some_data), X[rows], ks=(1, 50))
+    whole = evaluate(*pair_of(TRUTH), X[rows], ks=(1, 50))
     bad = BAD[rows]
     assert found.weights.num_nan == int(bad.sum()) == 20
     assert found.iwae[1].value is None
@@ -94,7 +93,7 @@ def test_nan_of_some_data_leaves_those_of_the_others(rows: Any, caplog: pytest.L
 
 
 def test_nan_of_some_particles_is_never_averaged_away() -> None:
-    found = evaluate(*broken(of_some_particles), X, ks=(1, 50), show_progress=False)
+    found = evaluate(*broken(of_some_particles), X, ks=(1, 50))
     assert found.per_datum["L_50"].isnan().all()
     finite = found.per_datum["L_1"].isfinite()
     assert 0 < finite.sum() < len(X) or not finite.any()
@@ -120,7 +119,7 @@ def test_nan_do_not_prove_that_a_pair_takes_particles() -> None:
     x = X[:20].clone()
     x[:3] = 0.0
     model, _ = pair_from(standard_normal(3), p_x, None)
-    found = evaluate(model, EXACT[1], x, ks=(1, 50), show_progress=False).per_datum["L_50"]
+    found = evaluate(model, EXACT[1], x, ks=(1, 50)).per_datum["L_50"]
     assert found[:3].isnan().all()
     torch.testing.assert_close(found[3:], TRUTH.log_prob(x[3:]))  # the guide is the posterior
 
@@ -130,8 +129,7 @@ def test_nan_do_not_prove_that_a_pair_takes_particles() -> None:
 def test_compiled_scores_are_nan_where_those_of_the_programs_are(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "pyrovae"):
         eager, captured = (
-            evaluate(*broken(of_some_data), X, ks=(1, 50), engine=engine, show_progress=False)
-            for engine in ("eager", "captured")
+            evaluate(*broken(of_some_data), X, ks=(1, 50), engine=engine) for engine in ("eager", "captured")
         )
     assert [record.getMessage()[:28] for record in caplog.records] == ["loc of Normal at the site 'x"] * 2
     for name in ("ELBO", "L_50"):
@@ -161,10 +159,10 @@ def test_nan_does_not_hide_data_outside_the_support() -> None:
 
     pair = pair_from(standard_normal(3), p_x, lambda x: standard_normal(3).expand([len(x)]))
     x = torch.ones(7, 4)
-    assert evaluate(*pair, x, ks=(1, 2), show_progress=False).weights.num_nan == 4
+    assert evaluate(*pair, x, ks=(1, 2)).weights.num_nan == 4
     x[5, 3] = 0.5
     with pytest.raises(ValueError, match=r"value at the site 'x': 1 of 28 lie outside the support Boolean\(\) .*0\.5"):
-        evaluate(*pair, x, ks=(1, 2), show_progress=False)
+        evaluate(*pair, x, ks=(1, 2))
 
 
 @pytest.mark.parametrize(
@@ -192,7 +190,7 @@ def test_nan_does_not_hide_data_outside_the_support() -> None:
 )
 def test_what_is_wrong_without_nan_is_told_in_one_line(p_z: Any, p_x: Any, q_z: Any, told: str) -> None:
     with pytest.raises(ValueError, match=told) as refused:
-        evaluate(*pair_from(p_z(), p_x, q_z), X, ks=(1, 2), show_progress=False)
+        evaluate(*pair_from(p_z(), p_x, q_z), X, ks=(1, 2))
     assert len(str(refused.value).splitlines()) == 1
     assert "Trace Shapes" in str(refused.value.__cause__)  # where Pyro's traceback leads to the user's line
 
@@ -203,7 +201,7 @@ def test_nan_bounds_are_nan_and_not_wrong() -> None:
         return dist.Uniform(low.expand(*low.shape[:-1], 5), 50.0).to_event(1)
 
     model, _ = pair_from(standard_normal(3), p_x, None)
-    assert evaluate(model, EXACT[1], X, ks=(1, 2), show_progress=False).weights.num_nan == 20
+    assert evaluate(model, EXACT[1], X, ks=(1, 2)).weights.num_nan == 20
 
 
 def test_nan_do_not_hide_a_shape_that_does_not_fit() -> None:
@@ -214,7 +212,7 @@ def test_nan_do_not_hide_a_shape_that_does_not_fit() -> None:
             pyro.sample("x", dist.MultivariateNormal(loc, torch.eye(5)), obs=x[..., :1])
 
     with pytest.raises(ValueError, match=r"value at the site 'x' has the shape \(40, 1\), but .* of events \(5,\)"):
-        evaluate(model, EXACT[1], X, ks=(1, 2), show_progress=False)
+        evaluate(model, EXACT[1], X, ks=(1, 2))
 
 
 def test_nan_that_no_check_sees_are_named_too(caplog: pytest.LogCaptureFixture) -> None:
@@ -223,7 +221,7 @@ def test_nan_that_no_check_sees_are_named_too(caplog: pytest.LogCaptureFixture) 
             return super().log_prob(value) * math.nan
 
     pair = pair_from(standard_normal(3), lambda z, _: Unchecked(z @ TRUTH.weight.T, 1.0).to_event(1), None)[0], EXACT[1]
-    assert evaluate(*pair, X, ks=(1, 2), show_progress=False).weights.num_nan == 40
+    assert evaluate(*pair, X, ks=(1, 2)).weights.num_nan == 40
     assert caplog.records[0].getMessage().startswith("the log-probability at the site 'x': 3 of 3 are NaN; data whose")
     with pytest.raises(ValueError, match="the log-probability at the site 'x': 3 of 3 are NaN"):
         fit(*pair, X, training=Training(epochs=1), show_progress=False)
@@ -232,7 +230,7 @@ def test_nan_that_no_check_sees_are_named_too(caplog: pytest.LogCaptureFixture) 
 def test_a_pair_that_draws_its_own_rows_is_refused_for_what_is_wrong() -> None:
     model, guide = pair_of(dataclasses.replace(TRUTH, scale=-1.0), subsample_size=20)
     with pytest.raises(ValueError, match="scale of Normal at the site 'x': 100 of 100 do not satisfy GreaterThan"):
-        evaluate(model, guide, X, ks=(1, 2), show_progress=False)
+        evaluate(model, guide, X, ks=(1, 2))
 
 
 def test_simulation_alone_says_so_in_one_line() -> None:
@@ -281,8 +279,8 @@ def test_a_later_layer_that_is_nan_for_some_data(layers: dict[str, bool]) -> Non
     def guide(x: Tensor) -> None:
         pair.guide(torch.where((x[..., :1] > 0), math.nan, x))
 
-    whole = evaluate(pair.model, pair.guide, x, ks=(1, 30), show_progress=False)
-    found = evaluate(pair.model, guide, x, ks=(1, 30), show_progress=False)
+    whole = evaluate(pair.model, pair.guide, x, ks=(1, 30))
+    found = evaluate(pair.model, guide, x, ks=(1, 30))
     assert found.per_datum["L_30"][1::2].isnan().all()
     for name in ("ELBO", "L_30"):
         torch.testing.assert_close(found.per_datum[name][::2], whole.per_datum[name][::2])

@@ -12,12 +12,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import ModelGuide, guide_from, linear_gaussian, make_vae, pair_of, standard_normal
+from conftest import ModelGuide, evaluate, guide_from, linear_gaussian, make_vae, pair_of, standard_normal
 from torch import Tensor
 
 import pyrovae
 from pyrovae import likelihoods
-from pyrovae.evaluation import evaluate
 from pyrovae.results import Evaluation, compare
 
 HALF = torch.tensor([True, False, True, False])
@@ -44,7 +43,7 @@ def normal(x: Tensor) -> Any:
 
 
 def evaluated(pair: ModelGuide, data: Any, **options: Any) -> Evaluation:
-    return evaluate(*pair, data, ks=(1, 2), show_progress=False, **options)
+    return evaluate(*pair, data, ks=(1, 2), **options)
 
 
 def whole(x: Tensor) -> None:
@@ -89,7 +88,7 @@ def under_a_mask_of_ones(x: Tensor) -> None:
 def test_the_same_data_are_the_same_however_they_are_laid_out(observe: Callable[..., None]) -> None:
     x = torch.rand(11, 1, 8, 8)
     vae = make_vae(likelihood=likelihoods.Gaussian((1, 8, 8)))
-    ours = evaluate(vae.model, vae.guide, x, ks=(1, 2), show_progress=False)
+    ours = evaluate(vae.model, vae.guide, x, ks=(1, 2))
     found = evaluated(observing(observe), x, batch_size=4)
     assert ours.observed.what == "x"
     assert ours.observed.num_elements == 64.0

@@ -11,11 +11,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import ModelGuide
+from conftest import ModelGuide, evaluate
 from pyro import poutine
 from torch import Tensor
 
-from pyrovae import evaluate, likelihoods
+from pyrovae import likelihoods
 
 NUM_DATA, NUM_PIXELS = 4, 3
 GRID = {  # midpoints that cover almost all mass of the priors below
@@ -130,7 +130,7 @@ def check_valid(seed: int) -> None:
         random.seed(seed)
         guide(x)
 
-    found = evaluate(poutine.scale(model, scale), seeded, x, ks=(1, 10, 100), seed=seed, show_progress=False)
+    found = evaluate(poutine.scale(model, scale), seeded, x, ks=(1, 10, 100), seed=seed)
     truth = log_evidence(prior, support).mean().item()
     for estimate in (found.elbo, *found.iwae):
         assert estimate.value is not None
@@ -145,7 +145,7 @@ def check_invalid(seed: int) -> None:
     with pytest.raises(
         ValueError, match=r"'z' is (a point|discrete|masked in only one)|draws 'z' from|site 'z'.* support"
     ):
-        evaluate(*make(INVALID[fault], prior), x, ks=(1, 10), seed=seed, show_progress=False)
+        evaluate(*make(INVALID[fault], prior), x, ks=(1, 10), seed=seed)
 
 
 @pytest.mark.parametrize("block", range(6))

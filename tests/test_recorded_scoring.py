@@ -12,11 +12,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import ModelGuide, TwoLayers, make_vae, pair_of
+from conftest import ModelGuide, TwoLayers, evaluate, make_vae, pair_of
 from test_programs import NOT_BROADCASTING, TRUTH, X, masked, pixel_plate, wide_pixel_guide
 from torch import Tensor
 
-from pyrovae import VAE, evaluate, likelihoods, priors
+from pyrovae import VAE, likelihoods, priors
 from pyrovae.compile import Recording, has_compiler
 from pyrovae.evaluation import batch_scoring
 from pyrovae.importance import chunks as recorded
@@ -72,10 +72,7 @@ PAIRS: dict[str, tuple[Callable[[], ModelGuide], Tensor]] = {
 
 def both(pair: ModelGuide, x: Tensor, **options: object) -> tuple[Evaluation, Evaluation]:
     """Return an evaluation by each engine."""
-    eager, captured = (
-        evaluate(*pair, x, ks=(1, 10, 50), engine=engine, show_progress=False, **options)
-        for engine in ("eager", "captured")
-    )
+    eager, captured = (evaluate(*pair, x, ks=(1, 10, 50), engine=engine, **options) for engine in ("eager", "captured"))
     return eager, captured
 
 
@@ -163,7 +160,7 @@ def test_buffers_that_a_model_writes_are_written_by_replays(replays: list[int]) 
     counts = []
     for engine in ("eager", "captured"):
         module.count.zero_()
-        evaluate(model, pair_of(TRUTH)[1], X, ks=(50,), engine=engine, chunk_size=115, show_progress=False)
+        evaluate(model, pair_of(TRUTH)[1], X, ks=(50,), engine=engine, chunk_size=115)
         counts.append(module.count.item())
     assert replays
     assert counts[0] == counts[1]
@@ -205,7 +202,5 @@ def test_evaluate_counts_the_particles_of_all_data(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(
         batch_scoring, "compiled_runs", lambda pair, engine, **options: asked.append((engine, options["num_rows"]))
     )
-    evaluate(*of_vae(make_vae()), BINARY, ks=(1, 50), chunk_size=64, show_progress=False)
+    evaluate(*of_vae(make_vae()), BINARY, ks=(1, 50), chunk_size=64)
     assert asked == [("auto", 23 * 50)]
-    with pytest.raises(ValueError, match="`engine` of .* must be one of 'auto', 'eager', 'captured', got 'fast'"):
-        evaluate(*of_vae(make_vae()), BINARY, ks=(1,), engine="fast", show_progress=False)

@@ -19,7 +19,6 @@ from pyrovae.bounds.multi_sample import VARIANCE, effective_sample_size, log_mea
 from pyrovae.importance import (
     find_low_precision,
     iter_batches,
-    require_tensor,
     rows_per_chunk,
     score_one_particle,
     scoring_context,
@@ -185,7 +184,6 @@ def bdmc(
 
     """
     options = merge_options(options, AnnealingOptions, keywords, function="bdmc")
-    require_tensor(x)
     total = len(x) if num_data is None else num_data
     values, variances, fields = run_batches(
         enclose, "enclosing", model, guide, (x, *covariates), num_data=total, seed=seed, options=options

@@ -68,12 +68,10 @@ def elbo(
     args = (x, *covariates)
     with scoring_context(model, guide, args, modules=modules) as programs, torch.no_grad():
         parts = [
-            elbo_terms(programs, iter_particles(programs, args, rows, num_particles)).map(
-                lambda terms, n=count: terms[:n]
-            )
-            for rows, count in iter_batches(programs, len(x), batch_size=len(x))
+            elbo_terms(programs, iter_particles(programs, args, rows, num_particles))
+            for rows, _ in iter_batches(programs, len(x), batch_size=len(x))
         ]
-    return _joined(parts)
+    return _joined(parts).map(lambda terms: terms[: len(x)])  # the last batch may be filled up
 
 
 def elbo_terms(programs: ModelGuide, particles: Iterable[ParticleBatch]) -> ElboTerms:

@@ -89,7 +89,9 @@ class Path:
                 start_slope = _slope(log_start, u)
                 log_end, end_slope = log_start + rest, start_slope + _slope(rest, u)
             else:
-                log_start, log_end = self.space.log_guide_and_joint(u)
+                mapped = self.space.to_latents(u)
+                log_prior, log_likelihood = self.space.log_joint_terms(u, mapped)
+                log_start, log_end = self.space.log_guide(u, mapped), log_prior + log_likelihood
                 start_slope, end_slope = _slope(log_start, u), _slope(log_end, u)
         return State(u.detach(), log_start.detach(), log_end.detach(), start_slope, end_slope)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from pyrovae.bounds.multi_sample import VARIANCE
 from pyrovae.diagnostics.gap_bounds import NUMBERS, GapOptions, all_bounds
 from pyrovae.diagnostics.refit import Refit, refit
-from pyrovae.importance import require_tensor, scoring_context
+from pyrovae.importance import scoring_context
 from pyrovae.programs import Program
 from pyrovae.results import Estimate
 from pyrovae.results.tightness import Gaps
@@ -70,7 +70,6 @@ def gaps(
 
     """
     options = merge_options(options, GapOptions, keywords, function="gaps")
-    require_tensor(x)
     _check_bound(len(x), bound, options.bound_variances)
     args = (x, *covariates)
     with scoring_context(model, guide, args, modules=options.modules) as programs, torch.no_grad():

@@ -130,7 +130,7 @@ def unit_kl(
             if values is None or values[0, 0].numel() != size:
                 joint[name] = None
                 values = _of_site(programs, name, *traces, has_particles=chunk.has_particles)
-            parts[name].append(chunk.trim(values))
+            parts[name].append(values[: chunk.count])
     joined = {name: torch.cat(values).reshape(runs, len(rows), -1) for name, values in parts.items()}  # (R, B, D or 1)
     total = torch.cat(list(joined.values()), 2).sum(2)  # (R, B)
     units = [

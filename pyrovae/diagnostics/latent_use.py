@@ -16,7 +16,6 @@ from pyrovae.importance import (
     UnconstrainedLatents,
     draw_guide,
     iter_batches,
-    require_tensor,
     score_model,
     scoring_context,
     sum_over_sites,
@@ -77,7 +76,6 @@ def latents(
         >>> print(latents(vae.model, vae.guide, data.test.fixed()))
 
     """
-    require_tensor(x)
     for name, number in (("data", len(x)), ("draws", num_draws)):
         if number < 2:
             raise ValueError(f"a variance takes at least 2 {name}, but received {number}; give more")

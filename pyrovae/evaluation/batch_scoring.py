@@ -88,16 +88,6 @@ def score_data(
     Batch i draws from the stream (seed, "evaluate", i). Each rank takes every n-th batch of n ranks. Batches in the
     journal are not scored again: the model runs once on each of them, for its observed values.
 
-    Args:
-        programs: from `scoring_context`.
-        args: all data, and what travels with them, on any device.
-        ks: numbers of particles, ascending, each dividing the next.
-        journal: progress file.
-        options: chunk size, engine and progress of the evaluation.
-        device: device to compute on.
-        batch_size: data whose particles are drawn together.
-        seed: seed of the draws.
-
     Returns:
         The statistics of all data, ``(..., N)`` by name, and the values that the model observed.
 
@@ -105,14 +95,14 @@ def score_data(
     if programs.draws_rows:
         args = tuple(argument.to(device) for argument in args)
     num_data, ranks = len(args[0]), group()
-    parts = ranks.from_first(journal.read)
-    done = sum(part["ELBO"].shape[-1] for part in parts)
+    journal.parts = ranks.from_first(lambda: journal.parts)
+    done = sum(part["ELBO"].shape[-1] for part in journal.parts)
     batches = (  # number, arguments on the device, rows of these, and how many are data: the others fill up the plate
         (number, *on_device(programs, args, rows, device), count)
         for number, (rows, count) in enumerate(iter_batches(programs, num_data, batch_size=batch_size))
     )
     observations = Observations(programs)
-    for number, batch_args, rows, count in itertools.islice(batches, len(parts)):
+    for number, batch_args, rows, count in itertools.islice(batches, len(journal.parts)):
         _, trace = observations.run(batch_args, rows, stream_seed(seed, "evaluate", number))
         observations.add(observed_values(programs, trace.nodes)[:, :count], batch_args, rows)
     memory.keep_freed()
@@ -140,12 +130,12 @@ def score_data(
                 part = score(*turn[ranks.rank]) if ranks.rank < len(turn) else {}
                 for (_, batch_args, rows, _), scored in zip(turn, ranks.gather(part), strict=False):
                     observations.add(scored.pop(OBSERVED), batch_args, rows)
-                    parts.append(scored)
                     journal.add(scored)
                 done += num_scored
                 advance(0.0)
         finally:
             journal.write()
+    parts = journal.parts
     return {name: torch.cat([part[name] for part in parts], -1) for name in parts[0]}, observations.summary()
 
 

@@ -82,7 +82,7 @@ def run_checks(
     Args:
         model: a Pyro program.
         guide: another.
-        args: the data, and what travels with them, on the device.
+        args: the data, and further tensors along the plate, on the device.
         checks: numbers of data and options.
         name: name of the data.
         tightest: the largest rung over all data.

@@ -95,8 +95,9 @@ def evaluate(
     loader = Loader(data.test if isinstance(data, Data) else data)
     if options.num_data is not None:
         loader = loader.first(options.num_data)
-    source = loader.source
-    require_form(model, source)
+    require_form(model, loader.source)
+    split = loader.source if isinstance(loader.source, Split) else None
+    name = split.name if split else TENSORS
     modules = (*options.modules, *find_modules(model, guide))
     device = _choose_device(options.device, modules, loader)
     batch_size = _choose_batch_size(options.batch_size, ks, len(loader), device)
@@ -120,11 +121,15 @@ def evaluate(
         torch.no_grad(),
     ):
         coarse = find_low_precision(modules, examples)
-        _warn(programs, coarse)
+        if coarse:
+            logger.warning("%s; evaluate model.float(), on data in float32", coarse)
+        warn_of_links(programs)
+        if programs.nan:
+            logger.warning("%s; data whose estimates are not finite are counted, and no mean hides them", programs.nan)
         key = ""
         if journal.path is not None:
             probe = _probe(programs, on_device() if programs.draws_rows else examples)
-            bounds_settings = {name: value for name, value in settings.items() if name != "checks"}
+            bounds_settings = {label: value for label, value in settings.items() if label != "checks"}
             key = repr((data_hash, probe, ks, seed, options.chunk_size, options.engine, bounds_settings, versions()))
         journal.start(key)
         per_datum, observed = score_data(
@@ -139,7 +144,7 @@ def evaluate(
             guide,
             on_device(),
             checks,
-            name=source.name if isinstance(source, Split) else TENSORS,
+            name=name,
             tightest=estimates[f"L_{ks[-1]}"],
             is_certified=is_certified,
             per_datum=per_datum,
@@ -173,7 +178,11 @@ def evaluate(
         checked=results,
         observed=observed,
         per_datum={label: value for label, value in per_datum.items() if not label.startswith(VARIANCE)},
-        **_of_source(source, programs, observed, tightest),
+        data=name,
+        data_transform=split.transform.describe() if split else None,  # type: ignore[arg-type]
+        stored_hash=fingerprint(split.stored) if split else None,
+        log_abs_det_jacobian=_log_det(split, observed) if programs.base_measure == "Lebesgue" else None,
+        bits_per_dimension=_bits(split, programs, observed, tightest),
     )
     if journal is not options.journal:
         journal.remove()
@@ -198,20 +207,6 @@ def _estimates(programs: ModelGuide, per_datum: dict[str, Tensor], ks: tuple[int
     if programs.base_measure == "counting" and programs.unnormalized is None:
         require_possible(estimates["ELBO"], *(estimates[f"L_{k}"] for k in ks))
     return estimates
-
-
-def _of_source(
-    source: Source, programs: ModelGuide, observed: ObservedData | None, nats: float | None
-) -> dict[str, Any]:
-    """Return the fields of an evaluation on the data and their transform."""
-    split = source if isinstance(source, Split) else None
-    return {
-        "data": split.name if split else TENSORS,
-        "data_transform": split.transform.describe() if split else None,
-        "stored_hash": fingerprint(split.stored) if split else None,
-        "log_abs_det_jacobian": _log_det(split, observed) if programs.base_measure == "Lebesgue" else None,
-        "bits_per_dimension": _bits(split, programs, observed, nats),
-    }
 
 
 def weights_hash(model: Program, guide: Program, modules: Iterable[nn.Module] = ()) -> str:
@@ -240,15 +235,6 @@ def _choose_batch_size(size: int | None, ks: Sequence[int], num_data: int, devic
         device=device,
     )
     return size
-
-
-def _warn(programs: ModelGuide, coarse: str | None) -> None:
-    """Log limits of the numbers that show before the evaluation."""
-    if coarse:
-        logger.warning("%s; evaluate model.float(), on data in float32", coarse)
-    warn_of_links(programs)
-    if programs.nan:
-        logger.warning("%s; data whose estimates are not finite are counted, and no mean hides them", programs.nan)
 
 
 def _probe(programs: ModelGuide, args: tuple[Tensor, ...]) -> str:

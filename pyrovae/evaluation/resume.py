@@ -54,6 +54,9 @@ class Journal:
         path: path of the file; None keeps everything in memory.
         key: text that differs between evaluations of other data, weights or options; `evaluate` sets it.
 
+    Attributes:
+        parts: statistics ``(..., B)`` of each finished batch, in order.
+
     """
 
     def __init__(self, path: str | Path | None, key: str = "") -> None:
@@ -63,7 +66,7 @@ class Journal:
     def start(self, key: str) -> None:
         """Load the progress of the evaluation with this key."""
         self.key = key
-        self._parts: list[dict[str, Tensor]] = []
+        self.parts: list[dict[str, Tensor]] = []
         self._checks: dict[str, tuple[dict[str, Any], dict[str, Tensor]]] = {}  # options and record, and its tensors
         self._load()
         self._changed, self._warned, self._last = False, False, time.monotonic()
@@ -77,13 +80,9 @@ class Journal:
         if kind is None:
             self.remove()
 
-    def read(self) -> list[dict[str, Tensor]]:
-        """Return the statistics ``(..., B)`` of each finished batch, in order."""
-        return [dict(part) for part in self._parts]
-
     def add(self, part: Mapping[str, Tensor]) -> None:
         """Add the statistics of one batch, and write the file if the last time is long ago."""
-        self._parts.append(dict(part))
+        self.parts.append(dict(part))
         self._changed = True
         if time.monotonic() - self._last >= SECONDS_BETWEEN_WRITES:
             self.write()
@@ -124,8 +123,8 @@ class Journal:
         """Write the file if anything is new; a failure is logged once and tried again later."""
         if self.path is None or not self._changed:
             return
-        sizes = [next(iter(part.values())).shape[-1] for part in self._parts]
-        values = {name: torch.cat([part[name] for part in self._parts], -1) for name in self._parts[0]}
+        sizes = [next(iter(part.values())).shape[-1] for part in self.parts]
+        values = {name: torch.cat([part[name] for part in self.parts], -1) for name in self.parts[0]}
         values[SIZES] = torch.tensor(sizes)
         for check, (_, tensors) in self._checks.items():
             values |= {f"{CHECK}{check}/{label}": tensor for label, tensor in tensors.items()}
@@ -178,7 +177,7 @@ class Journal:
                         part[name] = value
         except (ValueError, KeyError, RuntimeError):  # written by another pyrovae
             return
-        self._parts, self._checks = parts, checks
+        self.parts, self._checks = parts, checks
 
 
 def _digest(values: Mapping[str, Tensor], records: str) -> str:

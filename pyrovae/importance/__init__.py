@@ -1,7 +1,6 @@
 """Drawing and scoring of particles: one run of the guide, chunks of the model, any layout of plates."""
 
 from pyrovae.importance.chunks import (
-    CompiledRuns,
     chunk_sizes,
     compiled_runs,
     iter_batches,
@@ -16,24 +15,21 @@ from pyrovae.importance.particle_batches import (
     score_model,
     score_one_particle,
 )
-from pyrovae.importance.sampling import find_low_precision, require_tensor, scoring_context
+from pyrovae.importance.sampling import find_low_precision, scoring_context
 from pyrovae.importance.simulation import simulate
 from pyrovae.importance.unconstrained import UnconstrainedLatents
-from pyrovae.programs.layout import per_datum, sum_over_sites
+from pyrovae.programs.layout import sum_over_sites
 
 __all__ = [
     "ParticleBatch",
     "UnconstrainedLatents",
-    "CompiledRuns",
     "iter_particles",
     "draw_guide",
     "scoring_context",
     "find_low_precision",
     "on_device",
     "score_one_particle",
-    "per_datum",
     "compiled_runs",
-    "require_tensor",
     "rows_per_chunk",
     "score_model",
     "score_guide",

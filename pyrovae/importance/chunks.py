@@ -108,20 +108,11 @@ class Chunk:
             return value[self.start : stop]
         return _filled(value.flatten(0, 1)[self.start : stop], len(self.rows))
 
-    def trim(self, result: Tensor) -> Tensor:
-        """Return a result of this chunk's run without the repeated rows."""
-        return result[: self.count]
-
 
 def iter_chunks(programs: ModelGuide, rows: Tensor, num_particles: int, *, size: int) -> Iterator[Chunk]:
-    """Yield the chunks that cover all particles of some rows.
+    """Yield the chunks that cover K particles of rows ``(B,)`` of the data.
 
-    Args:
-        programs: from `scoring_context`.
-        rows: ``(B,)``, rows of the data.
-        num_particles: K.
-        size: most rows of one run, a datum with K particles counting K.
-
+    A run has at most ``size`` rows, a datum with K particles counting K.
     """
     if programs.broadcasts:
         limit = max(1, size // len(rows))
@@ -140,22 +131,15 @@ def map_chunks(
 ) -> list[Tensor]:
     """Run a function on each chunk, and return its results joined, each ``(K, B, ...)``.
 
-    Without gradients each result is written into one tensor at once. Small results that are kept would fragment the
-    memory that the large tensors of a run have left, so that the next run has to allocate.
-
-    Args:
-        function: returns tensors ``(K', B, ...)``, or ``(K' * B, ...)`` for a chunk without particles.
-        programs: from `scoring_context`.
-        rows: ``(B,)``, rows of the data.
-        num_particles: K.
-        size: most rows of one run, a datum with K particles counting K.
-
+    The function returns tensors ``(K', B, ...)``, or ``(K' * B, ...)`` for a chunk without particles. Without gradients
+    each result is written into one tensor at once. Small results that are kept would fragment the memory that the large
+    tensors of a run have left, so that the next run has to allocate.
     """
     length = num_particles if programs.broadcasts else num_particles * len(rows)
     parts: list[list[Tensor]] = []
     buffers: list[Tensor] = []
     for chunk in iter_chunks(programs, rows, num_particles, size=size):
-        results = [chunk.trim(result) for result in function(chunk)]
+        results = [result[: chunk.count] for result in function(chunk)]
         if chunk.count == length or any(result.requires_grad for result in results):
             parts.append(results)
             continue

@@ -137,28 +137,14 @@ def log_joint(
 def _have_particles(programs: ModelGuide, z: Mapping[str, Tensor], num_data: int) -> bool:
     """Return whether z are ``(K, B, ...)``, not ``(B, ...)``; raise a ValueError for any other shapes."""
     shapes = {name: tuple(value.shape) for name, value in z.items()}
-    leads = {shape[: len(shape) - programs.latents[name].ndim + 1] for name, shape in shapes.items()}
+    num_axes = {name: len(latent.plate_dims) + latent.event_dim for name, latent in programs.latents.items()}
+    leads = {shape[: len(shape) - num_axes[name] + 1] for name, shape in shapes.items()}
     lead = leads.pop()
     if leads or len(lead) not in (1, 2) or lead[-1] != num_data:
         raise ValueError(
             f"z is (B, ...) or (K, B, ...) for B = {num_data} data, alike for all latent sites, but received {shapes}"
         )
     return len(lead) == 2
-
-
-def require_tensor(x: object) -> None:
-    """Validate the data tensor.
-
-    Raises:
-        TypeError: if x is not a tensor.
-        ValueError: if it is empty, or holds values that are not finite.
-
-    """
-    if not isinstance(x, Tensor):
-        raise TypeError(
-            f"x is a tensor (B, ...), but received {type(x).__name__}; of a split of a data set give split.fixed()"
-        )
-    Loader(x)
 
 
 def find_low_precision(modules: Iterable[nn.Module], args: Iterable[Tensor]) -> str | None:
@@ -184,7 +170,7 @@ def scoring_context(
     Modules are in evaluation mode, matrix products in full precision, and checks are off. The arguments are the same as
     for `inspect_programs`.
     """
-    require_tensor(args[0])
+    Loader(args[0])  # validates the data
     modules = (*modules, *find_modules(model, guide))
     _require_finite(modules)
     with own_store(modules), full_precision(), module_mode(modules, training=False):

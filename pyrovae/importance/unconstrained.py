@@ -21,6 +21,7 @@ from pyrovae.runtime.context import forked_random
 
 logger = logging.getLogger("pyrovae")
 
+Mapped = tuple[dict[str, Tensor], Tensor]  # z of each site, and log |dz/du|
 ROUND_TRIP = 1e-3  # largest relative error of z mapped to u and back
 
 
@@ -119,30 +120,20 @@ class UnconstrainedLatents:
 
     def log_det(self, u: Tensor) -> Tensor:
         """Return log |dz/du| ``(K, B)`` for u ``(K, B, D)``."""
-        return self._mapped(u)[1]
+        return self.to_latents(u)[1]
 
-    def log_joint_terms(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log p(u) and log p(x | u), each ``(K, B)`` in nats and float64."""
-        return self._log_joint_terms(*self._mapped(u))
-
-    def log_guide(self, u: Tensor) -> Tensor:
-        """Return log q(u | x) ``(K, B)`` in nats and float64."""
-        return self._log_guide(*self._mapped(u))
-
-    def log_guide_and_joint(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log q(u | x) and log p(x, u), each ``(K, B)`` in nats and float64, with one mapping of u to z."""
-        z, log_det = self._mapped(u)
-        log_prior, log_likelihood = self._log_joint_terms(z, log_det)
-        return self._log_guide(z, log_det), log_prior + log_likelihood
-
-    def _log_joint_terms(self, z: dict[str, Tensor], log_det: Tensor) -> tuple[Tensor, Tensor]:
+    def log_joint_terms(self, u: Tensor, mapped: Mapped | None = None) -> tuple[Tensor, Tensor]:
+        """Return log p(u) and log p(x | u), each ``(K, B)`` in nats and float64; `mapped` is `to_latents` of u."""
+        z, log_det = mapped or self.to_latents(u)
         scores = score_model(self.programs, self.args, self.rows, z, chunk_size=self.chunk_size, with_kl=False)
         return sum_over_sites(scores.prior) + log_det, scores.likelihood
 
-    def _log_guide(self, z: dict[str, Tensor], log_det: Tensor) -> Tensor:
+    def log_guide(self, u: Tensor, mapped: Mapped | None = None) -> Tensor:
+        """Return log q(u | x) ``(K, B)`` in nats and float64; `mapped` is `to_latents` of u."""
+        z, log_det = mapped or self.to_latents(u)
         return sum_over_sites(score_guide(self.programs, self.args, self.rows, z, chunk_size=self.chunk_size)) + log_det
 
-    def _mapped(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def to_latents(self, u: Tensor) -> Mapped:
         """Return z ``(K, B, ...)`` of each site, and log |dz/du| ``(K, B)``."""
         z, total = {}, to_float64(u.new_zeros(u.shape[:2]))
         for (name, transform), part in zip(

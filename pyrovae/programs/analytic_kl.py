@@ -87,17 +87,14 @@ def kl_by_dimension(
 
     """
     q, p = guide_site["fn"], model_site["fn"]
-    if not q.event_shape and not p.event_shape:  # a draw has one dimension
-        value = guide_site["value"]
-        return kl_divergence(q, p) if closed_form else q.log_prob(value) - p.log_prob(value)
-    for fn in (q, p):
-        independent = type(fn).log_prob is Independent.log_prob
-        if not independent or fn.reinterpreted_batch_ndims != len(fn.event_shape):
-            return None
-    if closed_form:
-        return kl_divergence(q.base_dist, p.base_dist)
+    if q.event_shape or p.event_shape:  # otherwise a draw has one dimension
+        for fn in (q, p):
+            independent = type(fn).log_prob is Independent.log_prob
+            if not independent or fn.reinterpreted_batch_ndims != len(fn.event_shape):
+                return None
+        q, p = q.base_dist, p.base_dist
     value = guide_site["value"]
-    return q.base_dist.log_prob(value) - p.base_dist.log_prob(value)
+    return kl_divergence(q, p) if closed_form else q.log_prob(value) - p.log_prob(value)
 
 
 def _masks(fn: Any) -> list[object]:

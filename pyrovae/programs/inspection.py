@@ -36,7 +36,6 @@ MISMATCH = re.compile(
 LOG_PROB_SHAPE = re.compile(
     r"at site \"(?P<site>.+)\", invalid log_prob shape\s+Expected \[(?P<plates>.*)\], actual \[(?P<found>.*)\]"
 )
-DTYPES = re.compile("the same dtype|should be the same|expected scalar type (Float|Double|Half|BFloat16)")
 FIRST_ROWS, SECOND_ROWS = 3, 2  # data points of the first two runs
 AllData = Callable[[], tuple[Any, ...]]
 
@@ -79,7 +78,7 @@ def inspect_programs(
         try:
             programs = inspector.inspect(args, all_data or (lambda: args))
         except (ValueError, RuntimeError) as error:
-            if (cause := _explain(error, args, modules)) is None:
+            if (cause := _explain(error, len(args[0]))) is None:
                 raise
             raise ValueError(cause) from error
         return replace(programs, all_modules=(*programs.modules, *ran.beside(programs.modules)))
@@ -315,11 +314,11 @@ def _draws_from_many(first: _Run, plates: set[str]) -> bool:
     return any(size is not None and frames[name].size == frames[name].full_size for name, size in sizes.items())
 
 
-def _explain(error: Exception, args: tuple[Any, ...], modules: tuple[nn.Module, ...]) -> str | None:
-    """Translate a common error of Pyro or torch into cause and remedy; return None for others."""
+def _explain(error: Exception, num_data: int) -> str | None:
+    """Translate a common error of Pyro into cause and remedy; return None for others."""
     text = str(error)
     if mismatch := MISMATCH.search(text):
-        if int(mismatch["size"]) not in (FIRST_ROWS, SECOND_ROWS, len(args[0])):
+        if int(mismatch["size"]) not in (FIRST_ROWS, SECOND_ROWS, num_data):
             return (
                 f"the plate {mismatch['plate']!r} has {mismatch['size']} rows whatever data it is given; write "
                 f"pyro.plate({mismatch['plate']!r}, len(x))"
@@ -335,15 +334,6 @@ def _explain(error: Exception, args: tuple[Any, ...], modules: tuple[nn.Module, 
                 f"the distribution of {shapes['site']!r} has {num_found} batch axes, but its plates are {num_plates}; "
                 f"make the axes of one datum event axes, by .to_event({num_found - num_plates})"
             )
-    data = {arg.dtype for arg in args if isinstance(arg, Tensor)}
-    networks = {p.dtype for module in modules for p in module.parameters()} - data
-    if isinstance(error, RuntimeError) and DTYPES.search(text) and networks:
-        names = (
-            " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes)) for dtypes in (data, networks)
-        )
-        return "the data are {} but the modules {}; convert one of them, as by x.float() or module.double()".format(
-            *names
-        )
     return None
 
 

@@ -40,11 +40,6 @@ class Latent:
     num_elements: int
     quantize: type[torch.autograd.Function] | None = None
 
-    @property
-    def ndim(self) -> int:
-        """Number of axes of one draw for B data."""
-        return len(self.plate_dims) + self.event_dim
-
 
 @dataclass(frozen=True)
 class ModelGuide:

@@ -51,11 +51,6 @@ class Unnormalized(Messenger):
         msg["fn"] = _unchecked(msg["fn"])
 
 
-def find_fault(site: Site) -> str | None:
-    """Return a description of the first parameter or value that its distribution does not accept, NaN aside."""
-    return _shape_fault(site) or _parameter_fault(site) or support_fault(site, strict=True)
-
-
 def find_nan(sites: Iterable[Site]) -> str | None:
     """Return a description of the first parameter or value that contains NaN."""
     for site in sites:
@@ -273,7 +268,8 @@ def run_validated(attempt: Callable[[], T], device: torch.device, *, nan_counts:
     results = []
     with validation(enabled=False), _SampledSites() as sampled, suppress(Exception):  # the fault may stop it again
         results.append(attempt())
-    fault = next(filter(None, map(find_fault, sampled.sites)), None)
+    faults = (_shape_fault(s) or _parameter_fault(s) or support_fault(s, strict=True) for s in sampled.sites)
+    fault = next(filter(None, faults), None)
     nan = find_nan(sampled.sites) or find_nan_log_prob(sampled.sites)
     if fault is None and nan is not None and nan_counts and results:
         return results[0]

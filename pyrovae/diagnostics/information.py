@@ -126,11 +126,11 @@ def unit_kl(
         model, guide = programs.bind(args, chunk.rows)
         traces = run(chunk.with_plate(programs, model), chunk.with_plate(programs, guide))
         for name, size in sizes.items():
-            values = _by_unit(programs, name, *traces, has_particles=chunk.has_particles)
+            values = _by_unit(programs, name, *traces)
             if values is None or values[0, 0].numel() != size:
                 joint[name] = None
-                values = _of_site(programs, name, *traces, has_particles=chunk.has_particles)
-            parts[name].append(values[: chunk.count])
+                values = _of_site(programs, name, *traces)
+            parts[name].append(chunk.trim(values))
     joined = {name: torch.cat(values).reshape(runs, len(rows), -1) for name, values in parts.items()}  # (R, B, D or 1)
     total = torch.cat(list(joined.values()), 2).sum(2)  # (R, B)
     units = [
@@ -141,10 +141,8 @@ def unit_kl(
     return torch.cat(units, 1), total.mean(0), variance, list(joint)
 
 
-def _by_unit(
-    programs: ModelGuide, name: str, guide_trace: poutine.Trace, model_trace: poutine.Trace, *, has_particles: bool
-) -> Tensor | None:
-    """Return the KL of each unit of a site, ``(K, B, ...)`` or ``(B, ...)``; None if it is not a sum."""
+def _by_unit(programs: ModelGuide, name: str, guide_trace: poutine.Trace, model_trace: poutine.Trace) -> Tensor | None:
+    """Return the KL of each unit of a site, ``(K, B, ...)``; None if it is not a sum."""
     site = guide_trace.nodes[name]
     values = kl_by_dimension(site, model_trace.nodes[name], closed_form=programs.kl[name] == CLOSED_FORM)
     if values is None:
@@ -154,13 +152,11 @@ def _by_unit(
         mask = torch.as_tensor(site["mask"], device=values.device)
         mask = mask.reshape(*mask.shape, *(1,) * site["fn"].event_dim)
         values = torch.where(mask, values, torch.zeros_like(values))
-    return from_pyro(programs, name, values, has_particles=has_particles)
+    return from_pyro(programs, name, values)
 
 
-def _of_site(
-    programs: ModelGuide, name: str, guide_trace: poutine.Trace, model_trace: poutine.Trace, *, has_particles: bool
-) -> Tensor:
-    """Return the KL of a site, or log q - log p of its draw: ``(K, B)`` or without particles ``(B,)``."""
+def _of_site(programs: ModelGuide, name: str, guide_trace: poutine.Trace, model_trace: poutine.Trace) -> Tensor:
+    """Return the KL of a site, or log q - log p of its draw: ``(K, B)``."""
     site = guide_trace.nodes[name]
     values, _ = (
         closed_form_kl(name, model_trace, guide_trace, masks_agree=True)
@@ -169,9 +165,8 @@ def _of_site(
     )
     if values is None:
         terms = [
-            per_datum(programs, log_prob(trace.nodes[name]), trace.nodes[name], has_particles=has_particles)
-            for trace in (guide_trace, model_trace)
+            per_datum(programs, log_prob(trace.nodes[name]), trace.nodes[name]) for trace in (guide_trace, model_trace)
         ]
         return terms[0] - terms[1]
     batch = site["value"].shape[: site["value"].ndim - site["fn"].event_dim]
-    return per_datum(programs, to_float64(values).expand(batch), site, has_particles=has_particles)
+    return per_datum(programs, to_float64(values).expand(batch), site)

@@ -102,11 +102,15 @@ class Chunk:
         return plated
 
     def slice(self, value: Tensor) -> Tensor:
-        """Return the part of ``(K, B, ...)`` of this chunk: ``(K', B, ...)``, or one row for each of its rows."""
+        """Return the part of ``(K, B, ...)`` of this chunk: ``(K', B, ...)``, or its rows ``(1, R, ...)``."""
         stop = self.start + self.count
         if self.has_particles:
             return value[self.start : stop]
-        return _filled(value.flatten(0, 1)[self.start : stop], len(self.rows))
+        return _filled(value.flatten(0, 1)[self.start : stop], len(self.rows)).unsqueeze(0)
+
+    def trim(self, result: Tensor) -> Tensor:
+        """Return a result of this chunk's run, ``(K', B, ...)`` or its rows ``(R', ...)`` without the repeated ones."""
+        return result if self.has_particles else result[0, : self.count]
 
 
 def iter_chunks(programs: ModelGuide, rows: Tensor, num_particles: int, *, size: int) -> Iterator[Chunk]:
@@ -131,7 +135,7 @@ def map_chunks(
 ) -> list[Tensor]:
     """Run a function on each chunk, and return its results joined, each ``(K, B, ...)``.
 
-    The function returns tensors ``(K', B, ...)``, or ``(K' * B, ...)`` for a chunk without particles. Without gradients
+    The function returns tensors ``(K', B, ...)``, or ``(1, R, ...)`` for a chunk without particles. Without gradients
     each result is written into one tensor at once. Small results that are kept would fragment the memory that the large
     tensors of a run have left, so that the next run has to allocate.
     """
@@ -139,7 +143,7 @@ def map_chunks(
     parts: list[list[Tensor]] = []
     buffers: list[Tensor] = []
     for chunk in iter_chunks(programs, rows, num_particles, size=size):
-        results = [result[: chunk.count] for result in function(chunk)]
+        results = [chunk.trim(result) for result in function(chunk)]
         if chunk.count == length or any(result.requires_grad for result in results):
             parts.append(results)
             continue

@@ -114,11 +114,11 @@ def score_one_particle(
     kl = {name: log_guide[name] - log_prior[name] for name in programs.latents}
     kl |= closed_forms(programs, exact, model_trace, guide_trace)
     return ParticleBatch(
-        z={name: from_pyro(programs, name, guide_trace.nodes[name]["value"]).unsqueeze(0) for name in programs.latents},
-        log_prior=sum_over_sites(log_prior).unsqueeze(0),
-        log_likelihood=log_likelihood.unsqueeze(0),
-        log_guide=sum_over_sites(log_guide).unsqueeze(0),
-        kl={name: value.unsqueeze(0) for name, value in kl.items()},
+        z=_values(programs, guide_trace),
+        log_prior=sum_over_sites(log_prior),
+        log_likelihood=log_likelihood,
+        log_guide=sum_over_sites(log_guide),
+        kl=kl,
         observed_sites={name: model_trace.nodes[name] for name in programs.observed},
     )
 
@@ -151,7 +151,7 @@ def _require_masks(
     if differing.any():
         raise ValueError(
             f"the latent variables {', '.join(map(repr, others))} are masked, but the model depends on them for "
-            f"{int(differing.sum())} of {len(differing)} data: they have no prior there; mask what depends on them too"
+            f"{int(differing.sum())} of {len(rows)} data: they have no prior there; mask what depends on them too"
         )
 
 
@@ -163,8 +163,8 @@ def draw_guide(
     def draw(chunk: Chunk) -> list[Tensor]:
         _, guide = programs.bind(args, chunk.rows)
         trace = poutine.trace(chunk.with_plate(programs, guide)).get_trace()
-        terms = log_probs(programs, trace, programs.latents, has_particles=chunk.has_particles)
-        return [*_values(programs, trace, chunk), *terms.values()]
+        terms = log_probs(programs, trace, programs.latents)
+        return [*_values(programs, trace).values(), *terms.values()]
 
     results = iter(map_chunks(draw, programs, rows, num_particles, size=num_particles * len(rows)))
     z = {name: next(results) for name in programs.latents}
@@ -176,7 +176,8 @@ def draw_prior(programs: ModelGuide, args: tuple[Any, ...], rows: Tensor, num_pa
 
     def draw(chunk: Chunk) -> list[Tensor]:
         model, _ = programs.bind(args, chunk.rows)
-        return _values(programs, poutine.trace(chunk.with_plate(programs, model)).get_trace(), chunk)
+        trace = poutine.trace(chunk.with_plate(programs, model)).get_trace()
+        return list(_values(programs, trace).values())
 
     results = map_chunks(draw, programs, rows, num_particles, size=num_particles * len(rows))
     return dict(zip(programs.latents, results, strict=True))
@@ -217,12 +218,12 @@ def score_model(
             draws = {n: to_pyro(programs, n, value, has_particles=plates) for n, value in zip(z, given, strict=True)}
             trace = poutine.trace(chunk.with_plate(programs, poutine.condition(model, data=draws))).get_trace()
             names = [name for name in trace.nodes if name in programs.latents or name in programs.observed]
-            terms = log_probs(programs, trace, names, has_particles=plates)
+            terms = log_probs(programs, trace, names)
             likelihood = sum_over_sites({name: terms[name] for name in programs.observed})
             kl: Draws = {}
             if later:
                 guide_trace = poutine.trace(replace_draws(chunk.with_plate(programs, guide), draws)).get_trace()
-                kl = closed_forms(programs, later, trace, guide_trace, has_particles=plates)
+                kl = closed_forms(programs, later, trace, guide_trace)
             return [*(terms[name] for name in programs.latents), likelihood, *kl.values()]
 
         inputs = (*args, chunk.rows, *map(chunk.slice, z.values()))
@@ -261,7 +262,7 @@ def score_guide(
         draws = {n: to_pyro(programs, n, chunk.slice(value), has_particles=plates) for n, value in z.items()}
         try:
             trace = poutine.trace(replace_draws(chunk.with_plate(programs, guide), draws)).get_trace()
-            return list(log_probs(programs, trace, programs.latents, has_particles=plates).values())
+            return list(log_probs(programs, trace, programs.latents).values())
         except (NotImplementedError, KeyError) as error:
             raise ValueError(
                 f"the guide has no density of a z that it did not draw ({type(error).__name__}: {error}); start AIS "
@@ -273,9 +274,6 @@ def score_guide(
     return dict(zip(programs.latents, results, strict=True))
 
 
-def _values(programs: ModelGuide, trace: poutine.Trace, chunk: Chunk) -> list[Tensor]:
-    """Return z of each latent site of a trace, particles and data first."""
-    return [
-        from_pyro(programs, name, trace.nodes[name]["value"], has_particles=chunk.has_particles)
-        for name in programs.latents
-    ]
+def _values(programs: ModelGuide, trace: poutine.Trace) -> Draws:
+    """Return z ``(K, B, ...)`` of each latent site of a trace."""
+    return {name: from_pyro(programs, name, trace.nodes[name]["value"]) for name in programs.latents}

@@ -51,7 +51,7 @@ def simulate(programs: ModelGuide, args: tuple[Any, ...], rows: Tensor) -> tuple
         )  # a guide may read what is masked
     z = {name: drawn.nodes[name]["value"] for name in programs.latents}
     _check(programs, drawn, _trace(programs, simulated, poutine.condition(programs.model, data=z)))
-    return simulated, {name: from_pyro(programs, name, value).unsqueeze(0) for name, value in z.items()}
+    return simulated, {name: from_pyro(programs, name, value) for name, value in z.items()}
 
 
 class _Drawn(UnconditionMessenger):

@@ -52,7 +52,7 @@ class UnconstrainedLatents:
         self._shapes: dict[str, torch.Size] = {}
         for name in programs.latents:
             site = guide_trace.nodes[name]
-            z = from_pyro(programs, name, site["value"]).unsqueeze(0)
+            z = from_pyro(programs, name, site["value"])
             support = site["fn"].support
             while isinstance(support, MixtureSameFamilyConstraint):  # torch has no transform for it
                 support = support.base_constraint

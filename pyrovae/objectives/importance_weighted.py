@@ -16,7 +16,6 @@ from torch import Tensor
 from pyrovae.bounds import log_mean_exp
 from pyrovae.objectives.base import (
     Objective,
-    Site,
     Terms,
     guide_factors,
     require_gradient,
@@ -258,7 +257,7 @@ class _Run:
     def log_prob(self, trace: poutine.Trace, names: Iterable[str]) -> Tensor:
         """Return the sum of the log-probabilities of some sites, ``(K, B)``."""
         sites = [trace.nodes[name] for name in names]
-        return sum_terms([self._per_datum(site_log_prob(site), site) for site in sites])
+        return sum_terms([per_datum(self.programs, site_log_prob(site), site) for site in sites])
 
     def log_guide(self, *, stops_score: bool) -> Tensor:
         """Return log q(z | x), ``(K, B)``, if wanted without its derivative by the guide's parameters at fixed z."""
@@ -277,12 +276,9 @@ class _Run:
         if len(values) > 1 and any(values[name] is not trace.nodes[name]["value"] for name in values):
             trace = poutine.trace(_replay(self.guide, trace, values)).get_trace()
         sites = {name: trace.nodes[name] for name in values}
-        return sum_terms([self._per_datum(site["fn"].log_prob(values[name]), site) for name, site in sites.items()])
-
-    def _per_datum(self, log_prob: Tensor, site: Site) -> Tensor:
-        """Return a site's log-probability over particles and data, ``(K, B)``."""
-        value = per_datum(self.programs, log_prob, site, has_particles=self.vectorized)
-        return value if self.vectorized else value.unsqueeze(0)
+        return sum_terms(
+            [per_datum(self.programs, site["fn"].log_prob(values[name]), site) for name, site in sites.items()]
+        )
 
     def common_scale(self) -> float:
         """Return Pyro's factor of all log-probabilities: the size of the data plate over its rows drawn."""

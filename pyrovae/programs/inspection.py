@@ -254,7 +254,7 @@ class _Inspector:
             for name in programs.latents:
                 site = first.guide_trace.nodes[name]
                 values = (site["fn"](), site["value"], site["fn"]())[:num_particles]
-                z = torch.stack([from_pyro(programs, name, value)[:num_rows] for value in values])
+                z = torch.cat([from_pyro(programs, name, value)[:, :num_rows] for value in values])
                 draws[name] = to_pyro(programs, name, z, has_particles=True)
             model, guide = programs.bind(args, rows)
             guide_trace = poutine.trace(replace_draws(plate(guide), draws)).get_trace()
@@ -292,9 +292,9 @@ def _agree(programs: ModelGuide, first: _Run, second: _Run, num_rows: int) -> bo
     known = True
     for one, many in ((first.guide_trace, second.guide_trace), (first.model_trace, second.model_trace)):
         names = [name for name in (*programs.latents, *programs.observed) if name in one.nodes]
-        alone, together = log_probs(programs, one, names), log_probs(programs, many, names, has_particles=True)
+        alone, together = log_probs(programs, one, names), log_probs(programs, many, names)
         for name in names:
-            a, b = alone[name][:num_rows], together[name][1]
+            a, b = alone[name][0, :num_rows], together[name][1]
             if a.shape != b.shape or not torch.allclose(a, b, rtol=1e-3, atol=1e-3, equal_nan=True):
                 return False
             known = known and not a.isnan().all()

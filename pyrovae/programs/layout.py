@@ -1,6 +1,6 @@
 """Conversion between Pyro's layout, with one axis for each plate, and ``(K, B, ...)``: particles first, then data.
 
-``has_particles`` is whether a run has an axis of particles to the left of its plates.
+A run without an axis of particles to the left of its plates has K = 1.
 """
 
 from __future__ import annotations
@@ -38,41 +38,25 @@ def log_prob(site: Mapping[str, Any]) -> Tensor:
     return to_float64(log_prob.sum(tuple(range(-event_dims, 0)), dtype=_widest(log_prob)) if event_dims else log_prob)
 
 
-def per_datum(programs: ModelGuide, value: Tensor, site: Mapping[str, Any], *, has_particles: bool = False) -> Tensor:
-    """Mask a value over a site's batch shape and sum it over inner plates.
-
-    Returns:
-        ``(K, B)``, or ``(B,)`` without particles.
-
-    """
+def per_datum(programs: ModelGuide, value: Tensor, site: Mapping[str, Any]) -> Tensor:
+    """Mask a value over a site's batch shape and sum it over inner plates: ``(K, B)``."""
     if site["mask"] is not None:
         mask = torch.as_tensor(site["mask"], device=value.device)
         value = torch.where(mask, value, torch.zeros_like(value))
-    lead = int(has_particles)
-    value = value.reshape((1,) * (lead + programs.nesting - value.ndim) + tuple(value.shape))
-    value = value.movedim(lead + programs.nesting + programs.dim, lead)  # (K, B, plates inside) or (B, plates inside)
-    return value.flatten(lead + 1).sum(-1) if value.ndim > lead + 1 else value
+    value = value.reshape((1,) * (1 + programs.nesting - value.ndim) + tuple(value.shape))
+    value = value.movedim(1 + programs.nesting + programs.dim, 1)  # (K, B, plates inside)
+    return value.flatten(2).sum(-1) if value.ndim > 2 else value
 
 
-def log_probs(
-    programs: ModelGuide, trace: poutine.Trace, names: Iterable[str], *, has_particles: bool = False
-) -> dict[str, Tensor]:
-    """Return the log-probability of each datum at some sites of a trace, ``(K, B)`` or ``(B,)``, nats."""
-    sites = {name: trace.nodes[name] for name in names}
-    return {
-        name: per_datum(programs, log_prob(site), site, has_particles=has_particles) for name, site in sites.items()
-    }
+def log_probs(programs: ModelGuide, trace: poutine.Trace, names: Iterable[str]) -> dict[str, Tensor]:
+    """Return the log-probability of each datum at some sites of a trace, ``(K, B)``, nats."""
+    return {name: per_datum(programs, log_prob(trace.nodes[name]), trace.nodes[name]) for name in names}
 
 
 def closed_forms(
-    programs: ModelGuide,
-    names: Iterable[str],
-    model_trace: poutine.Trace,
-    guide_trace: poutine.Trace,
-    *,
-    has_particles: bool = False,
+    programs: ModelGuide, names: Iterable[str], model_trace: poutine.Trace, guide_trace: poutine.Trace
 ) -> dict[str, Tensor]:
-    """Return the closed-form KL of each datum at sites that have one, ``(K, B)`` or ``(B,)``, nats.
+    """Return the closed-form KL of each datum at sites that have one, ``(K, B)``, nats.
 
     The caller has compared the masks of model and guide.
     """
@@ -81,29 +65,38 @@ def closed_forms(
         kl, method = closed_form_kl(name, model_trace, guide_trace, masks_agree=True)
         if kl is None:
             raise ValueError(f"the KL of {name!r} had a closed form in the first run, but has none here: {method}")
-        terms[name] = per_datum(programs, to_float64(kl), guide_trace.nodes[name], has_particles=has_particles)
+        terms[name] = per_datum(programs, to_float64(kl), guide_trace.nodes[name])
     return terms
 
 
-def from_pyro(programs: ModelGuide, name: str, value: Tensor, *, has_particles: bool = False) -> Tensor:
-    """Return z of a site, given in Pyro's layout, as ``(K, B, plates inside, event)`` or ``(B, ...)``."""
-    latent, lead = programs.latents[name], int(has_particles)
+def from_pyro(programs: ModelGuide, name: str, value: Tensor) -> Tensor:
+    """Return z of a site, given in Pyro's layout, as ``(K, B, plates inside, event)``."""
+    latent = programs.latents[name]
     value = getattr(value, "_unquantize", value)  # z of a straight-through distribution before rounding
-    missing = lead + programs.nesting + latent.event_dim - value.ndim
+    missing = 1 + programs.nesting + latent.event_dim - value.ndim
     value = value.reshape((1,) * missing + tuple(value.shape))
     for dim in range(-1, -1 - programs.nesting, -1):
         if dim not in latent.plate_dims:
-            value = value.squeeze(lead + programs.nesting + dim)
-    return value.movedim(lead + latent.plate_dims.index(programs.dim), lead)
+            value = value.squeeze(1 + programs.nesting + dim)
+    return value.movedim(1 + latent.plate_dims.index(programs.dim), 1)
 
 
-def to_pyro(programs: ModelGuide, name: str, value: Tensor, *, has_particles: bool = False) -> Tensor:
-    """Return z of a site, given as ``(K, B, plates inside, event)`` or ``(B, ...)``, in Pyro's layout."""
-    latent, lead = programs.latents[name], int(has_particles)
-    value = value.movedim(lead, lead + latent.plate_dims.index(programs.dim))
+def to_pyro(programs: ModelGuide, name: str, value: Tensor, *, has_particles: bool) -> Tensor:
+    """Return z of a site, given as ``(K, B, plates inside, event)``, in Pyro's layout, with or without its first axis.
+
+    Args:
+        programs: structure of the programs.
+        name: name of the site.
+        value: z; K = 1 for a run without an axis of particles.
+        has_particles: whether the run has an axis of particles to the left of its plates.
+
+    """
+    latent = programs.latents[name]
+    value = value.movedim(1, 1 + latent.plate_dims.index(programs.dim))
     for dim in range(-programs.nesting, 0):
         if dim not in latent.plate_dims:
-            value = value.unsqueeze(lead + programs.nesting + dim)
+            value = value.unsqueeze(1 + programs.nesting + dim)
+    value = value if has_particles else value.squeeze(0)
     return value if latent.quantize is None else latent.quantize.apply(value)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -26,6 +28,11 @@ from pyrovae.testing.small_models import LinearGaussian
 
 ModelGuide = tuple[Callable[..., None], Callable[..., None]]
 evaluate = functools.partial(pyrovae.evaluate, show_progress=False)
+
+MNIST_ROOT = Path(os.environ.get("PYROVAE_DATA", Path(__file__).parents[2] / "shared" / "data"))
+needs_mnist = pytest.mark.skipif(
+    not (MNIST_ROOT / "MNIST").exists(), reason="no copy of MNIST; PYROVAE_DATA names its folder"
+)
 
 
 @pytest.fixture(autouse=True)

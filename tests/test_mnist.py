@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
+from conftest import MNIST_ROOT as ROOT
+from conftest import needs_mnist
 
 import pyrovae
 from pyrovae import VAE, Training, likelihoods, networks, posteriors, priors
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
-ROOT = Path(os.environ.get("PYROVAE_DATA", SHARED))
-
-
-pytestmark = pytest.mark.skipif(not (ROOT / "MNIST").exists(), reason="no copy of MNIST; PYROVAE_DATA names its folder")
+pytestmark = needs_mnist
 
 
 def test_splits_of_mnist(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,11 +17,11 @@ from torch import nn
 import pyrovae
 from pyrovae import VAE, Training, likelihoods, networks, objectives, posteriors, priors
 
-ROWS = {
-    "vae-1": Row("VAE, k = 1", -86.76),
-    "iwae-5": Row("IWAE, k = 5", -85.54),
-    "iwae-50": Row("IWAE, k = 50", -84.78),
-}
+ROWS = (
+    Row("burda-vae-1", "VAE, k = 1", -86.76),
+    Row("burda-iwae-5", "IWAE, k = 5", -85.54),
+    Row("burda-iwae-50", "IWAE, k = 50", -84.78),
+)
 OBJECTIVES = {
     "vae-1": objectives.ELBO(annealing=objectives.schedules.Linear(50_000)),
     "iwae-5": objectives.IWAE(num_particles=5),
@@ -50,6 +50,6 @@ def make_vae() -> VAE:
 
 
 if __name__ == "__main__":
-    options = parse_options(__doc__, cells=list(ROWS))
+    options = parse_options(__doc__, cells=list(OBJECTIVES))
     for cell in options.cells:
         run_cell(options, f"burda-{cell}", make_vae, load_data(), training=TRAINING, objective=OBJECTIVES[cell])

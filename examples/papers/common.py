@@ -28,6 +28,7 @@ class Row:
     """A row of a table.
 
     Attributes:
+        run: name of the run, without the seed.
         label: the row in words.
         published: nats per datum; None if there is no value to compare with.
         of: the compared number, such as "L_5000"; see `compared_number` in table.py for all.
@@ -36,6 +37,7 @@ class Row:
 
     """
 
+    run: str
     label: str
     published: float | None
     of: str = "L_5000"
@@ -129,7 +131,7 @@ def run_cell(
     checks = checks or Checks(num_annealed=100, num_simulated=0, num_refined=0, num_encoded=1000)
     num_data = options.num_data or num_data
     if options.smoke:
-        data, ks, num_data = data.first(256), (1, 5), 6
+        data, num_data = data.first(256), 6
         checks = Checks(**{field: min(value, 3) for field, value in asdict(checks).items()})
     epochs = options.epochs or (1 if options.smoke else training.epochs)
     for seed in range(options.seeds):

@@ -25,7 +25,7 @@ from pyrovae import VAE, Checks, Training, likelihoods, networks, posteriors, pr
 from pyrovae.distributions import NormalFlow
 from pyrovae.posteriors.iaf import AutoregressiveLayer
 
-ROWS = {"maf": Row("MAF prior", -65.8, of=TRAINING_ELBO, tolerance=1.0)}
+ROWS = (Row("flow_prior-maf", "MAF prior", -65.8, of=TRAINING_ELBO, tolerance=1.0),)
 TRAINING = Training(epochs=64, batch_size=256, learning_rate=1e-3, start_at_data=False)
 MAX_LOG_SCALE = math.log(1000)  # bound of |s|, as in zuko
 
@@ -88,7 +88,7 @@ def make_vae() -> VAE:
 
 
 if __name__ == "__main__":
-    options = parse_options(__doc__, cells=list(ROWS))
+    options = parse_options(__doc__, cells=["maf"])
     data = pyrovae.data.mnist(num_validation=1).with_transform(pyrovae.data.transforms.Threshold())
     checks = Checks(num_annealed=100, num_simulated=0, num_refined=0, num_encoded=0)
     run_cell(

@@ -15,15 +15,12 @@ from common import Row, parse_options, run_cell
 
 from pyrovae import Checks
 
-PARTS = {"amortization": "amortization gap", "approximation": "approximation gap", "overfitting": "over-fitting"}
-ROWS = {
-    f"{cell}-{part}": Row(f"{words}, {burda.ROWS[cell].label}", None, of=words)
-    for cell in ("vae-1", "iwae-5")
-    for part, words in PARTS.items()
-}
+CELLS = {"vae-1": "VAE, k = 1", "iwae-5": "IWAE, k = 5"}
+PARTS = ("amortization gap", "approximation gap", "over-fitting")
+ROWS = [Row(f"gaps-{cell}", label, None, of=part) for cell, label in CELLS.items() for part in PARTS]
 
 if __name__ == "__main__":
-    options = parse_options(__doc__, cells=["vae-1", "iwae-5"])
+    options = parse_options(__doc__, cells=list(CELLS))
     for cell in options.cells:
         run_cell(
             options,

@@ -20,11 +20,11 @@ import pyrovae
 from pyrovae import VAE, Checks, Training, likelihoods, networks, objectives, posteriors, priors
 from pyrovae.data import Data
 
-ROWS = {
-    "normal": Row("N(0, I)", -84.45),
-    "vamp": Row("VampPrior", -82.43),
-    "vamp-difference": Row("VampPrior over N(0, I)", 2.02, of="difference"),
-}
+ROWS = (
+    Row("gated-normal", "N(0, I)", -84.45),
+    Row("gated-vamp", "VampPrior", -82.43),
+    Row("gated-vamp", "VampPrior over N(0, I)", 2.02, of="difference"),
+)
 TRAINING = Training(epochs=2000, batch_size=100, learning_rate=5e-4, patience=50)
 
 

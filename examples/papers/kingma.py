@@ -24,7 +24,9 @@ import pyrovae
 from pyrovae import VAE, Checks, Training, likelihoods, networks, posteriors, priors
 
 PUBLISHED = {"3": -141.3, "5": -124.4, "10": -107.6, "20": -100.6, "200": -99.2}
-ROWS = {cell: Row(f"{cell} latent dimensions", value, of=TRAINING_ELBO) for cell, value in PUBLISHED.items()}
+ROWS = [
+    Row(f"kingma-{cell}", f"{cell} latent dimensions", value, of=TRAINING_ELBO) for cell, value in PUBLISHED.items()
+]
 TRAINING = Training(epochs=1678, batch_size=100, learning_rate=0.01, start_at_data=False)
 
 
@@ -48,7 +50,7 @@ def make_optimizer(parameters: list[Tensor]) -> torch.optim.Optimizer:
 
 
 if __name__ == "__main__":
-    options = parse_options(__doc__, cells=list(ROWS))
+    options = parse_options(__doc__, cells=list(PUBLISHED))
     data = pyrovae.data.mnist(num_validation=400).with_transform(pyrovae.data.transforms.StaticBinarization())
     checks = Checks(num_annealed=100, num_simulated=0, num_refined=0, num_encoded=0)
     for cell in options.cells:

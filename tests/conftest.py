@@ -157,6 +157,15 @@ def menu(room: ModuleType) -> list[Any]:
     return [part for part in classes if not inspect.isabstract(part)]
 
 
+SMALL = {"levels": 6, "scale": 0.7, "learn_scale": True, "num_components": 3, "hidden": (16,), "rank": 1}
+
+
+def small_part(part: type, *args: Any, **options: Any) -> Any:
+    """Return a part of a class, with the options among `SMALL` that it has."""
+    names = inspect.signature(part).parameters
+    return part(*args, **{name: value for name, value in SMALL.items() if name in names}, **options)
+
+
 def make_vae(latent_dim: int = 3, likelihood: Likelihood | None = None) -> VAE:
     """Return a small VAE, of binary images of 8 x 8 if no likelihood is given."""
     likelihood = likelihoods.Bernoulli((1, 8, 8)) if likelihood is None else likelihood

@@ -195,15 +195,8 @@ def test_discretized_logistic_against_its_formula(levels: int) -> None:
 def test_discretized_logistic_far_out(dtype: torch.dtype) -> None:
     levels = 256
     tolerance = 1e-6 if dtype == torch.float32 else 1e-13
-    for loc, log_scale in [
-        (0.01, -7.0),
-        (40.0, -3.0),
-        (300.0, -7.0),
-        (0.0, 20.0),
-        (0.0, -7.0),
-        (-1e4, 0.0),
-        (0.0, 60.0),
-    ]:
+    places = [(0.01, -7.0), (40.0, -3.0), (300.0, -7.0), (0.0, 20.0), (0.0, -7.0), (-1e4, 0.0), (0.0, 60.0)]
+    for loc, log_scale in places:
         leaves = [torch.tensor(value, dtype=dtype, requires_grad=True) for value in (loc, log_scale)]
         u = torch.tensor([0.0, 1.0, 100.0, 128.0, 254.0, 255.0], dtype=dtype)
         log_p = distributions.DiscretizedLogistic(*leaves, levels).log_prob(u)

@@ -8,9 +8,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from conftest import make_vae
 from torch import Tensor, nn
 
-from pyrovae import Checks, Training, likelihoods, networks, posteriors, priors
+from pyrovae import Checks, Training, likelihoods
 from pyrovae.evaluation import evaluate
 from pyrovae.likelihoods import Likelihood
 from pyrovae.programs import inspect_programs, warn_of_links
@@ -19,34 +20,25 @@ from pyrovae.vae import VAE
 
 
 class TwoHeads(nn.Module):
-    """An encoder of four pixels that returns a mean and a function of another linear map, joined in several ways."""
+    """An encoder of four pixels that returns a mean and a function of another linear map, joined in two ways."""
 
-    def __init__(self, function: Callable[[Tensor], Tensor], how: str = "stack") -> None:
+    def __init__(self, function: Callable[[Tensor], Tensor], *, stacked: bool = True) -> None:
         super().__init__()
-        self.both, self.function, self.how = nn.Linear(4, 6), function, how
+        self.both, self.function, self.stacked = nn.Linear(4, 6), function, stacked
 
     def forward(self, x: Tensor) -> Tensor:
         mean, other = self.both(x).chunk(2, -1)
-        if self.how == "stack":
+        if self.stacked:
             return torch.stack([mean, self.function(other)], -1)
         return torch.cat([mean, self.function(other)], -1).unflatten(-1, (2, 3)).mT
 
 
-def ending_in(
-    *end: nn.Module, likelihood: Likelihood | None = None, encoder: nn.Module | None = None, frozen: bool = False
-) -> VAE:
+def ending_in(*end: nn.Module, likelihood: Likelihood | None = None, encoder: nn.Module | None = None) -> VAE:
     """Return a VAE of four elements whose decoder has the given end."""
-    likelihood = likelihoods.Bernoulli((4,)) if likelihood is None else likelihood
-    posterior = posteriors.DiagonalNormal(3)
-    last = nn.Linear(3, 4 * likelihood.n_params)
-    vae = VAE(
-        prior=priors.StandardNormal(3),
-        decoder=nn.Sequential(last, *end, nn.Unflatten(-1, likelihood.param_shape)),
-        likelihood=likelihood,
-        encoder=encoder or networks.MLPEncoder((4,), posterior.param_shape, hidden=(5,)),
-        posterior=posterior,
-    )
-    return vae.requires_grad_(not frozen)
+    parts = make_vae(3, likelihoods.Bernoulli(4) if likelihood is None else likelihood).init_arguments
+    shape = torch.Size(parts["likelihood"].param_shape)
+    parts["decoder"] = nn.Sequential(nn.Linear(3, shape.numel()), *end, nn.Unflatten(-1, shape))
+    return VAE(**parts | ({} if encoder is None else {"encoder": encoder}))
 
 
 def bounded(slope: float, shift: float) -> VAE:
@@ -56,31 +48,29 @@ def bounded(slope: float, shift: float) -> VAE:
     return ending_in(end)
 
 
+LOGITS = "the logits of 'x' come out of {}(...)"
+SOFTMAX = nn.Unflatten(-1, (4, 3)), nn.Softmax(-1), nn.Flatten(-2)
+NOISY = likelihoods.HeteroscedasticGaussian((4,))
 SCALES = "standard deviations of the guide at 'z' are exponentials of {}(...) and all above 1"
 LINKS: dict[str, tuple[Callable[[], VAE], str]] = {
-    "sigmoid": (lambda: ending_in(nn.Sigmoid()), "the logits of 'x' come out of sigmoid(...)"),
-    "frozen": (lambda: ending_in(nn.Sigmoid(), frozen=True), "the logits of 'x' come out of sigmoid(...)"),
-    "softmax": (
-        lambda: ending_in(
-            nn.Unflatten(-1, (4, 3)), nn.Softmax(-1), nn.Flatten(-2), likelihood=likelihoods.Categorical((4,), 3)
-        ),
-        "the logits of 'x' come out of softmax(...)",
-    ),
+    "sigmoid": (lambda: ending_in(nn.Sigmoid()), LOGITS.format("sigmoid")),
+    "frozen": (lambda: ending_in(nn.Sigmoid()).requires_grad_(requires_grad=False), LOGITS.format("sigmoid")),
+    "softmax": (lambda: ending_in(*SOFTMAX, likelihood=likelihoods.Categorical((4,), 3)), LOGITS.format("softmax")),
     "rates": (
         lambda: ending_in(nn.Softplus(), likelihood=likelihoods.Poisson((4,))),
-        "the logarithms of rates of 'x' come out of softplus(...)",
+        "the logarithms of rates of 'x' c",
     ),
     "scales": (
-        lambda: ending_in(nn.Softplus(), likelihood=likelihoods.HeteroscedasticGaussian((4,))),
-        "the logarithms of scales of 'x' come out of softplus(...)",
+        lambda: ending_in(nn.Softplus(), likelihood=NOISY),
+        "the logarithms of scales of 'x' come out of softplus(",
     ),
     "softplus encoder": (lambda: ending_in(encoder=TwoHeads(nn.functional.softplus)), SCALES.format("softplus")),
-    "exp encoder": (lambda: ending_in(encoder=TwoHeads(torch.exp, "cat")), SCALES.format("exp")),
-    "bounded sigmoid": (lambda: bounded(0.998, 0.001), "the logits of 'x' come out of sigmoid(...)"),
+    "exp encoder": (lambda: ending_in(encoder=TwoHeads(torch.exp, stacked=False)), SCALES.format("exp")),
+    "bounded sigmoid": (lambda: bounded(0.998, 0.001), LOGITS.format("sigmoid")),
     "bounded logits": (lambda: bounded(10.0, -5.0), ""),
     "plain": (ending_in, ""),
     "mean of pixels": (lambda: ending_in(nn.Sigmoid(), likelihood=likelihoods.Gaussian((4,), learn_scale=True)), ""),
-    "plain scales": (lambda: ending_in(likelihood=likelihoods.HeteroscedasticGaussian((4,))), ""),
+    "plain scales": (lambda: ending_in(likelihood=NOISY), ""),
     "below 1": (lambda: ending_in(encoder=TwoHeads(lambda value: -nn.functional.softplus(value))), ""),
     "log of a scale": (lambda: ending_in(encoder=TwoHeads(lambda value: nn.functional.softplus(value).log())), ""),
 }

@@ -135,20 +135,15 @@ def standard_normal(dim: int) -> Any:
 def scalar_pair(q_mean: float, q_variance: float, *, pixels: bool = False) -> ModelGuide:
     """Return the one-dimensional pairs of the reference table: a Gaussian one, and one with three Bernoulli pixels."""
 
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.tensor(0.0), 1.0))
-            if pixels:
-                logits = z.unsqueeze(-1) * torch.tensor([2.0, -1.0, 0.5]) + torch.tensor([0.5, 0.0, -1.0])
-                pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
-            else:
-                pyro.sample("x", dist.Normal(0.5 + 2.0 * z, 1.0), obs=x)
+    def p_x(z: Tensor, x: Tensor) -> Any:
+        if not pixels:
+            return dist.Normal(0.5 + 2.0 * z, 1.0)
+        logits = z.unsqueeze(-1) * torch.tensor([2.0, -1.0, 0.5]) + torch.tensor([0.5, 0.0, -1.0])
+        return dist.Bernoulli(logits=logits).to_event(1)
 
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(torch.tensor(q_mean), q_variance**0.5))
-
-    return model, guide
+    return pair_from(
+        lambda x: dist.Normal(torch.tensor(0.0), 1.0), p_x, lambda x: dist.Normal(torch.tensor(q_mean), q_variance**0.5)
+    )
 
 
 def menu(room: ModuleType) -> list[Any]:

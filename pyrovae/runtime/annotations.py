@@ -86,7 +86,8 @@ def checked(function: F) -> F:
     def call(*args: Any, **kwargs: Any) -> Any:
         if takes_programs and "guide" not in kwargs and not callable(args[1] if len(args) > 1 else None):
             first, *others = args or (kwargs.pop("model", None),)
-            args = (*_programs(first), *others)
+            programs = getattr(first, "model", None), getattr(first, "guide", None)
+            args = (*(programs if all(map(callable, programs)) else (first,)), *others)
         of_class = type(args[0]).__name__ if function.__name__ == "__init__" else owner
         bound = convert_arguments(function, signature, args, kwargs, owner=of_class)
         return function(*bound.args, **bound.kwargs)
@@ -155,8 +156,8 @@ def convert(value: object, hint: Any, *, name: str, owner: str) -> Any:
     """
     converted = _convert(value, hint)
     largest = LARGEST_SEED if name.rpartition(".")[2] == "seed" else LARGEST  # of records: training.seed
-    integers = [item for item in (converted if isinstance(converted, tuple) else (converted,)) if isinstance(item, int)]
-    exceeds = any(abs(item) > largest for item in integers)
+    values = converted if isinstance(converted, tuple) else (converted,)
+    exceeds = any(isinstance(item, int) and abs(item) > largest for item in values)
     if converted is not MISMATCH and not exceeds:
         return converted
     expected = f"at most {largest:,}" if exceeds else _describe(hint)
@@ -203,12 +204,6 @@ def other_columns(frame: Any) -> list[str]:
     """Return the names of the columns of a DataFrame that hold no numbers; none of another object."""
     kinds = zip(getattr(frame, "columns", ()), getattr(frame, "dtypes", ()), strict=False)
     return [repr(name) for name, dtype in kinds if getattr(dtype, "kind", "f") not in "biuf"]
-
-
-def _programs(owner: Any) -> tuple[Any, ...]:
-    """Return model and guide of an object that has both, else the object."""
-    programs = getattr(owner, "model", None), getattr(owner, "guide", None)
-    return programs if all(map(callable, programs)) else (owner,)
 
 
 @functools.cache

@@ -16,6 +16,7 @@ from common import Row, parse_options, run_cell
 
 from pyrovae import Checks
 
+CELLS = ("vae-1", "iwae-5", "iwae-50")
 ROWS = (
     Row("annealed-vae-1", "VAE, k = 1", None, of="AIS over L_K"),
     Row("annealed-iwae-5", "IWAE, k = 5", None, of="AIS over L_K"),
@@ -23,7 +24,7 @@ ROWS = (
 )
 
 if __name__ == "__main__":
-    options = parse_options(__doc__, cells=list(burda.OBJECTIVES))
+    options = parse_options(__doc__, cells=list(CELLS))
     for cell in options.cells:
         run_cell(
             options,

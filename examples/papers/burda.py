@@ -19,11 +19,16 @@ from pyrovae import VAE, Training, likelihoods, networks, objectives, posteriors
 
 ROWS = (
     Row("burda-vae-1", "VAE, k = 1", -86.76),
+    Row("burda-vae-5", "VAE, k = 5", -86.47),
+    Row("burda-vae-50", "VAE, k = 50", -86.35),
     Row("burda-iwae-5", "IWAE, k = 5", -85.54),
     Row("burda-iwae-50", "IWAE, k = 50", -84.78),
 )
+WARM_UP = objectives.schedules.Linear(50_000)
 OBJECTIVES = {
-    "vae-1": objectives.ELBO(annealing=objectives.schedules.Linear(50_000)),
+    "vae-1": objectives.ELBO(annealing=WARM_UP),
+    "vae-5": objectives.ELBO(annealing=WARM_UP, num_particles=5, vectorize_particles=True),
+    "vae-50": objectives.ELBO(annealing=WARM_UP, num_particles=50, vectorize_particles=True),
     "iwae-5": objectives.IWAE(num_particles=5),
     "iwae-50": objectives.IWAE(num_particles=50),
 }

@@ -59,7 +59,7 @@ def make_optimizer(parameters: list[Tensor]) -> torch.optim.Optimizer:
 if __name__ == "__main__":
     options = parse_options(__doc__, cells=list(POSTERIORS))
     data = pyrovae.data.mnist().with_transform(pyrovae.data.transforms.StaticBinarization())
-    checks = Checks(num_annealed=100, num_simulated=0, num_refined=0, num_encoded=0)
+    checks = Checks(num_annealed=20, num_simulated=0, num_refined=0, num_encoded=0)  # AIS inverts the flow
     for cell in options.cells:
         run_cell(
             options,

@@ -39,7 +39,7 @@ the evaluations in `results`; a row that was not run is empty.
 - A row with "of" in **epochs** ran fewer epochs than its recipe. Its bar compares a model that is not trained to its
   end.
 - **L_K** and **AIS** are bounds on log p(x) of the test images; L_K is printed at the largest K, and once more for the
-  images of AIS. **weights** is the start of the SHA-256 of the trained weights.
+  images of AIS. **minutes** are of training + evaluation. **weights** is the start of the SHA-256 of the weights.
 """
 
 Runs = dict[str, list[tuple[Evaluation, Record]]]
@@ -122,8 +122,6 @@ def run_table(names: Iterable[str], runs: Runs) -> Table | None:
     cells = []
     for name in names:
         for evaluation, record in runs.get(name, ()):
-            checked = evaluation.checked
-            annealing, same_data = (checked.annealing, checked.same_data) if checked else (None, None)
             cells.append(
                 (
                     f"{name}, seed {record.seed}",
@@ -132,9 +130,7 @@ def run_table(names: Iterable[str], runs: Runs) -> Table | None:
                     f"{evaluation.num_data:,}",
                     Number(evaluation.elbo.value, 2),
                     f"{Number(evaluation.iwae[-1].value, 2)} (K = {evaluation.iwae[-1].num_particles})",
-                    "" if annealing is None else f"{annealing.num_data:,}",
-                    "" if same_data is None else Number(same_data.value, 2),
-                    "" if annealing is None else Number(annealing.bound.value, 2, error=annealing.bound.se_monte_carlo),
+                    describe_annealing(evaluation),
                     f"{record.training_minutes:.1f} + {record.evaluation_minutes:.1f}",
                     record.device,
                     evaluation.settings["weights"][:10],
@@ -145,18 +141,24 @@ def run_table(names: Iterable[str], runs: Runs) -> Table | None:
         "run",
         "epochs",
         TRAINING_ELBO,
-        "images",
+        "test images",
         "ELBO",
         "L_K",
-        "images of AIS",
-        "L_K",
         "AIS",
-        "minutes of training + evaluation",
+        "minutes",
         "device",
         "weights",
         "commit",
     )
     return Table(header, tuple(cells)) if cells else None
+
+
+def describe_annealing(evaluation: Evaluation) -> str:
+    """Return AIS, and L_K of the same images."""
+    annealing, same_data = evaluation.checked.annealing, evaluation.checked.same_data
+    if annealing is None:
+        return ""
+    return f"{annealing.bound.value:.2f}; L_K {same_data.value:.2f} ({annealing.num_data:,} images)"
 
 
 def make_page(results: Path) -> str:

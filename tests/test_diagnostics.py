@@ -6,7 +6,7 @@ import importlib
 import json
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -69,6 +69,7 @@ def test_khat_of_the_reference_table(k: float, khat: float) -> None:
     assert diagnostics.pareto_khat(weights).item() == pytest.approx(khat, abs=1e-8)
     shuffled = weights[torch.randperm(400)] - 1000.0
     assert diagnostics.pareto_khat(shuffled).item() == pytest.approx(khat, abs=1e-8)
+    assert diagnostics.pareto_khat(shuffled.float()).dtype == torch.float64
 
 
 def arviz_khat(weights: Tensor) -> float:
@@ -110,7 +111,6 @@ def test_khat_where_there_is_none() -> None:
     assert (khat[1].item(), khat[4].item()) == (-math.inf, math.inf)
     assert diagnostics.pareto_khat(weights[:24, 0]).isnan()
     assert diagnostics.pareto_khat(weights[:25, 0]).isfinite()
-    assert diagnostics.pareto_khat(weights.float()).dtype == torch.float64
 
 
 def test_khat_of_ties_and_of_zeros_among_the_largest() -> None:
@@ -141,28 +141,15 @@ def test_sizes_and_variances_of_four_weights() -> None:
     assert diagnostics.bias_estimate(weights).item() == pytest.approx(5 / 3 / 2.5**2 / 8)
 
 
-def leave_one_out(weights: Tensor) -> Tensor:
-    total = len(weights)
-    left = [torch.cat([weights[:i], weights[i + 1 :]]) for i in range(total)]
-    means = torch.stack([bounds.log_mean_exp(rest) for rest in left]).mean(0)
-    return total * bounds.log_mean_exp(weights) - (total - 1) * means
-
-
-@pytest.mark.parametrize(("total", "spread"), [(2, 0.3), (50, 0.0), (50, 300.0)])
+@pytest.mark.parametrize(("total", "spread"), [(2, 0.3), (3, 50.0), (50, 0.0), (50, 300.0)])
 def test_jackknife_leaves_each_particle_out(total: int, spread: float) -> None:
     weights = spread * torch.randn(total, 4) - 500
-    expected = leave_one_out(weights)
+    left = [torch.cat([weights[:i], weights[i + 1 :]]) for i in range(total)]
+    means = torch.stack([bounds.log_mean_exp(rest) for rest in left]).mean(0)
+    expected = total * bounds.log_mean_exp(weights) - (total - 1) * means
     assert torch.allclose(diagnostics.jackknife(weights), expected, rtol=1e-11)
-    assert (diagnostics.jackknife(weights) >= bounds.log_mean_exp(weights) - 1e-9).all()
-
-
-def test_jackknife_when_one_weight_dominates() -> None:
-    weights = torch.tensor([0.0, -50.0, -51.0])
-    others = math.log((math.exp(-50) + math.exp(-51)) / 2)
-    expected = -3 * math.log(3) - 2 / 3 * (others - 2 * math.log(2))
-    assert diagnostics.jackknife(weights).item() == pytest.approx(expected, abs=1e-12)
-    weights[1:] = -math.inf
-    assert diagnostics.jackknife(weights) == math.inf
+    weights[1:] = -math.inf  # a single weight is not zero
+    assert (diagnostics.jackknife(weights) == math.inf).all()
 
 
 # the verdict
@@ -188,7 +175,7 @@ def test_moderate_guide_is_enough_and_its_gap_is_known() -> None:
     assert abs(record.jackknife.value + 1.82365749) < 4 * record.jackknife.se_data
     strict = judged(weights, tolerance=1e-6)
     assert strict.verdict == "K is not enough"
-    assert "K = 69,000" in strict.reason or "K = 70,000" in strict.reason or "K = 68,000" in strict.reason
+    assert any(f"K = {k},000" in strict.reason for k in (68, 69, 70))
 
 
 def test_narrow_likelihood_is_seen_to_be_loose() -> None:
@@ -209,18 +196,10 @@ def test_narrow_likelihood_is_seen_to_be_loose() -> None:
 
 def test_heavy_tails_of_few_data_do_not_count_and_of_many_do() -> None:
     light, heavy = torch.randn(5000, 100) / 2, pareto_weights(0.9, 5000)[torch.randperm(5000), None]
-    mixed = light.clone()
-    mixed[:, :2] = heavy
-    assert judged(mixed, tolerance=1.0).verdict == "K is enough"
-    mixed[:, :12] = heavy
-    record = judged(mixed, tolerance=1.0)
-    assert record.verdict == "unknown"
-    assert record.num_above == 12
-    assert "12.0 % of the data, whose weights do not measure their remaining gap" in record.reason
-    mixed[:, :51] = heavy
-    record = judged(mixed, tolerance=1.0)
-    assert record.verdict == "K is not enough"
-    assert "loose" in record.reason
+    for num_heavy, verdict in ((2, "K is enough"), (12, "unknown"), (51, "K is not enough")):
+        record = judged(torch.cat([heavy.expand(-1, num_heavy), light[:, num_heavy:]], 1), tolerance=1.0)
+        assert (record.verdict, record.num_above) == (verdict, num_heavy)
+        assert f"{num_heavy}.0 % of the data" in record.reason
 
 
 @pytest.mark.parametrize(
@@ -378,30 +357,25 @@ def test_kl_without_a_closed_form() -> None:
     assert record.marginal_kl.se_monte_carlo > record.kl.se_monte_carlo
 
 
-def test_data_of_the_model_have_a_prior_that_fits() -> None:
+@pytest.mark.parametrize(
+    ("offset", "prior_verdict", "of_units"), [(0.0, "fits", "prior fits"), (1.0, "does not fit", "away from the prior")]
+)
+def test_codes_on_the_prior_and_away_from_it(offset: float, prior_verdict: str, of_units: str) -> None:
     truth = linear_gaussian()
     x = truth.sample(1000)
-    record = told(pair_of(truth), x)
+    record = told(pair_of(truth, offset=offset), x)
     exact = 0.5 * ((truth.weight**2).sum(0) / truth.scale**2).log1p().sum().item()  # I(x; z), as W is orthogonal
-    assert (record.verdict, record.prior_verdict) == ("not collapsed", "fits")
+    assert (record.verdict, record.prior_verdict) == ("not collapsed", prior_verdict)
+    assert {unit.verdict for unit in record.units} == {f"active, {of_units}"}
     assert abs(record.information.value - exact) < 4 * record.information.se_data
-    assert record.information.value < record.information_above.value
-    assert record.information_above.value - record.information.value < 0.1
-    assert abs(record.marginal_kl.value) < 0.05
-    prior = torch.distributions.MultivariateNormal(torch.zeros(3), torch.eye(3))
-    kl = torch.distributions.kl_divergence(truth.posterior(x), prior)
+    assert record.information.value < record.information_above.value < record.information.value + 0.1
+    shift = 3 * offset**2 / 2  # KL between the codes' N(offset, I) and the prior
+    assert abs(record.marginal_kl.value - shift) < 0.05 + 4 * record.marginal_kl.se_data * offset
+    prior, guide = standard_normal(3), truth.posterior(x)
+    kl = dist.kl.kl_divergence(dist.Normal(guide.mean + offset, guide.variance.sqrt()).to_event(1), prior)
     assert record.kl.value == pytest.approx(kl.mean().item(), abs=1e-9)
     assert record.kl.se_data == pytest.approx(kl.std().item() / math.sqrt(1000))
-
-
-def test_codes_away_from_the_prior() -> None:
-    truth = linear_gaussian()
-    record = told(pair_of(truth, offset=1.0), truth.sample(1000))
-    assert (record.verdict, record.prior_verdict) == ("not collapsed", "does not fit")
-    shift = 3 / 2  # KL between the codes' N(1, I) and the prior
-    assert abs(record.marginal_kl.value - shift) < 0.05 + 4 * record.marginal_kl.se_data
-    assert all(unit.verdict == "active, away from the prior" for unit in record.units)
-    assert record.units[0].misfit == pytest.approx(0.5, abs=0.2)
+    assert record.units[0].misfit == pytest.approx(offset**2 / 2, abs=0.2)
 
 
 @pytest.mark.parametrize(("location", "where"), [(0.0, " onto the prior"), (2.0, ", away from the prior")])
@@ -410,8 +384,7 @@ def test_one_code_for_all_is_a_collapse(location: float, where: str) -> None:
     truth = linear_gaussian()
     guide = guide_from(lambda x: dist.Normal(torch.full((len(x), 3), location), 1.0).to_event(1))
     record = told((pair_of(truth)[0], guide), truth.sample(100))
-    assert record.verdict == "collapsed"
-    assert record.reason == "I(x; z) is 0.000 nats and no unit is active"
+    assert (record.verdict, record.reason) == ("collapsed", "I(x; z) is 0.000 nats and no unit is active")
     assert record.prior_verdict == ("does not fit" if location else "fits")
     assert record.information.value == 0.0
     assert record.information_above.value == pytest.approx(0.0, abs=1e-12)
@@ -424,8 +397,7 @@ def test_codes_that_do_not_overlap_reach_the_ceiling() -> None:
     record = told(pair_of(truth), truth.sample(50))
     assert record.information.value == pytest.approx(math.log(50), abs=1e-3)
     assert record.ceiling == pytest.approx(math.log(50))
-    assert record.verdict == "not collapsed"
-    assert record.prior_verdict == "undecided"
+    assert (record.verdict, record.prior_verdict) == ("not collapsed", "undecided")
     assert record.information_above.value == record.kl.value  # each code left out of q(z) says 1,000 nats and more
 
 
@@ -480,24 +452,23 @@ def test_joint_guide_has_no_kl_by_unit() -> None:
     assert record.units[0].activity > record.units[1].activity > record.units[2].activity
 
 
-def concatenating(truth: LinearGaussian) -> ModelGuide:
-    """Return a pair that refuses an axis of particles."""
-    weight = torch.cat([truth.weight, truth.bias.unsqueeze(1)], 1)
-
-    def p_x(z: Tensor, x: Tensor) -> Any:
-        return dist.Normal(torch.cat([z, torch.ones(len(x), 1)], 1) @ weight.T, truth.scale).to_event(1)
-
-    return pair_from(standard_normal(3), p_x, lambda _: None)[0], pair_of(truth)[1]
-
-
-@pytest.mark.parametrize("layout", [concatenating, lambda truth: pair_of(truth, subsample_size=20)])
-def test_pairs_of_other_layouts_say_the_same(layout: Callable[[LinearGaussian], ModelGuide]) -> None:
+def test_pairs_of_other_layouts_say_the_same() -> None:
     truth = linear_gaussian()
     x = truth.sample(50)
-    plain, other = told(pair_of(truth), x), told(layout(truth), x)
-    assert other.kl.value == pytest.approx(plain.kl.value)
-    assert other.kl.se_data == pytest.approx(plain.kl.se_data)
-    assert abs(other.information.value - plain.information.value) < 6 * plain.information.se_monte_carlo
+
+    def p_x(z: Tensor, _: Tensor) -> Any:
+        assert z.ndim == 2, "this decoder refuses an axis of particles"
+        return dist.Normal(z @ truth.weight.T + truth.bias, truth.scale).to_event(1)
+
+    concatenating = pair_from(standard_normal(3), p_x, lambda _: None)[0], pair_of(truth)[1]
+    plain = told(pair_of(truth), x)
+    for pair in (concatenating, pair_of(truth, subsample_size=20)):
+        other = told(pair, x)
+        assert other.kl.value == pytest.approx(plain.kl.value)
+        assert other.kl.se_data == pytest.approx(plain.kl.se_data)
+        kls = ({unit.name: unit.kl for unit in record.units} for record in (plain, other))
+        assert next(kls) == pytest.approx(next(kls))
+        assert abs(other.information.value - plain.information.value) < 6 * plain.information.se_monte_carlo
 
 
 def test_vae_and_random_streams() -> None:
@@ -514,5 +485,3 @@ def test_too_little_for_a_variance() -> None:
     truth = linear_gaussian()
     with pytest.raises(ValueError, match="at least 2 data, but received 1"):
         diagnostics.latents(*pair_of(truth), truth.sample(1))
-    with pytest.raises(ValueError, match="`num_draws` of latents must be an integer >= 2, got 1"):
-        diagnostics.latents(*pair_of(truth), truth.sample(5), num_draws=1)

@@ -1,8 +1,7 @@
 """Quality of a guide: tails of its weights, a verdict on K, inference gaps, and use of the latent variables."""
 
 from pyrovae.bounds.multi_sample import effective_sample_size
-from pyrovae.diagnostics.gap_bounds import GapOptions
-from pyrovae.diagnostics.inference_gaps import gaps
+from pyrovae.diagnostics.inference_gaps import GapOptions, gaps
 from pyrovae.diagnostics.ladder import assess, read_ladder
 from pyrovae.diagnostics.latent_use import latents
 from pyrovae.diagnostics.psis import khat_threshold, pareto_khat

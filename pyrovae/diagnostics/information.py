@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,11 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrovae.importance import draw_guide, iter_batches, score_guide, sum_over_sites
-from pyrovae.importance.chunks import iter_chunks, rows_per_chunk
+from pyrovae.importance import UnconstrainedLatents, draw_guide, iter_batches, score_guide, sum_over_sites
+from pyrovae.importance.chunks import Chunk, map_chunks, rows_per_chunk
 from pyrovae.programs import ModelGuide, run
-from pyrovae.programs.analytic_kl import CLOSED_FORM, closed_form_kl, kl_by_dimension
-from pyrovae.programs.layout import from_pyro, log_prob, per_datum, to_float64
+from pyrovae.programs.analytic_kl import CLOSED_FORM, kl_by_dimension
+from pyrovae.programs.layout import closed_forms, from_pyro, log_probs, to_float64
 
 MAX_AGGREGATE = 10_000  # data that q(z) averages over, at most
 MAX_DRAWS = 10  # codes of a datum, at most
@@ -42,29 +42,19 @@ class Information:
     num_aggregate: int
 
 
-def information(
-    programs: ModelGuide,
-    args: tuple[Any, ...],
-    num_data: int,
-    *,
-    advance: Callable[[int], object],
-) -> Information:
+def information(programs: ModelGuide, args: tuple[Any, ...], advance: Callable[[int], object]) -> Information:
     """Compare codes with the aggregate posterior, with draws from torch's default stream.
 
     ``I(x; z) = E_n E_{q(z | x_n)} log (q(z | x_n) / q(z))``, ``q(z) = (1 / M) sum_m q(z | x_m)``
 
-    With n among the m, the mean is a lower bound of I(x; z) in expectation; with n left out, an upper bound.
+    With n among the m, the mean is a lower bound of I(x; z) in expectation; with n left out, an upper bound. If the
+    number of data N is large, the M data of q(z) and the T data are drawn at random. ``advance`` is called with the
+    number of finished data, out of T.
 
     *On variational bounds of mutual information (Poole, Ozair, van den Oord, Alemi, Tucker 2019)*,
     https://arxiv.org/abs/1905.06922
-
-    Args:
-        programs: from `scoring_context`.
-        args: arguments of the programs, the data first.
-        num_data: N, at least 2. If N is large, the M data of q(z) and the T data are drawn at random.
-        advance: function called with the number of finished data, out of T.
-
     """
+    num_data = len(args[0])
     size = min(num_data, MAX_AGGREGATE)
     members = torch.randperm(num_data)[:size].sort().values if size < num_data else torch.arange(num_data)
     budget = max(2, MAX_DENSITIES[0 if programs.broadcasts else 1] // size)
@@ -102,47 +92,44 @@ def _others(
     return total
 
 
-def unit_kl(
-    programs: ModelGuide, args: tuple[Any, ...], rows: Tensor, *, sizes: Mapping[str, int]
-) -> tuple[Tensor, Tensor, Tensor, list[str]]:
-    """Return the KL(q(z | x) || p(z)) of some rows ``(B,)`` in nats, in closed form where it is valid.
-
-    Args:
-        programs: from `scoring_context`.
-        args: arguments of the programs, the data first.
-        rows: ``(B,)``, rows of the data.
-        sizes: number of units of each site.
+def unit_kl(space: UnconstrainedLatents) -> tuple[Tensor, Tensor, Tensor, list[str]]:
+    """Return the KL(q(z | x) || p(z)) of the rows of a space in nats, in closed form where it is valid.
 
     Returns:
         The KL of each unit ``(B, D)``, NaN if the KL of its site is not a sum over units; the KL of each datum and its
         Monte Carlo variance ``(B,)``; and the names of the sites whose KL is not a sum.
 
     """
+    programs, rows = space.programs, space.rows
     exact = len(programs.latents) == 1 and programs.kl[next(iter(programs.latents))] == CLOSED_FORM
-    runs = 1 if exact else RUNS
-    parts: dict[str, list[Tensor]] = {name: [] for name in programs.latents}
+    num_runs = 1 if exact else RUNS
     joint: dict[str, None] = {}
-    for chunk in iter_chunks(programs, rows, runs, size=rows_per_chunk(programs, rows.device)):
-        model, guide = programs.bind(args, chunk.rows)
+
+    def measure(chunk: Chunk) -> list[Tensor]:
+        """Return the KL of each unit of each site, or of the whole site as one unit."""
+        model, guide = programs.bind(space.args, chunk.rows)
         traces = run(chunk.with_plate(programs, model), chunk.with_plate(programs, guide))
-        for name, size in sizes.items():
+        terms = []
+        for name, size in space.sizes.items():
             values = _by_unit(programs, name, *traces)
-            if values is None or values[0, 0].numel() != size:
+            if values is None or values.shape[-1] != size:
                 joint[name] = None
-                values = _of_site(programs, name, *traces)
-            parts[name].append(chunk.trim(values))
-    joined = {name: torch.cat(values).reshape(runs, len(rows), -1) for name, values in parts.items()}  # (R, B, D or 1)
-    total = torch.cat(list(joined.values()), 2).sum(2)  # (R, B)
+                values = _of_site(programs, name, *traces).unsqueeze(2)
+            terms.append(values)
+        return terms
+
+    results = map_chunks(measure, programs, rows, num_runs, size=rows_per_chunk(programs, rows.device))
+    total = torch.cat(results, 2).sum(2)  # (R, B)
     units = [
-        values.new_full((len(rows), sizes[name]), math.nan) if name in joint else values.mean(0)
-        for name, values in joined.items()
+        values.new_full((len(rows), size), math.nan) if name in joint else values.mean(0)
+        for (name, size), values in zip(space.sizes.items(), results, strict=True)
     ]
-    variance = total.var(0) / runs if runs > 1 else torch.zeros_like(total[0])
+    variance = total.var(0) / num_runs if num_runs > 1 else torch.zeros_like(total[0])
     return torch.cat(units, 1), total.mean(0), variance, list(joint)
 
 
 def _by_unit(programs: ModelGuide, name: str, guide_trace: poutine.Trace, model_trace: poutine.Trace) -> Tensor | None:
-    """Return the KL of each unit of a site, ``(K, B, ...)``; None if it is not a sum."""
+    """Return the KL of each unit of a site, ``(K, B, D)``; None if it is not a sum."""
     site = guide_trace.nodes[name]
     values = kl_by_dimension(site, model_trace.nodes[name], closed_form=programs.kl[name] == CLOSED_FORM)
     if values is None:
@@ -150,23 +137,14 @@ def _by_unit(programs: ModelGuide, name: str, guide_trace: poutine.Trace, model_
     values = to_float64(values).expand(site["value"].shape)
     if site["mask"] is not None:
         mask = torch.as_tensor(site["mask"], device=values.device)
-        mask = mask.reshape(*mask.shape, *(1,) * site["fn"].event_dim)
-        values = torch.where(mask, values, torch.zeros_like(values))
-    return from_pyro(programs, name, values)
+        values = torch.where(mask.reshape(*mask.shape, *(1,) * site["fn"].event_dim), values, 0.0)
+    values = from_pyro(programs, name, values)
+    return values.reshape(*values.shape[:2], -1)
 
 
 def _of_site(programs: ModelGuide, name: str, guide_trace: poutine.Trace, model_trace: poutine.Trace) -> Tensor:
     """Return the KL of a site, or log q - log p of its draw: ``(K, B)``."""
-    site = guide_trace.nodes[name]
-    values, _ = (
-        closed_form_kl(name, model_trace, guide_trace, masks_agree=True)
-        if programs.kl[name] == CLOSED_FORM
-        else (None, "")
-    )
-    if values is None:
-        terms = [
-            per_datum(programs, log_prob(trace.nodes[name]), trace.nodes[name]) for trace in (guide_trace, model_trace)
-        ]
-        return terms[0] - terms[1]
-    batch = site["value"].shape[: site["value"].ndim - site["fn"].event_dim]
-    return per_datum(programs, to_float64(values).expand(batch), site)
+    if programs.kl[name] == CLOSED_FORM:
+        return closed_forms(programs, [name], model_trace, guide_trace)[name]
+    log_q, log_p = (log_probs(programs, trace, [name])[name] for trace in (guide_trace, model_trace))
+    return log_q - log_p

@@ -75,9 +75,8 @@ def read_ladder(rungs: Mapping[int, Tensor]) -> Ladder:
 
     """
     ks = tuple(rungs)
-    nothing = Ladder(ks, None, None, None, None, None)
     if len(ks) < 2 or not all(values.isfinite().all() for values in rungs.values()):
-        return nothing
+        return Ladder(ks, None, None, None, None, None)
     last = rungs[ks[-1]] - rungs[ks[-2]]
     increment, error = mean_and_error(last)
     assert increment is not None
@@ -136,10 +135,11 @@ def assess(
     tails = f"k-hat is above {threshold:.2f} for {percent(share_above)} of the data" if share_above is not None else ""
     loose = f"; {tails}: {label} is loose, estimate log p(x) by AIS" if heavy else ""
     if remaining is not None and remaining > tolerance and ladder.slow:
-        assert ladder.power is not None
+        power = ladder.power or 0.0
+        like = f"the gap falls like K^{-power:.2f} instead of K^-1" if power > 0 else "by more than at the rung before"
         return NOT_ASYMPTOTIC, (
-            f"from L_{ladder.ks[-2]} to {label} the mean rose by {ladder.increment:.3f} nats, and "
-            f"{_pace(ladder.power)}, so that the ladder does not show its limit{loose}"
+            f"from L_{ladder.ks[-2]} to {label} the mean rose by {ladder.increment:.3f} nats, and {like}, so that the "
+            f"ladder does not show its limit{loose}"
         )
     if share_above is not None and share_above > MANY:
         return (
@@ -178,7 +178,9 @@ def _wanted(ladder: Ladder, bias: float | None, tolerance: float) -> str:
 
     def at(power: float) -> str:
         gap = max(bias or 0.0, ladder.gap(power) or 0.0)
-        k = _rounded_up(ladder.ks[-1] * max(1.0, gap / tolerance) ** (1 / power))
+        k = ladder.ks[-1] * max(1.0, gap / tolerance) ** (1 / power)
+        unit = 10 ** max(0, math.floor(math.log10(k)) - 1)  # two significant digits, rounded up
+        k = math.ceil(k / unit) * unit
         return f"K = {k:,}" if k < LARGEST else f"more than K = {LARGEST:,}"
 
     power = ladder.power
@@ -209,10 +211,6 @@ def _power(first: Tensor, last: Tensor, first_step: float, last_step: float) -> 
     return power, None if error is None else error / (slope * before)
 
 
-def _pace(power: float) -> str:
-    return f"the gap falls like K^{-power:.2f} instead of K^-1" if power > 0 else "by more than at the rung before"
-
-
 def _below(value: float | None, error: float | None, limit: float) -> bool:
     """Return whether a value is below a limit by more than two standard errors."""
     return value is not None and error is not None and value + 2 * error < limit
@@ -220,9 +218,3 @@ def _below(value: float | None, error: float | None, limit: float) -> bool:
 
 def _nats(value: float) -> str:
     return f"{value:.4f} nats" if value >= 1e-4 else f"{value:.0e} nats" if value > ROUNDING else "0 nats"
-
-
-def _rounded_up(value: float) -> int:
-    """Return a number rounded up to two significant digits."""
-    unit = 10 ** max(0, math.floor(math.log10(value)) - 1)
-    return math.ceil(value / unit) * unit

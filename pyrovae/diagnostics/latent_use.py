@@ -1,9 +1,12 @@
-"""Use of the latent variables: active units, mutual information, and the fit of the prior to the codes."""
+"""Use of the latent variables: active units, mutual information, and the fit of the prior to the codes.
+
+In a collapse different x get the same code. The KL is small in a collapse, and also where the prior fits the codes.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -11,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.diagnostics.information import Information, information, unit_kl
-from pyrovae.diagnostics.unit_verdicts import active_units, assess_collapse, assess_prior
 from pyrovae.importance import (
     UnconstrainedLatents,
     draw_guide,
@@ -22,7 +24,7 @@ from pyrovae.importance import (
 )
 from pyrovae.programs import ModelGuide, Program
 from pyrovae.results import Estimate
-from pyrovae.results.latent_record import Latents
+from pyrovae.results.latent_record import Latents, Unit
 from pyrovae.runtime.annotations import Range, checked
 from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.runtime.progress_bar import progress
@@ -30,6 +32,10 @@ from pyrovae.runtime.progress_bar import progress
 ROUNDING = 1e-10  # nats below which a value is zero
 BATCH_ELEMENTS = 2**20  # elements of u that are drawn at once
 PRIOR_DRAWS = 4000  # draws for the moments of the prior
+ACTIVE = 0.01  # variance of an active unit's posterior mean over the data, as in Burda et al.
+MAX_COLLAPSED = 0.05  # nats of information in a collapse, at most
+MAX_FITTING = 0.1, 0.05  # marginal KL of a prior that fits, at most: in nats, or as a share of the KL
+UNDECIDED = "undecided"
 
 
 @checked
@@ -76,9 +82,8 @@ def latents(
         >>> print(latents(vae.model, vae.guide, data.test.fixed()))
 
     """
-    for name, number in (("data", len(x)), ("draws", num_draws)):
-        if number < 2:
-            raise ValueError(f"a variance takes at least 2 {name}, but received {number}; give more")
+    if len(x) < 2:
+        raise ValueError(f"a variance takes at least 2 data, but received {len(x)}; give more")
     args = (x, *covariates)
     with (
         scoring_context(model, guide, args, modules=modules) as programs,
@@ -88,18 +93,17 @@ def latents(
         with forked_random(stream_seed(seed, "latents", 0), x.device):
             names, codes, joint = _codes(programs, args, num_draws, advance)
         with forked_random(stream_seed(seed, "latents", 1), x.device):
-            compared = information(programs, args, len(x), advance=lambda done: advance(len(x) + done))
+            compared = information(programs, args, lambda done: advance(len(x) + done))
         with forked_random(stream_seed(seed, "latents", 2), x.device):
             prior = _prior_moments(programs, args)
     kl = Estimate.over_data("KL", num_draws, codes["KL"], codes["KL variance"].unsqueeze(0))
     ceiling = math.log(compared.num_aggregate)
     below, above = _bounded(_over_codes(compared.below), _over_codes(compared.above), kl, ceiling)
     marginal = _marginal(codes["KL"], compared, kl, below, same_prior=prior is not None)
-    units = active_units(names, codes["mean"], codes["variance"], codes["unit KL"], prior, num_draws=num_draws)
+    units = _units(names, codes, prior, num_draws=num_draws)
     sites = ", ".join(map(repr, joint))
-    why_units = f"guide or prior of {sites} is a joint distribution of its units" if sites else None
-    verdict, reason = assess_collapse(units, kl, below)
-    prior_verdict, prior_reason = assess_prior(kl, above, marginal)
+    verdict, reason = _assess_collapse(units, kl, below)
+    prior_verdict, prior_reason = _assess_prior(kl, above, marginal)
     return Latents(
         num_data=len(x),
         num_draws=num_draws,
@@ -112,7 +116,7 @@ def latents(
         num_aggregate=compared.num_aggregate,
         num_codes=compared.below.numel(),
         ceiling=ceiling,
-        why_units=why_units,
+        why_units=f"guide or prior of {sites} is a joint distribution of its units" if sites else None,
         verdict=verdict,
         reason=reason,
         prior_verdict=prior_verdict,
@@ -133,7 +137,7 @@ def _codes(
     for rows, count in iter_batches(programs, len(args[0]), batch_size=max(1, BATCH_ELEMENTS // max(1, elements))):
         space = UnconstrainedLatents(programs, args, rows.to(args[0].device))
         u, _ = space.draw(num_draws)
-        units, total, noise, joint = unit_kl(programs, args, space.rows, sizes=space.sizes)
+        units, total, noise, joint = unit_kl(space)
         part = {"mean": u.mean(0), "variance": u.var(0), "unit KL": units, "KL": total, "KL variance": noise}
         parts.append({name: value[:count].cpu().double() for name, value in part.items()})
         done += count
@@ -170,12 +174,11 @@ def _bounded(below: Estimate, above: Estimate, kl: Estimate, ceiling: float) -> 
     """
     if below.value is None or above.value is None:
         return below, above
-    if kl.value is not None and above.value > kl.value:
-        above = replace(kl, name=above.name)
-    assert above.value is not None
-    below = replace(below, value=max(0.0, min(below.value, ceiling, max(above.value, 0.0))))
-    assert below.value is not None
-    return below, replace(above, value=max(above.value, below.value))
+    most = above.value
+    if kl.value is not None and most > kl.value:
+        above, most = replace(kl, name=above.name), kl.value
+    least = max(0.0, min(below.value, ceiling, most))
+    return replace(below, value=least), replace(above, value=max(most, least))
 
 
 def _marginal(kl: Tensor, compared: Information, total: Estimate, below: Estimate, *, same_prior: bool) -> Estimate:
@@ -197,3 +200,77 @@ def _marginal(kl: Tensor, compared: Information, total: Estimate, below: Estimat
         variance.clamp(min=0).sqrt().item(),
         math.sqrt(sum(noise)) if below.se_monte_carlo is not None else None,
     )
+
+
+def _units(
+    names: Sequence[str], codes: dict[str, Tensor], prior: tuple[Tensor, Tensor] | None, *, num_draws: int
+) -> tuple[Unit, ...]:
+    """Return the units, active ones first, then by KL.
+
+    ``activity_i = Var_x(E_{q(z | x)} z_i)``, minus the variance of a mean over S draws
+
+    ``codes`` are those of `_codes`; ``prior`` is mean and variance of each unit ``(D,)``, or None.
+    """
+    means, variance = codes["mean"], codes["variance"].mean(0)
+    center = means.mean(0)
+    moved = (means - center) ** 2 * len(means) / (len(means) - 1) - codes["variance"] / num_draws  # (N, D)
+    activity = moved.mean(0)
+    misfit = torch.full_like(activity, math.nan)
+    if prior is not None:
+        ratio = (activity.clamp(min=0) + variance) / prior[1]
+        misfit = 0.5 * (ratio + (center - prior[0]) ** 2 / prior[1] - 1 - ratio.log())
+    columns = {
+        "activity": activity,
+        "activity_error": moved.std(0) / math.sqrt(len(means)),
+        "variance": variance,
+        "kl": codes["unit KL"].mean(0),
+        "misfit": misfit,
+    }
+    units = []
+    for d, name in enumerate(names):
+        numbers = {field: value[d].item() if value[d].isfinite() else None for field, value in columns.items()}
+        moves, spread = numbers["activity"], numbers["variance"]
+        active = None if moves is None or spread is None else moves > ACTIVE
+        verdict = _unit_verdict(numbers["kl"], numbers["misfit"], active=active)
+        units.append(Unit(name=name, active=active, verdict=verdict, **numbers))
+    return tuple(
+        sorted(units, key=lambda unit: (not unit.active, -(unit.activity or 0 if unit.kl is None else unit.kl)))
+    )
+
+
+def _unit_verdict(kl: float | None, misfit: float | None, *, active: bool | None) -> str:
+    """Return whether a unit is active, and whether the prior fits its codes, in words."""
+    if active is None:
+        return "unknown: not finite for some data"
+    far = misfit is not None and misfit > MAX_FITTING[0]
+    if active:
+        return "active" if misfit is None else "active, away from the prior" if far else "active, prior fits"
+    if far or (kl is not None and kl > MAX_FITTING[0]):
+        return "collapsed, away from the prior"
+    return "collapsed" if misfit is None and kl is None else "collapsed onto the prior"
+
+
+def _assess_collapse(units: Sequence[Unit], kl: Estimate, below: Estimate) -> tuple[str, str]:
+    """Return the verdict on a collapse by a lower bound of I(x; z), and the reason."""
+    if below.value is None or kl.value is None:
+        return UNDECIDED, below.why or kl.why or "there is no I(x; z)"
+    active = sum(bool(unit.active) for unit in units)
+    few = f"{active} of {len(units)} units are active" if active else "no unit is active"
+    if below.value <= MAX_COLLAPSED or (not active and below.value <= 2 * (below.se_data or 0.0)):
+        return "collapsed", f"I(x; z) is {below.value:.3f} nats and {few}"
+    return "not collapsed", f"I(x; z) is at least {below.value:.3f} nats and {few}"
+
+
+def _assess_prior(kl: Estimate, above: Estimate, marginal: Estimate) -> tuple[str, str]:
+    """Return whether the prior fits q(z), and the reason.
+
+    The marginal KL lies between ``kl - above``, as ``above`` bounds I(x; z) from above in the mean, and ``marginal``.
+    """
+    if marginal.value is None or kl.value is None:
+        return UNDECIDED, marginal.why or kl.why or "there is no marginal KL"
+    limit = max(MAX_FITTING[0], MAX_FITTING[1] * kl.value)
+    if marginal.value <= limit:
+        return "fits", f"q(z) is at most {marginal.value:.3f} nats from it"
+    least = kl.value - above.value if above.value is not None else 0.0
+    span = f"q(z) is {least:.3f} to {marginal.value:.3f} nats from it"
+    return ("does not fit" if least - 2 * (marginal.se_data or 0.0) > limit else UNDECIDED), span

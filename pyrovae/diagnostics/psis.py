@@ -54,7 +54,7 @@ def pareto_khat(log_weights: Tensor) -> Tensor:
         return khat.reshape(shape)
     largest = flat.amax(1)  # NaN where a weight is
     usable = largest.isfinite().nonzero()[:, 0]
-    tail = _tail_size(total)
+    tail = math.floor(3 * math.sqrt(total)) if total > 225 else total // 5
     for rows in usable.split(max(1, CHUNK // (tail * _grid_size(tail)))):
         top = (flat if len(rows) == len(flat) else flat[rows]).topk(tail + 1).values  # (B, n + 1), descending
         shifted = top - top[:, :1]
@@ -78,10 +78,6 @@ def khat_threshold(num_particles: int) -> float:
     if num_particles < 2:
         raise ValueError(f"a tail needs at least 2 particles, but received K = {num_particles}; choose a larger K")
     return min(1 - 1 / math.log10(num_particles), 0.7)
-
-
-def _tail_size(total: int) -> int:
-    return math.floor(3 * math.sqrt(total)) if total > 225 else total // 5
 
 
 def _grid_size(tail: int) -> int:

@@ -81,11 +81,7 @@ def best_of(q: DiagonalGaussian, history: Tensor) -> tuple[DiagonalGaussian, Ten
 
     A Gaussian replaces the first one if it is better by 0.01 nats and three standard errors over the last steps, whose
     draws all Gaussians share. It lies apart if its mean is more than three standard deviations from the first one's.
-
-    Args:
-        q: ``(S, B, D)``.
-        history: of `refine`, ``(num_steps, S, B)``.
-
+    ``q`` and ``history`` are results of `refine`.
     """
     last = history[-max(2, round(AVERAGED * len(history))) :]
     gain = last - last[:, :1]
@@ -109,11 +105,6 @@ def refine(space: UnconstrainedLatents, q: DiagonalGaussian, *, num_steps: int) 
     the one with the largest noise. Where the gradient of a datum is not finite, it counts as zero in that step.
 
     *Sticking the landing (Roeder, Wu, Duvenaud 2017)*, https://arxiv.org/abs/1703.09194
-
-    Args:
-        space: latent vectors of the data.
-        q: start.
-        num_steps: steps of Adam.
 
     Returns:
         The Gaussian, and the estimate of the ELBO at each step ``(num_steps, B)``, nats; ``(num_steps, S, B)`` for S

@@ -52,22 +52,13 @@ def refit(
 ) -> Refit:
     """Maximize the ELBO of given data over the parameters that only the guide uses, in evaluation mode.
 
+    The parameters are restored, also after an exception; the result holds the new values.
+
     Minibatches take one draw for each datum; the rate of Adam decays to zero, and the last parameters are the result.
     A guide that is fitted to few data follows them closely, whatever it was trained on. Its gain measures over-fitting
     of the old guide only as far as a refit on as many training data would gain less.
 
     *Amortized inference regularization (Shu et al. 2018)*, https://arxiv.org/abs/1805.08913
-
-    Args:
-        programs: from `scoring_context`.
-        args: arguments of the programs, the data first.
-        num_epochs: passes over the data.
-        seed: seed of the minibatches and draws.
-        show_progress: show a progress bar.
-
-    Returns:
-        The new values; the parameters are restored, also after an exception.
-
     """
     if num_epochs == 0:
         return Refit((), (), why="no refit of the guide was asked for; set refit_epochs")
@@ -115,7 +106,9 @@ def own_parameters(programs: ModelGuide, args: tuple[Any, ...]) -> tuple[list[Te
         The parameters, the number of parameters that the guide shares with the model, and the reason if there are none.
 
     """
-    parameters = _parameters(programs)
+    stored = dict(pyro.get_param_store().named_parameters())
+    found = [p for module in programs.modules for p in module.parameters()] + [stored[name] for name in programs.params]
+    parameters = list({id(p): p for p in found if p.is_floating_point()}.values())
     rows = torch.arange(programs.num_rows if programs.draws_rows else min(3, len(args[0])), device=args[0].device)
     with restored(parameters), torch.enable_grad(), forked_random(0, args[0].device):
         trained = {id(parameter) for parameter in parameters if parameter.requires_grad}
@@ -157,14 +150,6 @@ def restored(tensors: Sequence[Tensor]) -> Iterator[None]:
 def _put(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     for tensor, value in zip(tensors, values, strict=True):
         tensor.copy_(value)
-
-
-def _parameters(programs: ModelGuide) -> list[Tensor]:
-    """Return the parameters of modules and the unconstrained ones of Pyro's store, each once."""
-    stored = dict(pyro.get_param_store().named_parameters())
-    parameters = [p for module in programs.modules for p in module.parameters()]
-    parameters += [stored[name] for name in programs.params]
-    return list({id(p): p for p in parameters if p.is_floating_point()}.values())
 
 
 def _reached(values: Sequence[Tensor], tensors: Sequence[Tensor]) -> set[int]:

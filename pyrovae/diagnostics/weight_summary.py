@@ -17,8 +17,6 @@ from pyrovae.results import CheckResults, Estimate, Weights
 from pyrovae.results.tightness import Quantiles
 from pyrovae.runtime.annotations import checked
 
-NAMES = ("khat", "ESS", "largest weight", "bias", "jackknife")
-
 
 @checked
 def weight_diagnostics(log_weights: Tensor) -> dict[str, Tensor]:
@@ -33,8 +31,13 @@ def weight_diagnostics(log_weights: Tensor) -> dict[str, Tensor]:
         all are zero, and where K is too small.
 
     """
-    functions = (pareto_khat, effective_sample_size, largest_weight, bias_estimate, jackknife)
-    return {name: function(log_weights) for name, function in zip(NAMES, functions, strict=True)}
+    return {
+        "khat": pareto_khat(log_weights),
+        "ESS": effective_sample_size(log_weights),
+        "largest weight": largest_weight(log_weights),
+        "bias": bias_estimate(log_weights),
+        "jackknife": jackknife(log_weights),
+    }
 
 
 @checked

@@ -53,34 +53,27 @@ class AnnealingSettings:
         )
 
 
-@dataclass(frozen=True, repr=False)
-class Annealing(Tabled):
-    """The lower bound on log p(x) of annealed importance sampling (AIS).
+@dataclass(frozen=True, repr=False, kw_only=True)
+class AnnealedBounds(Tabled):
+    """Fields of the bounds by annealing.
 
     Attributes:
-        bound: the estimate; its number of particles is the number of chains.
         acceptance: mean acceptance probability over the data; None without transitions.
-        lowest_acceptance: lowest mean acceptance probability of a datum.
-        ess: effective number of chains, mean over the data: K for equal weights, 1 if one weight dominates.
-        lowest_ess: lowest effective number of chains of a datum.
+        lowest_acceptance: lowest mean acceptance probability of a datum, in either direction.
         num_not_finite: number of data without a bound, since all their weights are zero or NaN.
-        num_lost: number of NaN weights; they count as zero, which keeps the bound a lower bound.
+        num_lost: number of NaN weights; they count as zero, which keeps a lower bound low and an upper bound high.
         settings: settings of the chains.
         num_data: number of data.
         data: name of the data.
         unnormalized: reason why the model is not a normalized distribution; None if it is.
         certified: whether the tables print bounds that hold with 95 % confidence; not for scoring in fewer bits than
             float32, nor for a model that draws x itself.
-        per_datum: "AIS", "acceptance", "ESS" and, for several chains, "AIS variance", the Monte Carlo variance of
-            "AIS", each ``(N,)``; not part of the JSON.
+        per_datum: values ``(N,)`` by name; not part of the JSON.
 
     """
 
-    bound: Estimate
     acceptance: float | None
     lowest_acceptance: float | None
-    ess: float
-    lowest_ess: float
     num_not_finite: int
     num_lost: int
     settings: AnnealingSettings
@@ -89,6 +82,40 @@ class Annealing(Tabled):
     unnormalized: str | None = None
     certified: bool = True
     per_datum: dict[str, Tensor] = field(repr=False, compare=False, default_factory=dict)
+
+    def _notes(self, lower: Estimate, upper: Estimate | None = None) -> list[str]:
+        """Return the reasons for missing numbers, and certified bounds or the warning for an unnormalized model."""
+        bounds = [lower] if upper is None else [lower, upper]
+        notes = [f"{label}: {why}" for why, labels in reasons(bounds).items() for label in labels]
+        if self.num_not_finite:
+            notes.append(f"{self.num_not_finite} data have no weight that is positive and finite")
+        if self.num_lost:
+            notes.append(f"{self.num_lost} weights are not a number and count as zero")
+        if self.unnormalized is not None:
+            notes.append(unnormalized_text("p(x)", self.unnormalized))
+        elif self.certified and lower.value is not None and bounds[-1].value is not None:
+            margin = certified_margin(self.num_data)
+            most = None if upper is None else bounds[-1].value + margin
+            notes.append(certified_text("p(x)", lower.value - margin, most))
+        return notes
+
+
+@dataclass(frozen=True, repr=False, kw_only=True)
+class Annealing(AnnealedBounds):
+    """The lower bound on log p(x) of annealed importance sampling (AIS).
+
+    Attributes:
+        bound: the estimate; its number of particles is the number of chains.
+        ess: effective number of chains, mean over the data: K for equal weights, 1 if one weight dominates.
+        lowest_ess: lowest effective number of chains of a datum.
+        per_datum: "AIS", "acceptance", "ESS" and, for several chains, "AIS variance", the Monte Carlo variance of
+            "AIS", each ``(N,)``.
+
+    """
+
+    bound: Estimate
+    ess: float
+    lowest_ess: float
 
     def compare_with(self, name: str, values: Tensor) -> PairedDifference:
         """Return the paired difference of AIS and another bound; either may be higher.
@@ -111,51 +138,29 @@ class Annealing(Tabled):
                 f"Annealed importance sampling on {self.data}, {self.num_data} data, {self.settings}.",
                 "A lower bound on log p(x), in expectation; nats per datum, larger is better.",
             ),
-            notes=(
-                *_notes((self.bound,), self.num_not_finite, self.num_lost),
-                *_certified(self, self.bound),
-            ),
+            notes=tuple(self._notes(self.bound)),
         )
         return (table,)
 
 
-@dataclass(frozen=True, repr=False)
-class Sandwich(Tabled):
+@dataclass(frozen=True, repr=False, kw_only=True)
+class Sandwich(AnnealedBounds):
     """A lower and an upper bound on log p(x) of the same data, simulated from the model.
 
     Attributes:
         lower: AIS.
         upper: BDMC: reversed chains that start at the z from which the datum was simulated.
         gap: upper - lower, paired; log p(x) lies between the two, in expectation.
-        acceptance: mean acceptance probability of the forward chains; None without transitions.
         reverse_acceptance: mean acceptance probability of the reversed chains.
-        lowest_acceptance: lowest mean acceptance probability of a datum, in either direction.
-        num_not_finite: number of data without one of the bounds.
-        num_lost: number of NaN weights; they count as zero, which keeps the bounds apart.
-        settings: settings of the chains.
-        num_data: number of simulated data.
-        data: name of the data.
-        unnormalized: reason why the model is not a normalized distribution; None if it is.
-        certified: whether the tables print bounds that hold with 95 % confidence; not for scoring in fewer bits than
-            float32, nor for a model that draws x itself.
-        per_datum: "AIS", "BDMC", "acceptance", "reverse acceptance" and "ESS", each ``(N,)``; not part of the JSON.
+        per_datum: "AIS", "BDMC", "acceptance", "reverse acceptance" and "ESS", each ``(N,)``.
 
     """
 
     lower: Estimate
     upper: Estimate
     gap: Estimate
-    acceptance: float | None
     reverse_acceptance: float | None
-    lowest_acceptance: float | None
-    num_not_finite: int
-    num_lost: int
-    settings: AnnealingSettings
-    num_data: int
     data: str = SIMULATED
-    unnormalized: str | None = None
-    certified: bool = True
-    per_datum: dict[str, Tensor] = field(repr=False, compare=False, default_factory=dict)
 
     def tables(self) -> tuple[Table, ...]:
         """Return the table of both bounds and the gap between them."""
@@ -173,28 +178,7 @@ class Sandwich(Tabled):
             notes=(
                 "Both bounds hold for data simulated from the model, not for those it was given: only there is a "
                 "draw of the posterior known, the z that the datum came from.",
-                *_notes((self.lower, self.upper), self.num_not_finite, self.num_lost),
-                *_certified(self, self.lower, self.upper),
+                *self._notes(self.lower, self.upper),
             ),
         )
         return (table,)
-
-
-def _certified(record: Annealing | Sandwich, lower: Estimate, upper: Estimate | None = None) -> list[str]:
-    """Return the warning for an unnormalized model, or the certified bounds; neither if a bound is missing."""
-    if record.unnormalized is not None:
-        return [unnormalized_text("p(x)", record.unnormalized)]
-    if not record.certified or lower.value is None or (upper is not None and upper.value is None):
-        return []
-    margin = certified_margin(record.num_data)
-    most = None if upper is None or upper.value is None else upper.value + margin
-    return [certified_text("p(x)", lower.value - margin, most)]
-
-
-def _notes(estimates: tuple[Estimate, ...], num_not_finite: int, num_lost: int) -> tuple[str, ...]:
-    notes = [f"{label}: {why}" for why, labels in reasons(estimates).items() for label in labels]
-    if num_not_finite:
-        notes.append(f"{num_not_finite} data have no weight that is positive and finite")
-    if num_lost:
-        notes.append(f"{num_lost} weights are not a number and count as zero")
-    return tuple(notes)

@@ -159,8 +159,8 @@ def make_gaps(amortization: float = 0.5) -> Gaps:
 
 def make_block(differences: dict[str, Difference | None]) -> ComparisonTable:
     bound = make_evaluation().iwae[-1]
-    rows = tuple(Row(name, 1, None, bound, 500, change, None, {}, "0") for name, change in differences.items())
-    return ComparisonTable("t", 500, "first", bits_of=None, stored="s", rows=rows, steps=())
+    rows = tuple(Row(name=name, rank=1, bound=bound, difference=d, version="0") for name, d in differences.items())
+    return ComparisonTable("t", 500, "first", rows=rows, steps=())
 
 
 DIFFERENCES = {

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -110,30 +112,32 @@ def _ladder_table(evaluations: dict[str, Evaluation], reference: str | None) -> 
     """Return the comparison of L_K at the largest common K, and of AIS."""
     k = _common_k(evaluations)
     first = next(iter(evaluations.values()))
-    reference = reference if reference in evaluations else next(iter(evaluations))
-    assert reference is not None
+    reference = reference if reference is not None and reference in evaluations else next(iter(evaluations))
     bounds = {name: next(b for b in e.iwae if b.num_particles == k) for name, e in evaluations.items()}
-    values = {name: e.per_datum.get(f"L_{k}") for name, e in evaluations.items()}
-    rows, steps = _compare_bounds(evaluations, bounds, values, reference)
-    rows = tuple(
-        replace(
-            row,
-            elbo=evaluation.elbo,
-            largest_k=evaluation.iwae[-1].num_particles,
-            bits_per_dimension=_bits_at(evaluation, row.bound.value),
-            kl_methods=evaluation.kl_methods,
+    values = {name: e.per_datum[f"L_{k}"] for name, e in evaluations.items() if f"L_{k}" in e.per_datum}
+    bare = [name for name in evaluations if name not in values]
+    if bare and len(evaluations) > 1:
+        raise ValueError(
+            f"models are paired datum by datum, but {bare[0]!r} holds no values of L_{k} per datum; its JSON does not: "
+            "read the whole report by report.read_report"
         )
-        for row, evaluation in zip(rows, evaluations.values(), strict=True)
-    )
+    further = {
+        name: {
+            "largest_k": evaluation.iwae[-1].num_particles,
+            "elbo": evaluation.elbo,
+            "bits_per_dimension": _bits_at(evaluation, bounds[name].value),
+            "kl_methods": evaluation.kl_methods,
+        }
+        for name, evaluation in evaluations.items()
+    }
     measure = MEASURES.get(first.base_measure or "", "log p(x)")
     return ComparisonTable(
-        title=f"{describe_data(first)}, sha256 {first.data_hash[:12]}; {measure}, nats per datum",
-        num_particles=k,
-        reference=reference,
+        f"{describe_data(first)}, sha256 {first.data_hash[:12]}; {measure}, nats per datum",
+        k,
+        reference,
+        *_rank(evaluations, bounds, functools.partial(_paired, values), reference, further),
         bits_of=next((words for words in map(_bits_of, evaluations.values()) if words), None),
         stored=_stored(first),
-        rows=rows,
-        steps=steps,
         annealed=_annealed_table(evaluations, reference),
     )
 
@@ -145,49 +149,47 @@ def _annealed_table(evaluations: dict[str, Evaluation], reference: str) -> Compa
     if len(records) < len(evaluations) or len({record.num_data for record in records.values()}) > 1:
         return None
     bounds = {name: record.bound for name, record in records.items()}
-    values = {name: record.per_datum.get("AIS") for name, record in records.items()}
-    rows, steps = _compare_bounds(evaluations, bounds, values, reference)
+    values = {name: record.per_datum["AIS"] for name, record in records.items()}
     first = records[reference]
     whole = first.num_data == evaluations[reference].num_data
     data = "these data" if whole else f"the first {first.num_data} of these data"
     settings = " or ".join(dict.fromkeys(str(record.settings) for record in records.values()))
-    title = f"Annealed importance sampling (AIS) on {data}, {settings}; nats per datum"
-    return ComparisonTable(title, first.bound.num_particles, reference, bits_of=None, stored="", rows=rows, steps=steps)
+    return ComparisonTable(
+        f"Annealed importance sampling (AIS) on {data}, {settings}; nats per datum",
+        first.bound.num_particles,
+        reference,
+        *_rank(evaluations, bounds, functools.partial(_paired, values), reference),
+    )
 
 
-def _compare_bounds(
+def _paired(values: Mapping[str, Tensor], name: str, other: str) -> Difference:
+    return Difference.over_data(values[name], values[other])
+
+
+def _rank(
     evaluations: Mapping[str, Evaluation],
     bounds: Mapping[str, Estimate],
-    values: Mapping[str, Tensor | None],
+    difference: Callable[[str, str], Difference],
     reference: str,
+    further: Mapping[str, dict[str, Any]] | None = None,
 ) -> tuple[tuple[Row, ...], tuple[Difference, ...]]:
-    """Return rows with ranks and paired differences to the reference, and the steps of the ranking."""
+    """Return rows with ranks and differences to the reference, and the steps of the ranking.
 
-    def paired(name: str, other: str) -> Difference:
-        for model in (name, other):
-            if values[model] is None:
-                raise ValueError(
-                    f"models are paired datum by datum, but {model!r} holds no values of {bounds[model].label} per "
-                    "datum; its JSON does not: read the whole report by report.read_report"
-                )
-        return Difference.over_data(values[name], values[other])  # type: ignore[arg-type]
-
+    ``difference`` takes the names of two models; ``further`` holds other fields of the rows by the name of the model.
+    """
     known = [bound.value for bound in bounds.values() if bound.value is not None]
     rows = tuple(
         Row(
             name=name,
             rank=None if bound.value is None else 1 + sum(other > bound.value for other in known),
-            elbo=None,
             bound=bound,
-            largest_k=bound.num_particles,
-            difference=None if name == reference else paired(name, reference),
-            bits_per_dimension=None,
-            kl_methods={},
+            difference=None if name == reference else difference(name, reference),
             version=evaluations[name].versions.get("pyrovae", "not known"),
+            **(further or {}).get(name, {}),
         )
         for name, bound in bounds.items()
     )
-    return rows, tuple(itertools.starmap(paired, itertools.pairwise(ranked_names(rows))))
+    return rows, tuple(itertools.starmap(difference, itertools.pairwise(ranked_names(rows))))
 
 
 def _common_k(evaluations: Mapping[str, Evaluation]) -> int:

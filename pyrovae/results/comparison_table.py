@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pyrovae.results.estimates import Difference, Estimate
 from pyrovae.results.tables import Cell, Interval, Number, Table, Tabled
@@ -14,32 +14,32 @@ SEEDS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """One model in a comparison, in nats per datum.
 
     Attributes:
         name: name of the model.
         rank: rank by the bound, 1 for the largest; None without a value.
-        elbo: the ELBO; None beside AIS, which is on other data.
         bound: L_K at the largest K that all models of the table have, or AIS.
-        largest_k: largest K of the evaluation.
         difference: bound minus the bound of the reference, paired datum by datum; None for the reference itself.
+        version: version of pyrovae that evaluated the model.
+        largest_k: largest K of the evaluation; 0 beside AIS.
+        elbo: the ELBO; None beside AIS, which is on other data.
         bits_per_dimension: bits per dimension at the bound, where defined.
         kl_methods: method of the KL of each latent site.
-        version: version of pyrovae that evaluated the model.
 
     """
 
     name: str
     rank: int | None
-    elbo: Estimate | None
     bound: Estimate
-    largest_k: int
     difference: Difference | None
-    bits_per_dimension: float | None
-    kl_methods: dict[str, str]
     version: str
+    largest_k: int = 0
+    elbo: Estimate | None = None
+    bits_per_dimension: float | None = None
+    kl_methods: dict[str, str] = field(default_factory=dict)
 
     def cells(self) -> dict[str, Cell]:
         """Return the cells of the table by the names of their columns."""
@@ -66,10 +66,10 @@ class ComparisonTable(Tabled):
         title: data, number, transform, hash and measure in words.
         num_particles: K of L_K, or chains of AIS.
         reference: name of the model to which the others are compared.
-        bits_of: the values whose code lengths the bits per dimension are, in words; None where undefined.
-        stored: key of the stored values of the data, before any transform.
         rows: one row per model.
         steps: difference of each model in the ranking to the next.
+        bits_of: the values whose code lengths the bits per dimension are, in words; None where undefined.
+        stored: key of the stored values of the data, before any transform.
         annealed: the same models by annealed importance sampling (AIS), if all have it on as many data.
 
     """
@@ -77,10 +77,10 @@ class ComparisonTable(Tabled):
     title: str
     num_particles: int
     reference: str
-    bits_of: str | None
-    stored: str
     rows: tuple[Row, ...]
     steps: tuple[Difference, ...]
+    bits_of: str | None = None
+    stored: str = ""
     annealed: ComparisonTable | None = None
 
     @property
@@ -125,15 +125,14 @@ class ComparisonTable(Tabled):
         )
 
     def _caveats(self) -> list[str]:
-        label = self.label
-        notes = []
+        label, notes = self.label, []
         if self.steps:
             signs = [" > " if step.resolved else " ~ " for step in self.steps]
             order = "".join(itertools.chain.from_iterable(zip(self.ranking, [*signs, ""], strict=True)))
             meaning = " (~: not told apart by their paired 95 % interval)" if " ~ " in signs else ""
             notes.append(f"Ranking by {label}: {order}{meaning}")
         further = [f"{row.name} (up to {row.largest_k})" for row in self.rows if row.largest_k > self.num_particles]
-        if further and label != "AIS":
+        if further:
             notes.append(
                 f"{label} is compared, the largest K that all models have; evaluated further: {', '.join(further)}."
             )

@@ -74,12 +74,14 @@ def test_one_row_for_each_site_with_the_digits_of_the_json() -> None:
     again = Evaluation.from_json(evaluation.to_json(), evaluation.per_datum)
     assert again.kl_by_site == evaluation.kl_by_site
     assert rows_of(again)["    z_2"][2].value == evaluation.kl_by_site["z_2"].value
-    text = str(evaluation).splitlines()
-    first = next(i for i, line in enumerate(text) if line.startswith("  KL"))
-    assert [line.split()[0] for line in text[first : first + 5]] == ["KL", "z_3", "z_2", "z_1", "L_1"]
+    assert list(rows_of(evaluation))[2:7] == ["  KL", "    z_3", "    z_2", "    z_1", "L_1"]
 
 
-def test_many_sites_are_folded() -> None:
+def test_many_sites_are_folded_and_one_has_no_rows() -> None:
+    alone = Chain(1).evaluate()
+    assert not alone.kl_by_site
+    assert not any(name.startswith("    ") for name in rows_of(alone))
+    assert report.kl_by_site(alone) is None
     evaluation = Chain(12).evaluate()
     rows = rows_of(evaluation)
     sites = [name.strip() for name in rows if name.startswith("    ")]
@@ -87,13 +89,6 @@ def test_many_sites_are_folded() -> None:
     shown = sum(row[2].value for name, row in rows.items() if name.startswith("    "))
     assert shown == pytest.approx(evaluation.kl.value, rel=1e-12)
     assert "KL of 12 sites: closed form" in str(evaluation)
-
-
-def test_one_latent_site_has_no_rows() -> None:
-    evaluation = Chain(1).evaluate()
-    assert not evaluation.kl_by_site
-    assert not any(name.startswith("    ") for name in rows_of(evaluation))
-    assert report.kl_by_site(evaluation) is None
 
 
 def test_figure_has_a_bar_or_a_point_for_each_site(tmp_path: Any) -> None:
@@ -108,8 +103,5 @@ def test_figure_has_a_bar_or_a_point_for_each_site(tmp_path: Any) -> None:
     renamed = replace(few, kl_by_site={f"y{name}": kl for name, kl in few.kl_by_site.items()})
     with pytest.raises(ValueError, match="same latent sites"):
         report.kl_by_site({"few": few, "renamed": renamed})
-    chain = Chain(3)
-    folder = report.write_report(tmp_path / "run", few, model=chain.model, guide=chain.guide, data=X)
-    page = (folder / "index.html").read_text()
-    assert "The KL of each latent site" in page
-    assert f"z_2</th><td></td><td>{few.kl_by_site['z_2'].value:.3f}" in page
+    folder = report.write_report(tmp_path / "run", few, model=Chain(3).model, guide=Chain(3).guide, data=X)
+    assert "The KL of each latent site" in (folder / "index.html").read_text()

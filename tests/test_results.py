@@ -31,7 +31,7 @@ TABLE = Table(
 )
 
 
-def test_text() -> None:
+def test_text_is_aligned() -> None:
     assert str(TABLE).splitlines() == [
         "data < 5 & more",
         "second line",
@@ -52,7 +52,7 @@ def test_latex_escapes_and_has_as_many_cells_as_the_header() -> None:
     assert r"ELBO\_1 \& more" in text
     assert r"$+0.500 \pm 0.250$" in text
     assert r"100 \%" in text
-    assert text.count(r"\begin{tabular}{lrr}") == text.count(r"\end{tabular}") == 1
+    assert r"\begin{tabular}{lrr}" in text
 
 
 def test_csv_holds_numbers_in_full_and_errors_in_their_own_column() -> None:
@@ -93,44 +93,29 @@ ESTIMATE = Estimate("IWAE", 5, -1.5, 0.1, None, "why")
 
 @pytest.mark.parametrize("inner", [None, Inner(ESTIMATE, None, {"AIS": torch.ones(2)})])
 def test_records_go_to_json_and_back(inner: Inner | None) -> None:
-    record = Outer(
-        inner,
-        (ESTIMATE, ESTIMATE),
-        {"a": (None, 1.0)},
-        (3, "x"),
-        None,
-        dict.fromkeys(OWN, torch.zeros(2)),
-    )
+    own = dict.fromkeys(OWN, torch.zeros(2))
+    record = Outer(inner, (ESTIMATE, ESTIMATE), {"a": (None, 1.0)}, (3, "x"), None, own)
     plain = json.loads(json.dumps(to_plain(record), allow_nan=False))
     assert "per_datum" not in json.dumps(plain)
     tensors = tensors_of(record)
     assert set(tensors) == OWN | ({"inner/AIS"} if inner else set())
     found = from_plain(Outer, plain, tensors)
     assert found == record
-    assert isinstance(found.pairs["a"], tuple)
     assert set(found.per_datum) == OWN
     if inner:
-        assert found.inner is not None
         assert set(found.inner.per_datum) == {"AIS"}
 
 
-def test_records_of_other_fields_are_refused() -> None:
-    plain = to_plain(Outer(None, (), {}, (3, "x")))
-    with pytest.raises(ValueError, match="this version of pyrovae writes: it differs in sizes"):
-        from_plain(Outer, {name: value for name, value in plain.items() if name != "sizes"})
-    with pytest.raises(ValueError, match="it differs in newer"):
-        from_plain(Outer, plain | {"newer": 1})
-    with pytest.raises(ValueError, match="`content` of Outer must be a dict, got 3"):
-        from_plain(Outer, 3)
-
-
-def test_what_an_earlier_version_did_not_know_may_be_missing() -> None:
+def test_missing_fields_take_their_defaults_and_other_differences_are_refused() -> None:
     record = Outer(None, (), {}, (3, "x"))
     plain = to_plain(record)
     del plain["later"]
     assert from_plain(Outer, plain) == record
-    with pytest.raises(ValueError, match=r"it differs in newer, sizes\Z"):
-        from_plain(Outer, {name: value for name, value in plain.items() if name != "sizes"} | {"newer": 1})
+    del plain["sizes"]
+    with pytest.raises(ValueError, match=r"this version of pyrovae writes: it differs in newer, sizes\Z"):
+        from_plain(Outer, plain | {"newer": 1})
+    with pytest.raises(ValueError, match="`content` of Outer must be a dict, got 3"):
+        from_plain(Outer, 3)
 
 
 HOSTILE = "=a\x1b[31m\r\n% \x00|<b>\u202e\udc80"  # a name that would leave its cell
@@ -139,18 +124,10 @@ ESCAPED = r"=a\x1b[31m\r\n% \x00|<b>\u202e\udc80"
 
 def test_a_name_stays_text_in_every_format() -> None:
     table = Table(("model", "ELBO"), ((HOSTILE, Number(-1.0)),), title=(HOSTILE,), notes=(HOSTILE,))
-    texts = (str(table), table.to_markdown(), table.to_latex(), table.to_csv(), table.to_html())
-    for text in texts:
+    for text in (str(table), table.to_markdown(), table.to_latex(), table.to_csv(), table.to_html()):
         assert text.replace("\n", "").isprintable()
         text.encode()
-    assert str(table).splitlines() == [
-        ESCAPED,
-        "",
-        f"model{' ' * (len(ESCAPED) - 5)}    ELBO",
-        f"{ESCAPED}  -1.000",
-        "",
-        ESCAPED,
-    ]
+    assert f"{ESCAPED}  -1.000" in str(table).splitlines()
     assert table.to_markdown().splitlines()[-3] == r"| =a\\x1b[31m\\r\\n% \\x00\|\<b>\\u202e\\udc80 | -1.000 |"
     lines = table.to_latex().splitlines()
     assert [line for line in lines if line.startswith("%")] == [f"% {ESCAPED}"] * 2
@@ -194,12 +171,6 @@ def test_certified_bounds_hold_for_good_and_terrible_guides(num_data: int, offse
     assert margin == pytest.approx(math.log(20) / num_data)
 
 
-@pytest.mark.parametrize("confidence", [0.0, 1.0, -1.0, 2.0])
-def test_the_confidence_of_a_certified_bound_is_between_zero_and_one(confidence: float) -> None:
-    with pytest.raises(ValueError, match=r"must be a number in \(0, 1\), got"):
-        certified_margin(10, confidence=confidence)
-
-
 def test_printed_certified_bounds_are_rounded_outwards() -> None:
     assert "at least -1.235, for any guide" in certified_text("p(x)", -1.2341)
     assert "at least 1.234, for any guide; with the same confidence it is at most 1.236" in certified_text(
@@ -207,62 +178,50 @@ def test_printed_certified_bounds_are_rounded_outwards() -> None:
     )
 
 
-def test_an_evaluation_certifies_its_bound_unless_the_model_is_unnormalized() -> None:
+def with_factor(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", pyro.distributions.Normal(torch.zeros(3), 1.0).to_event(1))
+        pyro.sample("x", pyro.distributions.Normal(z.sum(-1, keepdim=True) + torch.zeros(5), 1.0).to_event(1), obs=x)
+        pyro.factor("f", torch.tensor(5.0))
+
+
+CHAINS = {"num_chains": 2, "num_temperatures": 3}
+CHECKS = Checks(num_annealed=6, num_simulated=0, num_refined=0, num_encoded=0, **CHAINS)
+CERTIFIED = "with 95 % confidence over the draws, the mean of log p(x) is at least "
+
+
+def test_an_evaluation_certifies_its_bound() -> None:
     truth = linear_gaussian()
-    model, guide = pair_of(truth)
-    found = evaluate(model, guide, truth.sample(40), ks=(1, 10), show_progress=False)
+    found = evaluate(*pair_of(truth), truth.sample(40), ks=(1, 10), show_progress=False)
     assert found.certified == found.iwae[-1].value - math.log(20) / 40
-    line = "with 95 % confidence over the draws, the mean of log p(x) is at least "
-    assert line in str(found)
-    assert line in found.to_markdown()
-    printed = float(str(found).split(line)[1].split(",")[0])
+    printed = float(str(found).split(CERTIFIED)[1].split(",")[0])
     assert found.certified - 1e-3 < printed <= found.certified
-    assert json.loads(found.to_json())["certified"] == found.certified
-
-    def with_factor(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", pyro.distributions.Normal(torch.zeros(3), 1.0).to_event(1))
-            pyro.factor("f", -(z @ truth.weight.T - x).square().sum(-1))
-
-    found = evaluate(with_factor, guide, truth.sample(40), ks=(1, 10), show_progress=False)
-    assert found.certified is None
-    assert "confidence over the draws" not in str(found)
 
 
 def test_bounds_of_an_unnormalized_model_are_not_certified_and_say_so() -> None:
     truth = linear_gaussian()
-    model, guide = pair_of(truth)
-
-    def with_factor(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", pyro.distributions.Normal(torch.zeros(3), 1.0).to_event(1))
-            pyro.sample("x", pyro.distributions.Normal(z @ truth.weight.T, 1.0).to_event(1), obs=x)
-            pyro.factor("f", torch.tensor(5.0))
-
-    x, chains = truth.sample(6), {"num_chains": 2, "num_temperatures": 3}
-    certified, found = (bounds.ais(program, guide, x, **chains) for program in (model, with_factor))
-    assert "confidence over the draws" in str(certified)
-    warning = "NOT a log-probability: p(x) is not normalized"
-    assert warning in str(found)
-    checks = Checks(num_annealed=6, num_simulated=0, num_refined=0, num_encoded=0, **chains)
-    evaluation = evaluate(with_factor, guide, x, ks=(1, 10), checks=checks, show_progress=False)
+    (model, guide), x = pair_of(truth), truth.sample(6)
+    certified, found = (bounds.ais(program, guide, x, **CHAINS) for program in (model, with_factor))
+    assert CERTIFIED in str(certified)
+    evaluation = evaluate(with_factor, guide, x, ks=(1, 10), checks=CHECKS, show_progress=False)
+    assert evaluation.certified is None
     for record in (found, evaluation):
-        assert "confidence over the draws" not in str(record)
+        assert CERTIFIED not in str(record)
         assert from_plain(type(record), json.loads(json.dumps(to_plain(record)))) == record
-    assert all(str(table).count(warning) == 1 for table in evaluation.tables())
+    warning = "NOT a log-probability: p(x) is not normalized"
+    assert all(str(table).count(warning) == 1 for table in (*found.tables(), *evaluation.tables()))
 
 
-def test_bounds_in_low_precision_or_of_data_that_the_model_draws_are_not_certified() -> None:
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_bounds_in_low_precision_or_of_data_that_the_model_draws_are_not_certified(dtype: torch.dtype) -> None:
     truth = linear_gaussian()
     model, guide = pair_of(truth)
-    chains = {"num_chains": 2, "num_temperatures": 3}
-    checks = Checks(num_annealed=6, num_simulated=0, num_refined=0, num_encoded=0, **chains)
-    cases = {
-        "drawn": (lambda x: model(x + torch.rand_like(x)), truth.sample(6)),
-        "half": (lambda x: model(x.double()), truth.sample(6).bfloat16()),
-    }
-    for program, x in cases.values():
-        evaluation = evaluate(program, lambda x: guide(x.double()), x, ks=(1, 10), checks=checks, show_progress=False)
-        assert evaluation.certified is None
-        assert evaluation.checked.annealing is not None
-        assert "confidence over the draws" not in str(evaluation)
+
+    def drawing(x: Tensor) -> None:
+        model(x.double() if dtype == torch.bfloat16 else x + torch.rand_like(x))
+
+    x = truth.sample(6).to(dtype)
+    found = evaluate(drawing, lambda x: guide(x.double()), x, ks=(1, 10), checks=CHECKS, show_progress=False)
+    assert found.certified is None
+    assert found.checked.annealing is not None
+    assert CERTIFIED not in str(found)

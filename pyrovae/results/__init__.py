@@ -11,9 +11,8 @@ from pyrovae.results.comparison_table import ComparisonTable, Row
 from pyrovae.results.estimates import Difference, Estimate, PairedDifference, certified_margin, mean_and_error
 from pyrovae.results.evaluation_record import CheckResults, Evaluation, bits_per_dimension
 from pyrovae.results.history import Epoch, History
-from pyrovae.results.latent_record import Latents
+from pyrovae.results.latent_record import Latents, Particles
 from pyrovae.results.observed_data import ObservedData
-from pyrovae.results.particle_record import Particles
 from pyrovae.results.tables import Interval, Number, Table, Tabled
 from pyrovae.results.tightness import Gaps, Weights
 

@@ -183,8 +183,8 @@ class Evaluation(Tabled):
             if estimate is self.kl:
                 rows += self._site_rows()
         transform = f", {self.data_transform['class']}" if self.data_transform else ""
-        measure = {"counting": ", a log-probability", "Lebesgue": ", a log-density"}.get(self.base_measure or "", "")
-        measure = "" if self.unnormalized else measure
+        measures = {"counting": ", a log-probability", "Lebesgue": ", a log-density"}
+        measure = "" if self.unnormalized else measures.get(self.base_measure or "", "")
         return Table(
             header=("", "K", "nats", "se data", "se MC", "over the ELBO"),
             rows=tuple(rows),
@@ -196,9 +196,8 @@ class Evaluation(Tabled):
         )
 
     def _site_rows(self) -> list[tuple[Cell, ...]]:
-        """Return a row for the KL of each latent site; of many sites the first and the last, and the sum of the others.
-
-        The sum has no standard error.
+        """Return a row for the KL of each latent site; of many sites the first and the last, and the others' sum, which
+        has no standard error.
         """
         sites = list(self.kl_by_site.items())
         folded = sites[SITES_AT_AN_END:-SITES_AT_AN_END] if len(sites) > MOST_SITES else []

@@ -1,15 +1,56 @@
-"""Information of the latent variables about the data, unit by unit and together."""
+"""Draws of the latent variables, and their information about the data, unit by unit and together."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from pyrovae.results.estimates import Estimate
-from pyrovae.results.tables import Number, Table, Tabled
+from pyrovae.results.tables import Cell, Number, Table, Tabled
 
 ROWS = 20  # units in a table
+LOG_PROBS = "log_prior", "log_likelihood", "log_guide"  # fields of `Particles`
+
+
+@dataclass(frozen=True, repr=False)
+class Particles:
+    """Draws of a guide and their log-probabilities.
+
+    Attributes:
+        z: values of each latent site, ``(K, B, ...)``.
+        log_prior: log p(z), ``(K, B)``, nats.
+        log_likelihood: log p(x | z), ``(K, B)``, nats.
+        log_guide: log q(z | x), ``(K, B)``, nats.
+
+    """
+
+    z: dict[str, Tensor]
+    log_prior: Tensor
+    log_likelihood: Tensor
+    log_guide: Tensor
+
+    def __repr__(self) -> str:
+        num_particles, num_data = self.log_prior.shape
+        return f"Particles({num_particles} of {num_data} data; latent sites {', '.join(map(repr, self.z))})"
+
+    @property
+    def log_weights(self) -> Tensor:
+        """Log p(x, z) - log q(z | x), ``(K, B)``, nats."""
+        return self.log_prior + self.log_likelihood - self.log_guide
+
+    def first(self, num_data: int) -> Particles:
+        """Return the particles of the first data."""
+        z = {site: value[:, :num_data] for site, value in self.z.items()}
+        return Particles(z, *(getattr(self, name)[:, :num_data] for name in LOG_PROBS))
+
+    @staticmethod
+    def concatenate(parts: Sequence[Particles], dim: int) -> Particles:
+        """Return one record of several batches of particles (dim 0) or of data (dim 1)."""
+        z = {site: torch.cat([part.z[site] for part in parts], dim) for site in parts[0].z}
+        return Particles(z, *(torch.cat([getattr(part, name) for part in parts], dim) for name in LOG_PROBS))
 
 
 @dataclass(frozen=True)
@@ -128,16 +169,14 @@ class Latents(Tabled):
         )
 
     def _units_table(self) -> Table:
-        rows = []
-        for unit in self.units[:ROWS]:
+        def cells(unit: Unit) -> tuple[Cell, ...]:
             activity = Number(unit.activity, 4, error=unit.activity_error)
-            rows.append(
-                (unit.name, activity, Number(unit.variance, 4), Number(unit.kl), Number(unit.misfit), unit.verdict)
-            )
+            return unit.name, activity, Number(unit.variance, 4), Number(unit.kl), Number(unit.misfit), unit.verdict
+
         left_out = len(self.units) - ROWS
         return Table(
             ("unit", "variance of the mean", "mean variance", "KL", "prior misfit", "verdict"),
-            tuple(rows),
+            tuple(map(cells, self.units[:ROWS])),
             notes=(
                 *([f"{left_out} more units are left out"] if left_out > 0 else []),
                 *([f"no KL by unit: {self.why_units}"] if self.why_units else []),

@@ -82,7 +82,7 @@ def test_differences_are_paired_datum_by_datum() -> None:
     assert second.difference.resolved is False
     assert (first.bound, second.bound, second.elbo) == (FIRST.iwae[1], SECOND.iwae[1], SECOND.elbo)
     twice = compare({"a": FIRST, "again": FIRST})
-    assert twice.rows[1].difference == Difference(0.0, 0.0, 0.0, 0.0)
+    assert twice.rows[1].difference == Difference(0.0, 0.0, 0.0, 0.0, p_value=1.0)
     assert [row.rank for row in twice.rows] == [1, 1]
 
 

@@ -41,12 +41,8 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a run that is made once, on the digits."""
     folder = tmp_path_factory.mktemp("made") / "run"
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    assert (
-        main(["train", "--folder", str(folder), "--epochs", "1", "--latent_dim", "2", "--device", "cpu", *HIDDEN]) == 0
-    )
-    torch.set_default_dtype(default)
+    words = ["--epochs", "1", "--latent_dim", "2", "--device", "cpu", *HIDDEN]
+    assert main(["train", "--folder", str(folder), *words]) == 0
     return folder
 
 
@@ -161,10 +157,7 @@ def numbers(folder: str) -> str:
 def expected(made: Path) -> str:
     """Return the numbers of an evaluation that nothing interrupts."""
     folder = str(shutil.copytree(made, made.parent / "whole"))
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
     assert main([word if word != "run" else folder for word in CHECKED]) == 0
-    torch.set_default_dtype(default)
     return numbers(folder)
 
 

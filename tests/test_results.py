@@ -55,14 +55,6 @@ def test_latex_escapes_and_has_as_many_cells_as_the_header() -> None:
     assert r"\begin{tabular}{lrr}" in text
 
 
-def test_csv_holds_numbers_in_full_and_errors_in_their_own_column() -> None:
-    header, first, second = csv.reader(io.StringIO(TABLE.to_csv()))
-    assert header == ["", "ELBO_1 & more", "over <first>", "se"]
-    assert first == ["a|b", "-1.23456", "0.5", "0.25"]
-    assert second == ["  100 %", "", "", ""]
-    assert Table(("a", "b"), ()).to_csv() == "a,b\n"
-
-
 @dataclass(frozen=True)
 class Inner(Tabled):
     """A record inside another."""

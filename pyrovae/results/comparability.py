@@ -36,12 +36,8 @@ def require_comparable(evaluations: Evaluations) -> None:
     aspects = [MEASURE, COVARIATES, NORMALIZATION]
     # Observed values of different data differ anyway
     aspects = [*aspects, OBSERVED] if same_data else [DATA, TRANSFORM, *aspects]
-    differing = [aspect for aspect in aspects if len(aspect.sides(evaluations)) > 1] or [VALUES]
-    described = {
-        aspect.name: "; ".join(f"{', '.join(names)}: {words}" for words, names in aspect.sides(evaluations).items())
-        for aspect in differing
-    }
-    sides = "; ".join(f"{name} ({words})" for name, words in described.items())
+    differing = [aspect for aspect in aspects if len(_sides(evaluations, aspect)) > 1] or [VALUES]
+    sides = "; ".join(f"{aspect.name} ({_describe(evaluations, aspect)})" for aspect in differing)
     needless = TRANSFORM if MEASURE in differing else None  # a likelihood of another measure brings its transform
     remedies = ". ".join(aspect.remedy for aspect in differing if aspect is not needless)
     raise ValueError(
@@ -67,12 +63,17 @@ class _Aspect(NamedTuple):
     describe: Callable[[Evaluation], str]
     remedy: str
 
-    def sides(self, evaluations: Evaluations) -> dict[str, list[str]]:
-        """Return the names of the evaluations by their descriptions."""
-        sides: dict[str, list[str]] = {}
-        for name, evaluation in evaluations.items():
-            sides.setdefault(self.describe(evaluation), []).append(name)
-        return sides
+
+def _sides(evaluations: Evaluations, aspect: _Aspect) -> dict[str, list[str]]:
+    """Return the names of the evaluations by the description of an aspect."""
+    sides: dict[str, list[str]] = {}
+    for name, evaluation in evaluations.items():
+        sides.setdefault(aspect.describe(evaluation), []).append(name)
+    return sides
+
+
+def _describe(evaluations: Evaluations, aspect: _Aspect) -> str:
+    return "; ".join(f"{', '.join(names)}: {words}" for words, names in _sides(evaluations, aspect).items())
 
 
 def _describe_stored(evaluation: Evaluation) -> str:

@@ -238,7 +238,7 @@ def test_pretrained_weights_come_from_torchvision(monkeypatch: pytest.MonkeyPatc
         networks.ResNetEncoder((8, 8), (3, 2), pretrained=True)
 
 
-def test_interpolation_and_traversal_take_covariates() -> None:
+def test_reconstruct_interpolate_and_traverse_take_covariates() -> None:
     shape = (1, 7, 5)
     vae = VAE(
         prior=priors.StandardNormal(3),
@@ -248,12 +248,13 @@ def test_interpolation_and_traversal_take_covariates() -> None:
         posterior=posteriors.DiagonalNormal(3),
     )
     x, c = torch.rand(4, *shape).round(), torch.eye(10)[:4]
-    means = vae.reconstruct(x, c)
+    means, codes = vae.reconstruct(x, c), vae.encode(x, c).mean
+    assert torch.allclose(means, vae.decode(codes, c).mean)
     line = vae.interpolate(x[:2], x[2:], c[:2], num_steps=3)
     assert line.shape == (2, 3, *shape)
     assert torch.allclose(line[:, 0], means[:2])
-    assert not torch.allclose(line[:, -1], means[2:])  # which have other labels
-    code = vae.encode(x[:1], c[:1]).mean[0]
-    moved = vae.traverse(x[0], c[0], dims=[1, 0], values=torch.stack([code[1], code[0] + 2]))
+    assert torch.allclose(line[:, -1], vae.reconstruct(x[2:], c[:2]))  # with the labels of the start
+    moved = vae.traverse(x[0], c[0], dims=[1, 0], values=torch.stack([codes[0, 1], codes[0, 0] + 2]))
     assert moved.shape == (2, 2, *shape)
     assert torch.allclose(moved[0, 0], means[0])
+    assert torch.allclose(moved[1, 1], vae.decode(codes[0] + torch.tensor([2.0, 0.0, 0.0]), c[0]).mean)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 import pyrovae
-from pyrovae import VAE, likelihoods, networks, posteriors, priors
+from pyrovae import VAE, cli, likelihoods, networks, posteriors, priors
 from pyrovae.diagnostics import gaps
 from pyrovae.evaluation import checks
 from pyrovae.likelihoods import Likelihood
@@ -67,6 +67,27 @@ def validation_switches() -> tuple[bool | None, bool, bool]:
 def quick_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Refine in few steps where `evaluate` splits the gap, in tests of other facts."""
     monkeypatch.setattr(checks, "gaps", functools.partial(gaps, num_steps=10))
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run in an empty folder and in float32, as the command line does."""
+    torch.set_default_dtype(torch.float32)
+    monkeypatch.chdir(tmp_path)
+
+
+def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """Run a command that must fail, and return its error line."""
+    capsys.readouterr()
+    try:
+        code = cli.main(list(argv))
+    except SystemExit as error:
+        code = error.code
+    captured = capsys.readouterr()
+    assert code == 2
+    assert "Traceback" not in captured.err
+    (line,) = (line for line in captured.err.splitlines() if "error:" in line)
+    return line
 
 
 def linear_gaussian(*, latent_dim: int = 3, x_dim: int = 5, scale: float = 0.7, seed: int = 0) -> LinearGaussian:

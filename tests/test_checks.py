@@ -138,11 +138,3 @@ def test_the_callers_state_is_as_before() -> None:
     assert vae.training
     assert all(torch.equal(value, before[name]) for name, value in vae.state_dict().items())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in vae.parameters())
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"num_annealed": -1}, {"num_chains": 0}, {"refit_epochs": 1.5}, {"num_refined": True}]
-)
-def test_numbers_out_of_range_are_told(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=f"`{next(iter(wrong))}`.* must be an integer"):
-        Checks(**wrong)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from conftest import make_vae
+from conftest import fails, make_vae
 
 import pyrovae
 from pyrovae.cli import main
@@ -18,11 +18,7 @@ from pyrovae.results import Evaluation
 from pyrovae.training.checkpoint import versions
 from pyrovae.training.run_folder import RunFolder
 
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.set_default_dtype(torch.float32)
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 @pytest.fixture(scope="module")
@@ -58,20 +54,6 @@ def runs(evaluations: dict[str, Evaluation]) -> list[str]:
     return [f"runs/{name}" for name in evaluations]
 
 
-def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    """Run a comparison that must fail, and return its one line."""
-    capsys.readouterr()
-    try:
-        code = main(["compare", *argv])
-    except SystemExit as error:
-        code = error.code  # type: ignore[assignment]
-    captured = capsys.readouterr()
-    assert code == 2
-    assert captured.out == ""
-    (line,) = captured.err.splitlines()
-    return line
-
-
 def test_formats_go_to_the_terminal_or_a_file(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     comparison = pyrovae.report.compare(runs[:2])
     expected = {
@@ -90,9 +72,9 @@ def test_formats_go_to_the_terminal_or_a_file(runs: list[str], capsys: pytest.Ca
     assert Path("table.md").read_text() == expected["csv"], "the option counts more than the ending"
     assert not list(Path().glob(".*")), "nothing temporary is left"
     assert "cannot be written (No such file or directory); choose another --output" in fails(
-        capsys, *runs[:2], "--output", "nowhere/table.md"
+        capsys, "compare", *runs[:2], "--output", "nowhere/table.md"
     )
-    assert "invalid choice: 'html'" in fails(capsys, *runs[:2], "--format", "html")
+    assert "invalid choice: 'html'" in fails(capsys, "compare", *runs[:2], "--format", "html")
 
 
 def test_any_run_is_the_reference_by_name_or_folder(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,11 +83,13 @@ def test_any_run_is_the_reference_by_name_or_folder(runs: list[str], capsys: pyt
         a, b = csv.DictReader(io.StringIO(capsys.readouterr().out))
         assert (a["model"], b["model"], b["difference"]) == ("a", "b", "")
         assert float(a["95 % interval low"]) < float(a["difference"]) < float(a["95 % interval high"])
-    assert "the reference is one of a, b, but received 'runs/z'" in fails(capsys, *runs[:2], "--reference", "runs/z")
+    assert "the reference is one of a, b, but received 'runs/z'" in fails(
+        capsys, "compare", *runs[:2], "--reference", "runs/z"
+    )
 
 
 def test_other_data_are_refused_unless_kept_apart(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    line = fails(capsys, *runs)
+    line = fails(capsys, "compare", *runs)
     assert "these differ in data (a, b: digits/test[:20], 20 data, stored sha256" in line
     assert "; c: digits/validation[:20], 20 data, stored sha256 " in line
     assert "Evaluate them on the same data" in line
@@ -130,15 +114,15 @@ def test_folders_are_named_so_that_they_differ(runs: list[str], evaluations: dic
 def test_errors_of_folders_without_an_evaluation_name_a_remedy(
     runs: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "nowhere is not a run folder: it has no manifest.json" in fails(capsys, "runs/a", "nowhere")
+    assert "nowhere is not a run folder: it has no manifest.json" in fails(capsys, "compare", "runs/a", "nowhere")
     RunFolder("runs/new").write({"config.json": b"{}"})
-    line = fails(capsys, "runs/new")
+    line = fails(capsys, "compare", "runs/new")
     assert "runs/new has no report/evaluation.json; evaluate it again: pyrovae evaluate runs/new" in line
-    assert "the following arguments are required: RUN" in fails(capsys)
+    assert "the following arguments are required: RUN" in fails(capsys, "compare")
     Path("runs/b/report/per_datum.safetensors").write_bytes(b"changed")
-    assert "runs/b is damaged: report/per_datum.safetensors" in fails(capsys, *runs[:2])
+    assert "runs/b is damaged: report/per_datum.safetensors" in fails(capsys, "compare", *runs[:2])
     Path("runs/b/report/evaluation.json").unlink()
-    assert "runs/b is incomplete: report/evaluation.json is missing" in fails(capsys, *runs[:2])
+    assert "runs/b is incomplete: report/evaluation.json is missing" in fails(capsys, "compare", *runs[:2])
     with pytest.raises(
         TypeError, match=r"takes a list of run folders, but received 'runs/a'; give evaluations by name"
     ):
@@ -154,7 +138,7 @@ def test_a_report_of_another_version_fails_with_one_line(
     record |= {"a_new_field": 1, "versions": {"pyrovae": version} if version else {}}
     RunFolder("runs/b").write({"report/evaluation.json": json.dumps(record).encode()})
     wrote = f"another version of pyrovae ({version or 'not known'}, this is {ours})"
-    assert fails(capsys, *runs[:2]) == (
+    assert fails(capsys, "compare", *runs[:2]) == (
         f"pyrovae: error: the report of runs/b was written by {wrote} and cannot be read (this is not the "
         "Evaluation that this version of pyrovae writes: it differs in a_new_field); evaluate it again: "
         "pyrovae evaluate runs/b --overwrite"
@@ -169,7 +153,7 @@ def test_the_report_that_all_runs_have_is_compared(
     whole = str(pyrovae.report.compare([a, b]))
     write(a, evaluations["c"], other)
     assert str(pyrovae.report.compare([a, b])) == whole, "both have the default report"
-    line = fails(capsys, a, b, "--report", other)
+    line = fails(capsys, "compare", a, b, "--report", other)
     assert f"the run runs/b has no {other}/evaluation.json; evaluate it again" in line
     write(b, evaluations["c"], other)
     assert str(pyrovae.report.compare([a, b])) == whole
@@ -182,5 +166,5 @@ def test_the_report_that_all_runs_have_is_compared(
     assert pyrovae.report.compare([a, "runs/d"]).blocks[0].title == apart.blocks[0].title, "what both have"
     assert [row.name for row in pyrovae.report.compare(["runs/d", "runs/e"]).rows] == ["d", "e"], "the only ones"
     write("runs/e", evaluations["c"], "third")
-    line = fails(capsys, "runs/d", "runs/e")
+    line = fails(capsys, "compare", "runs/d", "runs/e")
     assert "the run runs/e has several reports, first, third; name one of them (name=, --report)" in line

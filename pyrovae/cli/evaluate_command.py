@@ -41,13 +41,6 @@ NAMED = {  # word in the name of a report, for each option that changes the eval
 
 def evaluate(argv: Sequence[str]) -> None:
     """Report the bounds of a run."""
-    options = _options(argv)
-    with init_distributed(options["device"]) as processes, ExitStack() as locks:
-        _evaluate(options, processes, locks)
-
-
-def _options(argv: Sequence[str]) -> dict[str, Any]:
-    """Return the options, with the name of the report."""
     parser = Parser(
         prog="pyrovae evaluate",
         usage="pyrovae evaluate RUN [options]",
@@ -77,7 +70,8 @@ def _options(argv: Sequence[str]) -> dict[str, Any]:
     if options["report"] is None:
         options["report"] = _name({name: parser.get_default(name) for name in NAMED}, options)
     check_report_name(options["report"])
-    return options
+    with init_distributed(options["device"]) as processes, ExitStack() as locks:
+        _evaluate(options, processes, locks)
 
 
 def _evaluate(options: dict[str, Any], processes: Group, locks: ExitStack) -> None:

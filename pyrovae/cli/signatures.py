@@ -74,22 +74,17 @@ def options_of(part: type, hidden: Collection[str] = ()) -> dict[str, Option]:
     All fields of a dataclass count. An argument without annotation has the type of its default.
     """
     hints = typing.get_type_hints(part.__init__)  # type: ignore[misc]  # without the metadata of Annotated
-    parameters = inspect.signature(part).parameters
-    named = {
-        name: parameter.replace(annotation=hints.get(name, inspect.Parameter.empty))
-        for name, parameter in parameters.items()
-        if name not in hidden
-    }
-    if not dataclasses.is_dataclass(part):
-        named = {name: value for name, value in named.items() if value.kind is inspect.Parameter.KEYWORD_ONLY}
-    options = {name: _option(part, name, parameter) for name, parameter in named.items()}
+    options = {}
+    for name, parameter in inspect.signature(part).parameters.items():
+        keyword = dataclasses.is_dataclass(part) or parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        if keyword and name not in hidden:
+            options[name] = _option(part, name, hints.get(name), parameter.default)
     return {name: option for name, option in options.items() if option is not None}
 
 
-def _option(part: type, name: str, parameter: inspect.Parameter) -> Option | None:
+def _option(part: type, name: str, annotation: Any, default: Any) -> Option | None:
     """Return the option for an argument, None if the command line cannot give its type."""
-    annotation, default = parameter.annotation, parameter.default
-    if annotation is inspect.Parameter.empty and default is not inspect.Parameter.empty:
+    if annotation is None and default is not inspect.Parameter.empty:
         annotation = type(default)
         if annotation in LISTS:
             annotation = Sequence[type(default[0])] if default else None  # type: ignore[misc]

@@ -139,8 +139,7 @@ def weight_histograms(per_datum: Mapping[str, Tensor], *, threshold: float | Non
             axes.set_title("Largest normalized weight")
             notes = _draw_bars(axes, finite.clamp(0, 1), torch.linspace(0, 1, BINS + 1, dtype=finite.dtype), ".3g")
         if not len(finite):
-            axes.set_xticks([])
-            axes.set_yticks([])
+            axes.set(xticks=[], yticks=[])
             axes.text(0.5, 0.5, "no finite value", color=FAINT, ha="center", transform=axes.transAxes)
         axes.set_xlabel("\n".join([*notes, *_count_missing(values)]))
     return figure

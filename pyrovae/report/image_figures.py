@@ -364,9 +364,8 @@ def thumbnails(
         return None
     rows = known[values[known].argsort(descending=True, stable=True)][:num]
     missing = len(values) - len(known)
-    title = (
-        f"The {len(rows)} of {len(values):,} data with the largest {what}" if len(rows) > 1 else f"{what} of a datum"
-    )
+    title = f"The {len(rows)} of {len(values):,} data with the largest {what}"
+    title = title if len(rows) > 1 else f"{what} of a datum"
     note = f"{missing:,} {'data' if missing > 1 else 'datum'} without {what} left out" if missing else ""
     named = list(zip(rows.tolist(), _numbers(values[rows]), strict=True))
     if not is_image(vae):
@@ -423,13 +422,9 @@ def _mean_symbol(covariates: Sequence[Tensor]) -> str:
 
 def _matching_rows(num: int, covariates: Sequence[Tensor]) -> list[tuple[int, int]]:
     """Return disjoint pairs of rows with the same covariates."""
-    waiting: dict[bytes, int] = {}
-    matches = []
+    alike: dict[bytes, list[int]] = {}
     flat = [covariate.cpu().flatten(1) for covariate in covariates]
     for row in range(min(num, POINTS)):
-        key = b"".join(covariate[row].numpy().tobytes() for covariate in flat)
-        if key in waiting:
-            matches.append((waiting.pop(key), row))
-        else:
-            waiting[key] = row
-    return matches
+        alike.setdefault(b"".join(covariate[row].numpy().tobytes() for covariate in flat), []).append(row)
+    matches = [match for rows in alike.values() for match in zip(rows[::2], rows[1::2], strict=False)]
+    return sorted(matches, key=max)

@@ -108,16 +108,12 @@ def latent_space(
 
 def _group_rows(labels: Tensor | None, num: int, *, num_looks: int) -> dict[str, Tensor]:
     """Return the rows of each label, or all rows without usable labels."""
-    all_rows = {"Data": torch.ones(num, dtype=torch.bool)}
-    if labels is None:
-        return all_rows
-    labels = labels.cpu()
-    values = labels.unique()
-    if len(values) > min(MANY_LABELS, num_looks) or bool((values != values.double().round()).any()):
-        return all_rows
-    if len({int(value) % num_looks for value in values}) < len(values):  # two would look alike
-        return all_rows
-    return {f"{int(value)}": labels == value for value in values}
+    values = [] if labels is None else labels.cpu().unique().tolist()
+    looks = {value % num_looks for value in values}
+    usable = all(float(value).is_integer() for value in values) and len(looks) == len(values) <= MANY_LABELS
+    if labels is None or not usable:
+        return {"Data": torch.ones(num, dtype=torch.bool)}
+    return {f"{int(value)}": labels.cpu() == value for value in values}
 
 
 def _look(label: str) -> tuple[str, str]:

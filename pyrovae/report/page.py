@@ -64,7 +64,8 @@ def render(context: ReportContext) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"signs": _signs, "pixels": size_in_pixels, "base64": _base64}
+    environment.filters |= {"signs": _signs, "pixels": size_in_pixels}
+    environment.filters["base64"] = lambda figure: base64.b64encode(to_svg(figure)).decode()
     environment.tests["hash"] = lambda value: HASH.fullmatch(str(value)) is not None
     evaluation = context.evaluation
     page = environment.get_template("page.html").render(
@@ -187,7 +188,3 @@ def _signs(text: Any) -> Markup:
     """Return a text with plus-minus signs and subscripts; the underscore is hidden and can still be copied."""
     html = str(escape(text)).replace("+-", "±")
     return Markup(SUBSCRIPT.sub(r'L<sub><span class="joint">_</span>\1</sub>', html))
-
-
-def _base64(figure: Figure) -> str:
-    return base64.b64encode(to_svg(figure)).decode()

@@ -184,19 +184,15 @@ def read_report(folder: str | Path, *, name: str | None = None) -> Evaluation:
     try:
         return Evaluation.from_json(text.decode(), from_bytes(values, VALUES))
     except ValueError as error:
-        theirs, ours = _version(text), versions()["pyrovae"]
+        try:
+            theirs = str(json.loads(text)["versions"]["pyrovae"])
+        except (ValueError, KeyError, TypeError):
+            theirs = "not known"
+        ours = versions()["pyrovae"]
         wrote = f"another version of pyrovae ({theirs}, this is {ours})" if theirs != ours else "another pyrovae"
         raise ValueError(
             f"the report of {folder} was written by {wrote} and cannot be read ({error.__cause__ or error}); {remedy}"
         ) from error
-
-
-def _version(text: bytes) -> str:
-    """Return the version of pyrovae that a report names."""
-    try:
-        return str(json.loads(text)["versions"]["pyrovae"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return "not known"
 
 
 def _draws(context: ReportContext, model: Program, guide: Program, modules: Iterable[nn.Module]) -> bytes:

@@ -100,13 +100,9 @@ class _Run:
         return [site for site in nodes if site["type"] == "sample"]
 
     @property
-    def plates(self) -> list[Any]:
-        """Vectorized plates of all sites."""
-        return [frame for site in self.sites for frame in site["cond_indep_stack"] if frame.vectorized]
-
-    def plates_of_size(self, size: int) -> set[str]:
-        """Return the names of the plates of that size."""
-        return {frame.name for frame in self.plates if frame.size == size}
+    def plates(self) -> dict[str, Any]:
+        """Vectorized plates of all sites by name."""
+        return {frame.name: frame for site in self.sites for frame in site["cond_indep_stack"] if frame.vectorized}
 
 
 @dataclass(frozen=True)
@@ -137,12 +133,12 @@ class _Inspector:
             first, link_warnings = self._run_with_gradients(few)
         except Exception as error:  # a program may raise anything
             return self._inspect_on_all_data(all_data, set(), error)
-        plates = first.plates_of_size(FIRST_ROWS)
+        plates = {name for name, frame in first.plates.items() if frame.size == FIRST_ROWS}
         while plates and not _draws_from_many(first, plates):
             programs = self._read(first, plates, draws_rows=False)
             broadcasts, second = self._run_with_particles(programs, first, few, num_rows=SECOND_ROWS)
             second = second or self._run(take_rows(few, torch.arange(SECOND_ROWS, device=few[0].device)))
-            plates &= second.plates_of_size(SECOND_ROWS)
+            plates &= {name for name, frame in second.plates.items() if frame.size == SECOND_ROWS}
             if programs.plate in plates:
                 programs = replace(programs, link_warnings=link_warnings)
                 return _complete(programs, first, second, broadcasts=broadcasts)
@@ -172,7 +168,7 @@ class _Inspector:
             failures = [error] if failure is None else [error, failure]  # few rows may fail because they are few
             cause = next(filter(None, map(unwrap_own_error, failures)), failures[-1])
             raise cause from cause.__cause__
-        whole = {frame.name for frame in first.plates if frame.size == frame.full_size == num_data}
+        whole = {name for name, frame in first.plates.items() if frame.size == frame.full_size == num_data}
         mismatch = MISMATCH.search(str(failure))
         if mismatch and int(mismatch["found"]) == num_data:
             raise ValueError(
@@ -185,7 +181,7 @@ class _Inspector:
                 f"the plate {min(whole)!r} has {num_data} rows whatever data it is given, so that model and guide "
                 f"cannot be run on some of them; write pyro.plate({min(whole)!r}, len(x))"
             ) from failure
-        drawn = {frame.name for frame in first.plates if frame.size < frame.full_size}
+        drawn = {name for name, frame in first.plates.items() if frame.size < frame.full_size}
         programs = self._read(first, plates & whole or drawn, draws_rows=not plates & whole)
         broadcasts, second = self._run_with_particles(programs, first, args, num_rows=programs.num_rows)
         return _complete(programs, first, second, broadcasts=broadcasts)
@@ -308,8 +304,7 @@ def _draws_rows(site: Any) -> bool:
 
 def _draws_from_many(first: _Run, plates: set[str]) -> bool:
     """Return whether a plate that followed a few rows in size would draw some of many, as with ``min(128, len(x))``."""
-    frames = {frame.name: frame for frame in first.plates}
-    nodes = first.model_trace.nodes
+    frames, nodes = first.plates, first.model_trace.nodes
     sizes = {name: getattr(nodes[name]["fn"], "subsample_size", None) for name in plates if name in nodes}
     return any(size is not None and frames[name].size == frames[name].full_size for name, size in sizes.items())
 

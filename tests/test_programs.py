@@ -493,13 +493,6 @@ class Guide:
     def __call__(self, x: Tensor) -> None:
         reading(self.net)(x)
 
-    def guide(self, x: Tensor) -> None:
-        self(x)
-
-
-def as_method_of_an_object(net: nn.Module) -> Program:
-    return Guide(net).guide
-
 
 def as_partial_of_scaled(net: nn.Module) -> Program:
     return functools.partial(poutine.scale(as_closure(net), scale=2.0))
@@ -511,7 +504,7 @@ def as_hidden(net: nn.Module) -> Program:
     return reading(lambda x: holder.parts.nets["encoders"][0][0].encode(x))
 
 
-WAYS = [as_closure, as_default, as_attribute, Guide, as_method_of_an_object, as_partial_of_scaled, as_hidden]
+WAYS = [as_closure, as_default, as_attribute, Guide, as_partial_of_scaled, as_hidden]
 
 
 @pytest.mark.parametrize("way", WAYS)

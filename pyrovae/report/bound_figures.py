@@ -146,7 +146,7 @@ def waterfall(gaps: Gaps, *, ax: Axes | None = None) -> Figure:
 
     Args:
         gaps: bounds and steps in nats per datum.
-        ax: axes to draw into, without title and legend; None for a new figure.
+        ax: axes to draw into, 6 inches wide or more, without title and legend; None for a new figure.
 
     Raises:
         ValueError: if a bound has no value.

@@ -105,6 +105,7 @@ def dress(axes: Axes, *, title: str = "", grid: bool = False) -> Axes:
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(which="both", color=FAINT, labelcolor=INK, labelsize=9, length=3, width=0.8, direction="out")
     if grid:
+        axes.set_axisbelow(True)  # axes of the caller may have been made in another style
         axes.grid(visible=True, axis="y", color=GRID, linewidth=0.8, linestyle="-", alpha=1.0)
     return axes
 

@@ -168,3 +168,21 @@ def test_the_report_that_all_runs_have_is_compared(
     write("runs/e", evaluations["c"], "third")
     line = fails(capsys, "compare", "runs/d", "runs/e")
     assert "the run runs/e has several reports, first, third; name one of them (name=, --report)" in line
+
+
+def test_runs_that_differ_in_their_seed_are_one_row(
+    evaluations: dict[str, Evaluation], capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = {"objective": {}, "optimizer": {}, "data": {}}
+    for name, seed, epochs in (("a_seed-0", 0, 5), ("b", 0, 9), ("a_seed-1", 1, 5), ("again", 1, 5)):
+        write(name, evaluations["b" if name == "b" else "a"])
+        settings = {**parts, "training": {"seed": seed, "epochs": epochs}, "command": {"folder": name, "seed": seed}}
+        RunFolder(name).write({"config.json": json.dumps(settings).encode(), "model.json": b"{}"})
+    names = ["a_seed-0", "b", "a_seed-1", "again"]
+    comparison = pyrovae.report.compare(names, reference="a_seed-1")
+    assert [(row.name, row.num_seeds) for row in comparison.rows] == [("a", 2), ("b", 1), ("again", 1)]
+    assert comparison.blocks[0].reference == "a"
+    apart = pyrovae.report.compare(names, group_seeds=False)
+    assert [row.name for row in apart.rows] == names
+    assert main(["compare", *names, "--group_seeds", "false"]) == 0
+    assert capsys.readouterr().out == f"{apart}\n"

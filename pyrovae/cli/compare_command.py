@@ -25,13 +25,16 @@ def compare(argv: Sequence[str]) -> None:
         prog="pyrovae compare",
         usage="pyrovae compare RUN RUN ... [options]",
         description="Compare evaluated runs: paired differences with standard errors and 95 % intervals, and a "
-        "ranking. All runs must use the same data, binarization, observed values and base measure.",
+        "ranking. Runs that differ only in their training seed are one model. All runs must use the same data, "
+        "binarization, observed values and base measure.",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, evaluated by pyrovae evaluate")
     group = parser.add_argument_group("comparison")
     parser.add(group, "reference", "run to which the others are compared (default: the first)")
     text = "report of each run that is compared (default: the name that all runs have in common, or the only one)"
     parser.add(group, "report", text)
+    text = "one row for runs that differ only in --seed: a mean over seeds, with errors over data and seeds"
+    parser.add(group, "group_seeds", text, default="true", choices=("true", "false"))
     parser.add(group, "blocks", "separate tables for runs that are not comparable", action="store_true")
     text = "format of the table (default: by the ending of --output, else text)"
     parser.add(group, "format", text, choices=tuple(FORMATS))
@@ -43,7 +46,11 @@ def compare(argv: Sequence[str]) -> None:
         endings = ", ".join(filter(None, ENDINGS))
         raise ValueError(f"--output ends in one of {endings}, but received {output}; rename it, or choose a --format")
     comparison = compare_runs(
-        options["runs"], reference=options["reference"], blocks=bool(options["blocks"]), name=options["report"]
+        options["runs"],
+        reference=options["reference"],
+        blocks=bool(options["blocks"]),
+        name=options["report"],
+        group_seeds=options["group_seeds"] == "true",
     )
     text = FORMATS[table_format](comparison)
     if not options["output"]:

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from pyrovae.results import Comparison, Evaluation, History
 from pyrovae.results.record import tensors_of
 from pyrovae.runtime.annotations import checked
 from pyrovae.runtime.context import forked_random, stream_seed
-from pyrovae.training.checkpoint import versions
+from pyrovae.training.checkpoint import CONFIG, MODEL, versions
 from pyrovae.training.run_folder import RunFolder
 from pyrovae.training.state import from_bytes
 from pyrovae.vae import VAE
@@ -230,6 +230,7 @@ def compare(
     reference: str | Path | None = None,
     blocks: bool = False,
     name: str | None = None,
+    group_seeds: bool = True,
 ) -> Comparison:
     """Compare evaluated runs on the same data, each paired datum by datum with a reference, as `pyrovae.compare` does.
 
@@ -240,6 +241,8 @@ def compare(
         blocks: whether to put evaluations that may not be compared in separate tables.
         name: name of the report in each folder; if None, the one that all have in common ("report" if they have
             several), else the only one of each.
+        group_seeds: whether folders of VAEs that differ only in their training seed are one row, the mean over seeds
+            with errors over data and seeds; models with a name of their own are not grouped.
 
     Returns:
         The comparison, which prints as a table and has ``to_markdown``, ``to_latex`` and ``to_csv``.
@@ -259,13 +262,46 @@ def compare(
     if name is None and common and (REPORT in common or len(common) == 1):
         name = REPORT if REPORT in common else common.pop()
     if reference is not None and reference not in sources:
-        models = {os.path.realpath(folder): model for model, folder in folders.items()}
-        reference = models.get(os.path.realpath(reference), str(reference))
+        names = {os.path.realpath(folder): model for model, folder in folders.items()}
+        reference = names.get(os.path.realpath(reference), str(reference))
     evaluations = {
         model: source if isinstance(source, Evaluation) else read_report(source, name=name)
         for model, source in sources.items()
     }
-    return results.compare(evaluations, reference=None if reference is None else str(reference), blocks=blocks)
+    by_seed = group_seeds and not isinstance(runs, Mapping)
+    groups = _group_by_recipe(folders) if by_seed else {str(model): [model] for model in sources}
+    group = next((group for group, members in groups.items() if reference in members), reference)
+    models: dict[str, Evaluation | Sequence[Evaluation]] = {
+        model: [evaluations[member] for member in members] for model, members in groups.items()
+    }
+    return results.compare(models, reference=None if group is None else str(group), blocks=blocks)
+
+
+def _group_by_recipe(folders: Mapping[str, str | Path]) -> dict[str, list[str]]:
+    """Return the names of runs that differ only in their training seed, by the start that their names share."""
+    groups: dict[str, dict[Any, str]] = {}
+    for name, folder in folders.items():
+        recipe, seed = _recipe_and_seed(folder)
+        key = name if recipe is None or seed in groups.get(recipe, {}) else recipe
+        groups.setdefault(key, {})[seed] = name
+    members = [list(seeds.values()) for seeds in groups.values()]
+    starts = [re.sub(r"[-_./ ]*(seed)?[-_./ =]*$", "", os.path.commonprefix(names)) for names in members]
+    return {
+        start if len(names) > 1 and start and starts.count(start) == 1 else names[0]: names
+        for start, names in zip(starts, members, strict=True)
+    }
+
+
+def _recipe_and_seed(folder: str | Path) -> tuple[str | None, int | None]:
+    """Return the model and settings of a run without its seed, and the seed; None if the model is not known."""
+    files = RunFolder(folder).read_files([], optional=[CONFIG, MODEL])
+    if MODEL not in files:
+        return None, None
+    config = json.loads(files[CONFIG])
+    seed = config["training"].pop("seed")
+    command = {name: value for name, value in config["command"].items() if name not in ("seed", "folder")}
+    recipe = {name: config[name] for name in ("training", "objective", "optimizer", "data")}
+    return json.dumps([recipe, command, files[MODEL].decode()], sort_keys=True), seed
 
 
 def _by_name(folders: Iterable[str | Path]) -> dict[str, str | Path]:

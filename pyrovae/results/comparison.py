@@ -1,13 +1,14 @@
-"""Comparison of evaluations on the same data, each paired datum by datum with a reference."""
+"""Comparison of models on the same data, each paired datum by datum with a reference."""
 
 from __future__ import annotations
 
-import functools
 import itertools
-from collections.abc import Callable, Mapping
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pyrovae.results.comparability import MEASURES, comparable_groups, describe_data, require_comparable
@@ -16,6 +17,7 @@ from pyrovae.results.estimates import Difference, Estimate
 from pyrovae.results.evaluation_record import Evaluation
 from pyrovae.results.observed_data import WHOLE
 from pyrovae.results.tables import Table, Tabled
+from pyrovae.results.training_seeds import LEVEL, difference_over_seeds, holm, mean_over_seeds
 from pyrovae.runtime.annotations import checked
 
 SEPARATE = (
@@ -62,10 +64,19 @@ class Comparison(Tabled):
 
 
 @checked
-def compare(evaluations: Mapping[str, Evaluation], *, reference: str | None = None, blocks: bool = False) -> Comparison:
-    """Compare evaluations on the same data, each paired datum by datum with a reference.
+def compare(
+    evaluations: Mapping[str, Evaluation | Sequence[Evaluation]],
+    *,
+    reference: str | None = None,
+    blocks: bool = False,
+) -> Comparison:
+    """Compare models on the same data, each paired datum by datum with a reference.
 
     ``difference = mean over data of L_K(x) - L_K of the reference(x)``, with its standard error and 95 % interval
+
+    A model may have several evaluations, one for each training seed. L_K is then a mean over seeds, and the error of a
+    difference is over both data and seeds. A difference is called resolved if it differs from 0 at the 5 % level after
+    Holm's adjustment for the number of comparisons with the reference.
 
     Evaluations with different data, transforms, observed values or base measures raise an error: a model that masks
     half of x, or observes ``2 * x``, scores other values (see `ObservedData`). With ``blocks=True`` they stand in
@@ -76,10 +87,10 @@ def compare(evaluations: Mapping[str, Evaluation], *, reference: str | None = No
     sampling on as many of the data, a second table compares it.
 
     Args:
-        evaluations: evaluations by the name of the model.
+        evaluations: by the name of the model, an evaluation or a list of them, one for each training seed.
         reference: name of the model to which the others are compared; the first if None. Blocks without it use their
             own first model.
-        blocks: whether to put evaluations that may not be compared in separate tables.
+        blocks: whether to put models that may not be compared in separate tables.
 
     Returns:
         The comparison, which prints as a table and has ``to_markdown``, ``to_latex`` and ``to_csv``.
@@ -90,111 +101,154 @@ def compare(evaluations: Mapping[str, Evaluation], *, reference: str | None = No
         TypeError: if these are not evaluations by name.
 
     Example:
-        >>> print(compare({"N(0, I)": first, "mixture": second}))
+        >>> print(compare({"N(0, I)": first, "mixture": [second, third]}))
 
     """
     if not evaluations:
         raise ValueError("there is nothing to compare; give evaluations by name")
-    for name, evaluation in evaluations.items():
-        if not isinstance(evaluation, Evaluation):
-            raise TypeError(
-                f"compare takes what pyrovae.evaluate returns, but {name!r} is a {type(evaluation).__name__}; run "
-                "folders are compared by pyrovae.report.compare"
-            )
-    if reference is not None and reference not in evaluations:
-        raise ValueError(f"the reference is one of {', '.join(evaluations)}, but received {reference!r}")
+    models = {name: (value,) if isinstance(value, Evaluation) else tuple(value) for name, value in evaluations.items()}
+    for name, seeds in models.items():
+        for evaluation in seeds:
+            if not isinstance(evaluation, Evaluation):
+                raise TypeError(
+                    f"compare takes what pyrovae.evaluate returns, but {name!r} is a {type(evaluation).__name__}; run "
+                    "folders are compared by pyrovae.report.compare"
+                )
+        if not seeds:
+            raise ValueError(f"a model has one evaluation or more, but {name!r} has none; leave it out")
+        require_comparable({f"{name} ({i})" if len(seeds) > 1 else name: e for i, e in enumerate(seeds, 1)})
+    if reference is not None and reference not in models:
+        raise ValueError(f"the reference is one of {', '.join(models)}, but received {reference!r}")
+    first = {name: seeds[0] for name, seeds in models.items()}
     if not blocks:
-        require_comparable(evaluations)
-    return Comparison(tuple(_ladder_table(group, reference) for group in comparable_groups(evaluations)))
+        require_comparable(first)
+    groups = ({name: models[name] for name in group} for group in comparable_groups(first))
+    return Comparison(tuple(_ladder_table(group, reference) for group in groups))
 
 
-def _ladder_table(evaluations: dict[str, Evaluation], reference: str | None) -> ComparisonTable:
+Models = Mapping[str, tuple[Evaluation, ...]]  # the evaluations of each model, one for each training seed
+
+
+def _ladder_table(models: Models, reference: str | None) -> ComparisonTable:
     """Return the comparison of L_K at the largest common K, and of AIS."""
-    k = _common_k(evaluations)
-    first = next(iter(evaluations.values()))
-    reference = reference if reference is not None and reference in evaluations else next(iter(evaluations))
-    bounds = {name: next(b for b in e.iwae if b.num_particles == k) for name, e in evaluations.items()}
-    values = {name: e.per_datum[f"L_{k}"] for name, e in evaluations.items() if f"L_{k}" in e.per_datum}
-    bare = [name for name in evaluations if name not in values]
-    if bare and len(evaluations) > 1:
+    k = _common_k(models)
+    reference = reference if reference is not None and reference in models else next(iter(models))
+    label = f"L_{k}"
+    bare = [name for name, seeds in models.items() if any(label not in e.per_datum for e in seeds)]
+    if bare and (len(models) > 1 or len(models[bare[0]]) > 1):
         raise ValueError(
-            f"models are paired datum by datum, but {bare[0]!r} holds no values of L_{k} per datum; its JSON does not: "
-            "read the whole report by report.read_report"
+            f"models are paired datum by datum, but {bare[0]!r} holds no values of {label} per datum; its JSON does "
+            "not: read the whole report by report.read_report"
         )
+    rungs = {name: [next(b for b in e.iwae if b.num_particles == k) for e in seeds] for name, seeds in models.items()}
+    values = {name: [e.per_datum[label] for e in seeds] for name, seeds in models.items() if name not in bare}
     further = {
         name: {
-            "largest_k": evaluation.iwae[-1].num_particles,
-            "elbo": evaluation.elbo,
-            "bits_per_dimension": _bits_at(evaluation, bounds[name].value),
-            "kl_methods": evaluation.kl_methods,
+            "largest_k": min(e.iwae[-1].num_particles for e in seeds),
+            "elbo": mean_over_seeds([e.elbo for e in seeds]),
+            "reconstruction": mean_over_seeds([e.reconstruction for e in seeds]),
+            "kl": mean_over_seeds([e.kl for e in seeds]),
+            "bits_per_dimension": _mean(_bits_at(e, b.value) for e, b in zip(seeds, rungs[name], strict=True)),
+            "kl_methods": seeds[0].kl_methods,
         }
-        for name, evaluation in evaluations.items()
+        for name, seeds in models.items()
     }
+    first = models[reference][0]
     measure = MEASURES.get(first.base_measure or "", "log p(x)")
     return ComparisonTable(
         f"{describe_data(first)}, sha256 {first.data_hash[:12]}; {measure}, nats per datum",
         k,
         reference,
-        *_rank(evaluations, bounds, functools.partial(_paired, values), reference, further),
-        bits_of=next((words for words in map(_bits_of, evaluations.values()) if words), None),
+        first.num_data,
+        *_rank(models, rungs, values, reference, further),
+        bits_of=next((words for (e, *_) in models.values() if (words := _bits_of(e))), None),
         stored=_stored(first),
-        annealed=_annealed_table(evaluations, reference),
+        annealed=_annealed_table(models, reference),
     )
 
 
-def _annealed_table(evaluations: dict[str, Evaluation], reference: str) -> ComparisonTable | None:
+def _annealed_table(models: Models, reference: str) -> ComparisonTable | None:
     """Return the comparison of AIS, which is on the first of the data; None unless all have it on as many."""
-    checks = {name: e.checked.annealing for name, e in evaluations.items() if e.checked}
-    records = {name: record for name, record in checks.items() if record and "AIS" in record.per_datum}
-    if len(records) < len(evaluations) or len({record.num_data for record in records.values()}) > 1:
+    evaluations = [evaluation for seeds in models.values() for evaluation in seeds]
+    records = [e.checked.annealing for e in evaluations if e.checked and e.checked.annealing]
+    records = [record for record in records if "AIS" in record.per_datum]
+    if len(records) < len(evaluations) or len({record.num_data for record in records}) > 1:
         return None
-    bounds = {name: record.bound for name, record in records.items()}
-    values = {name: record.per_datum["AIS"] for name, record in records.items()}
-    first = records[reference]
-    whole = first.num_data == evaluations[reference].num_data
-    data = "these data" if whole else f"the first {first.num_data} of these data"
-    settings = " or ".join(dict.fromkeys(str(record.settings) for record in records.values()))
+    remaining = iter(records)
+    by_model = {name: [next(remaining) for _ in seeds] for name, seeds in models.items()}
+    first = records[0]
+    data = "these data" if first.num_data == evaluations[0].num_data else f"the first {first.num_data} of these data"
+    settings = " or ".join(dict.fromkeys(str(record.settings) for record in records))
+    bounds = {name: [record.bound for record in seeds] for name, seeds in by_model.items()}
+    values = {name: [record.per_datum["AIS"] for record in seeds] for name, seeds in by_model.items()}
     return ComparisonTable(
         f"Annealed importance sampling (AIS) on {data}, {settings}; nats per datum",
         first.bound.num_particles,
         reference,
-        *_rank(evaluations, bounds, functools.partial(_paired, values), reference),
+        first.num_data,
+        *_rank(models, bounds, values, reference),
     )
 
 
-def _paired(values: Mapping[str, Tensor], name: str, other: str) -> Difference:
-    return Difference.over_data(values[name], values[other])
-
-
 def _rank(
-    evaluations: Mapping[str, Evaluation],
-    bounds: Mapping[str, Estimate],
-    difference: Callable[[str, str], Difference],
+    models: Models,
+    bounds: Mapping[str, Sequence[Estimate]],
+    values: Mapping[str, Sequence[Tensor]],
     reference: str,
     further: Mapping[str, dict[str, Any]] | None = None,
 ) -> tuple[tuple[Row, ...], tuple[Difference, ...]]:
     """Return rows with ranks and differences to the reference, and the steps of the ranking.
 
-    ``difference`` takes the names of two models; ``further`` holds other fields of the rows by the name of the model.
+    ``bounds`` and ``values`` have an item for each seed of a model; ``further`` has other fields of the rows.
     """
-    known = [bound.value for bound in bounds.values() if bound.value is not None]
+    stacked = {name: torch.stack([value.double() for value in seeds]) for name, seeds in values.items()}
+
+    def difference(name: str, other: str) -> Difference:
+        return difference_over_seeds(stacked[name], stacked[other])
+
+    def deviation(name: str) -> float | None:
+        differences = stacked[name].mean(0) - stacked[reference].mean(0)
+        return differences.std().item() if len(differences) > 1 and differences.isfinite().all() else None
+
+    means = {name: mean_over_seeds(seeds, stacked.get(name)) for name, seeds in bounds.items()}
+    known = {name: bound.value for name, bound in means.items() if bound.value is not None}
+    best = max(known, key=lambda name: known[name], default=None)
+    above_others = [difference(best, name).p_value for name in means if name != best] if best is not None else []
+    is_resolved = [p_value is not None and p_value < LEVEL for p_value in holm(above_others)]
+    differences = {name: difference(name, reference) for name in means if name != reference}
+    p_values = dict(zip(differences, holm([d.p_value for d in differences.values()]), strict=True))
     rows = tuple(
         Row(
             name=name,
-            rank=None if bound.value is None else 1 + sum(other > bound.value for other in known),
+            rank=None if bound.value is None else 1 + sum(other > bound.value for other in known.values()),
             bound=bound,
-            difference=None if name == reference else difference(name, reference),
-            version=evaluations[name].versions.get("pyrovae", "not known"),
+            difference=differences.get(name),
+            p_value=p_values.get(name),
+            sd_difference=None if name == reference else deviation(name),
+            is_best=name == best and bool(is_resolved) and all(is_resolved),
+            version=models[name][0].versions.get("pyrovae", "not known"),
+            num_seeds=len(models[name]),
+            sd_seeds=_deviation([seed.value for seed in bounds[name]]),
             **(further or {}).get(name, {}),
         )
-        for name, bound in bounds.items()
+        for name, bound in means.items()
     )
     return rows, tuple(itertools.starmap(difference, itertools.pairwise(ranked_names(rows))))
 
 
-def _common_k(evaluations: Mapping[str, Evaluation]) -> int:
-    ladders = {name: [bound.num_particles for bound in e.iwae] for name, e in evaluations.items()}
-    common = set.intersection(*map(set, ladders.values()))
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = list(values)
+    return None if None in known else statistics.fmean(known)  # type: ignore[arg-type]
+
+
+def _deviation(values: list[float | None]) -> float | None:
+    """Return the standard deviation over seeds; None for one seed or a missing value."""
+    return None if None in values or len(values) < 2 else statistics.stdev(values)  # type: ignore[type-var]
+
+
+def _common_k(models: Models) -> int:
+    ladders = {name: [b.num_particles for b in e.iwae] for name, seeds in models.items() for e in seeds}
+    common = set.intersection(*({b.num_particles for b in e.iwae} for seeds in models.values() for e in seeds))
     if common:
         return max(common)
     listed = "; ".join(f"{name}: {', '.join(map(str, ks))}" for name, ks in ladders.items())

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, field
+from statistics import fmean
 
 from pyrovae.results.estimates import Difference, Estimate
-from pyrovae.results.tables import Cell, Interval, Number, Table, Tabled
+from pyrovae.results.tables import Cell, Interval, Number, Table, Tabled, percent
+from pyrovae.results.training_seeds import LEVEL, POWER, holm, num_data_needed, num_seeds_needed
 
-SEEDS = (
-    "Standard errors and intervals are over the data, for these very weights. Another training seed moves L_K too, on "
-    "MNIST by 0.04 to 0.2 nats: a difference below about 0.3 between single trainings means little, resolved or not."
+ONE_SEED = (
+    "Standard errors and intervals are over the data, for these very weights, of one training seed. Another seed moves "
+    "L_K too, on MNIST by 0.04 to 0.2 nats: a difference below about 0.3 between single trainings means little, "
+    "resolved or not."
 )
+SEEDS = "Standard errors and intervals of differences are over both data and training seeds."
+SMALL_DIFFERENCE = 0.2  # nats, whose cost in data and seeds is stated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +31,14 @@ class Row:
         difference: bound minus the bound of the reference, paired datum by datum; None for the reference itself.
         version: version of pyrovae that evaluated the model.
         largest_k: largest K of the evaluation; 0 beside AIS.
+        num_seeds: number of training seeds, over which the bounds are means.
+        sd_seeds: standard deviation of the bound over training seeds; None for one seed.
         elbo: the ELBO; None beside AIS, which is on other data.
+        reconstruction: first term of the ELBO, likewise.
+        kl: second term of the ELBO, likewise.
+        p_value: p-value of the difference after Holm's adjustment for the number of differences in the table.
+        sd_difference: standard deviation over the data of the paired differences to the reference, nats.
+        is_best: whether the bound is higher than those of all other models, each at the 5 % level after adjustment.
         bits_per_dimension: bits per dimension at the bound, where defined.
         kl_methods: method of the KL of each latent site.
 
@@ -37,7 +50,14 @@ class Row:
     difference: Difference | None
     version: str
     largest_k: int = 0
+    num_seeds: int = 1
+    sd_seeds: float | None = None
     elbo: Estimate | None = None
+    reconstruction: Estimate | None = None
+    kl: Estimate | None = None
+    p_value: float | None = None
+    sd_difference: float | None = None
+    is_best: bool = False
     bits_per_dimension: float | None = None
     kl_methods: dict[str, str] = field(default_factory=dict)
 
@@ -45,14 +65,18 @@ class Row:
         """Return the cells of the table by the names of their columns."""
         paired: tuple[Cell, Cell, Cell] = ("", "", "")
         if (change := self.difference) is not None:
-            resolved = "-" if change.resolved is None else "yes" if change.resolved else "no"
+            resolved = "-" if self.p_value is None else "yes" if self.p_value < LEVEL else "no"
             paired = (Number(change.mean, signed=True, error=change.se), Interval(change.low, change.high), resolved)
         return {
             "model": self.name,
             "rank": "-" if self.rank is None else str(self.rank),
+            "seeds": str(self.num_seeds),
             "ELBO": Number(self.elbo.value if self.elbo else None),
-            self.bound.label: Number(self.bound.value),
+            "reconstruction": Number(self.reconstruction.value if self.reconstruction else None),
+            "KL": Number(self.kl.value if self.kl else None),
+            self.bound.label: Number(self.bound.value, bold=self.is_best),
             "se data": Number(self.bound.se_data),
+            "sd seeds": Number(self.sd_seeds),
             "bits/dim": Number(self.bits_per_dimension, 4),
             **dict(zip(("difference", "95 % interval", "resolved"), paired, strict=True)),
         }
@@ -66,6 +90,7 @@ class ComparisonTable(Tabled):
         title: data, number, transform, hash and measure in words.
         num_particles: K of L_K, or chains of AIS.
         reference: name of the model to which the others are compared.
+        num_data: number of data.
         rows: one row per model.
         steps: difference of each model in the ranking to the next.
         bits_of: the values whose code lengths the bits per dimension are, in words; None where undefined.
@@ -77,6 +102,7 @@ class ComparisonTable(Tabled):
     title: str
     num_particles: int
     reference: str
+    num_data: int
     rows: tuple[Row, ...]
     steps: tuple[Difference, ...]
     bits_of: str | None = None
@@ -110,12 +136,14 @@ class ComparisonTable(Tabled):
         """Return the table of the models, with the ranking below it."""
         several = len(self.rows) > 1
         left_out = set() if several else {"rank", "difference", "95 % interval", "resolved"}
-        left_out |= set() if any(row.elbo for row in self.rows) else {"ELBO"}
+        left_out |= set() if any(row.elbo for row in self.rows) else {"ELBO", "reconstruction", "KL"}
+        left_out |= set() if any(row.num_seeds > 1 for row in self.rows) else {"seeds", "sd seeds"}
         left_out |= {"bits/dim"} if self.bits_of is None else set()
         rows = [{name: cell for name, cell in row.cells().items() if name not in left_out} for row in self.rows]
+        adjusted = f", adjusted for {len(self.rows) - 1} differences (Holm)" if len(self.rows) > 2 else ""
         paired = (
-            f"difference: {self.label} minus that of {self.reference}, paired datum by datum; resolved: whether its "
-            "95 % interval excludes 0"
+            f"difference: {self.label} minus that of {self.reference}, paired datum by datum; resolved: whether it "
+            f"differs from 0 at the 5 % level{adjusted}"
         )
         return Table(
             header=tuple(rows[0]),
@@ -127,10 +155,11 @@ class ComparisonTable(Tabled):
     def _caveats(self) -> list[str]:
         label, notes = self.label, []
         if self.steps:
-            signs = [" > " if step.resolved else " ~ " for step in self.steps]
+            adjusted = holm([step.p_value for step in self.steps])
+            signs = [" ~ " if p_value is None or p_value >= LEVEL else " > " for p_value in adjusted]
             order = "".join(itertools.chain.from_iterable(zip(self.ranking, [*signs, ""], strict=True)))
-            meaning = " (~: not told apart by their paired 95 % interval)" if " ~ " in signs else ""
-            notes.append(f"Ranking by {label}: {order}{meaning}")
+            meaning = " (~: not told apart at the 5 % level)" if " ~ " in signs else ""
+            notes.append(f"Ranking by {label}{self._seeds_text()}: {order}{meaning}")
         further = [f"{row.name} (up to {row.largest_k})" for row in self.rows if row.largest_k > self.num_particles]
         if further:
             notes.append(
@@ -139,7 +168,44 @@ class ComparisonTable(Tabled):
         versions = dict.fromkeys(row.version for row in self.rows)
         if len(versions) > 1:
             notes.append(f"Evaluated by different versions of pyrovae: {', '.join(versions)}.")
-        return notes if label == "AIS" else [*notes, SEEDS]
+        return notes if label == "AIS" else [*notes, *self._power(), *self._errors()]
+
+    def _seeds_text(self) -> str:
+        counts = {row.num_seeds for row in self.rows}
+        return " (one training seed each)" if counts == {1} else ""
+
+    def _errors(self) -> list[str]:
+        """Return what the standard errors are over."""
+        single = [row.name for row in self.rows if row.num_seeds == 1]
+        if len(single) == len(self.rows):
+            return [ONE_SEED]
+        only = (
+            f" One training seed only, so that differences hold for that seed: {', '.join(single)}." if single else ""
+        )
+        return [f"{SEEDS}{only}"]
+
+    def _power(self) -> list[str]:
+        """Return how many data, particles and seeds tell a small difference apart."""
+        deviations = [row.sd_difference for row in self.rows if row.sd_difference]
+        if not deviations:
+            return []
+        sd, delta = max(deviations), SMALL_DIFFERENCE
+        text = (
+            f"To tell {delta} nats apart (5 % level, power {percent(POWER, 0)}) by paired differences of these models "
+            f"takes {num_data_needed(sd, delta):,} data (here {self.num_data:,})"
+        )
+        known = [row.sd_seeds for row in self.rows if row.sd_seeds is not None]
+        if known:
+            deviation = math.sqrt(fmean(value**2 for value in known))
+            seeds = num_seeds_needed(deviation, delta, error=sd / math.sqrt(self.num_data))
+            text += (
+                f" and {seeds} training seeds of each model" if seeds else "; with these, seeds alone are not enough"
+            )
+        errors = sorted(row.bound.se_monte_carlo or 0.0 for row in self.rows)
+        share = self.num_data * (errors[-1] ** 2 + errors[-2] ** 2) / sd**2
+        return [
+            f"{text}. Draws at {self.label} make up at most {percent(min(share, 1.0), 0)} of the variance over data."
+        ]
 
     def _reasons(self) -> list[str]:
         """Return the reasons for Monte Carlo KL terms and for missing numbers, one sentence per reason."""

@@ -64,6 +64,7 @@ class Number:
         digits: digits after the decimal point.
         signed: whether to print a plus sign, as for differences.
         error: standard error, printed after the number.
+        bold: whether LaTeX and Markdown print it bold.
 
     """
 
@@ -71,6 +72,7 @@ class Number:
     digits: int = 3
     signed: bool = False
     error: float | None = None
+    bold: bool = False
 
     def __str__(self) -> str:
         if self.value is None:
@@ -229,13 +231,15 @@ def _no_formula(value: Any) -> Any:
 
 def _markdown(cell: Cell) -> str:
     """Return a cell in Markdown, escaped where it would start another cell or a tag."""
-    return re.sub(r"[\\|<]", r"\\\g<0>", str(cell))
+    text = re.sub(r"[\\|<]", r"\\\g<0>", str(cell))
+    return f"**{text}**" if isinstance(cell, Number) and cell.bold else text
 
 
 def _latex(cell: Cell) -> str:
     """Return a cell in LaTeX, numbers in math mode, which sets a minus sign and not a hyphen."""
     text = str(cell)
     if not isinstance(cell, str) and text != "-":
-        return "$" + text.replace("+-", r"\pm") + "$"
+        text = text.replace("+-", r"\pm")
+        return rf"$\mathbf{{{text}}}$" if isinstance(cell, Number) and cell.bold else f"${text}$"
     escaped = text.translate(LATEX).replace("+-", r"$\pm$")
     return "{}" + escaped if escaped.startswith(("[", "*")) else escaped  # else LaTeX reads the options of a row

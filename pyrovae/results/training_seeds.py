@@ -4,14 +4,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from statistics import fmean
 
 from scipy.special import ndtri, stdtrit
 from torch import Tensor
 
-from pyrovae.results.estimates import Difference
+from pyrovae.results.estimates import Difference, Estimate, mean_and_error
 
 LEVEL, POWER = 0.05, 0.8  # probability of a false claim, and of finding a difference that exists
 MOST_SEEDS = 100  # of each model, in a recommendation
+
+
+def mean_over_seeds(estimates: Sequence[Estimate], values: Tensor | None = None) -> Estimate:
+    """Return the mean of the estimates of one model by several training seeds, which share their data.
+
+    Args:
+        estimates: one for each seed.
+        values: values of each seed and datum ``(S, N)``; without them the mean has no error over the data.
+
+    """
+    first, *others = estimates
+    if not others:
+        return first
+    reason = next((estimate.why for estimate in estimates if estimate.value is None), None)
+    if reason is not None:
+        return replace(first, value=None, se_data=None, se_monte_carlo=None, why=reason)
+    errors = [estimate.se_monte_carlo for estimate in estimates]
+    known = [error for error in errors if error is not None]
+    return replace(
+        first,
+        value=fmean(estimate.value for estimate in estimates if estimate.value is not None),
+        se_data=None if values is None else mean_and_error(values.mean(0))[1],
+        se_monte_carlo=math.hypot(*known) / len(errors) if len(known) == len(errors) else None,
+    )
 
 
 def difference_over_seeds(ours: Tensor, theirs: Tensor) -> Difference:
@@ -63,16 +89,20 @@ def _variances_of_mean(values: Tensor) -> tuple[float, float]:
     return between, interaction / (num_seeds * num_data)
 
 
-def holm(p_values: Sequence[float]) -> tuple[float, ...]:
+def holm(p_values: Sequence[float | None]) -> tuple[float | None, ...]:
     """Return p-values adjusted for their number, so that any false claim at a level has at most its probability.
 
     *A simple sequentially rejective multiple test procedure (Holm 1979)*, https://www.jstor.org/stable/4615733
+
+    Args:
+        p_values: one for each comparison; None for a comparison without one.
+
     """
-    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    adjusted, highest = [0.0] * len(p_values), 0.0
-    for rank, i in enumerate(order):
-        highest = max(highest, min(1.0, (len(order) - rank) * p_values[i]))
-        adjusted[i] = highest
+    known = sorted((p_value, i) for i, p_value in enumerate(p_values) if p_value is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    highest = 0.0
+    for rank, (p_value, i) in enumerate(known):
+        adjusted[i] = highest = max(highest, min(1.0, (len(known) - rank) * p_value))
     return tuple(adjusted)
 
 

@@ -60,7 +60,7 @@ def iter_particles(
 ) -> Iterator[ParticleBatch]:
     """Yield the particles of some rows in batches; the draws do not depend on the chunks in which they are scored.
 
-    `chunk_size` and `compiled` are those of `score_model`.
+    See `score_model` for `chunk_size` and `compiled`.
     """
     sizes, elements = chunk_sizes(rows.device), sum(latent.num_elements for latent in programs.latents.values())
     drawn_rows = sizes.drawn_rows if programs.broadcasts else sizes.rows  # the guide's networks run on each

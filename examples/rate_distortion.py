@@ -75,6 +75,7 @@ header = ("", "rate", "distortion", "ELBO", f"L_{ks[-1]}")
 title = f"{num_test} test data, nats per datum; L_{ks[-1]} is the IWAE bound on log p(x)"
 print(f"\n{Table(header, tuple(rows), title=(title,))}")
 
-figure = report.rate_distortion(evaluations, curve=curve)
+points = {"ELBO with beta": {name: evaluations.pop(name) for name in curve}, **evaluations}
+figure = report.rate_distortion(points)
 figure.savefig(options.picture, dpi=100, format="png")
 print(f"picture: {options.picture}")

@@ -61,7 +61,7 @@ def vae(**parts: Any) -> pyrovae.VAE:
         (lambda: posteriors.IAF(2, num_layers=0), "integer >= 1, got 0; for 0 use DiagonalNormal"),
         (lambda: likelihoods.Gaussian(5, scale=math.inf), "`scale` of Gaussian must be a finite number > 0, got inf"),
         (lambda: objectives.ELBO(beta=math.inf), "`beta` of ELBO must be a finite number >= 0, got inf"),
-        (lambda: report.rate_distortion({}, curve="abc"), "`curve` of rate_distortion must be several: a string, got"),
+        (lambda: pyrovae.fit(vae(), X, modules="abc"), "`modules` of FitOptions must be several: a Module, got 'abc'"),
         (lambda: pyrovae.data.load(object()), "`source` must be a name, a path, an array, .* got object"),
         (lambda: likelihoods.StudentT(3, df=1.0), "`df` of StudentT must be a finite number > 1, got 1.0; a mean exis"),
         (lambda: likelihoods.HeteroscedasticGaussian(3, min_scale=0.0), "`min_scale` of .* must be a finite number > "),

@@ -352,7 +352,6 @@ def test_pixel_scales_without_a_formula_are_those_of_draws() -> None:
         ),
         (lambda vae, x: report.latent_space(vae, x, torch.zeros(5)), r"one per datum, got 6 data and labels of \(5,\)"),
         (lambda vae, x: report.latent_space(vae, x[:0]), "`x` holds one datum or more"),
-        (lambda vae, x: report.rate_distortion({"a": (1, 2)}, curve=["b"]), "`curve` names points, a, but received b"),
         (
             lambda vae, x: report.rate_distortion({"a": (-1.0, 2.0)}),
             "two finite numbers, rate >= 0 and distortion, got",
@@ -733,12 +732,15 @@ def test_a_manifold_goes_through_quantiles_of_the_prior(*, shifted: bool) -> Non
 
 
 def test_rate_distortion_shows_evaluations_and_pairs_between_lines_of_equal_elbo() -> None:
-    points = {"a": (0.0, 27.0), "b": (16.0, 21.0), "evaluated": make_evaluation()}
-    figure = drawn(report.rate_distortion(points, curve=["b", "a"]))
+    points = {"curve": {"b": (16.0, 21.0), "a": (0.0, 27.0)}, "evaluated": make_evaluation()}
+    figure = drawn(report.rate_distortion(points))
     (axes,) = figure.axes
-    assert axes.lines[0].get_xydata().tolist() == [[16.0, 21.0], [0.0, 27.0]]
+    assert line(axes, "curve").tolist() == [[16.0, 21.0], [0.0, 27.0]]
     assert line(axes, "evaluated").tolist() == [[8.0, 14.1]]
     assert texts(figure.legends[0].get_texts()) == ["evaluated"]
+    assert {"a", "b"} <= set(texts(axes.texts))
+    second = drawn(report.rate_distortion(points | {"second": {"c": (1.0, 24.0)}}))
+    assert texts(second.legends[0].get_texts()) == ["curve", "evaluated", "second"]
     (contours,) = (entry for entry in axes.collections if isinstance(entry, ContourSet))
     for elbo, path in zip(contours.levels, contours.get_paths(), strict=True):
         assert np.allclose(path.vertices.sum(1), -elbo)

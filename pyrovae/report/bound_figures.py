@@ -36,12 +36,14 @@ LADDER = "IWAE bound $L_K$"
 ANNEALED = "AIS"  # the only other lower bound on the same data
 OVER_DATA, MONTE_CARLO = "Standard error over the data", "Monte Carlo standard error"
 PAIRED, OVERFITTING = "Standard error of the difference, datum by datum", "Over-fitting of the guide"
+Point = Evaluation | tuple[float, float]  # or its rate and distortion
 BROAD: dict[str, Any] = {"linewidth": 7, "alpha": 0.25}
 THIN: dict[str, Any] = {"fmt": "none", "ecolor": INK, "elinewidth": 1.2, "capsize": 3, "zorder": 4}
 BAR, LINE = 0.62, 0.40  # width of a step's bar, half the width of a bound's line
 LETTERS = 15  # letters of a line below the axis of steps
-MARKERS = ("s", "^", "D", "v", "P", "X", "*", "<", ">")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 PLACE = 0.8  # of the value on a line of equal ELBO, from its upper end
+LEGEND = 75  # letters on a line of the legend
 SHORTEST = 0.15  # width of a line of equal ELBO with a value, as a share of the axis
 NAMED_SITES, SITE_NAMES = 12, 8  # sites with a bar and a name each; names below the axis of more sites
 LOGARITHMIC = 100  # ratio of the KL of many sites from which the axis is logarithmic
@@ -250,9 +252,7 @@ def forest(block: ComparisonTable, *, ax: Axes | None = None) -> Figure | None:
 
 
 @styled
-def rate_distortion(
-    points: Mapping[str, Evaluation | tuple[float, float]], *, curve: Sequence[str] = (), ax: Axes | None = None
-) -> Figure:
+def rate_distortion(points: Mapping[str, Point | Mapping[str, Point]], *, ax: Axes | None = None) -> Figure:
     """Draw models by their rate, the KL, and their distortion, minus the reconstruction, with lines of equal ELBO.
 
     The ELBO is minus the sum of both. ``objectives.ELBO(beta=beta)`` minimizes ``distortion + beta * rate``: the best
@@ -262,34 +262,48 @@ def rate_distortion(
 
     Args:
         points: evaluations of the same data, or pairs (rate, distortion) in nats per datum, by the name of the model.
-        curve: names of models to join by a line, in this order; the others have an entry in the legend each.
+            A mapping of points is a curve: a line joins them in this order, and their names stand beside them. Other
+            points have an entry in the legend each, and so have curves if there are several.
         ax: axes to draw into, without title and legend; None for a new figure.
 
     Raises:
-        ValueError: if evaluations may not be compared, one has no KL or reconstruction, a pair is not two finite
-            numbers with a rate >= 0, or a name of the curve is not among the points.
+        ValueError: if evaluations may not be compared, one has no KL or reconstruction, or a pair is not two finite
+            numbers with a rate >= 0.
+
+    Example:
+        >>> rate_distortion({"ELBO": {"beta = 0.5": first, "beta = 1": second}, "DReG": third})
 
     """
-    if unknown := [name for name in curve if name not in points]:
-        raise ValueError(f"`curve` names points, {', '.join(points)}, but received {', '.join(unknown)}")
-    require_comparable({name: point for name, point in points.items() if isinstance(point, Evaluation)})
-    pairs = {name: _rate_and_distortion(name, point) for name, point in points.items()}
+    curves: dict[str, Mapping[str, Point]] = {
+        name: point if isinstance(point, Mapping) else {name: point} for name, point in points.items()
+    }
+    joined = [name for name, point in points.items() if isinstance(point, Mapping)]
+    require_comparable(
+        {
+            f"{name}, {key}" if name in joined else name: point
+            for name, curve in curves.items()
+            for key, point in curve.items()
+            if isinstance(point, Evaluation)
+        }
+    )
     figure, axes = panel(ax, 6.4, 5.0, title="Rate and distortion, with lines of equal ELBO")
     axes.set_xlabel("Rate: KL (nats per datum)")
     axes.set_ylabel("Distortion: \N{MINUS SIGN}reconstruction (nats per datum)")
-    if curve:
-        axes.plot(*zip(*(pairs[name] for name in curve), strict=True), "-o", color=FIRST, markersize=5, linewidth=1.4)
-    for name in curve:
-        axes.annotate(name, pairs[name], xytext=(6, 4), textcoords="offset points", fontsize=9)
-    others = [name for name in points if name not in curve]
-    for i, name in enumerate(others):
-        color, marker = PALETTE[1 + i % (len(PALETTE) - 1)], MARKERS[i % len(MARKERS)]
-        axes.plot(*pairs[name], marker, color=color, markersize=7, fillstyle="none", markeredgewidth=1.6, label=name)
+    for i, (name, curve) in enumerate(curves.items()):
+        pairs = {key: _rate_and_distortion(key, point) for key, point in curve.items()}
+        look: dict[str, Any] = {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)], "label": name}
+        if name in joined:
+            axes.plot(*zip(*pairs.values(), strict=True), markersize=5, linewidth=1.4, **look)
+            for key, pair in pairs.items():
+                axes.annotate(key, pair, xytext=(6, 4), textcoords="offset points", fontsize=9)
+        else:
+            axes.plot(*pairs[name], markersize=7, fillstyle="none", markeredgewidth=1.6, linestyle="", **look)
     axes.margins(0.12)
     axes.set_xlim(left=max(axes.get_xlim()[0], -0.02 * axes.get_xlim()[1]))  # a KL is not negative
     _draw_elbo_lines(axes)
-    if ax is None and others:
-        legend_below(figure, others, columns=3)
+    labels = [name for name in points if name not in joined or len(joined) > 1]
+    if ax is None and labels:
+        legend_below(figure, labels, columns=max(1, min(3, LEGEND // max(map(len, labels)))))
     return figure
 
 

@@ -22,7 +22,7 @@ diagnostics    k-hat, adequacy of K, active units, mutual information, inference
 evaluation     ELBO and IWAE bounds of any model and guide with standard errors; Checks: AIS, BDMC, gaps, latent units
 testing        check: conformance tests for your own parts
 report         HTML page of an evaluation, its figures, comparison of runs, ArviZ tree
-cli            pyrovae train | evaluate | compare | generate
+cli            pyrovae train | evaluate | compare | generate | sweep
 
 A swap is one line:
 

@@ -25,6 +25,7 @@ import pyrovae
 from pyrovae.cli import main
 from pyrovae.cli.train_command import MENUS
 from pyrovae.runtime.context import forked_random, interrupts_wait, stream_seed
+from pyrovae.training.checkpoint import Checkpoint, Progress
 from pyrovae.training.run_folder import MANIFEST, RunFolder
 
 HIDDEN = ["--encoder.hidden", "16", "--decoder.hidden", "16"]
@@ -202,6 +203,56 @@ def test_a_broken_pipe_ends_quietly(unbuffered: str) -> None:
     assert process.wait(timeout=60) == 0
 
 
+# sweeps
+
+SWEEP = ["sweep", *QUICK[:2], *QUICK[4:6], "--batch_size", "433", "--num_data", "9", "--ks", "1", "5", *HIDDEN[2:]]
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_an_interrupted_sweep_resumes_to_the_numbers_of_train(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lists = ["--encoder.hidden", "8", "--encoder.hidden", "8", "4"]
+    words = [*SWEEP, "--folder", "s", "--latent_dim", "2", "3", *lists]
+    saved: list[object] = []
+
+    def save(checkpoint: Checkpoint, progress: Progress) -> None:
+        saved.append(progress)
+        if len(saved) == 6:  # the second epoch of the second run; the first save of a run is before its training
+            raise KeyboardInterrupt
+        original(checkpoint, progress)
+
+    original = Checkpoint.save
+    monkeypatch.setattr(Checkpoint, "save", save)
+    assert main(words) == 130
+    captured = capsys.readouterr()
+    assert captured.out.startswith("4 runs in s, 0 of them finished\nlatent_dim: 2, 3; encoder.hidden: 8, 8 4\n")
+    assert "To resume the sweep: the same command again" in captured.err
+    assert main(words) == 0
+    captured = capsys.readouterr()
+    assert "4 runs in s, 1 of them finished" in captured.out
+    names = ["latent_dim-2_hidden-8", "latent_dim-2_hidden-8-4", "latent_dim-3_hidden-8", "latent_dim-3_hidden-8-4"]
+    assert re.findall("run . of 4: (.*)", captured.err) == names[1:]
+    assert {path.name for path in Path("s").iterdir()} == {*names, "comparison.txt", "rate_distortion.png"}
+    table = Path("s/comparison.txt").read_text()
+    assert table in captured.out
+    assert [line.split()[0] for line in table.splitlines() if line.startswith("latent_dim")] == names
+    alone = [*SWEEP[1:7], *HIDDEN[2:], "--latent_dim", "2", "--encoder.hidden", "8", "4"]
+    assert main(["train", "--folder", "alone", *alone]) == 0
+    assert elbos("alone") == elbos(f"s/{names[1]}")
+    assert f"s/{names[0]} was made with --clip_norm None, but received 1.0" in fails(capsys, *words, "--clip_norm=1")
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_the_failure_of_one_run_does_not_stop_a_sweep(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SWEEP, "--latent_dim", "2", "--learning_rate", "1e30", "0.001"]) == 1
+    captured = capsys.readouterr()
+    (line,) = (line for line in captured.err.splitlines() if "error:" in line)
+    assert line.startswith("pyrovae: error: learning_rate-1e30: training stopped in epoch")
+    assert "1 of 2 runs failed: learning_rate-1e30; the same command tries them again" in captured.err
+    assert "learning_rate-0.001" in Path("runs/sweep/comparison.txt").read_text()
+
+
 # menus
 
 SMALL = {
@@ -253,7 +304,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert main(["--help"]) == 0
     overview = capsys.readouterr().out
-    for command in ("evaluate", "compare", "generate", "train"):
+    for command in ("evaluate", "compare", "generate", "sweep", "train"):
         assert f"pyrovae {command}" in overview
         text = printed(capsys, command, "--help")
         assert max(map(len, text.splitlines())) <= 100
@@ -299,6 +350,16 @@ evaluate nothing | nothing is not a run folder
 compare a b --output x.xlsx | --output ends in one of .txt, .md, .tex, .csv, but received x.xlsx
 evaluate | RUN
 fly | there is no command 'fly'; choose from train, evaluate, compare, generate
+sweep --epochs 1 | needs several values of an option, such as --latent_dim 2 8 32
+sweep --latent_dim 2 two | invalid int value: 'two'
+sweep --latent 2 8 | unknown option --latent; did you mean --latent_dim?
+sweep stray | unknown argument 'stray'
+sweep --folder a b --latent_dim 2 8 | all runs of a sweep have the same --folder, but received 2 values
+sweep --latent_dim 2 8 --ks 2 3 | each K must divide the next
+sweep --latent_dim 2 8 --num_data 0 | first(0)
+sweep --objective.beta 1 -1 | beta--1: `beta` of ELBO must be a finite number >= 0
+sweep --prior StandardNormal Flow --latent_dim 1 2 | prior-Flow_latent_dim-1: `latent_dim` of a Flow must be >= 2
+sweep --batch_size 1 2 3 4 5 6 --epochs 1 2 3 4 5 6 --seed 1 2 3 4 5 6 | at most 200 runs, but these options make 216
 """.strip().splitlines()
 
 

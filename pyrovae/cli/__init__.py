@@ -1,4 +1,4 @@
-"""The command line: ``pyrovae train | evaluate | compare | generate``, thin over the library."""
+"""The command line: ``pyrovae train | evaluate | compare | generate | sweep``, thin over the library."""
 
 from __future__ import annotations
 
@@ -6,19 +6,16 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-
-import torch
 
 from pyrovae.cli.compare_command import compare
 from pyrovae.cli.evaluate_command import evaluate
 from pyrovae.cli.generate_command import generate
-from pyrovae.cli.terminal import print_error, print_text
+from pyrovae.cli.sweep_command import sweep
+from pyrovae.cli.terminal import error_line, print_error, print_text
 from pyrovae.cli.train_command import train
 from pyrovae.training.checkpoint import versions
-
-LONGEST = 800  # characters of an error
 
 USAGE = """usage: pyrovae COMMAND [options]
 
@@ -28,6 +25,7 @@ Variational autoencoders as Pyro programs, judged by bounds on log p(x).
   pyrovae evaluate    report the ELBO and IWAE bounds of a run, and how reliable they are
   pyrovae compare     put evaluated runs side by side, with paired differences
   pyrovae generate    draw data from a run
+  pyrovae sweep       train, evaluate and compare a run for each combination of some options
 
 pyrovae COMMAND --help lists the options, pyrovae --version prints the versions of the packages.
 A first round, without any network:
@@ -38,7 +36,10 @@ A first round, without any network:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit code: 0, 2 after an error, 128 + N after signal N, such as 130 for Ctrl-C."""
+    """Run a command and return the exit code: 0, 2 after an error, 128 + N after signal N, such as 130 for Ctrl-C.
+
+    A sweep returns 1 if some of its runs failed.
+    """
     code = 0
     try:
         try:
@@ -88,7 +89,8 @@ def _drop_output() -> None:
 
 def _run(words: list[str]) -> int:
     """Run the command that the first word names and return the exit code."""
-    commands = {"train": train, "evaluate": evaluate, "compare": compare, "generate": generate}
+    commands: dict[str, Callable[[list[str]], int | None]]
+    commands = {"train": train, "evaluate": evaluate, "compare": compare, "generate": generate, "sweep": sweep}
     if not words or words[0] in ("-h", "--help", "help"):
         print_text(USAGE)
         return 0 if words else 2
@@ -98,23 +100,9 @@ def _run(words: list[str]) -> int:
     if words[0] not in commands:
         return _fail(f"there is no command {words[0]!r}; choose from {', '.join(commands)}")
     try:
-        commands[words[0]](words[1:])
-    except (ValueError, TypeError, OSError) as error:
-        return _fail(_first_cause(error))
-    except (MemoryError, RuntimeError) as error:
-        of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        if not of_memory and "can't allocate memory" not in str(error):  # torch has no class for a CPU without memory
-            raise
-        return _fail(f"there is not enough memory; choose smaller layers or batches ({_first_cause(error)})")
-    return 0
-
-
-def _first_cause(error: BaseException) -> str:
-    """Return the message of an error on one line, without the message that Pyro puts in front."""
-    while str(error).startswith("Error while computing") and isinstance(error.__cause__, ValueError):
-        error = error.__cause__
-    text = " ".join(str(error).split())
-    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+        return commands[words[0]](words[1:]) or 0
+    except Exception as error:
+        return _fail(error_line(error))
 
 
 def _fail(message: str) -> int:

@@ -10,10 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pyrovae.bounds.multi_sample import check_ladder
 from pyrovae.cli.data_options import add_data, add_run, load_run, run_data
 from pyrovae.cli.parser import Parser
 from pyrovae.cli.terminal import file_name, print_error, print_text
-from pyrovae.data import Split, fingerprint
+from pyrovae.data import Data, Split, fingerprint
 from pyrovae.data.loader import Loader
 from pyrovae.evaluation import Checks
 from pyrovae.evaluation import evaluate as evaluate_programs
@@ -41,6 +42,17 @@ NAMED = {  # word in the name of a report, for each option that changes the eval
 
 def evaluate(argv: Sequence[str]) -> None:
     """Report the bounds of a run."""
+    run_evaluation(evaluation_options(argv))
+
+
+def run_evaluation(options: dict[str, Any]) -> None:
+    """Evaluate the run that the options name, and write its report."""
+    with init_distributed(options["device"]) as processes, ExitStack() as locks:
+        _evaluate(options, processes, locks)
+
+
+def evaluation_options(argv: Sequence[str]) -> dict[str, Any]:
+    """Return the options, with the name of the report."""
     parser = Parser(
         prog="pyrovae evaluate",
         usage="pyrovae evaluate RUN [options]",
@@ -51,10 +63,7 @@ def evaluate(argv: Sequence[str]) -> None:
     add_data(parser, default=None)
     group = parser.add_argument_group("evaluation")
     add = functools.partial(parser.add, group)
-    add("split", "part of the data", default="test", choices=("train", "validation", "test"))
-    add("num_data", "evaluate only the first N (default: all)", type=int)
-    text = "numbers of particles of the IWAE bounds, each a divisor of the next"
-    add("ks", text, default=[1, 5, 50, 500, 5000], type=int, nargs="+", metavar="K")
+    add_bounds(parser, group)
     add("batch_size", "data points per batch (default: by K)", type=int)
     add("seed", "seed of the draws", default=0)
     add("device", "auto, cpu, cuda, cuda:1 or mps", default="auto")
@@ -70,8 +79,23 @@ def evaluate(argv: Sequence[str]) -> None:
     if options["report"] is None:
         options["report"] = _name({name: parser.get_default(name) for name in NAMED}, options)
     check_report_name(options["report"])
-    with init_distributed(options["device"]) as processes, ExitStack() as locks:
-        _evaluate(options, processes, locks)
+    check_ladder(tuple(options["ks"]))
+    return options
+
+
+def add_bounds(parser: Parser, group: Any) -> None:
+    """Add the data and the numbers of particles of an evaluation."""
+    add = functools.partial(parser.add, group)
+    add("split", "part of the data", default="test", choices=("train", "validation", "test"))
+    add("num_data", "evaluate only the first N (default: all)", type=int)
+    text = "numbers of particles of the IWAE bounds, each a divisor of the next"
+    add("ks", text, default=[1, 5, 50, 500, 5000], type=int, nargs="+", metavar="K")
+
+
+def choose_split(data: Data, options: Mapping[str, Any]) -> Split:
+    """Return the data to be evaluated."""
+    split: Split = getattr(data, options["split"])
+    return split if options["num_data"] is None else split.first(options["num_data"])
 
 
 def _evaluate(options: dict[str, Any], processes: Group, locks: ExitStack) -> None:
@@ -82,8 +106,7 @@ def _evaluate(options: dict[str, Any], processes: Group, locks: ExitStack) -> No
     data = processes.main_process_first(lambda: run_data(run, options))
     if processes.first and fingerprint(data.train.stored) != run.config["data"]["hash"]:
         print_text("note: these are not the data that the run was trained on\n")
-    split = getattr(data, options["split"])
-    split = split if options["num_data"] is None else split.first(options["num_data"])
+    split = choose_split(data, options)
     checks = Checks(**{name: options[name] for name in CHECKS}) if options["checks"] == "true" else None
     path = _journal_path(run, options)
     if processes.from_first(lambda: _show_finished(run, split, checks, options)):

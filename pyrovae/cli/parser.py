@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import itertools
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -129,6 +130,35 @@ class Parser(argparse.ArgumentParser):
         words = [word for word in map(_underscored, argv) if word not in ("--help", "-h")]
         namespace, _ = self.parse_known_args(words, argparse.Namespace(**dict.fromkeys(self.roles)))
         return vars(namespace)
+
+    def values(self, argv: Sequence[str]) -> dict[str, dict[str, list[str]]]:
+        """Return the values that are typed for each option, by their text, as words of a command line.
+
+        Each word is a value; if the option takes a list, the words of each of its occurrences are one value.
+        """
+        typed: dict[str, list[list[str]]] = {}
+        name = None
+        for word in map(_underscored, argv):
+            if word.startswith("--"):
+                name, equals, first = word.partition("=")
+                typed.setdefault(name, []).append([first] if equals else [])
+            elif name is None:
+                raise ValueError(self._unknown(word))
+            else:
+                typed[name][-1].append(word)
+        for role in self.roles:
+            for path in itertools.chain(*typed.get(f"--{role}", [])):
+                self._import_parts(dict.fromkeys(self.roles) | {role: path}, {})
+        values: dict[str, dict[str, list[str]]] = {}
+        for name, occurrences in typed.items():
+            action = self._option_string_actions.get(name)
+            if action is None:
+                raise ValueError(self._unknown(name))
+            if action.nargs in ("*", "+"):
+                values[name] = {" ".join(words): [name, *words] for words in occurrences}
+            else:
+                values[name] = {word: [f"{name}={word}"] for word in itertools.chain(*occurrences)} or {"": [name]}
+        return values
 
     def to_save(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options that a configuration file may hold."""

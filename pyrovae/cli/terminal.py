@@ -9,9 +9,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
+import torch
+
 from pyrovae.results.tables import printable_lines
 from pyrovae.runtime import replacing
 from pyrovae.runtime.distributed import is_main_process
+
+LONGEST = 800  # characters of an error
 
 
 def print_text(text: str) -> None:
@@ -46,3 +50,21 @@ def writing(path: Path, option: str) -> Iterator[BinaryIO]:
             yield file
     except OSError as error:
         raise ValueError(f"{path} cannot be written ({error.strerror}); choose another {option}") from None
+
+
+def error_line(error: Exception) -> str:
+    """Return the message of an error of the user on one line; raise any other error again."""
+    if isinstance(error, (ValueError, TypeError, OSError)):
+        return _first_cause(error)
+    of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    if not of_memory and "can't allocate memory" not in str(error):  # torch has no class for a CPU without memory
+        raise error
+    return f"there is not enough memory; choose smaller layers or batches ({_first_cause(error)})"
+
+
+def _first_cause(error: BaseException) -> str:
+    """Return the message of an error on one line, without the message that Pyro puts in front."""
+    while str(error).startswith("Error while computing") and isinstance(error.__cause__, ValueError):
+        error = error.__cause__
+    text = " ".join(str(error).split())
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"

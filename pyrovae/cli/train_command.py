@@ -7,7 +7,7 @@ import itertools
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyrovae import likelihoods, networks, objectives, posteriors, priors
 from pyrovae.cli.data_options import add_data, load_data, saved_options
@@ -45,6 +45,14 @@ def train(argv: Sequence[str]) -> None:
     run = parser.add_argument_group("run")
     parser.add(run, "folder", "run folder (default: the next free runs/DATA-NUMBER)", metavar="DIR")
     parser.add(run, "resume", "resume the run in this folder, with the options it was made with", metavar="DIR")
+    add_training(parser, run)
+    options = absolute_data(_resumed(parser, argv))
+    with init_distributed(options["device"]) as group:
+        run_training(parser, options, group)
+
+
+def add_training(parser: Parser, run: Any) -> None:
+    """Add the options of data, model and training, and ``--allow`` to the group of the run."""
     add_data(parser)
     model = parser.add_argument_group("model")
     parser.add(model, "latent_dim", "latent dimensions", default=16)
@@ -53,37 +61,53 @@ def train(argv: Sequence[str]) -> None:
     parser.add_record("training", Training)
     text = "packages beside pyrovae from which a file or a run may import classes (default: none)"
     run.add_argument("--allow", nargs="+", default=[], metavar="PACKAGE", help=text)
-    options = _resumed(parser, argv)
+
+
+def absolute_data(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options with absolute paths of data, so that a run finds them from any folder."""
+    paths = {
+        name: str(Path(options[name]).resolve())
+        for name in ("data", "data.root")
+        if options[name] is not None and options[name] not in datasets.NAMES and Path(options[name]).exists()
+    }
+    return options | paths
+
+
+class Prepared(NamedTuple):
+    """VAE, data and settings of a run."""
+
+    vae: VAE
+    data: Data
+    objective: objectives.Objective
+    training: Training
+
+
+def prepare(parser: Parser, options: dict[str, Any], group: Group) -> Prepared:
+    """Make everything that the options of a run describe."""
     objective = _objective(parser, options)
-    for name in ("data", "data.root"):  # absolute, so that a run finds its data from any folder
-        if options[name] is not None and options[name] not in datasets.NAMES and Path(options[name]).exists():
-            options[name] = str(Path(options[name]).resolve())
-    settings = Training(**{name: options[name] for name in Training.__dataclass_fields__})
-    with init_distributed(settings.device) as group:
-        _train(parser, options, objective, settings, group)
-
-
-def _train(
-    parser: Parser, options: dict[str, Any], objective: objectives.Objective, settings: Training, group: Group
-) -> None:
-    """Fit a VAE on one of the ranks."""
-    choose_device(settings.device)
+    training = Training(**{name: options[name] for name in Training.__dataclass_fields__})
+    choose_device(training.device)
     likelihood, _ = parser.chosen("likelihood", options)
     data = group.main_process_first(lambda: load_data(options, likelihood.form))
-    with forked_random(stream_seed(settings.seed, "initialize")), bounded_parameters("the model of these options"):
-        vae = _build(parser, options, data)
+    with forked_random(stream_seed(training.seed, "initialize")), bounded_parameters("the model of these options"):
+        return Prepared(_build(parser, options, data), data, objective, training)
+
+
+def run_training(parser: Parser, options: dict[str, Any], group: Group) -> None:
+    """Fit a VAE on one of the ranks, or resume the run that the options name."""
+    vae, data, objective, training = prepare(parser, options, group)
     given = options["resume"] or options["folder"]
     folder = Path(given or group.from_first(lambda: _next_folder(data.name)))
     words = _words_to_load(parser, options, folder)
     ranks = f" in each of {group.size} processes" if group.size > 1 else ""
-    print_text(f"{data}\non {choose_device(settings.device)}{ranks}\n")
+    print_text(f"{data}\non {choose_device(training.device)}{ranks}\n")
     try:
         history = fit(
             vae.model,
             vae.guide,
             data,
             objective=objective,
-            training=settings,
+            training=training,
             folder=folder,
             resume=options["resume"] is not None,
             command=parser.to_save(options),

@@ -1,5 +1,6 @@
 """Tests of the bound that an evaluation recommends."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -37,7 +38,7 @@ def test_enough_particles_give_an_estimate_with_the_digits_of_the_table(evaluati
     found = recommend(with_gain(replace(evaluation, weights=weights), 0, num_annealed=40))
     assert found.bound == "L_50"
     assert f"log p(x) is estimated as {evaluation.iwae[-1].value:.3f} nats per datum (40 data" in found.sentence
-    assert "AIS is not higher. AIS and BDMC enclose" in found.reason
+    assert found.reason.startswith("K is enough. AIS is not higher. AIS and BDMC enclose")
     assert found.questions == (found.questions[0],)
     assert "training seeds" in found.questions[0]
 
@@ -81,3 +82,12 @@ def test_an_evaluation_without_checks_asks_for_them(evaluation: Evaluation) -> N
     assert any("independent method" in question for question in found.questions)
     assert len(found.questions) <= 3
     assert "not known" in recommend(replace(evaluation, checked=None, weights=None)).reason
+
+
+def test_terminal_and_json_say_the_same(evaluation: Evaluation) -> None:
+    found = recommend(evaluation)
+    text = evaluation.to_json()
+    assert json.loads(text)["recommendation"]["sentence"] == found.sentence
+    assert Evaluation.from_json(text).recommendation == found
+    printed = " ".join(str(evaluation).split())
+    assert f"To report: {found.sentence} {found.reason} a referee would ask {found.questions[0]}" in printed

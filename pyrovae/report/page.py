@@ -73,6 +73,7 @@ def render(context: ReportContext) -> str:
         evaluation=evaluation,
         doubt=_doubt(evaluation),
         headlines=headlines(evaluation),
+        recommendation=evaluation.recommendation,
         pictures=pictures(context),
         history=context.history,
         configuration=_configuration(evaluation),

@@ -22,10 +22,12 @@ from pyrovae.results.estimates import (
 )
 from pyrovae.results.latent_record import Latents
 from pyrovae.results.observed_data import WHOLE, ObservedData
+from pyrovae.results.recommendation import Recommendation, recommend
 from pyrovae.results.record import TransformDescription, from_plain, parse_json, to_plain
 from pyrovae.results.tables import Cell, Number, Table, Tabled
 from pyrovae.results.tightness import Gaps, Weights
 
+RECOMMENDATION = "recommendation"  # key of the JSON that is computed from the others
 KL_OF = "KL of "  # name of an estimate, before the name of a latent site
 MOST_SITES, SITES_AT_AN_END = 8, 3  # latent sites with a row each; rows of the first and of the last of more sites
 
@@ -160,8 +162,13 @@ class Evaluation(Tabled):
             return ()
         return (unnormalized_text(self.density, self.unnormalized),)
 
+    @property
+    def recommendation(self) -> Recommendation:
+        """Which bound to report, as a sentence, and what a referee would ask next."""
+        return recommend(self)
+
     def tables(self) -> tuple[Table, ...]:
-        """Return the table of the bounds, then the tables of the weights and the checks."""
+        """Return the table of the bounds, the tables of the weights and the checks, and which bound to report."""
         others = (table for record in (self.weights, self.checked) if record for table in record.tables())
         warned = (  # tables of AIS and BDMC have a warning of their own
             replace(
@@ -169,7 +176,7 @@ class Evaluation(Tabled):
             )
             for table in others
         )
-        return (self.bounds_table(), *(warned if self.warnings else others))
+        return (self.bounds_table(), *(warned if self.warnings else others), *self.recommendation.tables())
 
     def bounds_table(self) -> Table:
         """Return the ELBO, its terms and the ladder."""
@@ -232,8 +239,9 @@ class Evaluation(Tabled):
         return notes + [f"{', '.join(labels)}: {why}" for why, labels in reasons(self.estimates).items()]
 
     def to_json(self) -> str:
-        """Return strict JSON, without the values per datum."""
-        return json.dumps(to_plain(self), indent=2, allow_nan=False) + "\n"
+        """Return strict JSON, with the recommendation and without the values per datum."""
+        plain = {**to_plain(self), RECOMMENDATION: to_plain(self.recommendation)}
+        return json.dumps(plain, indent=2, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str, per_datum: Mapping[str, Tensor] | None = None) -> Evaluation:
@@ -249,6 +257,7 @@ class Evaluation(Tabled):
         """
         try:
             plain = parse_json(dict[str, Any], text, source="evaluation.json")
+            plain.pop(RECOMMENDATION, None)  # it follows from the rest
             record = from_plain(cls, plain, dict(per_datum or {}), source="evaluation.json")
             wrong = [name for name, values in record.per_datum.items() if values.shape != (record.num_data,)]
             if wrong or not record.iwae:

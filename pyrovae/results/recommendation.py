@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pyrovae.results.observed_data import DRAWN
-from pyrovae.results.tables import percent
+from pyrovae.results.tables import Table, Tabled, percent
 
 if TYPE_CHECKING:
     from pyrovae.results.evaluation_record import Evaluation
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 MANY_ABOVE = 0.05  # share of the data with a high k-hat from which the weights are in question
 MOST_QUESTIONS = 3
 ENOUGH = "K is enough"
+VERDICTS = {"unknown": "whether K is enough is not known", "not asymptotic": "the gap does not fall as 1 / K yet"}
 BINARIZED = {  # words for transforms of the evaluated data, which are drawn once in either case
     "DynamicBinarization": ", binarized at random",
     "StaticBinarization": ", binarized at random once for training too",
@@ -21,13 +22,13 @@ BINARIZED = {  # words for transforms of the evaluated data, which are drawn onc
 }
 
 
-@dataclass(frozen=True)
-class Recommendation:
+@dataclass(frozen=True, repr=False)
+class Recommendation(Tabled):
     """The number of an evaluation to report.
 
     Attributes:
         bound: label of the bound, such as "L_5000"; None if no number is a bound on log p(x).
-        sentence: text to paste, with the number, its errors and its data; the reason if there is no bound.
+        sentence: text to paste, with the number, its errors and its data; without a bound the reason.
         reason: why this bound, and what it leaves open.
         questions: what a referee would ask next, the most important first; at most three.
 
@@ -37,6 +38,13 @@ class Recommendation:
     sentence: str
     reason: str
     questions: tuple[str, ...]
+
+    def tables(self) -> tuple[Table, ...]:
+        """Return the questions, below the sentence and the reason; nothing without a bound, whose tables say why."""
+        if self.bound is None:
+            return ()
+        lines = (f"To report: {self.sentence}", *filter(None, [self.reason]))
+        return (Table(("a referee would ask",), tuple((question,) for question in self.questions), title=lines),)
 
 
 def recommend(evaluation: Evaluation) -> Recommendation:
@@ -52,7 +60,7 @@ def recommend(evaluation: Evaluation) -> Recommendation:
     """
     rung, weights, gain = evaluation.iwae[-1], evaluation.weights, _gain_of_annealing(evaluation)
     if (fault := _fault(evaluation)) is not None:
-        sentence = f"No number of this evaluation is a bound on log {evaluation.density}: {fault}."
+        sentence = f"no number of this evaluation, none being a bound on log {evaluation.density}: {fault}."
         return Recommendation(None, sentence, "", ())
     annealing = evaluation.checked.annealing if evaluation.checked else None
     on_all = annealing is not None and annealing.num_data == evaluation.num_data
@@ -101,7 +109,8 @@ def _reason(evaluation: Evaluation, gain: float | None, annealed: str) -> str:
     if gain is not None:
         text = f"AIS is higher than {rung.label} by {gain:.3f} nats on {annealed} of these data."
     elif weights is not None:
-        text = f"{weights.verdict}: {weights.reason}."
+        verdict = VERDICTS.get(weights.verdict, weights.verdict)
+        text = f"{verdict[0].upper()}{verdict[1:]}."
         text += " AIS is not higher." if checked is not None and checked.higher is not None else ""
     else:
         text = f"The gap between {rung.label} and log {evaluation.density} is not known."

@@ -38,7 +38,9 @@ def test_enough_particles_give_an_estimate_with_the_digits_of_the_table(evaluati
     found = recommend(with_gain(replace(evaluation, weights=weights), 0, num_annealed=40))
     assert found.bound == "L_50"
     assert f"log p(x) is estimated as {evaluation.iwae[-1].value:.3f} nats per datum (40 data" in found.sentence
-    assert found.reason.startswith("K is enough. AIS is not higher. AIS and BDMC enclose")
+    gap = evaluation.checked.sandwich.gap
+    words = f"On simulated data BDMC is above AIS by {gap.value:.3f} +- {gap.se_data:.3f} nats."
+    assert found.reason == f"K is enough. AIS is not higher. {words}"
     assert found.questions == (found.questions[0],)
     assert "training seeds" in found.questions[0]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pyrovae.results.observed_data import DRAWN
-from pyrovae.results.tables import Table, Tabled, percent
+from pyrovae.results.tables import Number, Table, Tabled, percent
 
 if TYPE_CHECKING:
     from pyrovae.results.evaluation_record import Evaluation
@@ -114,8 +114,10 @@ def _reason(evaluation: Evaluation, gain: float | None, annealed: str) -> str:
         text += " AIS is not higher." if checked is not None and checked.higher is not None else ""
     else:
         text = f"The gap between {rung.label} and log {evaluation.density} is not known."
-    gap = checked.sandwich.gap.value if checked is not None and checked.sandwich is not None else None
-    return text if gap is None else f"{text} AIS and BDMC enclose log p(x) of simulated data within {gap:.3f} nats."
+    gap = checked.sandwich.gap if checked is not None and checked.sandwich is not None else None
+    if gap is not None and gap.value is not None:
+        text += f" On simulated data BDMC is above AIS by {Number(gap.value, error=gap.se_data)} nats."
+    return text
 
 
 def _questions(evaluation: Evaluation, gain: float | None, *, on_all: bool) -> list[str]:

@@ -22,7 +22,7 @@ parser.add_argument("--smoke", action="store_true", help="run for a few seconds,
 parser.add_argument("--picture", type=pyrovae.report.picture_file, default="runs/conditional.png", help="PNG file")
 options = parser.parse_args()
 
-latent_dim, num_labels = 16, 10
+latent_dim = 16
 training = Training(epochs=1 if options.smoke else 80, batch_size=64, final_learning_rate=1e-4)
 ks = (1, 5, 50) if options.smoke else (1, 5, 50, 500, 5000)  # each a divisor of the next
 num_classified = 10 if options.smoke else 100
@@ -36,7 +36,8 @@ print(
 plain = pyrovae.data.load_or_exit(
     options.data, form="binary", images=True, labels=True, first=1500 if options.smoke else None
 )
-data = plain.with_covariates(lambda split: nn.functional.one_hot(split.labels, num_labels).float())  # (N, 10)
+num_labels = 1 + int(plain.train.labels.max())
+data = plain.with_covariates(lambda split: nn.functional.one_hot(split.labels, num_labels).float())  # (N, labels)
 
 
 class PerLabel(priors.Prior):

@@ -18,7 +18,7 @@ importance     particles with log p(z), log p(x | z), log q(z | x); log_weights,
 bounds         ELBO with analytic KL terms, IWAE bounds, AIS, and BDMC from above
 objectives     training losses: ELBO, IWAE, STL, DReG, also for a bare pyro.infer.SVI; schedules of beta
 training       fit, Training, load, run folders; capture: a traced step for your own training loop
-diagnostics    k-hat, adequacy of K, active units, mutual information, inference gaps
+diagnostics    k-hat, adequacy of K, active units, mutual information, inference gaps, gains of other priors
 evaluation     ELBO and IWAE bounds of any model and guide with standard errors; Checks: AIS, BDMC, gaps, latent units
 testing        check: conformance tests for your own parts
 report         HTML page of an evaluation, its figures, comparison of runs, ArviZ tree

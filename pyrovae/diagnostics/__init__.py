@@ -1,9 +1,13 @@
-"""Quality of a guide: tails of its weights, a verdict on K, inference gaps, and use of the latent variables."""
+"""Quality of a guide: tails of its weights, a verdict on K, inference gaps, use of the latent variables.
+
+`prior_gains` answers the question about the prior: how much another one would add to the ELBO without retraining.
+"""
 
 from pyrovae.bounds.multi_sample import effective_sample_size
 from pyrovae.diagnostics.inference_gaps import GapOptions, gaps
 from pyrovae.diagnostics.ladder import assess, read_ladder
 from pyrovae.diagnostics.latent_use import latents
+from pyrovae.diagnostics.other_priors import prior_gains
 from pyrovae.diagnostics.psis import khat_threshold, pareto_khat
 from pyrovae.diagnostics.weight_summary import (
     assess_with_checks,
@@ -27,6 +31,7 @@ __all__ = [
     "largest_weight",
     "latents",
     "pareto_khat",
+    "prior_gains",
     "read_ladder",
     "relative_variance",
     "summarize_weights",

@@ -21,6 +21,7 @@ LARGEST_JSON = 2**28  # bytes of a JSON file
 TransformDescription = typing.TypedDict("TransformDescription", {"class": str})  # and the fields of the transform
 
 PER_DATUM = "per_datum"  # field of the tensors, which are not part of the JSON
+LEFT_OUT = (PER_DATUM, "priors")  # fields of tensors and modules
 
 
 def to_plain(record: Any) -> dict[str, Any]:
@@ -64,7 +65,7 @@ def from_plain(cls: type[R], plain: Any, per_datum: dict[str, Tensor] | None = N
 
 
 def _record(cls: type[R], plain: Any, tensors: Mapping[str, Tensor], where: str, source: str) -> R:
-    fields = [field for field in dataclasses.fields(cls) if field.name != PER_DATUM]  # type: ignore[arg-type]
+    fields = [field for field in dataclasses.fields(cls) if field.name not in LEFT_OUT]  # type: ignore[arg-type]
     missing = dataclasses.MISSING
     required = {field.name for field in fields if field.default is missing and field.default_factory is missing}
     names = set(convert(plain, dict, name=where or "content", owner=source))
@@ -102,7 +103,7 @@ def _finite(number: str) -> float:
 
 
 def _without_tensors(fields: list[tuple[str, Any]]) -> dict[str, Any]:
-    return {name: value for name, value in fields if name != PER_DATUM}
+    return {name: value for name, value in fields if name not in LEFT_OUT}
 
 
 def _from_plain(hint: Any, value: Any, tensors: Mapping[str, Tensor], where: str, source: str) -> Any:

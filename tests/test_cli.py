@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import itertools
 import json
 import os
 import re
@@ -15,6 +16,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +26,7 @@ from conftest import fails
 
 import pyrovae
 from pyrovae.cli import main
+from pyrovae.cli.sweep_command import _points
 from pyrovae.cli.train_command import MENUS
 from pyrovae.runtime.context import forked_random, interrupts_wait, stream_seed
 from pyrovae.training.checkpoint import Checkpoint, Progress
@@ -245,12 +249,30 @@ def test_an_interrupted_sweep_resumes_to_the_numbers_of_train(
 
 @pytest.mark.usefixtures("_no_pictures")
 def test_the_failure_of_one_run_does_not_stop_a_sweep(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*SWEEP, "--latent_dim", "2", "--learning_rate", "1e30", "0.001"]) == 1
+    assert main([*SWEEP, "--seed", "0", "1", "--latent_dim", "2", "--learning_rate", "1e30", "0.001"]) == 1
     captured = capsys.readouterr()
-    (line,) = (line for line in captured.err.splitlines() if "error:" in line)
-    assert line.startswith("pyrovae: error: learning_rate-1e30: training stopped in epoch")
-    assert "1 of 2 runs failed: learning_rate-1e30; the same command tries them again" in captured.err
-    assert "learning_rate-0.001" in Path("runs/sweep/comparison.txt").read_text()
+    line, _ = (line for line in captured.err.splitlines() if "error:" in line)
+    assert line.startswith("pyrovae: error: learning_rate-1e30_seed-0: training stopped in epoch")
+    names = "learning_rate-1e30_seed-0, learning_rate-1e30_seed-1"
+    assert f"2 of 4 runs failed: {names}; the same command tries them again" in captured.err
+    (row,) = re.findall("^learning_rate-.*", captured.out, re.MULTILINE)
+    assert row.split()[0] == "learning_rate-0.001", "one row for both seeds"
+
+
+def test_the_picture_of_a_sweep_has_a_curve_along_beta_and_means_over_seeds() -> None:
+    def evaluation(rate: float) -> Any:
+        return SimpleNamespace(kl=SimpleNamespace(value=rate), reconstruction=SimpleNamespace(value=-9.0))
+
+    runs = [
+        ({"latent_dim": dim, "beta": beta, "seed": seed}, evaluation(int(dim) + float(beta) + int(seed)))
+        for dim, beta, seed in itertools.product("28", ["1", ".5"], "04")
+    ]
+    curve = {".5": (4.5, 9.0), "1": (5.0, 9.0)}
+    higher = {beta: (rate + 6, distortion) for beta, (rate, distortion) in curve.items()}
+    assert _points(runs) == {"latent_dim 2, by beta": curve, "latent_dim 8, by beta": higher}
+    assert list(_points(runs)["latent_dim 2, by beta"]) == [".5", "1"]
+    parts = [({"prior": name}, evaluation(rate)) for name, rate in (("Flow", 1.0), ("Vamp", 2.0))]
+    assert _points(parts) == {"prior Flow": (1.0, 9.0), "prior Vamp": (2.0, 9.0)}
 
 
 # menus
@@ -357,8 +379,8 @@ sweep stray | unknown argument 'stray'
 sweep --folder a b --latent_dim 2 8 | all runs of a sweep have the same --folder, but received 2 values
 sweep --latent_dim 2 8 --ks 2 3 | each K must divide the next
 sweep --latent_dim 2 8 --num_data 0 | first(0)
-sweep --objective.beta 1 -1 | beta--1: `beta` of ELBO must be a finite number >= 0
-sweep --prior StandardNormal Flow --latent_dim 1 2 | prior-Flow_latent_dim-1: `latent_dim` of a Flow must be >= 2
+sweep --objective.beta 1 -1 | `beta` of ELBO must be a finite number >= 0
+sweep --prior StandardNormal Flow --latent_dim 1 2 | `latent_dim` of a Flow must be >= 2
 sweep --batch_size 1 2 3 4 5 6 --epochs 1 2 3 4 5 6 --seed 1 2 3 4 5 6 | at most 200 runs, but these options make 216
 """.strip().splitlines()
 

@@ -6,7 +6,8 @@ import contextlib
 import io
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -27,33 +28,20 @@ from pyrovae.training.run_folder import RunFolder
 
 LARGEST = 200  # runs
 FOLDER = "runs/sweep"
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 EVALUATION = ("split", "num_data", "ks", "checks")  # options of evaluation
 FREE = {"folder", "device", "engine", "data.root", "data.download"}  # options that may change when a sweep is resumed
 
 
 @dataclass(frozen=True)
 class SweepRun:
-    """One run of a sweep.
+    """One run of a sweep."""
 
-    Attributes:
-        path: run folder.
-        setting: value of each option that varies, by its name in the folder's.
-        training: options of training, which name the run to be resumed if there is one.
-        evaluation: options of evaluation.
-        is_finished: whether the run has its report.
-
-    """
-
-    path: Path
-    setting: dict[str, str]
-    training: dict[str, Any]
-    evaluation: dict[str, Any]
-    is_finished: bool
-
-    @property
-    def name(self) -> str:
-        """Name of the run in table and messages."""
-        return self.path.name
+    folder: Path
+    setting: dict[str, str]  # value of each option that varies
+    training: dict[str, Any]  # options of training
+    evaluation: dict[str, Any]  # options of evaluation
+    is_finished: bool  # whether the run has its report
 
 
 def sweep(argv: Sequence[str]) -> int:
@@ -64,6 +52,8 @@ def sweep(argv: Sequence[str]) -> int:
         parser.exit()
     values = {"--folder": {FOLDER: [f"--folder={FOLDER}"]}} | parser.values(argv)  # not the folder of a --config
     varying = {name.removeprefix("--"): list(texts) for name, texts in values.items() if len(texts) > 1}
+    if "seed" in varying:  # last in names, which are shortened where runs are grouped by seed
+        varying["seed"] = varying.pop("seed")
     count = math.prod(map(len, varying.values()))
     for name in ("folder", "allow", *EVALUATION):
         if name in varying:
@@ -72,8 +62,8 @@ def sweep(argv: Sequence[str]) -> int:
         raise ValueError(f"a sweep has at most {LARGEST} runs, but these options make {count:,}; give fewer values")
     if not varying:
         raise ValueError("a sweep needs several values of an option, such as --latent_dim 2 8 32")
-    ends = [name.rpartition(".")[2] for name in varying]
-    short = {name: end if ends.count(end) == 1 else name for name, end in zip(varying, ends, strict=True)}
+    ends = [name.partition(".")[2] if name.partition(".")[0] in parser.roles else name for name in varying]
+    short = {name: end if end and ends.count(end) == 1 else name for name, end in zip(varying, ends, strict=True)}
     runs = []
     for texts in itertools.product(*values.values()):
         chosen = dict(zip(values, texts, strict=True))
@@ -81,15 +71,16 @@ def sweep(argv: Sequence[str]) -> int:
         runs.append(_run(parser, words, {short[name]: chosen[f"--{name}"] for name in varying}))
     finished = sum(run.is_finished for run in runs)
     options = "; ".join(f"{name}: {', '.join(texts)}" for name, texts in varying.items())
-    print_text(f"{count} runs in {runs[0].path.parent}, {finished} of them finished\n{options}\n")
+    print_text(f"{count} runs in {runs[0].folder.parent}, {finished} of them finished\n{options}\n")
     with init_distributed(runs[0].training["device"]) as group:
         for run in runs:
-            _check(parser, run, group)
+            if not run.is_finished:  # raise errors of options, data and models before the first run is trained
+                choose_split(prepare(parser, run.training, group)[1], run.evaluation)
         failed = [run for number, run in enumerate(runs, 1) if not _finish(parser, run, f"{number} of {count}", group)]
         if group.first and len(failed) < count:
             _write([run for run in runs if run not in failed])
     if failed:
-        names = ", ".join(run.name for run in failed)
+        names = ", ".join(run.folder.name for run in failed)
         print_error(f"pyrovae: {len(failed)} of {count} runs failed: {names}; the same command tries them again\n")
     return 1 if failed else 0
 
@@ -136,21 +127,11 @@ def _run(parser: Parser, words: Sequence[str], setting: dict[str, str]) -> Sweep
     return SweepRun(path, setting, training, evaluation, evaluation["report"] in report_names(path))
 
 
-def _check(parser: Parser, run: SweepRun, group: Group) -> None:
-    """Raise the errors of options, data and model before the first run is trained."""
-    if run.is_finished:
-        return
-    try:
-        choose_split(prepare(parser, run.training, group).data, run.evaluation)
-    except ValueError as error:
-        raise ValueError(f"{run.name}: {error}") from error
-
-
 def _finish(parser: Parser, run: SweepRun, number: str, group: Group) -> bool:
     """Train and evaluate a run as far as it is not finished; return whether that was possible."""
     if run.is_finished:
         return True
-    print_error(f"run {number}: {run.name}\n")
+    print_error(f"run {number}: {run.folder.name}\n")
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # the table at the end has the numbers
             run_training(parser, run.training, group)
@@ -159,43 +140,45 @@ def _finish(parser: Parser, run: SweepRun, number: str, group: Group) -> bool:
         print_error("\nTo resume the sweep: the same command again\n")
         raise
     except Exception as error:
-        print_error(f"pyrovae: error: {run.name}: {error_line(error)}\n")
+        print_error(f"pyrovae: error: {run.folder.name}: {error_line(error)}\n")
         return False
     return True
 
 
 def _write(runs: Sequence[SweepRun]) -> None:
     """Print and write the table of all runs, and draw their picture if they are comparable."""
-    evaluations = {run.name: read_report(run.path, name=run.evaluation["report"]) for run in runs}
-    comparison = compare(evaluations, blocks=True)
-    table, picture = (runs[0].path.parent / name for name in ("comparison.txt", "rate_distortion.png"))
+    name, by_seed = runs[0].evaluation["report"], len(runs[0].setting) > 1
+    comparison = compare([run.folder for run in runs], blocks=True, name=name, group_seeds=by_seed)
+    table, picture = (runs[0].folder.parent / file for file in ("comparison.txt", "rate_distortion.png"))
     with writing(table, "--folder") as file:
         file.write(f"{comparison}\n".encode())
     print_text(f"\n{comparison}\n\ntable: {table}\n")
     if len(comparison.blocks) > 1:
-        print_text("no picture: rate and distortion are those of the same data\n")
+        print_text("no picture: not all runs may be compared\n")
         return
     with writing(picture, "--folder") as file:
-        file.write(to_png(rate_distortion(_points({run.name: run.setting for run in runs}, evaluations))))
-    means = ", means over seeds" if "seed" in runs[0].setting and len(runs[0].setting) > 1 else ""
-    print_text(f"picture: {picture}{means}\n")
+        file.write(
+            to_png(rate_distortion(_points([(run.setting, read_report(run.folder, name=name)) for run in runs])))
+        )
+    print_text(f"picture: {picture}\n")
 
 
-def _points(settings: Mapping[str, dict[str, str]], evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
+def _points(runs: Sequence[tuple[dict[str, str], Evaluation]]) -> dict[str, Any]:
     """Return rates and distortions, means over training seeds, on curves along an option whose values are numbers.
 
     This option is beta if it varies, otherwise the one with the most values.
     """
-    texts = {name: {setting[name] for setting in settings.values()} for name in next(iter(settings.values()))}
+    texts = {name: {setting[name] for setting, _ in runs} for name in runs[0][0]}
     shown = [name for name in texts if name != "seed"] or ["seed"]
-    numbers = [name for name in shown if all(map(_is_number, texts[name]))]
+    numbers = [name for name in shown if all(NUMBER.fullmatch(text) for text in texts[name])]
     along = max(numbers, key=lambda name: (name == "beta", len(texts[name])), default="")
+    runs = sorted(runs, key=lambda run: float(run[0][along])) if along else runs
     pairs: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for name, evaluation in evaluations.items():
+    for setting, evaluation in runs:
         rate, reconstruction = evaluation.kl.value, evaluation.reconstruction.value
         if rate is not None and reconstruction is not None:
-            label = ", ".join(f"{option} {settings[name][option]}" for option in shown if option != along)
-            point = settings[name].get(along, label) if label else f"{along} {settings[name][along]}"
+            label = ", ".join(f"{option} {setting[option]}" for option in shown if option != along)
+            point = setting.get(along, label) if label else f"{along} {setting[along]}"
             pairs.setdefault(label, {}).setdefault(point, []).append((rate, -reconstruction))
     means = {
         label: {point: tuple(map(fmean, zip(*values, strict=True))) for point, values in curve.items()}
@@ -204,11 +187,3 @@ def _points(settings: Mapping[str, dict[str, str]], evaluations: Mapping[str, Ev
     if along:
         return {f"{label}, by {along}": curve for label, curve in means.items()}
     return {label: curve[label] for label, curve in means.items()}
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

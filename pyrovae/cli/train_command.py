@@ -7,7 +7,7 @@ import itertools
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pyrovae import likelihoods, networks, objectives, posteriors, priors
 from pyrovae.cli.data_options import add_data, load_data, saved_options
@@ -65,24 +65,13 @@ def add_training(parser: Parser, run: Any) -> None:
 
 def absolute_data(options: dict[str, Any]) -> dict[str, Any]:
     """Return the options with absolute paths of data, so that a run finds them from any folder."""
-    paths = {
-        name: str(Path(options[name]).resolve())
-        for name in ("data", "data.root")
-        if options[name] is not None and options[name] not in datasets.NAMES and Path(options[name]).exists()
-    }
-    return options | paths
+    for name in ("data", "data.root"):
+        if options[name] is not None and options[name] not in datasets.NAMES and Path(options[name]).exists():
+            options[name] = str(Path(options[name]).resolve())
+    return options
 
 
-class Prepared(NamedTuple):
-    """VAE, data and settings of a run."""
-
-    vae: VAE
-    data: Data
-    objective: objectives.Objective
-    training: Training
-
-
-def prepare(parser: Parser, options: dict[str, Any], group: Group) -> Prepared:
+def prepare(parser: Parser, options: dict[str, Any], group: Group) -> tuple[VAE, Data, objectives.Objective, Training]:
     """Make everything that the options of a run describe."""
     objective = _objective(parser, options)
     training = Training(**{name: options[name] for name in Training.__dataclass_fields__})
@@ -90,7 +79,7 @@ def prepare(parser: Parser, options: dict[str, Any], group: Group) -> Prepared:
     likelihood, _ = parser.chosen("likelihood", options)
     data = group.main_process_first(lambda: load_data(options, likelihood.form))
     with forked_random(stream_seed(training.seed, "initialize")), bounded_parameters("the model of these options"):
-        return Prepared(_build(parser, options, data), data, objective, training)
+        return _build(parser, options, data), data, objective, training
 
 
 def run_training(parser: Parser, options: dict[str, Any], group: Group) -> None:

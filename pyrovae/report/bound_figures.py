@@ -275,29 +275,23 @@ def rate_distortion(points: Mapping[str, Point | Mapping[str, Point]], *, ax: Ax
 
     """
     curves: dict[str, Mapping[str, Point]] = {
-        name: point if isinstance(point, Mapping) else {name: point} for name, point in points.items()
+        name: point if isinstance(point, Mapping) else {"": point} for name, point in points.items()
     }
     joined = [name for name, point in points.items() if isinstance(point, Mapping)]
-    require_comparable(
-        {
-            f"{name}, {key}" if name in joined else name: point
-            for name, curve in curves.items()
-            for key, point in curve.items()
-            if isinstance(point, Evaluation)
-        }
-    )
+    named = {f"{name} {key}".strip(): point for name, curve in curves.items() for key, point in curve.items()}
+    require_comparable({name: point for name, point in named.items() if isinstance(point, Evaluation)})
     figure, axes = panel(ax, 6.4, 5.0, title="Rate and distortion, with lines of equal ELBO")
     axes.set_xlabel("Rate: KL (nats per datum)")
     axes.set_ylabel("Distortion: \N{MINUS SIGN}reconstruction (nats per datum)")
     for i, (name, curve) in enumerate(curves.items()):
-        pairs = {key: _rate_and_distortion(key, point) for key, point in curve.items()}
+        pairs = {key: _rate_and_distortion(key or name, point) for key, point in curve.items()}
         look: dict[str, Any] = {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)], "label": name}
         if name in joined:
             axes.plot(*zip(*pairs.values(), strict=True), markersize=5, linewidth=1.4, **look)
             for key, pair in pairs.items():
                 axes.annotate(key, pair, xytext=(6, 4), textcoords="offset points", fontsize=9)
         else:
-            axes.plot(*pairs[name], markersize=7, fillstyle="none", markeredgewidth=1.6, linestyle="", **look)
+            axes.plot(*pairs[""], markersize=7, fillstyle="none", markeredgewidth=1.6, linestyle="", **look)
     axes.margins(0.12)
     axes.set_xlim(left=max(axes.get_xlim()[0], -0.02 * axes.get_xlim()[1]))  # a KL is not negative
     _draw_elbo_lines(axes)

@@ -125,7 +125,7 @@ def report_names(folder: str | Path) -> tuple[str, ...]:
 
 
 def check_report_name(name: str) -> None:
-    """Raise a ValueError if the name of a report is not that of one visible sub-folder."""
+    """Raise a ValueError if a report cannot have this name, which must name one visible sub-folder."""
     if not NAME.fullmatch(name):
         raise ValueError(
             f"the name of a report is one of a folder, of letters, digits, '.', '_' and '-', but received {name!r}; "

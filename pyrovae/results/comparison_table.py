@@ -38,7 +38,7 @@ class Row:
         kl: second term of the ELBO, likewise.
         p_value: p-value of the difference after Holm's adjustment for the number of differences in the table.
         sd_difference: standard deviation over the data of the paired differences to the reference, nats.
-        is_best: whether the bound is higher than those of all other models, each at the 5 % level after adjustment.
+        is_best: whether the bound is higher than every other, each at the 5 % level after adjustment.
         bits_per_dimension: bits per dimension at the bound, where defined.
         kl_methods: method of the KL of each latent site.
 
@@ -185,7 +185,7 @@ class ComparisonTable(Tabled):
         return [f"{SEEDS}{only}"]
 
     def _power(self) -> list[str]:
-        """Return how many data, particles and seeds tell a small difference apart."""
+        """Return the numbers of data and seeds that resolve a small difference, and the share of the draws."""
         deviations = [row.sd_difference for row in self.rows if row.sd_difference]
         if not deviations:
             return []

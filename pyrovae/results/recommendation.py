@@ -29,7 +29,7 @@ class Recommendation(Tabled):
     Attributes:
         bound: label of the bound, such as "L_5000"; None if no number is a bound on log p(x).
         sentence: text to paste, with the number, its errors and its data; without a bound the reason.
-        reason: why this bound, and what it leaves open.
+        reason: known facts about the gap between this bound and log p(x).
         questions: what a referee would ask next, the most important first; at most three.
 
     """
@@ -104,7 +104,7 @@ def _gain_of_annealing(evaluation: Evaluation) -> float | None:
 
 
 def _reason(evaluation: Evaluation, gain: float | None, annealed: str) -> str:
-    """Return what is known about the gap between the bound and log p(x)."""
+    """Return the known facts about the gap between the bound and log p(x)."""
     rung, weights, checked = evaluation.iwae[-1], evaluation.weights, evaluation.checked
     if gain is not None:
         text = f"AIS is higher than {rung.label} by {gain:.3f} nats on {annealed} of these data."

@@ -107,7 +107,7 @@ def holm(p_values: Sequence[float | None]) -> tuple[float | None, ...]:
 
 
 def num_data_needed(sd: float, difference: float) -> int:
-    """Return the number of data that tell a paired difference from 0, at level 0.05 with a power of 0.8.
+    """Return the number of data that resolve a paired difference, at level 0.05 with a power of 0.8.
 
     Args:
         sd: standard deviation of the paired differences over the data, nats.
@@ -118,7 +118,7 @@ def num_data_needed(sd: float, difference: float) -> int:
 
 
 def num_seeds_needed(sd: float, difference: float, *, error: float = 0.0) -> int | None:
-    """Return the number of training seeds of each of two models that tell a difference from 0, likewise.
+    """Return the number of training seeds of each of two models that resolve a difference, likewise.
 
     Args:
         sd: standard deviation of the effect of one seed, nats.

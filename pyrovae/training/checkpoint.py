@@ -60,7 +60,7 @@ class Progress:
     Attributes:
         epochs: metrics of each epoch.
         values: a snapshot of all parameters and buffers.
-        optimizer: its ``state_dict``; it and the values are those of the last save.
+        optimizer: its ``state_dict``; it and the values belong to the last save.
         best: the snapshot of the best epoch under early stopping; otherwise None.
         best_epoch: number of that epoch.
         best_validation: validation ELBO of that epoch, nats per datum.

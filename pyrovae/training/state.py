@@ -100,8 +100,8 @@ def fitting_state(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) ->
     """Return a saved state with the kernel options of an optimizer, for its ``load_state_dict``.
 
     A run may continue on another device or with another version of torch: options of the kernel, and options that the
-    run lacks, are those of the optimizer. Fused kernels check neither shapes nor strides, and write outside the tensors
-    if shapes differ.
+    run lacks, are taken from the optimizer. Fused kernels check neither shapes nor strides, and write outside the
+    tensors if shapes differ.
 
     Args:
         optimizer: of the parameters; it is not changed.

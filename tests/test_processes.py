@@ -138,7 +138,7 @@ def test_the_command_line_trains_and_evaluates_in_two_processes(tmp_path: Path) 
     evaluations = []
     for number in (1, 2):
         said = torchrun(number, *options, "--overwrite", folder=tmp_path).stdout
-        assert said.count("nats per datum") == 1
+        assert said.count("nats per datum, larger is better") == 1
         text = (tmp_path / "one" / "report" / "evaluation.json").read_text()
         evaluations.append(Evaluation.from_json(text))
     assert evaluations[0].iwae == evaluations[1].iwae

@@ -30,13 +30,13 @@ from pyrovae import VAE, Checks, Training, likelihoods, networks, objectives, po
 parser = argparse.ArgumentParser()
 parser.add_argument("--data", default="digits")
 parser.add_argument("--images", type=int, default=60_000, help="largest number of training images")
-parser.add_argument("--epochs", type=int, default=12)
+parser.add_argument("--epochs", type=int, default=24)
 parser.add_argument("--pretrained", action="store_true", help="start the encoder from weights learned on ImageNet")
 parser.add_argument("--smoke", action="store_true", help="run for a few seconds, as a test")
 parser.add_argument("--picture", type=report.picture_file, default="runs/minivae.png", help="PNG file to write")
 options = parser.parse_args()
 
-latent_dim, batch_size, warm_up = 128, 32, 600
+latent_dim, batch_size = 128, 32
 num_train, num_test, epochs = (64, 10, 1) if options.smoke else (options.images, 300, options.epochs)
 ks = (1, 5) if options.smoke else (1, 50)  # each a divisor of the next
 
@@ -70,13 +70,14 @@ for _ in range(2):  # the second minibatch is timed
     encoder(data.train.first(batch_size).fixed().to(device)).sum().backward()
     seconds = time.perf_counter() - started
 minutes = 1.5 * seconds * epochs * len(data.train) / batch_size / 60  # decoder and validation: 1.5
+warm_up = max(1, 3 * epochs * len(data.train) // batch_size // 4)  # steps of three quarters of the epochs
 print(f"About {minutes:.1f} minutes on this machine: {epochs} epochs on {len(data.train):,} images.", flush=True)
 print(f"{data}\n{note}\nepoch   ELBO   ELBO of validation data   seconds   (nats per datum)")
 pyrovae.fit(
     vae,
     data,
     objective=objectives.ELBO(annealing=objectives.schedules.Linear(warm_up)),
-    training=Training(epochs=epochs, batch_size=batch_size, final_learning_rate=1e-4),
+    training=Training(epochs=epochs, batch_size=batch_size, learning_rate=2e-3, final_learning_rate=1e-4),
     show_progress=False,
     on_epoch=lambda e: print(f"{e.epoch:5d}{e.elbo:10.2f}{e.validation['elbo']:16.2f}{e.seconds:17.1f}", flush=True),
 )

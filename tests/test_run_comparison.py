@@ -14,6 +14,7 @@ from conftest import fails, make_vae
 
 import pyrovae
 from pyrovae.cli import main
+from pyrovae.report import report_files
 from pyrovae.results import Evaluation
 from pyrovae.training.checkpoint import versions
 from pyrovae.training.run_folder import RunFolder
@@ -186,3 +187,16 @@ def test_runs_that_differ_in_their_seed_are_one_row(
     assert [row.name for row in apart.rows] == names
     assert main(["compare", *names, "--group_seeds", "false"]) == 0
     assert capsys.readouterr().out == f"{apart}\n"
+
+
+@pytest.mark.parametrize(
+    ("names", "start"),
+    [
+        (["a-2_seed-0", "a-2_seed-1"], "a-2"),
+        (["a_seed-10", "a_seed-11"], "a"),
+        (["runs/b2", "runs/b2-again"], "runs/b2"),
+        (["x", "y"], ""),
+    ],
+)
+def test_a_group_has_the_start_that_its_names_share(names: list[str], start: str) -> None:
+    assert report_files._shared_start(names) == start

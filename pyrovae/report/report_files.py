@@ -285,11 +285,18 @@ def _group_by_recipe(folders: Mapping[str, str | Path]) -> dict[str, list[str]]:
         key = name if recipe is None or seed in groups.get(recipe, {}) else recipe
         groups.setdefault(key, {})[seed] = name
     members = [list(seeds.values()) for seeds in groups.values()]
-    starts = [re.sub(r"[-_./ ]*(seed)?[-_./ =]*$", "", os.path.commonprefix(names)) for names in members]
+    starts = [_shared_start(names) for names in members]
     return {
         start if len(names) > 1 and start and starts.count(start) == 1 else names[0]: names
         for start, names in zip(starts, members, strict=True)
     }
+
+
+def _shared_start(names: list[str]) -> str:
+    """Return the start that names share, without the word "seed" and the first digits of a number at its end."""
+    start = os.path.commonprefix(names)
+    in_a_number = all(name[len(start) :][:1].isdigit() for name in names)
+    return re.sub(rf"[-_./ ]*(seed)?[-_./ =]*{'[0-9]*' if in_a_number else ''}$", "", start)
 
 
 def _recipe_and_seed(folder: str | Path) -> tuple[str | None, int | None]:

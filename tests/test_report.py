@@ -163,6 +163,9 @@ def test_a_hand_written_pair_has_a_report(tmp_path: Path) -> None:
     pair, x = TwoLayers(bottom_up=True), torch.bernoulli(torch.full((12, 4), 0.5))
     evaluation = pyrovae.evaluate(pair.model, pair.guide, x, ks=(1, 5, 50), checks=FEW, show_progress=False)
     folder = write_report(tmp_path, evaluation, model=pair.model, guide=pair.guide, data=x)
+    second = write_report(tmp_path, evaluation, model=pair.model, guide=pair.guide, data=x, name="again")
+    assert '<a href="../report/index.html">report</a>' in (second / "index.html").read_text()
+    assert "Earlier evaluations" not in (folder / "index.html").read_text()
     titles = Parsed((folder / "index.html").read_text()).texts("h2")
     assert titles == ["Contents", *(title for title in SECTIONS if title not in ("Data and the model", "Training"))]
     assert set(draws_of(folder)["posterior"].data_vars) == {"z1", "z2"}

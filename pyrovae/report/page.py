@@ -44,6 +44,7 @@ class ReportContext:
     labels: Tensor | None  # (N,), which color points
     history: History | None
     settings: Mapping[str, Any] | None
+    other_reports: tuple[str, ...] = ()  # names of earlier reports of the run
 
 
 class Headline(NamedTuple):
@@ -78,6 +79,7 @@ def render(context: ReportContext) -> str:
         history=context.history,
         configuration=_configuration(evaluation),
         settings=_without_unset(context.settings or {}),
+        other_reports=context.other_reports,
     )
     return printable_lines(page + "\n")
 

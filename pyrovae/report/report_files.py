@@ -106,6 +106,7 @@ def write_report(
         labels=data.labels if isinstance(data, Split) else None,
         history=history,
         settings=settings,
+        other_reports=tuple(other for other in report_names(folder) if other != name),
     )
     values = {name: tensor.clone() for name, tensor in tensors_of(evaluation).items()}  # names may share a tensor
     files = {

@@ -1,6 +1,6 @@
 """A ResNet-18 encoder and a convolutional decoder, after a published recipe.
 
-    python examples/minivae.py                  the digits that come with scikit-learn; about five minutes
+    python examples/minivae.py                  the digits that come with scikit-learn; about ten minutes
     python examples/minivae.py --data mnist     MNIST, the published recipe; hours on two cores, minutes on a GPU
 
 The encoder is ResNet-18 with an output of 1024, then 1024-256 and mean and log-variance of 128 latent dimensions. The
@@ -10,10 +10,10 @@ MNIST. `--pretrained` starts the encoder from weights learned on ImageNet, which
 
 What to look for: the validation ELBO is sane after the first epoch (the training ELBO averages over a steep start) and
 close to the training ELBO afterwards. Batch normalization uses averages over earlier minibatches in evaluation,
-which after few steps can cost any number of nats; `fit` averages anew after each epoch. The KL has a warm-up over the
-first 600 steps, without which the posterior collapses in these few epochs. On the digits, which are few for such a
-network, z still carries no more than two nats: the last line counts many active latent dimensions, but the
-reconstructions below the test images in the picture differ little from one grey average.
+which after few steps can cost any number of nats; `fit` averages anew after each epoch. The KL has a warm-up over
+three quarters of the steps; with a shorter one the posterior collapses. On the digits, which are few for such a network,
+z still carries about two nats: the last line counts many active latent dimensions, but the reconstructions below the
+test images in the picture are close to one grey average, with traces of the digit. More epochs help.
 """
 
 import argparse

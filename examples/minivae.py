@@ -11,9 +11,9 @@ MNIST. `--pretrained` starts the encoder from weights learned on ImageNet, which
 What to look for: the validation ELBO is sane after the first epoch (the training ELBO averages over a steep start) and
 close to the training ELBO afterwards. Batch normalization uses averages over earlier minibatches in evaluation,
 which after few steps can cost any number of nats; `fit` averages anew after each epoch. The KL has a warm-up over
-three quarters of the steps; with a shorter one the posterior collapses. On the digits, which are few for such a network,
-z still carries about two nats: the last line counts many active latent dimensions, but the reconstructions below the
-test images in the picture are close to one grey average, with traces of the digit. More epochs help.
+three quarters of the steps, without which the posterior collapses. On the digits, which are few for such a network, z
+still carries about two nats: the last line counts many active latent dimensions, but the reconstructions below the test
+images in the picture are close to one grey average, with traces of the digit.
 """
 
 import argparse

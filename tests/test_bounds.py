@@ -166,3 +166,8 @@ def test_monte_carlo_variance_of_several_blocks_is_that_of_their_mean() -> None:
     blocks = bounds.log_mean_exp(log_weights.unflatten(0, (4, 3)), 1)
     (found,) = bounds.monte_carlo_variances(log_weights, 3)
     torch.testing.assert_close(found, blocks.var(0) / 4)
+
+
+def test_elbo_averages_over_particles() -> None:
+    terms = bounds.elbo(*scalar_pair(0.3, 0.36), ONE_AND_A_HALF, num_particles=200_000)
+    assert (terms.reconstruction - terms.kl).item() == pytest.approx(-1.95476416, abs=0.015)  # five standard errors

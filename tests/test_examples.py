@@ -109,8 +109,9 @@ def test_a_row_of_the_papers_has_the_spread_over_seeds_and_the_epochs_that_were_
     records = [table.Record(seed=seed, training_elbo=elbo, **fixed) for seed, elbo in enumerate((-100.2, -99.8))]
     row = table.Row("run", "label", -100.3, of="training ELBO")
     (cells,) = table.comparison([row], {"run": [(None, record) for record in records]}).rows
-    both = ("-100.00 +- 0.28", "2", "", "`[#####.....]` within", "+0.30 of 0.57", "5 of 10")
+    both = ("-100.00 +- 0.28", "2", "", "`[#####.....]` cut", "+0.30 of 0.57", "5 of 10")
     assert tuple(map(str, cells[3:])) == both
     (cells,) = table.comparison([row], {"run": [(None, records[0])]}).rows
-    assert cells[3:7] == (table.Number(-100.2, 2), "one", "", "`[###.......]` within")
-    assert table.draw_bar(-0.5, 0.3) == "`[##########]#######` lower"
+    assert cells[3:7] == (table.Number(-100.2, 2), "one", "", "`[###.......]` cut")
+    assert table.draw_bar(-0.5, 0.3, is_cut=False) == "`[##########]#######` lower"
+    assert table.draw_bar(0.1, 0.3, is_cut=False) == "`[###.......]` within"

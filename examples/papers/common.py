@@ -33,7 +33,7 @@ class Row:
         published: nats per datum; None if there is no value to compare with.
         of: the compared number, such as "L_5000"; see `compared_number` in table.py for all.
         tolerance: smallest difference that counts, nats.
-        tried: what was tried, if the row misses.
+        note: what was seen or tried; it is printed below the table once the row was run.
 
     """
 
@@ -42,7 +42,7 @@ class Row:
     published: float | None
     of: str = "L_5000"
     tolerance: float = 0.3
-    tried: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)

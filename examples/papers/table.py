@@ -36,8 +36,8 @@ the evaluations in `results`; a row that was not run is empty.
   deviation. **se data** is the standard error over the test images, from one test set to another.
 - The bar shows the difference to the published value. It is full, ten marks, at the tolerance: two standard deviations
   over seeds, but at least the number in the column. More marks are a miss, **lower** or **higher** than published.
-- A row with "of" in **epochs** ran fewer epochs than its recipe. Its bar compares a model that is not trained to its
-  end.
+- A row with **cut** ran fewer epochs than its recipe, as **epochs** says. Its bar compares a model that is not trained
+  to its end, so it is no verdict.
 - **L_K** and **AIS** are bounds on log p(x) of the test images; L_K is printed at the largest K, and once more for the
   images of AIS. **minutes** are of training + evaluation. **weights** is the start of the SHA-256 of the weights.
 """
@@ -83,8 +83,9 @@ def comparison(rows: Iterable[Row], runs: Runs) -> Table:
         se_data = "" if None in errors else Number(statistics.mean(errors), 2)
         tolerance = max(row.tolerance, 2 * (deviation or 0.0))
         difference = None if row.published is None else mean - row.published
-        bar = "" if difference is None else draw_bar(difference, tolerance)
         records = [record for _, record in runs[row.run]]
+        is_cut = any(record.planned_epochs < record.recipe_epochs for record in records)
+        bar = "" if difference is None else draw_bar(difference, tolerance, is_cut=is_cut)
         cells.append(
             (
                 row.label,
@@ -98,17 +99,17 @@ def comparison(rows: Iterable[Row], runs: Runs) -> Table:
                 ", ".join(dict.fromkeys(map(count_epochs, records))),
             )
         )
-        if difference is not None and abs(difference) > tolerance and row.tried:
-            notes.append(f"{row.label}: {row.tried}")
+        if row.note:
+            notes.append(f"{row.label}: {row.note}")
     header = ("", "number", "published", "ours", "seeds", "se data", "bar", "difference", "epochs")
     return Table(header, tuple(cells), notes=tuple(notes))
 
 
-def draw_bar(difference: float, tolerance: float) -> str:
-    """Return ten marks for a difference as large as the tolerance, at most thirty, and the side of a miss."""
+def draw_bar(difference: float, tolerance: float, *, is_cut: bool) -> str:
+    """Return ten marks for a difference as large as the tolerance, at most thirty, and the verdict."""
     marks = round(10 * min(abs(difference) / tolerance, 3))
-    side = "within" if abs(difference) <= tolerance else "higher" if difference > 0 else "lower"
-    return f"`[{'#' * min(marks, 10):.<10}]{'#' * (marks - 10)}` {side}"
+    verdict = "within" if abs(difference) <= tolerance else "higher" if difference > 0 else "lower"
+    return f"`[{'#' * min(marks, 10):.<10}]{'#' * (marks - 10)}` {'cut' if is_cut else verdict}"
 
 
 def count_epochs(record: Record) -> str:

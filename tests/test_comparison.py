@@ -344,8 +344,7 @@ mixture     1  -8.833          -8.833  -8.833  -7.000    1.323    2.5247  +0.167
 
 Ranking by L_5 (one training seed each): mixture ~ N(0, I) (~: not told apart at the 5 % level)
 L_5 is compared, the largest K that all models have; evaluated further: N(0, I) (up to 50).
-To tell 0.2 nats apart (5 % level, power 80 %) by paired differences of these models takes 213 data (here 3). Draws at
-  L_5 make up at most 0 % of the variance over data.
+To tell 0.2 nats apart (5 % level, power 80 %) by paired differences takes 213 data (here 3).
 Standard errors and intervals are over the data, for these very weights, of one training seed. Another seed moves L_K
   too, on MNIST by 0.04 to 0.2 nats: a difference below about 0.3 between single trainings means little, resolved or
   not.
@@ -385,13 +384,12 @@ def test_training_seeds_of_a_model_are_one_row() -> None:
     assert [row.num_seeds for row in comparison.rows] == [3, 4, 1]
     stacked = [torch.stack([e.per_datum["L_5"] for e in models[name]]) for name in "ba"]
     assert second.difference == difference_over_seeds(*stacked)
+    assert third.difference.se > 0.9 * first.sd_seeds  # one seed varies as the seeds of the others
     assert second.difference.se > Difference.over_data(*(values.mean(0) for values in stacked)).se
     text = " ".join(str(comparison).split())
-    assert (
-        "over both data and training seeds. One training seed only, so that differences hold for that seed: c." in text
-    )
+    assert "over both data and training seeds. With one seed, taken to vary as the seeds of the others: c." in text
     assert "(one training seed each)" not in text
-    assert "training seeds of each model" in text
+    assert "training seeds of each model with these 200 data" in text
     assert second.is_best
     assert not first.is_best
     assert third.sd_seeds is None
@@ -401,6 +399,9 @@ def test_seeds_of_a_model_must_share_their_data() -> None:
     other = replace(FIRST, data_hash="beef")
     with pytest.raises(ValueError, match=r"differ in the values .*a \(1\).*a \(2\)"):
         compare({"a": [FIRST, other]}, blocks=True)
+    same = replace(FIRST, settings={"weights": "abc"})
+    with pytest.raises(ValueError, match=r"two of 'a' have the same weights"):
+        compare({"a": [same, same]})
     with pytest.raises(ValueError, match=r"one evaluation or more, but 'a' has none"):
         compare({"a": [], "b": FIRST})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -175,18 +176,36 @@ def test_runs_that_differ_in_their_seed_are_one_row(
     evaluations: dict[str, Evaluation], capsys: pytest.CaptureFixture[str]
 ) -> None:
     parts = {"objective": {}, "optimizer": {}, "data": {}}
-    for name, seed, epochs in (("a_seed-0", 0, 5), ("b", 0, 9), ("a_seed-1", 1, 5), ("again", 1, 5)):
-        write(name, evaluations["b" if name == "b" else "a"])
-        settings = {**parts, "training": {"seed": seed, "epochs": epochs}, "command": {"folder": name, "seed": seed}}
-        RunFolder(name).write({"config.json": json.dumps(settings).encode(), "model.json": b"{}"})
-    names = ["a_seed-0", "b", "a_seed-1", "again"]
+    trained = {"a_seed-0": (0, 5, 5), "b": (0, 9, 9), "a_seed-1": (1, 5, 5), "again": (1, 5, 5), "stopped": (2, 5, 3)}
+    for name, (seed, epochs, done) in trained.items():
+        settings = {"weights": name}
+        write(name, replace(evaluations["b" if name == "b" else "a"], settings=settings))
+        config = {**parts, "training": {"seed": seed, "epochs": epochs}, "command": {"folder": name, "seed": seed}}
+        files = {"config.json": json.dumps(config).encode(), "model.json": b"{}", "metrics.jsonl": b"{}\n" * done}
+        RunFolder(name).write(files)
+    names = [*trained]
     comparison = pyrovae.report.compare(names, reference="a_seed-1")
-    assert [(row.name, row.num_seeds) for row in comparison.rows] == [("a", 2), ("b", 1), ("again", 1)]
+    assert [(row.name, row.num_seeds) for row in comparison.rows] == [("a", 2), ("b", 1), ("again", 1), ("stopped", 1)]
     assert comparison.blocks[0].reference == "a"
     apart = pyrovae.report.compare(names, group_seeds=False)
     assert [row.name for row in apart.rows] == names
     assert main(["compare", *names, "--group_seeds", "false"]) == 0
     assert capsys.readouterr().out == f"{apart}\n"
+    listed = pyrovae.report.compare({"first": ["a_seed-0", "a_seed-1"], "b": "b"})
+    assert [(row.name, row.num_seeds) for row in listed.rows] == [("first", 2), ("b", 1)]
+    assert listed.rows[1].bound == comparison.rows[1].bound
+
+
+def test_names_of_groups_never_collide(monkeypatch: pytest.MonkeyPatch, evaluations: dict[str, Evaluation]) -> None:
+    names = [f"d-{i}" for i in range(1, 13)]
+    monkeypatch.setattr(report_files, "_recipe_and_seed", lambda name: (str((int(name[2:]) - 1) // 3), int(name[2:])))
+    groups = report_files._group_by_recipe(dict(zip(names, names, strict=True)), dict.fromkeys(names, evaluations["a"]))
+    assert [*groups] == ["d-1 and 2 more", "d-4 and 2 more", "d-7 and 2 more", "d-10 and 2 more"]
+    assert sorted(sum(groups.values(), [])) == sorted(names)
+    few = report_files._group_by_recipe(
+        {"d": "d-9", "d-1": "d-1", "d-2": "d-2"}, dict.fromkeys(["d", *names], evaluations["a"])
+    )
+    assert few == {"d": ["d"], "d-1 and 1 more": ["d-1", "d-2"]}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,13 @@ from scipy.stats import ttest_rel
 from torch import Tensor
 
 from pyrovae.results.estimates import Difference
-from pyrovae.results.training_seeds import difference_over_seeds, holm, num_data_needed, num_seeds_needed
+from pyrovae.results.training_seeds import (
+    difference_over_seeds,
+    holm,
+    num_data_needed,
+    num_seeds_needed,
+    pool_seed_effects,
+)
 
 NUM_REPEATED = 2000
 MORE_NUMBERS = (2, 2, 300), (3, 5, 100)  # of seeds of two models, and of data
@@ -80,3 +86,14 @@ def test_numbers_needed_have_the_power_they_promise() -> None:
     assert num_seeds == 10
     assert found > 0.75
     assert num_seeds_needed(0.15, difference, error=0.2) is None
+
+
+@pytest.mark.parametrize("numbers", [(1, 5), (1, 1)])
+def test_a_single_seed_varies_as_the_seeds_of_others(numbers: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    pairs = [simulate(num_seeds, 50, seed=0.3, datum=0.3, interaction=0.3) for num_seeds in (*numbers, 4)]
+    marked = sum(
+        bool(difference_over_seeds(ours, theirs, pooled=pool_seed_effects((ours, theirs, third))).resolved)
+        for ours, theirs, third in zip(*pairs, strict=True)
+    )
+    assert 0.015 < marked / NUM_REPEATED < 0.075

@@ -26,7 +26,7 @@ from pyrovae.results import Comparison, Evaluation, History
 from pyrovae.results.record import tensors_of
 from pyrovae.runtime.annotations import checked
 from pyrovae.runtime.context import forked_random, stream_seed
-from pyrovae.training.checkpoint import CONFIG, MODEL, versions
+from pyrovae.training.checkpoint import CONFIG, METRICS, MODEL, versions
 from pyrovae.training.run_folder import RunFolder
 from pyrovae.training.state import from_bytes
 from pyrovae.vae import VAE
@@ -226,7 +226,7 @@ def _draws(context: ReportContext, model: Program, guide: Program, modules: Iter
 
 
 def compare(
-    runs: Mapping[str, str | Path | Evaluation] | Iterable[str | Path],
+    runs: Mapping[str, Any] | Iterable[str | Path],
     *,
     reference: str | Path | None = None,
     blocks: bool = False,
@@ -236,8 +236,9 @@ def compare(
     """Compare evaluated runs on the same data, each paired datum by datum with a reference, as `pyrovae.compare` does.
 
     Args:
-        runs: run folders; or folders and evaluations by the name of the model. A folder without a name is named by as
-            many of its last parts as distinguish it from the others.
+        runs: run folders; or by the name of the model a folder, an evaluation, or a list of these, one for each
+            training seed. A folder without a name is named by as many of its last parts as distinguish it from the
+            others.
         reference: name or folder of the run to which the others are compared; the first if None.
         blocks: whether to put evaluations that may not be compared in separate tables.
         name: name of the report in each folder; if None, the one that all have in common ("report" if they have
@@ -257,38 +258,44 @@ def compare(
         >>> print(compare(["runs/digits-1", "runs/digits-2"]))
 
     """
-    sources = dict(runs) if isinstance(runs, Mapping) else _by_name(runs)
-    folders = {model: source for model, source in sources.items() if not isinstance(source, Evaluation)}
+    given = dict(runs) if isinstance(runs, Mapping) else _by_name(runs)
+    lists = {str(model): value if isinstance(value, (list, tuple)) else [value] for model, value in given.items()}
+    sources = {model if len(v) == 1 else f"{model} ({i})": s for model, v in lists.items() for i, s in enumerate(v, 1)}
+    folders = {member: source for member, source in sources.items() if not isinstance(source, Evaluation)}
     common = set.intersection(*(set(report_names(folder)) for folder in folders.values())) if folders else set()
     if name is None and common and (REPORT in common or len(common) == 1):
         name = REPORT if REPORT in common else common.pop()
-    if reference is not None and reference not in sources:
-        names = {os.path.realpath(folder): model for model, folder in folders.items()}
-        reference = names.get(os.path.realpath(reference), str(reference))
     evaluations = {
-        model: source if isinstance(source, Evaluation) else read_report(source, name=name)
-        for model, source in sources.items()
+        member: source if isinstance(source, Evaluation) else read_report(source, name=name)
+        for member, source in sources.items()
     }
-    by_seed = group_seeds and not isinstance(runs, Mapping)
-    groups = _group_by_recipe(folders) if by_seed else {str(model): [model] for model in sources}
-    group = next((group for group, members in groups.items() if reference in members), reference)
+    members = iter(sources)
+    groups = {model: [next(members) for _ in value] for model, value in lists.items()}
+    if group_seeds and not isinstance(runs, Mapping):
+        groups = _group_by_recipe(folders, evaluations)
+    if reference is not None and reference not in groups:
+        names = {os.path.realpath(folder): member for member, folder in folders.items()}
+        member = reference if reference in sources else names.get(os.path.realpath(reference))
+        reference = next((model for model, group in groups.items() if member in group), str(reference))
     models: dict[str, Evaluation | Sequence[Evaluation]] = {
-        model: [evaluations[member] for member in members] for model, members in groups.items()
+        model: [evaluations[member] for member in group] for model, group in groups.items()
     }
-    return results.compare(models, reference=None if group is None else str(group), blocks=blocks)
+    return results.compare(models, reference=None if reference is None else str(reference), blocks=blocks)
 
 
-def _group_by_recipe(folders: Mapping[str, str | Path]) -> dict[str, list[str]]:
+def _group_by_recipe(folders: Mapping[str, str | Path], evaluations: Mapping[str, Evaluation]) -> dict[str, list[str]]:
     """Return the names of runs that differ only in their training seed, by the start that their names share."""
     groups: dict[str, dict[Any, str]] = {}
     for name, folder in folders.items():
         recipe, seed = _recipe_and_seed(folder)
-        key = name if recipe is None or seed in groups.get(recipe, {}) else recipe
+        key = name if recipe is None else f"{recipe} {evaluations[name].data_hash}"
+        key = name if seed in groups.get(key, {}) else key
         groups.setdefault(key, {})[seed] = name
     members = [list(seeds.values()) for seeds in groups.values()]
-    starts = [_shared_start(names) for names in members]
+    starts = [_shared_start(names) if len(names) > 1 else "" for names in members]
+    taken = {*folders, "", *(start for start in starts if starts.count(start) > 1)}
     return {
-        start if len(names) > 1 and start and starts.count(start) == 1 else names[0]: names
+        names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more" if start in taken else start: names
         for start, names in zip(starts, members, strict=True)
     }
 
@@ -301,20 +308,25 @@ def _shared_start(names: list[str]) -> str:
 
 
 def _recipe_and_seed(folder: str | Path) -> tuple[str | None, int | None]:
-    """Return the model and settings of a run without its seed, and the seed; None if the model is not known."""
-    files = RunFolder(folder).read_files([], optional=[CONFIG, MODEL])
+    """Return the model and settings of a run without its seed, and the seed; None if the model is not known.
+
+    The recipe contains the number of epochs that were trained, so that a stopped run is apart. Runs with early stopping
+    end by themselves after different numbers.
+    """
+    files = RunFolder(folder).read_files([], optional=[CONFIG, MODEL, METRICS])
     if MODEL not in files:
         return None, None
     config = json.loads(files[CONFIG])
     seed = config["training"].pop("seed")
     command = {name: value for name, value in config["command"].items() if name not in ("seed", "folder")}
     recipe = {name: config[name] for name in ("training", "objective", "optimizer", "data")}
-    return json.dumps([recipe, command, files[MODEL].decode()], sort_keys=True), seed
+    num_epochs = None if config["training"].get("patience") else files.get(METRICS, b"").count(b"\n")
+    return json.dumps([recipe, command, num_epochs, files[MODEL].decode()], sort_keys=True), seed
 
 
 def _by_name(folders: Iterable[str | Path]) -> dict[str, str | Path]:
     """Return folders by as many of the last parts of their paths as distinguish them."""
-    if isinstance(folders, str):
+    if isinstance(folders, (str, Path)):
         raise TypeError(
             f"compare takes a list of run folders, but received {folders!r}; give evaluations by name, for instance "
             "{'first': a, 'second': b}"

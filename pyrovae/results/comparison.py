@@ -17,7 +17,7 @@ from pyrovae.results.estimates import Difference, Estimate
 from pyrovae.results.evaluation_record import Evaluation
 from pyrovae.results.observed_data import WHOLE
 from pyrovae.results.tables import Table, Tabled
-from pyrovae.results.training_seeds import LEVEL, difference_over_seeds, holm, mean_over_seeds
+from pyrovae.results.training_seeds import LEVEL, difference_over_seeds, holm, mean_over_seeds, pool_seed_effects
 from pyrovae.runtime.annotations import checked
 
 SEPARATE = (
@@ -106,7 +106,9 @@ def compare(
     """
     if not evaluations:
         raise ValueError("there is nothing to compare; give evaluations by name")
-    models = {name: (value,) if isinstance(value, Evaluation) else tuple(value) for name, value in evaluations.items()}
+    models = {
+        name: tuple(value) if isinstance(value, (list, tuple)) else (value,) for name, value in evaluations.items()
+    }
     for name, seeds in models.items():
         for evaluation in seeds:
             if not isinstance(evaluation, Evaluation):
@@ -116,7 +118,7 @@ def compare(
                 )
         if not seeds:
             raise ValueError(f"a model has one evaluation or more, but {name!r} has none; leave it out")
-        require_comparable({f"{name} ({i})" if len(seeds) > 1 else name: e for i, e in enumerate(seeds, 1)})
+        _require_seeds(name, seeds)
     if reference is not None and reference not in models:
         raise ValueError(f"the reference is one of {', '.join(models)}, but received {reference!r}")
     first = {name: seeds[0] for name, seeds in models.items()}
@@ -124,6 +126,21 @@ def compare(
         require_comparable(first)
     groups = ({name: models[name] for name in group} for group in comparable_groups(first))
     return Comparison(tuple(_ladder_table(group, reference) for group in groups))
+
+
+def _require_seeds(name: str, seeds: tuple[Evaluation, ...]) -> None:
+    """Check that evaluations of one model are of different weights and of the same data."""
+    weights = [evaluation.settings.get("weights") for evaluation in seeds]
+    if None not in weights and len(set(weights)) < len(weights):
+        raise ValueError(
+            f"the evaluations of a model are of several training seeds, but two of {name!r} have the same weights; "
+            "give one evaluation of each trained model"
+        )
+    try:
+        require_comparable({f"{name} ({i})": evaluation for i, evaluation in enumerate(seeds, 1)})
+    except ValueError as error:
+        reason = str(error).partition("; or keep them")[0]
+        raise ValueError(f"{reason}; or give them names of their own") from None
 
 
 Models = Mapping[str, tuple[Evaluation, ...]]  # the evaluations of each model, one for each training seed
@@ -203,14 +220,23 @@ def _rank(
     """
     stacked = {name: torch.stack([value.double() for value in seeds]) for name, seeds in values.items()}
 
+    pooled = pool_seed_effects(stacked.values())
+
     def difference(name: str, other: str) -> Difference:
-        return difference_over_seeds(stacked[name], stacked[other])
+        return difference_over_seeds(stacked[name], stacked[other], pooled=pooled)
 
     def deviation(name: str) -> float | None:
         differences = stacked[name].mean(0) - stacked[reference].mean(0)
         return differences.std().item() if len(differences) > 1 and differences.isfinite().all() else None
 
     means = {name: mean_over_seeds(seeds, stacked.get(name)) for name, seeds in bounds.items()}
+
+    def draws_share(name: str) -> float | None:
+        sd, errors = deviation(name), [means[model].se_monte_carlo for model in (name, reference)]
+        if not sd or None in errors:
+            return None
+        return min(1.0, sum(error**2 for error in errors if error) * stacked[name].shape[1] / sd**2)
+
     known = {name: bound.value for name, bound in means.items() if bound.value is not None}
     best = max(known, key=lambda name: known[name], default=None)
     above_others = [difference(best, name).p_value for name in means if name != best] if best is not None else []
@@ -228,6 +254,7 @@ def _rank(
             is_best=name == best and bool(is_resolved) and all(is_resolved),
             version=models[name][0].versions.get("pyrovae", "not known"),
             num_seeds=len(models[name]),
+            draws_share=None if name == reference else draws_share(name),
             sd_seeds=_deviation([seed.value for seed in bounds[name]]),
             **(further or {}).get(name, {}),
         )

@@ -38,6 +38,7 @@ class Row:
         kl: second term of the ELBO, likewise.
         p_value: p-value of the difference after Holm's adjustment for the number of differences in the table.
         sd_difference: standard deviation over the data of the paired differences to the reference, nats.
+        draws_share: share of the draws in the variance of the mean of these differences.
         is_best: whether the bound is higher than every other, each at the 5 % level after adjustment.
         bits_per_dimension: bits per dimension at the bound, where defined.
         kl_methods: method of the KL of each latent site.
@@ -57,6 +58,7 @@ class Row:
     kl: Estimate | None = None
     p_value: float | None = None
     sd_difference: float | None = None
+    draws_share: float | None = None
     is_best: bool = False
     bits_per_dimension: float | None = None
     kl_methods: dict[str, str] = field(default_factory=dict)
@@ -179,9 +181,8 @@ class ComparisonTable(Tabled):
         single = [row.name for row in self.rows if row.num_seeds == 1]
         if len(single) == len(self.rows):
             return [ONE_SEED]
-        only = (
-            f" One training seed only, so that differences hold for that seed: {', '.join(single)}." if single else ""
-        )
+        names = ", ".join(single)
+        only = f" With one seed, taken to vary as the seeds of the others: {names}." if single else ""
         return [f"{SEEDS}{only}"]
 
     def _power(self) -> list[str]:
@@ -190,22 +191,18 @@ class ComparisonTable(Tabled):
         if not deviations:
             return []
         sd, delta = max(deviations), SMALL_DIFFERENCE
-        text = (
-            f"To tell {delta} nats apart (5 % level, power {percent(POWER, 0)}) by paired differences of these models "
-            f"takes {num_data_needed(sd, delta):,} data (here {self.num_data:,})"
-        )
         known = [row.sd_seeds for row in self.rows if row.sd_seeds is not None]
+        takes = f"{num_data_needed(sd, delta):,} data (here {self.num_data:,})"
         if known:
             deviation = math.sqrt(fmean(value**2 for value in known))
             seeds = num_seeds_needed(deviation, delta, error=sd / math.sqrt(self.num_data))
-            text += (
-                f" and {seeds} training seeds of each model" if seeds else "; with these, seeds alone are not enough"
-            )
-        errors = sorted(row.bound.se_monte_carlo or 0.0 for row in self.rows)
-        share = self.num_data * (errors[-1] ** 2 + errors[-2] ** 2) / sd**2
-        return [
-            f"{text}. Draws at {self.label} make up at most {percent(min(share, 1.0), 0)} of the variance over data."
-        ]
+            takes = f"{seeds} training seeds of each model with" if seeds else "more than"
+            takes += f" these {self.num_data:,} data"
+        text = f"To tell {delta} nats apart (5 % level, power {percent(POWER, 0)}) by paired differences takes {takes}."
+        shares = [row.draws_share for row in self.rows if row.draws_share is not None]
+        if len(shares) == len(deviations):
+            text += f" Draws at {self.label} make up at most {percent(max(shares), 0)} of their variance over data."
+        return [text]
 
     def _reasons(self) -> list[str]:
         """Return the reasons for Monte Carlo KL terms and for missing numbers, one sentence per reason."""

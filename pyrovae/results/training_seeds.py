@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from statistics import fmean
+from typing import NamedTuple
 
 from scipy.special import ndtri, stdtrit
 from torch import Tensor
@@ -40,7 +41,37 @@ def mean_over_seeds(estimates: Sequence[Estimate], values: Tensor | None = None)
     )
 
 
-def difference_over_seeds(ours: Tensor, theirs: Tensor) -> Difference:
+class SeedEffect(NamedTuple):
+    """Variance of the effect of one training seed, in squared nats.
+
+    Attributes:
+        variance: the estimate.
+        gross: the estimate with the interaction of seeds and data, whose relative error is known.
+        freedom: its degrees of freedom.
+
+    """
+
+    variance: float
+    gross: float
+    freedom: int
+
+
+def pool_seed_effects(models: Iterable[Tensor]) -> SeedEffect | None:
+    """Return the pooled effect of a seed, for models of one seed; None if no model has two seeds.
+
+    Args:
+        models: values of each seed and datum of each model ``(S, N)``.
+
+    """
+    effects = [_seed_effect(values) for values in models if len(values) > 1]
+    freedom = sum(effect.freedom for effect in effects)
+    if not effects:
+        return None
+    variance, gross = (sum(e.freedom * e[i] for e in effects) / freedom for i in (0, 1))
+    return SeedEffect(variance, gross, freedom)
+
+
+def difference_over_seeds(ours: Tensor, theirs: Tensor, *, pooled: SeedEffect | None = None) -> Difference:
     """Return the mean difference of two models, with an error over both data and training seeds.
 
     ``y[s, n] = mean of the model + effect of seed s + effect of datum n + interaction``
@@ -48,7 +79,7 @@ def difference_over_seeds(ours: Tensor, theirs: Tensor) -> Difference:
     with independent random effects: data are shared by the models, seeds are not. The variance of the mean difference
     is the sum of the variance over the data of the mean over the seeds, and for each model the variance over the seeds
     of the mean over the data, less the interaction, which both contain. The interval has Satterthwaite's degrees of
-    freedom. A model with one seed adds nothing to the error over seeds: the difference then holds for this seed.
+    freedom.
 
     *The analysis of variance (Scheffe 1959)*; *An approximate distribution of estimates of variance components
     (Satterthwaite 1946)*, https://doi.org/10.2307/3002019
@@ -56,6 +87,7 @@ def difference_over_seeds(ours: Tensor, theirs: Tensor) -> Difference:
     Args:
         ours: values of each seed and datum ``(S, N)``, nats.
         theirs: values of the same data for other seeds ``(R, N)``, nats.
+        pooled: effect of a seed for a model with one seed; without it the difference holds for this seed.
 
     Raises:
         ValueError: if the numbers of data differ.
@@ -73,20 +105,24 @@ def difference_over_seeds(ours: Tensor, theirs: Tensor) -> Difference:
     squares = variance**2 / (ours.shape[1] - 1)  # sum of variance^2 / degrees of freedom
     for values in (ours.double(), theirs.double()):
         if len(values) > 1:
-            between, interaction = _variances_of_mean(values)
-            variance += max(between - interaction, 0.0)
-            squares += between**2 / (len(values) - 1)
+            effect = _seed_effect(values)
+            variance += effect.variance / len(values)
+            squares += (effect.gross / len(values)) ** 2 / effect.freedom
+    num_single = (len(ours) == 1) + (len(theirs) == 1)
+    if pooled is not None and num_single:
+        variance += num_single * pooled.variance
+        squares += (num_single * pooled.gross) ** 2 / pooled.freedom
     freedom = variance**2 / squares if squares else math.inf
     return Difference.of_mean(paired.mean, math.sqrt(variance), max(freedom, 1.0))
 
 
-def _variances_of_mean(values: Tensor) -> tuple[float, float]:
-    """Return the variance of the mean of values ``(S, N)`` over seeds, and the part of it that is interaction."""
+def _seed_effect(values: Tensor) -> SeedEffect:
+    """Return the effect of a seed by values ``(S, N)`` of several seeds."""
     num_seeds, num_data = values.shape
-    between = values.mean(1).var().item() / num_seeds
+    gross = values.double().mean(1).var().item()
     residuals = values - values.mean(1, keepdim=True) - values.mean(0) + values.mean()
     interaction = residuals.square().sum().item() / ((num_seeds - 1) * (num_data - 1))
-    return between, interaction / (num_seeds * num_data)
+    return SeedEffect(max(gross - interaction / num_data, 0.0), gross, num_seeds - 1)
 
 
 def holm(p_values: Sequence[float | None]) -> tuple[float | None, ...]:

@@ -9,7 +9,7 @@ from conftest import linear_gaussian, pair_of
 
 from pyrovae import Checks, evaluate
 from pyrovae.results import Evaluation
-from pyrovae.results.observed_data import DRAWN
+from pyrovae.results.observed_data import DRAWN, MASKED
 from pyrovae.results.recommendation import recommend
 
 CHECKS = Checks(num_annealed=40, num_simulated=5, num_refined=0, num_encoded=0, num_temperatures=4, num_chains=4)
@@ -25,10 +25,10 @@ def evaluation() -> Evaluation:
         torch.set_default_dtype(torch.float32)
 
 
-def with_gain(evaluation: Evaluation, gain: float, *, num_annealed: int) -> Evaluation:
+def with_gain(evaluation: Evaluation, gain: float | None, *, num_annealed: int, se: float | None = 0.01) -> Evaluation:
     """Return an evaluation in which AIS is higher than L_K by a gain, on the first of the data."""
     checked = evaluation.checked
-    higher = replace(checked.higher, difference=replace(checked.higher.difference, mean=gain, se=0.01))
+    higher = replace(checked.higher, difference=replace(checked.higher.difference, mean=gain, se=se))
     annealing = replace(checked.annealing, num_data=num_annealed)
     return replace(evaluation, checked=replace(checked, higher=higher, annealing=annealing))
 
@@ -39,7 +39,7 @@ def test_enough_particles_give_an_estimate_with_the_digits_of_the_table(evaluati
     assert found.bound == "L_50"
     assert f"log p(x) is estimated as {evaluation.iwae[-1].value:.3f} nats per datum (40 data" in found.sentence
     gap = evaluation.checked.sandwich.gap
-    words = f"On simulated data BDMC is above AIS by {gap.value:.3f} +- {gap.se_data:.3f} nats."
+    words = f"On simulated data BDMC - AIS is {gap.value:.3f} +- {gap.se_data:.3f} nats."
     assert found.reason == f"K is enough. AIS is not higher. {words}"
     assert found.questions == (found.questions[0],)
     assert "training seeds" in found.questions[0]
@@ -64,19 +64,57 @@ def test_higher_annealing_takes_the_place_of_the_ladder_if_it_is_of_all_data(eva
     assert partly.bound == "L_50"
     assert "2.000 nats on the first 7 of these data" in partly.reason
     assert partly.questions[0] == "What is AIS on all data? Evaluate with num_annealed=40."
-    assert recommend(with_gain(evaluation, 0.015, num_annealed=40)).bound == "L_50"  # within two standard errors
+
+
+@pytest.mark.parametrize(
+    ("gain", "se", "words"),
+    [
+        (0.0, 0.01, " AIS is not higher."),
+        (-0.3, 0.01, " AIS is not higher."),
+        (0.015, 0.01, " AIS is higher by 0.015 nats, which is within two standard errors."),
+        (0.25, 0.01, " AIS is higher by 0.250 nats, below the tolerance of 0.3 nats."),
+        (2.0, None, " AIS is higher by 2.000 nats, with no standard error."),
+        (None, None, ""),
+    ],
+)
+def test_annealing_that_does_not_take_its_place_is_compared_with_the_ladder(
+    evaluation: Evaluation, gain: float | None, se: float | None, words: str
+) -> None:
+    weights = replace(evaluation.weights, verdict="K is enough", tolerance=0.3)
+    found = recommend(with_gain(replace(evaluation, weights=weights), gain, num_annealed=40, se=se))
+    assert found.bound == "L_50"
+    assert found.reason.startswith(f"K is enough.{words} On simulated data BDMC - AIS is ")
+
+
+def test_a_density_its_transform_and_the_observed_values_are_named(evaluation: Evaluation) -> None:
+    changes = {"base_measure": "Lebesgue", "bits_per_dimension": 2.5, "data": "digits/train", "num_data": 1}
+    masked = replace(evaluation.observed, what=MASKED, num_elements=3)
+    found = recommend(replace(evaluation, data_transform={"class": "Dequantization"}, observed=masked, **changes))
+    assert found.sentence.startswith("the log-density log p(x) is ")
+    assert f"(1 datum of digits/train, dequantized; observed: {MASKED}, 3 elements of a datum; L_50" in found.sentence
+    assert found.sentence.endswith("2.5000 bits per dimension of the stored values).")
+    assert found.questions[0] == "Why training data? Evaluate the test data."
+    counted = recommend(
+        replace(evaluation, **(changes | {"base_measure": "counting"}), data_transform={"class": "Mine"})
+    )
+    assert counted.sentence.startswith("log p(x) is ")
+    assert "digits/train, transformed by Mine; L_50" in counted.sentence
+    assert counted.sentence.endswith("2.5000 bits per dimension).")
 
 
 def test_no_number_is_recommended_where_none_is_a_bound(evaluation: Evaluation) -> None:
     rung = replace(evaluation.iwae[-1], value=None, why="a weight is NaN")
     for faulty, reason in (
-        (replace(evaluation, unnormalized="its masks depend on z"), "its masks depend on z"),
+        (replace(evaluation, unnormalized="its masks depend on z"), "p(x) is not normalized (its masks depend on z)"),
         (replace(evaluation, observed=replace(evaluation.observed, what=DRAWN)), "draws its observations itself"),
         (replace(evaluation, iwae=(rung,)), "L_50 has no value (a weight is NaN)"),
     ):
         found = recommend(faulty)
         assert found.bound is None
+        assert found.sentence.startswith("nothing: no number of this evaluation is a bound on log p(x), since ")
         assert reason in found.sentence
+        printed = " ".join(str(faulty).split())
+        assert printed.endswith(f"{found.sentence} a referee would ask {found.questions[0]}") == (not faulty.warnings)
 
 
 def test_an_evaluation_without_checks_asks_for_them(evaluation: Evaluation) -> None:

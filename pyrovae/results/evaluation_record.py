@@ -168,7 +168,7 @@ class Evaluation(Tabled):
         return recommend(self)
 
     def tables(self) -> tuple[Table, ...]:
-        """Return the table of the bounds, the tables of the weights and the checks, and which bound to report."""
+        """Return the tables of bounds, weights and checks, and of the number to report if the model is normalized."""
         others = (table for record in (self.weights, self.checked) if record for table in record.tables())
         warned = (  # tables of AIS and BDMC have a warning of their own
             replace(
@@ -176,7 +176,9 @@ class Evaluation(Tabled):
             )
             for table in others
         )
-        return (self.bounds_table(), *(warned if self.warnings else others), *self.recommendation.tables())
+        if self.warnings:
+            return (self.bounds_table(), *warned)
+        return (self.bounds_table(), *others, *self.recommendation.tables())
 
     def bounds_table(self) -> Table:
         """Return the ELBO, its terms and the ladder."""

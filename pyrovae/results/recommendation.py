@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pyrovae.results.observed_data import DRAWN
+from pyrovae.results.observed_data import DRAWN, WHOLE
 from pyrovae.results.tables import Number, Table, Tabled, percent
 
 if TYPE_CHECKING:
@@ -15,10 +15,14 @@ MANY_ABOVE = 0.05  # share of the data with a high k-hat from which the weights 
 MOST_QUESTIONS = 3
 ENOUGH = "K is enough"
 VERDICTS = {"unknown": "whether K is enough is not known", "not asymptotic": "the gap does not fall as 1 / K yet"}
-BINARIZED = {  # words for transforms of the evaluated data, which are drawn once in either case
+TRANSFORMED = {  # words for transforms of the evaluated data; noise is drawn once
+    "Identity": "",
     "DynamicBinarization": ", binarized at random",
     "StaticBinarization": ", binarized at random once for training too",
     "Threshold": ", binarized by a threshold",
+    "Grey": ", as grey values in [0, 1]",
+    "Dequantization": ", dequantized",
+    "Standardization": ", standardized",
 }
 
 
@@ -28,7 +32,7 @@ class Recommendation(Tabled):
 
     Attributes:
         bound: label of the bound, such as "L_5000"; None if no number is a bound on log p(x).
-        sentence: text to paste, with the number, its errors and its data; without a bound the reason.
+        sentence: text to paste, with the number, its errors and its data; without a bound the reason why there is none.
         reason: known facts about the gap between this bound and log p(x).
         questions: what a referee would ask next, the most important first; at most three.
 
@@ -40,9 +44,7 @@ class Recommendation(Tabled):
     questions: tuple[str, ...]
 
     def tables(self) -> tuple[Table, ...]:
-        """Return the questions, below the sentence and the reason; nothing without a bound, whose tables say why."""
-        if self.bound is None:
-            return ()
+        """Return the questions, below the sentence and the reason."""
         lines = (f"To report: {self.sentence}", *filter(None, [self.reason]))
         return (Table(("a referee would ask",), tuple((question,) for question in self.questions), title=lines),)
 
@@ -52,7 +54,8 @@ def recommend(evaluation: Evaluation) -> Recommendation:
 
     The bound is L_K at the largest K: it is of all data, and holds for any guide. If AIS is higher by more than the
     tolerance of the weights and by two standard errors, AIS takes its place if it is of all data; else the reason says
-    by how much it is higher. The number is called an estimate of log p(x) only if K is enough and AIS is not higher.
+    by how much it is higher. The number is called an estimate of log p(x) only if K is enough and AIS is not higher by
+    that much.
 
     Args:
         evaluation: a result of `pyrovae.evaluate`.
@@ -60,37 +63,52 @@ def recommend(evaluation: Evaluation) -> Recommendation:
     """
     rung, weights, gain = evaluation.iwae[-1], evaluation.weights, _gain_of_annealing(evaluation)
     if (fault := _fault(evaluation)) is not None:
-        sentence = f"no number of this evaluation, none being a bound on log {evaluation.density}: {fault}."
-        return Recommendation(None, sentence, "", ())
+        why, question = fault
+        sentence = f"nothing: no number of this evaluation is a bound on log {evaluation.density}, since {why}."
+        return Recommendation(None, sentence, "", (question,))
     annealing = evaluation.checked.annealing if evaluation.checked else None
     on_all = annealing is not None and annealing.num_data == evaluation.num_data
     bound = annealing.bound if annealing is not None and on_all and gain is not None else rung
     enough = weights is not None and weights.verdict == ENOUGH
+    is_density = evaluation.base_measure == "Lebesgue"
     relation = "is estimated as" if enough and gain is None else "is at least"
     details = [bound.label]
     details += [] if bound.se_data is None else [f"standard error {bound.se_data:.3f} over the data"]
     details += [] if bound.se_monte_carlo is None else [f"{bound.se_monte_carlo:.4f} over the draws"]
     details += [] if evaluation.elbo.value is None else [f"ELBO {evaluation.elbo.value:.3f}"]
     if evaluation.bits_per_dimension is not None and bound is rung:
-        details.append(f"{evaluation.bits_per_dimension:.4f} bits per dimension")
-    transform = BINARIZED.get((evaluation.data_transform or {"class": ""})["class"], "")
+        of_stored = " of the stored values" if is_density else ""
+        details.append(f"{evaluation.bits_per_dimension:.4f} bits per dimension{of_stored}")
+    data = f"{evaluation.num_data:,} {'datum' if evaluation.num_data == 1 else 'data'} of {evaluation.data}"
+    if evaluation.data_transform is not None:
+        name = evaluation.data_transform["class"]
+        data += TRANSFORMED.get(name, f", transformed by {name}")
+    if evaluation.observed is not None and evaluation.observed.what != WHOLE:
+        data += f"; observed: {evaluation.observed}"
     return Recommendation(
         bound.label,
-        f"log {evaluation.density} {relation} {bound.value:.3f} nats per datum ({evaluation.num_data:,} data of "
-        f"{evaluation.data}{transform}; {', '.join(details)}).",
+        f"{'the log-density ' if is_density else ''}log {evaluation.density} {relation} {bound.value:.3f} nats per "
+        f"datum ({data}; {', '.join(details)}).",
         _reason(evaluation, gain, "all" if on_all else f"the first {annealing.num_data if annealing else 0}"),
         tuple(_questions(evaluation, gain, on_all=on_all)[:MOST_QUESTIONS]),
     )
 
 
-def _fault(evaluation: Evaluation) -> str | None:
-    """Return the reason why there is no bound to report, or None."""
+def _fault(evaluation: Evaluation) -> tuple[str, str] | None:
+    """Return the reason why there is no bound to report, and the question that follows; None if there is one."""
+    density = evaluation.density
     if evaluation.unnormalized is not None:
-        return evaluation.unnormalized
+        return f"{density} is not normalized ({evaluation.unnormalized})", f"What is {density}? Normalize the model."
     if evaluation.observed is not None and evaluation.observed.what == DRAWN:
-        return "the model draws its observations itself, other ones in each run"
+        why = "the model draws its observations itself, other ones in each run"
+        return why, f"What is log {density} of the data? Give them to the model, as obs=x."
     rung = evaluation.iwae[-1]
-    return f"{rung.label} has no value ({rung.why})" if rung.value is None else None
+    if rung.value is None:
+        return (
+            f"{rung.label} has no value ({rung.why})",
+            f"Which data are not finite? Look at per_datum['{rung.label}'].",
+        )
+    return None
 
 
 def _gain_of_annealing(evaluation: Evaluation) -> float | None:
@@ -98,32 +116,41 @@ def _gain_of_annealing(evaluation: Evaluation) -> float | None:
     higher = evaluation.checked.higher if evaluation.checked else None
     if higher is None or higher.value is None or higher.se is None:
         return None
-    gain = higher.value if higher.first == "AIS" else -higher.value
-    tolerance = evaluation.weights.tolerance if evaluation.weights else 0.0
-    return gain if gain > max(tolerance, 2 * higher.se) else None
+    return higher.value if higher.value > max(_tolerance(evaluation), 2 * higher.se) else None
+
+
+def _tolerance(evaluation: Evaluation) -> float:
+    return evaluation.weights.tolerance if evaluation.weights else 0.0
 
 
 def _reason(evaluation: Evaluation, gain: float | None, annealed: str) -> str:
     """Return the known facts about the gap between the bound and log p(x)."""
     rung, weights, checked = evaluation.iwae[-1], evaluation.weights, evaluation.checked
+    higher = checked.higher if checked is not None else None
     if gain is not None:
         text = f"AIS is higher than {rung.label} by {gain:.3f} nats on {annealed} of these data."
     elif weights is not None:
         verdict = VERDICTS.get(weights.verdict, weights.verdict)
         text = f"{verdict[0].upper()}{verdict[1:]}."
-        text += " AIS is not higher." if checked is not None and checked.higher is not None else ""
     else:
         text = f"The gap between {rung.label} and log {evaluation.density} is not known."
+    if gain is None and higher is not None and higher.value is not None:
+        doubt = f"below the tolerance of {_tolerance(evaluation):g} nats"
+        if higher.se is None:
+            doubt = "with no standard error"
+        elif higher.value <= 2 * higher.se:
+            doubt = "which is within two standard errors"
+        text += f" AIS is higher by {higher.value:.3f} nats, {doubt}." if higher.value > 0 else " AIS is not higher."
     gap = checked.sandwich.gap if checked is not None and checked.sandwich is not None else None
     if gap is not None and gap.value is not None:
-        text += f" On simulated data BDMC is above AIS by {Number(gap.value, error=gap.se_data)} nats."
+        text += f" On simulated data BDMC - AIS is {Number(gap.value, error=gap.se_data)} nats."
     return text
 
 
 def _questions(evaluation: Evaluation, gain: float | None, *, on_all: bool) -> list[str]:
     """Return the questions that the record leaves open."""
     rung, weights, checked = evaluation.iwae[-1], evaluation.weights, evaluation.checked
-    questions = []
+    questions = ["Why training data? Evaluate the test data."] if "/train" in evaluation.data else []
     if gain is not None and not on_all:
         questions.append(f"What is AIS on all data? Evaluate with num_annealed={evaluation.num_data}.")
     elif weights is not None and weights.verdict != ENOUGH:

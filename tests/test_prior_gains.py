@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import pyrovae
 from pyrovae import VAE, data, diagnostics, likelihoods, networks, posteriors, priors
+from pyrovae.diagnostics import other_priors
 from pyrovae.results import PriorGains
 from pyrovae.results.record import from_plain, to_plain
 
@@ -145,6 +146,15 @@ def test_evaluation_with_the_fitted_prior_gains_as_much_and_the_model_is_not_cha
         assert gain.value > 0.5
 
 
+def test_a_clear_gain_is_not_hidden_by_a_noisier_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    spread = torch.linspace(-1, 1, 50).double().unsqueeze(0)
+    values = {"noisy": 0.6 + 10 * spread, "clear": 0.5 + 0.1 * spread}
+    candidates = {name: priors.DiagonalNormal(2) for name in values}
+    monkeypatch.setattr(other_priors, "_gains", lambda *_: values)
+    gains = gains_of(scaled_vae(2), torch.randn(200, 2), candidates=candidates, num_steps=1)
+    assert (gains.best, gains.verdict) == ("clear", "gain")
+
+
 def test_own_candidates_are_copied_and_must_match() -> None:
     vae, x = scaled_vae(2), 1 + torch.randn(200, 2)
     own = {"normal": priors.DiagonalNormal(2), "t": priors.StudentT(2), "old": vae.prior}
@@ -157,5 +167,11 @@ def test_own_candidates_are_copied_and_must_match() -> None:
     z = vae.eval().encode(split(x).test.fixed()).sample((1000,))
     expected = (own["t"]().log_prob(z) - vae.prior().log_prob(z)).mean().item()
     assert gains.gains["t"].value == pytest.approx(expected, abs=5 * gains.gains["t"].se_monte_carlo)
+    with pytest.raises(ValueError, match="of one prior or more, but candidates is empty"):
+        gains_of(vae, x, candidates={})
+    parts = split(x)
+    single = data.Data(train=parts.train, validation=parts.validation, test=parts.test.first(1), name="single")
+    with pytest.raises(ValueError, match="need 2 test data or more, but received 1"):
+        diagnostics.prior_gains(vae, single, show_progress=False)
     with pytest.raises(ValueError, match="share the latent variable, but the prior has 1 dimensions"):
         gains_of(vae, x, candidates={"narrow": priors.DiagonalNormal(1)})

@@ -28,7 +28,7 @@ LEARNING_RATE = 1e-2  # first rate of Adam, which decays to zero
 BATCH = 256  # data in a step
 INTERVAL = 50  # steps between two validations
 PATIENCE = 5  # validations without a rise after which a fit ends
-CODES = 2**13  # draws of z that are scored at once; at most so many validate a fit
+CODES = 2**13  # draws of z that are scored at once; as many validate a fit, or one of each datum if these are more
 START_DATA = 2048  # training data that the default priors start from
 
 
@@ -76,7 +76,7 @@ def prior_gains(
         The gains with standard errors, their limit, a verdict, and the fitted priors.
 
     Raises:
-        ValueError: if a candidate does not match the VAE, or data do not match the likelihood.
+        ValueError: if there is no candidate or one test datum, or candidates or data do not match the VAE.
 
     Example:
         >>> gains = prior_gains(vae, data)
@@ -85,6 +85,10 @@ def prior_gains(
 
     """
     require_form(vae.model, data.train, data.validation, data.test)
+    if candidates is not None and not candidates:
+        raise ValueError("gains are of one prior or more, but candidates is empty; leave it out for the default priors")
+    if len(data.test) < 2:
+        raise ValueError(f"gains need 2 test data or more, but received {len(data.test)}; set more aside for the test")
     device = next((parameter.device for parameter in vae.parameters()), torch.device("cpu"))
     train, validation, test = (Loader(split).to(device) for split in (data.train, data.validation, data.test))
     left_out: dict[str, str] = {}
@@ -104,7 +108,11 @@ def prior_gains(
             with forked_random(stream_seed(seed, "prior gains", label), device), torch.no_grad():
                 values = _gains(vae, priors, loader.fixed(), num_draws)
             estimates[label] = {name: _estimate(name, num_draws, value) for name, value in values.items()}
-    known = {name: estimate.value for name, estimate in estimates["validation"].items() if estimate.value is not None}
+    known = {
+        name: gain.value - 2 * (gain.se_data or 0.0)  # so that noise does not hide a clear gain
+        for name, gain in estimates["validation"].items()
+        if gain.value is not None
+    }
     best = max(known, key=known.__getitem__, default=None)
     return PriorGains(
         gains=estimates["test"],

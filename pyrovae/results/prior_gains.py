@@ -22,7 +22,8 @@ class PriorGains(Tabled):
         validation: the same over the validation data, which chose the step at which each fit ends and the best prior.
         num_parameters: learned numbers of each prior.
         limit: KL(q(z) || p(z)) with q(z) over the test data, which the gain of no prior exceeds.
-        best: name of the prior with the largest gain on the validation data; None where none is finite.
+        best: name of the prior with the largest gain minus two standard errors on the validation data; None where none
+            is finite.
         verdict: "gain" if the gain of the best prior exceeds two standard errors on validation and test data, otherwise
             "no gain".
         current: name of the class of the prior p.

@@ -137,7 +137,11 @@ def test_the_ranking_is_by_the_bound_and_marks_unresolved_differences() -> None:
     assert [step.resolved for step in block.steps] == [False, True]
     assert block.steps[1].mean == pytest.approx(-5.033333 + 9.0, abs=1e-5)
     text = str(block.table())
-    assert "Ranking by L_5 (one training seed each): high ~ near > low (~: not told apart at the 5 % level)" in text
+    assert (
+        "\nRanking by L_5 (one training seed each): high ~ near > low (~: not told apart from the next at the 5 %"
+        in text
+    )
+    assert "adjusted for 2 differences (Holm); the 95 % intervals are not" in " ".join(block.table().title)
     assert "Ranking by L_5 (one training seed each): high > low\n" in str(compare({"low": low, "high": high}))
     assert not any(word in str(compare({"low": low})) for word in ("rank", "single trainings", "resolved"))
 
@@ -342,7 +346,7 @@ model    rank    ELBO  reconstruction      KL     L_5  se data  bits/dim       d
 N(0, I)     2  -9.000          -9.000  -9.000  -7.167    0.726    2.5848
 mixture     1  -8.833          -8.833  -8.833  -7.000    1.323    2.5247  +0.167 +- 0.601  [-2.419, +2.752]        no
 
-Ranking by L_5 (one training seed each): mixture ~ N(0, I) (~: not told apart at the 5 % level)
+Ranking by L_5 (one training seed each): mixture ~ N(0, I) (~: not told apart from the next at the 5 % level)
 L_5 is compared, the largest K that all models have; evaluated further: N(0, I) (up to 50).
 To tell 0.2 nats apart (5 % level, power 80 %) by paired differences takes 213 data (here 3).
 Standard errors and intervals are over the data, for these very weights, of one training seed. Another seed moves L_K
@@ -387,7 +391,7 @@ def test_training_seeds_of_a_model_are_one_row() -> None:
     assert third.difference.se > 0.9 * first.sd_seeds  # one seed varies as the seeds of the others
     assert second.difference.se > Difference.over_data(*(values.mean(0) for values in stacked)).se
     text = " ".join(str(comparison).split())
-    assert "over both data and training seeds. With one seed, taken to vary as the seeds of the others: c." in text
+    assert "few seeds make them wide. With one seed, taken to vary as the seeds of the others: c." in text
     assert "(one training seed each)" not in text
     assert "training seeds of each model with these 200 data" in text
     assert second.is_best

@@ -148,10 +148,13 @@ def make_gaps(amortization: float = 0.5) -> Gaps:
     return Gaps(*bounds, *(estimate(name, value) for name, value in steps.items()), num_data=9, seed=0, settings={})
 
 
-def make_block(differences: dict[str, Difference | None]) -> ComparisonTable:
+def make_block(differences: dict[str, Difference | None], **p_values: float) -> ComparisonTable:
     bound = make_evaluation().iwae[-1]
-    rows = tuple(Row(name=name, rank=1, bound=bound, difference=d, version="0") for name, d in differences.items())
-    return ComparisonTable("t", 500, "first", rows=rows, steps=())
+    rows = (
+        Row(name=name, rank=1, bound=bound, difference=change, version="0", p_value=p_values.get(name))
+        for name, change in differences.items()
+    )
+    return ComparisonTable("t", 500, "first", num_data=9, rows=tuple(rows), steps=())
 
 
 DIFFERENCES = {
@@ -429,14 +432,15 @@ def test_ladder_leaves_out_missing_numbers_and_estimates_that_are_no_bound() -> 
 
 
 def test_forest_shows_paired_differences() -> None:
-    (axes,) = drawn(report.forest(make_block(DIFFERENCES))).axes
-    assert texts(axes.get_yticklabels()) == ["better", "odd_$name", "one"]
+    differences = DIFFERENCES | {"adjusted": Difference(0.2, 0.1, 0.01, 0.39)}
+    (axes,) = drawn(report.forest(make_block(differences, better=0.01, adjusted=0.06))).axes
+    assert texts(axes.get_yticklabels()) == ["better", "odd_$name", "one", "adjusted"]
     intervals = [entry.get_xydata().tolist() for entry in axes.lines if entry.get_label() == "Interval"]
-    assert intervals == [[[0.4, 0.0], [0.6, 0.0]], [[-0.25, 1.0], [0.15, 1.0]]]
+    assert intervals == [[[0.4, 0.0], [0.6, 0.0]], [[-0.25, 1.0], [0.15, 1.0]], [[0.01, 3.0], [0.39, 3.0]]]
     dots = [entry for entry in axes.lines if entry.get_label() == "Difference"]
-    assert [dot.get_xydata()[0].tolist() for dot in dots] == [[0.5, 0.0], [-0.05, 1.0], [0.3, 2.0]]
-    assert [to_hex(dot.get_markerfacecolor()) == FIRST for dot in dots] == [True, False, False]
-    assert texts(axes.texts) == ["+0.500  [+0.400, +0.600]", f"{MINUS}0.050  [{MINUS}0.250, +0.150]", "+0.300"]
+    assert [dot.get_xydata()[0].tolist() for dot in dots] == [[0.5, 0.0], [-0.05, 1.0], [0.3, 2.0], [0.2, 3.0]]
+    assert [to_hex(dot.get_markerfacecolor()) == FIRST for dot in dots] == [True, False, False, False]
+    assert texts(axes.texts)[:3] == ["+0.500  [+0.400, +0.600]", f"{MINUS}0.050  [{MINUS}0.250, +0.150]", "+0.300"]
     assert report.forest(make_block({"first": None})) is None
 
 

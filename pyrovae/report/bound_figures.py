@@ -30,6 +30,7 @@ from pyrovae.report.style import (
 from pyrovae.results import ComparisonTable, Estimate, Evaluation, Gaps
 from pyrovae.results.comparability import require_comparable
 from pyrovae.results.tables import printable
+from pyrovae.results.training_seeds import LEVEL
 
 TICKS = 9  # labels that fit on the axis of K
 LADDER = "IWAE bound $L_K$"
@@ -217,7 +218,8 @@ def _signed(step: Estimate, digits: int) -> str:
 def forest(block: ComparisonTable, *, ax: Axes | None = None) -> Figure | None:
     """Draw the difference of the bound of each model to the reference, paired datum by datum.
 
-    Bars are 95 % intervals. A circle is open where the interval contains 0, or where a single datum has no interval.
+    Bars are 95 % intervals. A circle is filled where the table calls the difference resolved: its p-value is below 5 %
+    after adjustment for the number of differences.
 
     Args:
         block: models that may be compared, from `pyrovae.results.compare`.
@@ -227,7 +229,7 @@ def forest(block: ComparisonTable, *, ax: Axes | None = None) -> Figure | None:
         The figure, or None if no model has a difference.
 
     """
-    rows = [(row.name, row.difference) for row in block.rows if row.difference and row.difference.mean is not None]
+    rows = [(row, row.difference) for row in block.rows if row.difference and row.difference.mean is not None]
     if not rows:
         return None
     bound = block.rows[0].bound
@@ -235,16 +237,17 @@ def forest(block: ComparisonTable, *, ax: Axes | None = None) -> Figure | None:
     title = f"{label} minus that of the reference (nats per datum, 95 % intervals)"
     figure, axes = panel(ax, 7.0, 1.15 + 0.34 * len(rows), title=title)
     axes.axvline(0.0, color=FAINT, linewidth=1.0, linestyle=DASHES)
-    for row, (_, change) in enumerate(rows):
+    for place, (row, change) in enumerate(rows):
         text, low, high = f"{change.mean:+.3f}", change.low, change.high
         if low is not None and high is not None:
-            axes.plot([low, high], [row, row], color=FIRST, linewidth=2.0, solid_capstyle="butt", label="Interval")
+            axes.plot([low, high], [place, place], color=FIRST, linewidth=2.0, solid_capstyle="butt", label="Interval")
             text += f"  [{low:+.3f}, {high:+.3f}]"
-        dot: dict[str, Any] = {"color": FIRST, "markerfacecolor": FIRST if change.resolved else "white"}
-        axes.plot([change.mean or 0.0], [row], "o", markersize=6, label="Difference", **dot)
+        resolved = row.p_value is not None and row.p_value < LEVEL
+        dot: dict[str, Any] = {"color": FIRST, "markerfacecolor": FIRST if resolved else "white"}
+        axes.plot([change.mean or 0.0], [place], "o", markersize=6, label="Difference", **dot)
         beside: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 9}
-        axes.text(1.02, row, minus_signs(text), color=INK, **beside)
-    axes.set_yticks(range(len(rows)), [printable(name) for name, _ in rows], parse_math=False)
+        axes.text(1.02, place, minus_signs(text), color=INK, **beside)
+    axes.set_yticks(range(len(rows)), [printable(row.name) for row, _ in rows], parse_math=False)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel(f"Difference to {printable(block.reference)}", parse_math=False)
     axes.margins(x=0.08)

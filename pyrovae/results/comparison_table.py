@@ -16,7 +16,10 @@ ONE_SEED = (
     "L_K too, on MNIST by 0.04 to 0.2 nats: a difference below about 0.3 between single trainings means little, "
     "resolved or not."
 )
-SEEDS = "Standard errors and intervals of differences are over both data and training seeds."
+SEEDS = (
+    "Standard errors and intervals of differences are over both data and training seeds. Intervals are by Student's "
+    "t; few seeds make them wide."
+)
 SMALL_DIFFERENCE = 0.2  # nats, whose cost in data and seeds is stated
 
 
@@ -142,7 +145,8 @@ class ComparisonTable(Tabled):
         left_out |= set() if any(row.num_seeds > 1 for row in self.rows) else {"seeds", "sd seeds"}
         left_out |= {"bits/dim"} if self.bits_of is None else set()
         rows = [{name: cell for name, cell in row.cells().items() if name not in left_out} for row in self.rows]
-        adjusted = f", adjusted for {len(self.rows) - 1} differences (Holm)" if len(self.rows) > 2 else ""
+        num = len(self.rows) - 1
+        adjusted = f", adjusted for {num} differences (Holm); the 95 % intervals are not" if num > 1 else ""
         paired = (
             f"difference: {self.label} minus that of {self.reference}, paired datum by datum; resolved: whether it "
             f"differs from 0 at the 5 % level{adjusted}"
@@ -160,7 +164,7 @@ class ComparisonTable(Tabled):
             adjusted = holm([step.p_value for step in self.steps])
             signs = [" ~ " if p_value is None or p_value >= LEVEL else " > " for p_value in adjusted]
             order = "".join(itertools.chain.from_iterable(zip(self.ranking, [*signs, ""], strict=True)))
-            meaning = " (~: not told apart at the 5 % level)" if " ~ " in signs else ""
+            meaning = " (~: not told apart from the next at the 5 % level)" if " ~ " in signs else ""
             notes.append(f"Ranking by {label}{self._seeds_text()}: {order}{meaning}")
         further = [f"{row.name} (up to {row.largest_k})" for row in self.rows if row.largest_k > self.num_particles]
         if further:

@@ -4,8 +4,8 @@
     python examples/objectives.py --data mnist     MNIST; hours on two cores
 
 prints the ELBO, L_5000 and their paired differences from training on the ELBO. All runs have the same model; only the
-objective differs. A model that maximizes L_50 need not have a good ELBO. The picture shows the
-differences of L_5000 with their 95 % intervals; filled: the interval excludes 0.
+objective differs. A model that maximizes L_50 need not have a good ELBO. The picture shows the differences of
+L_5000 with their 95 % intervals; filled: resolved after adjustment for the number of comparisons.
 """
 
 import argparse

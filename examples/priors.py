@@ -5,7 +5,8 @@
 
 prints the ELBO, L_5000 and paired differences from N(0, I), and which KL have no closed form. The last table shows what
 other priors would add to the ELBO of the model with N(0, I) if its encoder and decoder stay as they are. The picture
-shows the differences of L_5000 with their 95 % intervals; filled: the interval excludes 0.
+shows the differences of L_5000 with their 95 % intervals; filled: resolved after adjustment for the number of
+comparisons.
 """
 
 import argparse

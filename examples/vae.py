@@ -21,7 +21,7 @@ parser.add_argument("--smoke", action="store_true", help="run for a few seconds,
 parser.add_argument("--picture", type=pyrovae.report.picture_file, default="runs/vae.png", help="PNG file")
 options = parser.parse_args()
 
-latent_dim = 16  # more than the data need: unused dimensions collapse onto the prior
+latent_dim = 16
 hidden = (200, 200)
 epochs = 2 if options.smoke else 100
 ks = (1, 5, 50) if options.smoke else (1, 5, 50, 500, 5000)  # each a divisor of the next

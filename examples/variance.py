@@ -8,7 +8,8 @@ loss"), with a small scale, with one learned scale, and with a scale for each pi
 and with a learned scale. The table has the density L_K, bits per dimension of the stored grey levels, and the error of
 the reconstruction E[x | z], for the same test images. What to look for:
 
-- scale 1: errors cost less than the KL, so z carries little or nothing and all reconstructions are one grey average;
+- scale 1: errors cost less than the KL, so z carries little (Laplace) or nothing (Gaussian: all reconstructions are one
+  grey average);
 - a small scale: the smallest squared error at the largest KL, but not the best density;
 - one learned scale: it becomes about the root mean squared error of the model, and needs no tuning;
 - a scale for each pixel: by far the best density, at a larger squared error. The picture shows where the density is

@@ -26,7 +26,7 @@ from conftest import fails
 
 import pyrovae
 from pyrovae.cli import main
-from pyrovae.cli.sweep_command import _points
+from pyrovae.cli.sweep_command import _parser, _points
 from pyrovae.cli.train_command import MENUS
 from pyrovae.runtime.context import forked_random, interrupts_wait, stream_seed
 from pyrovae.training.checkpoint import Checkpoint, Progress
@@ -241,6 +241,7 @@ def test_an_interrupted_sweep_resumes_to_the_numbers_of_train(
     table = Path("s/comparison.txt").read_text()
     assert table in captured.out
     assert [line.split()[0] for line in table.splitlines() if line.startswith("latent_dim")] == names
+    assert main(["compare", *map(str, Path("s").iterdir())]) == 0, "the table and the picture are skipped"
     alone = [*SWEEP[1:7], *HIDDEN[2:], "--latent_dim", "2", "--encoder.hidden", "8", "4"]
     assert main(["train", "--folder", "alone", *alone]) == 0
     assert elbos("alone") == elbos(f"s/{names[1]}")
@@ -249,7 +250,7 @@ def test_an_interrupted_sweep_resumes_to_the_numbers_of_train(
 
 @pytest.mark.usefixtures("_no_pictures")
 def test_the_failure_of_one_run_does_not_stop_a_sweep(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*SWEEP, "--seed", "0", "1", "--latent_dim", "2", "--learning_rate", "1e30", "0.001"]) == 1
+    assert main([*SWEEP, "--seed", "0", "1", "--latent_dim", "2", "--learning_rate", "1e30", "0.001", "1e-3"]) == 1
     captured = capsys.readouterr()
     line, _ = (line for line in captured.err.splitlines() if "error:" in line)
     assert line.startswith("pyrovae: error: learning_rate-1e30_seed-0: training stopped in epoch")
@@ -257,6 +258,13 @@ def test_the_failure_of_one_run_does_not_stop_a_sweep(capsys: pytest.CaptureFixt
     assert f"2 of 4 runs failed: {names}; the same command tries them again" in captured.err
     (row,) = re.findall("^learning_rate-.*", captured.out, re.MULTILINE)
     assert row.split()[0] == "learning_rate-0.001", "one row for both seeds"
+
+
+def test_texts_of_one_value_are_one_run_of_a_sweep() -> None:
+    words = "--learning_rate 1e-3 0.001 0.01 --latent_dim 2 02 --encoder.hidden 8 4 --encoder.hidden 08 4 --data a A "
+    values = {name: list(texts) for name, texts in _parser().values((words + "--prior.df 5 5.0 x").split()).items()}
+    expected = {"--learning_rate": ["1e-3", "0.01"], "--latent_dim": ["2"], "--encoder.hidden": ["8 4"]}
+    assert values == expected | {"--data": ["a", "A"], "--prior.df": ["5", "x"]}
 
 
 def test_the_picture_of_a_sweep_has_a_curve_along_beta_and_means_over_seeds() -> None:

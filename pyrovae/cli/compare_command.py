@@ -28,7 +28,8 @@ def compare(argv: Sequence[str]) -> None:
         "ranking. Runs that differ only in their training seed are one model. All runs must use the same data, "
         "binarization, observed values and base measure.",
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, evaluated by pyrovae evaluate")
+    text = "run folders, evaluated by pyrovae evaluate; files among folders, as in runs/sweep/*, are skipped"
+    parser.add_argument("runs", nargs="+", metavar="RUN", help=text)
     group = parser.add_argument_group("comparison")
     parser.add(group, "reference", "run to which the others are compared (default: the first)")
     text = "report of each run that is compared (default: the name that all runs have in common, or the only one)"
@@ -45,8 +46,9 @@ def compare(argv: Sequence[str]) -> None:
     if table_format is None:
         endings = ", ".join(filter(None, ENDINGS))
         raise ValueError(f"--output ends in one of {endings}, but received {output}; rename it, or choose a --format")
+    folders = [run for run in options["runs"] if not Path(run).is_file()]
     comparison = compare_runs(
-        options["runs"],
+        folders or options["runs"],
         reference=options["reference"],
         blocks=bool(options["blocks"]),
         name=options["report"],

@@ -8,7 +8,7 @@ import difflib
 import itertools
 import json
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -134,7 +134,8 @@ class Parser(argparse.ArgumentParser):
     def values(self, argv: Sequence[str]) -> dict[str, dict[str, list[str]]]:
         """Return the values that are typed for each option, by their text, as words of a command line.
 
-        Each word is a value; if the option takes a list, the words of each of its occurrences are one value.
+        Each word is a value; if the option takes a list, the words of each of its occurrences are one value. Of texts
+        with the same value, such as 0.001 and 1e-3, only the first counts.
         """
         typed: dict[str, list[list[str]]] = {}
         name = None
@@ -154,11 +155,32 @@ class Parser(argparse.ArgumentParser):
             action = self._option_string_actions.get(name)
             if action is None:
                 raise ValueError(self._unknown(name))
-            if action.nargs in ("*", "+"):
-                values[name] = {" ".join(words): [name, *words] for words in occurrences}
-            else:
-                values[name] = {word: [f"{name}={word}"] for word in itertools.chain(*occurrences)} or {"": [name]}
+            takes_list = action.nargs in ("*", "+")
+            texts = occurrences if takes_list else [[word] for word in itertools.chain(*occurrences)] or [[]]
+            convert, unique = self._converter(name), dict[tuple[Any, ...], list[str]]()
+            for words in texts:
+                unique.setdefault(tuple(map(convert, words)), words)
+            values[name] = {
+                " ".join(words): [name, *words] if takes_list else ["=".join([name, *words])]
+                for words in unique.values()
+            }
         return values
+
+    def _converter(self, name: str) -> Callable[[str], Any]:
+        """Return a function from a word of an option to its value; an invalid word is returned as it is."""
+        role, _, key = name.removeprefix("--").partition(".")
+        convert: Any = self._option_string_actions[name].type or str
+        if key and role in self.roles:
+            known = self.roles[role]
+            parts = (options_of(part, known.hidden) for part in known.menu.values())
+            convert = next(part[key].converter() for part in parts if key in part)
+
+        def value(word: str) -> Any:
+            with suppress(ValueError):
+                return convert(word)
+            return word
+
+        return value
 
     def to_save(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options that a configuration file may hold."""

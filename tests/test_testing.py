@@ -57,7 +57,7 @@ SLOW = [networks.ResNetEncoder]  # of 11 million parameters
 
 @pytest.fixture
 def _without_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(common_checks, "check_bounds", lambda vae: "left out")
+    monkeypatch.setattr(common_checks, "check_bounds", lambda *_: "left out")
 
 
 @pytest.mark.parametrize("part", [pytest.param(part, marks=[pytest.mark.slow] * (part in SLOW)) for part in PARTS])
@@ -485,10 +485,23 @@ def test_the_example_of_a_base_class_passes(
         assert pyrovae.fit(vae, x, objective=part, **options).best.objective
 
 
-def test_bounds_above_the_truth_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(common_checks, "log_evidence", lambda vae, x: testing.log_evidence(vae, x) - 0.1)
-    report = check(priors.StandardNormal(2), show_progress=False)
-    assert [(item.name, item.detail[:12]) for item in report.checks if not item.passed] == [(BOUNDS, "out of order")]
+@pytest.mark.parametrize(
+    ("part", "shift", "passed", "text"),
+    [
+        (priors.StandardNormal(2), -0.1, False, "^out of order: "),
+        (priors.StandardNormal(2), 0.1, True, r"the last 0\.\d+ below log p\(x\) \S+: the guide of the check is loose"),
+        (priors.StandardNormal(2), 0.4, False, r"the last 0\.\d+ below log p\(x\) \S+$"),
+        (posteriors.DiagonalNormal(2), 0.1, False, r"the last 0\.\d+ below log p\(x\) \S+$"),  # its own guide
+    ],
+)
+def test_bounds_far_from_the_truth(
+    part: Prior | Posterior, shift: float, text: str, monkeypatch: pytest.MonkeyPatch, *, passed: bool
+) -> None:
+    monkeypatch.setattr(common_checks, "log_evidence", lambda vae, x: testing.log_evidence(vae, x) + shift)
+    *others, item = check(part, show_progress=False).checks
+    assert all(other.passed for other in others)
+    assert (item.name, item.passed) == (BOUNDS, passed)
+    assert re.search(text, item.detail), item.detail
 
 
 def test_a_class_inside_a_function_cannot_be_rebuilt() -> None:

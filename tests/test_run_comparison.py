@@ -117,6 +117,7 @@ def test_errors_of_folders_without_an_evaluation_name_a_remedy(
     runs: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "nowhere is not a run folder: it has no manifest.json" in fails(capsys, "compare", "runs/a", "nowhere")
+    assert fails(capsys, "compare", "runs").endswith("no manifest.json; it holds 3 runs; name them: runs/*")
     RunFolder("runs/new").write({"config.json": b"{}"})
     line = fails(capsys, "compare", "runs/new")
     assert "runs/new has no report/evaluation.json; evaluate it again: pyrovae evaluate runs/new" in line

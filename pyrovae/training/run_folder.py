@@ -147,10 +147,11 @@ class RunFolder:
         names, optional = list(names), set(optional)
         manifests = self._manifests()
         if not manifests:
-            raise ValueError(
-                f"{self.path} is not a run folder: it has no {MANIFEST}; train one with pyrovae train"
-                + (f" --folder {self.path}" if self.path.is_dir() else "")
-            )
+            inside = len(list(self.path.glob(f"*/{MANIFEST}")))
+            remedy = "train one with pyrovae train" + (f" --folder {self.path}" if self.path.is_dir() else "")
+            if inside:
+                remedy = f"it holds {inside} run{'s' * (inside > 1)}; name them: {self.path}/*"
+            raise ValueError(f"{self.path} is not a run folder: it has no {MANIFEST}; {remedy}")
         for _ in range(TRIES):
             for hashes, staged in manifests:
                 try:

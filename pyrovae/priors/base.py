@@ -23,7 +23,7 @@ class Prior(Described, nn.Module, ABC):
         ...
         ...     def __init__(self, latent_dim):
         ...         super().__init__(latent_dim)
-        ...         self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
+        ...         self.register_buffer("loc", torch.zeros(latent_dim))
         ...         self.log_scale = torch.nn.Parameter(torch.zeros(latent_dim))
         ...
         ...     def forward(self):

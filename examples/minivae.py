@@ -12,8 +12,8 @@ What to look for: the validation ELBO is sane after the first epoch (the trainin
 close to the training ELBO afterwards. Batch normalization uses averages over earlier minibatches in evaluation,
 which after few steps can cost any number of nats; `fit` averages anew after each epoch. The KL has a warm-up over
 three quarters of the steps, without which the posterior collapses. On the digits, which are few for such a network, z
-still carries about two nats: the last line counts many active latent dimensions, but the reconstructions below the test
-images in the picture are close to one grey average, with traces of the digit.
+still carries about two nats: many latent dimensions count as active, but the reconstructions below the test images in
+the picture are close to one grey average, with traces of the digit.
 """
 
 import argparse

@@ -65,7 +65,7 @@ def section(name: str) -> str:
 {text[0].upper()}{text[1:]}
 
 <details>
-<summary>What it prints{_commit(name)}</summary>
+<summary>Output{_commit(name)}</summary>
 
 ```
 {_file(name, "txt").read_text().strip()}

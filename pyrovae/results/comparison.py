@@ -219,7 +219,6 @@ def _rank(
     ``bounds`` and ``values`` have an item for each seed of a model; ``further`` has other fields of the rows.
     """
     stacked = {name: torch.stack([value.double() for value in seeds]) for name, seeds in values.items()}
-
     pooled = pool_seed_effects(stacked.values())
 
     def difference(name: str, other: str) -> Difference:

@@ -27,9 +27,10 @@ HEAD = """\
 # Examples
 
 Each example is one page: read it, run it, change a line. Most take other data by `--data mnist`; `--picture FILE` names
-the picture, `--smoke` runs for a few seconds. Tables and pictures below were made by the scripts at the commit named
-beside them, on two cores of a CPU; the last digits differ on other machines. All bounds are in nats per datum, larger
-is better. Written by `python examples/docs/gallery.py`; timings are in `benchmarks/README.md`.
+the picture, `--smoke` runs for a few seconds. The scripts made the tables and pictures below on two cores of a CPU. The
+commit beside an output added it; later versions may print more lines. The last digits differ on other machines. All
+bounds are in nats per datum, larger is better. Written by `python examples/docs/gallery.py`; timings are in
+`benchmarks/README.md`.
 """
 
 

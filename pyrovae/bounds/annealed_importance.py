@@ -206,7 +206,19 @@ def bdmc(
 def anneal(
     programs: ModelGuide, args: tuple[Any, ...], rows: Tensor, settings: AnnealingSettings, *, number: int
 ) -> dict[str, Tensor]:
-    """Return bound, acceptance and effective chains ``(B,)`` of the rows of one batch."""
+    """Run the chains of one batch of data.
+
+    Args:
+        programs: from `scoring_context`.
+        args: arguments of the programs, the data first.
+        rows: ``(B,)``, rows of the data.
+        settings: number of chains, temperatures and leapfrog steps.
+        number: number of the batch, which chooses its random streams.
+
+    Returns:
+        Bound, acceptance and effective chains, each ``(B,)`` by name, and Monte Carlo variances; see `lower_bound`.
+
+    """
     with forked_random(stream_seed(settings.seed, "ais", number), rows.device):
         score_one_particle(programs, args, rows, checked=True)  # raises for data outside the support
     kernel = frozen_kernel(programs, args, rows, settings, number=number)
@@ -214,7 +226,18 @@ def anneal(
 
 
 def lower_bound(kernel: Kernel, settings: AnnealingSettings, *, number: int) -> dict[str, Tensor]:
-    """Return bound, acceptance and effective chains ``(B,)`` of chains with frozen transitions."""
+    """Run chains from the start to the posterior, with frozen transitions.
+
+    Args:
+        kernel: the transitions.
+        settings: number of chains, and the seed.
+        number: number of the batch, which chooses its random stream.
+
+    Returns:
+        By name ``(B,)``: the bound "AIS" in nats, "acceptance", the effective number of chains "ESS" and the number of
+        lost weights; and ``(C, B)`` the variance of the bound over the chains, after `VARIANCE`.
+
+    """
     with forked_random(stream_seed(settings.seed, "ais", number), kernel.scale.device):
         log_weights, acceptance = kernel.forward(settings.num_chains)
     lost = log_weights.isnan()
@@ -231,7 +254,19 @@ def lower_bound(kernel: Kernel, settings: AnnealingSettings, *, number: int) -> 
 def enclose(
     programs: ModelGuide, args: tuple[Any, ...], rows: Tensor, settings: AnnealingSettings, *, number: int
 ) -> dict[str, Tensor]:
-    """Return both bounds and acceptances ``(B,)`` of data simulated for the rows of one batch."""
+    """Run chains in both directions on data that are simulated for one batch.
+
+    Args:
+        programs: from `scoring_context`.
+        args: arguments of the programs; the simulated data take the place of the first.
+        rows: ``(B,)``, rows of the covariates.
+        settings: number of chains, temperatures and leapfrog steps.
+        number: number of the batch, which chooses its random streams.
+
+    Returns:
+        The values of `lower_bound`, and the upper bound "BDMC" with its variance and "reverse acceptance".
+
+    """
     with forked_random(stream_seed(settings.seed, "simulate", number), rows.device):
         args, z = simulate(programs, args, rows)
         rows = torch.arange(len(rows), device=rows.device)
@@ -263,6 +298,16 @@ def run_batches(
     options: AnnealingOptions,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
     """Run `anneal` or `enclose` on all batches.
+
+    Args:
+        function: one of the two.
+        title: of the progress bar.
+        model: a Pyro program called with the arguments.
+        guide: another.
+        args: arguments of the programs, the data first.
+        num_data: N, from which the batches are cut; rows beyond the data start again at the first.
+        seed: seed of the random streams.
+        options: chains, temperatures and sizes.
 
     Returns:
         Values ``(N,)`` by name, Monte Carlo variances ``(C, N)`` by name, and the fields that `Annealing` and

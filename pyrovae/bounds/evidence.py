@@ -58,11 +58,25 @@ def elbo(
 ) -> ElboTerms:
     """Estimate the ELBO of each datum, with closed-form KL terms where they are valid.
 
-    Takes the arguments of `pyrovae.particles`. No annealing factor, plate size or `pyro.poutine.scale` reaches the
-    result.
+    No annealing factor, plate size or `pyro.poutine.scale` reaches the result.
+
+    Args:
+        model: a Pyro program called with ``(x, *covariates)``.
+        guide: another.
+        x: ``(B, ...)``, the data.
+        covariates: further arguments, with rows along the data plate.
+        num_particles: K, draws of the guide over which log p(x | z) is averaged.
+        modules: modules of the programs that cannot be found from them.
 
     Returns:
-        The terms ``(B,)``.
+        Reconstruction and KL, each ``(B,)`` in nats.
+
+    Raises:
+        ValueError: if the programs break the contract (see `pyrovae.programs`).
+
+    Example:
+        >>> terms = elbo(vae.model, vae.guide, x, num_particles=10)
+        >>> terms.elbo.mean(), terms.kl_of, terms.methods
 
     """
     args = (x, *covariates)

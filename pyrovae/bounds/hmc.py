@@ -200,7 +200,16 @@ def _kinetic(momentum: Tensor) -> Tensor:
 def frozen_kernel(
     programs: ModelGuide, args: tuple[Any, ...], rows: Tensor, settings: AnnealingSettings, *, number: int
 ) -> Kernel:
-    """Return transitions for rows ``(B,)``, found by a pilot run in the stream (seed, "annealing pilot", number)."""
+    """Return transitions for the data of one batch, found by a pilot run.
+
+    Args:
+        programs: from `scoring_context`.
+        args: arguments of the programs, the data first.
+        rows: ``(B,)``, rows of the data.
+        settings: number of temperatures and leapfrog steps.
+        number: number of the batch; the pilot draws from the stream (seed, "annealing pilot", number).
+
+    """
     with forked_random(stream_seed(settings.seed, "annealing pilot", number), rows.device):
         space = UnconstrainedLatents(programs, args, rows)
         if number == 0:

@@ -48,11 +48,16 @@ def information(programs: ModelGuide, args: tuple[Any, ...], advance: Callable[[
     ``I(x; z) = E_n E_{q(z | x_n)} log (q(z | x_n) / q(z))``, ``q(z) = (1 / M) sum_m q(z | x_m)``
 
     With n among the m, the mean is a lower bound of I(x; z) in expectation; with n left out, an upper bound. If the
-    number of data N is large, the M data of q(z) and the T data are drawn at random. ``advance`` is called with the
-    number of finished data, out of T.
+    number of data N is large, the M data of q(z) and the T data are drawn at random.
 
     *On variational bounds of mutual information (Poole, Ozair, van den Oord, Alemi, Tucker 2019)*,
     https://arxiv.org/abs/1905.06922
+
+    Args:
+        programs: from `scoring_context`.
+        args: arguments of the programs, each ``(N, ...)``, the data first.
+        advance: called with the number of finished data, out of T.
+
     """
     num_data = len(args[0])
     size = min(num_data, MAX_AGGREGATE)
@@ -94,6 +99,9 @@ def _others(
 
 def unit_kl(space: UnconstrainedLatents) -> tuple[Tensor, Tensor, Tensor, list[str]]:
     """Return the KL(q(z | x) || p(z)) of the rows of a space in nats, in closed form where it is valid.
+
+    Args:
+        space: latent variables of B data.
 
     Returns:
         The KL of each unit ``(B, D)``, NaN if the KL of its site is not a sum over units; the KL of each datum and its

@@ -59,6 +59,12 @@ def further_starts(space: UnconstrainedLatents, q: DiagonalGaussian, num_starts:
     prior cannot be sampled, q is the only start.
 
     *k-means++: the advantages of careful seeding (Arthur, Vassilvitskii 2007)*, https://dl.acm.org/doi/10.5555/1283383.1283494
+
+    Args:
+        space: unconstrained latent variables of B data.
+        q: the first start, ``(B, D)``.
+        num_starts: S.
+
     """
     means = [q.mean]
     try:
@@ -105,6 +111,11 @@ def refine(space: UnconstrainedLatents, q: DiagonalGaussian, *, num_steps: int) 
     the one with the largest noise. Where the gradient of a datum is not finite, it counts as zero in that step.
 
     *Sticking the landing (Roeder, Wu, Duvenaud 2017)*, https://arxiv.org/abs/1703.09194
+
+    Args:
+        space: unconstrained latent variables of B data.
+        q: the start, ``(B, D)``, or S starts of each datum ``(S, B, D)``.
+        num_steps: steps of the optimizer.
 
     Returns:
         The Gaussian, and the estimate of the ELBO at each step ``(num_steps, B)``, nats; ``(num_steps, S, B)`` for S

@@ -59,6 +59,17 @@ def refit(
     of the old guide only as far as a refit on as many training data would gain less.
 
     *Amortized inference regularization (Shu et al. 2018)*, https://arxiv.org/abs/1805.08913
+
+    Args:
+        programs: from `scoring_context`.
+        args: arguments of the programs, each ``(N, ...)``, the data first.
+        num_epochs: passes over the data; 0 for no refit.
+        seed: seed of the random streams.
+        show_progress: show a progress bar.
+
+    Returns:
+        The parameters with their new values, or the reason why there are none.
+
     """
     if num_epochs == 0:
         return Refit((), (), why="no refit of the guide was asked for; set refit_epochs")

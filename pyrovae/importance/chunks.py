@@ -114,9 +114,14 @@ class Chunk:
 
 
 def iter_chunks(programs: ModelGuide, rows: Tensor, num_particles: int, *, size: int) -> Iterator[Chunk]:
-    """Yield the chunks that cover K particles of rows ``(B,)`` of the data.
+    """Yield the chunks that cover K particles of some rows of the data.
 
-    A run has at most ``size`` rows, a datum with K particles counting K.
+    Args:
+        programs: from `scoring_context`. Those that broadcast run with an axis of particles, others on repeated rows.
+        rows: ``(B,)``, rows of the data.
+        num_particles: K.
+        size: most rows of a run, a datum with K particles counting K.
+
     """
     if programs.broadcasts:
         limit = max(1, size // len(rows))
@@ -133,11 +138,21 @@ def iter_chunks(programs: ModelGuide, rows: Tensor, num_particles: int, *, size:
 def map_chunks(
     function: Callable[[Chunk], Sequence[Tensor]], programs: ModelGuide, rows: Tensor, num_particles: int, *, size: int
 ) -> list[Tensor]:
-    """Run a function on each chunk, and return its results joined, each ``(K, B, ...)``.
+    """Run a function on each chunk, and join its results.
 
-    The function returns tensors ``(K', B, ...)``, or ``(1, R, ...)`` for a chunk without particles. Without gradients
-    each result is written into one tensor at once. Small results that are kept would fragment the memory that the large
-    tensors of a run have left, so that the next run has to allocate.
+    Without gradients each result is written into one tensor at once. Small results that are kept would fragment the
+    memory that the large tensors of a run have left, so that the next run has to allocate.
+
+    Args:
+        function: returns tensors ``(K', B, ...)``, or ``(1, R, ...)`` for a chunk without an axis of particles.
+        programs: from `scoring_context`.
+        rows: ``(B,)``, rows of the data.
+        num_particles: K.
+        size: most rows of a run, a datum with K particles counting K.
+
+    Returns:
+        For each result of the function ``(K, B, ...)``.
+
     """
     length = num_particles if programs.broadcasts else num_particles * len(rows)
     parts: list[list[Tensor]] = []
@@ -163,9 +178,16 @@ def _filled(part: Tensor, length: int) -> Tensor:
 
 
 def iter_batches(programs: ModelGuide, num_data: int, *, batch_size: int) -> Iterator[tuple[Tensor, int]]:
-    """Yield rows ``(B,)`` that cover all data once, and how many of them count.
+    """Yield rows that cover all data once, in order.
 
-    Programs that draw their own rows take a fixed number, so that their last batch is filled up.
+    Args:
+        programs: from `scoring_context`. Those that draw their own rows take a fixed number of them.
+        num_data: N, the number of data.
+        batch_size: most rows of a batch.
+
+    Yields:
+        Rows ``(B,)``, and how many of them count: the others, at the end of the last batch, fill it up.
+
     """
     size = programs.num_rows if programs.draws_rows else min(batch_size, programs.max_rows)
     for start in range(0, num_data, size):
@@ -177,9 +199,17 @@ def iter_batches(programs: ModelGuide, num_data: int, *, batch_size: int) -> Ite
 def on_device(
     programs: ModelGuide, args: tuple[Any, ...], rows: Tensor, device: torch.device
 ) -> tuple[tuple[Any, ...], Tensor]:
-    """Return arguments on a device, and the positions of the given rows ``(B,)`` among theirs.
+    """Copy rows of the arguments to a device.
 
-    Only these rows are copied there, unless the programs take all data.
+    Args:
+        programs: from `scoring_context`. If they draw their own rows, all data are copied.
+        args: arguments of the programs, each ``(N, ...)``, the data first.
+        rows: ``(B,)``, rows of the data.
+        device: where they are needed.
+
+    Returns:
+        The arguments, and the positions ``(B,)`` of the rows in them, both on the device.
+
     """
     if programs.draws_rows:
         return tuple(argument.to(device) for argument in args), rows.to(device)

@@ -60,7 +60,17 @@ def iter_particles(
 ) -> Iterator[ParticleBatch]:
     """Yield the particles of some rows in batches; the draws do not depend on the chunks in which they are scored.
 
-    See `score_model` for `chunk_size` and `compiled`.
+    Args:
+        programs: from `scoring_context`.
+        args: arguments of the programs, the data first.
+        rows: ``(B,)``, rows of the data.
+        num_particles: K, the number of particles in all batches together.
+        chunk_size: rows that the model scores at once; see `score_model`.
+        compiled: runs of the compiled model, None for eager runs.
+
+    Yields:
+        Batches ``(K', B)``; the sum of the K' is K.
+
     """
     sizes, elements = chunk_sizes(rows.device), sum(latent.num_elements for latent in programs.latents.values())
     drawn_rows = sizes.drawn_rows if programs.broadcasts else sizes.rows  # the guide's networks run on each
@@ -172,7 +182,18 @@ def draw_guide(
 
 
 def draw_prior(programs: ModelGuide, args: tuple[Any, ...], rows: Tensor, num_particles: int) -> Draws:
-    """Return z ``(K, B, ...)`` of each site, drawn by the model on some rows ``(B,)``."""
+    """Draw z from the prior.
+
+    Args:
+        programs: from `scoring_context`.
+        args: arguments of the programs, the data first; the prior may depend on them.
+        rows: ``(B,)``, rows of the data.
+        num_particles: K.
+
+    Returns:
+        z of each latent site, ``(K, B, ...)``.
+
+    """
 
     def draw(chunk: Chunk) -> list[Tensor]:
         model, _ = programs.bind(args, chunk.rows)
@@ -249,7 +270,18 @@ def score_model(
 def score_guide(
     programs: ModelGuide, args: tuple[Any, ...], rows: Tensor, z: Mapping[str, Tensor], *, chunk_size: int | None = None
 ) -> dict[str, Tensor]:
-    """Return log q(z | x) ``(K, B)`` of each site for given z ``(K, B, ...)`` of some rows ``(B,)``, chunk by chunk.
+    """Return log q(z | x) of given z.
+
+    Args:
+        programs: from `scoring_context`.
+        args: arguments of the programs, the data first.
+        rows: ``(B,)``, rows of the data.
+        z: for each latent site ``(K, B, ...)``.
+        chunk_size: rows that the guide scores at once, a datum with K particles counting K; None for a size by the
+            device.
+
+    Returns:
+        For each latent site ``(K, B)``, nats.
 
     Raises:
         ValueError: if the guide cannot compute the density of a z that it did not draw.

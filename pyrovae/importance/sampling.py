@@ -89,9 +89,27 @@ def log_weights(
     num_particles: PositiveInt,
     modules: Iterable[nn.Module] = (),
 ) -> Tensor:
-    """Return log p(x, z_k) - log q(z_k | x) for draws z_k of the guide: ``(K, B)``, nats, float64.
+    """Return log p(x, z_k) - log q(z_k | x) for draws z_k of the guide.
 
-    Takes the arguments of `particles`. The mean over K is the Monte Carlo ELBO, the log-mean-exp the IWAE bound.
+    The mean over K is the Monte Carlo ELBO, the log-mean-exp the IWAE bound.
+
+    Args:
+        model: a Pyro program called with ``(x, *covariates)``.
+        guide: another.
+        x: ``(B, ...)``, the data.
+        covariates: further arguments, with rows along the data plate.
+        num_particles: K, draws per datum.
+        modules: modules of the programs that cannot be found from them.
+
+    Returns:
+        ``(K, B)``, nats, float64.
+
+    Raises:
+        ValueError: as for `particles`.
+
+    Example:
+        >>> log_weights(vae.model, vae.guide, x, num_particles=64).logsumexp(0) - math.log(64)  # L_64 of each datum
+
     """
     return particles(model, guide, x, *covariates, num_particles=num_particles, modules=modules).log_weights
 
@@ -167,8 +185,21 @@ def scoring_context(
 ) -> Iterator[ModelGuide]:
     """Inspect model and guide, and keep the process in the state in which they are scored.
 
-    Modules are in evaluation mode, matrix products in full precision, and checks are off. The arguments are the same as
-    for `inspect_programs`.
+    Modules are in evaluation mode, matrix products in full precision, and checks are off.
+
+    Args:
+        model: a Pyro program called with the arguments.
+        guide: another.
+        args: arguments of the programs, the data first.
+        modules: modules of the programs that cannot be found from them.
+        all_data: returns the arguments for all data, where ``args`` are a part; see `inspect_programs`.
+
+    Yields:
+        The structure of the programs, which the functions of this room take.
+
+    Raises:
+        ValueError: if a parameter is not finite, or the programs break the contract (see `pyrovae.programs`).
+
     """
     Loader(args[0])  # validates the data
     modules = (*modules, *find_modules(model, guide))

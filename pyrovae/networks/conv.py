@@ -121,7 +121,16 @@ class ConvDecoder(Decoder):
 
 
 def convolution(before: int, after: int, *, stride: int = 1, size: int = 3, bias: bool = True) -> nn.Conv2d:
-    """Return a convolution that keeps the size of feature maps, or divides it by the stride and rounds up."""
+    """Return a convolution that keeps the size of feature maps, or divides it by the stride and rounds up.
+
+    Args:
+        before: channels of the input.
+        after: channels of the output.
+        stride: divisor of height and width.
+        size: height and width of the kernel, odd.
+        bias: whether there is a bias, which starts at zero; weights start at He's values.
+
+    """
     layer = nn.Conv2d(before, after, size, stride=stride, padding=size // 2, bias=bias)
     he(layer.weight)
     if layer.bias is not None:

@@ -60,7 +60,11 @@ def hidden_layers(
 ) -> list[nn.Module]:
     """Return linear layers between the widths, each followed by its activation.
 
-    `torch.nn.GLU` halves its input, so its layers emit twice their width.
+    Args:
+        widths: size of the input, then the width of each layer.
+        activation: class of the activation. `torch.nn.GLU` halves its input, so its layers emit twice their width.
+        initialize: fills each weight.
+
     """
     factor = 2 if activation is nn.GLU else 1
     layers: list[nn.Module] = []

@@ -39,7 +39,17 @@ def log_prob(site: Mapping[str, Any]) -> Tensor:
 
 
 def per_datum(programs: ModelGuide, value: Tensor, site: Mapping[str, Any]) -> Tensor:
-    """Mask a value over a site's batch shape and sum it over inner plates: ``(K, B)``."""
+    """Mask a value of a site, and sum it over the plates inside the data plate.
+
+    Args:
+        programs: structure of the programs, which says where the data plate is.
+        value: log-probability or KL over the site's batch shape, in Pyro's layout.
+        site: from a trace.
+
+    Returns:
+        ``(K, B)``.
+
+    """
     if site["mask"] is not None:
         mask = torch.as_tensor(site["mask"], device=value.device)
         value = torch.where(mask, value, torch.zeros_like(value))
@@ -56,9 +66,20 @@ def log_probs(programs: ModelGuide, trace: poutine.Trace, names: Iterable[str]) 
 def closed_forms(
     programs: ModelGuide, names: Iterable[str], model_trace: poutine.Trace, guide_trace: poutine.Trace
 ) -> dict[str, Tensor]:
-    """Return the closed-form KL of each datum at sites that have one, ``(K, B)``, nats.
+    """Return the closed-form KL of each datum at sites that have one.
 
-    The caller has compared the masks of model and guide.
+    Args:
+        programs: structure of the programs.
+        names: names of the sites.
+        model_trace: a run of the model on the draws of the guide.
+        guide_trace: the run of the guide. The caller has compared the masks of both.
+
+    Returns:
+        For each site ``(K, B)``, nats.
+
+    Raises:
+        ValueError: if a KL has no closed form in these runs.
+
     """
     terms = {}
     for name in names:
@@ -70,7 +91,14 @@ def closed_forms(
 
 
 def from_pyro(programs: ModelGuide, name: str, value: Tensor) -> Tensor:
-    """Return z of a site, given in Pyro's layout, as ``(K, B, plates inside, event)``."""
+    """Return z of a site, given in Pyro's layout, as ``(K, B, plates inside, event)``.
+
+    Args:
+        programs: structure of the programs.
+        name: name of the site.
+        value: z, or anything else of its shape.
+
+    """
     latent = programs.latents[name]
     value = getattr(value, "_unquantize", value)  # z of a straight-through distribution before rounding
     missing = 1 + programs.nesting + latent.event_dim - value.ndim

@@ -106,9 +106,16 @@ def _tile(images: Tensor) -> Tensor:
 
 
 def draw_scatters(x: Tensor, means: Tensor, *, title: str, values: Tensor | None = None, name: str = "") -> Figure:
-    """Draw E[x | z] over x, both ``(N, *x_shape)``, one panel per column.
+    """Draw E[x | z] over x, one panel per column of the data.
 
-    The tenth of the data with the largest of the values ``(N,)``, which have a name, has a color of its own.
+    Args:
+        x: ``(N, *x_shape)``, the data.
+        means: E[x | z] of the same shape.
+        title: text above the panels.
+        values: ``(N,)``, such as log p(x); the tenth of the data with the largest has a color of its own. None for one
+            color.
+        name: of the values, for the legend.
+
     """
     x, means = x.flatten(1), means.flatten(1)
     num = min(x.shape[1], COLUMNS)

@@ -25,7 +25,11 @@ from pyrovae import VAE, Checks, Training, likelihoods, networks, posteriors, pr
 from pyrovae.distributions import NormalFlow
 from pyrovae.posteriors.iaf import AutoregressiveLayer
 
-ROWS = (Row("flow_prior-maf", "MAF prior", -65.8, of=TRAINING_ELBO, tolerance=1.0),)
+NOTE = (
+    "a miss. The training ELBO passed -65.8 in epoch 48 of 64 and ended above it. The cause was not found; nothing but "
+    "the three differences of the recipe is known."
+)
+ROWS = (Row("flow_prior-maf", "MAF prior", -65.8, of=TRAINING_ELBO, tolerance=1.0, note=NOTE),)
 TRAINING = Training(epochs=64, batch_size=256, learning_rate=1e-3, start_at_data=False)
 MAX_LOG_SCALE = math.log(1000)  # bound of |s|, as in zuko
 

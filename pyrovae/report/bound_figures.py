@@ -77,7 +77,7 @@ def ladder(evaluation: Evaluation, extra: Sequence[Estimate] = (), *, ax: Axes |
     gains = [Estimate("IWAE", b.num_particles, *evaluation.gains.get(b.label, (None, None)), None) for b in iwae]
     paired = ax is None and any(gain.value is not None for gain in gains)
     ks = [bound.num_particles for bound in iwae] or [elbo.num_particles]
-    step = (max(ks) / min(ks)) ** (1 / 4) if len(set(ks)) > 1 else 4.0  # factor from the ladder to a place beside it
+    step = (max(ks) / min(ks)) ** 0.3 if len(set(ks)) > 1 else 4.0  # factor from the ladder to a place beside it
     if ax is None:
         figure = blank(9.0 if paired else 4.9, 3.8)
         data = f"{printable(evaluation.data)}, {evaluation.num_data:,} data"
@@ -115,11 +115,9 @@ def _draw_points(
             axes.vlines(k, value - error, value + error, color=color, label=OVER_DATA, **BROAD)
         if (error := estimate.se_monte_carlo) is not None:
             axes.errorbar(k, value, error, label=MONTE_CARLO, **THIN)
-    offset: dict[str, Any] = {"xytext": (-7, 5), "ha": "right"}
-    if len(known) == 1:  # no line passes below the point
-        offset = {"xytext": (0, -14), "ha": "center"}
+    below: dict[str, Any] = {"textcoords": "offset points", "xytext": (6, -12), "fontsize": 8}  # right of the broad bar
     for k, _, value in known if len(known) <= 6 else (known[0], known[-1]):
-        axes.annotate(minus_signs(f"{value:{form}}"), (k, value), textcoords="offset points", fontsize=8, **offset)
+        axes.annotate(minus_signs(f"{value:{form}}"), (k, value), **below)
 
 
 def _set_particle_axis(axes: Axes, ks: Sequence[int], *, step: float, first: str = "", last: str = "") -> None:
@@ -135,8 +133,8 @@ def _set_particle_axis(axes: Axes, ks: Sequence[int], *, step: float, first: str
     labels |= ({low: first} if first else {}) | ({high: last} if last else {})
     axes.set_xticks(list(labels), list(labels.values()))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlim(low / step**0.8, high * step**0.4)
-    axes.margins(y=0.12)
+    axes.set_xlim(low / step**0.4, high * step**0.9)
+    axes.margins(y=0.15)
 
 
 @styled

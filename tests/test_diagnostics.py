@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import re
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -399,6 +400,16 @@ def test_codes_that_do_not_overlap_reach_the_ceiling() -> None:
     assert record.ceiling == pytest.approx(math.log(50))
     assert (record.verdict, record.prior_verdict) == ("not collapsed", "undecided")
     assert record.information_above.value == record.kl.value  # each code left out of q(z) says 1,000 nats and more
+
+
+def test_moments_of_units_decide_where_codes_do_not_overlap() -> None:
+    """I(x; z) is at its ceiling, so that q(z) by its codes is 0 to 10 nats from the prior."""
+    truth = linear_gaussian(scale=0.01)
+    record = told(pair_of(truth, offset=2.0), truth.sample(200))
+    assert record.prior_verdict == "does not fit"
+    least, most = (float(text) for text in re.findall(r"\d+\.\d+", record.prior_reason))
+    assert least == pytest.approx(3 * 2.0**2 / 2, rel=0.1)  # of N(2, I) from N(0, I)
+    assert most == pytest.approx(record.marginal_kl.value, abs=1e-3)
 
 
 def test_few_codes_stand_for_many(monkeypatch: pytest.MonkeyPatch) -> None:

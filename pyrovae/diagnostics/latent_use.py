@@ -22,7 +22,8 @@ from pyrovae.importance import (
     scoring_context,
     sum_over_sites,
 )
-from pyrovae.programs import ModelGuide, Program
+from pyrovae.programs import ModelGuide, Program, run
+from pyrovae.programs.site_checks import unwrapped
 from pyrovae.results import Estimate
 from pyrovae.results.latent_record import Latents, Unit
 from pyrovae.runtime.annotations import Range, checked
@@ -96,6 +97,7 @@ def latents(
             compared = information(programs, args, lambda done: advance(len(x) + done))
         with forked_random(stream_seed(seed, "latents", 2), x.device):
             prior = _prior_moments(programs, args)
+            has_normal_units = prior is not None and _has_normal_units(programs, args)
     kl = Estimate.over_data("KL", num_draws, codes["KL"], codes["KL variance"].unsqueeze(0))
     ceiling = math.log(compared.num_aggregate)
     below, above = _bounded(_over_codes(compared.below), _over_codes(compared.above), kl, ceiling)
@@ -103,7 +105,7 @@ def latents(
     units = _units(names, codes, prior, num_draws=num_draws)
     sites = ", ".join(map(repr, joint))
     verdict, reason = _assess_collapse(units, kl, below)
-    prior_verdict, prior_reason = _assess_prior(kl, above, marginal)
+    prior_verdict, prior_reason = _assess_prior(kl, above, marginal, units if has_normal_units else ())
     return Latents(
         num_data=len(x),
         num_draws=num_draws,
@@ -157,6 +159,14 @@ def _prior_moments(programs: ModelGuide, args: tuple[Any, ...]) -> tuple[Tensor,
         return None
     u = UnconstrainedLatents(programs, args, rows).draw_prior(-(-PRIOR_DRAWS // len(rows))).flatten(0, 1).cpu().double()
     return u.mean(0), u.var(0)
+
+
+def _has_normal_units(programs: ModelGuide, args: tuple[Any, ...]) -> bool:
+    """Return whether the prior is of one latent site, a product of normal distributions."""
+    rows, _ = next(iter(iter_batches(programs, len(args[0]), batch_size=2)))
+    _, model_trace = run(*programs.bind(args, rows.to(args[0].device)))
+    sites = [model_trace.nodes[name]["fn"] for name in programs.latents]
+    return len(sites) == 1 and isinstance(unwrapped(sites[0]), torch.distributions.Normal)
 
 
 def _over_codes(values: Tensor) -> Estimate:
@@ -217,7 +227,7 @@ def _units(
     activity = moved.mean(0)
     misfit = torch.full_like(activity, math.nan)
     if prior is not None:
-        ratio = (activity.clamp(min=0) + variance) / prior[1]
+        ratio = (activity.clamp(min=0) * (1 - 1 / len(means)) + variance) / prior[1]  # of q(z) over these N data
         misfit = 0.5 * (ratio + (center - prior[0]) ** 2 / prior[1] - 1 - ratio.log())
     columns = {
         "activity": activity,
@@ -261,16 +271,21 @@ def _assess_collapse(units: Sequence[Unit], kl: Estimate, below: Estimate) -> tu
     return "not collapsed", f"I(x; z) is at least {below.value:.3f} nats and {few}"
 
 
-def _assess_prior(kl: Estimate, above: Estimate, marginal: Estimate) -> tuple[str, str]:
+def _assess_prior(kl: Estimate, above: Estimate, marginal: Estimate, units: Sequence[Unit]) -> tuple[str, str]:
     """Return whether the prior fits q(z), and the reason.
 
     The marginal KL lies between ``kl - above``, as ``above`` bounds I(x; z) from above in the mean, and ``marginal``.
+    For ``units`` with a normal prior the sum of their misfits is a lower limit too: with N the normal distribution that
+    has the moments of q(z), ``KL(q || p) = KL(q || N) + KL(N || p)``, and correlations add to the second term.
     """
     if marginal.value is None or kl.value is None:
         return UNDECIDED, marginal.why or kl.why or "there is no marginal KL"
     limit = max(MAX_FITTING[0], MAX_FITTING[1] * kl.value)
     if marginal.value <= limit:
         return "fits", f"q(z) is at most {marginal.value:.3f} nats from it"
-    least = kl.value - above.value if above.value is not None else 0.0
-    span = f"q(z) is {least:.3f} to {marginal.value:.3f} nats from it"
-    return ("does not fit" if least - 2 * (marginal.se_data or 0.0) > limit else UNDECIDED), span
+    by_codes = kl.value - above.value if above.value is not None else 0.0
+    by_units = sum(unit.misfit or 0.0 for unit in units) - len(units) / PRIOR_DRAWS  # less the error of prior moments
+    by_units = min(by_units, marginal.value)
+    span = f"q(z) is {max(by_codes, by_units):.3f} to {marginal.value:.3f} nats from it"
+    fits_not = max(by_codes - 2 * (marginal.se_data or 0.0), by_units) > limit
+    return ("does not fit" if fits_not else UNDECIDED), span

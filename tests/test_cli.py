@@ -240,7 +240,7 @@ def test_an_interrupted_sweep_resumes_to_the_numbers_of_train(
     assert {path.name for path in Path("s").iterdir()} == {*names, "comparison.txt", "rate_distortion.png"}
     table = Path("s/comparison.txt").read_text()
     assert table in captured.out
-    assert [line.split()[0] for line in table.splitlines() if line.startswith("latent_dim")] == names
+    assert list(dict.fromkeys(re.findall("^latent_dim\\S+", table, re.MULTILINE))) == names
     assert main(["compare", *map(str, Path("s").iterdir())]) == 0, "the table and the picture are skipped"
     alone = [*SWEEP[1:7], *HIDDEN[2:], "--latent_dim", "2", "--encoder.hidden", "8", "4"]
     assert main(["train", "--folder", "alone", *alone]) == 0
@@ -261,9 +261,11 @@ def test_the_failure_of_one_run_does_not_stop_a_sweep(capsys: pytest.CaptureFixt
 
 
 def test_texts_of_one_value_are_one_run_of_a_sweep() -> None:
-    words = "--learning_rate 1e-3 0.001 0.01 --latent_dim 2 02 --encoder.hidden 8 4 --encoder.hidden 08 4 --data a A "
+    words = (
+        "--learning_rate 1e-3 .001 .5 1.0 1e30 --latent_dim 2 02 --encoder.hidden 8 4 --encoder.hidden 08 4 --data a A "
+    )
     values = {name: list(texts) for name, texts in _parser().values((words + "--prior.df 5 5.0 x").split()).items()}
-    expected = {"--learning_rate": ["1e-3", "0.01"], "--latent_dim": ["2"], "--encoder.hidden": ["8 4"]}
+    expected = {"--learning_rate": ["0.001", "0.5", "1", "1e30"], "--latent_dim": ["2"], "--encoder.hidden": ["8 4"]}
     assert values == expected | {"--data": ["a", "A"], "--prior.df": ["5", "x"]}
 
 

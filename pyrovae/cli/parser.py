@@ -134,8 +134,8 @@ class Parser(argparse.ArgumentParser):
     def values(self, argv: Sequence[str]) -> dict[str, dict[str, list[str]]]:
         """Return the values that are typed for each option, by their text, as words of a command line.
 
-        Each word is a value; if the option takes a list, the words of each of its occurrences are one value. Of texts
-        with the same value, such as 0.001 and 1e-3, only the first counts.
+        Each word is a value; if the option takes a list, the words of each of its occurrences are one value. The text
+        is that of the value: 0.001 for 1e-3, 1 for 1.0. Of words with the same value only the first count.
         """
         typed: dict[str, list[list[str]]] = {}
         name = None
@@ -161,8 +161,8 @@ class Parser(argparse.ArgumentParser):
             for words in texts:
                 unique.setdefault(tuple(map(convert, words)), words)
             values[name] = {
-                " ".join(words): [name, *words] if takes_list else ["=".join([name, *words])]
-                for words in unique.values()
+                " ".join(map(_text, value)): [name, *words] if takes_list else ["=".join([name, *words])]
+                for value, words in unique.items()
             }
         return values
 
@@ -281,6 +281,13 @@ def _read_config(path: str) -> dict[str, Any]:
         raise ValueError(f"the configuration {path} cannot be read: {error.strerror}") from None
     except (ValueError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"the configuration {path} is not a JSON object; --print_config prints an example") from None
+
+
+def _text(value: object) -> str:
+    """Return the text of the value of an option, the same for each spelling."""
+    if not isinstance(value, float):
+        return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+    return str(value).removesuffix(".0").replace("e+", "e")  # a file name has no plus sign
 
 
 def _underscored(word: str) -> str:

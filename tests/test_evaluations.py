@@ -21,7 +21,7 @@ from test_cli import FEW, HIDDEN, fails
 from pyrovae.cli import main
 from pyrovae.evaluation import batch_scoring as evaluation
 from pyrovae.evaluation import checks
-from pyrovae.report import read_report
+from pyrovae.report import compare, read_report
 from pyrovae.training.run_folder import RunFolder
 
 SMALL = ["evaluate", "run", "--num_data", "6", "--ks", "1", "4"]
@@ -116,7 +116,13 @@ def test_a_finished_evaluation_is_shown_again(
 def test_a_report_of_other_weights_or_one_that_cannot_be_read_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
     words = [*UNCHECKED, "--report", "report"]
     assert main(words) == 0
+    changed = "run: the run has other weights now than were evaluated"
+    assert changed not in str(compare(["run"]))
     assert main(["train", "--resume", "run", "--epochs", "3"]) == 0
+    assert changed in str(compare(["run"]))
+    assert main([*UNCHECKED, "--report", "later"]) == 0
+    assert changed not in str(compare(["run"], name="later"))
+    assert "report</a> (of other weights)" in Path("run/later/index.html").read_text()
     capsys.readouterr()
     assert "run/report holds an evaluation of other weights" in fails(capsys, *words)
     Path("run/report/evaluation.json").write_text("changed")

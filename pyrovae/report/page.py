@@ -10,7 +10,7 @@ import base64
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jinja2
@@ -44,7 +44,7 @@ class ReportContext:
     labels: Tensor | None  # (N,), which color points
     history: History | None
     settings: Mapping[str, Any] | None
-    other_reports: tuple[str, ...] = ()  # names of earlier reports of the run
+    other_reports: Mapping[str, bool] = field(default_factory=dict)  # whether earlier reports are of these weights
 
 
 class Headline(NamedTuple):

@@ -15,7 +15,7 @@ import safetensors.torch
 from torch import nn
 
 from pyrovae import results
-from pyrovae.data import Split
+from pyrovae.data import Split, fingerprint
 from pyrovae.data.loader import Loader, Source
 from pyrovae.evaluation.evaluator import weights_hash
 from pyrovae.importance.sampling import particles
@@ -26,13 +26,16 @@ from pyrovae.results import Comparison, Evaluation, History
 from pyrovae.results.record import tensors_of
 from pyrovae.runtime.annotations import checked
 from pyrovae.runtime.context import forked_random, stream_seed
-from pyrovae.training.checkpoint import CONFIG, METRICS, MODEL, versions
+from pyrovae.training.checkpoint import CONFIG, METRICS, MODEL, WEIGHTS, parse_progress, read_files, versions
 from pyrovae.training.run_folder import RunFolder
 from pyrovae.training.state import from_bytes
 from pyrovae.vae import VAE
 
 REPORT = "report"  # default name of a report
 NUMBERS, VALUES = "evaluation.json", "per_datum.safetensors"
+OTHER_WEIGHTS = (
+    "the run has other weights now than were evaluated, as after more training; evaluate it again with --overwrite"
+)
 NAME = re.compile(r"\w[\w.-]*")
 NUM_DATA, NUM_PARTICLES, NUM_DRAWS = 100, 1000, 200  # in evaluation.nc
 DIAGNOSTICS = ("khat", "ESS", "largest weight")  # in evaluation.nc
@@ -106,7 +109,7 @@ def write_report(
         labels=data.labels if isinstance(data, Split) else None,
         history=history,
         settings=settings,
-        other_reports=tuple(other for other in report_names(folder) if other != name),
+        other_reports={other: _is_of(run, other, weights) for other in report_names(folder) if other != name},
     )
     values = {name: tensor.clone() for name, tensor in tensors_of(evaluation).items()}  # names may share a tensor
     files = {
@@ -117,6 +120,14 @@ def write_report(
     }
     run.write({f"{name}/{file}": content for file, content in files.items()})
     return run.path / name
+
+
+def _is_of(run: RunFolder, name: str, weights: str) -> bool:
+    """Return whether a report is of weights with this hash; one that cannot be read is not."""
+    try:
+        return read_report(run.path, name=name).settings.get("weights") == weights
+    except ValueError:
+        return False
 
 
 def report_names(folder: str | Path) -> tuple[str, ...]:
@@ -280,7 +291,22 @@ def compare(
     models: dict[str, Evaluation | Sequence[Evaluation]] = {
         model: [evaluations[member] for member in group] for model, group in groups.items()
     }
-    return results.compare(models, reference=None if reference is None else str(reference), blocks=blocks)
+    comparison = results.compare(models, reference=None if reference is None else str(reference), blocks=blocks)
+    changed = [name for name, folder in folders.items() if _has_other_weights(folder, evaluations[name])]
+    return replace(comparison, notes=(f"{', '.join(changed)}: {OTHER_WEIGHTS}",) if changed else ())
+
+
+def _has_other_weights(folder: str | Path, evaluation: Evaluation) -> bool:
+    """Return whether the VAE in a run folder now has other weights than were evaluated; False if it has none."""
+    run = RunFolder(folder)
+    if MODEL not in run:
+        return False
+    try:
+        contents = read_files(run)
+        names, weights = parse_progress(contents).values, from_bytes(contents[WEIGHTS])
+    except ValueError:  # an evaluation may be kept without its weights
+        return False
+    return fingerprint(*(weights[name] for name in names)) != evaluation.settings.get("weights")
 
 
 def _group_by_recipe(folders: Mapping[str, str | Path], evaluations: Mapping[str, Evaluation]) -> dict[str, list[str]]:

@@ -35,10 +35,12 @@ class Comparison(Tabled):
 
     Attributes:
         blocks: tables of evaluations that may be compared, in the given order; one if all may.
+        notes: sentences below the last table.
 
     """
 
     blocks: tuple[ComparisonTable, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -48,7 +50,7 @@ class Comparison(Tabled):
     def tables(self) -> tuple[Table, ...]:
         """Return the tables of each block; the last one gives the reason for several blocks."""
         *first, last = (table for block in self.blocks for table in block.tables())
-        return (*first, replace(last, notes=(*last.notes, *self._block_notes())))
+        return (*first, replace(last, notes=(*last.notes, *self._block_notes(), *self.notes)))
 
     def to_csv(self) -> str:
         """Return one table per block as comma-separated values, with an empty line between them."""

@@ -44,6 +44,20 @@ def test_text_is_aligned() -> None:
     ]
 
 
+def test_columns_that_exceed_the_width_stand_below() -> None:
+    assert TABLE.to_text(30).splitlines()[3:-2] == [
+        "         ELBO_1 & more",
+        "a|b             -1.235",
+        "  100 %              -",
+        "",
+        "            over <first>",
+        "a|b      +0.500 +- 0.250",
+        "  100 %",
+    ]
+    wide = Table(tuple("abcdef"), (tuple(map(Number, [1.0] * 6)),))
+    assert [len(line) for line in wide.to_text(38).splitlines()] == [26, 26, 0, 19, 19], "not one column alone"
+
+
 def test_latex_escapes_and_has_as_many_cells_as_the_header() -> None:
     text = TABLE.to_latex()
     assert text.splitlines()[:2] == ["% data < 5 & more", "% second line"]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pyrovae.cli.parser import Parser
-from pyrovae.cli.terminal import print_text, writing
+from pyrovae.cli.terminal import print_text, text_width, writing
 from pyrovae.report import compare as compare_runs
 from pyrovae.results import Comparison
 
@@ -54,10 +54,11 @@ def compare(argv: Sequence[str]) -> None:
         name=options["report"],
         group_seeds=options["group_seeds"] == "true",
     )
-    text = FORMATS[table_format](comparison)
     if not options["output"]:
-        print_text(text)
+        print_text(
+            f"{comparison.to_text(text_width())}\n" if table_format == "text" else FORMATS[table_format](comparison)
+        )
         return
     with writing(output, "--output") as file:
-        file.write(text.encode())
+        file.write(FORMATS[table_format](comparison).encode())
     print_text(f"comparison: {output}\n")

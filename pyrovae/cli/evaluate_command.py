@@ -13,7 +13,7 @@ from typing import Any
 from pyrovae.bounds.multi_sample import check_ladder
 from pyrovae.cli.data_options import add_data, add_run, load_run, run_data
 from pyrovae.cli.parser import Parser
-from pyrovae.cli.terminal import file_name, print_error, print_text
+from pyrovae.cli.terminal import file_name, print_error, print_text, text_width
 from pyrovae.data import Data, Split, fingerprint
 from pyrovae.data.loader import Loader
 from pyrovae.evaluation import Checks
@@ -146,7 +146,7 @@ def _evaluate(options: dict[str, Any], processes: Group, locks: ExitStack) -> No
         raise
     finally:
         if processes.first and evaluation is not None:
-            print_text(f"{evaluation}\n")
+            print_text(f"{evaluation.to_text(text_width())}\n")
     print_text(f"\nreport: {run.folder.path / options['report'] / 'index.html'}\n")
 
 
@@ -164,7 +164,8 @@ def _show_finished(run: Run, split: Split, checks: Checks | None, options: Mappi
     report = find_report(run.folder, options["report"], is_wanted)
     if report is not None:
         page = run.folder.path / options["report"] / "index.html"
-        print_text(f"{report}\n\nreport: {page}\nwritten on {report.date[:10]}; --overwrite evaluates anew\n")
+        text = report.to_text(text_width())
+        print_text(f"{text}\n\nreport: {page}\nwritten on {report.date[:10]}; --overwrite evaluates anew\n")
     return report is not None
 
 

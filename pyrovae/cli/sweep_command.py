@@ -16,7 +16,7 @@ from typing import Any
 from pyrovae.cli.data_options import saved_options
 from pyrovae.cli.evaluate_command import add_bounds, choose_split, evaluation_options, run_evaluation
 from pyrovae.cli.parser import Parser
-from pyrovae.cli.terminal import error_line, file_name, print_error, print_text, writing
+from pyrovae.cli.terminal import error_line, file_name, print_error, print_text, text_width, writing
 from pyrovae.cli.train_command import absolute_data, add_training, prepare, run_training
 from pyrovae.report import compare, rate_distortion, read_report
 from pyrovae.report.report_files import report_names
@@ -152,7 +152,7 @@ def _write(runs: Sequence[SweepRun]) -> None:
     table, picture = (runs[0].folder.parent / file for file in ("comparison.txt", "rate_distortion.png"))
     with writing(table, "--folder") as file:
         file.write(f"{comparison}\n".encode())
-    print_text(f"\n{comparison}\n\ntable: {table}\n")
+    print_text(f"\n{comparison.to_text(text_width())}\n\ntable: {table}\n")
     if len(comparison.blocks) > 1:
         print_text("no picture: not all runs may be compared\n")
         return

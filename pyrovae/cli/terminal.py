@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,11 +12,16 @@ from typing import BinaryIO, TextIO
 
 import torch
 
-from pyrovae.results.tables import printable_lines
+from pyrovae.results.tables import WIDTH, printable_lines
 from pyrovae.runtime import replacing
 from pyrovae.runtime.distributed import is_main_process
 
 LONGEST = 800  # characters of an error
+
+
+def text_width() -> int:
+    """Return the number of characters of a line: as many as the terminal has, at most `WIDTH`."""
+    return min(WIDTH, shutil.get_terminal_size().columns) if sys.stdout.isatty() else WIDTH
 
 
 def print_text(text: str) -> None:

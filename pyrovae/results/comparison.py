@@ -252,7 +252,7 @@ def _rank(
             difference=differences.get(name),
             p_value=p_values.get(name),
             sd_difference=None if name == reference else deviation(name),
-            is_best=name == best and bool(is_resolved) and all(is_resolved),
+            is_best=name == best and bool(is_resolved) and all(is_resolved) and pooled is not None,
             version=models[name][0].versions.get("pyrovae", "not known"),
             num_seeds=len(models[name]),
             draws_share=None if name == reference else draws_share(name),

@@ -9,16 +9,16 @@ from statistics import fmean
 
 from pyrovae.results.estimates import Difference, Estimate
 from pyrovae.results.tables import Cell, Interval, Number, Table, Tabled, percent
-from pyrovae.results.training_seeds import LEVEL, POWER, holm, num_data_needed, num_seeds_needed
+from pyrovae.results.training_seeds import LEVEL, MOST_SEEDS, POWER, holm, num_data_needed, num_seeds_needed
 
 ONE_SEED = (
     "Standard errors and intervals are over the data, for these very weights, of one training seed. Another seed moves "
-    "L_K too, on MNIST by 0.04 to 0.2 nats: a difference below about 0.3 between single trainings means little, "
-    "resolved or not."
+    "L_K too, by an amount that one seed cannot show: a difference between single trainings need not be one between "
+    "models, resolved or not."
 )
 SEEDS = (
-    "Standard errors and intervals of differences are over both data and training seeds. Intervals are by Student's "
-    "t; few seeds make them wide."
+    "Bounds are means over training seeds; se data is their error over the data alone. Errors and intervals of "
+    "differences are over both data and seeds, by Student's t; few seeds make them wide."
 )
 SMALL_DIFFERENCE = 0.2  # nats, whose cost in data and seeds is stated
 
@@ -42,7 +42,8 @@ class Row:
         p_value: p-value of the difference after Holm's adjustment for the number of differences in the table.
         sd_difference: standard deviation over the data of the paired differences to the reference, nats.
         draws_share: share of the draws in the variance of the mean of these differences.
-        is_best: whether the bound is higher than every other, each at the 5 % level after adjustment.
+        is_best: whether the bound is higher than every other, each at the 5 % level after adjustment; never if all have
+            one training seed.
         bits_per_dimension: bits per dimension at the bound, where defined.
         kl_methods: method of the KL of each latent site.
 
@@ -74,7 +75,7 @@ class Row:
             paired = (Number(change.mean, signed=True, error=change.se), Interval(change.low, change.high), resolved)
         return {
             "model": self.name,
-            "rank": "-" if self.rank is None else str(self.rank),
+            "rank": "",
             "seeds": str(self.num_seeds),
             "ELBO": Number(self.elbo.value if self.elbo else None),
             "reconstruction": Number(self.reconstruction.value if self.reconstruction else None),
@@ -144,7 +145,9 @@ class ComparisonTable(Tabled):
         left_out |= set() if any(row.elbo for row in self.rows) else {"ELBO", "reconstruction", "KL"}
         left_out |= set() if any(row.num_seeds > 1 for row in self.rows) else {"seeds", "sd seeds"}
         left_out |= {"bits/dim"} if self.bits_of is None else set()
-        rows = [{name: cell for name, cell in row.cells().items() if name not in left_out} for row in self.rows]
+        ranks = self._ranks()
+        cells = (row.cells() | {"rank": ranks.get(row.name, "-")} for row in self.rows)
+        rows = [{name: cell for name, cell in row.items() if name not in left_out} for row in cells]
         num = len(self.rows) - 1
         adjusted = f", adjusted for {num} differences (Holm); the 95 % intervals are not" if num > 1 else ""
         paired = (
@@ -161,8 +164,7 @@ class ComparisonTable(Tabled):
     def _caveats(self) -> list[str]:
         label, notes = self.label, []
         if self.steps:
-            adjusted = holm([step.p_value for step in self.steps])
-            signs = [" ~ " if p_value is None or p_value >= LEVEL else " > " for p_value in adjusted]
+            signs = [" > " if is_resolved else " ~ " for is_resolved in self._resolved_steps()]
             order = "".join(itertools.chain.from_iterable(zip(self.ranking, [*signs, ""], strict=True)))
             meaning = " (~: not told apart from the next at the 5 % level)" if " ~ " in signs else ""
             notes.append(f"Ranking by {label}{self._seeds_text()}: {order}{meaning}")
@@ -175,6 +177,18 @@ class ComparisonTable(Tabled):
         if len(versions) > 1:
             notes.append(f"Evaluated by different versions of pyrovae: {', '.join(versions)}.")
         return notes if label == "AIS" else [*notes, *self._power(), *self._errors()]
+
+    def _resolved_steps(self) -> list[bool]:
+        """Return for each model in the ranking whether it is told apart from the next, after adjustment."""
+        return [p_value is not None and p_value < LEVEL for p_value in holm([step.p_value for step in self.steps])]
+
+    def _ranks(self) -> dict[str, str]:
+        """Return ranks by name; models that are not told apart from the next share the first of theirs, such as 1=."""
+        starts = [1]
+        for place, is_resolved in enumerate(self._resolved_steps(), 2):
+            starts.append(place if is_resolved else starts[-1])
+        texts = (f"{start}=" if starts.count(start) > 1 else str(start) for start in starts)
+        return dict(zip(self.ranking, texts, strict=False))
 
     def _seeds_text(self) -> str:
         counts = {row.num_seeds for row in self.rows}
@@ -200,12 +214,15 @@ class ComparisonTable(Tabled):
         if known:
             deviation = math.sqrt(fmean(value**2 for value in known))
             seeds = num_seeds_needed(deviation, delta, error=sd / math.sqrt(self.num_data))
-            takes = f"{seeds} training seeds of each model with" if seeds else "more than"
-            takes += f" these {self.num_data:,} data"
+            takes = f"{seeds} training seeds of each model with these {self.num_data:,} data"
+            if seeds is None and (num_data := num_data_needed(sd, delta)) > self.num_data:
+                takes = f"at least {num_data:,} data (here {self.num_data:,}), and several training seeds of each model"
+            elif seeds is None:
+                takes = f"more than {MOST_SEEDS} training seeds of each model"
         text = f"To tell {delta} nats apart (5 % level, power {percent(POWER, 0)}) by paired differences takes {takes}."
         shares = [row.draws_share for row in self.rows if row.draws_share is not None]
         if len(shares) == len(deviations):
-            text += f" Draws at {self.label} make up at most {percent(max(shares), 0)} of their variance over data."
+            text += f" The Monte Carlo draws are at most {percent(max(shares))} of the variance of these differences."
         return [text]
 
     def _reasons(self) -> list[str]:

@@ -26,7 +26,7 @@ LATEX = str.maketrans(
     | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 )
 HTML = """\
-{%- macro cell(value) %}{{ value | string | replace("+-", "\N{PLUS-MINUS SIGN}") | replace("  ", "&ensp;" | safe) }}
+{%- macro cell(value) %}{{ value | string | replace("+-", "\N{PLUS-MINUS SIGN}") | replace("  ", "&numsp;" | safe) }}
 {%- endmacro -%}
 {%- macro words(index) %}{% if index in worded %} class="words"{% endif %}{% endmacro -%}
 <table>{% if table.title %}<caption>
@@ -128,15 +128,27 @@ class Table:
         for name in ("header", "title", "notes"):
             object.__setattr__(self, name, tuple(map(printable, getattr(self, name))))
 
+    def to_text(self, width: int = WIDTH) -> str:
+        """Return the table as text: sentences wrapped, the first column flush left, the others flush right.
+
+        Columns that exceed the width, in characters, stand below the others, with the first column again: in as few
+        parts as possible, of similar width.
+        """
+        columns = [list(map(str, column)) for column in zip(self.header, *self.rows, strict=True)]
+        widths = [max(map(len, column)) for column in columns]
+        aligned = [[f"{cell:{'>' if i else '<'}{widths[i]}}" for cell in column] for i, column in enumerate(columns)]
+        parts = _split(aligned, width)
+        for narrower in range(width - 1, 0, -1):
+            if len(split := _split(aligned, narrower)) > len(parts):
+                break
+            parts = split
+        lines = ["\n".join("  ".join(row).rstrip() for row in zip(*part, strict=True)) for part in parts]
+        above = [*_wrapped(self.title, width), ""] if self.title else []
+        below = ["", *_wrapped(self.notes, width)] if self.notes else []
+        return "\n".join([*above, "\n\n".join(lines), *below])
+
     def __str__(self) -> str:
-        """Return the table as text: sentences wrapped, the first column flush left, the others flush right."""
-        rows = [self.header, *([str(cell) for cell in row] for row in self.rows)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        form = "  ".join(f"{{:{'>' if i else '<'}{width}}}" for i, width in enumerate(widths))
-        lines = [form.format(*row).rstrip() for row in rows]
-        above = [*_wrapped(self.title), ""] if self.title else []
-        below = ["", *_wrapped(self.notes)] if self.notes else []
-        return "\n".join([*above, *lines, *below])
+        return self.to_text()
 
     __repr__ = __str__
 
@@ -197,8 +209,12 @@ class Tabled:
         """Return the tables of this record."""
         raise NotImplementedError
 
+    def to_text(self, width: int = WIDTH) -> str:
+        """Return the tables as text of a width in characters."""
+        return "\n\n".join(table.to_text(width) for table in self.tables())
+
     def __str__(self) -> str:
-        return "\n\n".join(str(table) for table in self.tables())
+        return self.to_text()
 
     __repr__ = __str__
 
@@ -218,8 +234,19 @@ class Tabled:
         return "".join(f"<div>{table.to_html()}</div>" for table in self.tables())
 
 
-def _wrapped(sentences: Sequence[str]) -> list[str]:
-    wrapper = textwrap.TextWrapper(WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+def _split(columns: Sequence[list[str]], width: int) -> list[list[list[str]]]:
+    """Return columns in parts of a width at most, if no column is wider, each with the first column."""
+    first, *others = columns
+    parts = [[first]]
+    for column in others:
+        if len(parts[-1]) > 1 and sum(len(cells[0]) + 2 for cells in parts[-1]) + len(column[0]) > width:
+            parts.append([first])
+        parts[-1].append(column)
+    return parts
+
+
+def _wrapped(sentences: Sequence[str], width: int) -> list[str]:
+    wrapper = textwrap.TextWrapper(width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
     return [line for sentence in sentences for line in wrapper.wrap(sentence) or [""]]
 
 
@@ -241,5 +268,5 @@ def _latex(cell: Cell) -> str:
     if not isinstance(cell, str) and text != "-":
         text = text.replace("+-", r"\pm")
         return rf"$\mathbf{{{text}}}$" if isinstance(cell, Number) and cell.bold else f"${text}$"
-    escaped = text.translate(LATEX).replace("+-", r"$\pm$")
+    escaped = re.sub(r"\bL\\_(\d+)", r"$L_{\1}$", text.translate(LATEX).replace("+-", r"$\pm$"))
     return "{}" + escaped if escaped.startswith(("[", "*")) else escaped  # else LaTeX reads the options of a row

@@ -91,7 +91,7 @@ def test_quadrature_of_densities_that_are_steep_near_the_ends(a: float, b: float
 @pytest.mark.parametrize("df", [1.0, 3.0, math.inf])
 def test_quadrature_of_the_real_line(df: float) -> None:
     fn = dist.Normal(0.5, 2.0) if math.isinf(df) else dist.StudentT(df, 0.5, 2.0)
-    x, weights = quadrature.real_line(1001, reach=26.0)
+    x, weights = quadrature.real_line(401)
     assert (fn.log_prob(x).exp() * weights).sum().item() == pytest.approx(1, abs=1e-9)
 
 
@@ -173,6 +173,11 @@ def variant(name: str, base: type, **attributes: Any) -> Any:
 class Offset(dist.Normal):
     def log_prob(self, value: Tensor) -> Tensor:
         return super().log_prob(value) + 0.1
+
+
+class OffsetCauchy(dist.Cauchy):
+    def log_prob(self, value: Tensor) -> Tensor:
+        return super().log_prob(value) + 0.01
 
 
 class NarrowDraws(dist.Normal):
@@ -502,6 +507,16 @@ def test_bounds_far_from_the_truth(
     assert all(other.passed for other in others)
     assert (item.name, item.passed) == (BOUNDS, passed)
     assert re.search(text, item.detail), item.detail
+
+
+@pytest.mark.usefixtures("_without_bounds")
+@pytest.mark.parametrize("scale", [0.1, 1.65, 10.0])
+def test_heavy_tails_are_normalized_and_a_wrong_constant_is_found(scale: float) -> None:
+    for elements, right in ((dist.Cauchy, True), (OffsetCauchy, False)):
+        prior = variant("HeavyTailed", Learned, elements=elements)(2)
+        nn.init.constant_(prior.log_scale, math.log(scale))
+        (total,) = [item for item in check(prior, show_progress=False).checks if item.name == TOTAL]
+        assert total.passed == right, total.detail
 
 
 def test_a_class_inside_a_function_cannot_be_rebuilt() -> None:

@@ -21,7 +21,7 @@ class LatentChecks(DistributionChecks):
     """Checks of a distribution of two latent dimensions."""
 
     def rule(self) -> Rule:
-        """Return a rule for the plane: points ``(N, 2)``, 0.04 apart near 0, up to 1490."""
+        """Return a rule for the plane: points ``(N, 2)``, 0.03 apart near 0, up to 2e18."""
         return product_rule(real_line(401), (2,))
 
     def check_kl(self, q_z: TorchDistribution, p_z: TorchDistribution) -> str:

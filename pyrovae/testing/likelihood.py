@@ -87,7 +87,7 @@ class LikelihoodChecks(DistributionChecks):
         if form == "unit":
             rule = quadrature.unit_interval(401)
         elif form == "continuous":
-            rule = quadrature.real_line(1001, reach=12.0, center=0.3, scale=0.5)
+            rule = quadrature.real_line(1001, center=0.3, scale=0.5)
         else:
             rule = quadrature.integers({"binary": 2, "counts": MAX_COUNT}.get(form) or self.num_levels())
         return quadrature.product_rule(rule, self.event_shape)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import pickle
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from pyrovae.data import Data, Split, from_arrays, transforms
 from pyrovae.evaluation import evaluate
 from pyrovae.objectives import ELBO, IWAE, DReG, schedules
 from pyrovae.results import History
+from pyrovae.runtime.progress_bar import progress
 from pyrovae.training import DivergenceError, FitOptions, Training, fit, load, load_weights
 from pyrovae.training.run_folder import RunFolder
 from pyrovae.vae import VAE
@@ -792,3 +794,18 @@ def test_options_are_keywords_or_a_record() -> None:
     assert stopped == ["stopped by on_epoch after epoch 1"] * 2
     with pytest.raises(TypeError, match="fit has the options resume, .*, epochs, .*, but received 'epoch'"):
         train(v, binary(), epoch=3)
+
+
+def test_time_left_leaves_out_slow_first_steps(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first two steps take 40 seconds, all others 1.1."""
+    clock = [0.0]
+    monkeypatch.setattr("pyrovae.runtime.progress_bar.time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    with progress("training", 100, show_progress=True, unit="steps") as advance:
+        for done, clock[0] in ((0, 0.0), (2, 40.0), (12, 51.0), (100, 147.8)):
+            advance(done)
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert first.strip() == "training: 2 of 100"
+    assert second.endswith("0.91 steps/s  97 s left")
+    assert third.endswith("0.91 steps/s  0 s left")

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 MANY_ABOVE = 0.05  # share of the data with a high k-hat from which the weights are in question
 MOST_QUESTIONS = 3
 ENOUGH = "K is enough"
-VERDICTS = {"unknown": "whether K is enough is not known", "not asymptotic": "the gap does not fall as 1 / K yet"}
+VERDICTS = {
+    "unknown": "whether K is enough is not known",
+    "not asymptotic": "the gap above L_K does not fall as 1 / K yet, so that its size is not known",
+}
 TRANSFORMED = {  # words for transforms of the evaluated data; noise is drawn once
     "Identity": "",
     "DynamicBinarization": ", binarized at random",

@@ -101,7 +101,7 @@ if __name__ == "__main__":
         vae = Diffusion(pyrovae.likelihoods.Categorical.for_data(data), name.split(",")[0], T)
         pyrovae.fit(vae, data.train, objective=OneStep(vae, name), epochs=epochs, final_learning_rate=1e-5)
         evaluations[name] = pyrovae.evaluate(vae, data.test, ks=(1, 5, 50), num_data=num_data)
-        print(f"\n{name}\n{evaluations[name].bounds_table()}")
+        print(f"\n{name}\n{evaluations[name].bounds_table()}\n{evaluations[name].recommendation.reason}")
     sites = pyro.poutine.trace(pyro.poutine.uncondition(vae.model)).get_trace(data.test.fixed()[:4]).nodes
     x_t = {f"x_{t}": sites[f"x_{t}"]["value"].detach() for t in (*range(T, 1, -T // 10), 1)}
     upper, lower = report.style.blank(8.0, 6.0).subplots(2, 1)

@@ -6,7 +6,7 @@
 prints one table for each form of the data: binary images for masses, stored levels, and dequantized images for
 densities. The picture shows draws of x, not means: the noise that each likelihood puts around E[x | z], in shades from
 the smallest to the largest value of the data. Draws of HeteroscedasticGaussian look like noise although its bound is
-good: for z from the prior that are far from the codes of all data, the decoder's scales are large.
+good, probably because its scales are large for those z from the prior that are far from the codes of all data.
 """
 
 import argparse

@@ -7,17 +7,19 @@ prints the bounds, in nats per datum, and a row for each dimension of z: the mea
 the mean change of a pixel of E[x | z] as it moves from -2.5 to 2.5. The picture has four panels of E[x | z]:
 
 - One dimension moved at a time, from the code of one image, those with the largest KL first. Dimensions that cost
-  little KL change little. None of them is the label or the slant alone: nothing in the ELBO asks for that.
+  little KL change little. Nothing in the ELBO asks that one of them be the label or the slant alone.
 - The first two moved together at quantiles of the prior, all others at zero.
-- Arithmetic: the code of an image plus the difference of the mean codes of two labels, for pairs where it
-  works well. On the digits a logistic regression gives 80 % of the results of all 90 pairs the other label.
-- Interpolation: the straight line between the codes of two images of different labels. On the way lie other
-  digits, and no cross-fade of the two.
+- Arithmetic: the code of an image plus the difference of the mean codes of two labels, for five pairs where it works
+  well. The last line printed is of all test images and all 90 pairs.
+- Interpolation: the straight line between the codes of two images of different labels. Some lines pass another digit
+  (on the digits a 6 between 0 and 1), and none is a cross-fade of the two.
 """
 
 import argparse
+import itertools
 
 import torch
+from sklearn.linear_model import LogisticRegression
 
 import pyrovae
 from pyrovae import VAE, Training, diagnostics, likelihoods, networks, posteriors, priors, report
@@ -76,6 +78,14 @@ with torch.no_grad():
     for start, end in changes:
         code = codes[labels == start][0]
         moved.append(vae.decode(code + steps[:, None] * (means[end] - means[start])).mean)  # (steps, *x_shape)
+    train = data.train.first(2000)
+    classifier = LogisticRegression(max_iter=1000).fit(train.fixed().flatten(1), train.labels)
+    own, reached = classifier.score(x.flatten(1), labels), []
+    for start, end in itertools.permutations(range(10), 2):
+        results = vae.decode(codes[labels == start] + means[end] - means[start]).mean.flatten(1)
+        reached.append((classifier.predict(results) == end).mean())
+shares = f"{own:.0%} of the test images and the new label of {sum(reached) / len(reached):.0%} of the results"
+print(f"\nArithmetic: a logistic regression finds the label of {shares}.")
 
 figure = blank(9, 6.9)
 panels = figure.subplots(2, 2, height_ratios=(8, 5))
@@ -92,12 +102,7 @@ draw_tiles(
 )
 ends = torch.stack([x[labels == label][0] for label in (0, 1, 2, 7, 3, 4, 5, 6, 8, 9)])  # each two in turn
 report.interpolations(vae, ends, num=5, num_steps=7, ax=panels[1, 1])
-titles = (
-    "One dimension moved at a time",
-    "Two dimensions moved together",
-    "Arithmetic with mean codes",
-    "Interpolation",
-)
+titles = "One dimension moved at a time", "Two dimensions moved together", "Arithmetic with mean codes", "Interpolation"
 for panel, title in zip(panels.flat, titles, strict=True):
     panel.set_title(title)
 

@@ -6,7 +6,7 @@
 The model samples z2 -> z1 -> x, the guide x -> z1 -> z2, as in *Importance weighted autoencoders (Burda, Grosse,
 Salakhutdinov 2016)*, https://arxiv.org/abs/1509.00519. In this order the closed-form KL of z1 is not a term of the
 ELBO; the table names the method for each latent. The picture shows the activity of the units of both layers, the
-variance over the data of the posterior mean, from the largest to the smallest: few units of z2 are active.
+variance over the data of the posterior mean, from the largest to the smallest. The last lines count the active ones.
 """
 
 import argparse
@@ -85,8 +85,9 @@ panels = figure.subplots(1, 2, sharey=True, width_ratios=(z1_dim, z2_dim))
 latents = pyrovae.diagnostics.latents(model, guide, data.test.fixed())
 for name, panel in zip(("z1", "z2"), panels, strict=True):
     activity = sorted((unit.activity for unit in latents.units if unit.name.startswith(name)), reverse=True)
-    num_active = sum(value > 0.01 for value in activity)
-    dress(panel, title=f"{name}: {num_active} of {len(activity)} units are active", grid=True)
+    title = f"{name}: {sum(value > 0.01 for value in activity)} of {len(activity)} units are active"
+    print(title)
+    dress(panel, title=title, grid=True)
     panel.bar(range(1, len(activity) + 1), activity, label="Variance over the data of the posterior mean", zorder=2)
     panel.axhline(0.01, label="Threshold of activity, 0.01", **DOTTED)
     panel.set(yscale="log", xlabel="Rank of the unit")

@@ -75,7 +75,7 @@ for epoch in range(1, epochs + 1):
     if epoch % 10 == 0 or epoch == epochs:
         print(f"epoch {epoch:3d}  ELBO {-total / len(grey):.2f}")
 
-# From here on it is a VAE like any other.
+# From here on it is a VAE like any other. With flat=True its encoder takes rows (B, pixels), not images.
 vae = VAE.from_torch(net.encode, net.decode, latent_dim=latent_dim, x_shape=data.x_shape, flat=True)
 evaluation = pyrovae.evaluate(vae.model, vae.guide, data.test, ks=ks)
 print(f"\n{evaluation}")

@@ -92,6 +92,7 @@ for epoch in range(1, epochs + 1):
     if epoch in (1, 2, 3, 5) or epoch % 10 == 0:
         print(f"{epoch:5d} {-plain.mean():15.6f} {-other.mean():17.6f} {(plain - other).abs().max():15.1e}", flush=True)
 
+# with flat=True the encoder takes rows (B, pixels), not images
 plain = VAE.from_torch(net.encode, net.decoder, latent_dim=latent_dim, x_shape=data.x_shape, flat=True)
 chains = {"num_temperatures": 4 if options.smoke else 30}
 checks = Checks(num_annealed=num_test, num_simulated=0, num_refined=0, num_encoded=0, **chains)

@@ -3,8 +3,8 @@
     python examples/minivae.py                  the digits that come with scikit-learn; about ten minutes
     python examples/minivae.py --data mnist     MNIST; about half an hour on one core
 
-On a CPU, MNIST means 3 epochs on 20,000 images. `--data mnist --images 60000 --epochs 24` is the whole recipe, hours on
-two cores and minutes on a GPU.
+On a CPU, MNIST means 3 epochs on 20,000 images. `--data mnist --images 60000 --epochs 24` is the whole recipe, about
+six hours on one core.
 
 The encoder is ResNet-18 with an output of 1024, then 1024-256 and mean and log-variance of 128 latent dimensions. The
 decoder projects z to small feature maps, which convolutions with upsampling enlarge. The likelihood is a Gaussian with

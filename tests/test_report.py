@@ -133,6 +133,20 @@ def test_numbers_are_those_of_terminal_and_json(written: tuple[Path, Evaluation,
     assert "unset" not in text
 
 
+def test_sentences_are_those_of_terminal_and_json(written: tuple[Path, Evaluation, Any], parsed: Parsed) -> None:
+    folder, evaluation, _ = written
+    plain = json.loads((folder / "evaluation.json").read_text())
+    page, terminal = ("".join(t.replace("±", "+-").split()) for t in (parsed.texts("body")[0], str(evaluation)))
+    sentences = [line for table in evaluation.tables() for line in (*table.title, *table.notes)]
+    recommended = plain["recommendation"]
+    for sentence in (*sentences, recommended["sentence"], recommended["reason"], *recommended["questions"]):
+        assert "".join(sentence.split()) in page
+        assert "".join(sentence.split()) in terminal
+    (printed,) = re.findall(r"log p\(x\) is at least (\S+\d),", str(evaluation.bounds_table()))
+    assert plain["certified"] - 1e-3 <= float(printed) <= plain["certified"]
+    assert f"{plain['iwae'][-1]['value']:.3f} nats per datum" in recommended["sentence"]
+
+
 def test_the_same_evaluation_gives_the_same_files(written: tuple[Path, Evaluation, Any], tmp_path: Path) -> None:
     folder, evaluation, programs = written
     later = replace(evaluation, date="1999-01-01")

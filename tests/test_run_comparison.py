@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from conftest import fails, make_vae
 import pyrovae
 from pyrovae.cli import main
 from pyrovae.report import report_files
+from pyrovae.report.page import render_comparison
 from pyrovae.results import Evaluation
 from pyrovae.training.checkpoint import versions
 from pyrovae.training.run_folder import RunFolder
@@ -63,8 +66,11 @@ def test_formats_go_to_the_terminal_or_a_file(runs: list[str], capsys: pytest.Ca
         "markdown": comparison.to_markdown(),
         "latex": comparison.to_latex(),
         "csv": comparison.to_csv(),
+        "json": comparison.to_json(),
+        "html": render_comparison(comparison),
     }
-    for name, ending in {"text": ".txt", "markdown": ".md", "latex": ".tex", "csv": ".CSV"}.items():
+    endings = {"text": ".txt", "markdown": ".md", "latex": ".tex", "csv": ".CSV", "json": ".json", "html": ".html"}
+    for name, ending in endings.items():
         assert main(["compare", *runs[:2], "--format", name]) == 0
         assert capsys.readouterr().out == expected[name]
         assert main(["compare", "--output", f"table{ending}", *runs[:2]]) == 0
@@ -76,7 +82,27 @@ def test_formats_go_to_the_terminal_or_a_file(runs: list[str], capsys: pytest.Ca
     assert "cannot be written (No such file or directory); choose another --output" in fails(
         capsys, "compare", *runs[:2], "--output", "nowhere/table.md"
     )
-    assert "invalid choice: 'html'" in fails(capsys, "compare", *runs[:2], "--format", "html")
+    assert "invalid choice: 'pdf'" in fails(capsys, "compare", *runs[:2], "--format", "pdf")
+
+
+def test_seeds_and_power_have_the_same_digits_everywhere(evaluations: dict[str, Evaluation]) -> None:
+    """All sentences and all cells of the terminal stand on the page; the JSON has the numbers in full."""
+    models = {name: evaluations[name] for name in "ab"} | {"ab": [evaluations["a"], evaluations["b"]]}
+    comparison = pyrovae.compare(models)
+    plain, page = json.loads(comparison.to_json()), html.unescape(render_comparison(comparison))
+    page = "".join(re.sub("<[^>]+>", " ", page).replace("±", "+-").split())
+    terminal = "".join(str(comparison).split())
+    (table,) = comparison.tables()
+    assert plain["sentences"] == [*table.title, *table.notes]
+    assert sum("To tell 0.2 nats apart" in line or "Bounds are means over" in line for line in plain["sentences"]) == 2
+    cells = [str(cell) for row in table.rows for cell in row if str(cell)]
+    for text in (*plain["sentences"], *cells):
+        assert "".join(text.split()) in page
+        assert "".join(text.split()) in terminal
+    (block,) = plain["blocks"]
+    sd = f"{block['rows'][2]['sd_seeds']:.3f}"
+    assert sd in page
+    assert sd in terminal
 
 
 def test_any_run_is_the_reference_by_name_or_folder(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:

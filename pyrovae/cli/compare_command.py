@@ -8,6 +8,7 @@ from pathlib import Path
 from pyrovae.cli.parser import Parser
 from pyrovae.cli.terminal import print_text, text_width, writing
 from pyrovae.report import compare as compare_runs
+from pyrovae.report.page import render_comparison
 from pyrovae.results import Comparison
 
 FORMATS: dict[str, Callable[[Comparison], str]] = {
@@ -15,8 +16,18 @@ FORMATS: dict[str, Callable[[Comparison], str]] = {
     "markdown": Comparison.to_markdown,
     "latex": Comparison.to_latex,
     "csv": Comparison.to_csv,
+    "json": Comparison.to_json,
+    "html": render_comparison,
 }
-ENDINGS = {"": "text", ".txt": "text", ".md": "markdown", ".tex": "latex", ".csv": "csv"}
+ENDINGS = {
+    "": "text",
+    ".txt": "text",
+    ".md": "markdown",
+    ".tex": "latex",
+    ".csv": "csv",
+    ".json": "json",
+    ".html": "html",
+}
 
 
 def compare(argv: Sequence[str]) -> None:

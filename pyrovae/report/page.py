@@ -1,7 +1,7 @@
-"""The page of a report: one HTML file that needs no other file, runs no script and repeats to the byte.
+"""The pages of a report and of a comparison: HTML files that need no other file, run no script, repeat to the byte.
 
-The template ``page.html`` holds the sentences and the order of the sections, ``page.css`` their style. All text is
-escaped.
+The template ``page.html`` holds the sentences of a report and the order of its sections, ``page.css`` the style. All
+text is escaped.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pyrovae.report.diagnostic_figures import kl_per_unit, training_curves, weig
 from pyrovae.report.image_figures import interpolations, reconstructions, samples, thumbnails, traversals
 from pyrovae.report.latent_figures import latent_space
 from pyrovae.report.style import size_in_pixels, to_svg
-from pyrovae.results import Evaluation, History, Latents, Number
+from pyrovae.results import Comparison, Evaluation, History, Latents, Number
 from pyrovae.results.tables import percent, printable_lines
 from pyrovae.vae import VAE
 
@@ -58,18 +58,9 @@ class Headline(NamedTuple):
 
 def render(context: ReportContext) -> str:
     """Return a report as one HTML document."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pyrovae.report", ""),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {"signs": _signs, "pixels": size_in_pixels}
-    environment.filters["base64"] = lambda figure: base64.b64encode(to_svg(figure)).decode()
-    environment.tests["hash"] = lambda value: HASH.fullmatch(str(value)) is not None
     evaluation = context.evaluation
-    page = environment.get_template("page.html").render(
+    return _fill(
+        "page.html",
         title=f"log {evaluation.density} of {evaluation.data}",
         evaluation=evaluation,
         doubt=_doubt(evaluation),
@@ -81,7 +72,26 @@ def render(context: ReportContext) -> str:
         settings=_without_unset(context.settings or {}),
         other_reports=context.other_reports,
     )
-    return printable_lines(page + "\n")
+
+
+def render_comparison(comparison: Comparison) -> str:
+    """Return the tables of a comparison as one HTML document."""
+    return _fill("comparison.html", title="Comparison of models", comparison=comparison)
+
+
+def _fill(template: str, **values: Any) -> str:
+    """Return the text of a template with values in it."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pyrovae.report", ""),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"signs": _signs, "pixels": size_in_pixels}
+    environment.filters["base64"] = lambda figure: base64.b64encode(to_svg(figure)).decode()
+    environment.tests["hash"] = lambda value: HASH.fullmatch(str(value)) is not None
+    return printable_lines(environment.get_template(template).render(**values) + "\n")
 
 
 def headlines(evaluation: Evaluation) -> list[Headline]:

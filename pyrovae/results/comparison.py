@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from pyrovae.results.comparison_table import ComparisonTable, Row, ranked_names
 from pyrovae.results.estimates import Difference, Estimate
 from pyrovae.results.evaluation_record import Evaluation
 from pyrovae.results.observed_data import WHOLE
+from pyrovae.results.record import to_plain
 from pyrovae.results.tables import Table, Tabled
 from pyrovae.results.training_seeds import LEVEL, difference_over_seeds, holm, mean_over_seeds, pool_seed_effects
 from pyrovae.runtime.annotations import checked
@@ -55,6 +57,11 @@ class Comparison(Tabled):
     def to_csv(self) -> str:
         """Return one table per block as comma-separated values, with an empty line between them."""
         return "\n".join(block.wide_table().to_csv() for block in self.blocks)
+
+    def to_json(self) -> str:
+        """Return strict JSON: the numbers in full, and the sentences of the tables."""
+        sentences = [line for table in self.tables() for line in (*table.title, *table.notes)]
+        return json.dumps({**to_plain(self), "sentences": sentences}, indent=2, allow_nan=False) + "\n"
 
     def _block_notes(self) -> list[str]:
         titles: dict[str, list[str]] = {}

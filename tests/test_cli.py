@@ -379,7 +379,7 @@ train --config nothing.json | nothing.json cannot be read
 train --resume nothing | nothing is not a run folder
 train stray | unknown argument 'stray'
 evaluate nothing | nothing is not a run folder
-compare a b --output x.xlsx | --output ends in one of .txt, .md, .tex, .csv, but received x.xlsx
+compare a b --output x.xlsx | --output ends in one of .txt, .md, .tex, .csv, .json, .html, but received x.xlsx
 evaluate | RUN
 fly | there is no command 'fly'; choose from train, evaluate, compare, generate
 sweep --epochs 1 | needs several values of an option, such as --latent_dim 2 8 32

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 import pyrovae
-from pyrovae import VAE, cli, likelihoods, networks, posteriors, priors
+from pyrovae import VAE, cli, likelihoods, networks, posteriors, priors, programs
 from pyrovae.diagnostics import gaps
 from pyrovae.evaluation import checks
 from pyrovae.likelihoods import Likelihood
@@ -198,6 +198,12 @@ def make_vae(latent_dim: int = 3, likelihood: Likelihood | None = None) -> VAE:
 def numbers(history: History) -> list[dict[str, Any]]:
     """Return the metrics of all epochs without their durations."""
     return [{k: v for k, v in dataclasses.asdict(epoch).items() if k != "seconds"} for epoch in history.epochs]
+
+
+def inspect_programs(*args: Any, **options: Any) -> programs.ModelGuide:
+    """Return the structure of model and guide."""
+    with programs.inspected_programs(*args, **options) as structure:
+        return structure
 
 
 class TwoLayers(nn.Module):

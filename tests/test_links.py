@@ -8,13 +8,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import make_vae
+from conftest import inspect_programs, make_vae
 from torch import Tensor, nn
 
 from pyrovae import Checks, Training, likelihoods
 from pyrovae.evaluation import evaluate
 from pyrovae.likelihoods import Likelihood
-from pyrovae.programs import inspect_programs, warn_of_links
+from pyrovae.programs import warn_of_links
 from pyrovae.training import capture, fit
 from pyrovae.vae import VAE
 

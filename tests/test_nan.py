@@ -13,7 +13,16 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import ModelGuide, TwoLayers, evaluate, linear_gaussian, pair_from, pair_of, standard_normal
+from conftest import (
+    ModelGuide,
+    TwoLayers,
+    evaluate,
+    inspect_programs,
+    linear_gaussian,
+    pair_from,
+    pair_of,
+    standard_normal,
+)
 from torch import Tensor, nn
 from torch.distributions import AffineTransform
 
@@ -23,7 +32,7 @@ from pyrovae.bounds import elbo
 from pyrovae.compile import has_compiler
 from pyrovae.diagnostics import latents
 from pyrovae.importance.sampling import log_weights
-from pyrovae.programs import inspect_programs, run_validated
+from pyrovae.programs import run_validated
 from pyrovae.results import Latents
 from pyrovae.results.record import from_plain, to_plain
 from pyrovae.training import Training, capture, fit

@@ -15,7 +15,16 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import ModelGuide, TwoLayers, evaluate, linear_gaussian, make_vae, pair_of, validation_switches
+from conftest import (
+    ModelGuide,
+    TwoLayers,
+    evaluate,
+    inspect_programs,
+    linear_gaussian,
+    make_vae,
+    pair_of,
+    validation_switches,
+)
 from pyro import poutine
 from pyro.contrib import cevae
 from pyro.infer import SVI
@@ -30,9 +39,9 @@ from pyrovae.evaluation import Checks
 from pyrovae.importance import iter_particles, scoring_context
 from pyrovae.importance.sampling import log_joint, log_weights, particles
 from pyrovae.objectives import ELBO, IWAE
-from pyrovae.programs import find_modules, inspect_programs
+from pyrovae.programs import find_modules
 from pyrovae.results import compare
-from pyrovae.runtime.context import module_mode, validation
+from pyrovae.runtime.context import validation
 from pyrovae.training import Training, capture, fit
 from pyrovae.vae import VAE
 
@@ -515,8 +524,7 @@ def test_modules_are_found_evaluated_and_restored(way: Callable[[nn.Module], Pro
     before = {name: value.clone() for name, value in net.state_dict().items()}
     guide = way(net)
     assert find_modules(MODEL, guide) == (() if way is as_hidden else (net,))
-    with module_mode([net], training=False):
-        assert inspect_programs(MODEL, guide, (X,)).modules == (net,)
+    assert inspect_programs(MODEL, guide, (X,)).modules == (net,)
     found = evaluate(MODEL, guide, X, ks=(1,)).per_datum["KL"]
     assert [part.training for part in net.modules()] == modes
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())

@@ -338,7 +338,7 @@ def run_batches(
         "num_data": num_data,
         "per_datum": values,
         "unnormalized": programs.unnormalized,
-        "certified": find_low_precision((*options.modules, *find_modules(model, guide)), args) is None,
+        "certified": find_low_precision(find_modules(model, guide, given=options.modules), args) is None,
     }
     return values, variances, fields
 

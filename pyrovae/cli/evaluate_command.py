@@ -154,7 +154,7 @@ def _show_finished(run: Run, split: Split, checks: Checks | None, options: Mappi
     """Print the evaluation if a report of it exists, and return whether one does."""
     if options["overwrite"]:
         return False
-    weights = weights_hash(run.vae.model, run.vae.guide)
+    weights = weights_hash([run.vae])
     requested = (Loader(split).hash(), options["ks"], options["seed"], weights, checks and asdict(checks))
 
     def is_wanted(report: Evaluation) -> bool:

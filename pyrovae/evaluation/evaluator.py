@@ -98,7 +98,7 @@ def evaluate(
     require_form(model, loader.source)
     split = loader.source if isinstance(loader.source, Split) else None
     name = split.name if split else TENSORS
-    modules = (*options.modules, *find_modules(model, guide))
+    modules = find_modules(model, guide, given=options.modules)
     device = _choose_device(options.device, modules, loader)
     batch_size = _choose_batch_size(options.batch_size, ks, len(loader), device)
     args, data_hash = loader.fixed(), loader.hash()
@@ -106,11 +106,11 @@ def evaluate(
         "batch_size": batch_size,
         "device": str(device),
         "dtype": str(args[0].dtype).removeprefix("torch."),
-        "weights": weights_hash(model, guide, options.modules),
+        "weights": weights_hash(modules),
         "checks": None if checks is None else asdict(checks),
     }
-    journal = options.journal if isinstance(options.journal, Journal) else Journal(options.journal)
     model = Unnormalized()(model) if options.unnormalized else model
+    journal = options.journal if isinstance(options.journal, Journal) else Journal(options.journal)
     examples = tuple(argument[:NUM_EXAMPLES].to(device) for argument in args)
 
     def on_device() -> tuple[Tensor, ...]:
@@ -209,9 +209,9 @@ def _estimates(programs: ModelGuide, per_datum: dict[str, Tensor], ks: tuple[int
     return estimates
 
 
-def weights_hash(model: Program, guide: Program, modules: Iterable[nn.Module] = ()) -> str:
-    """Return the fingerprint of all parameters and buffers of the modules of two programs."""
-    return fingerprint(*snapshot((*modules, *find_modules(model, guide)), ()).values())
+def weights_hash(modules: Sequence[nn.Module]) -> str:
+    """Return the fingerprint of all parameters and buffers of modules."""
+    return fingerprint(*snapshot(modules, ()).values())
 
 
 def _choose_device(name: str | None, modules: Iterable[nn.Module], loader: Loader) -> torch.device:

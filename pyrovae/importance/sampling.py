@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pyrovae.data.loader import Loader
 from pyrovae.importance.chunks import iter_batches
 from pyrovae.importance.particle_batches import iter_particles, score_model, score_one_particle
-from pyrovae.programs import ModelGuide, Program, find_modules, inspect_programs
+from pyrovae.programs import ModelGuide, Program, find_modules, inspected_programs
 from pyrovae.programs.layout import sum_over_sites
 from pyrovae.results import Particles
 from pyrovae.runtime import memory
@@ -26,7 +26,6 @@ from pyrovae.runtime.context import (
     frozen_unremarked,
     full_precision,
     module_mode,
-    own_store,
     validation,
 )
 
@@ -136,7 +135,7 @@ def log_joint(
     """
     args = (x, *covariates)
     prior = poutine.block(model, hide_fn=lambda site: site["type"] == "sample" and site["is_observed"])
-    with scoring_context(model, prior, args, modules=(*modules, *find_modules(model))) as programs:
+    with scoring_context(model, prior, args, modules=modules) as programs:
         if programs.draws_rows:
             raise ValueError("the model draws rows of the data by itself; write its plate as plate('data', len(x))")
         values = dict(z) if isinstance(z, Mapping) else dict.fromkeys(programs.latents, z)
@@ -192,7 +191,7 @@ def scoring_context(
         guide: another.
         args: arguments of the programs, the data first.
         modules: modules of the programs that cannot be found from them.
-        all_data: returns the arguments for all data, where ``args`` are a part; see `inspect_programs`.
+        all_data: returns the arguments for all data, where ``args`` are a part; see `inspected_programs`.
 
     Yields:
         The structure of the programs, which the functions of this room take.
@@ -202,13 +201,17 @@ def scoring_context(
 
     """
     Loader(args[0])  # validates the data
-    modules = (*modules, *find_modules(model, guide))
+    modules = find_modules(model, guide, given=modules)
     _require_finite(modules)
-    with own_store(modules), full_precision(), module_mode(modules, training=False):
-        programs = inspect_programs(model, guide, args, modules=modules, all_data=all_data, nan_counts=True)
+    with (
+        full_precision(),
+        validation(enabled=False),
+        frozen_unremarked(),
+        inspected_programs(model, guide, args, modules=modules, all_data=all_data, nan_counts=True) as programs,
+        module_mode(programs.all_modules, training=False),
+    ):
         _require_finite(programs.modules)
-        with validation(enabled=False), frozen_unremarked(), module_mode(programs.all_modules, training=False):
-            yield programs
+        yield programs
 
 
 def _named_tensors(modules: Iterable[nn.Module]) -> Iterator[tuple[str, Tensor]]:

@@ -22,10 +22,9 @@ from pyrovae.objectives.base import (
     site_log_prob,
     sum_terms,
 )
-from pyrovae.programs import PARTICLE_PLATE, ChosenRows, ModelGuide, Program, find_modules, inspect_programs
+from pyrovae.programs import PARTICLE_PLATE, ChosenRows, ModelGuide, Program, inspected_programs
 from pyrovae.programs.layout import per_datum
 from pyrovae.runtime.annotations import PositiveInt, checked
-from pyrovae.runtime.context import module_mode, own_store
 
 
 class ImportanceWeighted(Objective):
@@ -112,9 +111,8 @@ class ImportanceWeighted(Objective):
         if self._inspected is None or self._inspected[0] != key:
             if names:  # tensors given by name also have one row per datum
                 model, guide = partial(_call_by_name, model, names), partial(_call_by_name, guide, names)
-            modules = find_modules(model, guide)
-            with own_store(modules), module_mode(modules, training=False):
-                self._inspected = (key, inspect_programs(model, guide, args, modules=modules))
+            with inspected_programs(model, guide, args) as programs:
+                self._inspected = (key, programs)
         return self._inspected[1]
 
     def _runs(self, programs: ModelGuide, model: Program, guide: Program) -> Iterator[_Run]:

@@ -9,7 +9,7 @@ The guide draws the model's latent variables and no others. Its observed sites a
 factors are part of the training loss, differentiated as they are.
 """
 
-from pyrovae.programs.inspection import inspect_programs
+from pyrovae.programs.inspection import inspected_programs
 from pyrovae.programs.link_warnings import warn_of_links
 from pyrovae.programs.model_guide import (
     PARTICLE_PLATE,
@@ -32,7 +32,7 @@ __all__ = [
     "ModelGuide",
     "Program",
     "find_modules",
-    "inspect_programs",
+    "inspected_programs",
     "find_nan",
     "unmasked",
     "replace_draws",

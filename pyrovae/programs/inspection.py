@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,14 @@ from pyrovae.programs.link_warnings import find_link_warnings, leaves_of_draws
 from pyrovae.programs.model_guide import PARTICLE_PLATE, ModelGuide, Program, replace_draws, take_rows
 from pyrovae.programs.modules import RunModules, find_modules, is_stored
 from pyrovae.programs.site_checks import find_nan, find_nan_log_prob, run_validated, unwrap_own_error
-from pyrovae.runtime.context import forked_random, frozen_unremarked, full_precision, validation
+from pyrovae.runtime.context import (
+    forked_random,
+    frozen_unremarked,
+    full_precision,
+    module_mode,
+    own_store,
+    validation,
+)
 from pyrovae.runtime.errors import first_line
 
 logger = logging.getLogger("pyrovae")
@@ -40,7 +47,8 @@ FIRST_ROWS, SECOND_ROWS = 3, 2  # data points of the first two runs
 AllData = Callable[[], tuple[Any, ...]]
 
 
-def inspect_programs(
+@contextmanager
+def inspected_programs(
     model: Program,
     guide: Program,
     args: tuple[Any, ...],
@@ -49,11 +57,13 @@ def inspect_programs(
     all_data: AllData | None = None,
     device: torch.device | None = None,
     nan_counts: bool = False,
-) -> ModelGuide:
-    """Run model and guide on a few rows, with all checks on and a forked random stream, and return their structure.
+    keep_params: bool = False,
+) -> Iterator[ModelGuide]:
+    """Run model and guide on a few rows, and yield their structure, in a parameter store of their own.
 
-    Both run once on 3 rows, and once with an axis of particles on 2. Programs that do not take particles run a third
-    time, without them; programs that draw their own rows run on all data. Modules that run are in evaluation mode.
+    Both run once on 3 rows, and once with an axis of particles on 2, with all checks on and a forked random stream.
+    Programs that do not take particles run a third time, without them; programs that draw their own rows run on all
+    data. Modules are in evaluation mode in these runs. The store lasts until the end of the block.
 
     Args:
         model: a Pyro program called with ``args``.
@@ -61,27 +71,37 @@ def inspect_programs(
         args: the data ``(N, ...)`` and other arguments along the plate, or a few rows of them.
         modules: modules that neither run as modules nor can be found from the programs.
         all_data: returns all data where ``args`` holds a few rows; called if the programs draw their own rows.
-        device: to which modules are moved as they run; where they are if None.
+        device: to which modules are moved; where they are if None.
         nan_counts: whether programs that compute NaN pass, because the caller counts NaN.
-
-    Returns:
-        The structure of model and guide.
+        keep_params: whether values of ``pyro.param`` are written to the caller's store at the end.
 
     Raises:
         ValueError: if the programs break the contract; the text says how, and how to mend it.
 
     """
-    modules = tuple({id(module): module for module in (*modules, *find_modules(model, guide))}.values())
-    fork, exact = forked_random(0, args[0].device), full_precision()
-    with fork, exact, validation(enabled=False), frozen_unremarked(), torch.no_grad(), RunModules(device) as ran:
-        inspector = _Inspector(model, guide, modules, ran, SizedPlates(), nan_counts)
-        try:
-            programs = inspector.inspect(args, all_data or (lambda: args))
-        except (ValueError, RuntimeError) as error:
-            if (cause := _explain(error, len(args[0]))) is None:
-                raise
-            raise ValueError(cause) from error
-        return replace(programs, all_modules=(*programs.modules, *ran.beside(programs.modules)))
+    modules = find_modules(model, guide, given=modules)
+    for module in modules if device is not None else ():
+        module.to(device)
+    kept: list[str] = []
+    with own_store(modules, keep=kept):
+        with (
+            forked_random(0, args[0].device),
+            full_precision(),
+            validation(enabled=False),
+            frozen_unremarked(),
+            torch.no_grad(),
+            module_mode(modules, training=False),
+            RunModules(device) as ran,
+        ):
+            inspector = _Inspector(model, guide, modules, ran, SizedPlates(), nan_counts)
+            try:
+                programs = inspector.inspect(args, all_data or (lambda: args))
+            except (ValueError, RuntimeError) as error:
+                if (cause := _explain(error, len(args[0]))) is None:
+                    raise
+                raise ValueError(cause) from error
+        kept += programs.params if keep_params else ()
+        yield replace(programs, all_modules=(*programs.modules, *ran.beside(programs.modules)))
 
 
 @dataclass(frozen=True)

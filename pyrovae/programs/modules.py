@@ -18,13 +18,14 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from pyrovae.programs.model_guide import Program
 
 
-def find_modules(*programs: Program) -> tuple[nn.Module, ...]:
-    """Return the modules of programs: the object that owns them, or those they refer to by name or closure.
+def find_modules(*programs: Program, given: Iterable[nn.Module] = ()) -> tuple[nn.Module, ...]:
+    """Return the given modules, then those of programs: their owners, or modules they refer to by name or closure.
 
-    Modules inside others are not listed again.
+    Each is listed once, and modules inside others that were found are not listed again.
     """
     seen: set[int] = set()
-    return _outermost([module for program in programs for module in _referred(program, depth=5, seen=seen)])
+    found = _outermost([module for program in programs for module in _referred(program, depth=5, seen=seen)])
+    return tuple(dict.fromkeys((*given, *found)))
 
 
 def is_stored(module: nn.Module) -> bool:

@@ -19,7 +19,7 @@ from pyrovae.data import Split, fingerprint
 from pyrovae.data.loader import Loader, Source
 from pyrovae.evaluation.evaluator import weights_hash
 from pyrovae.importance.sampling import particles
-from pyrovae.programs import Program, Unnormalized
+from pyrovae.programs import Program, Unnormalized, find_modules
 from pyrovae.report.arviz_tree import to_datatree, to_netcdf
 from pyrovae.report.page import ReportContext, render
 from pyrovae.results import Comparison, Evaluation, History
@@ -88,7 +88,7 @@ def write_report(
     check_report_name(name)
     if not overwrite:
         find_report(run, name, lambda found: replace(found, date=evaluation.date) == evaluation)
-    weights = weights_hash(model, guide, modules)
+    weights = weights_hash(find_modules(model, guide, given=modules))
     if weights != evaluation.settings.get("weights", weights):
         raise ValueError(
             "the report shows the model and guide that were evaluated, but their weights are others (the SHA-256 "

@@ -220,27 +220,26 @@ def own_store(modules: Iterable[nn.Module] = (), *, keep: Iterable[str] = ()) ->
 
     Args:
         modules: modules used inside the block.
-        keep: names of parameters that are written to the caller's store too; read at the end.
+        keep: names of ``pyro.param`` values that are written to the caller's store too; read at the end.
 
     """
     store = pyro.get_param_store()
     state = store.get_state()
     claimed = {name for module in modules for name in _names_in_store(module)}
-    copied = [name for name in state["params"] if MODULE_DIVIDER not in name and name not in claimed]
     kept: Any = {"params": {}, "constraints": {}}
     try:
-        with store.scope(_part(state, copied)):
+        with store.scope(_without_modules(state, [name for name in state["params"] if name not in claimed])):
             try:
                 yield
             finally:
-                inside = store.get_state()
-                kept = _part(inside, [name for name in keep if name in inside["params"]])
+                kept = _without_modules(store.get_state(), keep)
     finally:
         store.set_state(kept)
 
 
-def _part(state: Any, names: Iterable[str]) -> Any:
-    names = list(names)
+def _without_modules(state: Any, names: Iterable[str]) -> Any:
+    """Return the named values of a store's state, without parameters of ``pyro.module``."""
+    names = [name for name in names if name in state["params"] and MODULE_DIVIDER not in name]
     return {kind: {name: state[kind][name] for name in names} for kind in ("params", "constraints")}
 
 

@@ -17,7 +17,7 @@ from pyro.infer import SVI
 from torch import Tensor, nn
 
 from pyrovae.objectives import ELBO, ImportanceWeighted, Objective, Terms
-from pyrovae.programs import inspect_programs
+from pyrovae.programs import inspected_programs
 from pyrovae.runtime.context import forked_random, own_store
 from pyrovae.testing.common_checks import MAX_ERRORS, Stages, require, slope_along, standard_errors
 from pyrovae.testing.small_models import LinearGaussian
@@ -106,11 +106,7 @@ class ObjectiveChecks:
     def terms_of_fit(self) -> str:
         """Check that programs that hold their data, as in `pyrovae.fit`, have the same terms, with their scale."""
         model, guide = (partial(program, self.x) for program in (self.programs.model, self.programs.guide))
-        with own_store([self.programs]):
-            with forked_random(0):
-                structure = inspect_programs(
-                    self.programs.model, self.programs.guide, (self.x,), modules=[self.programs]
-                )
+        with inspected_programs(self.programs.model, self.programs.guide, (self.x,)) as structure:
             with forked_random(0):
                 held = self.objective.terms_of(structure, model, guide)
             with forked_random(0):

@@ -17,8 +17,7 @@ from pyrovae.programs import (
     ModelGuide,
     Program,
     Unnormalized,
-    find_modules,
-    inspect_programs,
+    inspected_programs,
     run_validated,
     warn_of_links,
 )
@@ -155,14 +154,16 @@ def capture(
         raise TypeError(f"a step is made for a minibatch, or for a split, but received {received}")
     is_split = len(data) == 1 and isinstance(data[0], Split)
     loader = Loader(data[0] if is_split else data)  # type: ignore[arg-type]
-    modules = (*modules, *find_modules(model, guide))
-    params: list[str] = []
-    with own_store(modules, keep=params), module_mode(modules, training=False):
-        inputs = loader.draw(torch.arange(min(len(loader), 3), device=loader.device))
-        model = Unnormalized()(model) if unnormalized else model
-        programs = inspect_programs(model, guide, inputs, modules=modules, all_data=loader.everything)
+    inspected = inspected_programs(
+        Unnormalized()(model) if unnormalized else model,
+        guide,
+        loader.draw(torch.arange(min(len(loader), 3), device=loader.device)),
+        modules=modules,
+        all_data=loader.everything,
+        keep_params=True,
+    )
+    with inspected as programs:
         warn_of_links(programs)
-        params += programs.params
     if programs.draws_rows:
         raise ValueError(
             f"the plate {programs.plate!r} draws rows of the data by itself, but a step is given its rows; write it as "

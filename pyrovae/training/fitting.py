@@ -18,18 +18,11 @@ from pyrovae.data import Data, Split, fingerprint
 from pyrovae.data.loader import Loader, Source
 from pyrovae.networks import Decoder
 from pyrovae.objectives import ELBO, Objective
-from pyrovae.programs import Program, Unnormalized, find_modules, inspect_programs, warn_of_links
+from pyrovae.programs import Program, Unnormalized, inspected_programs, warn_of_links
 from pyrovae.results import Epoch, History
 from pyrovae.results.observed_data import DISCRETE
 from pyrovae.runtime.annotations import checked, convert_fields, merge_options
-from pyrovae.runtime.context import (
-    MODULE_DIVIDER,
-    forked_random,
-    frozen_unremarked,
-    module_mode,
-    own_store,
-    stream_seed,
-)
+from pyrovae.runtime.context import forked_random, frozen_unremarked, module_mode, stream_seed
 from pyrovae.runtime.errors import first_line
 from pyrovae.training.batch_sources import Placement
 from pyrovae.training.checkpoint import Checkpoint
@@ -145,30 +138,26 @@ def fit(
     if training.patience is not None and len(loaders) == 1:
         raise ValueError("early stopping watches validation data, but there are none; pass a Data, or patience=None")
     placement = Placement(loaders, device)
-    modules = (*options.modules, *find_modules(model, guide))
-    for module in modules:
-        module.to(device)
-    trained_params: list[str] = []
     with (
-        own_store(modules, keep=trained_params),
-        module_mode(modules, training=True),
         forked_random(stream_seed(training.seed, "fit"), device),
         frozen_unremarked(),
+        inspected_programs(
+            Unnormalized()(model) if options.unnormalized else model,
+            guide,
+            placement.example_inputs(),
+            modules=options.modules,
+            all_data=placement.all_data,
+            device=device,
+            keep_params=True,
+        ) as programs,
+        module_mode(programs.all_modules, training=True),
         ExitStack() as stack,
     ):
-        with module_mode(modules, training=False):
-            scored = Unnormalized()(model) if options.unnormalized else model
-            inputs = placement.example_inputs()
-            programs = inspect_programs(
-                scored, guide, inputs, modules=modules, all_data=placement.all_data, device=device
-            )
-            warn_of_links(programs)
-        stack.enter_context(module_mode(programs.all_modules, training=True))
+        warn_of_links(programs)
         placement.log()
         num_values = placement.loaders[0].num_values
         if programs.base_measure == "Lebesgue" and num_values is not None:
             logger.warning(DISCRETE.format(num_values))
-        trained_params += [name for name in programs.params if MODULE_DIVIDER not in name]
         loop = Loop(programs, placement, objective or ELBO(), training, options.optimizer)
         loop.synchronize()
         _start(loop, model, placement.loaders[0], folder, options, stack)

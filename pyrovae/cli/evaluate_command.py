@@ -15,7 +15,6 @@ from pyrovae.cli.data_options import add_data, add_run, load_run, run_data
 from pyrovae.cli.parser import Parser
 from pyrovae.cli.terminal import file_name, print_error, print_text, text_width
 from pyrovae.data import Data, Split, fingerprint
-from pyrovae.data.loader import Loader
 from pyrovae.evaluation import Checks
 from pyrovae.evaluation import evaluate as evaluate_programs
 from pyrovae.evaluation.evaluator import weights_hash
@@ -155,7 +154,7 @@ def _show_finished(run: Run, split: Split, checks: Checks | None, options: Mappi
     if options["overwrite"]:
         return False
     weights = weights_hash([run.vae])
-    requested = (Loader(split).hash(), options["ks"], options["seed"], weights, checks and asdict(checks))
+    requested = (split.hash(), options["ks"], options["seed"], weights, checks and asdict(checks))
 
     def is_wanted(report: Evaluation) -> bool:
         ks, settings = [rung.num_particles for rung in report.iwae], report.settings

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from pyrovae.data.splits import Split, count_not_finite, fingerprint
+from pyrovae.data.splits import Split, count_not_finite
 from pyrovae.data.transforms import Identity, float_dtype
 from pyrovae.runtime.annotations import convert
 
 FIRST = 2**16  # elements whose values are counted
 MOST_LEVELS = 256  # largest number of distinct values of discrete data
 REPETITIONS, FREQUENT = 5, 0.8  # occurrences of a frequent value, and the share of discrete values that are frequent
+TENSORS = "tensors"  # name of data without a split
 AHEAD = 4  # minibatches gathered before their use
 IN_USE = 4  # steps of a CUDA device that may be launched but unfinished
 
@@ -35,9 +35,14 @@ def num_distinct(x: Tensor) -> int | None:
     return len(counts) if discrete and len(counts) else None
 
 
-@dataclass(frozen=True, eq=False)
 class Loader:
     """Data of any kind as the arguments of a Pyro program.
+
+    Attributes:
+        source: the data as given.
+        split: the split, None for tensors.
+        stored: the stored values, then the covariates of a split, or the further tensors.
+        name: name of the split; "tensors" without one.
 
     Args:
         source: a split, whose covariates are a second argument if it has any; the data ``(N, ...)``; or a tuple of the
@@ -49,64 +54,58 @@ class Loader:
 
     """
 
-    source: Source
-
-    def __post_init__(self) -> None:
+    def __init__(self, source: Source) -> None:
         """Convert arrays to tensors and validate them; a split has validated its own."""
-        object.__setattr__(self, "source", convert(self.source, Source, name="data", owner="a loader"))
+        self.source: Source = convert(source, Source, name="data", owner="a loader")
+        self.split: Split | None = None
         if isinstance(self.source, Split):
+            self.split, self.name = self.source, self.source.name
+            self.stored = (self.split.stored, *self.split.given)
             return
-        shapes = [tuple(tensor.shape) for tensor in self._stored]
+        self.name, self.stored = TENSORS, self.source if isinstance(self.source, tuple) else (self.source,)
+        shapes = [tuple(tensor.shape) for tensor in self.stored]
         if not all(shapes) or len({shape[:1] for shape in shapes}) != 1:
             raise ValueError(f"data and further tensors share their first axis, but received shapes {shapes}")
         if len(self) == 0:
             raise ValueError("the data set is empty; give at least one datum")
-        if bad := sum(map(count_not_finite, self._stored)):
+        if bad := sum(map(count_not_finite, self.stored)):
             raise ValueError(
                 f"the data hold {bad} values that are NaN or infinite; fill missing ones by any number, give their "
                 "mask as a second tensor, and mask the site: with pyro.poutine.mask(mask=mask): ..."
             )
 
-    @property
-    def _stored(self) -> tuple[Tensor, ...]:
-        if isinstance(self.source, Split):
-            return (self.source.stored, *self.source.given)
-        return self.source if isinstance(self.source, tuple) else (self.source,)
-
     def __len__(self) -> int:
-        return len(self._stored[0])
+        return len(self.stored[0])
 
     @property
     def num_bytes(self) -> int:
         """Size of the stored tensors."""
-        return sum(tensor.nbytes for tensor in self._stored)
+        return sum(tensor.nbytes for tensor in self.stored)
 
     @property
     def num_fixed_bytes(self) -> int:
         """Size of the tensor that `fixed` creates and keeps beside the stored one."""
-        if not isinstance(self.source, Split):
-            return 0
-        stored, dtype = self.source.stored, float_dtype(self.source.stored)
-        unchanged = isinstance(self.source.transform, Identity) and stored.dtype == dtype
+        stored, dtype = self.stored[0], float_dtype(self.stored[0])
+        unchanged = self.split is None or (isinstance(self.split.transform, Identity) and stored.dtype == dtype)
         return 0 if unchanged else stored.numel() * dtype.itemsize
 
     @property
     def drawn_once(self) -> bool:
         """Whether all epochs have the noise of `fixed`."""
-        return isinstance(self.source, Split) and self.source.transform.once
+        return self.split is not None and self.split.transform.once
 
     @property
     def device(self) -> torch.device:
-        """Device of the stored tensors."""
-        return self._stored[0].device
+        """Device of the data."""
+        return self.stored[0].device
 
     @property
     def num_values(self) -> int | None:
         """Number of distinct values of the data; None for a tuple, noisy or continuous data."""
-        if isinstance(self.source, tuple) or (isinstance(self.source, Split) and self.source.transform.random):
+        if isinstance(self.source, tuple) or (self.split is not None and self.split.transform.random):
             return None
-        rows = max(1, FIRST // max(1, self._stored[0][0].numel()))
-        return num_distinct(self._stored[0][:rows])
+        rows = max(1, FIRST // max(1, self.stored[0][0].numel()))
+        return num_distinct(self.stored[0][:rows])
 
     def first(self, n: int) -> Loader:
         """Return a loader of the first n data points, or of all if there are fewer."""
@@ -115,7 +114,7 @@ class Loader:
     def is_on(self, device: torch.device | str) -> bool:
         """Return whether all stored tensors are on a device."""
         device = torch.empty(0, device=device).device  # "cuda" has no index, the device of a tensor has one
-        return all(tensor.device == device for tensor in self._stored)
+        return all(tensor.device == device for tensor in self.stored)
 
     def to(self, device: torch.device | str) -> Loader:
         """Return a loader of the same data on another device; this one if it is there."""
@@ -127,12 +126,12 @@ class Loader:
 
     def stored_rows(self) -> tuple[Tensor, ...]:
         """Return the tensors from which steps take rows: x as stored, or with its fixed noise, and the covariates."""
-        return self.fixed() if self.drawn_once else self._stored
+        return self.fixed() if self.drawn_once else self.stored
 
     def arguments(self, *rows: Tensor) -> tuple[Tensor, ...]:
         """Return rows of `stored_rows`, on any device, as arguments, with fresh noise if the transform is random."""
-        if isinstance(self.source, Split) and not self.drawn_once:
-            return self.source.transform.apply(rows[0], levels=self.source.levels), *rows[1:]
+        if self.split is not None and not self.drawn_once:
+            return self.split.transform.apply(rows[0], levels=self.split.levels), *rows[1:]
         return rows
 
     def draw(self, rows: Tensor) -> tuple[Tensor, ...]:
@@ -145,11 +144,7 @@ class Loader:
 
     def fixed(self) -> tuple[Tensor, ...]:
         """Return all rows as arguments, with noise drawn once."""
-        return (self.source.fixed(), *self.source.given) if isinstance(self.source, Split) else self._stored
-
-    def hash(self) -> str:
-        """Return the fingerprint of `fixed`."""
-        return fingerprint(*self.fixed())
+        return self.stored if self.split is None else (self.split.fixed(), *self.split.given)
 
 
 def gather_ahead(

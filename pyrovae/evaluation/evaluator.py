@@ -44,7 +44,6 @@ logger = logging.getLogger("pyrovae")
 
 MAX_BATCH_SIZE = 256  # data in one batch, if the size is chosen here
 NUM_EXAMPLES = 3  # data of the runs that inspect the programs
-TENSORS = "tensors"  # name of data without a split
 
 
 @checked
@@ -96,12 +95,11 @@ def evaluate(
     if options.num_data is not None:
         loader = loader.first(options.num_data)
     require_form(model, loader.source)
-    split = loader.source if isinstance(loader.source, Split) else None
-    name = split.name if split else TENSORS
     modules = find_modules(model, guide, given=options.modules)
     device = _choose_device(options.device, modules, loader)
     batch_size = _choose_batch_size(options.batch_size, ks, len(loader), device)
-    args, data_hash = loader.fixed(), loader.hash()
+    args = loader.fixed()
+    data_hash = fingerprint(*args)
     settings = {
         "batch_size": batch_size,
         "device": str(device),
@@ -144,7 +142,7 @@ def evaluate(
             guide,
             on_device(),
             checks,
-            name=name,
+            name=loader.name,
             tightest=estimates[f"L_{ks[-1]}"],
             is_certified=is_certified,
             per_datum=per_datum,
@@ -154,7 +152,7 @@ def evaluate(
             modules=modules,
             show_progress=options.show_progress,
         )
-    num_given = sum(argument[0].numel() for argument in args[1:])
+    split, num_given = loader.split, sum(argument[0].numel() for argument in args[1:])
     tightest = estimates[f"L_{ks[-1]}"].value
     evaluation = Evaluation(
         elbo=estimates["ELBO"],
@@ -178,7 +176,7 @@ def evaluate(
         checked=results,
         observed=observed,
         per_datum={label: value for label, value in per_datum.items() if not label.startswith(VARIANCE)},
-        data=name,
+        data=loader.name,
         data_transform=split.transform.describe() if split else None,  # type: ignore[arg-type]
         stored_hash=fingerprint(split.stored) if split else None,
         log_abs_det_jacobian=_log_det(split, observed) if programs.base_measure == "Lebesgue" else None,

@@ -15,7 +15,7 @@ import safetensors.torch
 from torch import nn
 
 from pyrovae import results
-from pyrovae.data import Split, fingerprint
+from pyrovae.data import fingerprint
 from pyrovae.data.loader import Loader, Source
 from pyrovae.evaluation.evaluator import weights_hash
 from pyrovae.importance.sampling import particles
@@ -94,19 +94,19 @@ def write_report(
             "the report shows the model and guide that were evaluated, but their weights are others (the SHA-256 "
             "differ); give the model and guide that evaluate was given, or evaluate these"
         )
-    if rows.hash() != evaluation.data_hash:
+    x, *covariates = rows.fixed()
+    if fingerprint(x, *covariates) != evaluation.data_hash:
         raise ValueError(
             f"the report shows the data that were evaluated, {evaluation.data}, but received others (their SHA-256 "
             "differ); give the split that evaluate was given"
         )
-    x, *covariates = rows.fixed()
     owner = getattr(model, "__self__", None)
     context = ReportContext(
         evaluation,
         vae=owner if isinstance(owner, VAE) else None,
         x=x,
         covariates=tuple(covariates),
-        labels=data.labels if isinstance(data, Split) else None,
+        labels=rows.split.labels if rows.split else None,
         history=history,
         settings=settings,
         other_reports={other: _is_of(run, other, weights) for other in report_names(folder) if other != name},

@@ -14,7 +14,7 @@ import torch
 from pyro.infer import ELBO as PyroELBO
 from torch import nn
 
-from pyrovae.data import Data, Split, fingerprint
+from pyrovae.data import Data, fingerprint
 from pyrovae.data.loader import Loader, Source
 from pyrovae.networks import Decoder
 from pyrovae.objectives import ELBO, Objective
@@ -179,7 +179,12 @@ def _start(
             "training": dataclasses.asdict(loop.training),
             "objective": loop.objective.describe() if isinstance(loop.objective, Objective) else described,
             "optimizer": {"class": type(loop.optimizer).__name__},
-            "data": _describe_data(train),
+            "data": {
+                "name": train.name,
+                "num_data": len(train),
+                "hash": fingerprint(*train.stored),
+                "transform": train.split.transform.describe() if train.split else None,
+            },
             "command": dict(options.command or {}),
         }
         checkpoint = Checkpoint(RunFolder(folder), settings, model)
@@ -200,14 +205,6 @@ def _start(
         f"{sum(parameter.numel() for parameter in loop.tensors.trained):,}",
         f"; it starts with {start}" if start else "",
     )
-
-
-def _describe_data(loader: Loader) -> dict[str, Any]:
-    if isinstance(loader.source, Split):
-        split = loader.source
-        stored = fingerprint(split.stored, *split.given)
-        return {"name": split.name, "num_data": len(split), "hash": stored, "transform": split.transform.describe()}
-    return {"name": "tensors", "num_data": len(loader), "hash": loader.hash(), "transform": None}
 
 
 @torch.no_grad()
@@ -236,8 +233,7 @@ def _start_at_data(model: Program, rows: Loader) -> str:
     size = min(len(rows), MAX_ROWS, max(1, MAX_ELEMENTS // math.prod(vae.likelihood.x_shape)))
     with forked_random(stream_seed("start"), rows.device):
         x = rows.draw(torch.linspace(0, len(rows) - 1, size, device=rows.device).long())[0]
-    source = rows.source[0] if isinstance(rows.source, tuple) else rows.source
-    mean = source.mean() if isinstance(source, Split) else source.mean(0, dtype=torch.get_default_dtype())
+    mean = rows.split.mean() if rows.split else rows.stored[0].mean(0, dtype=torch.get_default_dtype())
     device = next((parameter.device for parameter in vae.parameters()), mean.device)
     try:
         params = vae.likelihood.start(x.to(device), mean.to(device))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -44,10 +44,10 @@ def evaluate(argv: Sequence[str]) -> None:
     run_evaluation(evaluation_options(argv))
 
 
-def run_evaluation(options: dict[str, Any]) -> None:
-    """Evaluate the run that the options name, and write its report."""
+def run_evaluation(options: dict[str, Any], *, output: Callable[[str], None] = print_text) -> None:
+    """Evaluate the run that the options name, and write its report; ``output`` takes the results as text."""
     with init_distributed(options["device"]) as processes, ExitStack() as locks:
-        _evaluate(options, processes, locks)
+        _evaluate(options, processes, locks, output)
 
 
 def evaluation_options(argv: Sequence[str]) -> dict[str, Any]:
@@ -97,18 +97,22 @@ def choose_split(data: Data, options: Mapping[str, Any]) -> Split:
     return split if options["num_data"] is None else split.first(options["num_data"])
 
 
-def _evaluate(options: dict[str, Any], processes: Group, locks: ExitStack) -> None:
+def _evaluate(options: dict[str, Any], processes: Group, locks: ExitStack, output: Callable[[str], None]) -> None:
     """Evaluate on one of the ranks; the main process also runs the checks and writes the report."""
     run = load_run(options)
     processes.from_first(lambda: locks.enter_context(run.folder.lock("evaluated")))
     vae = run.vae.to(choose_device(options["device"]))
     data = processes.main_process_first(lambda: run_data(run, options))
     if processes.first and fingerprint(data.train.stored) != run.config["data"]["hash"]:
-        print_text("note: these are not the data that the run was trained on\n")
+        output("note: these are not the data that the run was trained on\n")
     split = choose_split(data, options)
     checks = Checks(**{name: options[name] for name in CHECKS}) if options["checks"] == "true" else None
     path = _journal_path(run, options)
-    if processes.from_first(lambda: _show_finished(run, split, checks, options)):
+    page = run.folder.path / options["report"] / "index.html"
+    finished = processes.from_first(lambda: _find_finished(run, split, checks, options))
+    if finished is not None:
+        text = finished.to_text(text_width())
+        output(f"{text}\n\nreport: {page}\nwritten on {finished.date[:10]}; --overwrite evaluates anew\n")
         Journal(path).remove()  # left by a process that was killed after it had written the report
         return
     evaluation = None
@@ -145,14 +149,14 @@ def _evaluate(options: dict[str, Any], processes: Group, locks: ExitStack) -> No
         raise
     finally:
         if processes.first and evaluation is not None:
-            print_text(f"{evaluation.to_text(text_width())}\n")
-    print_text(f"\nreport: {run.folder.path / options['report'] / 'index.html'}\n")
+            output(f"{evaluation.to_text(text_width())}\n")
+    output(f"\nreport: {page}\n")
 
 
-def _show_finished(run: Run, split: Split, checks: Checks | None, options: Mapping[str, Any]) -> bool:
-    """Print the evaluation if a report of it exists, and return whether one does."""
+def _find_finished(run: Run, split: Split, checks: Checks | None, options: Mapping[str, Any]) -> Evaluation | None:
+    """Return the evaluation of these options from its report; None if there is none."""
     if options["overwrite"]:
-        return False
+        return None
     weights = weights_hash([run.vae])
     requested = (split.hash(), options["ks"], options["seed"], weights, checks and asdict(checks))
 
@@ -160,12 +164,7 @@ def _show_finished(run: Run, split: Split, checks: Checks | None, options: Mappi
         ks, settings = [rung.num_particles for rung in report.iwae], report.settings
         return (report.data_hash, ks, report.seed, settings.get("weights"), settings.get("checks")) == requested
 
-    report = find_report(run.folder, options["report"], is_wanted)
-    if report is not None:
-        page = run.folder.path / options["report"] / "index.html"
-        text = report.to_text(text_width())
-        print_text(f"{text}\n\nreport: {page}\nwritten on {report.date[:10]}; --overwrite evaluates anew\n")
-    return report is not None
+    return find_report(run.folder, options["report"], is_wanted)
 
 
 def _name(defaults: Mapping[str, Any], options: Mapping[str, Any]) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import itertools
 import math
 import re
@@ -133,9 +131,8 @@ def _finish(parser: Parser, run: SweepRun, number: str, group: Group) -> bool:
         return True
     print_error(f"run {number}: {run.folder.name}\n")
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # the table at the end has the numbers
-            run_training(parser, run.training, group)
-            run_evaluation(run.evaluation)
+        run_training(parser, run.training, group, output=_no_output)
+        run_evaluation(run.evaluation, output=_no_output)
     except KeyboardInterrupt:
         print_error("\nTo resume the sweep: the same command again\n")
         raise
@@ -143,6 +140,10 @@ def _finish(parser: Parser, run: SweepRun, number: str, group: Group) -> bool:
         print_error(f"pyrovae: error: {run.folder.name}: {error_line(error)}\n")
         return False
     return True
+
+
+def _no_output(text: str) -> None:
+    """Leave out the results of one run, which the table at the end has."""
 
 
 def _write(runs: Sequence[SweepRun]) -> None:

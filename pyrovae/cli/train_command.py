@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,14 +82,16 @@ def prepare(parser: Parser, options: dict[str, Any], group: Group) -> tuple[VAE,
         return _build(parser, options, data), data, objective, training
 
 
-def run_training(parser: Parser, options: dict[str, Any], group: Group) -> None:
-    """Fit a VAE on one of the ranks, or resume the run that the options name."""
+def run_training(
+    parser: Parser, options: dict[str, Any], group: Group, *, output: Callable[[str], None] = print_text
+) -> None:
+    """Fit a VAE on one of the ranks, or resume the run that the options name; ``output`` takes the results as text."""
     vae, data, objective, training = prepare(parser, options, group)
     given = options["resume"] or options["folder"]
     folder = Path(given or group.from_first(lambda: _next_folder(data.name)))
     words = _words_to_load(parser, options, folder)
     ranks = f" in each of {group.size} processes" if group.size > 1 else ""
-    print_text(f"{data}\non {choose_device(training.device)}{ranks}\n")
+    output(f"{data}\non {choose_device(training.device)}{ranks}\n")
     try:
         history = fit(
             vae.model,
@@ -104,7 +106,7 @@ def run_training(parser: Parser, options: dict[str, Any], group: Group) -> None:
     except KeyboardInterrupt:
         print_error(f"\nTo resume: pyrovae train --resume {words}\n")
         raise
-    print_text(f"\n{history}\n\nrun: {folder}\nnext: pyrovae evaluate {words}\n")
+    output(f"\n{history}\n\nrun: {folder}\nnext: pyrovae evaluate {words}\n")
 
 
 def _objective(parser: Parser, options: dict[str, Any]) -> objectives.Objective:

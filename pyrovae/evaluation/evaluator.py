@@ -111,11 +111,11 @@ def evaluate(
     journal = options.journal if isinstance(options.journal, Journal) else Journal(options.journal)
     examples = tuple(argument[:NUM_EXAMPLES].to(device) for argument in args)
 
-    def on_device() -> tuple[Tensor, ...]:
+    def all_data() -> tuple[Tensor, ...]:
         return tuple(argument.to(device) for argument in args)
 
     with (
-        scoring_context(model, guide, examples, modules=modules, all_data=on_device) as programs,
+        scoring_context(model, guide, examples, modules=modules, all_data=all_data) as programs,
         torch.no_grad(),
     ):
         coarse = find_low_precision(modules, examples)
@@ -126,7 +126,7 @@ def evaluate(
             logger.warning("%s; data whose estimates are not finite are counted, and no mean hides them", programs.nan)
         key = ""
         if journal.path is not None:
-            probe = _probe(programs, on_device() if programs.draws_rows else examples)
+            probe = _probe(programs, all_data() if programs.draws_rows else examples)
             bounds_settings = {label: value for label, value in settings.items() if label != "checks"}
             key = repr((data_hash, probe, ks, seed, options.chunk_size, options.engine, bounds_settings, versions()))
         journal.start(key)
@@ -140,7 +140,7 @@ def evaluate(
         results = run_checks(
             model,
             guide,
-            on_device(),
+            all_data(),
             checks,
             name=loader.name,
             tightest=estimates[f"L_{ks[-1]}"],

@@ -14,7 +14,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyrovae.data.loader import FIRST, num_distinct
-from pyrovae.programs import ModelGuide
+from pyrovae.programs import ModelGuide, run
 from pyrovae.programs.site_checks import unmasked
 from pyrovae.results.observed_data import DRAWN, MASKED, OTHER, WHOLE, ObservedData
 from pyrovae.runtime.context import forked_random, stream_seed
@@ -63,10 +63,8 @@ class Observations:
         self, args: tuple[Tensor, ...], rows: Tensor, seed: int, guide_trace: poutine.Trace | None = None
     ) -> tuple[poutine.Trace, poutine.Trace]:
         """Return the trace of the guide, or the given one, and of the model replayed against it, in a random stream."""
-        model, guide = self.programs.bind(args, rows)
         with forked_random(seed, rows.device):
-            guide_trace = guide_trace or poutine.trace(guide).get_trace()
-            return guide_trace, poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace()
+            return run(*self.programs.bind(args, rows), guide_trace)
 
     def add(self, values: Tensor, args: tuple[Tensor, ...], rows: Tensor) -> None:
         """Add the values of one batch.

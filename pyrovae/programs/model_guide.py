@@ -122,9 +122,11 @@ def straight_through(fn: Any) -> type[torch.autograd.Function] | None:
     return None
 
 
-def run(model: Program, guide: Program) -> tuple[poutine.Trace, poutine.Trace]:
-    """Return the trace of the guide and the trace of the model replayed against it."""
-    guide_trace = poutine.trace(guide).get_trace()
+def run(
+    model: Program, guide: Program, guide_trace: poutine.Trace | None = None
+) -> tuple[poutine.Trace, poutine.Trace]:
+    """Return the trace of the guide, or the given one, and the trace of the model replayed against it."""
+    guide_trace = guide_trace or poutine.trace(guide).get_trace()
     return guide_trace, poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace()
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -269,31 +269,43 @@ def compare(
         >>> print(compare(["runs/digits-1", "runs/digits-2"]))
 
     """
-    given = dict(runs) if isinstance(runs, Mapping) else _by_name(runs)
-    lists = {str(model): value if isinstance(value, (list, tuple)) else [value] for model, value in given.items()}
-    sources = {model if len(v) == 1 else f"{model} ({i})": s for model, v in lists.items() for i, s in enumerate(v, 1)}
+    named = runs if isinstance(runs, Mapping) else _by_name(runs)
+    models = {str(model): _members(str(model), value) for model, value in named.items()}
+    sources = {member: source for members in models.values() for member, source in members.items()}
     folders = {member: source for member, source in sources.items() if not isinstance(source, Evaluation)}
-    common = set.intersection(*(set(report_names(folder)) for folder in folders.values())) if folders else set()
-    if name is None and common and (REPORT in common or len(common) == 1):
-        name = REPORT if REPORT in common else common.pop()
+    if name is None:
+        name = _common_report(folders.values())
     evaluations = {
         member: source if isinstance(source, Evaluation) else read_report(source, name=name)
         for member, source in sources.items()
     }
-    members = iter(sources)
-    groups = {model: [next(members) for _ in value] for model, value in lists.items()}
+    groups = {model: list(members) for model, members in models.items()}
     if group_seeds and not isinstance(runs, Mapping):
         groups = _group_by_recipe(folders, evaluations)
     if reference is not None and reference not in groups:
-        names = {os.path.realpath(folder): member for member, folder in folders.items()}
-        member = reference if reference in sources else names.get(os.path.realpath(reference))
-        reference = next((model for model, group in groups.items() if member in group), str(reference))
-    models: dict[str, Evaluation | Sequence[Evaluation]] = {
-        model: [evaluations[member] for member in group] for model, group in groups.items()
-    }
-    comparison = results.compare(models, reference=None if reference is None else str(reference), blocks=blocks)
+        paths = {os.path.realpath(folder): member for member, folder in folders.items()}
+        member = reference if reference in sources else paths.get(os.path.realpath(reference))
+        reference = next((model for model, group in groups.items() if member in group), reference)
+    comparison = results.compare(
+        {model: [evaluations[member] for member in group] for model, group in groups.items()},
+        reference=None if reference is None else str(reference),
+        blocks=blocks,
+    )
     changed = [name for name, folder in folders.items() if _has_other_weights(folder, evaluations[name])]
     return replace(comparison, notes=(f"{', '.join(changed)}: {OTHER_WEIGHTS}",) if changed else ())
+
+
+def _members(model: str, value: Any) -> dict[str, Any]:
+    """Return the folder or evaluation of a model by its name; several with a number each."""
+    several = value if isinstance(value, (list, tuple)) else [value]
+    return {model: several[0]} if len(several) == 1 else {f"{model} ({i})": v for i, v in enumerate(several, 1)}
+
+
+def _common_report(folders: Iterable[str | Path]) -> str | None:
+    """Return the name of the report that all folders have: "report", or the only one; None if there is none."""
+    names = [set(report_names(folder)) for folder in folders]
+    common = set.intersection(*names) if names else set()
+    return REPORT if REPORT in common else common.pop() if len(common) == 1 else None
 
 
 def _has_other_weights(folder: str | Path, evaluation: Evaluation) -> bool:

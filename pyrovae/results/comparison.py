@@ -7,6 +7,7 @@ import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,7 +20,14 @@ from pyrovae.results.evaluation_record import Evaluation
 from pyrovae.results.observed_data import WHOLE
 from pyrovae.results.record import to_plain
 from pyrovae.results.tables import Table, Tabled
-from pyrovae.results.training_seeds import LEVEL, difference_over_seeds, holm, mean_over_seeds, pool_seed_effects
+from pyrovae.results.training_seeds import (
+    LEVEL,
+    SeedEffect,
+    difference_over_seeds,
+    holm,
+    mean_over_seeds,
+    pool_seed_effects,
+)
 from pyrovae.runtime.annotations import checked
 
 SEPARATE = (
@@ -167,7 +175,11 @@ def _ladder_table(models: Models, reference: str | None) -> ComparisonTable:
             "not: read the whole report by report.read_report"
         )
     rungs = {name: [next(b for b in e.iwae if b.num_particles == k) for e in seeds] for name, seeds in models.items()}
-    values = {name: [e.per_datum[label] for e in seeds] for name, seeds in models.items() if name not in bare}
+    values = {
+        name: torch.stack([e.per_datum[label].double() for e in seeds])
+        for name, seeds in models.items()
+        if name not in bare
+    }
     further = {
         name: {
             "largest_k": min(e.iwae[-1].num_particles for e in seeds),
@@ -186,7 +198,7 @@ def _ladder_table(models: Models, reference: str | None) -> ComparisonTable:
         k,
         reference,
         first.num_data,
-        *_rank(models, rungs, values, reference, further),
+        *_rank(models, _Bounds(rungs, values), reference, further),
         bits_of=next((words for (e, *_) in models.values() if (words := _bits_of(e))), None),
         stored=_stored(first),
         annealed=_annealed_table(models, reference),
@@ -206,69 +218,95 @@ def _annealed_table(models: Models, reference: str) -> ComparisonTable | None:
     data = "these data" if first.num_data == evaluations[0].num_data else f"the first {first.num_data} of these data"
     settings = " or ".join(dict.fromkeys(str(record.settings) for record in records))
     bounds = {name: [record.bound for record in seeds] for name, seeds in by_model.items()}
-    values = {name: [record.per_datum["AIS"] for record in seeds] for name, seeds in by_model.items()}
+    values = {name: torch.stack([r.per_datum["AIS"].double() for r in seeds]) for name, seeds in by_model.items()}
     return ComparisonTable(
         f"Annealed importance sampling (AIS) on {data}, {settings}; nats per datum",
         first.bound.num_particles,
         reference,
         first.num_data,
-        *_rank(models, bounds, values, reference),
+        *_rank(models, _Bounds(bounds, values), reference),
     )
+
+
+@dataclass(frozen=True)
+class _Bounds:
+    """One bound of several models on the same data.
+
+    Attributes:
+        estimates: for each model the estimate of each training seed.
+        values: for each model the values of each seed and datum ``(S, N)``, nats; a single model may lack them.
+
+    """
+
+    estimates: Mapping[str, Sequence[Estimate]]
+    values: Mapping[str, Tensor]
+
+    @cached_property
+    def means(self) -> dict[str, Estimate]:
+        """Mean over seeds of each model."""
+        return {name: mean_over_seeds(seeds, self.values.get(name)) for name, seeds in self.estimates.items()}
+
+    @cached_property
+    def seed_effect(self) -> SeedEffect | None:
+        """Effect of a seed, for models of one seed."""
+        return pool_seed_effects(self.values.values())
+
+    def difference(self, name: str, other: str) -> Difference:
+        """Return the paired difference of two models."""
+        return difference_over_seeds(self.values[name], self.values[other], pooled=self.seed_effect)
+
+    def sd_difference(self, name: str, other: str) -> float | None:
+        """Return the standard deviation over the data of the difference of two models."""
+        differences = self.values[name].mean(0) - self.values[other].mean(0)
+        return differences.std().item() if len(differences) > 1 and differences.isfinite().all() else None
+
+    def draws_share(self, name: str, other: str) -> float | None:
+        """Return the share of the Monte Carlo draws in the variance of the difference of two models."""
+        sd, errors = self.sd_difference(name, other), [self.means[model].se_monte_carlo for model in (name, other)]
+        if not sd or None in errors:
+            return None
+        return min(1.0, sum(error**2 for error in errors if error) * self.values[name].shape[1] / sd**2)
+
+    def resolved_best(self) -> str | None:
+        """Return the model whose mean is above all others by differences resolved over seeds, None if there is none."""
+        known = {name: mean.value for name, mean in self.means.items() if mean.value is not None}
+        if not known or len(self.means) == 1 or self.seed_effect is None:
+            return None
+        best = max(known, key=lambda name: known[name])
+        p_values = holm([self.difference(best, name).p_value for name in self.means if name != best])
+        return best if all(p_value is not None and p_value < LEVEL for p_value in p_values) else None
 
 
 def _rank(
-    models: Models,
-    bounds: Mapping[str, Sequence[Estimate]],
-    values: Mapping[str, Sequence[Tensor]],
-    reference: str,
-    further: Mapping[str, dict[str, Any]] | None = None,
+    models: Models, bounds: _Bounds, reference: str, further: Mapping[str, dict[str, Any]] | None = None
 ) -> tuple[tuple[Row, ...], tuple[Difference, ...]]:
     """Return rows with ranks and differences to the reference, and the steps of the ranking.
 
-    ``bounds`` and ``values`` have an item for each seed of a model; ``further`` has other fields of the rows.
+    ``further`` has other fields of the rows.
     """
-    stacked = {name: torch.stack([value.double() for value in seeds]) for name, seeds in values.items()}
-    pooled = pool_seed_effects(stacked.values())
-
-    def difference(name: str, other: str) -> Difference:
-        return difference_over_seeds(stacked[name], stacked[other], pooled=pooled)
-
-    def deviation(name: str) -> float | None:
-        differences = stacked[name].mean(0) - stacked[reference].mean(0)
-        return differences.std().item() if len(differences) > 1 and differences.isfinite().all() else None
-
-    means = {name: mean_over_seeds(seeds, stacked.get(name)) for name, seeds in bounds.items()}
-
-    def draws_share(name: str) -> float | None:
-        sd, errors = deviation(name), [means[model].se_monte_carlo for model in (name, reference)]
-        if not sd or None in errors:
-            return None
-        return min(1.0, sum(error**2 for error in errors if error) * stacked[name].shape[1] / sd**2)
-
-    known = {name: bound.value for name, bound in means.items() if bound.value is not None}
-    best = max(known, key=lambda name: known[name], default=None)
-    above_others = [difference(best, name).p_value for name in means if name != best] if best is not None else []
-    is_resolved = [p_value is not None and p_value < LEVEL for p_value in holm(above_others)]
-    differences = {name: difference(name, reference) for name in means if name != reference}
-    p_values = dict(zip(differences, holm([d.p_value for d in differences.values()]), strict=True))
+    others = [name for name in models if name != reference]
+    differences = {name: bounds.difference(name, reference) for name in others}
+    p_values = dict(zip(others, holm([difference.p_value for difference in differences.values()]), strict=True))
+    known = [mean.value for mean in bounds.means.values() if mean.value is not None]
+    best = bounds.resolved_best()
     rows = tuple(
         Row(
             name=name,
-            rank=None if bound.value is None else 1 + sum(other > bound.value for other in known.values()),
-            bound=bound,
+            rank=None if mean.value is None else 1 + sum(value > mean.value for value in known),
+            bound=mean,
             difference=differences.get(name),
             p_value=p_values.get(name),
-            sd_difference=None if name == reference else deviation(name),
-            is_best=name == best and bool(is_resolved) and all(is_resolved) and pooled is not None,
+            sd_difference=None if name == reference else bounds.sd_difference(name, reference),
+            is_best=name == best,
             version=models[name][0].versions.get("pyrovae", "not known"),
             num_seeds=len(models[name]),
-            draws_share=None if name == reference else draws_share(name),
-            sd_seeds=_deviation([seed.value for seed in bounds[name]]),
+            draws_share=None if name == reference else bounds.draws_share(name, reference),
+            sd_seeds=_deviation([seed.value for seed in bounds.estimates[name]]),
             **(further or {}).get(name, {}),
         )
-        for name, bound in means.items()
+        for name, mean in bounds.means.items()
     )
-    return rows, tuple(itertools.starmap(difference, itertools.pairwise(ranked_names(rows))))
+    return rows, tuple(itertools.starmap(bounds.difference, itertools.pairwise(ranked_names(rows))))
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

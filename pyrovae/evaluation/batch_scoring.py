@@ -157,7 +157,9 @@ def batch_statistics(
         values = {KL_OF + name: value for name, value in terms.kl_of.items() if len(terms.kl_of) > 1}
         values |= {"ELBO": terms.elbo, "reconstruction": terms.reconstruction, "KL": terms.kl}
         values[WEIGHTS] = block.log_weights
-        blocks.append({name: _to_float64(value) for name, value in values.items()})
+        if block.log_weights.device.type == "mps":  # which has no float64
+            values = {name: value.cpu() for name, value in values.items()}
+        blocks.append({name: value.double() for name, value in values.items()})
         num_drawn += len(block.log_prior)
         advance(num_drawn / ks[-1])
     values = {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}  # (K, B)
@@ -170,7 +172,3 @@ def batch_statistics(
         statistics[f"L_{k}"] = bound
         statistics[f"{VARIANCE}L_{k}"] = monte_carlo_variances(log_weights, k)
     return {name: value.cpu() for name, value in (statistics | weight_diagnostics(log_weights)).items()}
-
-
-def _to_float64(value: Tensor) -> Tensor:
-    return (value.cpu() if value.device.type == "mps" else value).double()  # MPS has no float64

@@ -1,4 +1,13 @@
-"""Evaluation of any Pyro model and guide: the ELBO beside the IWAE bounds, with standard errors."""
+"""Evaluation of any Pyro model and guide: the ELBO beside the IWAE bounds, with standard errors.
+
+`evaluate` takes these steps:
+
+1. `scoring_context` runs model and guide on three data, and returns their structure, a `ModelGuide`;
+2. `score_data` takes the data batch by batch;
+3. `iter_particles` draws z from the guide for each batch, and scores them by model and guide;
+4. `batch_statistics` reduces the log-weights ``(K, B)`` to the bounds of each datum, and diagnostics of its weights;
+5. `Estimate.over_data` averages them over the data, and `run_checks` runs AIS and the other checks.
+"""
 
 from __future__ import annotations
 

@@ -51,6 +51,7 @@ class Observations:
 
     def __init__(self, programs: ModelGuide) -> None:
         self.programs = programs
+        self.sites = tuple(name for name in programs.observed if name not in programs.factors)
         self.digests: list[Any] | None = None
         self.scored = torch.zeros(0, dtype=torch.bool)  # elements that some datum does not mask
         self.elements = torch.zeros(0, dtype=torch.float64)  # the first ones, whose distinct values are counted
@@ -111,15 +112,11 @@ class Observations:
             DRAWN if not fixed else WHOLE if self.whole else MASKED if self.in_place else OTHER,
             self.num_scored / self.num_data,
             hashlib.sha256(b"".join(sorted(digest.digest() for digest in digests))).hexdigest(),
-            sites=self._sites,
+            sites=self.sites,
             given=self.given,
             only_data=self.observed == {0},
             num_values=num_distinct(self.elements) if self.same_size else None,
         )
-
-    @property
-    def _sites(self) -> tuple[str, ...]:
-        return tuple(name for name in self.programs.observed if name not in self.programs.factors)
 
     def _read_roles(self, args: tuple[Tensor, ...], rows: Tensor) -> None:
         """Find the arguments that the model observes, and those that it is given.
@@ -136,7 +133,7 @@ class Observations:
                 _, other = self.run((*args[:i], _changed(argument), *args[i + 1 :]), rows, seed, guide_trace)
                 other_log_prob = torch.as_tensor(other.log_prob_sum())
                 is_observed = argument.dtype != torch.bool and any(
-                    not _equal(trace.nodes[site]["value"], other.nodes[site]["value"]) for site in self._sites
+                    not _equal(trace.nodes[site]["value"], other.nodes[site]["value"]) for site in self.sites
                 )
                 is_given = not is_observed and not _equal(torch.as_tensor(trace.log_prob_sum()), other_log_prob)
             except Exception:  # rows that do not belong together may make a program raise anything

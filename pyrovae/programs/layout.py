@@ -14,6 +14,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyrovae.distributions import BinaryBernoulli, Elements
+from pyrovae.distributions.elements import sum_dtype
 from pyrovae.distributions.normal import normal_log_prob_sum
 from pyrovae.programs.analytic_kl import closed_form_kl
 from pyrovae.programs.model_guide import ModelGuide
@@ -35,7 +36,7 @@ def log_prob(site: Mapping[str, Any]) -> Tensor:
         if isinstance(fn, BinaryBernoulli):
             return fn.log_prob_sum(site["value"], event_dims)
     log_prob = fn.log_prob(site["value"])
-    return to_float64(log_prob.sum(tuple(range(-event_dims, 0)), dtype=_widest(log_prob)) if event_dims else log_prob)
+    return to_float64(log_prob.sum(tuple(range(-event_dims, 0)), dtype=sum_dtype(log_prob)) if event_dims else log_prob)
 
 
 def per_datum(programs: ModelGuide, value: Tensor, site: Mapping[str, Any]) -> Tensor:
@@ -130,13 +131,9 @@ def to_pyro(programs: ModelGuide, name: str, value: Tensor, *, has_particles: bo
 
 def to_float64(value: Tensor) -> Tensor:
     """Return a tensor in float64, or in float32 on a device without float64."""
-    return value.to(_widest(value))
+    return value.to(sum_dtype(value))
 
 
 def sum_over_sites(terms: Mapping[str, Tensor]) -> Tensor:
     """Return the sum of the terms of several sites."""
     return torch.stack(tuple(terms.values())).sum(0) if len(terms) > 1 else next(iter(terms.values()))
-
-
-def _widest(value: Tensor) -> torch.dtype:
-    return torch.float32 if value.device.type == "mps" else torch.float64

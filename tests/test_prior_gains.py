@@ -50,6 +50,8 @@ def gains_of(vae: VAE, x: Tensor, **options: object) -> PriorGains:
     record = diagnostics.prior_gains(vae, split(x), show_progress=False, **options)
     assert from_plain(PriorGains, json.loads(json.dumps(to_plain(record), allow_nan=False))) == record
     assert f"Would another prior help? {record.verdict}: " in str(record)
+    digits = [f"{gain.value:+.3f}" for gain in record.gains.values() if gain.value is not None]
+    assert all(text in shown for text in digits for shown in (str(record), record._repr_html_()))
     return record
 
 

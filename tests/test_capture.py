@@ -498,6 +498,26 @@ def fused_adam(parameters: list[Tensor]) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=0.01, fused=True)
 
 
+def test_module_that_cannot_be_found_is_named_in_the_error_and_may_be_passed() -> None:
+    encoder, decoder = nn.Linear(4, 2), nn.Linear(2, 4)
+    deep = [[[[[[encoder]]]]]]
+
+    def guide(x: Tensor) -> None:
+        network = pyro.module("encoder", deep[0][0][0][0][0][0])
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(network(x), 1.0).to_event(1))
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(decoder(z), 1.0).to_event(1), obs=x)
+
+    x = torch.randn(5, 4)
+    with pytest.raises(ValueError, match="cannot be found from the model and the guide; pass it with modules="):
+        capture(model, guide, x)
+    assert capture(model, guide, x, engine="eager", modules=[encoder])(x).loss.isfinite()
+
+
 @pytest.mark.parametrize("kind", ["transposed", "expanded"])
 def test_steps_are_those_of_backward_whatever_the_layout_of_gradients(kind: str) -> None:
     found = []

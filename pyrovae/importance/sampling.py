@@ -73,7 +73,7 @@ def particles(
             device=x.device,
         )
         parts = [
-            Particles.concatenate(list(iter_particles(programs, args, rows, num_particles)), 0)
+            Particles.concatenate(list(iter_particles(programs, args, rows.to(x.device), num_particles)), 0)
             for rows, _ in iter_batches(programs, len(x), batch_size=len(x))
         ]
         return Particles.concatenate(parts, 1).first(len(x))  # the last batch may be filled up

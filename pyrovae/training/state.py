@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from pyrovae.runtime.context import MODULE_DIVIDER
 from pyrovae.runtime.errors import first_line
 
 KERNEL_OPTIONS = {"capturable", "differentiable", "foreach", "fused"}  # options that do not change the numbers
@@ -45,11 +46,17 @@ def stored(params: Iterable[str]) -> dict[str, Tensor]:
     """Return the unconstrained values of the named ``pyro.param``.
 
     Raises:
-        ValueError: if Pyro's store lacks one of them: only a ``pyro.param`` statement knows its constraint.
+        ValueError: if Pyro's store lacks one of them: only a ``pyro.param`` statement knows its constraint; or if one
+            is of a module that was not found.
 
     """
     values = dict(pyro.get_param_store().named_parameters())
     for name in params:
+        if name not in values and MODULE_DIVIDER in name:
+            raise ValueError(
+                f"the module of {name!r}, registered by pyro.module, cannot be found from the model and the guide; "
+                "pass it with modules="
+            )
         if name not in values:
             raise ValueError(
                 f"Pyro's store has no value of pyro.param({name!r}); call the model and the guide once on some data, "

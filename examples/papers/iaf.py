@@ -25,10 +25,16 @@ from torch import Tensor, nn
 import pyrovae
 from pyrovae import VAE, Checks, Training, likelihoods, networks, posteriors, priors
 
+NOTE = (
+    "a miss. Here the mean field is the better one: it ends above its published value, and IAF below. IAF carries fewer "
+    "nats, a KL of 18.4 against 21.8 on the test images, and stopped early, since its validation ELBO rose no further. "
+    "Its KL is estimated by Monte Carlo, while that of the mean field has a closed form here. A warm-up of the KL was "
+    "not tried."
+)
 ROWS = (
     Row("iaf-mean_field", "mean field", -97.10, of="L_128"),
     Row("iaf-iaf", "IAF", -95.33, of="L_128"),
-    Row("iaf-iaf", "IAF over the mean field", 1.77, of="difference", tolerance=0.4),
+    Row("iaf-iaf", "IAF over the mean field", 1.77, of="difference", tolerance=0.4, note=NOTE),
 )
 POSTERIORS = {
     "mean_field": posteriors.DiagonalNormal,

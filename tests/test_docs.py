@@ -141,7 +141,6 @@ FORMATS = (  # first words of a printed record, and words that are printed with 
 )
 
 
-@pytest.mark.xfail(reason="some outputs were printed by earlier versions", strict=False)
 def test_the_outputs_of_the_gallery_have_the_format_that_is_printed_now() -> None:
     data = pyrovae.data.digits().for_form("binary")
     evaluation = pyrovae.evaluate(make_vae(), data, ks=(1, 5, 50), show_progress=False)

@@ -77,7 +77,8 @@ class Objective(Trace_ELBO, ABC):
         >>> pyrovae.fit(vae.model, vae.guide, data, objective=Capacity())
 
     While a step is traced for compilation, 0-dim tensors stand for `step` and `kl_weight`. A formula that converts them
-    to numbers or branches on them makes training fall back to eager steps.
+    to numbers or branches on them makes training fall back to eager steps, and so does one that changes attributes. A
+    dictionary does not find them among its keys; put its values into a tensor.
 
     Attributes:
         step: gradient steps so far, an argument of schedules; `loss_and_grads` and `pyrovae.fit` count them.

@@ -252,12 +252,22 @@ class Step:
 
     @contextmanager
     def _numbers_as_tensors(self) -> Iterator[None]:
-        """Replace the weight of the KL and the number of steps of the objective by tensors inside the block."""
+        """Replace the weight of the KL and the number of steps of the objective by tensors inside the block.
+
+        Raises:
+            NotRecordableError: if the objective changed another attribute, which replays would not.
+
+        """
         objective: Any = self.objective
         number, objective.step, objective.kl_weight = objective.step, self._num_steps, lambda: self._kl_weight
+        before = dict(vars(objective))
         try:
             yield
+            changed = [name for name, value in vars(objective).items() if value is not before.get(name, self)]
+            if changed:
+                raise NotRecordableError(f"the objective changes its {', '.join(changed)} as it computes the loss")
         finally:
+            vars(objective).update(before)
             objective.step = number
             del objective.kl_weight
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.results.comparability import MEASURES, comparable_groups, describe_data, require_comparable
-from pyrovae.results.comparison_table import ComparisonTable, Row, ranked_names
+from pyrovae.results.comparison_table import ComparisonTable, Row, ranked_names, resolved
 from pyrovae.results.estimates import Difference, Estimate
 from pyrovae.results.evaluation_record import Evaluation
 from pyrovae.results.observed_data import WHOLE
@@ -287,12 +287,17 @@ def _rank(
     others = [name for name in models if name != reference]
     differences = {name: bounds.difference(name, reference) for name in others}
     p_values = dict(zip(others, holm([difference.p_value for difference in differences.values()]), strict=True))
-    known = [mean.value for mean in bounds.means.values() if mean.value is not None]
     best = bounds.resolved_best()
+    ranking = ranked_names(bounds.means)
+    steps = tuple(itertools.starmap(bounds.difference, itertools.pairwise(ranking)))
+    starts = [1] if ranking else []
+    for place, is_resolved in enumerate(resolved(steps), 2):
+        starts.append(place if is_resolved else starts[-1])
+    ranks = dict(zip(ranking, starts, strict=True))
     rows = tuple(
         Row(
             name=name,
-            rank=None if mean.value is None else 1 + sum(value > mean.value for value in known),
+            rank=ranks.get(name),
             bound=mean,
             difference=differences.get(name),
             p_value=p_values.get(name),
@@ -306,7 +311,7 @@ def _rank(
         )
         for name, mean in bounds.means.items()
     )
-    return rows, tuple(itertools.starmap(bounds.difference, itertools.pairwise(ranked_names(rows))))
+    return rows, steps
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

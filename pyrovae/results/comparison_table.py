@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
@@ -29,7 +30,8 @@ class Row:
 
     Attributes:
         name: name of the model.
-        rank: rank by the bound, 1 for the largest; None without a value.
+        rank: rank by the bound, 1 for the largest; models that are not told apart from the next share the first of
+            theirs; None without a value.
         bound: L_K at the largest K that all models of the table have, or AIS.
         difference: bound minus the bound of the reference, paired datum by datum; None for the reference itself.
         version: version of pyrovae that evaluated the model.
@@ -123,7 +125,7 @@ class ComparisonTable(Tabled):
     @property
     def ranking(self) -> tuple[str, ...]:
         """Names from the largest bound to the smallest, without models that have no value."""
-        return ranked_names(self.rows)
+        return ranked_names({row.name: row.bound for row in self.rows})
 
     def tables(self) -> tuple[Table, ...]:
         """Return the table, and the table of AIS if there is one."""
@@ -145,8 +147,7 @@ class ComparisonTable(Tabled):
         left_out |= set() if any(row.elbo for row in self.rows) else {"ELBO", "reconstruction", "KL"}
         left_out |= set() if any(row.num_seeds > 1 for row in self.rows) else {"seeds", "sd seeds"}
         left_out |= {"bits/dim"} if self.bits_of is None else set()
-        ranks = self._ranks()
-        cells = (row.cells() | {"rank": ranks.get(row.name, "-")} for row in self.rows)
+        cells = (row.cells() | {"rank": self._rank_of(row)} for row in self.rows)
         rows = [{name: cell for name, cell in row.items() if name not in left_out} for row in cells]
         num = len(self.rows) - 1
         adjusted = f", adjusted for {num} differences (Holm); the 95 % intervals are not" if num > 1 else ""
@@ -164,7 +165,7 @@ class ComparisonTable(Tabled):
     def _caveats(self) -> list[str]:
         label, notes = self.label, []
         if self.steps:
-            signs = [" > " if is_resolved else " ~ " for is_resolved in self._resolved_steps()]
+            signs = [" > " if is_resolved else " ~ " for is_resolved in resolved(self.steps)]
             order = "".join(itertools.chain.from_iterable(zip(self.ranking, [*signs, ""], strict=True)))
             meaning = " (~: not told apart from the next at the 5 % level)" if " ~ " in signs else ""
             notes.append(f"Ranking by {label}{self._seeds_text()}: {order}{meaning}")
@@ -178,17 +179,10 @@ class ComparisonTable(Tabled):
             notes.append(f"Evaluated by different versions of pyrovae: {', '.join(versions)}.")
         return notes if label == "AIS" else [*notes, *self._power(), *self._errors()]
 
-    def _resolved_steps(self) -> list[bool]:
-        """Return for each model in the ranking whether it is told apart from the next, after adjustment."""
-        return [p_value is not None and p_value < LEVEL for p_value in holm([step.p_value for step in self.steps])]
-
-    def _ranks(self) -> dict[str, str]:
-        """Return ranks by name; models that are not told apart from the next share the first of theirs, such as 1=."""
-        starts = [1]
-        for place, is_resolved in enumerate(self._resolved_steps(), 2):
-            starts.append(place if is_resolved else starts[-1])
-        texts = (f"{start}=" if starts.count(start) > 1 else str(start) for start in starts)
-        return dict(zip(self.ranking, texts, strict=False))
+    def _rank_of(self, row: Row) -> str:
+        """Return the rank of a model, such as 1= if it shares it."""
+        shared = sum(other.rank == row.rank for other in self.rows) > 1
+        return "-" if row.rank is None else f"{row.rank}{'=' * shared}"
 
     def _seeds_text(self) -> str:
         counts = {row.num_seeds for row in self.rows}
@@ -242,7 +236,12 @@ class ComparisonTable(Tabled):
         return [f"{', '.join(names)}: {reason}" for reason, names in models.items()]
 
 
-def ranked_names(rows: tuple[Row, ...]) -> tuple[str, ...]:
-    """Return the names of rows from the largest bound to the smallest, without rows that have no value."""
-    ranked = sorted((row for row in rows if row.rank is not None), key=lambda row: row.rank or 0)
-    return tuple(row.name for row in ranked)
+def ranked_names(bounds: Mapping[str, Estimate]) -> tuple[str, ...]:
+    """Return the names of models from the largest bound to the smallest, without those that have no value."""
+    known = {name: bound.value for name, bound in bounds.items() if bound.value is not None}
+    return tuple(sorted(known, key=lambda name: -known[name]))
+
+
+def resolved(steps: Sequence[Difference]) -> list[bool]:
+    """Return for each step of a ranking whether the models are told apart, after adjustment."""
+    return [p_value is not None and p_value < LEVEL for p_value in holm([step.p_value for step in steps])]

@@ -146,7 +146,7 @@ def test_errors_of_folders_without_an_evaluation_name_a_remedy(
     assert fails(capsys, "compare", "runs").endswith("no manifest.json; it holds 3 runs; name them: runs/*")
     RunFolder("runs/new").write({"config.json": b"{}"})
     line = fails(capsys, "compare", "runs/new")
-    assert "runs/new has no report/evaluation.json; evaluate it again: pyrovae evaluate runs/new" in line
+    assert "runs/new has no report/evaluation.json; evaluate it: pyrovae evaluate runs/new" in line
     assert "the following arguments are required: RUN" in fails(capsys, "compare")
     Path("runs/b/report/per_datum.safetensors").write_bytes(b"changed")
     assert "runs/b is damaged: report/per_datum.safetensors" in fails(capsys, "compare", *runs[:2])
@@ -169,7 +169,7 @@ def test_a_report_of_another_version_fails_with_one_line(
     wrote = f"another version of pyrovae ({version or 'not known'}, this is {ours})"
     assert fails(capsys, "compare", *runs[:2]) == (
         f"pyrovae: error: the report of runs/b was written by {wrote} and cannot be read (this is not the "
-        "Evaluation that this version of pyrovae writes: it differs in a_new_field); evaluate it again: "
+        "Evaluation that this version of pyrovae writes: it differs in a_new_field); evaluate it: "
         "pyrovae evaluate runs/b --overwrite"
     )
 
@@ -183,7 +183,7 @@ def test_the_report_that_all_runs_have_is_compared(
     write(a, evaluations["c"], other)
     assert str(pyrovae.report.compare([a, b])) == whole, "both have the default report"
     line = fails(capsys, "compare", a, b, "--report", other)
-    assert f"the run runs/b has no {other}/evaluation.json; evaluate it again" in line
+    assert f"the run runs/b has no {other}/evaluation.json; evaluate it" in line
     write(b, evaluations["c"], other)
     assert str(pyrovae.report.compare([a, b])) == whole
     apart = pyrovae.report.compare([a, b], name=other)

@@ -135,7 +135,7 @@ class Parser(argparse.ArgumentParser):
         """Return the values that are typed for each option, by their text, as words of a command line.
 
         Each word is a value; if the option takes a list, the words of each of its occurrences are one value. The text
-        is that of the value: 0.001 for 1e-3, 1 for 1.0. Of words with the same value only the first count.
+        is that of the value, the same for each spelling: 0.001 for 1e-3, 1 for 1.0.
         """
         typed: dict[str, list[list[str]]] = {}
         name = None
@@ -157,12 +157,11 @@ class Parser(argparse.ArgumentParser):
                 raise ValueError(self._unknown(name))
             takes_list = action.nargs in ("*", "+")
             texts = occurrences if takes_list else [[word] for word in itertools.chain(*occurrences)] or [[]]
-            convert, unique = self._converter(name), dict[tuple[Any, ...], list[str]]()
-            for words in texts:
-                unique.setdefault(tuple(map(convert, words)), words)
+            convert = self._converter(name)
+            unique = dict.fromkeys(tuple(map(convert, words)) for words in texts)
+            written = [list(map(_text, value)) for value in unique]
             values[name] = {
-                " ".join(map(_text, value)): [name, *words] if takes_list else ["=".join([name, *words])]
-                for value, words in unique.items()
+                " ".join(words): [name, *words] if takes_list else ["=".join([name, *words])] for words in written
             }
         return values
 

@@ -34,7 +34,7 @@ from pyrovae.vae import VAE
 REPORT = "report"  # default name of a report
 NUMBERS, VALUES = "evaluation.json", "per_datum.safetensors"
 OTHER_WEIGHTS = (
-    "the run has other weights now than were evaluated, as after more training; evaluate it again with --overwrite"
+    "the run has other weights now than were evaluated, as after more training; evaluate it anew with --overwrite"
 )
 NAME = re.compile(r"\w[\w.-]*")
 NUM_DATA, NUM_PARTICLES, NUM_DRAWS = 100, 1000, 200  # in evaluation.nc
@@ -191,7 +191,7 @@ def read_report(folder: str | Path, *, name: str | None = None) -> Evaluation:
             raise ValueError(
                 f"the run {folder} has several reports, {', '.join(names)}; name one of them (name=, --report)"
             )
-    remedy = f"evaluate it again: pyrovae evaluate {run.path} --overwrite"
+    remedy = f"evaluate it: pyrovae evaluate {run.path} --overwrite"
     text, values = run.read_files([f"{name}/{file}" for file in (NUMBERS, VALUES)], remedy=remedy).values()
     try:
         return Evaluation.from_json(text.decode(), from_bytes(values, VALUES))

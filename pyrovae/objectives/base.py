@@ -41,7 +41,8 @@ class Terms:
 class Objective(Trace_ELBO, ABC):
     """Base class of the objectives: a `pyro.infer.ELBO` whose loss stays on its device.
 
-    To write your own, derive a class and define ``terms``. `traces` runs model and guide; `latent_sites` and
+    To write your own, derive a class and define ``terms``. `traces` runs model and guide, once for each of
+    ``num_particles``; define a constructor without this argument if there is always one. `latent_sites` and
     `observed_sites` list their sample sites, `site_log_prob` gives a log-probability, `scaled_sum` sums it with Pyro's
     scale and mask, and `closed_form_kl` gives an analytic KL. `pyrovae.fit` and `capture` call ``terms(model, guide)``
     with programs that hold their data, so that ``args`` is empty there. A loss that is a function of importance weights

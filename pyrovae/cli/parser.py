@@ -135,7 +135,7 @@ class Parser(argparse.ArgumentParser):
         """Return the values that are typed for each option, by their text, as words of a command line.
 
         Each word is a value; if the option takes a list, the words of each of its occurrences are one value. The text
-        is that of the value, the same for each spelling: 0.001 for 1e-3, 1 for 1.0.
+        is the value's, the same for each spelling: 0.001 for 1e-3, 1 for 1.0.
         """
         typed: dict[str, list[list[str]]] = {}
         name = None

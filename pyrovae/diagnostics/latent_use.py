@@ -219,7 +219,7 @@ def _units(
 
     ``activity_i = Var_x(E_{q(z | x)} z_i)``, minus the variance of a mean over S draws
 
-    ``codes`` are those of `_codes`; ``prior`` is mean and variance of each unit ``(D,)``, or None.
+    ``codes`` are from `_codes`; ``prior`` is mean and variance of each unit ``(D,)``, or None.
     """
     means, variance = codes["mean"], codes["variance"].mean(0)
     center = means.mean(0)

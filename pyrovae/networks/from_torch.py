@@ -20,7 +20,7 @@ Function = Callable[[Tensor], Any]
 class TorchEncoder(Encoder):
     """An encoder from a function of x that returns mean and log-variance, in two tensors or one.
 
-    The arguments and errors are those of `VAE.from_torch`.
+    Arguments and errors are the same as for `VAE.from_torch`.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ from pyrovae.programs.model_guide import Program
 
 
 def find_modules(*programs: Program, given: Iterable[nn.Module] = ()) -> tuple[nn.Module, ...]:
-    """Return the given modules, then those of programs: their owners, or modules they refer to by name or closure.
+    """Return the given modules, then the owners of programs, and modules they refer to by name or closure.
 
     Each is listed once, and modules inside others that were found are not listed again.
     """

@@ -11,13 +11,13 @@ decoder projects z to small feature maps, which convolutions with upsampling enl
 scale 1, the squared error; with fewer pixels its scale is smaller, so that their sum has the weight that it has on
 MNIST. `--pretrained` starts the encoder from weights learned on ImageNet, which torchvision downloads.
 
-What to look for: the validation ELBO is sane after the first epoch (the training ELBO averages over a steep start).
-Batch normalization uses averages over earlier minibatches in evaluation, which after few steps can cost any number of
-nats; `fit` averages anew after each epoch. The encoder starts with small variances, and the KL has a slow warm-up over
-three quarters of the steps: otherwise z is noise at first, the decoder learns to ignore it, and the posterior
-collapses. Compare the ELBO with that of the mean image alone, printed first: only a model that uses z is higher. On the
-digits, which are few for such a network, it uses a few nats of z, and the reconstructions in the picture, below the
-test images, are blurred.
+What to look for: the validation ELBO follows the training ELBO from the first epoch on. In evaluation batch
+normalization uses averages over earlier minibatches, which after few steps can cost any number of nats; `fit` averages
+again after each epoch. The encoder starts with small variances, and the KL has a slow warm-up over three quarters of
+the steps. Both ELBOs are low meanwhile, since the KL is large and hardly counts in the loss. Without such a start z is
+noise at first, the decoder learns to ignore it, and the posterior collapses. The ELBO of the mean image alone stands
+above the table; only a model that uses z exceeds it. On the digits, which are few for such a network, z carries a few
+nats, and the reconstructions in the picture, below the test images, are blurred.
 """
 
 import argparse

@@ -33,7 +33,7 @@ class Row:
         published: nats per datum; None if there is no value to compare with.
         of: the compared number, such as "L_5000"; see `compared_number` in table.py for all.
         tolerance: smallest difference that counts, nats.
-        note: what was seen or tried; it is printed below the table once the row was run.
+        note: observations and attempts; printed below the table once the row was run.
 
     """
 

@@ -26,8 +26,8 @@ from pyrovae.distributions import NormalFlow
 from pyrovae.posteriors.iaf import AutoregressiveLayer
 
 NOTE = (
-    "a miss. The training ELBO passed -65.8 in epoch 48 of 64 and ended above it. The cause was not found; nothing but "
-    "the three differences of the recipe is known."
+    "a miss. The training ELBO passed -65.8 in epoch 48 of 64 and ended above it. The cause was not found; the recipe "
+    "has the three differences named above."
 )
 ROWS = (Row("flow_prior-maf", "MAF prior", -65.8, of=TRAINING_ELBO, tolerance=1.0, note=NOTE),)
 TRAINING = Training(epochs=64, batch_size=256, learning_rate=1e-3, start_at_data=False)

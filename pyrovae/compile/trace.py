@@ -23,7 +23,7 @@ from pyrovae.runtime.errors import first_line
 # roundings to bfloat16 of 4e-3 each
 AGREEMENT, HALF_AGREEMENT = 1e-3, 0.05
 PERTURBATION = 2.0**-6  # relative change of leaves in the second trace
-FAR = 1_000_003  # change of integers such as a number of steps: a formula that is flat at first is not after so many
+FAR = 1_000_003  # change of a number of steps in the second trace, beyond the flat start of a ramp
 # Operations of the largest trace that Inductor compiles, and seconds for each. A chain of T latent sites with a network
 # at each has about 120 T; tracing it takes 4, 13 and 43 s of CPU time for T = 10, 30, 100, and pays from 1,400 steps.
 MOST_COMPILED, SECONDS_EACH = 3_000, 0.03

@@ -289,7 +289,7 @@ def _notes(
 ) -> tuple[str, ...]:
     """Return the methods by which the bounds were estimated, and cautions about the numbers, as sentences."""
     k, label, num_data = options.num_particles, estimates["bound"].label, history.shape[1]
-    negative = {name: _below_zero(estimates[name]) for name in ("amortization", "overfitting", "approximation")}
+    negative = {name: estimates[name].is_negative for name in ("amortization", "overfitting", "approximation")}
     rise, noise = _rise(history)
     method = f"The refined Gaussian: {options.num_steps} steps from the moments of the guide's draws, then fresh draws."
     notes = {  # sentences, and whether they apply
@@ -323,12 +323,6 @@ def _notes(
         ),
     }
     return (method, *(note for note, applies in notes.items() if applies))
-
-
-def _below_zero(step: Estimate) -> bool:
-    """Return whether a step is negative beyond its standard errors."""
-    noise = max(step.se_monte_carlo or 0.0, step.se_data or 0.0)
-    return step.value is not None and step.value < -2 * noise
 
 
 def _rise(history: Tensor) -> tuple[float, float]:

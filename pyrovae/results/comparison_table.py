@@ -30,8 +30,8 @@ class Row:
 
     Attributes:
         name: name of the model.
-        rank: rank by the bound, 1 for the largest; models that are not told apart from the next share the first of
-            theirs; None without a value.
+        rank: rank by the bound, 1 for the largest; a model with no resolved difference to the one above shares its
+            rank; None without a value.
         bound: L_K at the largest K that all models of the table have, or AIS.
         difference: bound minus the bound of the reference, paired datum by datum; None for the reference itself.
         version: version of pyrovae that evaluated the model.
@@ -243,5 +243,5 @@ def ranked_names(bounds: Mapping[str, Estimate]) -> tuple[str, ...]:
 
 
 def resolved(steps: Sequence[Difference]) -> list[bool]:
-    """Return for each step of a ranking whether the models are told apart, after adjustment."""
+    """Return for each step of a ranking whether its difference is resolved after adjustment."""
     return [p_value is not None and p_value < LEVEL for p_value in holm([step.p_value for step in steps])]

@@ -51,6 +51,12 @@ class Estimate:
         """The name in tables and figures, such as ``L_50``."""
         return f"L_{self.num_particles}" if self.name == "IWAE" else self.name
 
+    @property
+    def is_negative(self) -> bool:
+        """Whether the value is below zero by more than two of either standard error."""
+        noise = max(self.se_monte_carlo or 0.0, self.se_data or 0.0)
+        return self.value is not None and self.value < -2 * noise
+
     def cells(self, *, signed: bool = False) -> tuple[Number, Number, Number]:
         """Return the value and both standard errors as cells of a table."""
         return Number(self.value, signed=signed), Number(self.se_data), Number(self.se_monte_carlo, 4)

@@ -10,6 +10,7 @@ from pyrovae.results.tables import Number, Table, Tabled, percent
 
 if TYPE_CHECKING:
     from pyrovae.results.evaluation_record import Evaluation
+    from pyrovae.results.tightness import Gaps
 
 MANY_ABOVE = 0.05  # share of the data with a high k-hat from which the weights are in question
 MOST_QUESTIONS = 3
@@ -122,12 +123,10 @@ def _gain_of_annealing(evaluation: Evaluation) -> float | None:
     return higher.value if higher.value > max(_tolerance(evaluation), 2 * higher.se) else None
 
 
-def _gain_of_refinement(evaluation: Evaluation) -> float | None:
-    """Return by how much the ELBO of refined Gaussians is above every other bound; None unless by two errors."""
-    step = evaluation.checked.gaps.approximation if evaluation.checked and evaluation.checked.gaps else None
-    if step is None or step.value is None:
-        return None
-    return -step.value if -step.value > 2 * max(step.se_data or 0.0, step.se_monte_carlo or 0.0) else None
+def _gaps_below_refinement(evaluation: Evaluation) -> Gaps | None:
+    """Return the gaps if refined Gaussians have an ELBO above every other bound, else None."""
+    gaps = evaluation.checked.gaps if evaluation.checked else None
+    return gaps if gaps is not None and gaps.approximation.is_negative else None
 
 
 def _tolerance(evaluation: Evaluation) -> float:
@@ -145,9 +144,12 @@ def _reason(evaluation: Evaluation, gain: float | None, annealed: str) -> str:
         text = f"{verdict[0].upper()}{verdict[1:]}."
     else:
         text = f"The gap between {rung.label} and log {evaluation.density} is not known."
-    if (refined := _gain_of_refinement(evaluation)) is not None and checked is not None and checked.gaps is not None:
-        of_gaps = f"{checked.gaps.bound.label}, on {checked.gaps.num_data:,} of these data"
-        text += f" A Gaussian refined for each datum has an ELBO higher by {refined:.3f} nats than {of_gaps}."
+    if (gaps := _gaps_below_refinement(evaluation)) is not None:
+        gain_of_refinement = -(gaps.approximation.value or 0.0)
+        text += (
+            f" A Gaussian refined for each datum has an ELBO higher by {gain_of_refinement:.3f} nats than "
+            f"{gaps.bound.label}, on {gaps.num_data:,} of these data."
+        )
     if gain is None and higher is not None and higher.value is not None:
         doubt = f"below the tolerance of {_tolerance(evaluation):g} nats"
         if higher.se is None:
@@ -169,7 +171,7 @@ def _questions(evaluation: Evaluation, gain: float | None, *, on_all: bool) -> l
         questions.append(f"What is AIS on all data? Evaluate with num_annealed={evaluation.num_data}.")
     elif weights is not None and weights.verdict != ENOUGH:
         questions.append(f"How much higher is log {evaluation.density}? Evaluate with K above {rung.num_particles}.")
-    if _gain_of_refinement(evaluation) is not None:
+    if _gaps_below_refinement(evaluation) is not None:
         questions.insert(0, "Why is a refined Gaussian better than the guide? Train the guide longer, or widen it.")
     if weights is not None and (weights.share_above or 0.0) > MANY_ABOVE:
         share = percent(weights.share_above or 0.0)

@@ -30,7 +30,7 @@ NUM_DATA = 6  # data points of the check of bounds
 NUM_PARTICLES = 20_000  # particles of the check of bounds
 STEP = 1e-6  # step of finite differences
 TIGHT = 0.02  # distance of the largest bound below log p(x), in nats, that a fitted guide reaches
-LOOSE = 0.25  # likewise, of a normal guide whose tails are lighter than those of the posterior
+LOOSE = 0.25  # likewise, of a normal guide with lighter tails than the posterior
 
 
 class CheckFailed(Exception):

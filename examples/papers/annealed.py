@@ -31,7 +31,7 @@ if __name__ == "__main__":
             f"annealed-{cell}",
             burda.make_vae,
             burda.load_data(),
-            training=burda.TRAINING,
+            training=burda.TRAININGS[cell],
             objective=burda.OBJECTIVES[cell],
             run=f"burda-{cell}",
             ks=(1, 100, 10_000),

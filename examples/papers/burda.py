@@ -6,10 +6,13 @@
 784-200-200-50 with tanh, N(0, I) prior. The compared number is L_5000 of the test images.
 
 The recipe differs from the paper's: minibatches of 128 instead of 20, a cosine decay of the learning rate from 1e-3
-instead of steps down, 1,500 epochs instead of 3,280, a closed-form KL with a warm-up over 50,000 steps for the
-ELBO, and an output that starts at the mean of the data in all rows. The paper's encoder outputs the logarithm of the
-standard deviation, ours the log-variance.
+instead of steps down, 1,500 epochs instead of 3,280, but 600 for IWAE with k = 5, whose step takes four times as long
+as that of the first row, a closed-form KL with a warm-up over 50,000 steps for the ELBO, and an output that starts at
+the mean of the data in all rows. The paper's encoder outputs the logarithm of the standard deviation, ours the
+log-variance.
 """
+
+from dataclasses import replace
 
 from common import Row, parse_options, run_cell
 from torch import nn
@@ -33,6 +36,7 @@ OBJECTIVES = {
     "iwae-50": objectives.IWAE(num_particles=50),
 }
 TRAINING = Training(epochs=1500, batch_size=128, learning_rate=1e-3, final_learning_rate=1e-5)
+TRAININGS = dict.fromkeys(OBJECTIVES, TRAINING) | {"iwae-5": replace(TRAINING, epochs=600)}
 
 
 def load_data() -> pyrovae.data.Data:
@@ -57,4 +61,11 @@ def make_vae() -> VAE:
 if __name__ == "__main__":
     options = parse_options(__doc__, cells=list(OBJECTIVES))
     for cell in options.cells:
-        run_cell(options, f"burda-{cell}", make_vae, load_data(), training=TRAINING, objective=OBJECTIVES[cell])
+        run_cell(
+            options,
+            f"burda-{cell}",
+            make_vae,
+            load_data(),
+            training=TRAININGS[cell],
+            objective=OBJECTIVES[cell],
+        )

@@ -27,7 +27,7 @@ if __name__ == "__main__":
             f"gaps-{cell}",
             burda.make_vae,
             burda.load_data(),
-            training=burda.TRAINING,
+            training=burda.TRAININGS[cell],
             objective=burda.OBJECTIVES[cell],
             run=f"burda-{cell}",
             num_data=200,

@@ -15,6 +15,7 @@ from pyrovae import Checks, Training, likelihoods
 from pyrovae.evaluation import evaluate
 from pyrovae.likelihoods import Likelihood
 from pyrovae.programs import warn_of_links
+from pyrovae.results import Evaluation
 from pyrovae.training import capture, fit
 from pyrovae.vae import VAE
 
@@ -96,6 +97,14 @@ def test_fit_capture_and_evaluate_warn_once(caplog: pytest.LogCaptureFixture) ->
         caplog.clear()
         run()
         assert sum("come out of sigmoid" in message for message in caplog.messages) == 1
+
+
+def test_an_evaluation_keeps_the_warning() -> None:
+    vae, x = ending_in(nn.Sigmoid()), torch.bernoulli(torch.full((8, 4), 0.5))
+    evaluation = evaluate(vae, x, ks=(1, 5), show_progress=False)
+    assert "Caution: the logits of 'x' come out of sigmoid" in evaluation.to_text(10_000)
+    assert evaluation.recommendation.questions[0].startswith("Is the model as it was meant?")
+    assert Evaluation.from_json(evaluation.to_json()).cautions == evaluation.cautions
 
 
 ENDS = torch.linspace(0, 1, 200)

@@ -796,6 +796,12 @@ def test_options_are_keywords_or_a_record() -> None:
         train(v, binary(), epoch=3)
 
 
+def test_a_training_that_ends_below_its_start_says_so() -> None:
+    for learning_rate, fell in ((1e-3, False), (1e4, True)):
+        history = train(vae(), binary(), epochs=4, learning_rate=learning_rate)
+        assert ("far below that of the first epoch" in str(history)) == fell
+
+
 def test_time_left_leaves_out_slow_first_steps(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -29,7 +29,7 @@ from pyrovae.evaluation.batch_scoring import EvaluationOptions, score_data
 from pyrovae.evaluation.checks import Checks, run_checks
 from pyrovae.evaluation.resume import Journal
 from pyrovae.importance import chunk_sizes, find_low_precision, score_one_particle, scoring_context
-from pyrovae.programs import ModelGuide, Program, Unnormalized, find_modules, warn_of_links
+from pyrovae.programs import ModelGuide, Program, Unnormalized, find_modules
 from pyrovae.results import (
     Estimate,
     Evaluation,
@@ -128,9 +128,10 @@ def evaluate(
         torch.no_grad(),
     ):
         coarse = find_low_precision(modules, examples)
-        if coarse:
-            logger.warning("%s; evaluate model.float(), on data in float32", coarse)
-        warn_of_links(programs)
+        cautions = [f"{coarse}; evaluate model.float(), on data in float32"] if coarse else []
+        cautions += programs.link_warnings
+        for caution in cautions:
+            logger.warning("%s", caution)
         if programs.nan:
             logger.warning("%s; data whose estimates are not finite are counted, and no mean hides them", programs.nan)
         key = ""
@@ -180,6 +181,7 @@ def evaluate(
         settings=settings,
         versions=versions(),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        cautions=tuple(cautions),
         num_covariates=sum(observed.given.values()) if observed else num_given,
         weights=assess_with_checks(summarize_weights(per_datum, ks=ks), results),
         checked=results,

@@ -111,6 +111,8 @@ class Evaluation(Tabled):
         certified: lower bound on the mean of log p(x) of these data that holds with 95 % confidence over the draws, for
             any guide; see `pyrovae.results.certified_margin`. None for an unnormalized model, for scoring in fewer bits
             than float32, for a model that draws x itself, or if L_K is missing.
+        cautions: sentences on what makes the numbers doubtful: a network that returns probabilities where logits
+            belong, or scoring in fewer bits than float32.
         per_datum: for "ELBO", "reconstruction", "KL", each "KL of SITE" and each "L_K" the values ``(N,)``, and the
             diagnostics of the weights at the largest K; not part of the JSON.
 
@@ -141,6 +143,7 @@ class Evaluation(Tabled):
     observed: ObservedData | None = None
     unnormalized: str | None = None
     certified: float | None = None
+    cautions: tuple[str, ...] = ()
     per_datum: dict[str, Tensor] = field(repr=False, compare=False, default_factory=dict)
 
     @property
@@ -201,7 +204,7 @@ class Evaluation(Tabled):
                 f"{self.data}: {self.num_data} data{transform}, sha256 {self.data_hash[:12]}, seed {self.seed}",
                 f"Estimates of log {self.density}{measure}, nats per datum, larger is better.",
             ),
-            notes=(*self.warnings, *self._notes()),
+            notes=(*self.warnings, *(f"Caution: {caution}." for caution in self.cautions), *self._notes()),
         )
 
     def _site_rows(self) -> list[tuple[Cell, ...]]:

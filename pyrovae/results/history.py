@@ -79,8 +79,10 @@ class History(Tabled):
             rows.append((str(epoch.epoch), *terms, Number(epoch.seconds, 1)))
         watched = watched.replace("elbo", "ELBO")
         header = ("epoch", "ELBO", "reconstruction", "KL", f"validation {watched}", "seconds")
-        note = f"{self.why_stopped}; the weights are those of epoch {self.best_epoch}"
-        return (Table(header, tuple(rows), notes=(note,)),)
+        notes = [f"{self.why_stopped}; the weights are those of epoch {self.best_epoch}"]
+        if self.epochs and self.best.elbo < 2 * min(self.epochs[0].elbo, -1.0):  # more than noise
+            notes.append("its ELBO is far below that of the first epoch; a lower learning rate or clip_norm may help")
+        return (Table(header, tuple(rows), notes=tuple(notes)),)
 
     def to_json_lines(self) -> str:
         """Return one line of strict JSON per epoch."""

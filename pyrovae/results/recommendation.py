@@ -171,6 +171,8 @@ def _questions(evaluation: Evaluation, gain: float | None, *, on_all: bool) -> l
         questions.append(f"What is AIS on all data? Evaluate with num_annealed={evaluation.num_data}.")
     elif weights is not None and weights.verdict != ENOUGH:
         questions.append(f"How much higher is log {evaluation.density}? Evaluate with K above {rung.num_particles}.")
+    if evaluation.cautions:
+        questions.insert(0, "Is the model as it was meant? Read the caution below the table of bounds.")
     if _gaps_below_refinement(evaluation) is not None:
         questions.insert(0, "Why is a refined Gaussian better than the guide? Train the guide longer, or widen it.")
     if weights is not None and (weights.share_above or 0.0) > MANY_ABOVE:

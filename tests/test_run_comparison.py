@@ -20,7 +20,7 @@ from pyrovae.cli import main
 from pyrovae.report import report_files
 from pyrovae.report.page import render_comparison
 from pyrovae.results import Evaluation
-from pyrovae.training.checkpoint import versions
+from pyrovae.runtime.environment import versions
 from pyrovae.training.run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("elsewhere")

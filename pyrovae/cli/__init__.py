@@ -15,7 +15,7 @@ from pyrovae.cli.generate_command import generate
 from pyrovae.cli.sweep_command import sweep
 from pyrovae.cli.terminal import error_line, print_error, print_text
 from pyrovae.cli.train_command import train
-from pyrovae.training.checkpoint import versions
+from pyrovae.runtime.environment import versions
 
 USAGE = """usage: pyrovae COMMAND [options]
 

@@ -14,6 +14,7 @@ from pyrovae.bounds.multi_sample import check_ladder
 from pyrovae.cli.data_options import add_data, add_run, load_run, run_data
 from pyrovae.cli.parser import Parser
 from pyrovae.cli.terminal import file_name, print_error, print_text, text_width
+from pyrovae.compile import ENGINES
 from pyrovae.data import Data, Split, fingerprint
 from pyrovae.evaluation import Checks
 from pyrovae.evaluation import evaluate as evaluate_programs
@@ -23,8 +24,8 @@ from pyrovae.report import write_report
 from pyrovae.report.report_files import REPORT, check_report_name, find_report
 from pyrovae.results import Evaluation
 from pyrovae.runtime.distributed import Group, init_distributed
+from pyrovae.runtime.environment import choose_device
 from pyrovae.training import Run
-from pyrovae.training.config import ENGINES, choose_device
 
 CHECKS = Checks.__dataclass_fields__
 NAMED = {  # word in the name of a report, for each option that changes the evaluation

@@ -18,10 +18,10 @@ from pyrovae.data import Data, datasets
 from pyrovae.objectives import schedules
 from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.runtime.distributed import Group, init_distributed
+from pyrovae.runtime.environment import choose_device
 from pyrovae.runtime.memory import bounded_parameters
 from pyrovae.training import Training, fit
 from pyrovae.training.checkpoint import CONFIG, parse_config
-from pyrovae.training.config import choose_device
 from pyrovae.training.run_folder import RunFolder
 from pyrovae.vae import VAE
 

@@ -4,7 +4,21 @@ Python control flow and Python numbers are frozen when the function is traced; v
 replay.
 """
 
+from typing import Literal, get_args
+
 from pyrovae.compile.inductor import has_compiler
 from pyrovae.compile.trace import NotRecordableError, Recording, is_recording, layout_of, record
 
-__all__ = ["NotRecordableError", "Recording", "has_compiler", "is_recording", "layout_of", "record"]
+Engine = Literal["auto", "eager", "captured"]  # how a step or a batch of an evaluation runs
+ENGINES = get_args(Engine)
+
+__all__ = [
+    "ENGINES",
+    "Engine",
+    "NotRecordableError",
+    "Recording",
+    "has_compiler",
+    "is_recording",
+    "layout_of",
+    "record",
+]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pyrovae.bounds.evidence import particle_terms
 from pyrovae.bounds.multi_sample import VARIANCE, iwae, monte_carlo_variances
+from pyrovae.compile import Engine
 from pyrovae.diagnostics import weight_diagnostics
 from pyrovae.evaluation.observations import Observations, observed_values
 from pyrovae.evaluation.resume import Journal
@@ -25,7 +26,6 @@ from pyrovae.runtime.annotations import PositiveInt, convert_fields
 from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.runtime.distributed import group
 from pyrovae.runtime.progress_bar import progress
-from pyrovae.training.config import Engine
 
 OBSERVED, WEIGHTS = "observed", "log-weights"  # names of the observed values and of the weights of a batch
 

@@ -30,6 +30,7 @@ from pyrovae.evaluation.checks import Checks, run_checks
 from pyrovae.evaluation.resume import Journal
 from pyrovae.importance import chunk_sizes, find_low_precision, score_one_particle, scoring_context
 from pyrovae.programs import ModelGuide, Program, Unnormalized, find_modules
+from pyrovae.programs.values import snapshot
 from pyrovae.results import (
     Estimate,
     Evaluation,
@@ -44,9 +45,7 @@ from pyrovae.results.observed_data import DRAWN, MASKED, WHOLE
 from pyrovae.runtime import memory
 from pyrovae.runtime.annotations import checked, merge_options
 from pyrovae.runtime.context import forked_random
-from pyrovae.training.checkpoint import versions
-from pyrovae.training.config import choose_device
-from pyrovae.training.state import snapshot
+from pyrovae.runtime.environment import choose_device, versions
 from pyrovae.vae import require_form
 
 logger = logging.getLogger("pyrovae")

@@ -20,15 +20,16 @@ from pyrovae.data.loader import Loader, Source
 from pyrovae.evaluation.evaluator import weights_hash
 from pyrovae.importance.sampling import particles
 from pyrovae.programs import Program, Unnormalized, find_modules
+from pyrovae.programs.values import from_bytes
 from pyrovae.report.arviz_tree import to_datatree, to_netcdf
 from pyrovae.report.page import ReportContext, render
 from pyrovae.results import Comparison, Evaluation, History
 from pyrovae.results.record import tensors_of
 from pyrovae.runtime.annotations import checked
 from pyrovae.runtime.context import forked_random, stream_seed
-from pyrovae.training.checkpoint import CONFIG, METRICS, MODEL, WEIGHTS, parse_progress, read_files, versions
+from pyrovae.runtime.environment import versions
+from pyrovae.training.checkpoint import CONFIG, METRICS, MODEL, WEIGHTS, parse_progress, read_files
 from pyrovae.training.run_folder import RunFolder
-from pyrovae.training.state import from_bytes
 from pyrovae.vae import VAE
 
 REPORT = "report"  # default name of a report

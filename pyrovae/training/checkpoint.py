@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import io
 import json
 import logging
 import math
-import platform
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -18,14 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.programs import Program
+from pyrovae.programs.values import PARAM_PREFIX, from_bytes, restore, to_bytes
 from pyrovae.results import Epoch, History
 from pyrovae.results.record import TransformDescription, parse_json
 from pyrovae.runtime.annotations import checked
+from pyrovae.runtime.environment import versions
 from pyrovae.runtime.errors import first_line
 from pyrovae.runtime.serialization import Described, Description, agree, build, describe
 from pyrovae.training.config import Training
 from pyrovae.training.run_folder import RunFolder
-from pyrovae.training.state import PARAM_PREFIX, from_bytes, restore, to_bytes
 from pyrovae.vae import VAE
 
 logger = logging.getLogger("pyrovae")
@@ -260,10 +259,11 @@ def load(path: str | Path, *, allow: Collection[str] = ()) -> Run:
         restore([vae], (), weights)
     except (KeyError, TypeError, ValueError) as error:
         written = (config.get("versions") or {}).get("pyrovae", "of an unknown version")
-        if written == _own_version():
+        own = versions()["pyrovae"]
+        if written == own:
             raise
         raise ValueError(
-            f"the run {path} was written by pyrovae {written} and cannot be read by this one, {_own_version()} "
+            f"the run {path} was written by pyrovae {written} and cannot be read by this one, {own} "
             f"({error}); install that version, or train again"
         ) from error
     return Run(vae.eval(), History(progress.epochs, progress.best_epoch, "loaded"), dict(config), folder)
@@ -285,19 +285,6 @@ def load_weights(path: str | Path, modules: Iterable[nn.Module]) -> None:
     values = from_bytes(RunFolder(path).read(WEIGHTS))
     params = [name.removeprefix(PARAM_PREFIX) for name in values if name.startswith(PARAM_PREFIX)]
     restore(list(modules), params, values)
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of pyrovae, Python and the libraries that numbers may depend on."""
-    libraries = {name: importlib.metadata.version(name) for name in ("torch", "pyro-ppl", "numpy")}
-    return {"pyrovae": _own_version(), "python": platform.python_version(), **libraries}
-
-
-def _own_version() -> str:
-    try:
-        return importlib.metadata.version("pyrovae")
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _described(model: Program) -> dict[str, Any] | None:

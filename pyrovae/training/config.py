@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
-import torch
-
+from pyrovae.compile import Engine
 from pyrovae.runtime.annotations import NonNegativeInt, PositiveFloat, PositiveInt, convert_fields
-
-Engine = Literal["auto", "eager", "captured"]
-ENGINES = get_args(Engine)
 
 
 @dataclass(frozen=True)
@@ -65,23 +61,3 @@ class Training:
         share = (epoch - 1) / max(1, self.epochs - 1)
         low, high = self.final_learning_rate, self.learning_rate
         return low + (high - low) * (1 + math.cos(math.pi * share)) / 2
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device of that name, "auto" being CUDA if there is one.
-
-    Raises:
-        ValueError: if there is no such device here.
-
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda", "mps"):
-            raise RuntimeError("it must be of type cpu, cuda or mps")
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"the device {name!r} cannot be used here ({reason}); choose auto or cpu") from None
-    return device

@@ -10,6 +10,7 @@ import torch
 from pyro.infer import ELBO as PyroELBO
 from torch import Tensor, nn
 
+from pyrovae.compile import Engine
 from pyrovae.data import Data, Split
 from pyrovae.data.loader import Loader
 from pyrovae.objectives import ELBO
@@ -25,7 +26,6 @@ from pyrovae.programs.model_guide import run
 from pyrovae.runtime.annotations import PositiveFloat, checked
 from pyrovae.runtime.context import forked_random, frozen_unremarked, module_mode, own_store, validation
 from pyrovae.training.batch_sources import bind_arguments
-from pyrovae.training.config import Engine
 from pyrovae.training.step import Bind, MakeOptimizer, Step, fused_adam
 from pyrovae.vae import require_form
 

@@ -23,10 +23,11 @@ from pyrovae.results import Epoch, History
 from pyrovae.results.observed_data import DISCRETE
 from pyrovae.runtime.annotations import checked, convert_fields, merge_options
 from pyrovae.runtime.context import forked_random, frozen_unremarked, module_mode, stream_seed
+from pyrovae.runtime.environment import choose_device
 from pyrovae.runtime.errors import first_line
 from pyrovae.training.batch_sources import Placement
 from pyrovae.training.checkpoint import Checkpoint
-from pyrovae.training.config import Training, choose_device
+from pyrovae.training.config import Training
 from pyrovae.training.loop import Loop
 from pyrovae.training.run_folder import RunFolder
 from pyrovae.training.step import MakeOptimizer, fused_adam

@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyrovae.objectives import Objective
 from pyrovae.programs import ModelGuide, run
+from pyrovae.programs.values import restore, snapshot
 from pyrovae.results import Epoch, History
 from pyrovae.runtime.context import forked_random, module_mode, stream_seed, validation
 from pyrovae.runtime.distributed import group
@@ -25,7 +26,7 @@ from pyrovae.runtime.progress_bar import Advance, progress
 from pyrovae.training.batch_sources import Batches, Placement
 from pyrovae.training.checkpoint import Checkpoint, Progress
 from pyrovae.training.config import Training
-from pyrovae.training.state import fitting_state, restore, snapshot
+from pyrovae.training.optimizer_state import fitting_state
 from pyrovae.training.step import MakeOptimizer, Step
 from pyrovae.training.validation_bounds import compute_bounds
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyrovae.training.state import stored
+from pyrovae.programs.values import stored
 
 logger = logging.getLogger("pyrovae")
 

@@ -8,6 +8,7 @@ from typing import Any
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
+from pyrovae.distributions import NormalFlow
 from pyrovae.objectives.base import (
     Objective,
     Site,
@@ -32,9 +33,10 @@ class ELBO(Objective):
 
     ``loss = -(E_q log p(x | z) - beta annealing(step) sum_j max(free_bits, KL_j))``
 
-    It differs from `pyro.infer.TraceMeanField_ELBO` in three ways. The closed form of a site is used only if the sum of
+    It differs from `pyro.infer.TraceMeanField_ELBO` in four ways. The closed form of a site is used only if the sum of
     these terms is the ELBO; otherwise a warning on the logger names the reason, and `kl_methods` holds it. The loss
-    stays on its device. Log-probabilities that a closed form replaces are not computed.
+    stays on its device. Log-probabilities that a closed form replaces are not computed. The KL of a flow, such as
+    ``posteriors.IAF``, has a gradient of less noise; see `pyrovae.distributions.NormalFlow.log_prob_along_path`.
 
     With beta other than 1, annealing or free bits the loss is no bound; reported bounds never contain them. Free bits
     apply to the KL_j of each latent dimension, averaged over the unmasked data of the minibatch, particles and inner
@@ -138,7 +140,7 @@ class ELBO(Objective):
                 )
             floors.add(name, kl, guide_site, model_site)
         if kl is None:
-            total.add(site_log_prob(guide_site), guide_site, scaled=scaled)
+            total.add(_log_guide(guide_site), guide_site, scaled=scaled)
             total.add(-site_log_prob(model_site), model_site, scaled=scaled)
             return
         total.add(kl, guide_site, scaled=scaled)
@@ -187,7 +189,7 @@ class _FreeBits:
         terms = kl_by_dimension(guide_site, model_site, closed_form=kl is not None)
         joint = terms is None
         if terms is None:
-            terms = site_log_prob(guide_site) - site_log_prob(model_site) if kl is None else kl
+            terms = _log_guide(guide_site) - site_log_prob(model_site) if kl is None else kl
         mask = guide_site["mask"]
         count: int | Tensor = batch_shape.numel()
         if isinstance(mask, Tensor):  # masked data are left out of the sum and of the mean
@@ -205,6 +207,13 @@ class _FreeBits:
         return [  # count max(floor, sum / count)
             scale * total.clamp(min=floor * count).sum() for total, count, floor, scale in self.sites.values()
         ]
+
+
+def _log_guide(site: Site) -> Tensor:
+    """Return log q of a draw; of a flow with a gradient of less noise."""
+    if isinstance(site["fn"], NormalFlow):
+        return site["fn"].log_prob_along_path(site["value"])
+    return site_log_prob(site)
 
 
 def _share_weights(a: Site, b: Site) -> bool:

@@ -33,6 +33,7 @@ class IAF(ClampedPosterior):
         num_layers: autoregressive layers.
         hidden: widths of the hidden layers of each autoregressive layer.
         num_context: context numbers per latent dimension, emitted by the encoder for the layers.
+        activation: class of the nonlinearity between hidden layers, without weights.
         min_log_variance: lower bound of the log-variance of the normal.
         max_log_variance: upper bound of the log-variance of the normal.
 
@@ -48,6 +49,7 @@ class IAF(ClampedPosterior):
         num_layers: Annotated[PositiveInt, "for 0 use DiagonalNormal"] = 2,
         hidden: Sequence[PositiveInt] = (64,),
         num_context: NonNegativeInt = 2,
+        activation: type[nn.Module] = nn.Tanh,
         min_log_variance: float = MIN_LOG_VARIANCE,
         max_log_variance: float = MAX_LOG_VARIANCE,
     ) -> None:
@@ -56,7 +58,9 @@ class IAF(ClampedPosterior):
             raise ValueError("`hidden` of IAF must be one or more widths, got (); give for instance hidden=(64,)")
         self.n_params = 2 + num_context
         self.layers = nn.ModuleList(
-            AutoregressiveLayer(latent_dim, latent_dim * num_context, tuple(hidden), backwards=index % 2 == 1)
+            AutoregressiveLayer(
+                latent_dim, latent_dim * num_context, tuple(hidden), activation=activation, backwards=index % 2 == 1
+            )
             for index in range(num_layers)
         )
 
@@ -81,11 +85,20 @@ class AutoregressiveLayer(FlowLayer):
         latent_dim: D.
         context_size: length of the context, an input of all hidden units.
         hidden: widths of the hidden layers.
+        activation: class of the nonlinearity between them.
         backwards: whether the last variable comes first.
 
     """
 
-    def __init__(self, latent_dim: PositiveInt, context_size: int, hidden: tuple[int, ...], *, backwards: bool) -> None:
+    def __init__(
+        self,
+        latent_dim: PositiveInt,
+        context_size: int,
+        hidden: tuple[int, ...],
+        *,
+        activation: type[nn.Module] = nn.Tanh,
+        backwards: bool,
+    ) -> None:
         super().__init__()
         positions = torch.arange(1, latent_dim + 1)  # of each variable in the order
         self.order = tuple(range(latent_dim))[:: -1 if backwards else 1]
@@ -97,7 +110,7 @@ class AutoregressiveLayer(FlowLayer):
             layers.append(MaskedLinear(units.unsqueeze(1) >= inputs))
             inputs = units
         layers.append(MaskedLinear(outputs.repeat(2).unsqueeze(1) >= inputs))
-        self.layers = nn.ModuleList(layers)
+        self.layers, self.activation = nn.ModuleList(layers), activation()
         self.context = nn.Linear(context_size, hidden[0], bias=False) if context_size else None
         with torch.no_grad():
             layers[-1].weight.mul_(0.1)
@@ -108,7 +121,7 @@ class AutoregressiveLayer(FlowLayer):
         first, *rest = self.layers
         out = first(value) + self._encode_context(context)
         for layer in rest:
-            out = layer(out.tanh())
+            out = layer(self.activation(out))
         goal, gate = out.chunk(2, -1)
         return goal + gate.sigmoid() * (value - goal), functional.logsigmoid(gate).sum(-1)
 
@@ -125,9 +138,9 @@ class AutoregressiveLayer(FlowLayer):
         for position, index in enumerate(self.order):
             out = before
             for layer in middle:
-                out = layer(out.tanh())
+                out = layer(self.activation(out))
             own = slice(index, None, latent_dim)  # its two outputs
-            goal, gate = functional.linear(out.tanh(), masked_last[own], bias[own]).unbind(-1)
+            goal, gate = functional.linear(self.activation(out), masked_last[own], bias[own]).unbind(-1)
             log_gates.append(functional.logsigmoid(gate))
             variables[index] = goal + (value[..., index] - goal) * log_gates[-1].neg().exp()
             if position < latent_dim - 1:

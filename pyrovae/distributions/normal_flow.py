@@ -96,21 +96,15 @@ class NormalFlow(BroadcastDistribution):
         """Draw ``(*sample_shape, *batch, D)``."""
         return self.rsample(sample_shape)
 
-    def log_prob_along_path(self, value: Tensor) -> Tensor:
-        """Return `log_prob`; if the value was drawn last, with a gradient of less noise.
+    def base_log_prob(self, value: Tensor) -> Tensor:
+        """Return the log-density of ``m + s e`` of the last draw, held fixed; of any other value zero.
 
-        The gradient leaves out the derivative of the normal density before the layers by m and s at a fixed value of
-        ``m + s e``. The mean of this term over draws is zero: the gradient of E log q stays unbiased. The gradient of a
-        nonlinear function of the log-density, such as an IWAE bound, does not.
-
-        *Sticking the landing: Simple, lower-variance gradient estimators for variational inference (Roeder, Wu,
-        Duvenaud 2017)*, https://arxiv.org/abs/1703.09194, for the whole density
+        Its gradient by m and s is a part of the score of `log_prob` that needs no inversion. Its mean is zero.
         """
-        log_prob, draw = self.log_prob(value), self._last_draw(value)
+        draw = self._last_draw(value)
         if draw is None:
-            return log_prob
-        score = self._log_density((draw.start - self.loc) / self.scale, 0.0)
-        return log_prob - (score - score.detach())
+            return value.new_zeros(self.batch_shape)
+        return self._log_density((draw.start - self.loc) / self.scale, 0.0)
 
     def _last_draw(self, value: Tensor) -> _Draw | None:
         """Return the last draw if it is this value and still valid."""

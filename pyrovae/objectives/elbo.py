@@ -7,6 +7,7 @@ from typing import Any
 
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
+from torch.distributions import TransformedDistribution
 
 from pyrovae.distributions import NormalFlow
 from pyrovae.objectives.base import (
@@ -23,6 +24,7 @@ from pyrovae.objectives.base import (
 from pyrovae.objectives.schedules import Constant, Schedule
 from pyrovae.programs import Program
 from pyrovae.programs.analytic_kl import CLOSED_FORM, Nodes, closed_form_kl, kl_by_dimension, latent_sites
+from pyrovae.programs.site_checks import unwrapped
 from pyrovae.runtime.annotations import NonNegativeFloat, PositiveInt, checked
 
 logger = logging.getLogger("pyrovae")
@@ -35,14 +37,16 @@ class ELBO(Objective):
 
     It differs from `pyro.infer.TraceMeanField_ELBO` in four ways. The closed form of a site is used only if the sum of
     these terms is the ELBO; otherwise a warning on the logger names the reason, and `kl_methods` holds it. The loss
-    stays on its device. Log-probabilities that a closed form replaces are not computed. The KL of a flow, such as
-    ``posteriors.IAF``, has a gradient of less noise; see `pyrovae.distributions.NormalFlow.log_prob_along_path`.
+    stays on its device. Log-probabilities that a closed form replaces are not computed. The gradient of a KL without a
+    closed form leaves out the score of the guide, which has mean zero and adds noise, unless there are free bits.
 
     With beta other than 1, annealing or free bits the loss is no bound; reported bounds never contain them. Free bits
     apply to the KL_j of each latent dimension, averaged over the unmasked data of the minibatch, particles and inner
     plates. If the KL of a site is not a sum over dimensions (a full-covariance guide, a mixture prior), the site as a
     whole gets free_bits times its number of dimensions.
 
+    *Sticking the landing: Simple, lower-variance gradient estimators for variational inference (Roeder, Wu, Duvenaud
+    2017)*, https://arxiv.org/abs/1703.09194, for the score;
     *beta-VAE: learning basic visual concepts with a constrained variational framework (Higgins et al. 2017)*,
     https://openreview.net/forum?id=Sy2fzU9gl;
     *Improved variational inference with inverse autoregressive flow (Kingma et al. 2016)* for free bits,
@@ -140,7 +144,7 @@ class ELBO(Objective):
                 )
             floors.add(name, kl, guide_site, model_site)
         if kl is None:
-            total.add(_log_guide(guide_site), guide_site, scaled=scaled)
+            total.add(_log_guide_along_path(guide_trace, name), guide_site, scaled=scaled)
             total.add(-site_log_prob(model_site), model_site, scaled=scaled)
             return
         total.add(kl, guide_site, scaled=scaled)
@@ -189,7 +193,7 @@ class _FreeBits:
         terms = kl_by_dimension(guide_site, model_site, closed_form=kl is not None)
         joint = terms is None
         if terms is None:
-            terms = _log_guide(guide_site) - site_log_prob(model_site) if kl is None else kl
+            terms = site_log_prob(guide_site) - site_log_prob(model_site) if kl is None else kl
         mask = guide_site["mask"]
         count: int | Tensor = batch_shape.numel()
         if isinstance(mask, Tensor):  # masked data are left out of the sum and of the mean
@@ -209,11 +213,19 @@ class _FreeBits:
         ]
 
 
-def _log_guide(site: Site) -> Tensor:
-    """Return log q of a draw; of a flow with a gradient of less noise."""
-    if isinstance(site["fn"], NormalFlow):
-        return site["fn"].log_prob_along_path(site["value"])
-    return site_log_prob(site)
+def _log_guide_along_path(guide_trace: Nodes, name: str) -> Tensor:
+    """Return log q of a draw without its score in the gradient, the derivative by the parameters at a fixed draw.
+
+    The score has mean zero. It stays for draws after the first one, since their parameters may depend on other draws,
+    and for Pyro's transformed distributions, which would have to invert the draw.
+    """
+    site = guide_trace.nodes[name]
+    fn, value = site["fn"], site["value"]
+    log_prob = site_log_prob(site)
+    if name != next(iter(latent_sites(guide_trace))) or isinstance(unwrapped(fn), TransformedDistribution):
+        return log_prob
+    score = fn.base_log_prob(value) if isinstance(fn, NormalFlow) else fn.log_prob(value.detach())
+    return log_prob - (score - score.detach())
 
 
 def _share_weights(a: Site, b: Site) -> bool:

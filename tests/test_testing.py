@@ -269,6 +269,22 @@ class ForgetsItsTensor(Location):
         return self.independent(dist.Normal(params[..., 0], self.scale))
 
 
+class DrawsItsScale(Location):
+    def __init__(self, x_shape: tuple[int, ...]) -> None:
+        super().__init__(x_shape)
+        self.scale = 1 + torch.rand(()).item()
+
+    def forward(self, params: Tensor) -> TorchDistribution:
+        return self.independent(dist.Normal(params[..., 0], self.scale))
+
+
+class StartsWide(likelihoods.Gaussian):
+    def start(self, x: Tensor, mean: Tensor) -> Tensor:
+        params = super().start(x, mean)
+        self.log_scale.data.add_(3)
+        return params
+
+
 class OnePerBatch(dist.Independent):
     def log_prob(self, value: Tensor) -> Tensor:
         return super().log_prob(value).sum()
@@ -329,7 +345,9 @@ LIKELIHOODS: Faults = [
     (likelihood("AcceptsNaN", forward=accepts_nan), {SUPPORT: "log_prob accepts the value nan"}),
     (likelihood("StartsElsewhere", initial_params=lambda self, mean: mean.flip(-1).unsqueeze(-1)), {START: "the mean"}),
     (Undescribable((2,), object()), {DESCRIBED: "TypeError: helper is a object, which a run folder cannot describe"}),
-    (ForgetsItsTensor((2,), torch.tensor(3.0)), {DESCRIBED: "the built ForgetsItsTensor differs by"}),
+    (ForgetsItsTensor((2,), torch.tensor(3.0)), {DESCRIBED: "the tensor scale does not move to a device"}),
+    (DrawsItsScale((2,)), {DESCRIBED: "the built DrawsItsScale differs by"}),
+    (StartsWide((2,), learn_scale=True), {"start fits learned scales": "the log-likelihood at the mean changes by -"}),
     (likelihood("Blind", encoder_input=lambda self, x: 0 * x), {INPUT: "50 distinct data points become 1"}),
 ]
 
@@ -410,6 +428,11 @@ class SumOfWeights(DReG):
         return log_weights.logsumexp(0)
 
 
+class ForgetsAlpha(ELBO):
+    def __init__(self, *, alpha: float = 0.5) -> None:
+        super().__init__()
+
+
 ELBO_CHECK, LOSS, UNBIASED = "reconstruction - KL is the ELBO", "the loss is minus the bound", "gradients are unbiased"
 OBJECTIVES: Faults = [
     (Negative(), {LOSS: ""}),
@@ -417,6 +440,7 @@ OBJECTIVES: Faults = [
     (NoKL(), {"the terms are finite numbers": "the loss has no gradient"}),
     (SumOfWeights(), {LOSS: ""}),
     (objectives.STL(num_particles=5), {UNBIASED: ""}),
+    (ForgetsAlpha(), {"the description has class and options": "`describe` leaves out alpha"}),
 ]
 
 BROKEN = [*LIKELIHOODS, *LATENT, *NETWORKS, *OBJECTIVES]
@@ -532,7 +556,7 @@ def test_the_printed_report(capsys: pytest.CaptureFixture[str]) -> None:
     report = check(likelihood("NoEvent", forward=lambda self, params: dist.Normal(params[..., 0], 1.0)))
     lines = capsys.readouterr().out.splitlines()
     assert lines == str(report).splitlines()
-    assert [line.split()[0] for line in lines] == ["pass", "FAIL", *["skip"] * 9, "NoEvent"]
+    assert [line.split()[0] for line in lines] == ["pass", "FAIL", *["skip"] * 10, "NoEvent"]
     assert lines[2].endswith(f"needs: {SHAPES}")
     assert lines[-1] == "NoEvent fails 1 of 11 checks"
     assert str(ConformanceReport("X", (Check("a", passed=True, detail=""),))) == "pass  a\nX passes all checks"

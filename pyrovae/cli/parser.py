@@ -191,9 +191,9 @@ class Parser(argparse.ArgumentParser):
         known, name = self.roles[role], options[role]
         if name not in known.menu:
             near = difflib.get_close_matches(name, known.menu, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
+            hint = f"did you mean {near[0]}? Choose" if near else "choose"
             raise ValueError(
-                f"there is no {role} {name!r}; {hint}Choose from {', '.join(known.menu)}, or name a class of your own "
+                f"there is no {role} {name!r}; {hint} from {', '.join(known.menu)}, or name a class of your own "
                 "by its import path, such as package.module.Class"
             )
         part = known.menu[name]

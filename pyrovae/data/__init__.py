@@ -6,7 +6,7 @@ load_split    one split of an array, a data set or a loader, such as a test set
 digits        from scikit-learn; mnist, fashion_mnist and kmnist are read from a local copy or downloaded
 from_arrays   arrays of numbers; likewise from_file, from_folder and from_dataset
 Data          train, validation and test, each a Split
-Split         stored values, and a transform to the values that a likelihood scores
+Split         stored values, and a transform to the values x that a likelihood scores: `fixed()` returns all x
 transforms    transforms of stored values: binarize, dequantize, standardize, ...
 fingerprint   hash of tensors, by which a result names its data
 """

@@ -25,8 +25,9 @@ def pareto_khat(log_weights: Tensor) -> Tensor:
     """Return the Pareto k-hat of the weights of each datum.
 
     A generalized Pareto distribution, ``P(w > u + y) ~ (1 + k y / s)^(-1/k)``, is fitted to the largest weights,
-    ``min(K / 5, 3 sqrt K)`` of them; k-hat is its shape. Weights have about 1 / k finite moments: above 0.5 their
-    variance is infinite and the gap of L_K falls slower than 1 / K; above `khat_threshold` a mean over K is unsound.
+    ``min(K / 5, 3 sqrt K)`` of them, rounded down; k-hat is its shape. Weights have about 1 / k finite moments: above
+    0.5 their variance is infinite and the gap of L_K falls slower than 1 / K; above `khat_threshold` a mean over K is
+    unsound.
 
     It needs no smoothing, depends on the right tail alone, and is the same for weights times a constant. It does not
     detect weights that are large where the guide never draws.

@@ -97,7 +97,7 @@ def evaluate(
         >>> print(evaluation)
 
     """
-    options = merge_options(options, EvaluationOptions, keywords, function="evaluate")
+    options = merge_options(options, EvaluationOptions, keywords, function="evaluate", also=("ks", "checks", "seed"))
     ks = check_ladder(ks)
     loader = Loader(data.test if isinstance(data, Data) else data)
     if options.num_data is not None:

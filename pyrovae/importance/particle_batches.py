@@ -57,6 +57,7 @@ def iter_particles(
     *,
     chunk_size: int | None = None,
     compiled: CompiledRuns | None = None,
+    checked: bool = True,
 ) -> Iterator[ParticleBatch]:
     """Yield the particles of some rows in batches; the draws do not depend on the chunks in which they are scored.
 
@@ -67,6 +68,7 @@ def iter_particles(
         num_particles: K, the number of particles in all batches together.
         chunk_size: rows that the model scores at once; see `score_model`.
         compiled: runs of the compiled model, None for eager runs.
+        checked: whether shapes, supports and masks are checked by a run with one particle.
 
     Yields:
         Batches ``(K', B)``; the sum of the K' is K.
@@ -76,8 +78,8 @@ def iter_particles(
     drawn_rows = sizes.drawn_rows if programs.broadcasts else sizes.rows  # the guide's networks run on each
     size = max(1, min(sizes.drawn // max(1, elements), drawn_rows) // max(1, len(rows)))
     first = next(iter(programs.latents))
-    checked = score_one_particle(programs, args, rows, checked=True)
-    first_kl = {first: checked.kl[first]} if programs.kl[first] == CLOSED_FORM else {}  # the same for every particle
+    one = score_one_particle(programs, args, rows, checked=checked)
+    first_kl = {first: one.kl[first]} if programs.kl[first] == CLOSED_FORM else {}  # the same for every particle
     if compiled is not None:
         chunk_size = chunk_size or rows_per_chunk(programs, rows.device, compiled=True)
     for start in range(0, num_particles, size):
@@ -90,7 +92,7 @@ def iter_particles(
             log_likelihood=scores.likelihood,
             log_guide=sum_over_sites(log_guide),
             kl=estimated | scores.kl | first_kl,
-            observed_sites=checked.observed_sites if start == 0 else {},
+            observed_sites=one.observed_sites if start == 0 else {},
         )
 
 

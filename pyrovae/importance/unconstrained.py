@@ -36,17 +36,14 @@ class UnconstrainedLatents:
         programs: from `scoring_context`.
         args: arguments of the programs, the data first.
         rows: ``(B,)``, rows of the data.
-        chunk_size: rows of one run of a program, a datum with K particles counting K.
 
     Raises:
         ValueError: if the support of a site differs between elements.
 
     """
 
-    def __init__(
-        self, programs: ModelGuide, args: tuple[Any, ...], rows: Tensor, *, chunk_size: int | None = None
-    ) -> None:
-        self.programs, self.args, self.rows, self.chunk_size = programs, args, rows, chunk_size
+    def __init__(self, programs: ModelGuide, args: tuple[Any, ...], rows: Tensor) -> None:
+        self.programs, self.args, self.rows = programs, args, rows
         guide_trace, _ = run(*programs.bind(args, rows))
         self._transforms: dict[str, Transform] = {}
         self._shapes: dict[str, torch.Size] = {}
@@ -125,13 +122,13 @@ class UnconstrainedLatents:
     def log_joint_terms(self, u: Tensor, mapped: Mapped | None = None) -> tuple[Tensor, Tensor]:
         """Return log p(u) and log p(x | u), each ``(K, B)`` in nats and float64; `mapped` is `to_latents` of u."""
         z, log_det = mapped or self.to_latents(u)
-        scores = score_model(self.programs, self.args, self.rows, z, chunk_size=self.chunk_size, with_kl=False)
+        scores = score_model(self.programs, self.args, self.rows, z, with_kl=False)
         return sum_over_sites(scores.prior) + log_det, scores.likelihood
 
     def log_guide(self, u: Tensor, mapped: Mapped | None = None) -> Tensor:
         """Return log q(u | x) ``(K, B)`` in nats and float64; `mapped` is `to_latents` of u."""
         z, log_det = mapped or self.to_latents(u)
-        return sum_over_sites(score_guide(self.programs, self.args, self.rows, z, chunk_size=self.chunk_size)) + log_det
+        return sum_over_sites(score_guide(self.programs, self.args, self.rows, z)) + log_det
 
     def to_latents(self, u: Tensor) -> Mapped:
         """Return z ``(K, B, ...)`` of each site, and log |dz/du| ``(K, B)``."""

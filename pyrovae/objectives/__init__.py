@@ -10,10 +10,10 @@ To add an objective to the package, write one file and add one line below.
 """
 
 from pyrovae.objectives import schedules
-from pyrovae.objectives.base import Objective, Terms, observed_sites, scaled_sum, site_log_prob
+from pyrovae.objectives.base import Objective, Terms, scaled_sum, site_log_prob
 from pyrovae.objectives.elbo import ELBO
 from pyrovae.objectives.importance_weighted import IWAE, STL, DReG, ImportanceWeighted
-from pyrovae.programs.analytic_kl import closed_form_kl, latent_sites
+from pyrovae.programs.analytic_kl import closed_form_kl, latent_sites, observed_sites
 
 __all__ = [
     "ELBO",

@@ -152,15 +152,6 @@ class Objective(Trace_ELBO, ABC):
             super()._guess_max_plate_nesting(model, guide, args, kwargs)
 
 
-def observed_sites(trace: Nodes) -> dict[str, Site]:
-    """Return the observed sample sites of a trace by name, without `pyro.deterministic`."""
-    return {
-        name: site
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and site["is_observed"] and not site["infer"].get("_deterministic")
-    }
-
-
 def site_log_prob(site: Site) -> Tensor:
     """Return the log-probability of a site over its batch shape, in nats, without scale and mask."""
     return site["unscaled_log_prob"] if "unscaled_log_prob" in site else site["fn"].log_prob(site["value"])

@@ -15,7 +15,6 @@ from pyrovae.objectives.base import (
     Site,
     Terms,
     guide_factors,
-    observed_sites,
     require_gradient,
     scaled_sum,
     site_log_prob,
@@ -23,7 +22,14 @@ from pyrovae.objectives.base import (
 )
 from pyrovae.objectives.schedules import Constant, Schedule
 from pyrovae.programs import Program
-from pyrovae.programs.analytic_kl import CLOSED_FORM, Nodes, closed_form_kl, kl_by_dimension, latent_sites
+from pyrovae.programs.analytic_kl import (
+    CLOSED_FORM,
+    Nodes,
+    closed_form_kl,
+    kl_by_dimension,
+    latent_sites,
+    observed_sites,
+)
 from pyrovae.programs.site_checks import unwrapped
 from pyrovae.runtime.annotations import NonNegativeFloat, PositiveInt, checked
 

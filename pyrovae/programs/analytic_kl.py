@@ -27,8 +27,22 @@ def latent_sites(trace: Nodes) -> dict[str, Mapping[str, Any]]:
     return {
         name: site
         for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not site["is_observed"] and type(site["fn"]).__name__ != "_Subsample"
+        if site["type"] == "sample" and not site["is_observed"] and not draws_rows(site)
     }
+
+
+def observed_sites(trace: Nodes) -> dict[str, Mapping[str, Any]]:
+    """Return the observed sample sites of a trace by name, without `pyro.deterministic`."""
+    return {
+        name: site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and site["is_observed"] and not site["infer"].get("_deterministic")
+    }
+
+
+def draws_rows(site: Mapping[str, Any]) -> bool:
+    """Return whether a site is a plate's draw of its rows."""
+    return type(site["fn"]).__name__ == "_Subsample"
 
 
 def closed_form_kl(

@@ -13,7 +13,7 @@ from pyro import poutine
 from torch import nn
 
 from pyrovae.data.transforms import BaseMeasure
-from pyrovae.programs.analytic_kl import closed_form_kl, latent_sites
+from pyrovae.programs.analytic_kl import closed_form_kl, latent_sites, observed_sites
 from pyrovae.programs.model_guide import Latent, ModelGuide, Program, straight_through
 from pyrovae.programs.site_checks import (
     LOWER_DIMENSIONAL,
@@ -62,7 +62,7 @@ def read_contract(
 
     """
     guide_sites, model_sites = latent_sites(guide_trace), latent_sites(model_trace)
-    observed = _observed(model_trace)
+    observed = observed_sites(model_trace)
     _check_names(guide_sites, model_sites, observed)
     require_common_masks(guide_sites, model_sites)
     sites = (*guide_sites.values(), *model_sites.values(), *observed.values())
@@ -99,7 +99,7 @@ def read_contract(
             for name, site in guide_sites.items()
         },
         observed=tuple(observed),
-        observed_in_guide=tuple(_observed(guide_trace)),
+        observed_in_guide=tuple(observed_sites(guide_trace)),
         num_elements=num_elements,
         num_units=num_elements,
         base_measure=measures.get(discrete.pop()) if len(discrete) == 1 else None,
@@ -164,15 +164,6 @@ def require_common_masks(guide_sites: Sites, model_sites: Sites) -> None:
                 f"the latent variable {name!r} is masked in only one of model and guide, for {int(differing.sum())} of "
                 f"{differing.numel()} elements, so that prior or guide has no density there; use one mask in both"
             )
-
-
-def _observed(trace: poutine.Trace) -> dict[str, Any]:
-    """Return the observed sites of a trace by name, without `pyro.deterministic`."""
-    return {
-        name: site
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and site["is_observed"] and not site["infer"].get("_deterministic")
-    }
 
 
 def _num_elements(site: Site) -> int:

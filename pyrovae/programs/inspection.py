@@ -17,7 +17,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.util import check_site_shape
 from torch import Tensor, nn
 
-from pyrovae.programs.analytic_kl import latent_sites
+from pyrovae.programs.analytic_kl import draws_rows, latent_sites
 from pyrovae.programs.contract import read_contract, require_common_measure
 from pyrovae.programs.layout import from_pyro, log_probs, to_pyro
 from pyrovae.programs.link_warnings import find_link_warnings, leaves_of_draws
@@ -225,7 +225,7 @@ class _Inspector:
                 guide_trace.compute_log_prob()
                 model_trace.compute_log_prob()
             for site in run.sites:
-                if isinstance(site["log_prob"], Tensor) and not _draws_rows(site):
+                if isinstance(site["log_prob"], Tensor) and not draws_rows(site):
                     check_site_shape(site, max_plate_nesting=float("inf"))
             return run
 
@@ -317,11 +317,6 @@ def _agree(programs: ModelGuide, first: _Run, second: _Run, num_rows: int) -> bo
     return True if known else None
 
 
-def _draws_rows(site: Any) -> bool:
-    """Return whether a site is a plate's draw of its rows."""
-    return type(site["fn"]).__name__ == "_Subsample"
-
-
 def _draws_from_many(first: _Run, plates: set[str]) -> bool:
     """Return whether a plate that followed a few rows in size would draw some of many, as with ``min(128, len(x))``."""
     frames, nodes = first.plates, first.model_trace.nodes
@@ -380,5 +375,5 @@ class _EarlyRows(Messenger):
         self.num_rows, self.device = num_rows, device
 
     def _pyro_sample(self, msg: Any) -> None:
-        if _draws_rows(msg) and msg["value"] is None and msg["fn"].subsample_size is not None:
+        if draws_rows(msg) and msg["value"] is None and msg["fn"].subsample_size is not None:
             msg["value"] = torch.arange(msg["fn"].subsample_size, device=self.device) % self.num_rows

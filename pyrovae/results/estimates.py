@@ -83,8 +83,8 @@ class Estimate:
 
 
 @checked
-def certified_margin(num_data: PositiveInt, *, confidence: float = CONFIDENCE) -> float:
-    """Return the nats by which to lower a bound so that it holds with a given confidence.
+def certified_margin(num_data: PositiveInt) -> float:
+    """Return the nats per datum by which to lower a bound so that it holds with a confidence of 95 % over the draws.
 
     ``mean log p(x_n) >= mean L_K(x_n) - log(1 / (1 - confidence)) / N``
 
@@ -96,18 +96,9 @@ def certified_margin(num_data: PositiveInt, *, confidence: float = CONFIDENCE) -
 
     Args:
         num_data: N, number of data.
-        confidence: probability over the draws, in (0, 1).
-
-    Returns:
-        The margin in nats per datum.
-
-    Raises:
-        ValueError: if the confidence is not in (0, 1).
 
     """
-    if not 0 < confidence < 1:
-        raise ValueError(f"`confidence` of certified_margin must be a number in (0, 1), got {confidence!r}")
-    return -math.log1p(-confidence) / num_data
+    return -math.log1p(-CONFIDENCE) / num_data
 
 
 def certified_text(density: str, least: float, most: float | None = None) -> str:

@@ -169,13 +169,15 @@ def _questions(evaluation: Evaluation, gain: float | None, *, on_all: bool) -> l
     questions = ["Why training data? Evaluate the test data."] if "/train" in evaluation.data else []
     if gain is not None and not on_all:
         questions.append(f"What is AIS on all data? Evaluate with num_annealed={evaluation.num_data}.")
+    elif gain is not None:
+        questions.append("Is AIS tight? Evaluate with more temperatures, or with data simulated from the model.")
     elif weights is not None and weights.verdict != ENOUGH:
         questions.append(f"How much higher is log {evaluation.density}? Evaluate with K above {rung.num_particles}.")
     if evaluation.cautions:
         questions.insert(0, "Is the model as it was meant? Read the caution below the table of bounds.")
     if _gaps_below_refinement(evaluation) is not None:
         questions.insert(0, "Why is a refined Gaussian better than the guide? Train the guide longer, or widen it.")
-    if weights is not None and (weights.share_above or 0.0) > MANY_ABOVE:
+    if (gain is None or not on_all) and weights is not None and (weights.share_above or 0.0) > MANY_ABOVE:
         share = percent(weights.share_above or 0.0)
         questions.append(f"Are the weights reliable? k-hat is above {weights.threshold:.2f} for {share} of the data.")
     if checked is None or checked.annealing is None:

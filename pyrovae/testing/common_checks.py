@@ -245,6 +245,8 @@ def check_description(part: nn.Module, score: Callable[[nn.Module], Tensor]) -> 
     """Check that the description of a part in a run folder builds the same part, with the same scores."""
     name, package = type(part).__qualname__, type(part).__module__.partition(".")[0]
     require("<locals>" not in name, f"{name} is defined inside a function and cannot be imported; move it to a module")
+    loose = [attribute for attribute, value in vars(part).items() if isinstance(value, Tensor)]
+    require(not loose, f"the tensor {', '.join(loose)} does not move to a device; use register_buffer or nn.Parameter")
     again = build(json.loads(json.dumps(describe(part))), allow=[package])
     again.load_state_dict(part.state_dict())
     with torch.no_grad():

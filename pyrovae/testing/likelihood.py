@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import get_args
 
@@ -53,6 +54,7 @@ class LikelihoodChecks(DistributionChecks):
         return {
             "the mean agrees with the density": self.mean,
             "initial_params gives the mean": self.initial_params,
+            "start fits learned scales": self.start,
             "data outside the support raise an error": self.support,
             "encoder_input distinguishes data points": self.encoder_input,
         }
@@ -115,6 +117,18 @@ class LikelihoodChecks(DistributionChecks):
         mean = self.mean_value() * torch.linspace(1.0, 1.4, size).reshape(self.event_shape)
         off = ((self.part(self.part.initial_params(mean)).mean - mean) / mean).abs().max().item()
         return require(off < 0.1, f"the mean is off by {100 * off:.2g} %")
+
+    @torch.no_grad()
+    def start(self) -> str:
+        """Check that `start` returns initial parameters, and makes data drawn around them no less likely."""
+        part = copy.deepcopy(self.part)
+        x = part(self.params(200)).sample()
+        mean = x.mean(0)
+        before = part(part.initial_params(mean)).log_prob(x).mean()
+        params = part.start(x, mean)
+        require(params.shape == part.param_shape, f"start returns shape {tuple(params.shape)}, not {part.param_shape}")
+        gain = (part(params).log_prob(x).mean() - before).item()
+        return require(gain > -0.1, f"the log-likelihood at the mean changes by {gain:+.2g} nats per datum")
 
     def support(self) -> str:
         """Check that data outside the support raise a ValueError, and return its text."""

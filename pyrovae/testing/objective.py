@@ -93,7 +93,7 @@ class ObjectiveChecks:
                 "it runs with 3 particles": self.particles,
                 "it runs as in pyrovae.fit, with Pyro's scale": self.terms_of_fit,
                 "it trains in pyro.infer.SVI": self.svi,
-                "the description is JSON": lambda: json.dumps(self.objective.describe(), allow_nan=False),
+                "the description has class and options": self.described,
             },
         )
 
@@ -120,6 +120,16 @@ class ObjectiveChecks:
         return require(
             abs(ratio - 2) < 1e-6, f"the loss of programs with pyro.poutine.scale 2 is {ratio:.3f} times as large"
         )
+
+    def described(self) -> str:
+        """Check that the description is JSON, with the class and the options of its constructor."""
+        description, kind = self.objective.describe(), type(self.objective)
+        named = description.get("class")
+        require(named == kind.__name__, f"`describe` names the class {named!r}, not {kind.__name__!r}")
+        options = set(inspect.signature(kind).parameters) - {"vectorize_particles", "max_plate_nesting"}
+        missing = ", ".join(sorted(options - description.keys()))
+        require(not missing, f"`describe` leaves out {missing}")
+        return json.dumps(description, allow_nan=False)
 
     def draw_loss(self, seed: int) -> Tensor:
         """Return the loss with draws of a seed."""

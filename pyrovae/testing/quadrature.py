@@ -32,13 +32,13 @@ def real_line(
     return center + scale * u.sinh(), scale * u.cosh() * math.pi / 2 * t.cosh() * (t[1] - t[0])
 
 
-def unit_interval(num_points: int, *, reach: float = 4.6) -> Rule:
-    """Return a tanh-sinh rule for densities on [0, 1]: ``x = 1 / (1 + exp(-pi sinh(t)))``, ``|t| <= reach``.
+def unit_interval(num_points: int) -> Rule:
+    """Return a tanh-sinh rule for densities on [0, 1]: ``x = 1 / (1 + exp(-pi sinh(t)))``, ``|t| <= 4.6``.
 
     Points crowd towards both ends, so that densities that are infinite there, such as Beta(0.2, 3), are integrated: to
     1e-8 at 0. Floating-point numbers end 1e-16 below 1, and a density that is infinite at 1 is cut off there.
     """
-    t = torch.linspace(-reach, reach, num_points)
+    t = torch.linspace(-4.6, 4.6, num_points)
     exponent = math.pi * t.sinh()
     x, rest = exponent.sigmoid(), (-exponent).sigmoid()
     weights = math.pi * t.cosh() * x * rest * (t[1] - t[0])

@@ -106,27 +106,20 @@ def small_vae(
 
 
 @checked
-def fit_guide(vae: VAE, x: Tensor, *, steps: int = 300, learning_rate: float = 0.02) -> None:
+def fit_guide(vae: VAE, x: Tensor, *, steps: int = 300) -> None:
     """Fit the parameters of encoder and posterior to one minibatch, with the model held fixed.
 
     Args:
         vae: the model, changed in place; a prior that shares the encoder changes with it.
         x: the minibatch, ``(B, *x_shape)``.
         steps: gradient steps on the IWAE bound of 8 particles, whose optimal guide covers the posterior.
-        learning_rate: initial learning rate; it decays to a hundredth.
 
     """
     moving = {id(p) for module in (vae.encoder, vae.posterior) for p in module.parameters()}
     held = [p for p in vae.parameters() if id(p) not in moving and p.requires_grad]
     for parameter in held:
         parameter.requires_grad = False
-    training = Training(
-        epochs=steps,
-        batch_size=len(x),
-        learning_rate=learning_rate,
-        final_learning_rate=learning_rate / 100,
-        device="cpu",
-    )
+    training = Training(epochs=steps, batch_size=len(x), learning_rate=0.02, final_learning_rate=2e-4, device="cpu")
     fit(vae.model, vae.guide, x, objective=IWAE(num_particles=8), training=training, show_progress=False)
     for parameter in held:
         parameter.requires_grad = True

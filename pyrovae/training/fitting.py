@@ -128,7 +128,7 @@ def fit(
     """
     names = [field.name for field in dataclasses.fields(Training)]
     of_training = {name: fields.pop(name) for name in names if name in fields}
-    options = merge_options(options, FitOptions, fields, function="fit", also=names)
+    options = merge_options(options, FitOptions, fields, function="fit", also=("objective", "folder", *names))
     training = dataclasses.replace(training or Training(), **of_training)
     device = choose_device(training.device)
     sources = (data.train, data.validation) if isinstance(data, Data) else (data,)
@@ -240,10 +240,12 @@ def _start_at_data(model: Program, rows: Loader) -> str:
         params = vae.likelihood.start(x.to(device), mean.to(device))
         if tuple(params.shape) != vae.likelihood.param_shape:
             shape = vae.likelihood.param_shape
-            raise ValueError(f"initial_params must return the shape {shape}, got {tuple(params.shape)}")
+            raise ValueError(f"start must return initial parameters of shape {shape}, got {tuple(params.shape)}")
         at_mean = decoder is not None and bool(params.isfinite().all()) and decoder.start(params)
     except Exception as error:  # a likelihood of the user may raise anything
         logger.warning("the output does not start at the mean of the training data: %s", first_line(error))
+        for parameter, value in zip(learned, before, strict=True):
+            parameter.data.copy_(value)
         return ""
     at_spread = any(not now.equal(then) for now, then in zip(learned, before, strict=True))
     words = {"the output at the mean of the training data": at_mean, "learned scales at their spread": at_spread}

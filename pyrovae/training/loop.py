@@ -296,7 +296,7 @@ class Loop:
             buffer.copy_(total / self.group.size)
 
     def _validate(self, epoch: int, *, checked: bool) -> dict[str, float] | None:
-        """Return the ELBO, its terms and the bound that training maximizes on the validation data, nats per datum."""
+        """Return ELBO, reconstruction, KL, and L_K for K particles, on the validation data, nats per datum."""
         if self.validation_data is None:
             return None
         if self.group.size > 1:  # running statistics differ between processes

@@ -126,9 +126,9 @@ class RunFolder:
     def _not_writable(self, error: OSError) -> ValueError:
         return ValueError(f"the run folder {self.path} cannot be written ({error.strerror}); choose another folder")
 
-    def read(self, name: str, *, remedy: str = "train again") -> bytes:
+    def read(self, name: str) -> bytes:
         """Return the content of a file, as `read_files` does."""
-        return self.read_files([name], remedy=remedy)[name]
+        return self.read_files([name])[name]
 
     def read_files(
         self, names: Iterable[str], *, optional: Iterable[str] = (), remedy: str = "train again"

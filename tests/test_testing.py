@@ -558,7 +558,7 @@ def test_the_printed_report(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines == str(report).splitlines()
     assert [line.split()[0] for line in lines] == ["pass", "FAIL", *["skip"] * 10, "NoEvent"]
     assert lines[2].endswith(f"needs: {SHAPES}")
-    assert lines[-1] == "NoEvent fails 1 of 11 checks"
+    assert lines[-1] == "NoEvent fails 1 of 12 checks"
     assert str(ConformanceReport("X", (Check("a", passed=True, detail=""),))) == "pass  a\nX passes all checks"
 
 

@@ -15,7 +15,7 @@ import datetime
 import logging
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -142,6 +142,9 @@ def evaluate(
         per_datum, observed = score_data(
             programs, args, ks, journal, options, device=device, batch_size=batch_size, seed=seed
         )
+    if observed is not None and observed.fault is not None:
+        logger.warning("%s", observed.fault)
+        programs = replace(programs, unnormalized=observed.fault)
     estimates = _estimates(programs, per_datum, ks)
     is_certified = not (programs.unnormalized or coarse or (observed is not None and observed.what == DRAWN))
     results = None

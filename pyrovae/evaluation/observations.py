@@ -14,6 +14,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyrovae.data.loader import FIRST, num_distinct
+from pyrovae.evaluation.data_use import find_data_use
 from pyrovae.programs import ModelGuide, run
 from pyrovae.programs.site_checks import unmasked
 from pyrovae.results.observed_data import DRAWN, MASKED, OTHER, WHOLE, ObservedData
@@ -59,6 +60,7 @@ class Observations:
         self.given: dict[str, int] = {}  # elements of the arguments that the model is given
         self.whole = self.in_place = self.fixed = self.same_size = True
         self.num_data = self.num_scored = 0
+        self.fault: str | None = None
 
     def run(
         self, args: tuple[Tensor, ...], rows: Tensor, seed: int, guide_trace: poutine.Trace | None = None
@@ -79,6 +81,12 @@ class Observations:
         if self.digests is None:
             if len(args) > 1:
                 self._read_roles(args, rows)
+            use = find_data_use(self.programs, args, rows, self.observed)
+            self.fault = use.fault
+            if use.conditions:
+                first = min(self.observed)
+                name = _argument_names(self.programs.model, len(args))[first]
+                self.given[f"rest of {name}"] = max(1, args[first][0].numel() - len(values))
             self.digests = [hashlib.sha256() for _ in values]
             self.scored = torch.zeros(len(values), dtype=torch.bool)
         self.same_size = self.same_size and len(values) == len(self.digests)
@@ -116,6 +124,7 @@ class Observations:
             given=self.given,
             only_data=self.observed == {0},
             num_values=num_distinct(self.elements) if self.same_size else None,
+            fault=self.fault,
         )
 
     def _read_roles(self, args: tuple[Tensor, ...], rows: Tensor) -> None:

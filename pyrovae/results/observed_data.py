@@ -32,6 +32,7 @@ class ObservedData:
         given: names of the arguments that the model receives and does not observe, with their elements per datum.
         only_data: whether all values come from the data, none from a further argument such as labels.
         num_values: number of distinct values; None if there are more than 256 or few repetitions.
+        fault: the reason why the product of the densities is no density of x; None if none was found.
 
     """
 
@@ -42,6 +43,7 @@ class ObservedData:
     given: dict[str, int] = field(default_factory=dict)
     only_data: bool = True
     num_values: int | None = None
+    fault: str | None = None
 
     @property
     def density(self) -> str:

@@ -127,5 +127,18 @@ def test_a_model_of_a_part_given_the_rest_says_so() -> None:
         pyrovae.compare({"given": evaluation, "marginal": marginal})
 
 
+def test_data_of_one_number_are_changed_too() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z[..., 0] + 0.5 * x, 1.0), obs=x)
+
+    def of_numbers(x: Tensor) -> None:
+        guide(x.unsqueeze(-1).expand(-1, 2))
+
+    evaluation = pyrovae.evaluate(model, of_numbers, torch.randn(20), ks=(1, 4), show_progress=False)
+    assert "depends on the value that it scores" in (evaluation.unnormalized or "")
+
+
 def test_a_single_datum_is_changed_too() -> None:
     assert evaluate(WRONG["skip connection"][0], num_data=1).unnormalized is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from pyrovae.runtime.context import forked_random, stream_seed, validation
 FEW_ROWS = 8  # of the runs
 MOST_ELEMENTS = 8  # of a datum, changed one by one
 TOLERANCE = 1e-4  # of log-probabilities, absolute and relative, beyond which they differ
+Place = tuple[int, int]  # position of an argument, and of an element in its flattened rows
 ADVICE = "if the model needs a statistic of the data, such as a total, pass it as a further argument"
 COUPLED = "the density of {!r} of a datum depends on other data of its batch"
 
@@ -66,7 +68,7 @@ def _find(runs: _Runs) -> DataUse:
     places = runs.changing_elements()
     if not places or not any(score.differs.any() for score in runs.scores(None)):
         return DataUse()
-    of_elements: list[tuple[_Place, list[_Score]]] = []
+    effects: list[list[_Score]] = []  # of each changed element
     conditions = False
     for place in places:
         scores = runs.scores(place)
@@ -84,21 +86,17 @@ def _find(runs: _Runs) -> DataUse:
         if prior is not None:
             name = scores[first].name
             return DataUse(f"the prior of {prior.name!r} depends on {name!r}, which is observed after it; {ADVICE}")
-        of_elements.append((place, scores))
-    for number, (_, scores) in enumerate(of_elements):
-        for _, others in of_elements[:number]:
-            if _depends(scores, others) and _depends(others, scores):
-                name = next(score.name for score in scores if score.changed.any())
-                return DataUse(f"elements of {name!r} depend on each other, not each on those before it alone")
+        effects.append(scores)
+    for scores, others in itertools.combinations(effects, 2):
+        if _alters(scores, others) and _alters(others, scores):
+            name = next(score.name for score in scores if score.changed.any())
+            return DataUse(f"elements of {name!r} depend on each other, not each on earlier ones alone")
     return DataUse(conditions=conditions)
 
 
-def _depends(scores: list[_Score], others: list[_Score]) -> bool:
-    """Return whether a change of an element alters the density of another, by the scores of both changes."""
+def _alters(scores: list[_Score], others: list[_Score]) -> bool:
+    """Return whether the change of an element alters the density of another, whose change has the other scores."""
     return any((score.differs & other.changed).any() for score, other in zip(scores, others, strict=True))
-
-
-_Place = tuple[int, int]  # position of an argument, and of an element in its flattened rows
 
 
 @dataclass(frozen=True)
@@ -130,41 +128,40 @@ class _Runs:
     """
 
     def __init__(self, programs: ModelGuide, args: tuple[Tensor, ...], rows: Tensor, observed: tuple[int, ...]) -> None:
-        self.programs, self.args, self.rows, self.observed = programs, args, rows, observed
+        self.programs, self.args, self.rows = programs, args, rows
         self.guide_trace, _ = run(*programs.bind(args, rows))
         self.trace = self._run(args, self.guide_trace)
         self.changed_rows = rows[0::2][: max(1, len(rows) // 2)]
         self.new: dict[int, Tensor] = {}
         for position in observed:
-            x = args[position]
-            before = x[self.changed_rows]
-            self.new[position] = x[rows[1::2]] if len(rows) > 1 else before.flatten(1).roll(1, 1).reshape(before.shape)
+            x = args[position].reshape(len(args[position]), -1)
+            self.new[position] = x[rows[1::2]] if len(rows) > 1 else x[rows].roll(1, 1)
 
     def _run(self, args: tuple[Tensor, ...], guide_trace: poutine.Trace) -> poutine.Trace:
         """Return the model's run, with the same random numbers each time."""
         with forked_random(stream_seed("data use", 1), self.rows.device):
             return run(*self.programs.bind(args, self.rows), guide_trace)[1]
 
-    def changing_elements(self) -> list[_Place]:
+    def changing_elements(self) -> list[Place]:
         """Return elements that a change alters in some row, a few from all parts of a datum."""
         places = []
         for position, new in self.new.items():
-            before = self.args[position][self.changed_rows]
-            differs = (new != before).flatten(1).any(0)
+            differs = (new != self.args[position][self.changed_rows].reshape(new.shape)).any(0)
             places += [(position, element) for element in differs.nonzero()[:, 0].tolist()]
         step = max(1, len(places) // MOST_ELEMENTS)
         return places[::step][:MOST_ELEMENTS]
 
-    def scores(self, place: _Place | None) -> list[_Score]:
+    def scores(self, place: Place | None) -> list[_Score]:
         """Return the effects on each site of a change of one element; of all elements for None."""
         args = list(self.args)
         for position, new in self.new.items():
             if place is None or place[0] == position:
-                x, element = args[position].clone(), slice(None) if place is None else slice(place[1], place[1] + 1)
-                rows = x[self.changed_rows].flatten(1)
-                rows[:, element] = new.flatten(1)[:, element]
-                x[self.changed_rows] = rows.reshape(new.shape)
-                args[position] = x
+                x = args[position].reshape(len(args[position]), -1).clone()
+                elements = (
+                    torch.arange(x.shape[1], device=x.device) if place is None else x.new_tensor([place[1]]).long()
+                )
+                x[self.changed_rows.unsqueeze(1), elements] = new[:, elements]
+                args[position] = x.reshape(args[position].shape)
         return self._scores(self._run(tuple(args), self.guide_trace))
 
     def scores_of_changed_draws(self) -> list[_Score]:

@@ -157,10 +157,9 @@ class _Runs:
         for position, new in self.new.items():
             if place is None or place[0] == position:
                 x = args[position].reshape(len(args[position]), -1).clone()
-                elements = (
-                    torch.arange(x.shape[1], device=x.device) if place is None else x.new_tensor([place[1]]).long()
-                )
-                x[self.changed_rows.unsqueeze(1), elements] = new[:, elements]
+                values, element = x[self.changed_rows], slice(None) if place is None else place[1]
+                values[:, element] = new[:, element]
+                x[self.changed_rows] = values
                 args[position] = x.reshape(args[position].shape)
         return self._scores(self._run(tuple(args), self.guide_trace))
 

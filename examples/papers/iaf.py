@@ -27,8 +27,8 @@ import pyrovae
 from pyrovae import VAE, Checks, Training, likelihoods, networks, posteriors, priors
 
 NOTE = (
-    "a miss. Both rows end above their published values, the mean field by more: its KL has a closed form here, and the "
-    "reference estimates it. An earlier run of IAF with the total gradient and tanh ended at -97.56, below the mean "
+    "a miss. Both rows end above their published values, the mean field by more: its KL has a closed form here, and "
+    "the reference estimates it. An earlier run of IAF with the total gradient and tanh ended at -97.56, below the mean "
     "field. Not tried: an estimated KL for the mean field, as in the reference."
 )
 ROWS = (

@@ -190,6 +190,26 @@ def test_bits_are_over_the_elements_that_are_scored(batch_size: int) -> None:
     assert (nothing.observed.num_elements, nothing.bits_per_dimension) == (0.0, None)
 
 
+def test_a_letter_of_a_one_hot_distribution_is_one_dimension() -> None:
+    letters = torch.randint(4, (10, 20))
+    x, logits = torch.nn.functional.one_hot(letters, 4).double(), torch.zeros(20, 4)
+    keep = torch.rand(20) < 0.5
+    one_hot = dist.OneHotCategorical(logits=logits)
+    found = {
+        "one-hot": (one_hot.to_event(1), x),
+        "masked": (one_hot.mask(keep).to_event(1), x),
+        "number": (dist.Categorical(logits=logits).to_event(1), letters),
+        "independent": (dist.Bernoulli(logits=torch.zeros(20, 4)).to_event(2), x),
+        "counts": (dist.Multinomial(20, logits=torch.zeros(4)), x.sum(1)),
+    }
+    bits = {
+        name: evaluated(observing(lambda x, fn=fn: pyro.sample("x", fn, obs=x)), x).bits_per_dimension
+        for name, (fn, x) in found.items()
+    }
+    expected = {"one-hot": 2.0, "masked": 2.0, "number": 2.0, "independent": 1.0, "counts": None}
+    assert bits == {name: value and pytest.approx(value) for name, value in expected.items()}
+
+
 def test_bits_of_dequantized_data_take_the_volume_of_what_is_scored() -> None:
     split = pyrovae.data.digits().for_form("continuous").test.first(12)
     x, keep = split.fixed(), torch.rand(1, 8, 8) < 0.5

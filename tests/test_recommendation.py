@@ -34,15 +34,33 @@ def with_gain(evaluation: Evaluation, gain: float | None, *, num_annealed: int, 
 
 
 def test_enough_particles_give_an_estimate_with_the_digits_of_the_table(evaluation: Evaluation) -> None:
-    weights = replace(evaluation.weights, verdict="K is enough", num_above=0)
+    weights = replace(evaluation.weights, verdict="K is enough", num_above=0, tolerance=2.0)
     found = recommend(with_gain(replace(evaluation, weights=weights), 0, num_annealed=40))
     assert found.bound == "L_50"
     assert f"log p(x) is estimated as {evaluation.iwae[-1].value:.3f} nats per datum (40 data" in found.sentence
     gap = evaluation.checked.sandwich.gap
     words = f"On simulated data BDMC - AIS is {gap.value:.3f} +- {gap.se_data:.3f} nats."
-    assert found.reason == f"K is enough. AIS is not higher. {words}"
+    assert found.reason == f"K is enough as far as the guide's draws reach. AIS is not higher. {words}"
     assert found.questions == (found.questions[0],)
     assert "training seeds" in found.questions[0]
+
+
+@pytest.mark.parametrize(("gap", "se"), [(None, None), (0.04, 0.01), (0.06, 0.0), (0.04, None), (0.02, 0.01)])
+def test_only_simulated_data_make_a_bound_an_estimate(evaluation: Evaluation, gap: float | None, se: float) -> None:
+    """A mode that the guide misses raises neither AIS nor k-hat."""
+    checked, weights = evaluation.checked, replace(evaluation.weights, verdict="K is enough", tolerance=0.05)
+    sandwich = replace(checked.sandwich, gap=replace(checked.sandwich.gap, value=gap, se_data=se))
+    sandwiches = (sandwich, None) if gap is None else (sandwich,)
+    for given in sandwiches:
+        found = recommend(
+            with_gain(
+                replace(evaluation, weights=weights, checked=replace(checked, sandwich=given)), 0, num_annealed=40
+            )
+        )
+        assert ("is estimated as" in found.sentence) == (gap == 0.02)
+        assert ("is at least" in found.sentence) == (gap != 0.02)
+        asked = any(question.startswith("Does the guide miss a mode?") for question in found.questions)
+        assert asked == (given is None)
 
 
 @pytest.mark.parametrize("verdict", ["K is not enough", "K may not be enough", "not asymptotic", "unknown"])
@@ -94,7 +112,9 @@ def test_annealing_that_does_not_take_its_place_is_compared_with_the_ladder(
     weights = replace(evaluation.weights, verdict="K is enough", tolerance=0.3)
     found = recommend(with_gain(replace(evaluation, weights=weights), gain, num_annealed=40, se=se))
     assert found.bound == "L_50"
-    assert found.reason.startswith(f"K is enough.{words} On simulated data BDMC - AIS is ")
+    assert found.reason.startswith(
+        f"K is enough as far as the guide's draws reach.{words} On simulated data BDMC - AIS is "
+    )
 
 
 def test_a_density_its_transform_and_the_observed_values_are_named(evaluation: Evaluation) -> None:

@@ -16,6 +16,7 @@ MANY_ABOVE = 0.05  # share of the data with a high k-hat from which the weights 
 MOST_QUESTIONS = 3
 ENOUGH = "K is enough"
 VERDICTS = {
+    ENOUGH: "K is enough as far as the guide's draws reach",
     "unknown": "whether K is enough is not known",
     "not asymptotic": "the gap above L_K does not fall as 1 / K yet, so that its size is not known",
 }
@@ -58,8 +59,9 @@ def recommend(evaluation: Evaluation) -> Recommendation:
 
     The bound is L_K at the largest K: it is of all data, and holds for any guide. If AIS is higher by more than the
     tolerance of the weights and by two standard errors, AIS takes its place if it is of all data; else the reason says
-    by how much it is higher. The number is called an estimate of log p(x) only if K is enough and AIS is not higher by
-    that much.
+    by how much it is higher. The number is called an estimate of log p(x) only if K is enough, AIS is not higher by that
+    much, and BDMC - AIS plus two standard errors is within the tolerance: only data simulated from the model show
+    whether the guide misses a mode.
 
     Args:
         evaluation: a result of `pyrovae.evaluate`.
@@ -75,7 +77,7 @@ def recommend(evaluation: Evaluation) -> Recommendation:
     bound = annealing.bound if annealing is not None and on_all and gain is not None else rung
     enough = weights is not None and weights.verdict == ENOUGH
     is_density = evaluation.base_measure == "Lebesgue"
-    relation = "is estimated as" if enough and gain is None else "is at least"
+    relation = "is estimated as" if enough and gain is None and _is_sandwiched(evaluation) else "is at least"
     details = [bound.label]
     details += [] if bound.se_data is None else [f"standard error {bound.se_data:.3f} over the data"]
     details += [] if bound.se_monte_carlo is None else [f"{bound.se_monte_carlo:.4f} over the draws"]
@@ -121,6 +123,14 @@ def _gain_of_annealing(evaluation: Evaluation) -> float | None:
     if higher is None or higher.value is None or higher.se is None:
         return None
     return higher.value if higher.value > max(_tolerance(evaluation), 2 * higher.se) else None
+
+
+def _is_sandwiched(evaluation: Evaluation) -> bool:
+    """Return whether BDMC leaves log p(x) of simulated data open by less than the tolerance."""
+    sandwich = evaluation.checked.sandwich if evaluation.checked else None
+    if sandwich is None or sandwich.gap.value is None or sandwich.gap.se_data is None:
+        return False
+    return sandwich.gap.value + 2 * sandwich.gap.se_data <= _tolerance(evaluation)
 
 
 def _gaps_below_refinement(evaluation: Evaluation) -> Gaps | None:
@@ -181,7 +191,9 @@ def _questions(evaluation: Evaluation, gain: float | None, *, on_all: bool) -> l
         share = percent(weights.share_above or 0.0)
         questions.append(f"Are the weights reliable? k-hat is above {weights.threshold:.2f} for {share} of the data.")
     if checked is None or checked.annealing is None:
-        questions.append("Does an independent method agree? Evaluate with checks, AIS among them.")
+        questions.append("Does an independent method agree? Evaluate with checks, AIS and BDMC among them.")
+    elif checked.sandwich is None and gain is None:
+        questions.append("Does the guide miss a mode? Evaluate with BDMC, num_simulated=100.")
     if evaluation.observed is not None and evaluation.observed.discreteness is not None:
         questions.append("Is a density of discrete values meant? Dequantize them, or use a likelihood of levels.")
     if "[:" in evaluation.data:

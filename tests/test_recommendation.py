@@ -40,7 +40,10 @@ def test_enough_particles_give_an_estimate_with_the_digits_of_the_table(evaluati
     assert f"log p(x) is estimated as {evaluation.iwae[-1].value:.3f} nats per datum (40 data" in found.sentence
     gap = evaluation.checked.sandwich.gap
     words = f"On simulated data BDMC - AIS is {gap.value:.3f} +- {gap.se_data:.3f} nats."
-    assert found.reason == f"K is enough as far as the guide's draws reach. AIS is not higher. {words}"
+    assert (
+        found.reason
+        == f"K is enough as far as the guide's draws reach. AIS is not higher on all of these data. {words}"
+    )
     assert found.questions == (found.questions[0],)
     assert "training seeds" in found.questions[0]
 
@@ -98,11 +101,11 @@ def test_a_refined_gaussian_above_the_bound_is_named(offset: float, *, is_above:
 @pytest.mark.parametrize(
     ("gain", "se", "words"),
     [
-        (0.0, 0.01, " AIS is not higher."),
-        (-0.3, 0.01, " AIS is not higher."),
-        (0.015, 0.01, " AIS is higher by 0.015 nats, which is within two standard errors."),
-        (0.25, 0.01, " AIS is higher by 0.250 nats, below the tolerance of 0.3 nats."),
-        (2.0, None, " AIS is higher by 2.000 nats, with no standard error."),
+        (0.0, 0.01, " AIS is not higher on all of these data."),
+        (-0.3, 0.01, " AIS is not higher on all of these data."),
+        (0.015, 0.01, " AIS is higher by 0.015 nats, which is within two standard errors, on all of these data."),
+        (0.25, 0.01, " AIS is higher by 0.250 nats, below the tolerance of 0.3 nats, on all of these data."),
+        (2.0, None, " AIS is higher by 2.000 nats, with no standard error, on all of these data."),
         (None, None, ""),
     ],
 )
@@ -125,6 +128,8 @@ def test_a_density_its_transform_and_the_observed_values_are_named(evaluation: E
     assert f"(1 datum of digits/train, dequantized; observed: {MASKED}, 3 elements of a datum; L_50" in found.sentence
     assert found.sentence.endswith("2.5000 bits per dimension of the stored values).")
     assert found.questions[0] == "Why training data? Evaluate the test data."
+    found = recommend(replace(evaluation, data="digits/validation"))
+    assert found.questions[0] == "Was the validation split used for early stopping? Report the test split."
     counted = recommend(
         replace(evaluation, **(changes | {"base_measure": "counting"}), data_transform={"class": "Mine"})
     )

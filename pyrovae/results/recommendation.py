@@ -59,8 +59,8 @@ def recommend(evaluation: Evaluation) -> Recommendation:
 
     The bound is L_K at the largest K: it is of all data, and holds for any guide. If AIS is higher by more than the
     tolerance of the weights and by two standard errors, AIS takes its place if it is of all data; else the reason says
-    by how much it is higher. The number is called an estimate of log p(x) only if K is enough, AIS is not higher by that
-    much, and BDMC - AIS plus two standard errors is within the tolerance: only data simulated from the model show
+    by how much it is higher. The number is called an estimate of log p(x) only if K is enough, AIS is not higher by
+    that much, and BDMC - AIS plus two standard errors is within the tolerance: only data simulated from the model show
     whether the guide misses a mode.
 
     Args:
@@ -95,7 +95,7 @@ def recommend(evaluation: Evaluation) -> Recommendation:
         bound.label,
         f"{'the log-density ' if is_density else ''}log {evaluation.density} {relation} {bound.value:.3f} nats per "
         f"datum ({data}; {', '.join(details)}).",
-        _reason(evaluation, gain, "all" if on_all else f"the first {annealing.num_data if annealing else 0}"),
+        _reason(evaluation, gain, "all" if on_all else f"the first {annealing.num_data:,}" if annealing else ""),
         tuple(_questions(evaluation, gain, on_all=on_all)[:MOST_QUESTIONS]),
     )
 
@@ -166,7 +166,8 @@ def _reason(evaluation: Evaluation, gain: float | None, annealed: str) -> str:
             doubt = "with no standard error"
         elif higher.value <= 2 * higher.se:
             doubt = "which is within two standard errors"
-        text += f" AIS is higher by {higher.value:.3f} nats, {doubt}." if higher.value > 0 else " AIS is not higher."
+        by = f"higher by {higher.value:.3f} nats, {doubt}," if higher.value > 0 else "not higher"
+        text += f" AIS is {by} on {annealed} of these data."
     gap = checked.sandwich.gap if checked is not None and checked.sandwich is not None else None
     if gap is not None and gap.value is not None:
         text += f" On simulated data BDMC - AIS is {Number(gap.value, error=gap.se_data)} nats."
@@ -177,6 +178,8 @@ def _questions(evaluation: Evaluation, gain: float | None, *, on_all: bool) -> l
     """Return the questions that the record leaves open."""
     rung, weights, checked = evaluation.iwae[-1], evaluation.weights, evaluation.checked
     questions = ["Why training data? Evaluate the test data."] if "/train" in evaluation.data else []
+    if "/validation" in evaluation.data:
+        questions.append("Was the validation split used for early stopping? Report the test split.")
     if gain is not None and not on_all:
         questions.append(f"What is AIS on all data? Evaluate with num_annealed={evaluation.num_data}.")
     elif gain is not None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pyrovae.diagnostics import summarize_weights
 from pyrovae.results import (
     Annealing,
     AnnealingSettings,
@@ -19,6 +20,7 @@ from pyrovae.results import (
     Estimate,
     Evaluation,
     ObservedData,
+    Weights,
     bits_per_dimension,
     compare,
 )
@@ -349,6 +351,8 @@ mixture    1=  -8.833          -8.833  -8.833  -7.000    1.323    2.5247  +0.167
 
 Ranking by L_5 (one training seed each): mixture ~ N(0, I) (~: not told apart from the next at the 5 % level)
 L_5 is compared, the largest K that all models have; evaluated further: N(0, I) (up to 50).
+Differences of log p(x), and their order, may be other than those of L_5: whether K is enough is not known for any
+  model.
 To tell 0.2 nats apart (5 % level, power 80 %) by paired differences takes 213 data (here 3).
 Standard errors and intervals are over the data, for these very weights, of one training seed. Another seed moves L_K
   too, by an amount that one seed cannot show: a difference between single trainings need not be one between models,
@@ -372,11 +376,22 @@ def test_csv_holds_numbers_in_full_in_columns_of_their_own() -> None:
     assert [line["resolved"] for line in read] == ["no", "no"]  # after Holm's adjustment for two comparisons
 
 
-def seeds_of(mean: float, *, num_seeds: int, sd: float = 0.1, num_data: int = 200) -> list[Evaluation]:
+def weights_of(gap: float, k: int, *, verdict: str | None = None) -> Weights:
+    """Return weights that leave a gap at the largest K, nats; 0.05 are tolerated."""
+    rungs = {"L_50": torch.zeros(40), "bias": torch.full((40,), gap), "khat": torch.zeros(40)}
+    rungs |= {"ESS": torch.full((40,), 50.0), "largest weight": torch.full((40,), 0.02), "jackknife": torch.zeros(40)}
+    verdict = verdict or ("K is enough" if gap <= 0.05 else "K is not enough")
+    return replace(summarize_weights(rungs, ks=[50]), num_particles=k, verdict=verdict)
+
+
+def seeds_of(
+    mean: float, *, num_seeds: int, sd: float = 0.1, num_data: int = 200, gap: float = 0.0
+) -> list[Evaluation]:
     """Return evaluations of a model by training seed: data, which all models share, and seeds shift its values."""
     data = torch.randn(num_data, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     shifts = mean + sd * torch.randn(num_seeds, dtype=torch.float64)
-    return [evaluation({5: (shift + data + 0.5 * torch.randn(num_data)).tolist()}) for shift in shifts]
+    values = [(shift + data + 0.5 * torch.randn(num_data)).tolist() for shift in shifts]
+    return [evaluation({5: rung}, weights=weights_of(gap, 5)) for rung in values]
 
 
 def test_training_seeds_of_a_model_are_one_row() -> None:
@@ -423,6 +438,34 @@ def test_the_best_is_bold_only_where_the_data_say_so() -> None:
     assert r"\mathbf" not in single.to_latex(), "one training seed each"
     assert "Ranking by L_5: b > a" in str(far)
     assert " ~ " in str(near)
+    for gap, is_bold in ((1.5, True), (3.0, False)):  # the means differ by 2 nats
+        loose = compare({"a": seeds_of(-9.0, num_seeds=3, gap=gap), "b": seeds_of(-7.0, num_seeds=3, gap=9.0)})
+        assert (r"\mathbf" in loose.to_latex()) == is_bold
+    unknown = [replace(e, weights=weights_of(0.0, 5, verdict="unknown")) for e in seeds_of(-9.0, num_seeds=3)]
+    assert r"\mathbf" not in compare({"a": unknown, "b": seeds_of(-7.0, num_seeds=3)}).to_latex()
+
+
+def test_models_with_loose_bounds_are_named_in_one_sentence() -> None:
+    longer = evaluation({1: [-7.0, -8.0], 5: [-6.5, -7.5], 50: [-6.0, -7.0]}, weights=weights_of(0.01, 50))
+    verdicts = {"tight": weights_of(0.02, 5), "loose": weights_of(0.3, 5)}
+    words = ("not asymptotic", "unknown", "K may not be enough", "K is not enough")
+    verdicts |= {verdict: weights_of(0.0, 5, verdict=verdict) for verdict in words}  # the last one by AIS
+    models = {name: evaluation({1: [-7.0, -8.0], 5: [-6.5, -7.5]}, weights=w) for name, w in verdicts.items()}
+    (note,) = [line for line in compare(models | {"longer": longer}).tables()[0].notes if "their order" in line]
+    assert note == (
+        "Differences of log p(x), and their order, may be other than those of L_5: K = 5 is not enough for loose "
+        "(about 0.300 nats missing), not asymptotic, K is not enough, longer (about 0.510 nats missing); whether K is "
+        "enough is not known for unknown, K may not be enough."
+    )
+    assert "their order" not in str(compare({"a": models["tight"], "b": models["tight"]}))
+
+
+def test_cautions_of_the_evaluations_stand_below_the_comparison() -> None:
+    doubtful = replace(FIRST, cautions=("the network returns probabilities", "x is torch.float16"))
+    notes = (
+        compare({"a": doubtful, "b": SECOND, "c": replace(SECOND, cautions=doubtful.cautions[:1])}).tables()[0].notes
+    )
+    assert notes[-2:] == ("a, c: caution: the network returns probabilities", "a: caution: x is torch.float16")
 
 
 @pytest.mark.slow

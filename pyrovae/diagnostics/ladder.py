@@ -15,17 +15,15 @@ from torch import Tensor
 
 from pyrovae.results import mean_and_error
 from pyrovae.results.tables import percent
+from pyrovae.results.tightness import ENOUGH, FEW, NOT_ASYMPTOTIC, NOT_ENOUGH, SMALL_ESS
 from pyrovae.runtime.annotations import checked
 
-ENOUGH, PERHAPS, NOT_ENOUGH = "K is enough", "K may not be enough", "K is not enough"
-NOT_ASYMPTOTIC, UNKNOWN = "not asymptotic", "unknown"
+PERHAPS, UNKNOWN = "K may not be enough", "unknown"
 
 SLOW = 0.5  # power of a gap that halves when K is multiplied by four, as of weights with a Pareto tail of 2/3
 SLOWEST = 0.05  # smallest power for extrapolation; smaller ones cannot be distinguished from 0
-FEW = 0.05  # share of data with a k-hat above its threshold up to which a mean over the data is sound
 MANY = 0.5  # share above which the weights of the whole data set are unreliable
 LARGEST = 10**12  # largest number of particles that a verdict names
-SMALL_ESS = 2  # median effective sample size below which the weights of a typical datum are one weight
 ROUNDING = 1e-9  # rise of a rung, relative to its value, that rounding explains
 
 

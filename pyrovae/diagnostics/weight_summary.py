@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from pyrovae.bounds.multi_sample import effective_sample_size, normalized_weights
-from pyrovae.diagnostics.ladder import ENOUGH, NOT_ENOUGH, PERHAPS, UNKNOWN, assess, read_ladder
+from pyrovae.diagnostics.ladder import PERHAPS, UNKNOWN, assess, read_ladder
 from pyrovae.diagnostics.psis import FEWEST, khat_threshold, pareto_khat
 from pyrovae.programs.layout import to_float64
 from pyrovae.results import CheckResults, Estimate, Weights
-from pyrovae.results.tightness import Quantiles
+from pyrovae.results.tightness import ENOUGH, NOT_ENOUGH, Quantiles
 from pyrovae.runtime.annotations import checked
 
 

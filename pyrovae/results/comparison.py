@@ -20,6 +20,7 @@ from pyrovae.results.evaluation_record import Evaluation
 from pyrovae.results.observed_data import WHOLE
 from pyrovae.results.record import to_plain
 from pyrovae.results.tables import Table, Tabled
+from pyrovae.results.tightness import NOT_ASYMPTOTIC, NOT_ENOUGH
 from pyrovae.results.training_seeds import (
     LEVEL,
     SeedEffect,
@@ -100,8 +101,8 @@ def compare(
     separate tables, where dequantized data and stored levels have a common unit: with the change of variables
     ``log P(u) >= E log p(x) + log |dx/du|`` both are code lengths of the stored values, in bits per dimension.
 
-    L_K bounds log p(x) from below, by a gap that may differ between models. If all models have annealed importance
-    sampling on as many of the data, a second table compares it.
+    L_K bounds log p(x) from below, by a gap that may differ between models; a note names the models for which K may not
+    be enough. If all models have annealed importance sampling on as many of the data, a second table compares it.
 
     Args:
         evaluations: by the name of the model, an evaluation or a list of them, one for each training seed.
@@ -188,6 +189,9 @@ def _ladder_table(models: Models, reference: str | None) -> ComparisonTable:
             "kl": mean_over_seeds([e.kl for e in seeds]),
             "bits_per_dimension": _mean(_bits_at(e, b.value) for e, b in zip(seeds, rungs[name], strict=True)),
             "kl_methods": seeds[0].kl_methods,
+            "gap": _largest(_gap_at(e, b.value) for e, b in zip(seeds, rungs[name], strict=True)),
+            "is_enough": _is_enough(seeds, k),
+            "cautions": tuple(dict.fromkeys(caution for e in seeds for caution in e.cautions)),
         }
         for name, seeds in models.items()
     }
@@ -218,13 +222,15 @@ def _annealed_table(models: Models, reference: str) -> ComparisonTable | None:
     data = "these data" if first.num_data == evaluations[0].num_data else f"the first {first.num_data} of these data"
     settings = " or ".join(dict.fromkeys(str(record.settings) for record in records))
     bounds = {name: [record.bound for record in seeds] for name, seeds in by_model.items()}
+    sandwiches = {name: [e.checked.sandwich if e.checked else None for e in seeds] for name, seeds in models.items()}
+    further = {name: {"gap": _largest(s.gap.value if s else None for s in found)} for name, found in sandwiches.items()}
     values = {name: torch.stack([r.per_datum["AIS"].double() for r in seeds]) for name, seeds in by_model.items()}
     return ComparisonTable(
         f"Annealed importance sampling (AIS) on {data}, {settings}; nats per datum",
         first.bound.num_particles,
         reference,
         first.num_data,
-        *_rank(models, _Bounds(bounds, values), reference),
+        *_rank(models, _Bounds(bounds, values), reference, further),
     )
 
 
@@ -267,12 +273,19 @@ class _Bounds:
             return None
         return min(1.0, sum(error**2 for error in errors if error) * self.values[name].shape[1] / sd**2)
 
-    def resolved_best(self) -> str | None:
-        """Return the model whose mean is above all others by differences resolved over seeds, None if there is none."""
+    def resolved_best(self, gaps: Mapping[str, float | None]) -> str | None:
+        """Return the model whose mean is above all others, None if there is none.
+
+        Differences are resolved over seeds, and larger than the gap from the other mean to its log p(x), nats.
+        """
         known = {name: mean.value for name, mean in self.means.items() if mean.value is not None}
         if not known or len(self.means) == 1 or self.seed_effect is None:
             return None
         best = max(known, key=lambda name: known[name])
+        for name in known.keys() - {best}:
+            gap = gaps.get(name)
+            if gap is None or gap > known[best] - known[name]:
+                return None
         p_values = holm([self.difference(best, name).p_value for name in self.means if name != best])
         return best if all(p_value is not None and p_value < LEVEL for p_value in p_values) else None
 
@@ -287,7 +300,7 @@ def _rank(
     others = [name for name in models if name != reference]
     differences = {name: bounds.difference(name, reference) for name in others}
     p_values = dict(zip(others, holm([difference.p_value for difference in differences.values()]), strict=True))
-    best = bounds.resolved_best()
+    best = bounds.resolved_best({name: row.get("gap") for name, row in (further or {}).items()})
     ranking = ranked_names(bounds.means)
     steps = tuple(itertools.starmap(bounds.difference, itertools.pairwise(ranking)))
     starts = [1] if ranking else []
@@ -317,6 +330,33 @@ def _rank(
 def _mean(values: Iterable[float | None]) -> float | None:
     known = list(values)
     return None if None in known else statistics.fmean(known)  # type: ignore[arg-type]
+
+
+def _largest(values: Iterable[float | None]) -> float | None:
+    known = list(values)
+    return None if None in known else max(known)  # type: ignore[type-var]
+
+
+def _gap_at(evaluation: Evaluation, nats: float | None) -> float | None:
+    """Return the gap from another bound to log p(x): its distance from the last bound, and the gap of that."""
+    last, gap = evaluation.iwae[-1].value, evaluation.weights.gap if evaluation.weights else None
+    return None if last is None or nats is None or gap is None else last - nats + gap
+
+
+def _is_enough(seeds: Sequence[Evaluation], k: int) -> bool | None:
+    """Return whether K is enough for the evaluations of all seeds; None if it is not known for one."""
+    verdicts: set[bool | None] = set()
+    for evaluation in seeds:
+        weights, nats = evaluation.weights, next(b.value for b in evaluation.iwae if b.num_particles == k)
+        gap, last = _gap_at(evaluation, nats), evaluation.iwae[-1].value
+        if weights is None or nats is None or last is None:
+            verdicts.add(None)
+        elif gap is not None:
+            verdicts.add(gap <= weights.tolerance)
+        else:
+            is_loose = weights.verdict in (NOT_ENOUGH, NOT_ASYMPTOTIC) or last - nats > weights.tolerance
+            verdicts.add(False if is_loose else None)
+    return next((verdict for verdict in (False, None) if verdict in verdicts), True)
 
 
 def _deviation(values: list[float | None]) -> float | None:

@@ -44,10 +44,13 @@ class Row:
         p_value: p-value of the difference after Holm's adjustment for the number of differences in the table.
         sd_difference: standard deviation over the data of the paired differences to the reference, nats.
         draws_share: share of the draws in the variance of the mean of these differences.
-        is_best: whether the bound is higher than every other, each at the 5 % level after adjustment; never if all have
-            one training seed.
+        is_best: whether the bound is higher than every other, each at the 5 % level after adjustment and by more than
+            the gap of the other bound; never if all have one training seed or the gap of another is not known.
         bits_per_dimension: bits per dimension at the bound, where defined.
         kl_methods: method of the KL of each latent site.
+        gap: estimated gap from the bound to log p(x), nats; None if it is not known.
+        is_enough: whether K is enough; None if it is not known.
+        cautions: cautions of the evaluations.
 
     """
 
@@ -68,6 +71,9 @@ class Row:
     is_best: bool = False
     bits_per_dimension: float | None = None
     kl_methods: dict[str, str] = field(default_factory=dict)
+    gap: float | None = None
+    is_enough: bool | None = None
+    cautions: tuple[str, ...] = ()
 
     def cells(self) -> dict[str, Cell]:
         """Return the cells of the table by the names of their columns."""
@@ -177,7 +183,22 @@ class ComparisonTable(Tabled):
         versions = dict.fromkeys(row.version for row in self.rows)
         if len(versions) > 1:
             notes.append(f"Evaluated by different versions of pyrovae: {', '.join(versions)}.")
-        return notes if label == "AIS" else [*notes, *self._power(), *self._errors()]
+        return notes if label == "AIS" else [*notes, *self._gaps(), *self._power(), *self._errors()]
+
+    def _gaps(self) -> list[str]:
+        """Return the models whose bound may be loose, in one sentence."""
+        loose = [
+            row.name + (f" (about {row.gap:.3f} nats missing)" if row.gap is not None else "")
+            for row in self.rows
+            if row.is_enough is False
+        ]
+        unknown = [row.name for row in self.rows if row.is_enough is None]
+        parts = [f"K = {self.num_particles} is not enough for {', '.join(loose)}"] if loose else []
+        if unknown:
+            names = "any model" if len(unknown) == len(self.rows) else ", ".join(unknown)
+            parts.append(f"whether K is enough is not known for {names}")
+        text = f"Differences of log p(x), and their order, may be other than those of {self.label}"
+        return [f"{text}: {'; '.join(parts)}."] if parts else []
 
     def _rank_of(self, row: Row) -> str:
         """Return the rank of a model, such as 1= if it shares it."""
@@ -220,7 +241,7 @@ class ComparisonTable(Tabled):
         return [text]
 
     def _reasons(self) -> list[str]:
-        """Return the reasons for Monte Carlo KL terms and for missing numbers, one sentence per reason."""
+        """Return the cautions, and the reasons for Monte Carlo KL terms and missing numbers, one sentence for each."""
         models: dict[str, list[str]] = {}
         for row in self.rows:
             lines = [
@@ -229,6 +250,7 @@ class ComparisonTable(Tabled):
                 if method != "closed form"
             ]
             lines += [f"{bound.label}: {bound.why}" for bound in (row.elbo, row.bound) if bound and bound.why]
+            lines += [f"caution: {caution}" for caution in row.cautions]
             if row.difference and row.difference.why:
                 lines.append(f"difference: {row.difference.why}")
             for reason in lines:

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 
 from pyrovae.results.observed_data import DRAWN, WHOLE
 from pyrovae.results.tables import Number, Table, Tabled, percent
+from pyrovae.results.tightness import ENOUGH, FEW
 
 if TYPE_CHECKING:
     from pyrovae.results.evaluation_record import Evaluation
     from pyrovae.results.tightness import Gaps
 
-MANY_ABOVE = 0.05  # share of the data with a high k-hat from which the weights are in question
 MOST_QUESTIONS = 3
-ENOUGH = "K is enough"
 VERDICTS = {
     ENOUGH: "K is enough as far as the guide's draws reach",
     "unknown": "whether K is enough is not known",
@@ -190,7 +189,7 @@ def _questions(evaluation: Evaluation, gain: float | None, *, on_all: bool) -> l
         questions.insert(0, "Is the model as it was meant? Read the caution below the table of bounds.")
     if _gaps_below_refinement(evaluation) is not None:
         questions.insert(0, "Why is a refined Gaussian better than the guide? Train the guide longer, or widen it.")
-    if (gain is None or not on_all) and weights is not None and (weights.share_above or 0.0) > MANY_ABOVE:
+    if (gain is None or not on_all) and weights is not None and (weights.share_above or 0.0) > FEW:
         share = percent(weights.share_above or 0.0)
         questions.append(f"Are the weights reliable? k-hat is above {weights.threshold:.2f} for {share} of the data.")
     if checked is None or checked.annealing is None:

@@ -13,6 +13,9 @@ from pyrovae.results.estimates import Estimate, reasons
 from pyrovae.results.tables import Number, Table, Tabled, percent
 
 SHARES = (0.05, 0.5, 0.95)
+FEW = 0.05  # share of data with a k-hat above its threshold up to which a mean over the data is sound
+SMALL_ESS = 2  # median effective sample size below which the weights of a typical datum are one weight
+ENOUGH, NOT_ENOUGH, NOT_ASYMPTOTIC = "K is enough", "K is not enough", "not asymptotic"  # verdicts
 ENOUGH_DATA = 30  # number of data from which Monte Carlo intervals of heavy-tailed weights cover as they should
 
 
@@ -105,6 +108,16 @@ class Weights(Tabled):
         """Share of the data with a k-hat that have it above the threshold."""
         available = self.num_data - self.num_unavailable
         return self.num_above / available if available else None
+
+    @property
+    def gap(self) -> float | None:
+        """Estimated gap from L_K to log p(x), nats: the larger of both estimates; None where they are not reliable."""
+        known = [gap for gap in (self.bias, self.extrapolated) if gap is not None]
+        sound = (1.0 if self.share_above is None else self.share_above) <= FEW and (self.ess.median or 0) >= SMALL_ESS
+        if not known or not sound or self.verdict not in (ENOUGH, NOT_ENOUGH):
+            return None
+        agrees = (max(known) <= self.tolerance) == (self.verdict == ENOUGH)  # not where AIS is higher
+        return max(known) if agrees else None
 
     def tables(self) -> tuple[Table, ...]:
         """Return the quantiles over the data, and the gap that is left."""

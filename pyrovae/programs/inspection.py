@@ -298,7 +298,7 @@ def _complete(programs: ModelGuide, first: _Run, second: _Run | None, *, broadca
     if broadcasts is False:
         logger.warning(
             "model and guide do not take an axis of particles to the left of their plate; "
-            "they run with their data repeated along the plate instead, which is right but slower"
+            "they run with their data repeated along the plate instead, which is slower"
         )
     return replace(programs, broadcasts=bool(broadcasts), num_units=num_units)
 

@@ -29,6 +29,17 @@ def guide(x: Tensor) -> None:
         pyro.sample("z", dist.Normal(x[:, :2] / 2, 0.9).to_event(1))
 
 
+def trained_guide() -> Program:
+    encoder = nn.Linear(3, 2)
+
+    def trained(x: Tensor) -> None:
+        pyro.module("encoder", encoder)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(encoder(x), 0.9).to_event(1))
+
+    return trained
+
+
 def model_of(
     mean: Callable[[Tensor, Tensor], Tensor] = lambda z, x: z @ WEIGHT,
     *,
@@ -125,6 +136,13 @@ def test_a_model_of_a_part_given_the_rest_says_so() -> None:
     marginal = evaluate(model_of(lambda z, x: z @ WEIGHT[:, 1:], value=lambda x: x[:, 1:]))
     with pytest.raises(ValueError, match=r"differ in covariates"):
         pyrovae.compare({"given": evaluation, "marginal": marginal})
+
+
+def test_training_warns_too(caplog: pytest.LogCaptureFixture) -> None:
+    for model, words in (WRONG["skip connection"], (RIGHT["autoregressive"], None)):
+        caplog.clear()
+        pyrovae.fit(model, trained_guide(), torch.randn(20, 3), epochs=1, show_progress=False)
+        assert ("is no bound on log p(x)" in caplog.text) == (words is not None)
 
 
 def test_data_of_one_number_are_changed_too() -> None:

@@ -14,8 +14,8 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyrovae.data.loader import FIRST, num_distinct
-from pyrovae.evaluation.data_use import find_data_use
 from pyrovae.programs import ModelGuide, run
+from pyrovae.programs.data_use import find_data_use
 from pyrovae.programs.site_checks import unmasked
 from pyrovae.results.observed_data import DRAWN, MASKED, OTHER, WHOLE, ObservedData
 from pyrovae.runtime.context import forked_random, stream_seed

@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 from pyro.infer import ELBO as PyroELBO
-from torch import nn
+from torch import Tensor, nn
 
 from pyrovae.data import Data, fingerprint
 from pyrovae.data.loader import Loader, Source
 from pyrovae.networks import Decoder
 from pyrovae.objectives import ELBO, Objective
-from pyrovae.programs import Program, Unnormalized, inspected_programs, warn_of_links
+from pyrovae.programs import ModelGuide, Program, Unnormalized, inspected_programs, warn_of_links
+from pyrovae.programs.data_use import find_data_use
 from pyrovae.results import Epoch, History
 from pyrovae.results.observed_data import DISCRETE
 from pyrovae.runtime.annotations import checked, convert_fields, merge_options
@@ -145,7 +146,7 @@ def fit(
         inspected_programs(
             Unnormalized()(model) if options.unnormalized else model,
             guide,
-            placement.example_inputs(),
+            examples := placement.example_inputs(),
             modules=options.modules,
             all_data=placement.all_data,
             device=device,
@@ -155,6 +156,7 @@ def fit(
         ExitStack() as stack,
     ):
         warn_of_links(programs)
+        _warn_of_data_use(programs, examples)
         placement.log()
         num_values = placement.loaders[0].num_values
         if programs.base_measure == "Lebesgue" and num_values is not None:
@@ -168,6 +170,17 @@ def fit(
             interrupt.history = History(loop.state.epochs, len(loop.state.epochs), "interrupted")  # type: ignore[attr-defined]
             interrupt.add_note("the metrics of the epochs that ended are the attribute `history` of this exception")
             raise
+
+
+def _warn_of_data_use(programs: ModelGuide, examples: tuple[Tensor, ...]) -> None:
+    """Warn of a model that sees the values that it scores."""
+    if programs.draws_rows:  # of all data
+        return
+    rows = torch.arange(len(examples[0]), device=examples[0].device)
+    with module_mode(programs.all_modules, training=False), torch.no_grad():
+        fault = find_data_use(programs, examples, rows, observed=[0]).fault
+    if fault is not None:
+        logger.warning("the trained objective is no bound on log p(x): %s", fault)
 
 
 def _start(

@@ -10,7 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrovae.programs import ModelGuide, run
+from pyrovae.programs.model_guide import ModelGuide, run
 from pyrovae.programs.site_checks import unmasked, unwrapped
 from pyrovae.runtime.context import forked_random, stream_seed, validation
 

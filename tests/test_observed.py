@@ -356,6 +356,31 @@ def test_given_arguments_are_called_by_their_names() -> None:
     assert evaluated(((lambda x, y: pair[0](x, y)), pair[1]), data).density == "p(x | y)"
 
 
+def test_multinomial_counts_of_other_totals_are_conditioned_on_them() -> None:
+    x = torch.tensor([[1.0, 2, 0], [1, 1, 1], [3, 0, 0], [0, 4, 1], [2, 0, 0]])
+
+    def multinomial(x: Tensor) -> None:
+        pyro.sample("x", dist.Multinomial(int(x.sum(-1).max()), probs=torch.ones(3) / 3), obs=x)
+
+    def poisson(x: Tensor) -> None:
+        pyro.sample("x", dist.Poisson(torch.ones(3)).to_event(1), obs=x)
+
+    def compound(x: Tensor) -> None:
+        pyro.sample("x", dist.DirichletMultinomial(torch.ones(3), x.sum(-1)), obs=x)
+
+    def both(x: Tensor) -> None:
+        pyro.sample("total", dist.Poisson(3.0 * x.new_ones(())), obs=x.sum(-1))
+        multinomial(x)
+
+    densities = {f: evaluated(observing(f), x, batch_size=2).density for f in (multinomial, poisson, compound, both)}
+    assert list(densities.values()) == ["p(x | total)", "p(x)", "p(x | total)", "p(total, x)"]
+    assert evaluated(observing(multinomial), x[:3]).density == "p(x)"  # one total is one of the model's parameters
+    found = evaluated(observing(multinomial), x)
+    assert "for log p(x) observe the total too" in " ".join(str(found).split())
+    with pytest.raises(ValueError, match="1 for each datum, among them the total of x"):
+        compare({"a": found, "b": evaluated(observing(poisson), x)})
+
+
 def test_bits_do_not_mix_pixels_and_labels() -> None:
     def observe(x: Tensor, y: Tensor) -> None:
         pyro.sample("x", dist.Bernoulli(torch.full((4,), 0.5)).to_event(1), obs=x)

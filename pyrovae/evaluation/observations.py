@@ -17,7 +17,7 @@ from pyrovae.data.loader import FIRST, num_distinct
 from pyrovae.programs import ModelGuide, run
 from pyrovae.programs.data_use import find_data_use
 from pyrovae.programs.site_checks import unmasked
-from pyrovae.results.observed_data import DRAWN, MASKED, OTHER, WHOLE, ObservedData
+from pyrovae.results.observed_data import DRAWN, MASKED, OTHER, TOTAL, WHOLE, ObservedData
 from pyrovae.runtime.context import forked_random, stream_seed
 
 
@@ -59,6 +59,7 @@ class Observations:
         self.observed: set[int] = {0}  # positions of the arguments that the model observes
         self.given: dict[str, int] = {}  # elements of the arguments that the model is given
         self.whole = self.in_place = self.fixed = self.same_size = True
+        self.typical_totals: dict[int, Tensor] = {}  # sums of the counts of each multinomial, a median
         self.num_data = self.num_scored = 0
         self.fault: str | None = None
 
@@ -106,6 +107,7 @@ class Observations:
         self.whole &= _equal(values, x) or _equal(values.sort(0).values, x.sort(0).values)
         self.scored |= (~masked).any(1)
         self.num_scored += int((~masked).sum())
+        self._read_totals(values)
         self.num_data += count
         if self.programs.base_measure == "Lebesgue" and len(self.elements) < FIRST:
             self.elements = torch.cat([self.elements, values.T[~masked.T]])
@@ -126,6 +128,19 @@ class Observations:
             num_values=num_distinct(self.elements) if self.same_size else None,
             fault=self.fault,
         )
+
+    def _read_totals(self, values: Tensor) -> None:
+        """Record the total of a multinomial as given if it differs between data and is not observed itself.
+
+        torch normalizes a multinomial over the counts of one total, the sum of the observed counts.
+        """
+        for start, stop, num_categories in self.programs.multinomials:
+            totals = values[start:stop].unflatten(0, (-1, num_categories)).sum(1)  # (plates inside, B)
+            typical = self.typical_totals.setdefault(start, totals.nanmedian(1, keepdim=True).values)
+            vary = ((totals - typical).abs() > 0).any(1)  # False where NaN marks a mask
+            observed = (totals.unsqueeze(1) == values).all(2).any(1)
+            if (vary & ~observed).any():
+                self.given[TOTAL] = 1
 
     def _read_roles(self, args: tuple[Tensor, ...], rows: Tensor) -> None:
         """Find the arguments that the model observes, and those that it is given.

@@ -104,6 +104,7 @@ def read_contract(
         num_units=num_elements,
         base_measure=measures.get(discrete.pop()) if len(discrete) == 1 else None,
         factors=factors,
+        multinomials=_multinomials(observed, plate.size),
         unnormalized=_unnormalized(factors, observed, model_sites),
         kl={name: closed_form_kl(name, model_trace, guide_trace, masks_agree=True)[1] for name in guide_sites},
     )
@@ -170,6 +171,19 @@ def _num_elements(site: Site) -> int:
     """Return the number of elements of a site's value, or of the largest parameter of its distribution."""
     parts = [site["value"], *(value for fn in components(site["fn"]) for value in vars(fn).values())]
     return max(part.numel() for part in parts if isinstance(part, torch.Tensor))
+
+
+def _multinomials(observed: Sites, num_rows: int) -> tuple[tuple[int, int, int], ...]:
+    """Return the range of elements of a datum, and the number of categories, of each observed multinomial."""
+    ranges, start = [], 0
+    for site in observed.values():
+        fn, value = site["fn"], site["value"]
+        shape = torch.broadcast_shapes(value.shape, (*fn.batch_shape, *fn.event_shape))
+        stop = start + shape.numel() // num_rows
+        if isinstance(unwrapped(fn), (dist.Multinomial, dist.DirichletMultinomial)):
+            ranges.append((start, stop, shape[-1]))
+        start = stop
+    return tuple(ranges)
 
 
 def _exceeds(drawn: Any, scored: Any) -> bool:

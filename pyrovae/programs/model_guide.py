@@ -64,6 +64,7 @@ class ModelGuide:
         num_units: the same, or elements of the largest output of a module in the model, if those are more.
         base_measure: measure of the observed values, "counting" or "Lebesgue"; None where sites differ or declare none.
         factors: names of the observed sites that are a `pyro.factor`.
+        multinomials: range of observed elements of a datum, and number of categories, of each observed multinomial.
         unnormalized: the reason why the model is not a normalized distribution of its data, None if it is.
         kl: for each latent site, `CLOSED_FORM` or the reason why its KL is estimated by Monte Carlo.
         broadcasts: whether the programs run with an axis of particles to the left of their plates.
@@ -89,6 +90,7 @@ class ModelGuide:
     num_units: int
     base_measure: BaseMeasure | None
     factors: tuple[str, ...]
+    multinomials: tuple[tuple[int, int, int], ...]
     unnormalized: str | None
     kl: dict[str, str]
     all_modules: tuple[nn.Module, ...] = ()

@@ -182,9 +182,10 @@ def _parameter_fault(site: Site) -> str | None:
 def _outside(inside: Tensor, value: Tensor, constraint: Any) -> Tensor:
     """Return where a value is not inside its constraint although neither the value nor a bound is NaN."""
     nan = value.isnan()
+    nan = nan.flatten(inside.ndim).any(-1) if inside.ndim < nan.ndim else nan
     for bound in vars(constraint).values():
         nan = nan | bound.isnan() if isinstance(bound, Tensor) else nan
-    return ~inside & ~(nan.flatten(inside.ndim).any(-1) if inside.ndim < nan.ndim else nan)
+    return ~inside & ~nan
 
 
 def _shape_fault(site: Site) -> str | None:

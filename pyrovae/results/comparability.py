@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from pyrovae.results.evaluation_record import Evaluation
-from pyrovae.results.observed_data import WHOLE
+from pyrovae.results.observed_data import TOTAL, WHOLE
 
 MEASURES = {"counting": "log-probabilities", "Lebesgue": "log-densities"}
 
@@ -91,6 +91,11 @@ def _describe_transform(evaluation: Evaluation) -> str:
     return description["class"] + (f"({fields})" if fields else "")
 
 
+def _describe_covariates(evaluation: Evaluation) -> str:
+    total = ", among them the total of x" if evaluation.observed and TOTAL in evaluation.observed.given else ""
+    return f"{evaluation.num_covariates} for each datum{total}" if evaluation.num_covariates else "none"
+
+
 DATA = _Aspect("data", _describe_stored, "Evaluate them on the same data (the same --data, --split and --num_data)")
 TRANSFORM = _Aspect(
     "transform",
@@ -104,7 +109,7 @@ MEASURE = _Aspect(
 )
 COVARIATES = _Aspect(
     "covariates",
-    lambda evaluation: f"{evaluation.num_covariates} for each datum" if evaluation.num_covariates else "none",
+    _describe_covariates,
     "log p(x | c) is not log p(x): give all models the same covariates",
 )
 OBSERVED = _Aspect(

@@ -21,7 +21,7 @@ from pyrovae.results.estimates import (
     unnormalized_text,
 )
 from pyrovae.results.latent_record import Latents
-from pyrovae.results.observed_data import WHOLE, ObservedData
+from pyrovae.results.observed_data import GIVEN_TOTAL, TOTAL, WHOLE, ObservedData
 from pyrovae.results.recommendation import Recommendation, recommend
 from pyrovae.results.record import TransformDescription, from_plain, parse_json, to_plain
 from pyrovae.results.tables import Cell, Number, Table, Tabled
@@ -233,6 +233,8 @@ class Evaluation(Tabled):
         if self.observed is not None and self.observed.what != WHOLE:
             caution = self.observed.caution(self.base_measure)
             notes.append(f"observed: {self.observed}{f'; {caution}' if caution else ''}")
+        if self.observed is not None and TOTAL in self.observed.given:
+            notes.append(GIVEN_TOTAL)
         if self.observed is not None and self.observed.discreteness:
             notes.append(self.observed.discreteness)
         if self.bits_per_dimension is not None:

@@ -8,7 +8,12 @@ WHOLE = "x"
 MASKED = "x where it is not masked"
 OTHER = "a part of x, or values made of it"
 DRAWN = "values that the model draws itself"
+TOTAL = "total"  # name of the sum of the counts of a multinomial
 MANY_SITES = 5  # number of observed sites from which their names are abbreviated
+GIVEN_TOTAL = (
+    "a multinomial is normalized for each total of its counts, and the totals differ between data: these are "
+    "log p(x | total); for log p(x) observe the total too, pyro.sample('total', dist.Poisson(...), obs=x.sum(-1))"
+)
 DISCRETE = (
     "the data look discrete (distinct values: {}): a density of discrete values can be made as large as one likes; "
     "dequantize them (data.transforms.Dequantization) or choose a likelihood of levels"
@@ -29,7 +34,8 @@ class ObservedData:
         num_elements: number of scored elements per datum, a mean over the data; masked elements do not count.
         hash: SHA-256 of all values of each element that is ever scored, independent of the order of the elements.
         sites: names of the observed sites.
-        given: names of the arguments that the model receives and does not observe, with their elements per datum.
+        given: names of the arguments that the model receives and does not observe, with their elements per datum; and
+            `TOTAL` if multinomial counts have other totals in each datum.
         only_data: whether all values come from the data, none from a further argument such as labels.
         num_values: number of distinct values; None if there are more than 256 or few repetitions.
         fault: the reason why the product of the densities is no density of x; None if none was found.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from conftest import TwoLayers, evaluate, linear_gaussian, pair_of, scalar_pair
@@ -14,6 +16,7 @@ from pyrovae.importance.sampling import log_joint, log_weights, particles
 from pyrovae.results import Estimate
 
 ONE_AND_A_HALF = torch.tensor([1.5])
+ONE = torch.ones(1, dtype=torch.float64)
 PIXELS = torch.tensor([[1.0, 0.0, 1.0]])
 
 
@@ -86,6 +89,48 @@ def test_expectations_of_the_reference_table(
         terms = bounds.elbo(model, guide, x)
         assert terms.kl.item() == pytest.approx(kl, abs=5e-9)
         assert terms.methods == {"z": "closed form"}
+
+
+class Tempered(dist.LogNormal):
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        return 0.5 * super().log_prob(value)
+
+
+def folded(mean: float) -> Any:
+    return dist.FoldedDistribution(dist.Normal(mean * ONE, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("q", "p", "method"),
+    [
+        (dist.HalfNormal(ONE), dist.HalfNormal(1.7 * ONE), "closed form"),
+        (dist.HalfCauchy(ONE), dist.HalfCauchy(1.7 * ONE), "closed form"),
+        (dist.LogNormal(ONE, 1.0), dist.LogNormal(0 * ONE, 1.3), "closed form"),
+        (folded(0.5), folded(0.0), "the transform of FoldedDistribution is not one-to-one"),
+        (folded(0.5), dist.HalfNormal(ONE), "the transform of FoldedDistribution is not one-to-one"),
+        (dist.LogNormal(ONE, 1.0), Tempered(0 * ONE, 1.3), "Tempered overrides log_prob"),
+    ],
+)
+def test_a_closed_form_is_that_of_the_densities(q: Any, p: Any, method: str) -> None:
+    def program(x: torch.Tensor, fn: Any, *, observe: bool) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", fn.expand([len(x), 1]).to_event(1))
+            if observe:
+                pyro.sample("x", dist.Normal(x.new_zeros(1), 1.0).to_event(1), obs=x)
+
+    def model(x: torch.Tensor) -> None:
+        program(x, p, observe=True)
+
+    def guide(x: torch.Tensor) -> None:
+        program(x, q, observe=False)
+
+    terms = bounds.elbo(model, guide, torch.zeros(2, 1))
+    assert terms.methods == {"z": method}
+    if method == "closed form":
+        t = torch.linspace(-40, 40, 100_001)
+        log_q, log_p = q.log_prob(t.exp()), p.log_prob(t.exp())
+        expected = ((log_q + t).exp() * (log_q - log_p)).sum() * (t[1] - t[0])
+        assert terms.kl[0].item() == pytest.approx(expected.item(), abs=1e-9)
 
 
 def test_exact_log_p_and_posterior_of_the_reference_table() -> None:

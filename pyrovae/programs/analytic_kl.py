@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import pyro
 import torch
 from pyro.distributions import MaskedDistribution
 from torch import Tensor
-from torch.distributions import Independent, kl_divergence
+from torch.distributions import HalfCauchy, HalfNormal, Independent, TransformedDistribution, kl_divergence
 
 from pyrovae.programs.site_checks import components, unwrapped
 
 CLOSED_FORM = "closed form"
 MASKED_DIFFERENTLY = "model and guide are not masked by the same tensor"
+
+_ABSTRACT = (torch.distributions.Distribution, pyro.distributions.Distribution)  # whose log_prob only raises
+_LIBRARIES = ("torch.", "pyro.", "pyrovae.")  # whose subclasses keep the density of the class that has a closed form
 
 
 class Nodes(Protocol):
@@ -77,6 +81,8 @@ def closed_form_kl(
         model_site["fn"]
     ):  # Pyro would take the intersection of the masks
         return None, MASKED_DIFFERENTLY
+    if reason := _inherits_wrong_kl(guide_site["fn"]) or _inherits_wrong_kl(model_site["fn"]):
+        return None, reason
     try:
         kl = torch.as_tensor(kl_divergence(guide_site["fn"], model_site["fn"]))  # a number where all is masked
         batch_shape = guide_site["fn"].batch_shape
@@ -109,6 +115,19 @@ def kl_by_dimension(
         q, p = q.base_dist, p.base_dist
     value = guide_site["value"]
     return kl_divergence(q, p) if closed_form else q.log_prob(value) - p.log_prob(value)
+
+
+def _inherits_wrong_kl(fn: Any) -> str | None:
+    """Return why the closed form of a base class or base distribution is not the KL of a distribution, or None."""
+    for part in components(fn):
+        owners = [cls for cls in type(part).__mro__ if "log_prob" in vars(cls) and cls not in _ABSTRACT]
+        if len(owners) > 1 and not owners[0].__module__.startswith(_LIBRARIES):
+            return f"{owners[0].__name__} overrides log_prob"
+        symmetric = isinstance(part, (HalfCauchy, HalfNormal))  # with KL equal to that of the base distributions
+        if isinstance(part, TransformedDistribution) and not symmetric:
+            if not all(transform.bijective for transform in part.transforms):
+                return f"the transform of {type(part).__name__} is not one-to-one"
+    return None
 
 
 def _masks(fn: Any) -> list[object]:

@@ -6,7 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pyro
@@ -440,6 +440,15 @@ def test_one_datum() -> None:
     sandwich = bounds.bdmc(*pair, x, num_temperatures=5)
     errors = (sandwich.lower.se_monte_carlo, sandwich.upper.se_monte_carlo)
     assert max(errors) < sandwich.gap.se_monte_carlo < math.hypot(*errors) + 1e-12
+
+
+def test_bounds_that_contradict_each_other_are_not_certified() -> None:
+    truth = linear_gaussian()
+    found = bounds.bdmc(*pair_of(truth, widen=1.2), truth.sample(5), num_temperatures=4, num_chains=4)
+    for value, contradicts in ((-0.34, True), (-0.14, False), (0.34, False)):
+        text = str(replace(found, gap=replace(found.gap, value=value, se_data=0.075, se_monte_carlo=0.065)))
+        assert ("contradict each other: upper - lower is -0.340 +- 0.075 nats" in text) == contradicts
+        assert ("with 95 % confidence" in text) != contradicts
 
 
 def test_what_is_masked_stays_as_it_was_given() -> None:

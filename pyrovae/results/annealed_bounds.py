@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from pyrovae.results.estimates import (
+    ROUNDING,
     Estimate,
     PairedDifference,
     certified_margin,
@@ -18,6 +19,10 @@ from pyrovae.results.tables import Number, Table, Tabled
 from pyrovae.runtime.annotations import PositiveInt, convert_fields
 
 SIMULATED = "simulated from the model"
+CONTRADICTION = (
+    "the two bounds contradict each other: upper - lower is {} nats, so that one of them is wrong; a density of model "
+    "or guide is random, or is not the density of its draws"
+)
 
 
 @dataclass(frozen=True)
@@ -83,8 +88,10 @@ class AnnealedBounds(Tabled):
     certified: bool = True
     per_datum: dict[str, Tensor] = field(repr=False, compare=False, default_factory=dict)
 
-    def _notes(self, lower: Estimate, upper: Estimate | None = None) -> list[str]:
-        """Return the reasons for missing numbers, and certified bounds or the warning for an unnormalized model."""
+    def _notes(self, lower: Estimate, upper: Estimate | None = None, gap: Estimate | None = None) -> list[str]:
+        """Return the reasons for missing numbers, and certified bounds, the contradiction of two bounds, or the warning
+        for an unnormalized model.
+        """
         bounds = [lower] if upper is None else [lower, upper]
         notes = [f"{label}: {why}" for why, labels in reasons(bounds).items() for label in labels]
         if self.num_not_finite:
@@ -93,6 +100,8 @@ class AnnealedBounds(Tabled):
             notes.append(f"{self.num_lost} weights are not a number and count as zero")
         if self.unnormalized is not None:
             notes.append(unnormalized_text("p(x)", self.unnormalized))
+        elif gap is not None and gap.is_negative and (gap.value or 0.0) < -ROUNDING:
+            notes.append(CONTRADICTION.format(Number(gap.value, error=gap.se_data)))
         elif self.certified and lower.value is not None and bounds[-1].value is not None:
             margin = certified_margin(self.num_data)
             most = None if upper is None else bounds[-1].value + margin
@@ -178,7 +187,7 @@ class Sandwich(AnnealedBounds):
             notes=(
                 "Both bounds hold for data simulated from the model, not for those it was given: only there is a "
                 "draw of the posterior known, the z that the datum came from.",
-                *self._notes(self.lower, self.upper),
+                *self._notes(self.lower, self.upper, self.gap),
             ),
         )
         return (table,)

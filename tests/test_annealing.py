@@ -195,6 +195,16 @@ def test_constrained_latents_lie_between(simulations: Simulations) -> None:
     check_sandwich(sandwich, exact, width=0.1, each=0.3)
 
 
+def test_angles_lie_between(simulations: Simulations) -> None:
+    """Chains that leave [-pi, pi], where torch's density goes on, would lose a part of p(x)."""
+    p_z = dist.VonMises(torch.tensor(0.0), torch.tensor(0.5))
+    pair = pair_from(p_z, lambda z, _: dist.Normal(z, 1.5), lambda x: dist.VonMises(0 * x, 0.7))
+    sandwich = bounds.bdmc(*pair, torch.zeros(60), num_temperatures=20, num_chains=4)
+    z = torch.linspace(-math.pi, math.pi, 20_001)
+    joint = p_z.log_prob(z) + dist.Normal(z, 1.5).log_prob(simulations[-1][0][0].unsqueeze(-1))
+    check_sandwich(sandwich, joint.logsumexp(1) + (z[1] - z[0]).log(), width=0.05)
+
+
 def test_simulated_gap_is_unbiased_over_the_simulation(
     monkeypatch: pytest.MonkeyPatch, simulations: Simulations
 ) -> None:

@@ -17,6 +17,7 @@ from torch.distributions.transforms import Transform
 from pyrovae.importance.particle_batches import draw_guide, draw_prior, score_guide, score_model
 from pyrovae.programs import ModelGuide, run
 from pyrovae.programs.layout import from_pyro, sum_over_sites, to_float64
+from pyrovae.programs.site_checks import PERIOD, is_periodic
 from pyrovae.runtime.context import forked_random
 
 logger = logging.getLogger("pyrovae")
@@ -50,7 +51,7 @@ class UnconstrainedLatents:
         for name in programs.latents:
             site = guide_trace.nodes[name]
             z = from_pyro(programs, name, site["value"])
-            support = site["fn"].support
+            support = PERIOD if is_periodic(site["fn"]) else site["fn"].support
             while isinstance(support, MixtureSameFamilyConstraint):  # torch has no transform for it
                 support = support.base_constraint
             transform = biject_to(support)

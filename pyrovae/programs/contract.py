@@ -17,11 +17,13 @@ from pyrovae.programs.analytic_kl import closed_form_kl, latent_sites, observed_
 from pyrovae.programs.model_guide import Latent, ModelGuide, Program, straight_through
 from pyrovae.programs.site_checks import (
     LOWER_DIMENSIONAL,
+    PERIOD,
     UNNORMALIZED,
     Site,
     components,
     constraint_name,
     is_discrete,
+    is_periodic,
     support_of,
     unmasked,
     unwrapped,
@@ -137,6 +139,15 @@ def require_common_measure(guide_site: Site, model_site: Site) -> None:
             "same class of distribution in both programs"
         )
     drawn, scored = support_of(guide_site["fn"]), support_of(model_site["fn"])
+    if (
+        is_periodic(model_site["fn"])
+        and not is_periodic(guide_site["fn"])
+        and (drawn is None or _exceeds(drawn, PERIOD))
+    ):
+        raise ValueError(
+            f"the prior of {name!r} is over angles, with a density on one period of 2 pi, but the guide draws "
+            f"{name!r} from {constraint_name(drawn)}; give the guide a VonMises, or a support inside [-pi, pi]"
+        )
     if drawn is None or scored is None:
         return
     other_measure = type(drawn) is not type(scored) and any(

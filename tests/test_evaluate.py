@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -18,8 +19,9 @@ from torch import Tensor, nn
 import pyrovae
 from pyrovae.data import Data
 from pyrovae.evaluation import EvaluationOptions
+from pyrovae.evaluation.evaluator import _num_distinct
 from pyrovae.importance import chunks as sizes
-from pyrovae.results import compare
+from pyrovae.results import Evaluation, compare
 
 
 @pytest.fixture
@@ -44,6 +46,29 @@ def test_values_per_datum_give_the_table(digits: Data) -> None:
     difference = found.per_datum["L_8"] - found.per_datum["ELBO"]
     assert found.gains["L_8"] == pytest.approx((difference.mean().item(), difference.std().item() / math.sqrt(300)))
     assert found.bits_per_dimension == pytest.approx(-found.iwae[-1].value / (64 * math.log(2)))
+
+
+def test_copies_among_the_data_are_counted() -> None:
+    truth = linear_gaussian()
+    x = truth.sample(5)
+    note = "20 data, 5 distinct: the standard errors count copies as independent"
+    found = evaluate(*pair_of(truth), x.repeat(4, 1), ks=(1, 2))
+    assert found.num_distinct == 5
+    assert note in str(found)
+    assert f"{note}." in str(compare({"a": found, "b": found}))
+    alone = evaluate(*pair_of(truth), x, ks=(1, 2))
+    assert alone.num_distinct is None
+    assert "distinct" not in f"{alone}{compare({'a': alone, 'b': alone})}"
+    assert Evaluation.from_json(found.to_json()).num_distinct == 5
+    older = json.loads(alone.to_json())
+    del older["num_distinct"]
+    assert Evaluation.from_json(json.dumps(older)).num_distinct is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.bfloat16, torch.float64])
+def test_data_with_other_covariates_are_distinct(dtype: torch.dtype) -> None:
+    x = torch.tensor([[0, 1], [0, 1], [1, 1]]).to(dtype)
+    assert [_num_distinct((x, c)) for c in (torch.tensor([0, 0, 0]), torch.tensor([0, 1, 0]))] == [2, None]
 
 
 def test_same_seed_same_numbers_and_another_seed_others(digits: Data) -> None:

@@ -187,6 +187,7 @@ def evaluate(
         versions=versions(),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         cautions=tuple(cautions),
+        num_distinct=_num_distinct(args),
         num_covariates=sum(observed.given.values()) if observed else num_given,
         weights=assess_with_checks(summarize_weights(per_datum, ks=ks), results),
         checked=results,
@@ -226,6 +227,14 @@ def _estimates(programs: ModelGuide, per_datum: dict[str, Tensor], ks: tuple[int
 def weights_hash(modules: Sequence[nn.Module]) -> str:
     """Return the fingerprint of all parameters and buffers of modules."""
     return fingerprint(*snapshot(modules, ()).values())
+
+
+def _num_distinct(args: tuple[Tensor, ...]) -> int | None:
+    """Return the number of distinct rows, of the data and of tensors along them together; None if all differ."""
+    arrays = [argument.detach().cpu().reshape(len(argument), -1).contiguous() for argument in args if argument.numel()]
+    rows = zip(*(array.view(torch.uint8).numpy() for array in arrays), strict=True)
+    count = len({hash(tuple(value.tobytes() for value in row)) for row in rows})
+    return count if count < len(args[0]) else None
 
 
 def _choose_device(name: str | None, modules: Iterable[nn.Module], loader: Loader) -> torch.device:

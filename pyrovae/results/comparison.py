@@ -206,6 +206,7 @@ def _ladder_table(models: Models, reference: str | None) -> ComparisonTable:
         bits_of=next((words for (e, *_) in models.values() if (words := _bits_of(e))), None),
         stored=_stored(first),
         annealed=_annealed_table(models, reference),
+        num_distinct=first.num_distinct,
     )
 
 

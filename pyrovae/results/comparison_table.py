@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from pyrovae.results.estimates import Difference, Estimate
+from pyrovae.results.estimates import Difference, Estimate, copies_text
 from pyrovae.results.tables import Cell, Interval, Number, Table, Tabled, percent
 from pyrovae.results.training_seeds import LEVEL, MOST_SEEDS, POWER, holm, num_data_needed, num_seeds_needed
 
@@ -110,6 +110,7 @@ class ComparisonTable(Tabled):
         bits_of: the values whose code lengths the bits per dimension are, in words; None where undefined.
         stored: key of the stored values of the data, before any transform.
         annealed: the same models by annealed importance sampling (AIS), if all have it on as many data.
+        num_distinct: number of distinct data; None if all differ.
 
     """
 
@@ -122,6 +123,7 @@ class ComparisonTable(Tabled):
     bits_of: str | None = None
     stored: str = ""
     annealed: ComparisonTable | None = None
+    num_distinct: int | None = None
 
     @property
     def label(self) -> str:
@@ -165,7 +167,7 @@ class ComparisonTable(Tabled):
             header=tuple(rows[0]),
             rows=tuple(tuple(row.values()) for row in rows),
             title=(self.title, paired) if several else (self.title,),
-            notes=(*(self._caveats() if several else ()), *self._reasons()),
+            notes=(*(self._caveats() if several else ()), *self._copies(), *self._reasons()),
         )
 
     def _caveats(self) -> list[str]:
@@ -217,6 +219,10 @@ class ComparisonTable(Tabled):
         names = ", ".join(single)
         only = f" With one seed, taken to vary as the seeds of the others: {names}." if single else ""
         return [f"{SEEDS}{only}"]
+
+    def _copies(self) -> list[str]:
+        """Return a sentence on data that are copies."""
+        return [] if self.num_distinct is None else [f"{copies_text(self.num_data, self.num_distinct)}."]
 
     def _power(self) -> list[str]:
         """Return the numbers of data and seeds that resolve a small difference, and the share of the draws."""

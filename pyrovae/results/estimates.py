@@ -110,6 +110,11 @@ def certified_text(density: str, least: float, most: float | None = None) -> str
     )
 
 
+def copies_text(num_data: int, num_distinct: int) -> str:
+    """Return the note on data of which some are copies."""
+    return f"{num_data:,} data, {num_distinct:,} distinct: the standard errors count copies as independent"
+
+
 def unnormalized_text(density: str, reason: str) -> str:
     """Return the warning for tables of an unnormalized model."""
     return f"{NOT_NORMALIZED}: {density} is not normalized ({reason})"

@@ -17,6 +17,7 @@ from pyrovae.results.estimates import (
     Estimate,
     PairedDifference,
     certified_text,
+    copies_text,
     reasons,
     unnormalized_text,
 )
@@ -113,6 +114,7 @@ class Evaluation(Tabled):
             than float32, for a model that draws x itself, or if L_K is missing.
         cautions: sentences on what makes the numbers doubtful: a network that returns probabilities where logits
             belong, or scoring in fewer bits than float32.
+        num_distinct: number of distinct data, covariates included; None if all differ.
         per_datum: for "ELBO", "reconstruction", "KL", each "KL of SITE" and each "L_K" the values ``(N,)``, and the
             diagnostics of the weights at the largest K; not part of the JSON.
 
@@ -144,6 +146,7 @@ class Evaluation(Tabled):
     unnormalized: str | None = None
     certified: float | None = None
     cautions: tuple[str, ...] = ()
+    num_distinct: int | None = None
     per_datum: dict[str, Tensor] = field(repr=False, compare=False, default_factory=dict)
 
     @property
@@ -241,6 +244,8 @@ class Evaluation(Tabled):
             notes.append(f"{self.bits_per_dimension:.4f} bits per dimension at {self.iwae[-1].label}")
         if self.certified is not None:
             notes.append(certified_text(self.density, self.certified))
+        if self.num_distinct is not None:
+            notes.append(copies_text(self.num_data, self.num_distinct))
         if self.log_abs_det_jacobian:
             notes.append(f"for the stored values instead of x add {self.log_abs_det_jacobian:.3f} nats")
         return notes + [f"{', '.join(labels)}: {why}" for why, labels in reasons(self.estimates).items()]

@@ -361,6 +361,14 @@ mixture: the KL of z is estimated by Monte Carlo, since no closed form is known 
     )
 
 
+@pytest.mark.parametrize("num_seeds", [1, 2])
+def test_the_power_names_no_absurd_number_of_data(num_seeds: int) -> None:
+    diverged = [evaluation({5: [-1e9, -2e9, -1e6 * i]}) for i in range(num_seeds)]
+    fine = [evaluation({5: [-6.0, -7.0, -8.0 - i]}) for i in range(num_seeds)]
+    text = " ".join(str(compare({"a": fine, "b": diverged})).split())
+    assert "by paired differences takes more than 10^9 data (here 3)" in text
+
+
 def test_csv_holds_numbers_in_full_in_columns_of_their_own() -> None:
     comparison = compare({"plain": FIRST, "50 % & p|q_r": SECOND, "[a, b] +- #1": ladder_of(-2.0, 0.25)})
     _, *read = csv.DictReader(io.StringIO(comparison.to_csv()))

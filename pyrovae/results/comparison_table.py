@@ -21,6 +21,7 @@ SEEDS = (
     "Bounds are means over training seeds; se data is their error over the data alone. Errors and intervals of "
     "differences are over both data and seeds, by Student's t; few seeds make them wide."
 )
+MOST_DATA = 10**9  # largest number of data that a sentence names
 SMALL_DIFFERENCE = 0.2  # nats, whose cost in data and seeds is stated
 
 
@@ -231,13 +232,16 @@ class ComparisonTable(Tabled):
             return []
         sd, delta = max(deviations), SMALL_DIFFERENCE
         known = [row.sd_seeds for row in self.rows if row.sd_seeds is not None]
-        takes = f"{num_data_needed(sd, delta):,} data (here {self.num_data:,})"
+        num_data = num_data_needed(sd, delta)
+        needed = f"{num_data:,} data" if num_data <= MOST_DATA else "more than 10^9 data"
+        takes = f"{needed} (here {self.num_data:,})"
         if known:
             deviation = math.sqrt(fmean(value**2 for value in known))
             seeds = num_seeds_needed(deviation, delta, error=sd / math.sqrt(self.num_data))
             takes = f"{seeds} training seeds of each model with these {self.num_data:,} data"
-            if seeds is None and (num_data := num_data_needed(sd, delta)) > self.num_data:
-                takes = f"at least {num_data:,} data (here {self.num_data:,}), and several training seeds of each model"
+            if seeds is None and num_data > self.num_data:
+                least = needed if num_data > MOST_DATA else f"at least {needed}"
+                takes = f"{least} (here {self.num_data:,}), and several training seeds of each model"
             elif seeds is None:
                 takes = f"more than {MOST_SEEDS} training seeds of each model"
         text = f"To tell {delta} nats apart (5 % level, power {percent(POWER, 0)}) by paired differences takes {takes}."

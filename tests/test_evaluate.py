@@ -55,6 +55,7 @@ def test_copies_among_the_data_are_counted() -> None:
     found = evaluate(*pair_of(truth), x.repeat(4, 1), ks=(1, 2))
     assert found.num_distinct == 5
     assert note in str(found)
+    assert "(20 data of tensors, 5 distinct; " in found.recommendation.sentence
     assert f"{note}." in str(compare({"a": found, "b": found}))
     alone = evaluate(*pair_of(truth), x, ks=(1, 2))
     assert alone.num_distinct is None

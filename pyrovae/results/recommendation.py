@@ -85,6 +85,8 @@ def recommend(evaluation: Evaluation) -> Recommendation:
         of_stored = " of the stored values" if is_density else ""
         details.append(f"{evaluation.bits_per_dimension:.4f} bits per dimension{of_stored}")
     data = f"{evaluation.num_data:,} {'datum' if evaluation.num_data == 1 else 'data'} of {evaluation.data}"
+    if evaluation.num_distinct is not None:
+        data += f", {evaluation.num_distinct:,} distinct"
     if evaluation.data_transform is not None:
         name = evaluation.data_transform["class"]
         data += TRANSFORMED.get(name, f", transformed by {name}")

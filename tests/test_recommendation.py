@@ -48,7 +48,9 @@ def test_enough_particles_give_an_estimate_with_the_digits_of_the_table(evaluati
     assert "training seeds" in found.questions[0]
 
 
-@pytest.mark.parametrize(("gap", "se"), [(None, None), (0.04, 0.01), (0.06, 0.0), (0.04, None), (0.02, 0.01)])
+@pytest.mark.parametrize(
+    ("gap", "se"), [(None, None), (0.04, 0.01), (0.06, 0.0), (0.04, None), (-0.3, 0.01), (0.02, 0.01)]
+)
 def test_only_simulated_data_make_a_bound_an_estimate(evaluation: Evaluation, gap: float | None, se: float) -> None:
     """A mode that the guide misses raises neither AIS nor k-hat."""
     checked, weights = evaluation.checked, replace(evaluation.weights, verdict="K is enough", tolerance=0.05)

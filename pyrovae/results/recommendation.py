@@ -127,11 +127,11 @@ def _gain_of_annealing(evaluation: Evaluation) -> float | None:
 
 
 def _is_sandwiched(evaluation: Evaluation) -> bool:
-    """Return whether BDMC leaves log p(x) of simulated data open by less than the tolerance."""
+    """Return whether AIS and BDMC differ by less than the tolerance on simulated data; BDMC below AIS is a fault."""
     sandwich = evaluation.checked.sandwich if evaluation.checked else None
     if sandwich is None or sandwich.gap.value is None or sandwich.gap.se_data is None:
         return False
-    return sandwich.gap.value + 2 * sandwich.gap.se_data <= _tolerance(evaluation)
+    return abs(sandwich.gap.value) + 2 * sandwich.gap.se_data <= _tolerance(evaluation)
 
 
 def _gaps_below_refinement(evaluation: Evaluation) -> Gaps | None:

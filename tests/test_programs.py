@@ -1168,10 +1168,19 @@ def one_row_each(x: Tensor) -> None:
         pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
 
 
+def trained_autoguide() -> AutoNormal:
+    guide = AutoNormal(MODEL)
+    guide(X)
+    return guide
+
+
 @pytest.mark.parametrize(
     ("attempt", "words"),
     [
-        (lambda: evaluate(MODEL, AutoNormal(MODEL), X), "samples 'z_unconstrained', which is not a latent variable"),
+        (
+            lambda: evaluate(MODEL, trained_autoguide(), X),
+            "AutoNormal has parameters for each datum .* with an encoder",
+        ),
         (
             lambda: evaluate(MODEL, one_row_each, X),
             r"'z' has 23 rows whatever data .* loc\[i\] and x\[i\]",

@@ -10,6 +10,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.infer.autoguide import AutoGuide
 from torch import nn
 
 from pyrovae.data.transforms import BaseMeasure
@@ -110,6 +111,18 @@ def read_contract(
         unnormalized=_unnormalized(factors, observed, model_sites),
         kl={name: closed_form_kl(name, model_trace, guide_trace, masks_agree=True)[1] for name in guide_sites},
     )
+
+
+def autoguide_fault(modules: Iterable[nn.Module]) -> str | None:
+    """Return why programs with a guide of `pyro.infer.autoguide` are refused, None if there is no such guide."""
+    for module in modules:
+        if isinstance(module, AutoGuide):
+            return (
+                f"{type(module).__name__} has parameters for each datum of the data that it was trained on, so that it "
+                "cannot be evaluated on other data, or on some of them; write a guide with an encoder, a network that "
+                "computes the parameters of q(z | x) from x"
+            )
+    return None
 
 
 def require_common_measure(guide_site: Site, model_site: Site) -> None:
@@ -236,7 +249,7 @@ def _check_names(guide_sites: Sites, model_sites: Sites, observed: Sites) -> Non
             raise ValueError(
                 f"the guide samples {name!r}, which is not a latent variable of the model ({_list(model_sites)}), so "
                 "that the density of the model's variables would be an integral over it; sample the model's variables "
-                "alone, under their names (a guide of pyro.infer.autoguide or EasyGuide.group does not)"
+                "alone, under their names (EasyGuide.group does not)"
             )
     for name in model_sites:
         if name not in guide_sites:

@@ -18,7 +18,7 @@ from pyro.util import check_site_shape
 from torch import Tensor, nn
 
 from pyrovae.programs.analytic_kl import draws_rows, latent_sites
-from pyrovae.programs.contract import read_contract, require_common_measure
+from pyrovae.programs.contract import autoguide_fault, read_contract, require_common_measure
 from pyrovae.programs.layout import from_pyro, log_probs, to_pyro
 from pyrovae.programs.link_warnings import find_link_warnings, leaves_of_draws
 from pyrovae.programs.model_guide import PARTICLE_PLATE, ModelGuide, Program, replace_draws, take_rows
@@ -97,7 +97,7 @@ def inspected_programs(
             try:
                 programs = inspector.inspect(args, all_data or (lambda: args))
             except (ValueError, RuntimeError) as error:
-                if (cause := _explain(error, len(args[0]))) is None:
+                if (cause := autoguide_fault(modules) or _explain(error, len(args[0]))) is None:
                     raise
                 raise ValueError(cause) from error
         kept += programs.params if keep_params else ()

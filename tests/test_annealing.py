@@ -481,6 +481,15 @@ def test_what_is_masked_stays_as_it_was_given() -> None:
     assert found.gap.value > -4 * found.gap.se_data
 
 
+def test_a_guide_narrower_than_the_prior_has_no_upper_bound() -> None:
+    """Chains that cannot reach the z that a datum came from would be too low, by 0.5 nats here."""
+    narrow = dist.Uniform(torch.tensor(-1.0), 1.0)
+    pair = pair_from(dist.Normal(torch.tensor(0.0), 1.0), lambda z, _: dist.Normal(z, 1.0), lambda x: narrow)
+    assert bounds.ais(*pair, torch.zeros(50), num_temperatures=4, num_chains=2).bound.value < math.log(0.3)
+    with pytest.raises(ValueError, match="the prior draws 'z' outside the support of the guide"):
+        bounds.bdmc(*pair, torch.zeros(50), num_temperatures=4, num_chains=2)
+
+
 @pytest.mark.parametrize("bound", [bounds.ais, bounds.bdmc])
 def test_a_guide_that_leaves_the_support_of_the_prior_is_refused(bound: Callable[..., Any]) -> None:
     p_z = dist.Exponential(torch.tensor(1.0))

@@ -274,7 +274,7 @@ def enclose(
     kernel = frozen_kernel(programs, args, rows, settings, number=number)
     lower = lower_bound(kernel, settings, number=number)
     with forked_random(stream_seed(settings.seed, "bdmc", number), rows.device):
-        u = kernel.path.space.flatten(z)
+        u = kernel.path.space.flatten_prior(z)
         log_weights, acceptance = kernel.backward(u.repeat(settings.num_chains, 1, 1))
     lost = log_weights.isnan()
     inverse = -log_weights.masked_fill(lost, math.inf)

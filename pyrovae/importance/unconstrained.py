@@ -55,18 +55,12 @@ class UnconstrainedLatents:
             while isinstance(support, MixtureSameFamilyConstraint):  # torch has no transform for it
                 support = support.base_constraint
             transform = biject_to(support)
-            try:
-                u = transform.inv(z)
-                there, back = (value.nan_to_num(0.0).broadcast_to(z.shape) for value in (z, transform(u)))
-                same = torch.allclose(back, there, rtol=ROUND_TRIP, atol=ROUND_TRIP * there.abs().max().item())
-            except (RuntimeError, ValueError):
-                same = False
-            if not same:
+            if not _comes_back(transform, z):
                 raise ValueError(
                     f"the support of {name!r} cannot be brought to all of R: it varies along a plate inside the data "
                     "plate, or z lies on its edge; give the site a support that is the same for all elements"
                 )
-            self._transforms[name], self._shapes[name] = transform, u.shape[2:]
+            self._transforms[name], self._shapes[name] = transform, transform.inv(z).shape[2:]
         self.sizes = {name: math.prod(shape) for name, shape in self._shapes.items()}
 
     def tell_of_cut_gradient(self) -> None:
@@ -104,7 +98,22 @@ class UnconstrainedLatents:
     def draw_prior(self, num_particles: int) -> Tensor:
         """Draw u ``(K, B, D)`` from the prior."""
         with torch.no_grad():
-            return self.flatten(draw_prior(self.programs, self.args, self.rows, num_particles))
+            return self.flatten_prior(draw_prior(self.programs, self.args, self.rows, num_particles))
+
+    def flatten_prior(self, z: Mapping[str, Tensor]) -> Tensor:
+        """Return u ``(K, B, D)`` for draws z of the prior.
+
+        Raises:
+            ValueError: if they leave the support of the guide, so that no u has the value z.
+
+        """
+        for name, transform in self._transforms.items():
+            if not _comes_back(transform, z[name]):
+                raise ValueError(
+                    f"the prior draws {name!r} outside the support of the guide, where chains never go; give the guide "
+                    "the support of the prior"
+                )
+        return self.flatten(z)
 
     def flatten(self, z: Mapping[str, Tensor]) -> Tensor:
         """Return u ``(K, B, D)`` for z ``(K, B, ...)`` of each site."""
@@ -142,3 +151,12 @@ class UnconstrainedLatents:
             log_det = transform.log_abs_det_jacobian(part, z[name])
             total = total + to_float64(log_det).reshape(*u.shape[:2], -1).sum(2)
         return z, total
+
+
+def _comes_back(transform: Transform, z: Tensor) -> bool:
+    """Return whether z mapped to u and back is z."""
+    try:
+        there, back = (value.nan_to_num(0.0).broadcast_to(z.shape) for value in (z, transform(transform.inv(z))))
+        return torch.allclose(back, there, rtol=ROUND_TRIP, atol=ROUND_TRIP * there.abs().max().item())
+    except (RuntimeError, ValueError):
+        return False

@@ -20,11 +20,15 @@ from torch import nn
 import pyrovae
 from pyrovae import VAE, Training, likelihoods, networks, objectives, posteriors, priors
 
+SHORT = (
+    "a miss, after 600 epochs in place of 3,280. L_5 is -88.4 on the training data, the mean over the last epoch, and "
+    "-88.8 on the test images: the model is hardly over-fitted. More epochs were not tried."
+)
 ROWS = (
     Row("burda-vae-1", "VAE, k = 1", -86.76),
     Row("burda-vae-5", "VAE, k = 5", -86.47),
     Row("burda-vae-50", "VAE, k = 50", -86.35),
-    Row("burda-iwae-5", "IWAE, k = 5", -85.54),
+    Row("burda-iwae-5", "IWAE, k = 5", -85.54, note=SHORT),
     Row("burda-iwae-50", "IWAE, k = 50", -84.78),
 )
 WARM_UP = objectives.schedules.Linear(50_000)

@@ -19,6 +19,7 @@ from pyrovae.results.tables import Number, Table, Tabled
 from pyrovae.runtime.annotations import PositiveInt, convert_fields
 
 SIMULATED = "simulated from the model"
+MANY_ERRORS = 4  # standard errors of a negative gap beyond chance
 CONTRADICTION = (
     "the two bounds contradict each other: upper - lower is {} nats, so that one of them is wrong; a density of model "
     "or guide is random, or is not the density of its draws"
@@ -100,7 +101,7 @@ class AnnealedBounds(Tabled):
             notes.append(f"{self.num_lost} weights are not a number and count as zero")
         if self.unnormalized is not None:
             notes.append(unnormalized_text("p(x)", self.unnormalized))
-        elif gap is not None and gap.is_negative and (gap.value or 0.0) < -ROUNDING:
+        elif gap is not None and gap.is_below(MANY_ERRORS) and (gap.value or 0.0) < -ROUNDING:
             notes.append(CONTRADICTION.format(Number(gap.value, error=gap.se_data)))
         elif self.certified and lower.value is not None and bounds[-1].value is not None:
             margin = certified_margin(self.num_data)

@@ -54,8 +54,12 @@ class Estimate:
     @property
     def is_negative(self) -> bool:
         """Whether the value is below zero by more than two of either standard error."""
+        return self.is_below(2)
+
+    def is_below(self, num_errors: float) -> bool:
+        """Return whether the value is below zero by more than a number of either standard error."""
         noise = max(self.se_monte_carlo or 0.0, self.se_data or 0.0)
-        return self.value is not None and self.value < -2 * noise
+        return self.value is not None and self.value < -num_errors * noise
 
     def cells(self, *, signed: bool = False) -> tuple[Number, Number, Number]:
         """Return the value and both standard errors as cells of a table."""

@@ -1,4 +1,4 @@
-"""Models that use the data in other ways than by observing them."""
+"""Densities that depend on the values that they score."""
 
 from __future__ import annotations
 

@@ -19,7 +19,6 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from pyro.distributions import DirichletMultinomial
 from torch import Tensor, nn
 
 from pyrovae.bounds.multi_sample import VARIANCE, check_ladder
@@ -29,9 +28,8 @@ from pyrovae.diagnostics import assess_with_checks, summarize_weights
 from pyrovae.evaluation.batch_scoring import EvaluationOptions, score_data
 from pyrovae.evaluation.checks import Checks, run_checks
 from pyrovae.evaluation.resume import Journal
-from pyrovae.importance import ParticleBatch, chunk_sizes, find_low_precision, score_one_particle, scoring_context
+from pyrovae.importance import chunk_sizes, find_low_precision, score_one_particle, scoring_context
 from pyrovae.programs import ModelGuide, Program, Unnormalized, find_modules
-from pyrovae.programs.site_checks import components
 from pyrovae.programs.values import snapshot
 from pyrovae.results import (
     Estimate,
@@ -144,7 +142,6 @@ def evaluate(
         per_datum, observed = score_data(
             programs, args, ks, journal, options, device=device, batch_size=batch_size, seed=seed
         )
-        letters = _letters(programs, all_data() if programs.draws_rows else examples)
     if observed is not None and observed.fault is not None:
         logger.warning("%s", observed.fault)
         programs = replace(programs, unnormalized=observed.fault)
@@ -197,7 +194,7 @@ def evaluate(
         data_transform=split.transform.describe() if split else None,  # type: ignore[arg-type]
         stored_hash=fingerprint(split.stored) if split else None,
         log_abs_det_jacobian=_log_det(split, observed) if programs.base_measure == "Lebesgue" else None,
-        bits_per_dimension=None if letters is None else _bits(split, programs, observed, tightest, letters),
+        bits_per_dimension=_bits(split, programs, observed, tightest),
     )
     if journal is not options.journal:
         journal.remove()
@@ -262,16 +259,11 @@ def _choose_batch_size(size: int | None, ks: Sequence[int], num_data: int, devic
 
 def _probe(programs: ModelGuide, args: tuple[Tensor, ...]) -> str:
     """Return the fingerprint of one particle of some data, which differs between programs of equal weights."""
-    block = _one_particle(programs, args)
-    return fingerprint(block.log_prior, block.log_likelihood, block.log_guide)
-
-
-def _one_particle(programs: ModelGuide, args: tuple[Tensor, ...]) -> ParticleBatch:
-    """Return one particle of some data."""
     device = args[0].device
     with forked_random(0, device):
         rows = torch.arange(programs.num_rows, device=device) % len(args[0])
-        return score_one_particle(programs, args, rows, checked=False)
+        block = score_one_particle(programs, args, rows, checked=False)
+    return fingerprint(block.log_prior, block.log_likelihood, block.log_guide)
 
 
 def _log_det(split: Split | None, observed: ObservedData | None) -> float | None:
@@ -285,35 +277,15 @@ def _log_det(split: Split | None, observed: ObservedData | None) -> float | None
     return log_det * observed.num_elements / math.prod(split.x_shape) if elementwise else None
 
 
-def _letters(programs: ModelGuide, args: tuple[Tensor, ...]) -> int | None:
-    """Return the number of elements that are one dimension of x: the letters of a one-hot distribution, or else 1.
-
-    None where dimensions are undefined: for a multinomial, and for one-hot sites of several sizes.
-    """
-    if programs.base_measure != "counting":
-        return 1
-    sizes: set[int | None] = set()
-    for name, site in _one_particle(programs, args).observed_sites.items():
-        size: int | None = 1
-        for part in components(site["fn"]):
-            if isinstance(part, torch.distributions.OneHotCategorical):
-                size = part.event_shape[-1]
-            elif isinstance(part, (torch.distributions.Multinomial, DirichletMultinomial)):
-                size = None
-        sizes |= {size} if name not in programs.factors else set()
-    return sizes.pop() if len(sizes) == 1 else None
-
-
-def _bits(
-    split: Split | None, programs: ModelGuide, observed: ObservedData | None, nats: float | None, letters: int
-) -> float | None:
+def _bits(split: Split | None, programs: ModelGuide, observed: ObservedData | None, nats: float | None) -> float | None:
     """Return bits per dimension where a value bounds the log-probability of a discrete datum."""
     log_det = 0.0 if programs.base_measure == "counting" else None
     if log_det is None and split is not None and isinstance(split.transform, transforms.Dequantization):
         log_det = _log_det(split, observed)
-    if programs.unnormalized or nats is None or log_det is None or observed is None:
+    size = programs.dimension_size
+    if programs.unnormalized or nats is None or log_det is None or observed is None or size is None:
         return None
     several = len(observed.sites) > 1 and observed.what not in (WHOLE, MASKED)  # labels are not dimensions of x
     if observed.what == DRAWN or not observed.num_elements or not observed.only_data or several:
         return None
-    return bits_per_dimension(nats, num_dimensions=observed.num_elements / letters, log_abs_det_jacobian=log_det)
+    return bits_per_dimension(nats, num_dimensions=observed.num_elements / size, log_abs_det_jacobian=log_det)

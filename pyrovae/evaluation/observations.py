@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import inspect
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from pyro import poutine
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyrovae.data.loader import FIRST, num_distinct
 from pyrovae.programs import ModelGuide, run
-from pyrovae.programs.data_use import find_data_use
+from pyrovae.programs.data_use import DataUse, equal, find_data_use
 from pyrovae.programs.site_checks import unmasked
 from pyrovae.results.observed_data import DRAWN, MASKED, OTHER, TOTAL, WHOLE, ObservedData
 from pyrovae.runtime.context import forked_random, stream_seed
@@ -56,12 +54,11 @@ class Observations:
         self.digests: list[Any] | None = None
         self.scored = torch.zeros(0, dtype=torch.bool)  # elements that some datum does not mask
         self.elements = torch.zeros(0, dtype=torch.float64)  # the first ones, whose distinct values are counted
-        self.observed: set[int] = {0}  # positions of the arguments that the model observes
+        self.use = DataUse()
         self.given: dict[str, int] = {}  # elements of the arguments that the model is given
         self.whole = self.in_place = self.fixed = self.same_size = True
         self.typical_totals: dict[int, Tensor] = {}  # sums of the counts of each multinomial, a median
         self.num_data = self.num_scored = 0
-        self.fault: str | None = None
 
     def run(
         self, args: tuple[Tensor, ...], rows: Tensor, seed: int, guide_trace: poutine.Trace | None = None
@@ -80,14 +77,8 @@ class Observations:
 
         """
         if self.digests is None:
-            if len(args) > 1:
-                self._read_roles(args, rows)
-            use = find_data_use(self.programs, args, rows, self.observed)
-            self.fault = use.fault
-            if use.conditions:
-                first = min(self.observed)
-                name = _argument_names(self.programs.model, len(args))[first]
-                self.given[f"rest of {name}"] = max(1, args[first][0].numel() - len(values))
+            self.use = find_data_use(self.programs, args, rows)
+            self.given |= self.use.given
             self.digests = [hashlib.sha256() for _ in values]
             self.scored = torch.zeros(len(values), dtype=torch.bool)
         self.same_size = self.same_size and len(values) == len(self.digests)
@@ -96,15 +87,15 @@ class Observations:
         for digest, element in zip(self.digests, values.numpy(), strict=True):
             digest.update(element)
         count = values.shape[1]
-        taken = (args[i][rows[:count].to(args[i].device)] for i in sorted(self.observed))
+        taken = (args[i][rows[:count].to(args[i].device)] for i in self.use.observed)
         x = torch.cat([argument.reshape(count, -1).cpu().double() for argument in taken], 1).T
         masked = values.isnan()
-        in_place = values.shape == x.shape and _equal(values, x.masked_fill(masked, torch.nan))
+        in_place = values.shape == x.shape and equal(values, x.masked_fill(masked, torch.nan))
         if self.num_data == 0 and not (in_place and not masked.any()):  # x itself is not drawn by the model
             _, model_trace = self.run(args, rows, stream_seed("observed", -1))
-            self.fixed = _equal(values, observed_values(self.programs, model_trace.nodes)[:, :count])
+            self.fixed = equal(values, observed_values(self.programs, model_trace.nodes)[:, :count])
         self.in_place &= in_place
-        self.whole &= _equal(values, x) or _equal(values.sort(0).values, x.sort(0).values)
+        self.whole &= equal(values, x) or equal(values.sort(0).values, x.sort(0).values)
         self.scored |= (~masked).any(1)
         self.num_scored += int((~masked).sum())
         self._read_totals(values)
@@ -124,9 +115,9 @@ class Observations:
             hashlib.sha256(b"".join(sorted(digest.digest() for digest in digests))).hexdigest(),
             sites=self.sites,
             given=self.given,
-            only_data=self.observed == {0},
+            only_data=self.use.observed == (0,),
             num_values=num_distinct(self.elements) if self.same_size else None,
-            fault=self.fault,
+            fault=self.use.fault,
         )
 
     def _read_totals(self, values: Tensor) -> None:
@@ -141,54 +132,3 @@ class Observations:
             observed = (totals.unsqueeze(1) == values).all(2).any(1)
             if (vary & ~observed).any():
                 self.given[TOTAL] = 1
-
-    def _read_roles(self, args: tuple[Tensor, ...], rows: Tensor) -> None:
-        """Find the arguments that the model observes, and those that it is given.
-
-        An argument is observed if a change of it changes an observed value, and given if the change alters only the
-        log-probability. Rows are permuted, or values changed where all rows are equal; booleans are masks, which are
-        given. An argument whose change makes the programs fail is given.
-        """
-        seed = stream_seed("observed", 0)
-        guide_trace, trace = self.run(args, rows, seed)
-        observed = set()
-        for i, (argument, name) in enumerate(zip(args, _argument_names(self.programs.model, len(args)), strict=True)):
-            try:
-                _, other = self.run((*args[:i], _changed(argument), *args[i + 1 :]), rows, seed, guide_trace)
-                other_log_prob = torch.as_tensor(other.log_prob_sum())
-                is_observed = argument.dtype != torch.bool and any(
-                    not _equal(trace.nodes[site]["value"], other.nodes[site]["value"]) for site in self.sites
-                )
-                is_given = not is_observed and not _equal(torch.as_tensor(trace.log_prob_sum()), other_log_prob)
-            except Exception:  # rows that do not belong together may make a program raise anything
-                is_observed, is_given = False, True
-            if is_observed:
-                observed.add(i)
-            if is_given:
-                self.given[name] = self.given.get(name, 0) + argument[0].numel()
-        self.observed = observed or {0}
-
-
-def _changed(argument: Tensor) -> Tensor:
-    """Return an argument with its rows permuted, or with other values where all rows are equal."""
-    rolled = argument.roll(1, 0)
-    if not _equal(rolled, argument):
-        return rolled
-    return ~argument if argument.dtype == torch.bool else argument * 2 + 1
-
-
-def _argument_names(model: Any, num: int) -> list[str]:
-    """Return the names of the first positional arguments of a model, ``c`` for arguments without a name."""
-    try:
-        while isinstance(model, functools.partial) and model.args and callable(model.args[-1]):  # a handler of Pyro's
-            model = model.args[-1]
-        model = model.forward if isinstance(model, nn.Module) else model
-        parameters = list(inspect.signature(model).parameters.values())
-    except (TypeError, ValueError):  # a program may be any callable
-        parameters = []
-    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return [*names, *["c"] * num][:num]
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())

@@ -34,6 +34,7 @@ Sites = Mapping[str, Site]
 
 MAX_NAMES = 8  # sites named in an error
 
+MULTINOMIALS = (torch.distributions.Multinomial, dist.DirichletMultinomial)
 _POSITIVE = (dist.Exponential, dist.Gamma, dist.LogNormal)
 _REAL = (dist.Cauchy, dist.Gumbel, dist.Laplace, dist.Logistic, dist.Normal, dist.StudentT)
 _FULL = {*_POSITIVE, *_REAL, dist.LowRankMultivariateNormal, dist.MultivariateNormal}  # a density on all of the support
@@ -108,6 +109,7 @@ def read_contract(
         base_measure=measures.get(discrete.pop()) if len(discrete) == 1 else None,
         factors=factors,
         multinomials=_multinomials(observed, plate.size),
+        dimension_size=_dimension_size(site["fn"] for name, site in observed.items() if name not in factors),
         unnormalized=_unnormalized(factors, observed, model_sites),
         kl={name: closed_form_kl(name, model_trace, guide_trace, masks_agree=True)[1] for name in guide_sites},
     )
@@ -204,10 +206,20 @@ def _multinomials(observed: Sites, num_rows: int) -> tuple[tuple[int, int, int],
         fn, value = site["fn"], site["value"]
         shape = torch.broadcast_shapes(value.shape, (*fn.batch_shape, *fn.event_shape))
         stop = start + shape.numel() // num_rows
-        if isinstance(unwrapped(fn), (dist.Multinomial, dist.DirichletMultinomial)):
+        if isinstance(unwrapped(fn), MULTINOMIALS):
             ranges.append((start, stop, shape[-1]))
         start = stop
     return tuple(ranges)
+
+
+def _dimension_size(distributions: Iterable[Any]) -> int | None:
+    """Return the number of observed elements that are one dimension of x, None where it is undefined."""
+    sizes: set[int | None] = set()
+    for parts in map(list, map(components, distributions)):
+        is_multinomial = any(isinstance(part, MULTINOMIALS) for part in parts)
+        one_hot = [part.event_shape[-1] for part in parts if isinstance(part, torch.distributions.OneHotCategorical)]
+        sizes.add(None if is_multinomial else max(one_hot, default=1))
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def _exceeds(drawn: Any, scored: Any) -> bool:

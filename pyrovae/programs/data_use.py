@@ -1,14 +1,16 @@
-"""Uses of the data by a model other than observing them, found by changing the data of a few runs."""
+"""Roles of the arguments of a model, and densities that depend on the values that they score."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import itertools
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from pyro import poutine
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyrovae.programs.model_guide import ModelGuide, run
 from pyrovae.programs.site_checks import unmasked, unwrapped
@@ -24,74 +26,146 @@ COUPLED = "the density of {!r} of a datum depends on other data of its batch"
 
 @dataclass(frozen=True)
 class DataUse:
-    """How a model uses the data beside observing them.
+    """How a model uses its arguments.
 
     Attributes:
-        fault: the reason why the estimates are no bounds on log p(x), None if there is none.
-        conditions: whether the density is conditional on elements that are not observed.
+        observed: positions of the arguments that the model observes.
+        given: names of the arguments, or of the parts of them, that the model is given, with their elements per datum.
+        fault: the reason why the estimates are no bounds on log p(x), None if none was found.
 
     """
 
+    observed: tuple[int, ...] = (0,)
+    given: dict[str, int] = field(default_factory=dict)
     fault: str | None = None
-    conditions: bool = False
 
 
-def find_data_use(programs: ModelGuide, args: tuple[Tensor, ...], rows: Tensor, observed: Iterable[int]) -> DataUse:
-    """Return how the model uses the arguments that it observes.
+def find_data_use(programs: ModelGuide, args: tuple[Tensor, ...], rows: Tensor) -> DataUse:
+    """Return the roles of the arguments, and whether densities depend on the values that they score.
 
-    The model is run again on changed data, with the draws of the guide held fixed, and the old values are scored under
-    the new densities. If no log-probability changes, the model only observes the data. Otherwise elements are changed
-    one by one. The product of the densities has an integral of one only if no element's density depends on its own
-    value, no two elements depend on each other, no prior depends on an element that is observed later, and no density
-    on other data. Autoregressive models pass. So do programs that fail on changed data, and dependences that do not
-    show in a few rows.
+    An argument is observed if a change of it changes an observed value, and given if the change alters only the
+    log-probability.
+
+    For faults the model is run again on changed data, with the draws of the guide held fixed, and the old values are
+    scored under the new densities. If no log-probability changes, the model only observes the data. Otherwise elements
+    are changed one by one. The product of the densities has an integral of one only if no element's density depends on
+    its own value, no two elements depend on each other, no prior depends on an element that is observed later, and no
+    density on other data. Autoregressive models pass. So do programs that fail on changed data, and dependences that do
+    not show in a few rows.
 
     Args:
         programs: from `scoring_context`.
         args: arguments of the programs, the data first.
         rows: rows of one batch.
-        observed: positions of the arguments that the model observes.
 
     """
+    use = _roles(programs, args, rows) if len(args) > 1 else DataUse()
     rows = rows if programs.draws_rows else rows[:FEW_ROWS]
     try:
         with validation(enabled=False), forked_random(stream_seed("data use"), rows.device):
-            return _find(_Runs(programs, args, rows, tuple(observed)))
+            runs = _Runs(programs, args, rows, use.observed)
+            fault, conditions = _find_fault(runs)
     except Exception:  # a program may raise anything on data that do not belong together
-        return DataUse()
+        return use
+    rest = {}
+    if conditions:
+        first = use.observed[0]
+        name = _argument_names(programs.model, len(args))[first]
+        rest = {f"rest of {name}": max(1, args[first][0].numel() - runs.num_observed())}
+    return replace(use, given=use.given | rest, fault=fault)
 
 
-def _find(runs: _Runs) -> DataUse:
+def _roles(programs: ModelGuide, args: tuple[Tensor, ...], rows: Tensor) -> DataUse:
+    """Return the arguments that the model observes, and those that it is given.
+
+    Rows are permuted, or values changed where all rows are equal; booleans are masks, which are given. An argument
+    whose change makes the programs fail is given.
+    """
+
+    def run_model(args: tuple[Tensor, ...], guide_trace: poutine.Trace | None = None) -> tuple[poutine.Trace, ...]:
+        with forked_random(stream_seed("observed", 0), rows.device):
+            return run(*programs.bind(args, rows), guide_trace)
+
+    guide_trace, trace = run_model(args)
+    observed: list[int] = []
+    given: dict[str, int] = {}
+    for i, (argument, name) in enumerate(zip(args, _argument_names(programs.model, len(args)), strict=True)):
+        try:
+            _, other = run_model((*args[:i], _changed(argument), *args[i + 1 :]), guide_trace)
+            other_log_prob = torch.as_tensor(other.log_prob_sum())
+            is_observed = argument.dtype != torch.bool and any(
+                not equal(trace.nodes[site]["value"], other.nodes[site]["value"])
+                for site in programs.observed
+                if site not in programs.factors
+            )
+            is_given = not is_observed and not equal(torch.as_tensor(trace.log_prob_sum()), other_log_prob)
+        except Exception:  # rows that do not belong together may make a program raise anything
+            is_observed, is_given = False, True
+        if is_observed:
+            observed.append(i)
+        if is_given:
+            given[name] = given.get(name, 0) + argument[0].numel()
+    return DataUse(tuple(observed) or (0,), given)
+
+
+def _changed(argument: Tensor) -> Tensor:
+    """Return an argument with its rows permuted, or with other values where all rows are equal."""
+    rolled = argument.roll(1, 0)
+    if not equal(rolled, argument):
+        return rolled
+    return ~argument if argument.dtype == torch.bool else argument * 2 + 1
+
+
+def _argument_names(model: Any, num: int) -> list[str]:
+    """Return the names of the first positional arguments of a model, ``c`` for arguments without a name."""
+    try:
+        while isinstance(model, functools.partial) and model.args and callable(model.args[-1]):  # a handler of Pyro's
+            model = model.args[-1]
+        model = model.forward if isinstance(model, nn.Module) else model
+        parameters = list(inspect.signature(model).parameters.values())
+    except (TypeError, ValueError):  # a program may be any callable
+        parameters = []
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return [*names, *["c"] * num][:num]
+
+
+def equal(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors have the same shape and values, NaN being equal to NaN."""
+    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+def _find_fault(runs: _Runs) -> tuple[str | None, bool]:
+    """Return a fault, and whether densities depend on elements that are not observed."""
     for score in runs.scores_of_changed_draws():
         if score.other_rows_differ:
-            return DataUse(COUPLED.format(score.name))
+            return COUPLED.format(score.name), False
     places = runs.changing_elements()
     if not places or not any(score.differs.any() for score in runs.scores(None)):
-        return DataUse()
+        return None, False
     effects: list[list[_Score]] = []  # of each changed element
     conditions = False
     for place in places:
         scores = runs.scores(place)
         coupled = next((score for score in scores if score.other_rows_differ), None)
         if coupled is not None:
-            return DataUse(COUPLED.format(coupled.name))
+            return COUPLED.format(coupled.name), False
         if not any(score.changed.any() for score in scores):
             conditions |= any(score.differs.any() for score in scores)
             continue
         own = next((score for score in scores if (score.changed & score.differs).any()), None)
         if own is not None:
-            return DataUse(f"the density of {own.name!r} depends on the value that it scores; {ADVICE}")
+            return f"the density of {own.name!r} depends on the value that it scores; {ADVICE}", False
         first = min(number for number, score in enumerate(scores) if score.changed.any())
         prior = next((s for s in scores[:first] if s.is_latent and s.all_differ), None)
         if prior is not None:
             name = scores[first].name
-            return DataUse(f"the prior of {prior.name!r} depends on {name!r}, which is observed after it; {ADVICE}")
+            return f"the prior of {prior.name!r} depends on {name!r}, which is observed after it; {ADVICE}", False
         effects.append(scores)
     for scores, others in itertools.combinations(effects, 2):
         if _alters(scores, others) and _alters(others, scores):
             name = next(score.name for score in scores if score.changed.any())
-            return DataUse(f"elements of {name!r} depend on each other, not each on earlier ones alone")
-    return DataUse(conditions=conditions)
+            return f"elements of {name!r} depend on each other, not each on earlier ones alone", False
+    return None, conditions
 
 
 def _alters(scores: list[_Score], others: list[_Score]) -> bool:
@@ -141,6 +215,11 @@ class _Runs:
         """Return the model's run, with the same random numbers each time."""
         with forked_random(stream_seed("data use", 1), self.rows.device):
             return run(*self.programs.bind(args, self.rows), guide_trace)[1]
+
+    def num_observed(self) -> int:
+        """Return the number of observed elements of a datum."""
+        sites = (name for name in self.programs.observed if name not in self.programs.factors)
+        return sum(self.trace.nodes[name]["value"].numel() for name in sites) // len(self.rows)
 
     def changing_elements(self) -> list[Place]:
         """Return elements that a change alters in some row, a few from all parts of a datum."""

@@ -65,6 +65,8 @@ class ModelGuide:
         base_measure: measure of the observed values, "counting" or "Lebesgue"; None where sites differ or declare none.
         factors: names of the observed sites that are a `pyro.factor`.
         multinomials: range of observed elements of a datum, and number of categories, of each observed multinomial.
+        dimension_size: observed elements that are one dimension of x: the categories of a one-hot distribution, or else
+            1; None where dimensions are undefined, for a multinomial or one-hot sites of several sizes.
         unnormalized: the reason why the model is not a normalized distribution of its data, None if it is.
         kl: for each latent site, `CLOSED_FORM` or the reason why its KL is estimated by Monte Carlo.
         broadcasts: whether the programs run with an axis of particles to the left of their plates.
@@ -91,6 +93,7 @@ class ModelGuide:
     base_measure: BaseMeasure | None
     factors: tuple[str, ...]
     multinomials: tuple[tuple[int, int, int], ...]
+    dimension_size: int | None
     unnormalized: str | None
     kl: dict[str, str]
     all_modules: tuple[nn.Module, ...] = ()

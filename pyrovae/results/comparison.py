@@ -20,7 +20,6 @@ from pyrovae.results.evaluation_record import Evaluation
 from pyrovae.results.observed_data import WHOLE
 from pyrovae.results.record import to_plain
 from pyrovae.results.tables import Table, Tabled
-from pyrovae.results.tightness import NOT_ASYMPTOTIC, NOT_ENOUGH
 from pyrovae.results.training_seeds import (
     LEVEL,
     SeedEffect,
@@ -101,8 +100,8 @@ def compare(
     separate tables, where dequantized data and stored levels have a common unit: with the change of variables
     ``log P(u) >= E log p(x) + log |dx/du|`` both are code lengths of the stored values, in bits per dimension.
 
-    L_K bounds log p(x) from below, by a gap that may differ between models; a note names the models for which K may not
-    be enough. If all models have annealed importance sampling on as many of the data, a second table compares it.
+    L_K bounds log p(x) from below, by a gap that may differ between models; a note names the gaps that are large or not
+    known. If all models have annealed importance sampling on as many of the data, a second table compares it.
 
     Args:
         evaluations: by the name of the model, an evaluation or a list of them, one for each training seed.
@@ -190,7 +189,7 @@ def _ladder_table(models: Models, reference: str | None) -> ComparisonTable:
             "bits_per_dimension": _mean(_bits_at(e, b.value) for e, b in zip(seeds, rungs[name], strict=True)),
             "kl_methods": seeds[0].kl_methods,
             "gap": _largest(_gap_at(e, b.value) for e, b in zip(seeds, rungs[name], strict=True)),
-            "is_enough": _is_enough(seeds, k),
+            "tolerance": max((e.weights.tolerance for e in seeds if e.weights), default=0.0),
             "cautions": tuple(dict.fromkeys(caution for e in seeds for caution in e.cautions)),
         }
         for name, seeds in models.items()
@@ -342,22 +341,6 @@ def _gap_at(evaluation: Evaluation, nats: float | None) -> float | None:
     """Return the gap from another bound to log p(x): its distance from the last bound, and the gap of that."""
     last, gap = evaluation.iwae[-1].value, evaluation.weights.gap if evaluation.weights else None
     return None if last is None or nats is None or gap is None else last - nats + gap
-
-
-def _is_enough(seeds: Sequence[Evaluation], k: int) -> bool | None:
-    """Return whether K is enough for the evaluations of all seeds; None if it is not known for one."""
-    verdicts: set[bool | None] = set()
-    for evaluation in seeds:
-        weights, nats = evaluation.weights, next(b.value for b in evaluation.iwae if b.num_particles == k)
-        gap, last = _gap_at(evaluation, nats), evaluation.iwae[-1].value
-        if weights is None or nats is None or last is None:
-            verdicts.add(None)
-        elif gap is not None:
-            verdicts.add(gap <= weights.tolerance)
-        else:
-            is_loose = weights.verdict in (NOT_ENOUGH, NOT_ASYMPTOTIC) or last - nats > weights.tolerance
-            verdicts.add(False if is_loose else None)
-    return next((verdict for verdict in (False, None) if verdict in verdicts), True)
 
 
 def _deviation(values: list[float | None]) -> float | None:

@@ -50,7 +50,7 @@ class Row:
         bits_per_dimension: bits per dimension at the bound, where defined.
         kl_methods: method of the KL of each latent site.
         gap: estimated gap from the bound to log p(x), nats; None if it is not known.
-        is_enough: whether K is enough; None if it is not known.
+        tolerance: largest gap that counts as none, nats.
         cautions: cautions of the evaluations.
 
     """
@@ -73,7 +73,7 @@ class Row:
     bits_per_dimension: float | None = None
     kl_methods: dict[str, str] = field(default_factory=dict)
     gap: float | None = None
-    is_enough: bool | None = None
+    tolerance: float = 0.0
     cautions: tuple[str, ...] = ()
 
     def cells(self) -> dict[str, Cell]:
@@ -189,19 +189,13 @@ class ComparisonTable(Tabled):
         return notes if label == "AIS" else [*notes, *self._gaps(), *self._power(), *self._errors()]
 
     def _gaps(self) -> list[str]:
-        """Return the models whose bound may be loose, in one sentence."""
-        loose = [
-            row.name + (f" (about {row.gap:.3f} nats missing)" if row.gap is not None else "")
-            for row in self.rows
-            if row.is_enough is False
-        ]
-        unknown = [row.name for row in self.rows if row.is_enough is None]
-        parts = [f"K = {self.num_particles} is not enough for {', '.join(loose)}"] if loose else []
+        """Return a note on the gaps to log p(x) that are above the tolerance or not known."""
+        gaps = [f"{row.name} about {row.gap:.3f} nats" for row in self.rows if (row.gap or 0.0) > row.tolerance]
+        unknown = [row.name for row in self.rows if row.gap is None]
         if unknown:
-            names = "any model" if len(unknown) == len(self.rows) else ", ".join(unknown)
-            parts.append(f"whether K is enough is not known for {names}")
-        text = f"Differences of log p(x), and their order, may be other than those of {self.label}"
-        return [f"{text}: {'; '.join(parts)}."] if parts else []
+            gaps.append(f"not known for {'any model' if len(unknown) == len(self.rows) else ', '.join(unknown)}")
+        text = f"{self.label} may rank models in another order than log p(x). Gap from {self.label} to log p(x)"
+        return [f"{text}: {'; '.join(gaps)}."] if gaps else []
 
     def _rank_of(self, row: Row) -> str:
         """Return the rank of a model, such as 1= if it shares it."""

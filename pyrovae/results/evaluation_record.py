@@ -112,8 +112,8 @@ class Evaluation(Tabled):
         certified: lower bound on the mean of log p(x) of these data that holds with 95 % confidence over the draws, for
             any guide; see `pyrovae.results.certified_margin`. None for an unnormalized model, for scoring in fewer bits
             than float32, for a model that draws x itself, or if L_K is missing.
-        cautions: sentences on what makes the numbers doubtful: a network that returns probabilities where logits
-            belong, or scoring in fewer bits than float32.
+        cautions: reasons to doubt the numbers: a network that returns probabilities where logits belong, or scoring in
+            fewer bits than float32.
         num_distinct: number of distinct data, covariates included; None if all differ.
         per_datum: for "ELBO", "reconstruction", "KL", each "KL of SITE" and each "L_K" the values ``(N,)``, and the
             diagnostics of the weights at the largest K; not part of the JSON.

@@ -178,7 +178,7 @@ def _warn_of_data_use(programs: ModelGuide, examples: tuple[Tensor, ...]) -> Non
         return
     rows = torch.arange(len(examples[0]), device=examples[0].device)
     with module_mode(programs.all_modules, training=False), torch.no_grad():
-        fault = find_data_use(programs, examples, rows, observed=[0]).fault
+        fault = find_data_use(programs, examples, rows).fault
     if fault is not None:
         logger.warning("the trained objective is no bound on log p(x): %s", fault)
 

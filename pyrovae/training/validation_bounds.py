@@ -53,9 +53,9 @@ def _sum_terms(
 ) -> Tensor:
     """Return reconstruction, KL and L_K summed over the first `count` rows, ``(3,)``, nats, float64."""
     one = score_one_particle(programs, args, rows, checked=checked, nan_counts=False)
-    particles = (
-        [one] if num_weighted == 1 else list(iter_particles(programs, args, rows, num_weighted, checked=checked))
-    )
+    particles = [one]
+    if num_weighted > 1:
+        particles = list(iter_particles(programs, args, rows, num_weighted, checked=checked))
     terms = elbo_terms(programs, particles)
     log_weights = torch.cat([batch.log_weights for batch in particles])
     values = (terms.reconstruction, terms.kl, iwae(log_weights)[0])

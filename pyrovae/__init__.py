@@ -2,7 +2,7 @@
 
 Each package below imports only from packages above it.
 
-runtime        random streams, precision, memory, ranks, progress bars, atomic files; parts to JSON and back
+runtime        random streams, devices, precision, memory, ranks, progress, atomic files; parts to JSON and back
 compile        tracing of a function of tensors, and its compilation with Inductor
 data           digits, mnist, fashion_mnist, kmnist, your own arrays; splits, binarize, dequantize, standardize, loading
 results        frozen records that print as tables and convert to JSON and back; compare
@@ -13,7 +13,7 @@ likelihoods    p(x | z): Bernoulli, Categorical, ContinuousBernoulli, Discretize
 posteriors     q(z | x): DiagonalNormal, LowRankNormal, FullNormal, IAF
 networks       MLPEncoder MLPDecoder GatedMLPEncoder GatedMLPDecoder ConvEncoder ConvDecoder ResNetEncoder ResNetDecoder
 VAE            five parts as one Pyro model and guide; generate, reconstruct, interpolate, traverse; from_torch
-programs       contract, inspection and analytic KL of any Pyro model and guide
+programs       any Pyro model and guide: contract, inspection, replay, analytic KL, densities that see their values
 importance     particles with log p(z), log p(x | z), log q(z | x); log_weights, log_joint; simulation of the model
 bounds         ELBO with analytic KL terms, IWAE bounds, AIS, and BDMC from above
 objectives     training losses: ELBO, IWAE, STL, DReG, also for a bare pyro.infer.SVI; schedules of beta

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pyrovae.bounds.evidence import particle_terms
 from pyrovae.bounds.multi_sample import VARIANCE, iwae, monte_carlo_variances
 from pyrovae.compile import Engine
+from pyrovae.data.loader import Loader
 from pyrovae.diagnostics import weight_diagnostics
 from pyrovae.evaluation.observations import Observations, observed_values
 from pyrovae.evaluation.resume import Journal
@@ -27,6 +28,7 @@ from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.runtime.distributed import group
 from pyrovae.runtime.progress_bar import progress
 
+NUM_EXAMPLES = 3  # data of the runs that inspect the programs
 OBSERVED, WEIGHTS = "observed", "log-weights"  # names of the observed values and of the weights of a batch
 
 
@@ -72,16 +74,44 @@ class EvaluationOptions:
         convert_fields(self)
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """Data and settings of an evaluation.
+
+    Attributes:
+        loader: the data.
+        args: the data and further tensors along the plate, noise drawn once, where they are stored.
+        modules: modules of model and guide, on the device.
+        device: device to compute on.
+        batch_size: data whose particles are drawn together.
+        ks: numbers of particles.
+        seed: seed of the draws.
+        data_hash: fingerprint of the arguments.
+        settings: facts of the computation that the record keeps.
+
+    """
+
+    loader: Loader
+    args: tuple[Tensor, ...]
+    modules: Sequence[nn.Module]
+    device: torch.device
+    batch_size: int
+    ks: tuple[int, ...]
+    seed: int
+    data_hash: str
+    settings: dict[str, Any]
+
+    def examples(self) -> tuple[Tensor, ...]:
+        """Return the first rows of the arguments on the device."""
+        return tuple(argument[:NUM_EXAMPLES].to(self.device) for argument in self.args)
+
+    def all_data(self) -> tuple[Tensor, ...]:
+        """Return the arguments on the device."""
+        return tuple(argument.to(self.device) for argument in self.args)
+
+
 def score_data(
-    programs: ModelGuide,
-    args: tuple[Tensor, ...],
-    ks: tuple[int, ...],
-    journal: Journal,
-    options: EvaluationOptions,
-    *,
-    device: torch.device,
-    batch_size: int,
-    seed: int,
+    programs: ModelGuide, inputs: Inputs, journal: Journal, options: EvaluationOptions
 ) -> tuple[dict[str, Tensor], ObservedData | None]:
     """Score all data by their particles.
 
@@ -92,14 +122,14 @@ def score_data(
         The statistics of all data, ``(..., N)`` by name, and the values that the model observed.
 
     """
-    if programs.draws_rows:
-        args = tuple(argument.to(device) for argument in args)
+    ks, seed, device = inputs.ks, inputs.seed, inputs.device
+    args = inputs.all_data() if programs.draws_rows else inputs.args
     num_data, ranks = len(args[0]), group()
     journal.parts = ranks.from_first(lambda: journal.parts)
     done = sum(part["ELBO"].shape[-1] for part in journal.parts)
     batches = (  # number, arguments on the device, rows of these, and how many are data: the others fill up the plate
         (number, *on_device(programs, args, rows, device), count)
-        for number, (rows, count) in enumerate(iter_batches(programs, num_data, batch_size=batch_size))
+        for number, (rows, count) in enumerate(iter_batches(programs, num_data, batch_size=inputs.batch_size))
     )
     observations = Observations(programs)
     for number, batch_args, rows, count in itertools.islice(batches, len(journal.parts)):

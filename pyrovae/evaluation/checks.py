@@ -14,6 +14,7 @@ from pyrovae.bounds.annealed_importance import ais, bdmc
 from pyrovae.bounds.multi_sample import VARIANCE
 from pyrovae.diagnostics.inference_gaps import gaps
 from pyrovae.diagnostics.latent_use import latents
+from pyrovae.evaluation.batch_scoring import Inputs
 from pyrovae.evaluation.resume import Journal
 from pyrovae.programs import Program, take_rows
 from pyrovae.results import Annealing, CheckResults, Estimate, Gaps, Latents, PairedDifference, Sandwich
@@ -64,16 +65,15 @@ class Checks:
 def run_checks(
     model: Program,
     guide: Program,
-    args: tuple[Tensor, ...],
+    inputs: Inputs,
     checks: Checks,
     *,
-    name: str,
     tightest: Estimate,
     is_certified: bool,
     per_datum: Mapping[str, Tensor],
     draws_rows: bool,
     journal: Journal,
-    **common: Any,
+    show_progress: bool,
 ) -> CheckResults:
     """Run the checks on the first rows of the data, and skip a check that raises an error, with its first line.
 
@@ -82,19 +82,19 @@ def run_checks(
     Args:
         model: a Pyro program.
         guide: another.
-        args: the data, and further tensors along the plate, on the device.
+        inputs: the data, the modules and the seed.
         checks: numbers of data and options.
-        name: name of the data.
         tightest: the largest rung over all data.
         is_certified: whether bounds hold with 95 % confidence over the draws.
         per_datum: values ``(N,)`` by label, nats, and Monte Carlo variances ``(C, N)``.
         draws_rows: whether model and guide draw rows of the data themselves.
         journal: progress file.
-        common: seed, modules and show_progress.
+        show_progress: whether to show progress bars.
 
     """
     rung, variances = per_datum[tightest.label], per_datum[VARIANCE + tightest.label]
-    num_data, asked = len(rung), asdict(checks)
+    args, name, num_data, asked = inputs.all_data(), inputs.loader.name, len(rung), asdict(checks)
+    common: dict[str, Any] = {"seed": inputs.seed, "modules": inputs.modules, "show_progress": show_progress}
     left_out: dict[str, str] = {}
 
     def run(title: str, num: int, check: Callable[..., R], record: type[R]) -> R | None:

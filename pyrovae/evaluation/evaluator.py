@@ -25,13 +25,14 @@ from pyrovae.bounds.multi_sample import VARIANCE, check_ladder
 from pyrovae.data import Data, Split, fingerprint, transforms
 from pyrovae.data.loader import Loader, Source
 from pyrovae.diagnostics import assess_with_checks, summarize_weights
-from pyrovae.evaluation.batch_scoring import EvaluationOptions, score_data
+from pyrovae.evaluation.batch_scoring import EvaluationOptions, Inputs, score_data
 from pyrovae.evaluation.checks import Checks, run_checks
 from pyrovae.evaluation.resume import Journal
 from pyrovae.importance import chunk_sizes, find_low_precision, score_one_particle, scoring_context
 from pyrovae.programs import ModelGuide, Program, Unnormalized, find_modules
 from pyrovae.programs.values import snapshot
 from pyrovae.results import (
+    CheckResults,
     Estimate,
     Evaluation,
     ObservedData,
@@ -51,7 +52,6 @@ from pyrovae.vae import require_form
 logger = logging.getLogger("pyrovae")
 
 MAX_BATCH_SIZE = 256  # data in one batch, if the size is chosen here
-NUM_EXAMPLES = 3  # data of the runs that inspect the programs
 
 
 @checked
@@ -98,7 +98,53 @@ def evaluate(
 
     """
     options = merge_options(options, EvaluationOptions, keywords, function="evaluate", also=("ks", "checks", "seed"))
-    ks = check_ladder(ks)
+    inputs = _prepare(model, guide, data, ks=check_ladder(ks), checks=checks, seed=seed, options=options)
+    model = Unnormalized()(model) if options.unnormalized else model
+    journal = options.journal if isinstance(options.journal, Journal) else Journal(options.journal)
+    with (
+        scoring_context(model, guide, inputs.examples(), modules=inputs.modules, all_data=inputs.all_data) as programs,
+        torch.no_grad(),
+    ):
+        coarse = find_low_precision(inputs.modules, inputs.examples())
+        cautions = _log_cautions(programs, coarse)
+        journal.start(_journal_key(programs, inputs, options) if journal.path is not None else "")
+        per_datum, observed = score_data(programs, inputs, journal, options)
+    if observed is not None and observed.fault is not None:
+        logger.warning("%s", observed.fault)
+        programs = replace(programs, unnormalized=observed.fault)
+    estimates = _estimates(programs, per_datum, inputs.ks)
+    is_certified = not (programs.unnormalized or coarse or (observed is not None and observed.what == DRAWN))
+    results = None
+    if checks is not None:
+        results = run_checks(
+            model,
+            guide,
+            inputs,
+            checks,
+            tightest=estimates[f"L_{inputs.ks[-1]}"],
+            is_certified=is_certified,
+            per_datum=per_datum,
+            draws_rows=programs.draws_rows,
+            journal=journal,
+            show_progress=options.show_progress,
+        )
+    evaluation = _record(inputs, programs, estimates, per_datum, observed, results, cautions, is_certified=is_certified)
+    if journal is not options.journal:
+        journal.remove()
+    return evaluation
+
+
+def _prepare(
+    model: Program,
+    guide: Program,
+    data: Data | Source,
+    *,
+    ks: tuple[int, ...],
+    checks: Checks | None,
+    seed: int,
+    options: EvaluationOptions,
+) -> Inputs:
+    """Return the data as arguments of the programs, with the device and the size of a batch."""
     loader = Loader(data.test if isinstance(data, Data) else data)
     if options.num_data is not None:
         loader = loader.first(options.num_data)
@@ -107,7 +153,6 @@ def evaluate(
     device = _choose_device(options.device, modules, loader)
     batch_size = _choose_batch_size(options.batch_size, ks, len(loader), device)
     args = loader.fixed()
-    data_hash = fingerprint(*args)
     settings = {
         "batch_size": batch_size,
         "device": str(device),
@@ -115,58 +160,44 @@ def evaluate(
         "weights": weights_hash(modules),
         "checks": None if checks is None else asdict(checks),
     }
-    model = Unnormalized()(model) if options.unnormalized else model
-    journal = options.journal if isinstance(options.journal, Journal) else Journal(options.journal)
-    examples = tuple(argument[:NUM_EXAMPLES].to(device) for argument in args)
+    return Inputs(loader, args, modules, device, batch_size, ks, seed, fingerprint(*args), settings)
 
-    def all_data() -> tuple[Tensor, ...]:
-        return tuple(argument.to(device) for argument in args)
 
-    with (
-        scoring_context(model, guide, examples, modules=modules, all_data=all_data) as programs,
-        torch.no_grad(),
-    ):
-        coarse = find_low_precision(modules, examples)
-        cautions = [f"{coarse}; evaluate model.float(), on data in float32"] if coarse else []
-        cautions += programs.link_warnings
-        for caution in cautions:
-            logger.warning("%s", caution)
-        if programs.nan:
-            logger.warning("%s; data whose estimates are not finite are counted, and no mean hides them", programs.nan)
-        key = ""
-        if journal.path is not None:
-            probe = _probe(programs, all_data() if programs.draws_rows else examples)
-            bounds_settings = {label: value for label, value in settings.items() if label != "checks"}
-            key = repr((data_hash, probe, ks, seed, options.chunk_size, options.engine, bounds_settings, versions()))
-        journal.start(key)
-        per_datum, observed = score_data(
-            programs, args, ks, journal, options, device=device, batch_size=batch_size, seed=seed
-        )
-    if observed is not None and observed.fault is not None:
-        logger.warning("%s", observed.fault)
-        programs = replace(programs, unnormalized=observed.fault)
-    estimates = _estimates(programs, per_datum, ks)
-    is_certified = not (programs.unnormalized or coarse or (observed is not None and observed.what == DRAWN))
-    results = None
-    if checks is not None:
-        results = run_checks(
-            model,
-            guide,
-            all_data(),
-            checks,
-            name=loader.name,
-            tightest=estimates[f"L_{ks[-1]}"],
-            is_certified=is_certified,
-            per_datum=per_datum,
-            draws_rows=programs.draws_rows,
-            journal=journal,
-            seed=seed,
-            modules=modules,
-            show_progress=options.show_progress,
-        )
-    split, num_given = loader.split, sum(argument[0].numel() for argument in args[1:])
+def _log_cautions(programs: ModelGuide, coarse: str | None) -> list[str]:
+    """Log what may be wrong with the programs, and return the sentences that stay in the record."""
+    cautions = [f"{coarse}; evaluate model.float(), on data in float32"] if coarse else []
+    cautions += programs.link_warnings
+    for caution in cautions:
+        logger.warning("%s", caution)
+    if programs.nan:
+        logger.warning("%s; data whose estimates are not finite are counted, and no mean hides them", programs.nan)
+    return cautions
+
+
+def _journal_key(programs: ModelGuide, inputs: Inputs, options: EvaluationOptions) -> str:
+    """Return a text that differs between evaluations of other data, programs, weights, draws or versions."""
+    probe = _probe(programs, inputs.all_data() if programs.draws_rows else inputs.examples())
+    settings = {label: value for label, value in inputs.settings.items() if label != "checks"}
+    computation = (inputs.ks, inputs.seed, options.chunk_size, options.engine, settings)
+    return repr((inputs.data_hash, probe, *computation, versions()))
+
+
+def _record(
+    inputs: Inputs,
+    programs: ModelGuide,
+    estimates: dict[str, Estimate],
+    per_datum: dict[str, Tensor],
+    observed: ObservedData | None,
+    results: CheckResults | None,
+    cautions: Sequence[str],
+    *,
+    is_certified: bool,
+) -> Evaluation:
+    """Return the record of an evaluation."""
+    split, ks, num_data = inputs.loader.split, inputs.ks, len(inputs.args[0])
     tightest = estimates[f"L_{ks[-1]}"].value
-    evaluation = Evaluation(
+    num_given = sum(argument[0].numel() for argument in inputs.args[1:])
+    return Evaluation(
         elbo=estimates["ELBO"],
         reconstruction=estimates["reconstruction"],
         kl=estimates["KL"],
@@ -174,31 +205,28 @@ def evaluate(
         kl_by_site={name: estimates[KL_OF + name] for name in programs.latents if KL_OF + name in estimates},
         kl_methods=dict(programs.kl),
         gains={f"L_{k}": mean_and_error(per_datum[f"L_{k}"] - per_datum["ELBO"]) for k in ks},
-        num_data=len(args[0]),
-        data_hash=data_hash,
+        num_data=num_data,
+        data_hash=inputs.data_hash,
         base_measure=programs.base_measure,
         unnormalized=programs.unnormalized,
-        certified=tightest - certified_margin(len(args[0])) if is_certified and tightest is not None else None,
-        seed=seed,
-        settings=settings,
+        certified=tightest - certified_margin(num_data) if is_certified and tightest is not None else None,
+        seed=inputs.seed,
+        settings=inputs.settings,
         versions=versions(),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         cautions=tuple(cautions),
-        num_distinct=_num_distinct(args),
+        num_distinct=_num_distinct(inputs.args),
         num_covariates=sum(observed.given.values()) if observed else num_given,
         weights=assess_with_checks(summarize_weights(per_datum, ks=ks), results),
         checked=results,
         observed=observed,
         per_datum={label: value for label, value in per_datum.items() if not label.startswith(VARIANCE)},
-        data=loader.name,
+        data=inputs.loader.name,
         data_transform=split.transform.describe() if split else None,  # type: ignore[arg-type]
         stored_hash=fingerprint(split.stored) if split else None,
         log_abs_det_jacobian=_log_det(split, observed) if programs.base_measure == "Lebesgue" else None,
         bits_per_dimension=_bits(split, programs, observed, tightest),
     )
-    if journal is not options.journal:
-        journal.remove()
-    return evaluation
 
 
 def _estimates(programs: ModelGuide, per_datum: dict[str, Tensor], ks: tuple[int, ...]) -> dict[str, Estimate]:

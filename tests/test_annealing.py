@@ -541,3 +541,20 @@ def test_draws_in_unconstrained_coordinates_have_their_own_density() -> None:
         u, log_guide = space.draw(3)
         torch.testing.assert_close(log_guide, dist.Normal(x, 0.5).log_prob(u).squeeze(-1))
         torch.testing.assert_close(log_guide, space.log_guide(u))
+
+
+@pytest.mark.parametrize("program", ["model", "guide"])
+def test_a_density_that_differs_from_run_to_run_is_refused(program: str) -> None:
+    def dropped(value: Tensor, name: str) -> Tensor:
+        return torch.dropout(value, 0.5, train=name == program)
+
+    pair = pair_from(
+        standard_normal(3),
+        lambda z, _: dist.Normal(dropped(z, "model"), 1.0).to_event(1),
+        lambda x: dist.Normal(dropped(x, "guide"), 1.0).to_event(1),
+    )
+    x = torch.randn(4, 3)
+    with pytest.raises(ValueError, match="two runs at the same z differ"):
+        bounds.ais(*pair, x)
+    evaluation = pyrovae.evaluate(*pair, x, ks=(1, 10), checks=pyrovae.Checks(), show_progress=False)
+    assert "AIS" in evaluation.checked.left_out

@@ -213,7 +213,7 @@ def frozen_kernel(
     with forked_random(stream_seed(settings.seed, "annealing pilot", number), rows.device):
         space = UnconstrainedLatents(programs, args, rows)
         if number == 0:
-            space.tell_of_cut_gradient()
+            space.check_densities(with_guide=not settings.from_prior)
         chunk_size = rows_per_chunk(programs, rows.device, gradients=True)
         return pilot(Path(space, from_prior=settings.from_prior, chunk_size=chunk_size), settings)
 

@@ -181,7 +181,7 @@ class _BatchBounds:
         with self.random("space"):
             self.space = UnconstrainedLatents(programs, args, rows)
         if number == 0:
-            self.space.tell_of_cut_gradient()
+            self.space.check_densities(with_guide=False)
 
     def random(self, word: str) -> AbstractContextManager[None]:
         """Return the context in which draws come from a stream of this batch."""

@@ -23,6 +23,7 @@ from pyrovae.runtime.context import forked_random
 logger = logging.getLogger("pyrovae")
 
 Mapped = tuple[dict[str, Tensor], Tensor]  # z of each site, and log |dz/du|
+RUN_TO_RUN = 1e-4  # largest relative difference of two runs, more than rounding
 ROUND_TRIP = 1e-3  # largest relative error of z mapped to u and back
 
 
@@ -63,11 +64,24 @@ class UnconstrainedLatents:
             self._transforms[name], self._shapes[name] = transform, transform.inv(z).shape[2:]
         self.sizes = {name: math.prod(shape) for name, shape in self._shapes.items()}
 
-    def tell_of_cut_gradient(self) -> None:
-        """Say in one line if log p(x | z) changes with z but passes no gradient to it; draws are of a stream apart."""
+    def check_densities(self, *, with_guide: bool) -> None:
+        """Check the densities at two draws of the guide, from a random stream apart, before chains follow them.
+
+        Log one line if log p(x | z) changes with z but passes no gradient to it.
+
+        Raises:
+            ValueError: if model or guide draws random numbers beside z, such as dropout.
+
+        """
         with forked_random(0, self.rows.device), torch.enable_grad():
             u = self.draw(2)[0].requires_grad_()
             _, log_likelihood = self.log_joint_terms(u)
+            for log_density in (self.log_joint, self.log_guide) if with_guide else (self.log_joint,):
+                if not torch.allclose(log_density(u), log_density(u), rtol=RUN_TO_RUN, equal_nan=True):
+                    raise ValueError(
+                        "chains need the same densities in each run of model and guide, but two runs at the same z "
+                        "differ; turn off dropout and other random numbers beside z"
+                    )
         if not log_likelihood.requires_grad and not torch.equal(log_likelihood[0], log_likelihood[1]):
             logger.warning(
                 "log p(x | z) passes no gradient to z (it is computed under torch.no_grad, or detached): chains find "

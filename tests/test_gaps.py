@@ -85,7 +85,7 @@ def test_a_full_covariance_makes_the_amortization_gap_negative_by_what_it_gains(
     assert close(found.amortization, -best) or found.amortization.value == pytest.approx(-best, rel=0.02)
     assert found.approximation.value == pytest.approx(best, rel=0.02)
     assert close(found.total, 0.0)
-    assert "can be negative, as it is here" in str(found)
+    assert "The amortization gap is negative: the guide has a wider family" in str(found)
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +223,6 @@ def test_a_positive_latent_variable_has_the_gaps_of_its_logarithm() -> None:
         assert ours.value == pytest.approx(theirs.value, abs=1e-9)
     exact = dist.Normal(0.2, math.sqrt(0.9**2 + 0.5**2)).log_prob(x)
     assert over_z.refined.value == pytest.approx(exact.mean().item(), abs=1e-5)
-    assert "not a diagonal Gaussian" not in str(over_z)
 
 
 def test_the_same_seed_gives_the_same_numbers_and_batches_only_other_draws(bernoulli: tuple[Any, Tensor]) -> None:

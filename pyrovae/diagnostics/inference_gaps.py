@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyrovae.bounds.evidence import particle_terms
 from pyrovae.bounds.multi_sample import VARIANCE, iwae, monte_carlo_variances
-from pyrovae.diagnostics.refine import DiagonalGaussian, best_of, further_starts, is_diagonal_gaussian, refine, start
+from pyrovae.diagnostics.refine import DiagonalGaussian, best_of, further_starts, refine, start
 from pyrovae.diagnostics.refit import Refit, refit
 from pyrovae.importance import UnconstrainedLatents, iter_batches, iter_particles, scoring_context
 from pyrovae.programs import ModelGuide, Program
@@ -125,7 +125,7 @@ def gaps(
         refitted = refit(
             programs, args, num_epochs=options.refit_epochs, seed=seed, show_progress=options.show_progress
         )
-        values, num_weights, diagonal = _all_bounds(programs, args, refitted, options, seed=seed, tight=bound is None)
+        values, num_weights = _all_bounds(programs, args, refitted, options, seed=seed, tight=bound is None)
     history, num_apart = values.pop("history"), int(values.pop("apart").sum())
     label, k = "IWAE", num_weights
     if bound is not None:
@@ -141,22 +141,20 @@ def gaps(
         num_data=len(x),
         seed=seed,
         settings=settings | {"device": str(x.device), "dtype": str(x.dtype).removeprefix("torch.")},
-        notes=_notes(
-            estimates, refitted, history, options, num_weights=num_weights, num_apart=num_apart, diagonal=diagonal
-        ),
+        notes=_notes(estimates, refitted, history, options, num_weights=num_weights, num_apart=num_apart),
         per_datum={name: value for name, value in values.items() if not name.startswith(VARIANCE)},
     )
 
 
 def _all_bounds(
     programs: ModelGuide, args: tuple[Any, ...], refitted: Refit, options: GapOptions, *, seed: int, tight: bool
-) -> tuple[dict[str, Tensor], int, bool | None]:
+) -> tuple[dict[str, Tensor], int]:
     """Estimate ELBO of the guide, ELBO of a refined Gaussian, and, if tight, a tighter bound, batch by batch.
 
     Returns:
         Bounds ``(N,)``, their Monte Carlo variances ``(C, N)``, the history of the refinement ``(num_steps, N)`` and
-        whether it ended apart from the result of the guide's start ``(N,)``; the number of weights in the tighter
-        bound; and whether the guide is a diagonal Gaussian, None if this cannot be found out.
+        whether it ended apart from the result of the guide's start ``(N,)``; and the number of weights in the tighter
+        bound.
 
     """
     x, parts, done = args[0], [], 0
@@ -167,9 +165,7 @@ def _all_bounds(
             parts.append({name: value[..., :count].cpu().double() for name, value in part.items()})
             done += count
             advance(done)
-    with forked_random(stream_seed(seed, "gaps shape"), x.device):
-        diagonal = is_diagonal_gaussian(batch.space)
-    return {name: torch.cat([part[name] for part in parts], -1) for name in parts[0]}, batch.num_weights, diagonal
+    return {name: torch.cat([part[name] for part in parts], -1) for name in parts[0]}, batch.num_weights
 
 
 class _BatchBounds:
@@ -285,7 +281,6 @@ def _notes(
     *,
     num_weights: int,
     num_apart: int,
-    diagonal: bool | None,
 ) -> tuple[str, ...]:
     """Return the methods by which the bounds were estimated, and cautions about the numbers, as sentences."""
     k, label, num_data = options.num_particles, estimates["bound"].label, history.shape[1]
@@ -309,12 +304,8 @@ def _notes(
         f"{refitted.num_shared} tensors of parameters that guide and model share were held fixed in that refit.": (
             len(refitted.values) > 0 and refitted.num_shared > 0
         ),
-        "The guide is not a diagonal Gaussian over the unconstrained latent vector: the gain of its wider family "
-        "counts in the amortization gap with a minus, so that the gap can be negative"
-        f"{', as it is here' if negative['amortization'] else ''}.": diagonal is False,
-        "The refinement did not reach the guide's ELBO: the amortization gap is negative; raise num_steps.": (
-            diagonal is not False and negative["amortization"]
-        ),
+        "The amortization gap is negative: the guide has a wider family than the refined Gaussian, which is diagonal "
+        "over the unconstrained latent vector, or num_steps is too small.": negative["amortization"],
         "The bound lies below the refined Gaussian's ELBO, so that it is not the tightest; give a tighter one.": (
             negative["approximation"]
         ),

@@ -17,7 +17,6 @@ BETAS = (0.9, 0.99)
 AVERAGED = 0.4  # share of the steps, the last ones, whose mean is the result
 PRIOR_DRAWS = 128  # draws of the prior from which further starts are chosen
 MIN_GAIN = 0.01  # nats by which another start must exceed the guide's to replace it
-STRAIGHT = 0.02  # deviation from a straight line, relative to its rise, that float32 rounding explains
 
 
 @dataclass(frozen=True)
@@ -155,19 +154,3 @@ def _gradient(space: UnconstrainedLatents, q: DiagonalGaussian, dtype: torch.dty
     gradient = torch.stack([along.mean(0), (noise * along).mean(0)])
     finite = gradient.isfinite().all(0).all(-1, keepdim=True)
     return torch.where(finite, gradient, 0.0), (log_joint.detach() - q.log_prob(to_float64(u.detach()))).mean(0)
-
-
-def is_diagonal_gaussian(space: UnconstrainedLatents) -> bool | None:
-    """Return whether the guide is a diagonal Gaussian over u: each slope of log q is then linear in its own u_d.
-
-    None if log q(u | x) or its slope cannot be computed for given u.
-    """
-    u = space.draw(8)[0].requires_grad_()
-    try:
-        with torch.enable_grad():
-            (slope,) = torch.autograd.grad(space.log_guide(u).sum(), u)
-    except (NotImplementedError, RuntimeError, ValueError):
-        return None
-    u, slope = (to_float64(value.detach()) - to_float64(value.detach()).mean(0) for value in (u, slope))
-    residual = slope - u * (u * slope).sum(0) / (u * u).sum(0)
-    return bool((residual.std(0) <= STRAIGHT * slope.std(0)).all())

@@ -174,9 +174,7 @@ def test_moderate_guide_is_enough_and_its_gap_is_known() -> None:
     assert record.power == pytest.approx(1.0, abs=4 * record.power_error)
     assert record.num_above == 0
     assert abs(record.jackknife.value + 1.82365749) < 4 * record.jackknife.se_data
-    strict = judged(weights, tolerance=1e-6)
-    assert strict.verdict == "K is not enough"
-    assert any(f"K = {k},000" in strict.reason for k in (68, 69, 70))
+    assert judged(weights, tolerance=1e-6).verdict == "K is not enough"
 
 
 def test_narrow_likelihood_is_seen_to_be_loose() -> None:
@@ -242,38 +240,24 @@ def test_ladder_finds_the_power_and_the_gap(power: float) -> None:
     assert ladder.slow == (power < 0.5)
 
 
-@pytest.mark.parametrize(
-    ("power", "error", "extrapolated", "bias", "words"),
-    [
-        (0.34, 0.1, 0.2 / (10**0.34 - 1), 0.01, "under K^-0.34, as measured, it takes K = 18,000"),
-        (0.34, 0.4, 0.2 / 9, 0.06, "under c / K it would take K = 600"),
-        (-0.1, 0.6, 0.2 / 9, 0.06, "the rungs do not show how the gap falls; under c / K it would take K = 600"),
-        (1.2, 0.4, 0.2 / 9, 0.06, "under c / K it takes K = 600"),
-    ],
-)
-def test_k_is_extrapolated_by_the_measured_power(
-    power: float, error: float, extrapolated: float, bias: float, words: str
-) -> None:
-    ladder = Ladder((5, 50, 500), 0.2, 0.02, power, error, extrapolated)
-    numbers = {"num_bad": 0, "num_data": 100, "threshold": 0.6, "share_above": 0.0, "tolerance": 0.05}
-    verdict, reason = diagnostics.assess(ladder, bias=bias, **numbers)
-    assert verdict == "K is not enough"
-    assert words in reason
-    for doubt in ({"ess": 1.9}, {"share_above": 0.1}, {"share_above": None, "threshold": None}):
-        verdict, reason = diagnostics.assess(ladder, bias=bias, **numbers | doubt)
+def test_a_gap_above_the_tolerance_is_named_and_called_a_least_one_where_weights_are_unreliable() -> None:
+    ladder = Ladder((5, 50, 500), 0.2, 0.02, 0.34, 0.1, 0.06)
+    numbers = {"num_bad": 0, "num_data": 100, "threshold": 0.6, "share_above": 0.0, "tolerance": 0.05, "bias": 0.07}
+    doubts = ({}, {"ess": 1.9}, {"share_above": 0.1}, {"share_above": None, "threshold": None})
+    for doubt in doubts:
+        verdict, reason = diagnostics.assess(ladder, **numbers | doubt)
         assert verdict == "K is not enough"
-        assert reason.startswith("at least 0.")
-        assert words not in reason
+        assert reason.startswith(f"{'at least' if doubt else 'about'} 0.0700 nats are missing in the mean of L_500")
 
 
 @pytest.mark.parametrize(("num_sites", "ks"), [(300, (5, 10)), (300, (5, 50)), (1, (1, 5, 10))])
-def test_weights_that_do_not_measure_their_gap_name_no_number_of_particles(num_sites: int, ks: tuple[int, ...]) -> None:
+def test_weights_that_do_not_measure_their_gap_give_a_least_one(num_sites: int, ks: tuple[int, ...]) -> None:
     scale = 1.16 * num_sites**0.5  # the weights have mean 1, so that log p(x) is 0
     record = judged(scale * torch.randn(ks[-1], 50) - scale**2 / 2, ks, tolerance=0.01)
     assert (record.ess.median < 2) == (num_sites > 1)
     assert record.verdict == "K is not enough"
     assert "at least" in record.reason or "loose" in record.reason
-    assert not any(words in record.reason for words in ("about", "it takes K", "it would take"))
+    assert "about" not in record.reason
 
 
 # standard errors

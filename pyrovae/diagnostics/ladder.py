@@ -23,7 +23,6 @@ PERHAPS, UNKNOWN = "K may not be enough", "unknown"
 SLOW = 0.5  # power of a gap that halves when K is multiplied by four, as of weights with a Pareto tail of 2/3
 SLOWEST = 0.05  # smallest power for extrapolation; smaller ones cannot be distinguished from 0
 MANY = 0.5  # share above which the weights of the whole data set are unreliable
-LARGEST = 10**12  # largest number of particles that a verdict names
 ROUNDING = 1e-9  # rise of a rung, relative to its value, that rounding explains
 
 
@@ -109,7 +108,7 @@ def assess(
     that its weights are unreliable: one large weight may even have raised L_K. If this holds for more than half of the
     data, K is not enough; if it holds for some, the weights alone do not decide. Without k-hats, or with a median
     effective sample size below 2, both estimates of the gap may be far too small: the reason names a least number of
-    missing nats, and no K.
+    missing nats.
 
     Args:
         ladder: from `read_ladder`.
@@ -146,10 +145,9 @@ def assess(
         )
     if remaining is not None and remaining > tolerance:
         unreliable = share_above is None or heavy or (ess is not None and ess < SMALL_ESS)
-        wanted = "evaluate a larger K, or estimate log p(x) by AIS" if unreliable else _wanted(ladder, bias, tolerance)
         return NOT_ENOUGH, (
             f"{'at least' if unreliable else 'about'} {_nats(remaining)} are missing in the mean of {label} {missing}, "
-            f"more than {tolerance:g}{loose or f'; {wanted}'}"
+            f"more than {tolerance:g}{loose or '; evaluate a larger K, or estimate log p(x) by AIS'}"
         )
     if heavy:
         return UNKNOWN, (
@@ -169,25 +167,6 @@ def assess(
         f"as far as the guide's draws reach, about {_nats(remaining)} are missing in {label} {missing}, less than "
         f"{tolerance:g}, and {tails}"
     )
-
-
-def _wanted(ladder: Ladder, bias: float | None, tolerance: float) -> str:
-    """Return the K at which the gap reaches the tolerance: by the measured power, and by c / K if that fits too."""
-
-    def at(power: float) -> str:
-        gap = max(bias or 0.0, ladder.gap(power) or 0.0)
-        k = ladder.ks[-1] * max(1.0, gap / tolerance) ** (1 / power)
-        unit = 10 ** max(0, math.floor(math.log10(k)) - 1)  # two significant digits, rounded up
-        k = math.ceil(k / unit) * unit
-        return f"K = {k:,}" if k < LARGEST else f"more than K = {LARGEST:,}"
-
-    power = ladder.power
-    if power is None or power >= 1:
-        return f"under c / K it takes {at(1.0)}"
-    measured = f"under K^-{power:.2f}, as measured, it takes {at(power)}" if power > SLOWEST else ""
-    if _below(power, ladder.power_error, 1.0):
-        return measured or "the gap falls so slowly that no K is named"
-    return f"{measured or 'the rungs do not show how the gap falls'}; under c / K it would take {at(1.0)}"
 
 
 def _power(first: Tensor, last: Tensor, first_step: float, last_step: float) -> tuple[float | None, float | None]:

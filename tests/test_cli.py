@@ -418,7 +418,7 @@ def test_bad_evaluations_and_folders(capsys: pytest.CaptureFixture[str]) -> None
     Path("file").write_text("")
     for words, text in (
         ("evaluate run --ks 0", "whole numbers of at least 1, but received (0,)"),
-        ("evaluate run --ks 1 10 25", "the nearest that do are (1, 10, 30)"),
+        ("evaluate run --ks 1 10 25", "each K must divide the next and be smaller"),
         (f"evaluate run --ks {10**13}", "needs about"),
         ("evaluate run --num_data 0", "first(0)"),
         ("evaluate run --engine fast", "'fast'"),

@@ -42,7 +42,7 @@ def iwae(log_weights: Tensor, ks: Sequence[int] | None = None) -> Tensor:
         ``(len(ks), ...)``, nats. The rung k = 1 is the Monte Carlo ELBO.
 
     Raises:
-        ValueError: if the rungs do not divide; the text names the nearest that do.
+        ValueError: if the rungs do not divide.
 
     Example:
         >>> iwae(torch.tensor([1.0, 2.0, 3.0, 4.0]).log(), ks=(1, 2, 4))
@@ -131,7 +131,7 @@ def check_ladder(ks: Sequence[int]) -> tuple[int, ...]:
     """Return rungs that are positive and ascending, each dividing the next.
 
     Raises:
-        ValueError: for other rungs, with the nearest ladder in the text.
+        ValueError: for other rungs.
 
     """
     try:
@@ -146,28 +146,7 @@ def check_ladder(ks: Sequence[int]) -> tuple[int, ...]:
     ks = rungs
     if any(b <= a or b % a for a, b in itertools.pairwise(ks)):
         raise ValueError(
-            f"each K must divide the next, so that the bounds come from the same draws and cannot cross, but received "
-            f"{tuple(ks)}; the nearest that do are {nearest_ladder(ks)}"
+            "each K must divide the next and be smaller, so that the bounds come from the same draws and cannot cross, "
+            f"but received {ks}; give for instance ks=(1, 5, 50)"
         )
     return ks
-
-
-def nearest_ladder(ks: Sequence[int]) -> tuple[int, ...]:
-    """Return the nearest ladder, by the sum of squared log ratios, in which each rung divides the next."""
-    wanted = sorted(set(ks))
-
-    def distance(chain: tuple[int, ...]) -> float:
-        return sum(math.log(a / b) ** 2 for a, b in zip(chain, wanted, strict=True))
-
-    def chains(start: int) -> list[tuple[int, ...]]:
-        ladders: list[tuple[int, ...]] = [(start,)]
-        for k in wanted[1:]:
-            ladders = [
-                (*chain, chain[-1] * factor)
-                for chain in ladders
-                for factor in {max(2, math.floor(k / chain[-1])), max(2, math.ceil(k / chain[-1]))}
-            ]
-        return ladders
-
-    starts = range(max(1, wanted[0] // 2), 2 * wanted[0] + 1)
-    return min((chain for start in starts for chain in chains(start)), key=distance)

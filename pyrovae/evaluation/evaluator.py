@@ -88,8 +88,8 @@ def evaluate(
         Estimates in nats per datum, larger being better, with standard errors and the values per datum.
 
     Raises:
-        ValueError: if the rungs do not divide (the text names the nearest that do), the programs break their contract,
-            data lie outside the support of the likelihood, or the log-weights do not fit into memory.
+        ValueError: if the rungs do not divide, the programs break their contract, data lie outside the support of the
+            likelihood, or the log-weights do not fit into memory.
         TypeError: if a keyword is not an option.
 
     Example:

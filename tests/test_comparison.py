@@ -162,50 +162,38 @@ def test_any_model_can_be_the_reference() -> None:
         compare(both, reference="c")
 
 
-OTHERS = {"data_hash": "feed" * 4, "stored_hash": "5e1f" * 4}
-HERE = replace(FIRST, stored_hash="ab" * 8)
-
-
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         (
-            OTHERS | {"data": "mnist/test", "num_data": 9},
-            "data (a, again: digits/test, 3 data, stored sha256 abababababab; "
-            "b: mnist/test, 9 data, stored sha256 5e1f5e1f5e1f). Evaluate them on the same data",
+            {"data_hash": "feed" * 4, "data": "mnist/test", "num_data": 9},
+            "data, scored values (a, again: 3 data of digits/test, sha256 0123456789ab; "
+            "b: 9 data of mnist/test, sha256 feedfeedfeed); evaluate all on the same values",
         ),
         (
             {"data_hash": "feed", "data_transform": {"class": "Threshold", "level": 0.5}},
-            "transform (a, again: DynamicBinarization; b: Threshold(level=0.5)). Transform the data alike",
+            "transform, scored values (a, again: {'class': 'DynamicBinarization'}, sha256 0123456789ab; "
+            "b: {'class': 'Threshold', 'level': 0.5}, sha256 feed)",
         ),
-        (
-            {"base_measure": "Lebesgue"},
-            "base measure (a, again: log-probabilities; b: log-densities). The logarithm of a probability",
-        ),
-        ({"base_measure": None}, "base measure (a, again: log-probabilities; b: not known). The logarithm"),
-        (
-            {"data_hash": "feed", "num_covariates": 10},
-            "covariates (a, again: none; b: 10 for each datum). log p(x | c) is not log p(x)",
-        ),
+        ({"base_measure": "Lebesgue"}, "base measure (a, again: log-probabilities; b: log-densities)"),
+        ({"base_measure": None}, "base measure (a, again: log-probabilities; b: no measure known)"),
+        ({"num_covariates": 10}, "covariates (a, again: 0 covariates; b: 10 covariates)"),
+        ({"unnormalized": "a factor"}, "normalization (a, again: normalized; b: a factor)"),
         (
             {"observed": ObservedData("x where it is not masked", 2.5, "0b5e" * 4)},
-            "what they observe of the data (a, again: not known; "
-            "b: x where it is not masked, 2.5 elements of a datum, sha256 0b5e0b5e0b5e). Let all models observe",
+            "observed values (a, again: observed values not known; "
+            "b: x where it is not masked, 2.5 elements of a datum, sha256 0b5e0b5e0b5e)",
         ),
-        (
-            {"data_hash": "feedfeedfeedfeed", "observed": ObservedData("x", 4.0, "0b5e" * 4)},
-            "the values that were scored, though stored data and transform agree "
-            "(a, again: sha256 0123456789ab; b: sha256 feedfeedfeed). Draw binarization and noise with one seed",
-        ),
+        ({"data_hash": "feedfeedfeedfeed"}, "scored values (a, again: sha256 0123456789ab; b: sha256 feedfeedfeed)"),
     ],
-    ids=["data", "transform", "measure", "unknown", "covariates", "observed", "seed"],
+    ids=["data", "transform", "measure", "unknown", "covariates", "normalization", "observed", "seed"],
 )
 def test_what_may_not_be_compared_is_refused(changes: dict[str, Any], words: str) -> None:
-    other = replace(HERE, **changes)
+    other = replace(FIRST, **changes)
     with pytest.raises(ValueError, match="these differ in ") as refused:
-        compare({"a": HERE, "b": other, "again": HERE})
+        compare({"a": FIRST, "b": other, "again": FIRST})
     assert f"these differ in {words}" in str(refused.value)
-    assert len(compare({"a": HERE, "b": other}, blocks=True).blocks) == 2
+    assert len(compare({"a": FIRST, "b": other}, blocks=True).blocks) == 2
 
 
 def test_blocks_are_by_data_and_measure() -> None:
@@ -425,7 +413,9 @@ def test_training_seeds_of_a_model_are_one_row() -> None:
 
 def test_seeds_of_a_model_must_share_their_data() -> None:
     other = replace(FIRST, data_hash="beef")
-    with pytest.raises(ValueError, match=r"differ in the values .*a \(1\).*a \(2\)"):
+    with pytest.raises(
+        ValueError, match=r"differ in scored values .*a \(1\).*a \(2\).*, or give them names of their own"
+    ):
         compare({"a": [FIRST, other]}, blocks=True)
     same = replace(FIRST, settings={"weights": "abc"})
     with pytest.raises(ValueError, match=r"two of 'a' have the same weights"):

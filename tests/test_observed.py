@@ -156,10 +156,10 @@ def test_a_comparison_of_different_parts_is_refused_and_says_which() -> None:
     x = torch.randn(9, 4)
     parts = {"a": whole, "b": masked(HALF), "c": first_two}
     found = {name: evaluated(observing(observe), x) for name, observe in parts.items()}
-    with pytest.raises(ValueError, match="but these differ in what they observe of the data") as refused:
+    with pytest.raises(ValueError, match="but these differ in observed values ") as refused:
         compare(found | {"again": found["a"]})
     for words in (
-        "(a, again: x, 4 elements",
+        "(a, again: x, 4 elements of a datum, sha256 ",
         "b: x where it is not masked, 2 elements",
         "c: a part of x, or values made",
     ):
@@ -253,7 +253,7 @@ def test_values_that_the_model_draws_are_like_no_others(observe: Callable[..., N
     assert found.bits_per_dimension is None
     assert compare({"a": found, "b": again}).blocks[0].rows, "one program, one stream"
     fixed = dataclasses.replace(evaluated(observing(whole), x), base_measure=found.base_measure)
-    with pytest.raises(ValueError, match=r"b: values that the model draws itself, .* must be so before the call"):
+    with pytest.raises(ValueError, match=r"b: values that the model draws itself, "):
         compare({"a": fixed, "b": found})
 
 
@@ -271,7 +271,7 @@ def test_a_factor_does_not_say_what_it_scores() -> None:
     x = torch.randn(5, 4)
     found = evaluated(observing(lambda x: pyro.factor("x", -x.square().sum(1))), x)
     assert found.observed is None
-    with pytest.raises(ValueError, match=r"a: not known; b: x, 4 elements of a datum"):
+    with pytest.raises(ValueError, match=r"a: .*observed values not known, .*; b: .*x, 4 elements of a datum"):
         compare({"a": found, "b": evaluated(observing(whole), x)})
 
 
@@ -286,7 +286,7 @@ def test_an_evaluation_from_before_this_was_recorded_is_read() -> None:
     old = Evaluation.from_json(json.dumps(plain), found.per_datum)
     assert old == dataclasses.replace(found, observed=None)
     assert compare({"a": old, "b": old}).blocks[0].rows
-    with pytest.raises(ValueError, match=r"a: not known; b: x, .* Where it is not known, evaluate again"):
+    with pytest.raises(ValueError, match=r"a: observed values not known; b: x, "):
         compare({"a": old, "b": found})
 
 
@@ -377,7 +377,7 @@ def test_multinomial_counts_of_other_totals_are_conditioned_on_them() -> None:
     assert evaluated(observing(multinomial), x[:3]).density == "p(x)"  # one total is one of the model's parameters
     found = evaluated(observing(multinomial), x)
     assert "for log p(x) observe the total too" in " ".join(str(found).split())
-    with pytest.raises(ValueError, match="1 for each datum, among them the total of x"):
+    with pytest.raises(ValueError, match=r"differ in covariates \(a: 1 covariates; b: 0 covariates\)"):
         compare({"a": found, "b": evaluated(observing(poisson), x)})
 
 

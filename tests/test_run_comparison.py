@@ -118,9 +118,9 @@ def test_any_run_is_the_reference_by_name_or_folder(runs: list[str], capsys: pyt
 
 def test_other_data_are_refused_unless_kept_apart(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     line = fails(capsys, "compare", *runs)
-    assert "these differ in data (a, b: digits/test[:20], 20 data, stored sha256" in line
-    assert "; c: digits/validation[:20], 20 data, stored sha256 " in line
-    assert "Evaluate them on the same data" in line
+    assert "these differ in data, observed values, scored values (a, b: 20 data of digits/test[:20], " in line
+    assert "; c: 20 data of digits/validation[:20], " in line
+    assert "evaluate all on the same values" in line
     assert main(["compare", *runs, "--blocks"]) == 0
     assert "Nats compare models within a block only" in capsys.readouterr().out
 

@@ -156,8 +156,8 @@ def _require_seeds(name: str, seeds: tuple[Evaluation, ...]) -> None:
     try:
         require_comparable({f"{name} ({i})": evaluation for i, evaluation in enumerate(seeds, 1)})
     except ValueError as error:
-        reason = str(error).partition("; or keep them")[0]
-        raise ValueError(f"{reason}; or give them names of their own") from None
+        reason = str(error).partition(", or keep them")[0]
+        raise ValueError(f"{reason}, or give them names of their own") from None
 
 
 Models = Mapping[str, tuple[Evaluation, ...]]  # the evaluations of each model, one for each training seed

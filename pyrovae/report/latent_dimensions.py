@@ -133,11 +133,12 @@ def prior_quantiles(vae: VAE, probabilities: Tensor, covariates: Sequence[Tensor
     return loc + scale * torch.special.ndtri(probabilities.double()).unsqueeze(-1)
 
 
-def check_dims(dims: Sequence[int], latent_dim: int) -> list[int]:
-    """Return the dimensions of a figure; raise a ValueError if they are not one or two different ones of a model."""
-    if not 1 <= len(set(dims)) == len(dims) <= 2 or not all(0 <= dim < latent_dim for dim in dims):
+def check_dims(dims: Sequence[int], latent_dim: int, *, numbers: Sequence[int] = (1, 2)) -> list[int]:
+    """Return the dimensions of a figure; raise a ValueError if they are not so many different ones of a model."""
+    if len(set(dims)) != len(dims) or len(dims) not in numbers or not all(0 <= dim < latent_dim for dim in dims):
         raise ValueError(
-            f"`dims` must be one or two different latent dimensions from 0 to {latent_dim - 1}, got {tuple(dims)}"
+            f"`dims` must be {' or '.join(map(str, numbers))} different latent dimensions from 0 to {latent_dim - 1}, "
+            f"got {tuple(dims)}"
         )
     return list(dims)
 

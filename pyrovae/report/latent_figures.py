@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
-import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -21,12 +20,11 @@ from pyrovae.vae import VAE
 MARKERS = ("o", "^", "s", "D", "v")  # markers of labels 0 to 9, 10 to 19, ..., whose colors repeat
 MANY_LABELS = 20  # maximum number of labels
 RASTERIZED = 1000  # points from which they are pixels in vector formats too
-CELLS, BANDWIDTH = 128, 3.0  # grid for the counts of prior draws, and their smoothing in cells
+DOTS, SHARES = 2000, (0.002, 0.998)  # draws from a prior without a formula, and the quantiles between them
 ANGLE = torch.linspace(0, 2 * math.pi, 181, dtype=torch.float64)
 CIRCLE = torch.stack([ANGLE.cos(), ANGLE.sin()], 1)  # (181, 2), of radius 1
-SHARES = (1 - math.exp(-0.5), 1 - math.exp(-2.0))  # of a normal in the plane, within one and two standard deviations
 DASHED: dict[str, Any] = {"color": INK, "alpha": 0.7, "linewidth": 0.9, "linestyle": DASHES}
-CIRCLES, REGIONS = "Prior, one and two standard deviations", "Prior, where 39 % and 86 % of its draws lie"
+CIRCLES, DRAWS = "Prior, one and two standard deviations", "Draws from the prior"
 ELLIPSES = "Posterior, one standard deviation"
 
 
@@ -41,28 +39,30 @@ def latent_space(
     limits: Sequence[float] | None = None,
     num_ellipses: NonNegativeInt = 0,
     ax: Axes | None = None,
-) -> Figure:
-    """Draw the posterior means of data, in color by their labels, against the prior.
+) -> Figure | None:
+    """Draw the posterior means of data in two latent dimensions, in color by their labels, against the prior.
 
-    One latent dimension gives a histogram, several give a scatter of the two most important ones, by
-    `pyrovae.report.latent_dimensions.latent_importance`. Dashed lines are one and two standard deviations of a normal
-    prior; for another prior, the smallest regions with the same shares of its draws. A label has the same color and
-    marker in every figure. To compare models, give all of them the same dimensions and limits.
+    The dimensions are the most important ones, by `pyrovae.report.latent_dimensions.latent_importance`. Dashed lines
+    are one and two standard deviations of a normal prior; of another prior, draws are dots. A label has the same color
+    and marker in every figure. To compare models, give all of them the same dimensions and limits.
 
     Args:
         vae: model.
         x: ``(N, *x_shape)``.
-        labels: ``(N,)``; at most 20 different integers (10 in a histogram). Other labels are ignored, and so are labels
-            of which two would look alike, such as 3 and 53.
+        labels: ``(N,)``; at most 20 different integers. Other labels are ignored, and so are labels of which two would
+            look alike, such as 3 and 53.
         covariates: ``(N, ...)`` each, of a conditional model; a conditional prior is drawn given all of them.
-        dims: one or two latent dimensions; None for the most important ones.
+        dims: two latent dimensions; None for the most important ones.
         limits: ends of both axes; means outside are counted in the panel. None for limits around all means.
         num_ellipses: number of data, the first ones, whose posterior is an ellipse of one standard deviation.
         ax: axes to draw into, without title and legend; None for a new figure.
 
+    Returns:
+        The figure, or None for a model with one latent dimension.
+
     Raises:
-        ValueError: if dimensions are not one or two different ones of the model, there are no data, labels are not one
-            per datum, or limits not two finite numbers, the smaller one first.
+        ValueError: if dimensions are not two different ones of the model, there are no data, labels are not one per
+            datum, or limits not two finite numbers, the smaller one first.
 
     """
     if not len(x) or (labels is not None and labels.shape != x.shape[:1]):
@@ -72,11 +72,13 @@ def latent_space(
         )
     if limits is not None and not (len(limits) == 2 and -math.inf < limits[0] < limits[1] < math.inf):
         raise ValueError(f"`limits` are two finite numbers, the smaller one first, got {limits}")
+    if vae.prior.latent_dim < 2:
+        return None
     mean, stddev = encode(vae, x, covariates)
     importance = latent_importance(vae, mean, stddev, covariates)
     chosen = "" if dims is not None or mean.shape[1] < 3 else f", the 2 of {mean.shape[1]} dimensions"
-    dims = check_dims(sorted(importance.ranked[:2]) if dims is None else dims, mean.shape[1])
-    groups = _group_rows(labels, len(x), num_looks=len(PALETTE) * (1 if len(dims) == 1 else len(MARKERS)))
+    dims = check_dims(sorted(importance.ranked[:2]) if dims is None else dims, mean.shape[1], numbers=(2,))
+    groups = _group_rows(labels, len(x))
     title = f"Posterior means of {len(x):,} data" + (" given their covariates" if covariates else "")
     if mean.shape[1] > 2:
         title += f"{chosen}\nwith the largest {importance.name}" if chosen else f"\n({importance.name} on the axes)"
@@ -84,16 +86,13 @@ def latent_space(
         names = [f"z[{dim}]  ({importance.text(dim)})" for dim in dims]
     else:
         names = [f"z[{dim}]  ({importance.name}: {importance.text(dim).removeprefix('ratio ')})" for dim in dims]
-    figure, axes = panel(ax, 6.4, 4.0 if len(dims) == 1 else 5.4, title=title)
+    figure, axes = panel(ax, 6.4, 5.4, title=title)
     axes.set_xlabel(names[0])
-    axes.set_ylabel(names[1] if len(dims) > 1 else "Density")
-    if len(dims) == 1:
-        _draw_histogram(axes, vae, dims[0], mean[:, dims[0]], groups, covariates)
-    else:
-        _draw_scatter(axes, mean[:, dims], groups)
-        for center, half_axes in zip(mean[:num_ellipses, dims], stddev[:num_ellipses, dims], strict=True):
-            axes.plot(*(center + half_axes * CIRCLE).T.numpy(), color=INK, linewidth=0.8, label=ELLIPSES)
-        _draw_prior(axes, vae, dims, covariates)
+    axes.set_ylabel(names[1])
+    _draw_scatter(axes, mean[:, dims], groups)
+    for center, half_axes in zip(mean[:num_ellipses, dims], stddev[:num_ellipses, dims], strict=True):
+        axes.plot(*(center + half_axes * CIRCLE).T.numpy(), color=INK, linewidth=0.8, label=ELLIPSES)
+    _draw_prior(axes, vae, dims, covariates)
     if limits is not None:
         _limit(axes, mean[:, dims], limits)
     if ax is not None:
@@ -106,10 +105,10 @@ def latent_space(
     return figure
 
 
-def _group_rows(labels: Tensor | None, num: int, *, num_looks: int) -> dict[str, Tensor]:
+def _group_rows(labels: Tensor | None, num: int) -> dict[str, Tensor]:
     """Return the rows of each label, or all rows without usable labels."""
     values = [] if labels is None else labels.cpu().unique().tolist()
-    looks = {value % num_looks for value in values}
+    looks = {value % (len(PALETTE) * len(MARKERS)) for value in values}
     usable = all(float(value).is_integer() for value in values) and len(looks) == len(values) <= MANY_LABELS
     if labels is None or not usable:
         return {"Data": torch.ones(num, dtype=torch.bool)}
@@ -123,46 +122,14 @@ def _look(label: str) -> tuple[str, str]:
 
 
 def _limit(axes: Axes, mean: Tensor, limits: Sequence[float]) -> None:
-    """Set the limits of the axes of means ``(N, 1 or 2)``, and note how many lie outside."""
+    """Set the limits of the axes of means ``(N, 2)``, and note how many lie outside."""
     low, high = limits
     axes.set_xlim(low, high)
-    if mean.shape[1] == 2:
-        axes.set_yticks(axes.get_xticks())
-        axes.set_ylim(low, high)
-        axes.set_aspect("equal", adjustable="box")
+    axes.set_yticks(axes.get_xticks())
+    axes.set_ylim(low, high)
+    axes.set_aspect("equal", adjustable="box")
     if outside := int(((mean < low) | (mean > high)).any(1).sum()):
         axes.text(0.98, 0.02, f"{outside:,} outside", ha="right", transform=axes.transAxes, color=FAINT, fontsize=8)
-
-
-def _draw_histogram(
-    axes: Axes, vae: VAE, dim: int, mean: Tensor, groups: dict[str, Tensor], covariates: Sequence[Tensor]
-) -> None:
-    """Draw stacked histograms of the groups of means ``(N,)`` and the density of the prior."""
-    normal = None if vae.prior.conditional else normal_prior(vae)
-    if normal is not None:
-        loc, scale = (moment[dim].item() for moment in normal)
-        ends = (loc - 3 * scale, loc + 3 * scale)
-    else:
-        draws = prior_draws(vae, covariates)[:, dim]
-        ends = (draws.quantile(0.002).item(), draws.quantile(0.998).item())
-    low, high = min(mean.min().item(), ends[0]), max(mean.max().item(), ends[1])
-    axes.hist(
-        [mean[rows].numpy() for rows in groups.values()],
-        bins=torch.linspace(low, high, 41, dtype=mean.dtype).tolist(),
-        density=True,
-        stacked=True,
-        color=[_look(label)[0] for label in groups],
-        label=list(groups),
-    )
-    line: dict[str, Any] = {"color": INK, "linewidth": 1.2}
-    if normal is not None:
-        z = torch.linspace(low, high, 301, dtype=mean.dtype)
-        density = (-0.5 * ((z - loc) / scale) ** 2).exp() / (scale * math.sqrt(2 * math.pi))
-        axes.plot(z.numpy(), density.numpy(), label="Prior N(0, 1)" if (loc, scale) == (0, 1) else "Prior", **line)
-    else:
-        bins = torch.linspace(low, high, 81, dtype=mean.dtype)
-        counts = torch.histogram(draws, bins).hist
-        axes.stairs((counts / len(draws) / bins.diff()).numpy(), bins.numpy(), label="Prior", **line)
 
 
 def _draw_scatter(axes: Axes, mean: Tensor, groups: dict[str, Tensor]) -> None:
@@ -184,28 +151,15 @@ def _draw_scatter(axes: Axes, mean: Tensor, groups: dict[str, Tensor]) -> None:
 
 
 def _draw_prior(axes: Axes, vae: VAE, dims: Sequence[int], covariates: Sequence[Tensor]) -> None:
+    """Draw circles of a normal prior, or draws from another one, without the farthest."""
     normal = None if vae.prior.conditional else normal_prior(vae)
     if normal is None:
-        for line in _regions(prior_draws(vae, covariates)[:, dims]):
-            axes.plot(*line.T, label=REGIONS, **DASHED)
+        draws = prior_draws(vae, covariates)[:DOTS, dims]
+        ends = draws.quantile(torch.tensor(SHARES, dtype=draws.dtype), dim=0)  # (2, 2)
+        inside = draws[((draws >= ends[0]) & (draws <= ends[1])).all(1)]
+        dots: dict[str, Any] = {"color": INK, "alpha": 0.3, "linewidths": 0, "zorder": 0, "rasterized": True}
+        axes.scatter(inside[:, 0].numpy(), inside[:, 1].numpy(), s=2, **dots)
+        axes.scatter([], [], s=12, color=INK, label=DRAWS)  # entry of the legend
         return
     for radius in (1, 2):
         axes.plot(*(normal[0][dims] + radius * normal[1][dims] * CIRCLE).T.numpy(), label=CIRCLES, **DASHED)
-
-
-def _regions(draws: Tensor) -> list[np.ndarray]:
-    """Return outlines of the smallest regions that hold the shares `SHARES` of draws ``(S, 2)``, slightly smoothed."""
-    ends = draws.quantile(torch.tensor([0.002, 0.998], dtype=draws.dtype), dim=0)  # (2, 2)
-    margin = 0.15 * (ends[1] - ends[0]) + 1e-9
-    low, high = ends[0] - margin, ends[1] + margin
-    edges = [torch.linspace(low[i].item(), high[i].item(), CELLS + 1, dtype=draws.dtype) for i in range(2)]
-    counts = torch.histogramdd(draws, edges).hist  # (CELLS, CELLS)
-    offset = torch.arange(CELLS, dtype=draws.dtype)
-    kernel = (-0.5 * ((offset - offset[:, None]) / BANDWIDTH) ** 2).exp()
-    density = kernel @ counts @ kernel  # blurred along both axes
-    ranked, order = density.flatten().sort(descending=True)
-    cumulative = counts.flatten()[order].cumsum(0) / len(draws)  # of the draws themselves, without the blur
-    levels = sorted({ranked[min(int((cumulative < share).sum()), len(ranked) - 1)].item() for share in SHARES})
-    middle = [(edge[:-1] + edge[1:]).numpy() / 2 for edge in edges]
-    paths = Figure().add_subplot().contour(*middle, density.T.numpy(), levels=levels).get_paths()
-    return [np.asarray(line) for path in paths for line in path.to_polygons(closed_only=False)]

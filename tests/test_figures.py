@@ -253,20 +253,12 @@ def test_figures_of_images_are_full_and_inside_their_frames(num_covariates: int)
 def test_figures_of_tabular_data() -> None:
     vae, x = make_vae(2, likelihoods.Gaussian((12,))), torch.randn(40, 12)
     figures = all_figures(vae, x)
-    for name in ("samples", "traversals", "manifold", "interpolations"):
+    for name in ("samples", "traversals", "manifold", "interpolations", "thumbnails"):
         assert figures.pop(name) is None
     assert all(map(drawn, figures.values()))
     assert len(figures["reconstructions"].axes) == panels.COLUMNS
-    ordered = report.reconstructions(vae, x, order=torch.arange(40.0), what="gap")
-    others, largest = ordered.axes[1].collections
-    assert np.array_equal(others.get_offsets(), np.column_stack([x[:36, 1], vae.reconstruct(x)[:36, 1]]))
-    assert sorted(largest.get_offsets()[:, 0]) == pytest.approx(sorted(x[36:, 1].tolist()))
-    x[7, 0] = 50.0
-    (axes,) = report.thumbnails(vae, x, torch.arange(40) == 7, num=2).axes
-    assert texts(axes.get_yticklabels()) == ["#7  1.00", "#0  0.00"]
-    expected = [f"{x[row, column]:.3g}".replace("-", MINUS) for row in (7, 0) for column in range(9)]
-    assert texts(axes.texts) == expected
-    assert (to_hex(axes.patches[0].get_facecolor()), axes.patches[0].get_alpha()) == (SECOND, pytest.approx(0.6))
+    (dots,) = report.reconstructions(vae, x, order=torch.arange(40.0)).axes[1].collections
+    assert np.array_equal(dots.get_offsets(), np.column_stack([x[:, 1], vae.reconstruct(x)[:, 1]]))
 
 
 def test_figures_look_the_same_under_the_callers_style_and_leave_the_random_stream() -> None:
@@ -305,14 +297,13 @@ def test_figures_draw_into_given_axes() -> None:
         axes.clear()
         assert draw(vae, ax=axes) is outer
         assert len(axes.images) == 1
-    tabular = partial(report.thumbnails, make_vae(2, likelihoods.Gaussian((3,))), torch.randn(6, 3), torch.arange(6))
     units = partial(report.kl_per_unit, ["a", "b"], torch.rand(2), torch.tensor([True, False]))
     bounds = (
         partial(report.ladder, make_evaluation()),
         partial(report.waterfall, make_gaps()),
         partial(report.forest, make_block(DIFFERENCES)),
     )
-    for draw in (*bounds, tabular, units):
+    for draw in (*bounds, units):
         axes.clear()
         assert draw(ax=axes) is outer
         assert axes.lines or axes.patches
@@ -742,12 +733,5 @@ def test_rate_distortion_shows_evaluations_and_pairs_between_lines_of_equal_elbo
 def test_the_path_of_a_picture_is_checked_before_anything_is_drawn(tmp_path: Path) -> None:
     assert report.picture_file(str(tmp_path / "new" / "x.png")) == tmp_path / "new" / "x.png"
     assert list((tmp_path / "new").iterdir()) == []
-    (tmp_path / "folder.png").mkdir()
-    (tmp_path / "file").touch()
-    for name, message in [
-        ("x.pdf", "ends in .png"),
-        ("folder.png", "cannot be written"),
-        ("file/x.png", "the folder of .* cannot be created"),
-    ]:
-        with pytest.raises(argparse.ArgumentTypeError, match=message):
-            report.picture_file(str(tmp_path / name))
+    with pytest.raises(argparse.ArgumentTypeError, match="ends in .png"):
+        report.picture_file(str(tmp_path / "x.pdf"))

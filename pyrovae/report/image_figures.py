@@ -21,7 +21,7 @@ from pyrovae.report.latent_dimensions import (
     prior_moments,
     prior_quantiles,
 )
-from pyrovae.report.panels import draw_rows, draw_scatters, draw_tiles, image_limits, is_image
+from pyrovae.report.panels import draw_scatters, draw_tiles, image_limits, is_image
 from pyrovae.report.style import minus_signs, styled
 from pyrovae.runtime.annotations import PositiveFloat, PositiveInt, Range
 from pyrovae.runtime.context import forked_random, module_mode
@@ -48,7 +48,7 @@ def reconstructions(
 
     Given one value per datum, images are chosen evenly over the order of the values, from the smallest to the largest,
     with the value below each. Data that are not images are drawn as a scatter of E[x | z] over x, for the first 9
-    columns and 2000 data; given values, the tenth of the data with the largest values has a color of its own.
+    columns and 2000 data.
 
     Args:
         vae: model.
@@ -70,11 +70,11 @@ def reconstructions(
     means, chosen = vae.reconstruct(chosen, *given).cpu(), chosen.cpu()
     mean = _mean_symbol(covariates)
     title = f"Data and their reconstructions {mean} from the posterior mean of z"
-    values = None if order is None else order.cpu()[rows]
     if not is_image(vae):
-        return draw_scatters(chosen, means, title=title, values=values, name=what)
-    note = ""
+        return draw_scatters(chosen, means, title=title)
+    labels, note = [], ""
     if order is not None:
+        labels = _numbers(order.cpu()[rows])
         known = int(order.isfinite().sum())
         left_out = f"; {len(order) - known} without a finite one left out" if known < len(order) else ""
         note = f"{what}: {len(rows)} data from the smallest to the largest of {known:,}{left_out}"
@@ -83,7 +83,7 @@ def reconstructions(
         limits=image_limits(vae, chosen),
         title=title,
         row_labels=["Data $x$", mean],
-        column_labels=_with_conditions([] if values is None else _numbers(values), covariates, rows),
+        column_labels=_with_conditions(labels, covariates, rows),
         note=note,
     )
 
@@ -343,7 +343,7 @@ def thumbnails(
     what: str = "k-hat",
     ax: Axes | None = None,
 ) -> Figure | None:
-    """Draw the data with the largest values of a diagnostic, with value and row below each; tabular data as a table.
+    """Draw the data with the largest values of a diagnostic, with value and row below each.
 
     Args:
         vae: model.
@@ -355,24 +355,20 @@ def thumbnails(
         ax: axes to draw into, without the title; None for a new figure.
 
     Returns:
-        The figure, or None if every value is NaN.
+        The figure, or None if every value is NaN or data are not images.
 
     """
     values = values.cpu()
     known = (~values.isnan()).nonzero().squeeze(-1)
-    if not len(known):
+    if not len(known) or not is_image(vae):
         return None
     rows = known[values[known].argsort(descending=True, stable=True)][:num]
     missing = len(values) - len(known)
     title = f"The {len(rows)} of {len(values):,} data with the largest {what}"
     title = title if len(rows) > 1 else f"{what} of a datum"
     note = f"{missing:,} {'data' if missing > 1 else 'datum'} without {what} left out" if missing else ""
-    named = list(zip(rows.tolist(), _numbers(values[rows]), strict=True))
-    if not is_image(vae):
-        names = [f"#{row}  {value}" for row, value in named]
-        return draw_rows(x, rows=rows, names=names, title=title, note=note, ax=ax)
     chosen = x[rows.to(x.device)].cpu()
-    labels = [f"{value}\n#{row}" for row, value in named]
+    labels = [f"{value}\n#{row}" for row, value in zip(rows.tolist(), _numbers(values[rows]), strict=True)]
     column_labels = _with_conditions(labels, covariates, rows)
     return draw_tiles(
         chosen.unsqueeze(0),

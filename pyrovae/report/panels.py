@@ -1,4 +1,4 @@
-"""Panels of data: images side by side, a scatter for each column, and a colored table of rows."""
+"""Panels of data: images side by side, and a scatter for each column."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import matplotlib
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from pyrovae.report.style import FAINT, FIRST, GRID, SECOND, blank, dress, legend_below, minus_signs, panel
+from pyrovae.report.style import FAINT, FIRST, GRID, blank, dress, panel
 from pyrovae.vae import VAE
 
 WIDTH, TALL = 8.0, 1.2  # inches, width of a full row of tiles and height of the tallest tile
@@ -22,8 +21,6 @@ FRAME = 0.02  # width of the frame, as a share of a tile's side
 LINE, LETTER = 0.18, 0.07  # inches, height of a line of labels and width of a letter
 COLUMNS = 9  # columns of the data in a figure
 RASTERIZED = 500  # points in a panel from which they are pixels in vector formats too
-SHARE = 0.1  # share of the data in a color of its own
-FAR = 4.0  # standard deviations from the mean of a column at which a cell has its full color
 
 
 def is_image(vae: VAE) -> bool:
@@ -105,71 +102,21 @@ def _tile(images: Tensor) -> Tensor:
     return large.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).squeeze(-1)  # (rows * height, columns * width[, 3])
 
 
-def draw_scatters(x: Tensor, means: Tensor, *, title: str, values: Tensor | None = None, name: str = "") -> Figure:
-    """Draw E[x | z] over x, one panel per column of the data.
-
-    Args:
-        x: ``(N, *x_shape)``, the data.
-        means: E[x | z] of the same shape.
-        title: text above the panels.
-        values: ``(N,)``, such as log p(x); the tenth of the data with the largest has a color of its own. None for one
-            color.
-        name: of the values, for the legend.
-
-    """
+def draw_scatters(x: Tensor, means: Tensor, *, title: str) -> Figure:
+    """Draw E[x | z] over x, each ``(N, *x_shape)``, one panel per column of the data."""
     x, means = x.flatten(1), means.flatten(1)
     num = min(x.shape[1], COLUMNS)
     across = min(num, 3)
     down = math.ceil(num / across)
-    figure = blank(max(2.5 * across + 0.5, 5.5), 2.5 * down + (0.8 if values is None else 1.1))
+    figure = blank(max(2.5 * across + 0.5, 5.5), 2.5 * down + 0.8)
     title += f", the first {num} of {x.shape[1]:,} columns" if num < x.shape[1] else ""
     figure.suptitle(title, x=0.012, ha="left")
-    largest = torch.zeros(len(x), dtype=torch.bool)
-    if values is not None:
-        largest[values.argsort(descending=True, stable=True)[: math.ceil(SHARE * len(values))]] = True
-    groups = {"The others": ~largest, f"The {int(largest.sum())} data with the largest {name}": largest}
+    dots: dict[str, Any] = {"s": 8, "linewidths": 0, "alpha": 0.5, "rasterized": len(x) > RASTERIZED}
     for column in range(num):
         axes = dress(figure.add_subplot(down, across, column + 1), title=f"x[{column}]")
         axes.axline((0, 0), slope=1, color=FAINT, linewidth=0.8, zorder=1)
-        dots: dict[str, Any] = {"s": 8, "linewidths": 0, "rasterized": len(x) > RASTERIZED}
-        for (label, rows), color, alpha in zip(groups.items(), (FIRST, SECOND), (0.5, 0.9), strict=True):
-            if rows.any():
-                pairs = x[rows, column].numpy(), means[rows, column].numpy()
-                axes.scatter(*pairs, color=color, alpha=alpha, label=label, **dots)
+        axes.scatter(x[:, column].numpy(), means[:, column].numpy(), color=FIRST, **dots)
         axes.set_aspect("equal", adjustable="datalim")
         axes.set_xlabel("Data $x$" if column + across >= num else "")
         axes.set_ylabel("" if column % across else "Reconstruction")
-    if values is not None:
-        legend_below(figure, list(groups), columns=2)
-    return figure
-
-
-def draw_rows(
-    x: Tensor, *, rows: Tensor, names: list[str], title: str, note: str = "", ax: Axes | None = None
-) -> Figure:
-    """Draw the given rows of the data ``(N, *x_shape)`` as a table with their names.
-
-    Each cell is colored by its distance from the mean of its column.
-    """
-    x = x.flatten(1).double().cpu()
-    num = min(x.shape[1], COLUMNS)
-    spread = x.std(0, correction=0)
-    distance = (x - x.mean(0)) / torch.where(spread > 0, spread, 1.0)
-    figure, axes = panel(ax, max(1.9 + 0.75 * num, 6.0), 1.1 + 0.26 * len(rows), title=title)
-    for i, row in enumerate(rows.tolist()):
-        for column in range(num):
-            z = distance[row, column].item()
-            color, alpha = (FIRST if z < 0 else SECOND), 0.6 * min(abs(z) / FAR, 1.0)
-            axes.add_patch(Rectangle((column, i), 1, 1, facecolor=color, alpha=alpha, linewidth=0))
-            text = minus_signs(f"{x[row, column].item():.3g}")
-            axes.text(column + 0.5, i + 0.5, text, ha="center", va="center", fontsize=8.5)
-    axes.set_xlim(0, num)
-    axes.set_ylim(len(rows), 0)
-    axes.set_xticks([column + 0.5 for column in range(num)], [f"x[{column}]" for column in range(num)])
-    axes.set_yticks([i + 0.5 for i in range(len(rows))], names)
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
-    lines = ["Color: how far below (blue) or above (orange) the mean of its column", note]
-    lines += [f"{x.shape[1] - num:,} more columns not shown"] if num < x.shape[1] else []
-    axes.set_xlabel("\n".join(line for line in lines if line))
     return figure

@@ -42,7 +42,6 @@ class AnnealingOptions:
         num_chains: K, chains of each datum.
         num_temperatures: T, steps from the start to p(x, z); 1 is importance sampling with K draws.
         num_leapfrog: leapfrog steps of each transition.
-        from_prior: start the chains from p(z) instead of q(z | x), which takes many more temperatures.
         batch_size: data whose chains run together; None for a size by the elements of a datum.
         modules: modules of the programs that cannot be found from the programs.
         show_progress: show a progress bar.
@@ -55,7 +54,6 @@ class AnnealingOptions:
     num_chains: PositiveInt = 16
     num_temperatures: PositiveInt = 30
     num_leapfrog: PositiveInt = 5
-    from_prior: bool = False
     batch_size: PositiveInt | None = None
     modules: Iterable[nn.Module] = ()
     show_progress: bool = False
@@ -66,7 +64,7 @@ class AnnealingOptions:
 
     def settings(self, seed: int) -> AnnealingSettings:
         """Return the numbers that the results report."""
-        return AnnealingSettings(self.num_chains, self.num_temperatures, self.num_leapfrog, self.from_prior, seed)
+        return AnnealingSettings(self.num_chains, self.num_temperatures, self.num_leapfrog, seed)
 
 
 @checked

@@ -1,4 +1,4 @@
-"""Hamiltonian chains from the guide, or from the prior, to the posterior, for AIS and BDMC."""
+"""Hamiltonian chains from the guide to the posterior, for AIS and BDMC."""
 
 from __future__ import annotations
 
@@ -57,24 +57,21 @@ class State(NamedTuple):
 
 
 class Path:
-    """Densities between a start, which can be sampled, and p(x, u).
-
-    ``log f_beta(u) = (1 - beta) log q(u | x) + beta log p(x, u)``, or from the prior ``log p(u) + beta log p(x | u)``
+    """Densities between the guide and p(x, u): ``log f_beta(u) = (1 - beta) log q(u | x) + beta log p(x, u)``.
 
     Args:
         space: latent variables of the rows.
-        from_prior: start from the prior instead of the guide.
         chunk_size: rows scored at once, one row for each chain of each datum.
 
     """
 
-    def __init__(self, space: UnconstrainedLatents, *, from_prior: bool, chunk_size: int) -> None:
-        self.space, self.from_prior = space, from_prior
+    def __init__(self, space: UnconstrainedLatents, *, chunk_size: int) -> None:
+        self.space = space
         self.chains_at_once = max(1, chunk_size // len(space.rows))
 
     def draw(self, num_chains: int) -> Tensor:
-        """Draw u ``(K, B, D)`` from the start."""
-        return self.space.draw_prior(num_chains) if self.from_prior else self.space.draw(num_chains)[0]
+        """Draw u ``(K, B, D)`` from the guide."""
+        return self.space.draw(num_chains)[0]
 
     def at(self, u: Tensor) -> State:
         """Return the state of chains at u ``(K, B, D)``, without an autograd graph."""
@@ -84,15 +81,10 @@ class Path:
     def _at(self, u: Tensor) -> State:
         u = u.detach().requires_grad_()
         with torch.enable_grad():
-            if self.from_prior:
-                log_start, rest = self.space.log_joint_terms(u)
-                start_slope = _slope(log_start, u)
-                log_end, end_slope = log_start + rest, start_slope + _slope(rest, u)
-            else:
-                mapped = self.space.to_latents(u)
-                log_prior, log_likelihood = self.space.log_joint_terms(u, mapped)
-                log_start, log_end = self.space.log_guide(u, mapped), log_prior + log_likelihood
-                start_slope, end_slope = _slope(log_start, u), _slope(log_end, u)
+            mapped = self.space.to_latents(u)
+            log_prior, log_likelihood = self.space.log_joint_terms(u, mapped)
+            log_start, log_end = self.space.log_guide(u, mapped), log_prior + log_likelihood
+            start_slope, end_slope = _slope(log_start, u), _slope(log_end, u)
         return State(u.detach(), log_start.detach(), log_end.detach(), start_slope, end_slope)
 
 
@@ -213,9 +205,9 @@ def frozen_kernel(
     with forked_random(stream_seed(settings.seed, "annealing pilot", number), rows.device):
         space = UnconstrainedLatents(programs, args, rows)
         if number == 0:
-            space.check_densities(with_guide=not settings.from_prior)
+            space.check_densities(with_guide=True)
         chunk_size = rows_per_chunk(programs, rows.device, gradients=True)
-        return pilot(Path(space, from_prior=settings.from_prior, chunk_size=chunk_size), settings)
+        return pilot(Path(space, chunk_size=chunk_size), settings)
 
 
 def pilot(path: Path, settings: AnnealingSettings) -> Kernel:

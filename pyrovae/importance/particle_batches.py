@@ -299,8 +299,8 @@ def score_guide(
             return list(log_probs(programs, trace, programs.latents).values())
         except (NotImplementedError, KeyError) as error:
             raise ValueError(
-                f"the guide has no density of a z that it did not draw ({type(error).__name__}: {error}); start AIS "
-                "from the prior, or write the guide with a transform that has an inverse"
+                f"the guide has no density of a z that it did not draw ({type(error).__name__}: {error}); write the "
+                "guide with a transform that has an inverse"
             ) from error
 
     size = chunk_size or rows_per_chunk(programs, rows.device)

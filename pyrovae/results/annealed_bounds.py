@@ -34,7 +34,6 @@ class AnnealingSettings:
         num_chains: K, independent chains per datum.
         num_temperatures: T, steps from the start to p(x, z); a single step is importance sampling.
         num_leapfrog: leapfrog steps per transition.
-        from_prior: whether the chains start from p(z) instead of q(z | x).
         seed: seed of all random streams.
 
     Raises:
@@ -45,16 +44,14 @@ class AnnealingSettings:
     num_chains: PositiveInt = 16
     num_temperatures: PositiveInt = 30
     num_leapfrog: PositiveInt = 5
-    from_prior: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
         convert_fields(self)
 
     def __str__(self) -> str:
-        start = "the prior" if self.from_prior else "the guide"
         return (
-            f"from {start}: {self.num_chains} chains, {self.num_temperatures} temperatures, "
+            f"from the guide: {self.num_chains} chains, {self.num_temperatures} temperatures, "
             f"{self.num_leapfrog} leapfrog steps, seed {self.seed}"
         )
 

@@ -184,7 +184,10 @@ SIGNATURES: list[tuple[Callable[..., Any], dict[str, Any]]] = [
     *[(make, {}) for make in (objectives.ELBO, objectives.DReG, objectives.schedules.Linear, transforms.Threshold)],
     (pyrovae.data.Split, {"stored": X, "name": "x"}),
     *[(function, {"log_weights": WEIGHTS}) for function in (bounds.iwae, bounds.log_mean_exp, diagnostics.pareto_khat)],
-    *[(function, {"log_weights": WEIGHTS}) for function in (diagnostics.jackknife, diagnostics.weight_diagnostics)],
+    *[
+        (function, {"log_weights": WEIGHTS})
+        for function in (diagnostics.largest_weight, diagnostics.weight_diagnostics)
+    ],
     (bounds.elbo, {**PROGRAMS, "x": X[:3]}),
     *[(f, {**PROGRAMS, "x": X[:3], "num_chains": 1, "num_temperatures": 1}) for f in (bounds.ais, bounds.bdmc)],
     (diagnostics.latents, {**PROGRAMS, "x": X[:3]}),

@@ -374,7 +374,7 @@ def test_csv_holds_numbers_in_full_in_columns_of_their_own() -> None:
 def weights_of(gap: float, k: int, *, verdict: str | None = None) -> Weights:
     """Return weights that leave a gap at the largest K, nats; 0.05 are tolerated."""
     rungs = {"L_50": torch.zeros(40), "bias": torch.full((40,), gap), "khat": torch.zeros(40)}
-    rungs |= {"ESS": torch.full((40,), 50.0), "largest weight": torch.full((40,), 0.02), "jackknife": torch.zeros(40)}
+    rungs |= {"ESS": torch.full((40,), 50.0), "largest weight": torch.full((40,), 0.02)}
     verdict = verdict or ("K is enough" if gap <= 0.05 else "K is not enough")
     return replace(summarize_weights(rungs, ks=[50]), num_particles=k, verdict=verdict)
 

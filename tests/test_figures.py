@@ -418,8 +418,8 @@ def test_ladder_leaves_out_missing_numbers_and_estimates_that_are_no_bound() -> 
     assert line(axes, "IWAE bound $L_K$")[:, 0].tolist() == [1, 50, 500]
     assert len(bars(axes, OVER_DATA)) == len(bars(axes, MONTE_CARLO)) == 1
     assert "AIS" not in columns_of(axes)
-    with pytest.raises(ValueError, match="only other lower bounds .* received 'jackknife'; report it in a table"):
-        report.ladder(evaluation, [Estimate("jackknife", 500, -20.0, 0.3, None)])
+    with pytest.raises(ValueError, match="only other lower bounds .* received 'BDMC'; report it in a table"):
+        report.ladder(evaluation, [Estimate("BDMC", 500, -20.0, 0.3, None)])
 
 
 def test_forest_shows_paired_differences() -> None:

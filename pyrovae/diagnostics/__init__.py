@@ -12,7 +12,6 @@ from pyrovae.diagnostics.psis import khat_threshold, pareto_khat
 from pyrovae.diagnostics.weight_summary import (
     assess_with_checks,
     bias_estimate,
-    jackknife,
     largest_weight,
     relative_variance,
     summarize_weights,
@@ -24,7 +23,6 @@ __all__ = [
     "bias_estimate",
     "effective_sample_size",
     "gaps",
-    "jackknife",
     "assess",
     "assess_with_checks",
     "khat_threshold",

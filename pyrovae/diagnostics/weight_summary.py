@@ -12,7 +12,6 @@ from torch import Tensor
 from pyrovae.bounds.multi_sample import effective_sample_size, normalized_weights
 from pyrovae.diagnostics.ladder import PERHAPS, UNKNOWN, assess, read_ladder
 from pyrovae.diagnostics.psis import FEWEST, khat_threshold, pareto_khat
-from pyrovae.programs.layout import to_float64
 from pyrovae.results import CheckResults, Estimate, Weights
 from pyrovae.results.tightness import ENOUGH, NOT_ENOUGH, Quantiles
 from pyrovae.runtime.annotations import checked
@@ -26,9 +25,9 @@ def weight_diagnostics(log_weights: Tensor) -> dict[str, Tensor]:
         log_weights: log p(x, z) - log q(z | x), ``(K, ...)``, nats.
 
     Returns:
-        Each ``(...)``, float64: "khat", "ESS", "largest weight", "bias" and "jackknife", which are `pareto_khat`,
-        `effective_sample_size`, `largest_weight`, `bias_estimate` and `jackknife`. NaN where a weight is NaN, where
-        all are zero, and where K is too small.
+        Each ``(...)``, float64: "khat", "ESS", "largest weight" and "bias", which are `pareto_khat`,
+        `effective_sample_size`, `largest_weight` and `bias_estimate`. NaN where a weight is NaN, where all are zero,
+        and where K is too small.
 
     """
     return {
@@ -36,7 +35,6 @@ def weight_diagnostics(log_weights: Tensor) -> dict[str, Tensor]:
         "ESS": effective_sample_size(log_weights),
         "largest weight": largest_weight(log_weights),
         "bias": bias_estimate(log_weights),
-        "jackknife": jackknife(log_weights),
     }
 
 
@@ -83,41 +81,6 @@ def bias_estimate(log_weights: Tensor) -> Tensor:
     return relative_variance(log_weights) / (2 * len(log_weights))
 
 
-@checked
-def jackknife(log_weights: Tensor) -> Tensor:
-    """Return the first-order jackknife estimate of log p(x), which is not a bound.
-
-    ``K L_K - (K - 1) mean_i L_{K-1}^(-i)``, where L_{K-1}^(-i) is the bound without the i-th particle
-
-    It removes the 1 / K term of the gap, so that it lies above L_K, and may lie above log p(x): read it as a correction
-    of L_K, not as a bound. Leave-one-out values are exact.
-
-    *Debiasing evidence approximations: on importance-weighted autoencoders and jackknife variational inference
-    (Nowozin 2018)*, https://openreview.net/forum?id=HyZoi-WRb
-
-    Args:
-        log_weights: ``(K, ...)``, nats.
-
-    Returns:
-        ``(...)``, nats; NaN for a single particle; inf where a single weight is not zero.
-
-    Example:
-        >>> jackknife(torch.tensor([1.0, 2.0, 3.0, 4.0]).log())
-        tensor(0.9597, dtype=torch.float64)
-
-    """
-    log_weights, shares = to_float64(log_weights), normalized_weights(log_weights)
-    total = len(log_weights)
-    if total == 1:
-        return torch.full_like(log_weights[0], math.nan)
-    largest, where = shares.max(0, keepdim=True)
-    left = ((1 / total - shares) * total / (total - 1)).log1p()  # log of the mean without i over the mean of all
-    others = log_weights.scatter(0, where, -math.inf).logsumexp(0, keepdim=True)
-    of_largest = others - log_weights.logsumexp(0, keepdim=True) - math.log1p(-1 / total)
-    left = torch.where(largest > 0.5, left.scatter(0, where, of_largest), left)  # 1 - share has lost its digits
-    return log_weights.logsumexp(0) - math.log(total) - (total - 1) * left.mean(0)
-
-
 def summarize_weights(per_datum: Mapping[str, Tensor], *, ks: Sequence[int], tolerance: float = 0.05) -> Weights:
     """Summarize the weights of a data set at its largest K, with a verdict on K.
 
@@ -147,14 +110,12 @@ def summarize_weights(per_datum: Mapping[str, Tensor], *, ks: Sequence[int], tol
         tolerance=tolerance,
         ess=Quantiles.of(per_datum["ESS"]).median,
     )
-    values = per_datum["jackknife"]
     return Weights(
         num_particles=num_particles,
         num_data=len(bound),
         threshold=threshold,
         num_above=above,
         num_unavailable=len(khat) - len(available),
-        why_unavailable=_why_unavailable(num_particles, nan, zero) if len(available) < len(khat) else None,
         num_constant=int(khat.isneginf().sum()),
         num_nan=nan,
         num_zero=zero,
@@ -162,7 +123,6 @@ def summarize_weights(per_datum: Mapping[str, Tensor], *, ks: Sequence[int], tol
         ess=Quantiles.of(per_datum["ESS"]),
         largest=Quantiles.of(per_datum["largest weight"]),
         bias=mean_bias,
-        jackknife=Estimate.over_data("jackknife", num_particles, values, values.new_empty((0, len(values)))),
         increment=ladder.increment,
         increment_error=ladder.increment_error,
         power=ladder.power,
@@ -206,11 +166,3 @@ def _noise(over_data: float | None, *estimates: Estimate) -> float:
     """Return the Monte Carlo error of a difference of estimates, or the error over the data if one is unknown, nats."""
     errors = [estimate.se_monte_carlo for estimate in estimates]
     return (over_data or 0.0) if None in errors else math.hypot(*(error for error in errors if error is not None))
-
-
-def _why_unavailable(num_particles: int, nan: int, zero: int) -> str | None:
-    """Return the reasons for data without a k-hat."""
-    if num_particles < FEWEST:
-        return f"k-hat needs K of at least {FEWEST}, and K is {num_particles}"
-    parts = [(nan, "weights that are NaN or infinite"), (zero, "weights that are all zero")]
-    return ", ".join(f"{reason} ({count})" for count, reason in parts if count)

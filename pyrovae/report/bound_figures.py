@@ -64,7 +64,7 @@ def ladder(evaluation: Evaluation, extra: Sequence[Estimate] = (), *, ax: Axes |
         ax: axes to draw the bounds into, without the gains, title and legend; None for a new figure.
 
     Raises:
-        ValueError: if another estimate is given, such as the jackknife, which is not a bound.
+        ValueError: if another estimate is given, such as BDMC, which is an upper bound.
 
     """
     if others := [estimate.name for estimate in extra if estimate.name != ANNEALED]:

@@ -22,6 +22,7 @@ TransformDescription = typing.TypedDict("TransformDescription", {"class": str}) 
 
 PER_DATUM = "per_datum"  # field of the tensors, which are not part of the JSON
 LEFT_OUT = (PER_DATUM, "priors")  # fields of tensors and modules
+RETIRED = {"from_prior", "jackknife", "why_unavailable"}  # fields of older files, which are ignored
 
 
 def to_plain(record: Any) -> dict[str, Any]:
@@ -68,7 +69,9 @@ def _record(cls: type[R], plain: Any, tensors: Mapping[str, Tensor], where: str,
     fields = [field for field in dataclasses.fields(cls) if field.name not in LEFT_OUT]  # type: ignore[arg-type]
     missing = dataclasses.MISSING
     required = {field.name for field in fields if field.default is missing and field.default_factory is missing}
-    names = set(convert(plain, dict, name=where or "content", owner=source))
+    content = convert(plain, dict, name=where or "content", owner=source)
+    plain = {name: value for name, value in content.items() if name not in RETIRED}
+    names = set(plain)
     wrong = (names - {field.name for field in fields}) | (required - names)
     if wrong:
         raise ValueError(

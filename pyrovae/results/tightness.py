@@ -59,7 +59,6 @@ class Weights(Tabled):
         threshold: k-hat above which a mean over K weights is unreliable; None for K below 25.
         num_above: number of data with a k-hat above the threshold.
         num_unavailable: number of data without a k-hat.
-        why_unavailable: reasons for those, or None.
         num_constant: number of data whose largest weights are equal up to rounding, with a k-hat of -inf.
         num_nan: number of data with a NaN or infinite weight.
         num_zero: number of data whose weights are all zero.
@@ -67,7 +66,6 @@ class Weights(Tabled):
         ess: effective sample size over the data.
         largest: share of the largest weight over the data.
         bias: mean gap of L_K by the delta method, nats; None where a gap is not finite.
-        jackknife: estimate of log p(x) without the 1 / K term of the gap; not a bound.
         increment: rise of the mean from the rung before the last, nats.
         increment_error: standard error of the rise over the data, paired.
         power: exponent a of a gap proportional to K^-a over the last three rungs.
@@ -85,7 +83,6 @@ class Weights(Tabled):
     threshold: float | None
     num_above: int
     num_unavailable: int
-    why_unavailable: str | None
     num_constant: int
     num_nan: int
     num_zero: int
@@ -93,7 +90,6 @@ class Weights(Tabled):
     ess: Quantiles
     largest: Quantiles
     bias: float | None
-    jackknife: Estimate
     increment: float | None
     increment_error: float | None
     power: float | None
@@ -132,7 +128,7 @@ class Weights(Tabled):
             title=(f"Weights behind {label}, {self.num_data} data",),
             notes=self._counts(),
         )
-        notes = [] if self.jackknife.why is None else [f"jackknife: {self.jackknife.why}"]
+        notes = []
         if self.num_above and self.num_data < ENOUGH_DATA:
             notes.append(
                 f"k-hat is high, and of fewer than {ENOUGH_DATA} data an interval of 1.96 se MC around {label} covers "
@@ -146,7 +142,6 @@ class Weights(Tabled):
                 ("gap by the ladder", Number(self.extrapolated, 4)),
                 ("rise at the last rung", Number(self.increment, 4, signed=True, error=self.increment_error)),
                 ("power of K in the gap (no unit)", Number(power, 2, error=self.power_error)),
-                ("jackknife (not a bound)", Number(self.jackknife.value, 3, error=self.jackknife.se_data)),
             ),
             title=(f"{self.verdict}: {self.reason}",),
             notes=tuple(notes),
@@ -158,7 +153,7 @@ class Weights(Tabled):
         if self.share_above is not None:
             notes.append(f"k-hat is above {self.threshold:.2f} for {self.num_above} data ({percent(self.share_above)})")
         counts = {
-            f"k-hat is not available, {self.why_unavailable}": self.num_unavailable,
+            "k-hat is not available": self.num_unavailable,
             "weights constant but for rounding, k-hat -inf": self.num_constant,
             "a weight that is NaN or infinite": self.num_nan,
             "all weights zero": self.num_zero,

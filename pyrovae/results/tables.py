@@ -6,7 +6,7 @@ import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jinja2
 
@@ -17,8 +17,6 @@ WIDTH = 120  # characters of a line of text
 
 # Control characters, surrogates, and characters without width, some of which reverse the text
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
-FORMULA = re.compile(r"\s*[=+@-].")  # start of a cell that spreadsheets evaluate
-NUMBER = re.compile(r"\s*[+-]?[\d.]+(e[+-]?\d+)?")
 WORD = re.compile(r"[^\W\d_]{3}")
 LATEX = str.maketrans(
     {character: f"\\{character}" for character in "&%$#_{}"}
@@ -173,9 +171,8 @@ class Table:
         return frame.set_axis(names, axis=1)
 
     def to_csv(self) -> str:
-        """Return the frame as comma-separated values, with text quoted that a spreadsheet would evaluate."""
-        frame = self.to_frame().map(_no_formula)
-        return frame.to_csv(index=False, header=[_no_formula(name) for name in frame], lineterminator="\n")
+        """Return the frame as comma-separated values."""
+        return self.to_frame().to_csv(index=False, lineterminator="\n")
 
     def to_markdown(self) -> str:
         """Return the table in Markdown, title and notes as paragraphs."""
@@ -248,12 +245,6 @@ def _split(columns: Sequence[list[str]], width: int) -> list[list[list[str]]]:
 def _wrapped(sentences: Sequence[str], width: int) -> list[str]:
     wrapper = textwrap.TextWrapper(width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
     return [line for sentence in sentences for line in wrapper.wrap(sentence) or [""]]
-
-
-def _no_formula(value: Any) -> Any:
-    """Return a value, or a text quoted if a spreadsheet would evaluate it."""
-    formula = isinstance(value, str) and FORMULA.match(value) and not NUMBER.fullmatch(value)
-    return f"'{value}" if formula else value
 
 
 def _markdown(cell: Cell) -> str:

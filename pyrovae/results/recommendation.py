@@ -11,7 +11,6 @@ from pyrovae.results.tightness import ENOUGH, FEW
 
 if TYPE_CHECKING:
     from pyrovae.results.evaluation_record import Evaluation
-    from pyrovae.results.tightness import Gaps
 
 MOST_QUESTIONS = 3
 VERDICTS = {
@@ -134,12 +133,6 @@ def _is_sandwiched(evaluation: Evaluation) -> bool:
     return abs(sandwich.gap.value) + 2 * sandwich.gap.se_data <= _tolerance(evaluation)
 
 
-def _gaps_below_refinement(evaluation: Evaluation) -> Gaps | None:
-    """Return the gaps if refined Gaussians have an ELBO above every other bound, else None."""
-    gaps = evaluation.checked.gaps if evaluation.checked else None
-    return gaps if gaps is not None and gaps.approximation.is_negative else None
-
-
 def _tolerance(evaluation: Evaluation) -> float:
     return evaluation.weights.tolerance if evaluation.weights else 0.0
 
@@ -155,12 +148,6 @@ def _reason(evaluation: Evaluation, gain: float | None, annealed: str) -> str:
         text = f"{verdict[0].upper()}{verdict[1:]}."
     else:
         text = f"The gap between {rung.label} and log {evaluation.density} is not known."
-    if (gaps := _gaps_below_refinement(evaluation)) is not None:
-        gain_of_refinement = -(gaps.approximation.value or 0.0)
-        text += (
-            f" A Gaussian refined for each datum has an ELBO higher by {gain_of_refinement:.3f} nats than "
-            f"{gaps.bound.label}, on {gaps.num_data:,} of these data."
-        )
     if gain is None and higher is not None and higher.value is not None:
         doubt = f"below the tolerance of {_tolerance(evaluation):g} nats"
         if higher.se is None:
@@ -189,8 +176,6 @@ def _questions(evaluation: Evaluation, gain: float | None, *, on_all: bool) -> l
         questions.append(f"How much higher is log {evaluation.density}? Evaluate with K above {rung.num_particles}.")
     if evaluation.cautions:
         questions.insert(0, "Is the model as it was meant? Read the caution below the table of bounds.")
-    if _gaps_below_refinement(evaluation) is not None:
-        questions.insert(0, "Why is a refined Gaussian better than the guide? Train the guide longer, or widen it.")
     if (gain is None or not on_all) and weights is not None and (weights.share_above or 0.0) > FEW:
         share = percent(weights.share_above or 0.0)
         questions.append(f"Are the weights reliable? k-hat is above {weights.threshold:.2f} for {share} of the data.")

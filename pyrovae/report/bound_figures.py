@@ -43,9 +43,7 @@ THIN: dict[str, Any] = {"fmt": "none", "ecolor": INK, "elinewidth": 1.2, "capsiz
 BAR, LINE = 0.62, 0.40  # width of a step's bar, half the width of a bound's line
 LETTERS = 15  # letters of a line below the axis of steps
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
-PLACE = 0.8  # of the value on a line of equal ELBO, from its upper end
 LEGEND = 75  # letters on a line of the legend
-SHORTEST = 0.15  # width of a line of equal ELBO with a value, as a share of the axis
 NAMED_SITES, SITE_NAMES = 12, 8  # sites with a bar and a name each; names below the axis of more sites
 LOGARITHMIC = 100  # ratio of the KL of many sites from which the axis is logarithmic
 SITE_COLORS = (PALETTE[0], PALETTE[6], PALETTE[4], PALETTE[3])
@@ -314,17 +312,11 @@ def _rate_and_distortion(name: str, point: Evaluation | tuple[float, float]) -> 
 
 
 def _draw_elbo_lines(axes: Axes) -> None:
-    """Draw lines of equal ELBO within the limits of the axes, each with its value near its lower end."""
+    """Draw lines of equal ELBO with their values within the limits of the axes."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     x, y = np.linspace(left, right, 99), np.linspace(bottom, top, 99)
     lines = axes.contour(x, y, -(x + y[:, None]), levels=10, colors=FAINT, linewidths=0.7, linestyles="dashed")
-    places = []  # of the values
-    for elbo in lines.levels:
-        low, high = max(left, -elbo - top), min(right, -elbo - bottom)  # ends of the line in x
-        if high - low > SHORTEST * (right - left):
-            at = low + PLACE * (high - low)
-            places.append((at, -elbo - at))
-    axes.clabel(lines, fmt=lambda elbo: minus_signs(f"{elbo:g}"), fontsize=8, manual=places)
+    axes.clabel(lines, fmt=lambda elbo: minus_signs(f"{elbo:g}"), fontsize=8)
 
 
 @styled

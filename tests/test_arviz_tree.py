@@ -148,7 +148,7 @@ def test_dimensions_have_names() -> None:
 def test_data_without_any_weight_leave_an_empty_tree(tmp_path: Path) -> None:
     zeros = torch.zeros(5, 2)
     dead = Particles({"z": zeros}, zeros, torch.full_like(zeros, -torch.inf), zeros)
-    back = written(to_datatree(dead, torch.zeros(2, 1), per_datum={"ESS": torch.ones(2)}, leave_out=True), tmp_path)
+    back = written(to_datatree(dead, torch.zeros(2, 1), per_datum={"ESS": torch.ones(2)}), tmp_path)
     assert back.attrs["data_left_out"] == "0, 1"
     assert back["posterior"]["z"].shape == (1, 5, 0)
 
@@ -158,10 +158,8 @@ def test_data_without_weight_are_left_out_and_named(tmp_path: Path) -> None:
     record.log_prior[:, 1] = -torch.inf
     record.log_prior[3, 3] = torch.nan
     record.log_prior[2, 4] = -torch.inf  # one particle only
-    with pytest.raises(ValueError, match=r"2 of 5 data have none \(rows 1, 3\); leave them out"):
-        to_datatree(record, x)
     rows = torch.arange(5)
-    made = to_datatree(record, x, covariates=[rows.double()], labels=rows, per_datum={"ESS": rows}, leave_out=True)
+    made = to_datatree(record, x, covariates=[rows.double()], labels=rows, per_datum={"ESS": rows})
     back = written(made, tmp_path)
     assert back.attrs["data_left_out"] == "1, 3"
     assert back.attrs["num_data"] == 5

@@ -20,7 +20,6 @@ from pyrovae.cli import main
 from pyrovae.report import report_files
 from pyrovae.report.page import render_comparison
 from pyrovae.results import Evaluation
-from pyrovae.runtime.environment import versions
 from pyrovae.training.run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -158,19 +157,12 @@ def test_errors_of_folders_without_an_evaluation_name_a_remedy(
         pyrovae.report.compare("runs/a")
 
 
-@pytest.mark.parametrize("version", ["0.0.1", None])
-def test_a_report_of_another_version_fails_with_one_line(
-    runs: list[str], version: str | None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    ours = versions()["pyrovae"]
-    record = json.loads(Path("runs/b/report/evaluation.json").read_text())
-    record |= {"a_new_field": 1, "versions": {"pyrovae": version} if version else {}}
+def test_a_report_that_cannot_be_read_fails_with_one_line(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    record = json.loads(Path("runs/b/report/evaluation.json").read_text()) | {"a_new_field": 1}
     RunFolder("runs/b").write({"report/evaluation.json": json.dumps(record).encode()})
-    wrote = f"another version of pyrovae ({version or 'not known'}, this is {ours})"
     assert fails(capsys, "compare", *runs[:2]) == (
-        f"pyrovae: error: the report of runs/b was written by {wrote} and cannot be read (this is not the "
-        "Evaluation that this version of pyrovae writes: it differs in a_new_field); evaluate it: "
-        "pyrovae evaluate runs/b --overwrite"
+        "pyrovae: error: the report of runs/b cannot be read (this is not the Evaluation that this version of pyrovae "
+        "writes: it differs in a_new_field); evaluate it: pyrovae evaluate runs/b --overwrite"
     )
 
 

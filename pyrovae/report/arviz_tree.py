@@ -32,7 +32,6 @@ def to_datatree(
     attributes: Mapping[str, str | float | None] | None = None,
     num_draws: int | None = None,
     seed: int = 0,
-    leave_out: bool = False,
 ) -> xarray.DataTree:
     """Resample particles in proportion to their weights and return the draws in ArviZ's groups.
 
@@ -50,17 +49,13 @@ def to_datatree(
         attributes: attributes of the tree, such as bounds, seed, hash and versions; None is left out.
         num_draws: S, number of draws per datum; K by default.
         seed: seed of the resampling.
-        leave_out: whether to leave out data without a particle of positive, finite weight, and name them in the
-            attribute "data_left_out".
 
     Returns:
         Groups ``posterior`` (each latent site, over chain, draw, datum, and its own dimensions), ``log_likelihood`` (x,
         nats), ``sample_stats`` (log_weights of the particles before resampling, nats, and per_datum),
         ``observed_data`` (x, images over channel, height, width) and, if given, ``constant_data`` (covariates, labels).
-        The coordinate ``datum`` is the row of x. `to_netcdf` writes the tree.
-
-    Raises:
-        ValueError: if a datum has no particle of positive, finite weight and `leave_out` is False.
+        The coordinate ``datum`` is the row of x. Data without a particle of positive, finite weight are left out and
+        named in the attribute "data_left_out". `to_netcdf` writes the tree.
 
     Example:
         >>> to_datatree(record, x).to_netcdf("draws.nc", engine="h5netcdf")
@@ -69,8 +64,8 @@ def to_datatree(
     """
     log_weights = record.log_weights.detach().cpu().double()
     size, num_data = log_weights.shape
-    rows = _usable_rows(log_weights, leave_out=leave_out)
-    missing = sorted(set(range(num_data)) - set(rows.tolist()))
+    usable = log_weights.amax(0).isfinite()
+    rows, missing = usable.nonzero().squeeze(-1), (~usable).nonzero().squeeze(-1).tolist()
     log_weights = log_weights[:, rows]
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.multinomial(log_weights.softmax(0).T, num_draws or size, replacement=True, generator=generator).T
@@ -117,19 +112,6 @@ def to_netcdf(tree: xarray.DataTree) -> bytes:
         path = Path(folder) / "tree.nc"
         tree.to_netcdf(path, engine="h5netcdf")
         return path.read_bytes()
-
-
-def _usable_rows(log_weights: Tensor, *, leave_out: bool) -> Tensor:
-    """Return the rows of data with a particle of positive, finite weight."""
-    usable = log_weights.amax(0).isfinite()
-    if not leave_out and not usable.all():
-        bad = (~usable).nonzero().squeeze(-1).tolist()
-        rows = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
-        raise ValueError(
-            f"draws need a particle of positive, finite weight for each datum, but {len(bad)} of {len(usable)} data "
-            f"have none (rows {rows}); leave them out (leave_out=True), or draw more particles"
-        )
-    return usable.nonzero().squeeze(-1)
 
 
 def _variable(name: str, value: Tensor, leading: tuple[str, ...]) -> xarray.Variable:

@@ -27,7 +27,6 @@ from pyrovae.results import Comparison, Evaluation, History
 from pyrovae.results.record import tensors_of
 from pyrovae.runtime.annotations import checked
 from pyrovae.runtime.context import forked_random, stream_seed
-from pyrovae.runtime.environment import versions
 from pyrovae.training.checkpoint import CONFIG, METRICS, MODEL, WEIGHTS, parse_progress, read_files
 from pyrovae.training.run_folder import RunFolder
 from pyrovae.vae import VAE
@@ -197,15 +196,7 @@ def read_report(folder: str | Path, *, name: str | None = None) -> Evaluation:
     try:
         return Evaluation.from_json(text.decode(), from_bytes(values, VALUES))
     except ValueError as error:
-        try:
-            theirs = str(json.loads(text)["versions"]["pyrovae"])
-        except (ValueError, KeyError, TypeError):
-            theirs = "not known"
-        ours = versions()["pyrovae"]
-        wrote = f"another version of pyrovae ({theirs}, this is {ours})" if theirs != ours else "another pyrovae"
-        raise ValueError(
-            f"the report of {folder} was written by {wrote} and cannot be read ({error.__cause__ or error}); {remedy}"
-        ) from error
+        raise ValueError(f"the report of {folder} cannot be read ({error.__cause__ or error}); {remedy}") from error
 
 
 def _draws(context: ReportContext, model: Program, guide: Program, modules: Iterable[nn.Module]) -> bytes:
@@ -232,7 +223,6 @@ def _draws(context: ReportContext, model: Program, guide: Program, modules: Iter
         },
         num_draws=NUM_DRAWS,
         seed=evaluation.seed,
-        leave_out=True,
     )
     return to_netcdf(tree)
 

@@ -220,5 +220,5 @@ def test_bounds_in_low_precision_or_of_data_that_the_model_draws_are_not_certifi
     x = truth.sample(6).to(dtype)
     found = evaluate(drawing, lambda x: guide(x.double()), x, ks=(1, 10), checks=CHECKS, show_progress=False)
     assert found.certified is None
-    assert found.checked.annealing is not None
+    assert (found.checked.annealing is None) == (dtype == torch.float64), "densities of drawn data differ between runs"
     assert CERTIFIED not in str(found)

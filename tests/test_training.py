@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyrovae import likelihoods, networks, posteriors, priors
+from pyrovae.bounds import log_mean_exp
 from pyrovae.data import Data, Split, from_arrays, transforms
 from pyrovae.evaluation import evaluate
-from pyrovae.objectives import ELBO, IWAE, DReG, schedules
+from pyrovae.objectives import ELBO, IWAE, DReG, ImportanceWeighted, schedules
 from pyrovae.results import History
 from pyrovae.runtime.progress_bar import progress
 from pyrovae.training import DivergenceError, FitOptions, Training, fit, load, load_weights
@@ -431,6 +432,25 @@ def test_early_stopping_restores_the_best_weights(tmp_path: Path, objective: Any
     assert f"no better validation {bound} since epoch {history.best_epoch}" in history.why_stopped
     assert f"validation {bound}" in str(history)
     assert all(bound == "ELBO" or epoch.validation[bound] > epoch.validation["elbo"] for epoch in history.epochs)
+
+
+class Square(ImportanceWeighted):
+    """The Renyi bound of order -1, which may exceed log p(x)."""
+
+    def bound(self, log_weights: Tensor) -> Tensor:
+        return log_mean_exp(2 * log_weights) / 2
+
+
+@pytest.mark.parametrize(
+    ("objective", "name"),
+    [(ELBO(), "ELBO"), (IWAE(num_particles=5), "L_5"), (Square(num_particles=5), "objective"), (Trace_ELBO(), "ELBO")],
+)
+def test_progress_names_no_loss_a_bound_that_is_none(
+    objective: Any, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pyrovae.runtime.progress_bar.SECONDS_BETWEEN_LINES", 0.0)
+    fit(vae(), grey(), objective=objective, training=quick(epochs=1), show_progress=True)
+    assert f"  {name} -" in capsys.readouterr().err
 
 
 def test_validation_is_the_elbo_of_the_fixed_validation_data() -> None:

@@ -32,7 +32,8 @@ class ImportanceWeighted(Objective):
 
     ``loss = -sum_b bound(log w_1b, ..., log w_Kb)``, ``w_kb = p(x_b, z_kb) / q(z_kb | x_b)``, ``z_kb ~ q(z | x_b)``
 
-    To write your own, define `bound`, a lower bound on log p(x); the gradient is the reparametrized one:
+    To write your own, define `bound`, which equals log p(x) where all weights do and need not be below it elsewhere;
+    the gradient is the reparametrized one. Training prints it as the objective, never as a bound:
 
         >>> from pyrovae import bounds
         >>> class Renyi(ImportanceWeighted):

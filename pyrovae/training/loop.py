@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from pyro.infer import ELBO as PyroELBO
+from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pyrovae.objectives import Objective
+from pyrovae.objectives import IWAE, Objective
 from pyrovae.programs import ModelGuide, run
 from pyrovae.programs.values import restore, snapshot
 from pyrovae.results import Epoch, History
@@ -210,9 +211,11 @@ class Loop:
         return (sums / seen).tolist()
 
     def _progress_text(self, loss: float, reconstruction: float, kl: float) -> str:
-        is_elbo = isinstance(self.objective, Objective) and self.num_weighted == 1
-        bound = reconstruction - kl if is_elbo else -loss
-        return f"{self.bound_name} {bound:.2f}  reconstruction {reconstruction:.2f}  KL {kl:.2f}"
+        is_elbo = isinstance(self.objective, Trace_ELBO) and self.num_weighted == 1
+        bound = reconstruction - kl if is_elbo and isinstance(self.objective, Objective) else -loss
+        is_bound = is_elbo or isinstance(self.objective, IWAE)  # Renyi's may exceed log p(x)
+        name = self.bound_name if is_bound else "objective"
+        return f"{name} {bound:.2f}  reconstruction {reconstruction:.2f}  KL {kl:.2f}"
 
     @contextlib.contextmanager
     def _minibatches(self, epoch: int) -> Iterator[Iterator[tuple[Tensor, ...]]]:

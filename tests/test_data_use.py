@@ -104,6 +104,7 @@ WRONG = {
     "prior made of x": (model_of(prior=lambda x: x[:, :2] + x[:, 1:]), "the prior of 'z' depends on 'x'"),
     "each given the others": (model_of(lambda z, x: z @ WEIGHT + x @ (1 - torch.eye(3))), "depend on each other"),
     "normalization over the batch": (model_of(lambda z, x: NORM(z @ WEIGHT)), "depends on other data"),
+    "data standardized in the batch": (model_of(value=lambda x: (x - x.mean(0)) / x.std(0)), "depends on other data"),
 }
 
 
@@ -136,6 +137,28 @@ def test_a_model_of_a_part_given_the_rest_says_so() -> None:
     marginal = evaluate(model_of(lambda z, x: z @ WEIGHT[:, 1:], value=lambda x: x[:, 1:]))
     with pytest.raises(ValueError, match=r"differ in covariates"):
         pyrovae.compare({"given": evaluation, "marginal": marginal})
+
+
+def test_values_made_of_x_are_not_called_x() -> None:
+    evaluation = evaluate(model_of(lambda z, x: z @ WEIGHT / 100, value=lambda x: x / 100))
+    assert evaluation.density == "p(observed x)"
+    assert "log p(observed x) is at least" in str(evaluation.recommendation)
+    assert evaluate(model_of(lambda z, x: z @ WEIGHT[:, 1:], value=lambda x: x[:, 1:])).density == "p(x)"
+
+
+def test_data_given_themselves_have_no_density() -> None:
+    x = torch.randn(20, 3)
+
+    def model(x: Tensor, near: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(near, 0.01).to_event(1), obs=x)
+
+    def evaluate(near: Tensor) -> Evaluation:
+        return pyrovae.evaluate(model, lambda x, near: guide(x), (x, near), ks=(1, 4), show_progress=False)
+
+    assert "'near' is given to the model and equals the data" in (evaluate(x).unnormalized or "")
+    assert evaluate(x + 0.1 * torch.randn(20, 3)).unnormalized is None
 
 
 def test_training_warns_too(caplog: pytest.LogCaptureFixture) -> None:

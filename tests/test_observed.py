@@ -161,7 +161,7 @@ def test_a_comparison_of_different_parts_is_refused_and_says_which() -> None:
     for words in (
         "(a, again: x, 4 elements of a datum, sha256 ",
         "b: x where it is not masked, 2 elements",
-        "c: a part of x, or values made",
+        "c: a part of x, or x and values made of it",
     ):
         assert words in str(refused.value)
     assert "observed" not in str(found["a"])
@@ -335,7 +335,7 @@ def test_rows_that_are_all_equal_do_not_hide_an_observation() -> None:
         (joint, "p(x, y)", 0, "x"),
         (given_y, "p(x | c)", 1, "x"),
         (given_x, "p(label | x)", 4, "x"),
-        (scaled_and_labelled, "p(x, y)", 0, "a part of x, or values made of it"),
+        (scaled_and_labelled, "p(observed x, y)", 0, "values made of x"),
         (only_y, "p(label)", 0, "x"),
         (joined_columns, "p(xy)", 0, "x"),
     ],

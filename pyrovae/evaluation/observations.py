@@ -15,7 +15,7 @@ from pyrovae.data.loader import FIRST, num_distinct
 from pyrovae.programs import ModelGuide, run
 from pyrovae.programs.data_use import DataUse, equal, find_data_use
 from pyrovae.programs.site_checks import unmasked
-from pyrovae.results.observed_data import DRAWN, MASKED, OTHER, TOTAL, WHOLE, ObservedData
+from pyrovae.results.observed_data import DRAWN, MADE, MASKED, PART, TOTAL, WHOLE, ObservedData
 from pyrovae.runtime.context import forked_random, stream_seed
 
 
@@ -56,7 +56,7 @@ class Observations:
         self.elements = torch.zeros(0, dtype=torch.float64)  # the first ones, whose distinct values are counted
         self.use = DataUse()
         self.given: dict[str, int] = {}  # elements of the arguments that the model is given
-        self.whole = self.in_place = self.fixed = self.same_size = True
+        self.whole = self.part = self.in_place = self.fixed = self.same_size = True
         self.typical_totals: dict[int, Tensor] = {}  # sums of the counts of each multinomial, a median
         self.num_data = self.num_scored = 0
 
@@ -96,6 +96,9 @@ class Observations:
             self.fixed = equal(values, observed_values(self.programs, model_trace.nodes)[:, :count])
         self.in_place &= in_place
         self.whole &= equal(values, x) or equal(values.sort(0).values, x.sort(0).values)
+        if not (self.whole or self.in_place):
+            scored_rows, given_rows = ({row.tobytes() for row in rows.numpy()} for rows in (values, x + 0.0))
+            self.part &= scored_rows <= given_rows or given_rows <= scored_rows
         self.scored |= (~masked).any(1)
         self.num_scored += int((~masked).sum())
         self._read_totals(values)
@@ -109,8 +112,9 @@ class Observations:
             return None
         fixed = self.fixed and self.same_size
         digests = [digest for digest, scored in zip(self.digests, self.scored.tolist(), strict=True) if scored]
+        kinds = {WHOLE: self.whole, MASKED: self.in_place, PART: self.part}
         return ObservedData(
-            DRAWN if not fixed else WHOLE if self.whole else MASKED if self.in_place else OTHER,
+            next((what for what, holds in kinds.items() if holds), MADE) if fixed else DRAWN,
             self.num_scored / self.num_data,
             hashlib.sha256(b"".join(sorted(digest.digest() for digest in digests))).hexdigest(),
             sites=self.sites,

@@ -22,6 +22,8 @@ TOLERANCE = 1e-4  # of log-probabilities, absolute and relative, beyond which th
 Place = tuple[int, int]  # position of an argument, and of an element in its flattened rows
 ADVICE = "if the model needs a statistic of the data, such as a total, pass it as a further argument"
 COUPLED = "the density of {!r} of a datum depends on other data of its batch"
+COUPLED_VALUE = "the observed value {!r} of a datum depends on other data of its batch"
+COPY = "{!r} is given to the model and equals the data that the model observes; given themselves, data have no density"
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ def find_data_use(programs: ModelGuide, args: tuple[Tensor, ...], rows: Tensor) 
 
     """
     use = _roles(programs, args, rows) if len(args) > 1 else DataUse()
+    if use.fault is not None:
+        return use
     rows = rows if programs.draws_rows else rows[:FEW_ROWS]
     try:
         with validation(enabled=False), forked_random(stream_seed("data use"), rows.device):
@@ -89,7 +93,8 @@ def _roles(programs: ModelGuide, args: tuple[Tensor, ...], rows: Tensor) -> Data
     guide_trace, trace = run_model(args)
     observed: list[int] = []
     given: dict[str, int] = {}
-    for i, (argument, name) in enumerate(zip(args, _argument_names(programs.model, len(args)), strict=True)):
+    names = _argument_names(programs.model, len(args))
+    for i, (argument, name) in enumerate(zip(args, names, strict=True)):
         try:
             _, other = run_model((*args[:i], _changed(argument), *args[i + 1 :]), guide_trace)
             other_log_prob = torch.as_tensor(other.log_prob_sum())
@@ -105,7 +110,9 @@ def _roles(programs: ModelGuide, args: tuple[Tensor, ...], rows: Tensor) -> Data
             observed.append(i)
         if is_given:
             given[name] = given.get(name, 0) + argument[0].numel()
-    return DataUse(tuple(observed) or (0,), given)
+    pairs = ((i, j) for i in observed for j in range(len(args)) if j not in observed and names[j] in given)
+    copies = [names[j] for i, j in pairs if equal(args[i], args[j])]
+    return DataUse(tuple(observed) or (0,), given, fault=COPY.format(copies[0]) if copies else None)
 
 
 def _changed(argument: Tensor) -> Tensor:
@@ -139,8 +146,11 @@ def _find_fault(runs: _Runs) -> tuple[str | None, bool]:
     for score in runs.scores_of_changed_draws():
         if score.other_rows_differ:
             return COUPLED.format(score.name), False
-    places = runs.changing_elements()
-    if not places or not any(score.differs.any() for score in runs.scores(None)):
+    places, scores = runs.changing_elements(), runs.scores(None)
+    moved = next((score for score in scores if score.other_rows_change), None)
+    if moved is not None:
+        return COUPLED_VALUE.format(moved.name), False
+    if not places or not any(score.differs.any() for score in scores):
         return None, False
     effects: list[list[_Score]] = []  # of each changed element
     conditions = False
@@ -184,6 +194,7 @@ class _Score:
         differs: where the log-probability of the old value changed.
         all_differ: whether it changed everywhere in some row.
         other_rows_differ: whether it changed in rows whose data did not.
+        other_rows_change: whether the value changed in rows whose data did not.
 
     """
 
@@ -193,6 +204,7 @@ class _Score:
     differs: Tensor
     all_differ: bool
     other_rows_differ: bool
+    other_rows_change: bool
 
 
 class _Runs:
@@ -270,7 +282,7 @@ class _Runs:
         old, new = log_probs
         differs = ((new - old).abs() > TOLERANCE * (1 + old.abs())) & visible
         axis = differs.ndim - len(before["fn"].event_shape) + event_dim + self.programs.dim
-        by_row = differs.movedim(axis, 0).reshape(len(self.rows), -1)
+        by_row, changed_by_row = (part.movedim(axis, 0).reshape(len(self.rows), -1) for part in (differs, changed))
         held = ~torch.isin(self.rows, self.changed_rows)
         return _Score(
             name,
@@ -279,4 +291,5 @@ class _Runs:
             differs,
             bool(by_row.all(1).any()),
             bool(by_row[held].any()),
+            bool(changed_by_row[held].any()),
         )

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 WHOLE = "x"
 MASKED = "x where it is not masked"
-OTHER = "a part of x, or values made of it"
+PART = "a part of x, or x and values made of it"
+MADE = "values made of x"
 DRAWN = "values that the model draws itself"
 TOTAL = "total"  # name of the sum of the counts of a multinomial
 MANY_SITES = 5  # number of observed sites from which their names are abbreviated
@@ -29,8 +30,8 @@ class ObservedData:
     them depend on z, scores other values in each run.
 
     Attributes:
-        what: "x", "x where it is not masked", "a part of x, or values made of it", or "values that the model draws
-            itself".
+        what: "x", "x where it is not masked", "a part of x, or x and values made of it", "values made of x", or
+            "values that the model draws itself".
         num_elements: number of scored elements per datum, a mean over the data; masked elements do not count.
         hash: SHA-256 of all values of each element that is ever scored, independent of the order of the elements.
         sites: names of the observed sites.
@@ -53,10 +54,13 @@ class ObservedData:
 
     @property
     def density(self) -> str:
-        """The estimated density, such as ``p(x, y)`` or ``p(y | x)``; ``p(x)`` if no site is known."""
+        """The estimated density, such as ``p(x, y)`` or ``p(y | x)``; ``p(x)`` if no site is known.
+
+        ``p(observed x)`` is one of values made of x, such as x / 255.
+        """
         sites = self.sites if len(self.sites) < MANY_SITES else (self.sites[0], "...", self.sites[-1])
         given = f" | {', '.join(self.given)}" if self.given else ""
-        return f"p({', '.join(sites) or 'x'}{given})"
+        return f"p({'observed ' * (self.what == MADE)}{', '.join(sites) or 'x'}{given})"
 
     def __str__(self) -> str:
         return f"{self.what}, {round(self.num_elements, 2):.12g} elements of a datum"
@@ -65,7 +69,7 @@ class ObservedData:
         """Return a limit of the numbers on a base measure, or None."""
         if self.what == DRAWN:
             return "these are others in each run, so that they have no bits per dimension"
-        if self.what == OTHER and base_measure == "Lebesgue":
+        if self.what in (PART, MADE) and base_measure == "Lebesgue":
             return "log |dx/du| of these is not known, so that they have no bits per dimension"
         return None
 

@@ -151,7 +151,7 @@ def make_gaps(amortization: float = 0.5) -> Gaps:
 def make_block(differences: dict[str, Difference | None], **p_values: float) -> ComparisonTable:
     bound = make_evaluation().iwae[-1]
     rows = (
-        Row(name=name, rank=1, bound=bound, difference=change, version="0", p_value=p_values.get(name))
+        Row(name=name, rank=1, bound=bound, difference=change, p_value=p_values.get(name))
         for name, change in differences.items()
     )
     return ComparisonTable("t", 500, "first", num_data=9, rows=tuple(rows), steps=())

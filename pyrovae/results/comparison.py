@@ -182,7 +182,6 @@ def _ladder_table(models: Models, reference: str | None) -> ComparisonTable:
     }
     further = {
         name: {
-            "largest_k": min(e.iwae[-1].num_particles for e in seeds),
             "elbo": mean_over_seeds([e.elbo for e in seeds]),
             "reconstruction": mean_over_seeds([e.reconstruction for e in seeds]),
             "kl": mean_over_seeds([e.kl for e in seeds]),
@@ -316,7 +315,6 @@ def _rank(
             p_value=p_values.get(name),
             sd_difference=None if name == reference else bounds.sd_difference(name, reference),
             is_best=name == best,
-            version=models[name][0].versions.get("pyrovae", "not known"),
             num_seeds=len(models[name]),
             draws_share=None if name == reference else bounds.draws_share(name, reference),
             sd_seeds=_deviation([seed.value for seed in bounds.estimates[name]]),

@@ -21,7 +21,6 @@ SEEDS = (
     "Bounds are means over training seeds; se data is their error over the data alone. Errors and intervals of "
     "differences are over both data and seeds, by Student's t; few seeds make them wide."
 )
-MOST_DATA = 10**9  # largest number of data that a sentence names
 SMALL_DIFFERENCE = 0.2  # nats, whose cost in data and seeds is stated
 
 
@@ -35,8 +34,6 @@ class Row:
             rank; None without a value.
         bound: L_K at the largest K that all models of the table have, or AIS.
         difference: bound minus the bound of the reference, paired datum by datum; None for the reference itself.
-        version: version of pyrovae that evaluated the model.
-        largest_k: largest K of the evaluation; 0 beside AIS.
         num_seeds: number of training seeds, over which the bounds are means.
         sd_seeds: standard deviation of the bound over training seeds; None for one seed.
         elbo: the ELBO; None beside AIS, which is on other data.
@@ -59,8 +56,6 @@ class Row:
     rank: int | None
     bound: Estimate
     difference: Difference | None
-    version: str
-    largest_k: int = 0
     num_seeds: int = 1
     sd_seeds: float | None = None
     elbo: Estimate | None = None
@@ -178,14 +173,6 @@ class ComparisonTable(Tabled):
             order = "".join(itertools.chain.from_iterable(zip(self.ranking, [*signs, ""], strict=True)))
             meaning = " (~: not told apart from the next at the 5 % level)" if " ~ " in signs else ""
             notes.append(f"Ranking by {label}{self._seeds_text()}: {order}{meaning}")
-        further = [f"{row.name} (up to {row.largest_k})" for row in self.rows if row.largest_k > self.num_particles]
-        if further:
-            notes.append(
-                f"{label} is compared, the largest K that all models have; evaluated further: {', '.join(further)}."
-            )
-        versions = dict.fromkeys(row.version for row in self.rows)
-        if len(versions) > 1:
-            notes.append(f"Evaluated by different versions of pyrovae: {', '.join(versions)}.")
         return notes if label == "AIS" else [*notes, *self._gaps(), *self._power(), *self._errors()]
 
     def _gaps(self) -> list[str]:
@@ -227,15 +214,13 @@ class ComparisonTable(Tabled):
         sd, delta = max(deviations), SMALL_DIFFERENCE
         known = [row.sd_seeds for row in self.rows if row.sd_seeds is not None]
         num_data = num_data_needed(sd, delta)
-        needed = f"{num_data:,} data" if num_data <= MOST_DATA else "more than 10^9 data"
-        takes = f"{needed} (here {self.num_data:,})"
+        takes = takes_of_data = f"{num_data:,} data (here {self.num_data:,})"
         if known:
             deviation = math.sqrt(fmean(value**2 for value in known))
             seeds = num_seeds_needed(deviation, delta, error=sd / math.sqrt(self.num_data))
             takes = f"{seeds} training seeds of each model with these {self.num_data:,} data"
             if seeds is None and num_data > self.num_data:
-                least = needed if num_data > MOST_DATA else f"at least {needed}"
-                takes = f"{least} (here {self.num_data:,}), and several training seeds of each model"
+                takes = f"at least {takes_of_data}, and several training seeds of each model"
             elif seeds is None:
                 takes = f"more than {MOST_SEEDS} training seeds of each model"
         text = f"To tell {delta} nats apart (5 % level, power {percent(POWER, 0)}) by paired differences takes {takes}."

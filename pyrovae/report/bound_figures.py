@@ -28,7 +28,7 @@ from pyrovae.report.style import (
     styled,
 )
 from pyrovae.results import ComparisonTable, Estimate, Evaluation, Gaps
-from pyrovae.results.comparability import require_comparable
+from pyrovae.results.comparison import require_comparable
 from pyrovae.results.tables import printable
 from pyrovae.results.training_seeds import LEVEL
 

@@ -119,13 +119,6 @@ def test_draws_and_their_log_likelihood_belong_together() -> None:
         assert share == pytest.approx(record.log_weights[:, datum].softmax(0).max().item(), abs=0.08)
 
 
-def test_the_same_seed_gives_the_same_file() -> None:
-    record, x = few()
-    first, again, other = (to_datatree(record, x, seed=seed) for seed in (0, 0, 1))
-    assert to_netcdf(first) == to_netcdf(again)
-    assert not np.array_equal(first["posterior"]["z"].values, other["posterior"]["z"].values)
-
-
 def test_dimensions_have_names() -> None:
     record, _ = few()
     record.z.update(scale=torch.rand(40, 3), field=torch.rand(40, 3, 2, 5))

@@ -1,4 +1,4 @@
-"""Random small models with a known log p(x): no bound exceeds it, and only invalid guides are refused."""
+"""Random small models with a known log p(x): no bound exceeds it."""
 
 from __future__ import annotations
 
@@ -57,14 +57,6 @@ GUIDES: dict[str, list[Callable[[Tensor], Any]]] = {  # of location (B,), with d
         lambda m: dist.Uniform(0.2 * m.sigmoid(), torch.tensor(0.9)),
     ],
 }
-INVALID: dict[str, Callable[[Tensor], Any]] = {
-    "point": lambda m: dist.Delta(m.sigmoid()),
-    "discrete": lambda m: dist.Bernoulli(logits=m),
-    "beyond a half-line": lambda m: dist.Normal(m, 1.0),
-    "beyond the unit interval": lambda m: dist.LogNormal(m, 1.0),
-    "masked": lambda m: dist.Normal(m, 1.0).mask(torch.arange(len(m)) % 2 == 0),
-}
-PRIOR_OF_INVALID = {"point": "unit", "discrete": "unit", "beyond a half-line": "positive", "masked": "real"}
 
 
 def _number(low: float, high: float) -> Tensor:
@@ -117,7 +109,7 @@ def _models(
     return make, log_evidence, x
 
 
-def check_valid(seed: int) -> None:
+def check_bounds(seed: int) -> None:
     random.seed(seed)
     make, log_evidence, x = _models(seed)
     support = random.choice(list(PRIORS))
@@ -137,28 +129,13 @@ def check_valid(seed: int) -> None:
         assert estimate.value <= truth + 4 * (estimate.se_monte_carlo or 0) + 1e-6, (seed, estimate, truth)
 
 
-def check_invalid(seed: int) -> None:
-    random.seed(seed)
-    make, _, x = _models(seed)
-    fault = random.choice(list(INVALID))
-    prior = random.choice(PRIORS[PRIOR_OF_INVALID.get(fault, "unit")])()
-    with pytest.raises(
-        ValueError, match=r"'z' is (a point|discrete|masked in only one)|draws 'z' from|site 'z'.* support"
-    ):
-        evaluate(*make(INVALID[fault], prior), x, ks=(1, 10), seed=seed)
-
-
 @pytest.mark.parametrize("block", range(6))
 def test_no_bound_exceeds_the_evidence(block: int) -> None:
     for seed in range(8 * block, 8 * (block + 1)):
-        check_valid(seed)
-        if seed % 4 == 0:
-            check_invalid(seed)
+        check_bounds(seed)
 
 
 @pytest.mark.slow
-def test_no_bound_exceeds_the_evidence_of_300_models() -> None:
+def test_no_bound_exceeds_the_evidence_of_240_models() -> None:
     for seed in range(1000, 1240):
-        check_valid(seed)
-    for seed in range(60):
-        check_invalid(seed)
+        check_bounds(seed)

@@ -138,3 +138,28 @@ def test_the_callers_state_is_as_before() -> None:
     assert vae.training
     assert all(torch.equal(value, before[name]) for name, value in vae.state_dict().items())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in vae.parameters())
+
+
+def test_draws_and_not_the_data_decide_which_bound_of_these_data_is_higher() -> None:
+    """AIS is higher for two of 40 data, by so much that the error over the data hides it."""
+    truth = linear_gaussian()
+    x = truth.sample(40)
+    checks = Checks(num_annealed=40, num_simulated=0, num_refined=0, num_encoded=0, num_chains=4, num_temperatures=10)
+    found = evaluate(*pair_of(truth, offset=0.3), x, ks=(1, 5, 50), checks=checks, show_progress=False)
+    annealing = found.checked.annealing
+    same = annealing.per_datum["AIS"].clone()
+    same[:2] -= torch.tensor([50.0, 1.0])
+    hidden = annealing.compare_with("L_50", same, se_monte_carlo=0.02)
+    assert hidden.value < 2 * hidden.se
+    assert hidden.noise == pytest.approx(math.hypot(annealing.bound.se_monte_carlo, 0.02))
+    assert hidden.exceeds(1.0)
+    assert not hidden.exceeds(1.3)
+    assert "within two standard errors" not in str(hidden)
+    noisy = annealing.compare_with("L_50", same, se_monte_carlo=1.0)
+    assert not noisy.exceeds(0.0)
+    assert "within two standard errors" in str(noisy)
+    assert found.checked.higher.se_monte_carlo == pytest.approx(
+        math.hypot(annealing.bound.se_monte_carlo, found.checked.same_data.se_monte_carlo)
+    )
+    loose = assess_with_checks(replace(found.weights, verdict="K is not enough"), found.checked)
+    assert loose.reason.endswith("AIS is not clearly above L_50 on the same 40 data")

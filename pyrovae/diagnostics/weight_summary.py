@@ -12,7 +12,7 @@ from torch import Tensor
 from pyrovae.bounds.multi_sample import effective_sample_size, normalized_weights
 from pyrovae.diagnostics.ladder import PERHAPS, UNKNOWN, assess, read_ladder
 from pyrovae.diagnostics.psis import FEWEST, khat_threshold, pareto_khat
-from pyrovae.results import CheckResults, Estimate, Weights
+from pyrovae.results import CheckResults, Weights
 from pyrovae.results.tightness import ENOUGH, NOT_ENOUGH, Quantiles
 from pyrovae.runtime.annotations import checked
 
@@ -140,29 +140,26 @@ def assess_with_checks(weights: Weights, checked: CheckResults | None) -> Weight
     If AIS is above L_K on the same data by more than the tolerance, K is not enough. If BDMC leaves log p(x) of
     simulated data open by more than the tolerance, K may not be enough. Both by two Monte Carlo standard errors.
     """
-    if checked is None or weights.verdict not in (ENOUGH, UNKNOWN):
+    if checked is None:
         return weights
-    label = f"L_{weights.num_particles}"
-    if checked.higher is not None and checked.annealing is not None and checked.same_data is not None:
-        higher = checked.higher.value
-        noise = _noise(checked.higher.se, checked.annealing.bound, checked.same_data)
-        if higher is not None and higher - 2 * noise > weights.tolerance:
-            reason = f"AIS is {higher:.3f} nats above {label} on the same {checked.higher.num_data} data"
-            return replace(weights, verdict=NOT_ENOUGH, reason=f"{reason}; by the weights: {weights.reason}")
-    if checked.sandwich is not None and weights.verdict == ENOUGH:
-        gap, total = checked.sandwich.gap, checked.sandwich.num_data
-        if gap.value is None:
-            reason = f"BDMC has no bounds for {checked.sandwich.num_not_finite} of {total} simulated data"
-        elif gap.value - 2 * _noise(gap.se_data, gap) > weights.tolerance:
-            reason = f"BDMC leaves log p(x) of {total} simulated data open by {gap.value:.3f} nats"
-        else:
-            return weights
-        reason += f", so that the guide may miss a part of the posterior that neither {label} nor AIS reaches"
-        return replace(weights, verdict=PERHAPS, reason=f"{reason}; by the weights: {weights.reason}")
-    return weights
-
-
-def _noise(over_data: float | None, *estimates: Estimate) -> float:
-    """Return the Monte Carlo error of a difference of estimates, or the error over the data if one is unknown, nats."""
-    errors = [estimate.se_monte_carlo for estimate in estimates]
-    return (over_data or 0.0) if None in errors else math.hypot(*(error for error in errors if error is not None))
+    label, higher = f"L_{weights.num_particles}", checked.higher
+    if higher is not None and higher.value is not None:
+        on = f"{label} on the same {higher.num_data} data"
+        if higher.exceeds(weights.tolerance):
+            verdict = NOT_ENOUGH if weights.verdict in (ENOUGH, UNKNOWN) else weights.verdict
+            reason = f"AIS is {higher.value:.3f} nats above {on}; by the weights: {weights.reason}"
+            return replace(weights, verdict=verdict, reason=reason)
+        if weights.verdict != ENOUGH:
+            return replace(weights, reason=f"{weights.reason}; AIS is not clearly above {on}")
+    if checked.sandwich is None or weights.verdict != ENOUGH:
+        return weights
+    gap, total = checked.sandwich.gap, checked.sandwich.num_data
+    noise = gap.se_data if gap.se_monte_carlo is None else gap.se_monte_carlo
+    if gap.value is None:
+        reason = f"BDMC has no bounds for {checked.sandwich.num_not_finite} of {total} simulated data"
+    elif gap.value - 2 * (noise or 0.0) > weights.tolerance:
+        reason = f"BDMC leaves log p(x) of {total} simulated data open by {gap.value:.3f} nats"
+    else:
+        return weights
+    reason += f", so that the guide may miss a part of the posterior that neither {label} nor AIS reaches"
+    return replace(weights, verdict=PERHAPS, reason=f"{reason}; by the weights: {weights.reason}")

@@ -17,7 +17,7 @@ from pyrovae.diagnostics.latent_use import latents
 from pyrovae.evaluation.batch_scoring import Inputs
 from pyrovae.evaluation.resume import Journal
 from pyrovae.programs import Program, take_rows
-from pyrovae.results import Annealing, CheckResults, Estimate, Gaps, Latents, PairedDifference, Sandwich
+from pyrovae.results import Annealing, CheckResults, Estimate, Gaps, Latents, Sandwich
 from pyrovae.runtime.annotations import NonNegativeInt, PositiveInt, convert_fields
 from pyrovae.runtime.errors import first_line
 
@@ -127,12 +127,12 @@ def run_checks(
     if annealing is not None:
         num = annealing.num_data
         same_data = Estimate.over_data(tightest.name, tightest.num_particles, rung[:num], variances[:, :num])
-        higher = annealing.compare_with(tightest.label, rung[:num])
+        higher = annealing.compare_with(tightest.label, rung[:num], se_monte_carlo=same_data.se_monte_carlo)
         annealing = replace(annealing, data=first(num), certified=annealing.certified and is_certified)
 
     def split(model: Program, guide: Program, x: Tensor, *covariates: Any, **options: Any) -> Gaps:
         num = len(x)
-        if annealing is not None and higher is not None and _is_clearly_higher(higher, num):
+        if annealing is not None and higher is not None and higher.num_data >= num and higher.exceeds(0.0):
             noise = annealing.per_datum.get("AIS variance")
             options |= {"bound": annealing.per_datum["AIS"][:num], "bound_label": "AIS"}
             options["bound_variances"] = None if noise is None else noise[:num]
@@ -150,8 +150,3 @@ def run_checks(
         latents=run("latent units", checks.num_encoded, latents, Latents),
         left_out=left_out,
     )
-
-
-def _is_clearly_higher(difference: PairedDifference, num_data: int) -> bool:
-    """Return whether AIS exceeds the ladder on at least so many data by more than two standard errors."""
-    return difference.num_data >= num_data and (difference.value or 0.0) > 2 * (difference.se or 0.0)

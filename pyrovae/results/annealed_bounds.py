@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -124,15 +125,18 @@ class Annealing(AnnealedBounds):
     ess: float
     lowest_ess: float
 
-    def compare_with(self, name: str, values: Tensor) -> PairedDifference:
+    def compare_with(self, name: str, values: Tensor, *, se_monte_carlo: float | None = None) -> PairedDifference:
         """Return the paired difference of AIS and another bound; either may be higher.
 
         Args:
             name: name of the other bound, such as ``L_5000``.
             values: ``(N,)``, the other bound of the same data, nats.
+            se_monte_carlo: Monte Carlo standard error of its mean, nats; None if unknown.
 
         """
-        return PairedDifference.over_data("AIS", self.per_datum["AIS"], name, values)
+        errors = (self.bound.se_monte_carlo, se_monte_carlo)
+        noise = None if errors[0] is None or errors[1] is None else math.hypot(errors[0], errors[1])
+        return PairedDifference.over_data("AIS", self.per_datum["AIS"], name, values, se_monte_carlo=noise)
 
     def tables(self) -> tuple[Table, ...]:
         """Return the table of the bound, its acceptance and its effective number of chains."""

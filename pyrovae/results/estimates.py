@@ -226,6 +226,7 @@ class PairedDifference:
         difference: first - second, paired datum by datum.
         num_higher: number of data for which the first is higher.
         num_data: number of data.
+        se_monte_carlo: standard error of the mean difference of these very data over the draws; None if unknown.
 
     """
 
@@ -234,9 +235,12 @@ class PairedDifference:
     difference: Difference
     num_higher: int
     num_data: int
+    se_monte_carlo: float | None = None
 
     @classmethod
-    def over_data(cls, first: str, a: Tensor, second: str, b: Tensor) -> PairedDifference:
+    def over_data(
+        cls, first: str, a: Tensor, second: str, b: Tensor, *, se_monte_carlo: float | None = None
+    ) -> PairedDifference:
         """Return the mean over data of ``a - b``, each ``(N,)`` for the same data.
 
         Raises:
@@ -244,7 +248,7 @@ class PairedDifference:
 
         """
         difference = Difference.over_data(a, b.to(a.device))
-        return cls(first, second, difference, int((a > b.to(a)).sum()), len(a))
+        return cls(first, second, difference, int((a > b.to(a)).sum()), len(a), se_monte_carlo)
 
     @property
     def value(self) -> float | None:
@@ -257,9 +261,21 @@ class PairedDifference:
         return self.difference.se
 
     @property
+    def noise(self) -> float | None:
+        """Error that decides which bound of these data is higher: over the draws, or over the data if that is unknown.
+
+        The error over the data is of the mean of other data too, and may hide a difference that is certain here.
+        """
+        return self.se if self.se_monte_carlo is None else self.se_monte_carlo
+
+    @property
     def why(self) -> str | None:
         """Reason for a None."""
         return self.difference.why
+
+    def exceeds(self, margin: float) -> bool:
+        """Return whether the first bound of these data is higher by more than a margin and two standard errors."""
+        return self.value is not None and self.noise is not None and self.value - 2 * self.noise > margin
 
     def __str__(self) -> str:
         if self.value is None:
@@ -268,9 +284,12 @@ class PairedDifference:
             return f"{self.first} and {self.second} are equal"
         higher, lower = (self.first, self.second) if self.value > 0 else (self.second, self.first)
         count = self.num_higher if self.value > 0 else self.num_data - self.num_higher
-        doubt = ", which is within two standard errors" if self.se is not None and abs(self.value) < 2 * self.se else ""
-        by = Number(abs(self.value), error=self.se)
-        return f"{higher} is higher than {lower} by {by} nats{doubt}; it is for {count} of {self.num_data} data"
+        errors = {"the data": self.se, "the draws": self.se_monte_carlo}
+        parts = [f"{Number(error)} over {of}" for of, error in errors.items() if error is not None]
+        text = f"{higher} is higher than {lower} by {Number(abs(self.value))} nats"
+        text += f", +- {' and '.join(parts)}" * bool(parts)
+        text += ", which is within two standard errors" * (self.noise is not None and abs(self.value) < 2 * self.noise)
+        return f"{text}; it is for {count} of {self.num_data} data"
 
     __repr__ = __str__
 

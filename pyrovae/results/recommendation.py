@@ -55,11 +55,11 @@ class Recommendation(Tabled):
 def recommend(evaluation: Evaluation) -> Recommendation:
     """Return which bound to report, by rule, from the record alone.
 
-    The bound is L_K at the largest K: it is of all data, and holds for any guide. If AIS is higher by more than the
-    tolerance of the weights and by two standard errors, AIS takes its place if it is of all data; else the reason says
-    by how much it is higher. The number is called an estimate of log p(x) only if K is enough, AIS is not higher by
-    that much, and BDMC - AIS plus two standard errors is within the tolerance: only data simulated from the model show
-    whether the guide misses a mode.
+    The bound is L_K at the largest K: it is of all data, and holds for any guide. If AIS of the same data is higher by
+    more than the tolerance of the weights, by two Monte Carlo standard errors, AIS takes its place if it is of all
+    data; else the reason says by how much it is higher. The number is called an estimate of log p(x) only if K is
+    enough, AIS is not higher by that much, and BDMC - AIS plus two standard errors is within the tolerance: only data
+    simulated from the model show whether the guide misses a mode.
 
     Args:
         evaluation: a result of `pyrovae.evaluate`.
@@ -118,11 +118,9 @@ def _fault(evaluation: Evaluation) -> tuple[str, str] | None:
 
 
 def _gain_of_annealing(evaluation: Evaluation) -> float | None:
-    """Return by how much AIS is higher than L_K; None if not by more than the tolerance and two standard errors."""
+    """Return by how much AIS is higher than L_K on the same data; None if not clearly higher than the tolerance."""
     higher = evaluation.checked.higher if evaluation.checked else None
-    if higher is None or higher.value is None or higher.se is None:
-        return None
-    return higher.value if higher.value > max(_tolerance(evaluation), 2 * higher.se) else None
+    return higher.value if higher is not None and higher.exceeds(_tolerance(evaluation)) else None
 
 
 def _is_sandwiched(evaluation: Evaluation) -> bool:
@@ -149,10 +147,10 @@ def _reason(evaluation: Evaluation, gain: float | None, annealed: str) -> str:
     else:
         text = f"The gap between {rung.label} and log {evaluation.density} is not known."
     if gain is None and higher is not None and higher.value is not None:
-        doubt = f"below the tolerance of {_tolerance(evaluation):g} nats"
-        if higher.se is None:
+        doubt = f"not clearly more than the tolerance of {_tolerance(evaluation):g} nats"
+        if higher.noise is None:
             doubt = "with no standard error"
-        elif higher.value <= 2 * higher.se:
+        elif higher.value <= 2 * higher.noise:
             doubt = "which is within two standard errors"
         by = f"higher by {higher.value:.3f} nats, {doubt}," if higher.value > 0 else "not higher"
         text += f" AIS is {by} on {annealed} of these data."

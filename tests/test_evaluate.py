@@ -173,6 +173,32 @@ def test_progress_is_told_within_a_batch(digits: Data, monkeypatch: pytest.Monke
     assert told == pytest.approx([0, 25, 50, 75, 100, 100, 125, 150, 175, 200, 200, 225, 250, 275, 300, 300])
 
 
+def test_fewer_rows_are_scored_at_once_where_memory_ends(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    vae, x = make_vae(), digits.test.fixed()[:5]
+    expected = evaluate(vae.model, vae.guide, x, ks=(1000,))
+    seen, most, decode = [], 1500, vae.decoder.forward
+
+    def limited(z: Tensor, *args: Any) -> Tensor:
+        seen.append(z.shape[:-1].numel())
+        if seen[-1] > most:
+            raise torch.OutOfMemoryError("out of memory")
+        return decode(z, *args)
+
+    monkeypatch.setattr(vae.decoder, "forward", limited)
+    found = evaluate(vae.model, vae.guide, x, ks=(1000,))
+    assert max(seen) > most
+    for name, value in expected.per_datum.items():
+        assert torch.allclose(found.per_datum[name], value, rtol=1e-10), name
+    with pytest.raises(torch.OutOfMemoryError):
+        evaluate(vae.model, vae.guide, x, ks=(1000,), chunk_size=2000)
+    seen.clear()
+    most = 10  # not even the fewest rows fit
+    with pytest.raises(torch.OutOfMemoryError):
+        evaluate(vae.model, vae.guide, x, ks=(1000,))
+    large = [size for size in seen if size > most]
+    assert large == sorted(set(large), reverse=True), "nothing is tried twice"
+
+
 def test_programs_that_read_the_parameters_of_their_modules_see_them_in_every_run() -> None:
     decoder, x = nn.Linear(2, 4), torch.randn(5, 4)
 

@@ -40,7 +40,7 @@ class EvaluationOptions:
         num_data: number of data to evaluate, the first ones; None for all.
         batch_size: data whose particles are drawn together; None for a size by the largest K and the device.
         chunk_size: rows that the model scores at once, one row for each particle of each datum; None for a size by the
-            elements of a datum and the device.
+            elements of a datum and the device, halved on CUDA when memory ends.
         device: device to compute on, to which the modules are moved; None for the device of the modules.
         engine: "captured" compiles the scoring of particles once, on a CPU with a C++ compiler; "eager" runs the model
             for each chunk, to the same numbers but for rounding; "auto" chooses by the number of particles.

@@ -15,7 +15,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrovae.importance.chunks import Chunk, CompiledRuns, chunk_sizes, map_chunks, rows_per_chunk
+from pyrovae.importance.chunks import FEWEST_ROWS, Chunk, CompiledRuns, chunk_sizes, map_chunks, rows_per_chunk
 from pyrovae.programs import ModelGuide, replace_draws, run, run_validated, unmasked
 from pyrovae.programs.analytic_kl import CLOSED_FORM
 from pyrovae.programs.contract import require_common_masks
@@ -223,8 +223,8 @@ def score_model(
         args: arguments of the programs, the data first.
         rows: ``(B,)``, rows of the data.
         z: for each latent site ``(K, B, ...)``.
-        chunk_size: rows that the model scores at once, a datum with K particles counting K; None for a size by the
-            device.
+        chunk_size: rows that the model scores at once, a datum with K particles counting K; if None chosen by the
+            device, and halved where they do not fit into its memory, down to one particle of all rows.
         with_kl: whether closed-form KL terms of the sites after the first are computed too.
         compiled: runs of the compiled model, None for eager runs; all arguments are tensors then.
 
@@ -253,7 +253,15 @@ def score_model(
         return score_tensors(*inputs) if compiled is None else compiled(score_tensors, inputs)
 
     size = chunk_size or rows_per_chunk(programs, rows.device)
-    results = iter(map_chunks(score, programs, rows, len(next(iter(z.values()))), size=size))
+    fewest = max(FEWEST_ROWS, len(rows)) if programs.broadcasts else FEWEST_ROWS
+    while True:
+        try:
+            results = iter(map_chunks(score, programs, rows, len(next(iter(z.values()))), size=size))
+            break
+        except torch.OutOfMemoryError:
+            if chunk_size is not None or size <= fewest:
+                raise
+            size //= 2
     return Scores(
         prior={name: next(results) for name in programs.latents},
         likelihood=next(results),

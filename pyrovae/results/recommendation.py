@@ -147,7 +147,7 @@ def _reason(evaluation: Evaluation, gain: float | None, annealed: str) -> str:
     else:
         text = f"The gap between {rung.label} and log {evaluation.density} is not known."
     if gain is None and higher is not None and higher.value is not None:
-        doubt = f"not clearly more than the tolerance of {_tolerance(evaluation):g} nats"
+        doubt = f"not clearly above the tolerance of {_tolerance(evaluation):g} nats"
         if higher.noise is None:
             doubt = "with no standard error"
         elif higher.value <= 2 * higher.noise:

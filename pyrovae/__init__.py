@@ -13,8 +13,8 @@ likelihoods    p(x | z): Bernoulli, Categorical, ContinuousBernoulli, Discretize
 posteriors     q(z | x): DiagonalNormal, LowRankNormal, FullNormal, IAF
 networks       MLPEncoder MLPDecoder GatedMLPEncoder GatedMLPDecoder ConvEncoder ConvDecoder ResNetEncoder ResNetDecoder
 VAE            five parts as one Pyro model and guide; generate, reconstruct, interpolate, traverse; from_torch
-programs       any Pyro model and guide: contract, inspection, replay, analytic KL, densities that see their values
-importance     particles with log p(z), log p(x | z), log q(z | x); log_weights, log_joint; simulation of the model
+programs       any Pyro model and guide: contract, supports, replay, analytic KL, densities that see their values
+importance     pyrovae.particles, log_weights, log_joint: draws with log p(z), log p(x | z), log q(z | x); simulation
 bounds         ELBO with analytic KL terms, IWAE bounds, AIS, and BDMC from above
 objectives     training losses: ELBO, IWAE, STL, DReG, also for a bare pyro.infer.SVI; schedules of beta
 training       fit, Training, load, run folders; capture: a traced step for your own training loop

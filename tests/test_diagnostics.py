@@ -306,7 +306,7 @@ def test_three_of_ten_units_are_active() -> None:
     for unit in record.units[:3]:
         assert abs(unit.activity - (1 - posterior)) < 4 * unit.activity_error
         assert unit.variance == pytest.approx(posterior, rel=0.05)
-        assert unit.verdict == "active, prior fits"
+        assert unit.verdict == "active, near the prior"
     for unit in record.units[3:]:
         assert abs(unit.activity) < 5 * unit.activity_error
         assert unit.kl == pytest.approx(0.0, abs=1e-12)
@@ -330,7 +330,8 @@ def test_kl_without_a_closed_form() -> None:
 
 
 @pytest.mark.parametrize(
-    ("offset", "prior_verdict", "of_units"), [(0.0, "fits", "prior fits"), (1.0, "does not fit", "away from the prior")]
+    ("offset", "prior_verdict", "of_units"),
+    [(0.0, "fits", "near the prior"), (1.0, "does not fit", "away from the prior")],
 )
 def test_codes_on_the_prior_and_away_from_it(offset: float, prior_verdict: str, of_units: str) -> None:
     truth = linear_gaussian()

@@ -284,7 +284,7 @@ def test_limits_of_the_optimizations_are_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("pyrovae.diagnostics.refit.LEARNING_RATE", 3.0)
     worse = gaps(*by_hand(), torch.linspace(-3, 3, 32), **QUICK)
     assert worse.overfitting.value < 0
-    assert "The over-fitting is negative" in str(worse)
+    assert "The gain of a refit is negative" in str(worse)
 
 
 def two_modes(slope: float, scale: float) -> ModelGuide:

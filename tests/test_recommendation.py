@@ -97,7 +97,11 @@ def test_higher_annealing_takes_the_place_of_the_ladder_if_it_is_of_all_data(eva
         (0.0, 0.01, " AIS is not higher on all of these data."),
         (-0.3, 0.01, " AIS is not higher on all of these data."),
         (0.015, 0.01, " AIS is higher by 0.015 nats, which is within two standard errors, on all of these data."),
-        (0.25, 0.01, " AIS is higher by 0.250 nats, not clearly above the tolerance of 0.3 nats, on all of these data."),
+        (
+            0.25,
+            0.01,
+            " AIS is higher by 0.250 nats, not clearly above the tolerance of 0.3 nats, on all of these data.",
+        ),
         (2.0, None, " AIS is higher by 2.000 nats, with no standard error, on all of these data."),
         (None, None, ""),
     ],

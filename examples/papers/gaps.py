@@ -1,4 +1,4 @@
-"""Cremer, Li, Duvenaud 2018: amortization gap, approximation gap and over-fitting of the encoder.
+"""Cremer, Li, Duvenaud 2018: amortization gap, approximation gap and a refit of the encoder.
 
     python examples/papers/gaps.py --cells vae-1
 
@@ -16,7 +16,7 @@ from common import Row, parse_options, run_cell
 from pyrovae import Checks
 
 CELLS = {"vae-1": "VAE, k = 1", "iwae-5": "IWAE, k = 5"}
-PARTS = ("amortization gap", "approximation gap", "over-fitting")
+PARTS = ("amortization gap", "approximation gap", "gain of a refit")
 ROWS = [Row(f"gaps-{cell}", label, None, of=part) for cell, label in CELLS.items() for part in PARTS]
 
 if __name__ == "__main__":

@@ -64,6 +64,8 @@ def compared_number(row: Row, evaluation: Evaluation, record: Record) -> tuple[f
             return record.difference, record.difference_error
         case "AIS over L_K":
             return evaluation.checked.higher.value, evaluation.checked.higher.se
+        case "gain of a refit":
+            return evaluation.checked.gaps.overfitting.value, evaluation.checked.gaps.overfitting.se_data
     gap_parts = evaluation.checked.gaps.estimates if evaluation.checked.gaps else ()
     (estimate,) = (e for e in (*evaluation.estimates, *gap_parts) if e.label == row.of)
     return estimate.value, estimate.se_data

@@ -24,6 +24,7 @@ from pyrovae.runtime.annotations import NonNegativeInt, PositiveInt, checked, co
 from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.runtime.progress_bar import progress
 
+REFIT = "gain of a refit"  # of the guide to the same data
 NUMBERS = ("num_particles", "num_steps", "num_starts", "refit_epochs", "batch_size")  # options that are reported
 
 
@@ -77,8 +78,9 @@ def gaps(
     """Split the gap between the ELBO and the tightest bound on log p(x) into steps.
 
     The amortization gap is the ELBO of a diagonal Gaussian that is optimized for each datum, minus the ELBO of the
-    guide. The part of it that vanishes where the guide is fitted to these data is over-fitting. The approximation gap
-    is the tightest bound minus the ELBO of the diagonal Gaussian.
+    guide. The part of it that vanishes where the guide is fitted to these data is the gain of a refit; as far as the
+    same refit on training data gains less, it is over-fitting of the guide. The approximation gap is the tightest bound
+    minus the ELBO of the diagonal Gaussian.
 
     A refinement that stops early, or ends on a lesser mode of the posterior, makes the amortization gap too small and
     the approximation gap too large. Therefore it starts from the guide and, for posteriors with several modes, from
@@ -202,7 +204,7 @@ class _BatchBounds:
             with refitted.in_place():
                 again, *_ = self.guide(options.num_particles)  # the same draws, so that most noise cancels
             result |= _estimated("refitted", again, 1)
-            result[VARIANCE + "over-fitting"] = monte_carlo_variances(again - elbo, 1)
+            result[VARIANCE + REFIT] = monte_carlo_variances(again - elbo, 1)
         return result
 
     def guide(self, num_particles: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -257,10 +259,10 @@ def _estimates(values: dict[str, Tensor], k: int, bound: Estimate, new: Refit) -
 
     if new.values:
         refitted = bound_of("refitted", "ELBO of the refitted guide")
-        overfitting = step("over-fitting", "refitted", "ELBO", values[VARIANCE + "over-fitting"])
+        overfitting = step(REFIT, "refitted", "ELBO", values[VARIANCE + REFIT])
     else:
         refitted = Estimate("ELBO of the refitted guide", k, None, None, None, new.why)
-        overfitting = Estimate("over-fitting", k, None, None, None, new.why)
+        overfitting = Estimate(REFIT, k, None, None, None, new.why)
     return {
         "elbo": bound_of("ELBO", "ELBO of the guide"),
         "refitted": refitted,
@@ -295,12 +297,12 @@ def _notes(
         "apart from the one reached from the guide: their posterior has several modes, or num_steps is too small.": (
             num_apart > 0
         ),
-        f"Over-fitting: {sum(value.numel() for value in refitted.values)} parameters of the guide were fitted to these "
-        "data. Subtract the gain of the same refit on training data: the remainder is over-fitting.": (
+        f"{REFIT}: {sum(value.numel() for value in refitted.values)} parameters of the guide were fitted to these "
+        "data. Minus the gain of the same refit on as many training data, it is the over-fitting of the guide.": (
             len(refitted.values) > 0
         ),
-        "The over-fitting is negative: the refit ended with a lower ELBO than it began with. Its optimization "
-        "failed, and the number does not measure over-fitting; raise refit_epochs.": negative["overfitting"],
+        f"The {REFIT} is negative: the refit ended with a lower ELBO than it began with. Its optimization failed; "
+        "raise refit_epochs.": negative["overfitting"],
         f"{refitted.num_shared} tensors of parameters that guide and model share were held fixed in that refit.": (
             len(refitted.values) > 0 and refitted.num_shared > 0
         ),

@@ -249,12 +249,12 @@ def _units(
 
 
 def _unit_verdict(kl: float | None, misfit: float | None, *, active: bool | None) -> str:
-    """Return whether a unit is active, and whether the prior fits its codes, in words."""
+    """Return whether a unit is active, and whether its codes by themselves have the distribution of the prior."""
     if active is None:
         return "unknown: not finite for some data"
     far = misfit is not None and misfit > MAX_FITTING[0]
     if active:
-        return "active" if misfit is None else "active, away from the prior" if far else "active, prior fits"
+        return "active" if misfit is None else "active, away from the prior" if far else "active, near the prior"
     if far or (kl is not None and kl > MAX_FITTING[0]):
         return "collapsed, away from the prior"
     return "collapsed" if misfit is None and kl is None else "collapsed onto the prior"

@@ -128,7 +128,7 @@ def _modules_of(role: str, function: Function, modules: Iterable[nn.Module] | No
     if modules is None and not isinstance(owner, nn.Module):
         raise TypeError(
             f"{role} is neither a module nor the method of one, so that its modules are unknown; name them by "
-            "modules=[...], an empty list if there are none: they are moved, and evaluated in eval mode"
+            "modules=[net], an empty list if there are none: they are moved, and evaluated in eval mode"
         )
     own = [owner] if isinstance(owner, nn.Module) and owner is not function else []
     return nn.ModuleList([*own, *(modules or ())])

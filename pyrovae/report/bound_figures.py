@@ -36,7 +36,7 @@ TICKS = 9  # labels that fit on the axis of K
 LADDER = "IWAE bound $L_K$"
 ANNEALED = "AIS"  # the only other lower bound on the same data
 OVER_DATA, MONTE_CARLO = "Standard error over the data", "Monte Carlo standard error"
-PAIRED, OVERFITTING = "Standard error of the difference, datum by datum", "Over-fitting of the guide"
+PAIRED, REFIT_PART = "Standard error of the difference, datum by datum", "Refit of the guide to these data"
 Point = Evaluation | tuple[float, float]  # or its rate and distortion
 BROAD: dict[str, Any] = {"linewidth": 7, "alpha": 0.25}
 THIN: dict[str, Any] = {"fmt": "none", "ecolor": INK, "elinewidth": 1.2, "capsize": 3, "zorder": 4}
@@ -173,7 +173,7 @@ def waterfall(gaps: Gaps, *, ax: Axes | None = None) -> Figure:
         axes.annotate(_signed(step, digits), (place, top), va="bottom", zorder=5, **text)
     labels = [PAIRED, MONTE_CARLO]
     if (part := gaps.overfitting.value) is not None:
-        labels = [f"{OVERFITTING}: {_signed(gaps.overfitting, digits)}", *labels]
+        labels = [f"{REFIT_PART}: {_signed(gaps.overfitting, digits)}", *labels]
         hatched: dict[str, Any] = {"facecolor": FIRST, "edgecolor": "white", "hatch": "////", "linewidth": 0.0}
         inside = min(max(part, 0.0), max(refined - elbo, 0.0))
         axes.bar(1, inside, BAR, bottom=elbo, label=labels[0], zorder=2.5, **hatched)

@@ -178,6 +178,7 @@ class Latents(Tabled):
             ("unit", "variance of the mean", "mean variance", "KL", "prior misfit", "verdict"),
             tuple(map(cells, self.units[:ROWS])),
             notes=(
+                "prior misfit: of each unit by itself; all units together may be farther from the prior, as above",
                 *([f"{left_out} more units are left out"] if left_out > 0 else []),
                 *([f"no KL by unit: {self.why_units}"] if self.why_units else []),
             ),

@@ -179,7 +179,8 @@ class Gaps(Tabled):
         bound: the tightest lower bound on log p(x); its name is the label.
         amortization: refined - ELBO: the cost of one encoder for all data; negative where the family of the guide is
             wider than the diagonal Gaussian.
-        overfitting: refitted - ELBO: the part of the amortization gap that a refit to these data removes.
+        overfitting: refitted - ELBO: the part of the amortization gap that a refit to these data removes, at most
+            the over-fitting of the guide.
         approximation: bound - refined: the cost of a diagonal Gaussian.
         total: bound - ELBO.
         num_data: number of data.
@@ -250,5 +251,7 @@ class Gaps(Tabled):
         return "-" if share is None else percent(share, 0)
 
     def _reasons(self) -> list[str]:
-        estimates = (estimate for estimate in self.estimates if estimate is not self.refitted)  # same as over-fitting
+        estimates = (
+            estimate for estimate in self.estimates if estimate is not self.refitted
+        )  # same as the gain of a refit
         return [why if len(labels) > 3 else f"{', '.join(labels)}: {why}" for why, labels in reasons(estimates).items()]

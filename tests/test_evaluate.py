@@ -232,3 +232,20 @@ def test_the_measure_is_read_off_the_program_and_covariates_are_said() -> None:
     assert given.num_covariates == 2
     assert "Estimates of log p(x | c), a log-probability" in str(given)
     assert "20 data given covariates" in str(compare({"given": given}))
+
+
+def test_a_model_in_half_precision_gives_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    vae, x = make_vae(), torch.bernoulli(torch.full((4, 1, 8, 8), 0.5))
+    for dtype, count in ((torch.bfloat16, 1), (torch.float32, 0)):
+        caplog.clear()
+        evaluate(vae.to(dtype).model, vae.guide, x.to(dtype), ks=(1, 5))
+        assert sum(str(dtype) in message and "off by a nat" in message for message in caplog.messages) == count
+
+
+def test_an_autocast_of_the_callers_does_not_reach_an_evaluation() -> None:
+    vae, x = make_vae().float(), torch.bernoulli(torch.full((4, 1, 8, 8), 0.5)).float()
+    exact = evaluate(vae.model, vae.guide, x, ks=(1, 5))
+    with torch.autocast("cpu", torch.bfloat16):
+        again = evaluate(vae.model, vae.guide, x, ks=(1, 5))
+        assert torch.is_autocast_enabled("cpu")
+    assert torch.equal(again.per_datum["L_5"], exact.per_datum["L_5"])

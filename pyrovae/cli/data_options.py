@@ -12,6 +12,8 @@ from pyrovae.cli.signatures import allow_working_directory, classes
 from pyrovae.data import Data, transforms
 from pyrovae.training import Run, load
 
+REMOVED = {"precision"}  # options of earlier versions
+
 
 def add_data(parser: Parser, default: str | None = "digits") -> None:
     """Add the options of the data; without a default, the run has the defaults."""
@@ -82,4 +84,4 @@ def saved_options(config: Mapping[str, Any], folder: object) -> dict[str, Any]:
         raise ValueError(
             f"the run {folder} was made with data of your own, not on the command line; name the data with --data"
         )
-    return config["command"]
+    return {name: value for name, value in config["command"].items() if name not in REMOVED}

@@ -19,9 +19,7 @@ from pyrovae.compile.noise import is_mutable, split_noise
 from pyrovae.runtime.context import forked_random, interrupts_wait, is_expanded, validation, values_kept
 from pyrovae.runtime.errors import first_line
 
-# largest relative distance between compiled and traced results: float32 sums differ by 1e-6, and Inductor omits
-# roundings to bfloat16 of 4e-3 each
-AGREEMENT, HALF_AGREEMENT = 1e-3, 0.05
+AGREEMENT = 1e-3  # largest relative distance between compiled and traced results: float32 sums differ by 1e-6
 PERTURBATION = 2.0**-6  # relative change of leaves in the second trace
 FAR = 1_000_003  # change of a number of steps in the second trace, beyond the flat start of a ramp
 # Operations of the largest trace that Inductor compiles, and seconds for each. A chain of T latent sites with a network
@@ -104,8 +102,7 @@ class Recording:
                 results = compiled(*given)
             except Exception as error:  # Inductor may raise anything
                 raise NotRecordableError(f"Inductor does not compile it ({first_line(error)})") from error
-        bound = HALF_AGREEMENT if _is_half(self.graph) else AGREEMENT
-        if not all(a is b or _close(a, b, bound) for a, b in zip(results, expected, strict=True)):
+        if not all(a is b or _close(a, b) for a, b in zip(results, expected, strict=True)):
             raise NotRecordableError("the code that Inductor generates gives other numbers")
         self._replay = functools.partial(_run, noise, compiled, self.leaves)
 
@@ -281,17 +278,11 @@ def _is_view(node: fx.Node) -> bool:
     return bool(returns) and returns[0].alias_info is not None and bool(node.args)
 
 
-def _close(a: Tensor, b: Tensor, bound: float) -> bool:
+def _close(a: Tensor, b: Tensor) -> bool:
     """Return whether two results agree up to rounding in the Euclidean norm; NaN and infinity agree with themselves."""
     a, b = a.double(), b.double()
     difference = (a - b).masked_fill((a == b) | (a.isnan() & b.isnan()), 0.0)
-    return bool(difference.norm() <= bound * b.nan_to_num(0.0, 0.0, 0.0).norm() + bound**2)
-
-
-def _is_half(module: fx.GraphModule) -> bool:
-    """Return whether a graph computes anything in half precision."""
-    values = [node.meta.get("val") for node in module.graph.nodes]
-    return any(isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16) for value in values)
+    return bool(difference.norm() <= AGREEMENT * b.nan_to_num(0.0, 0.0, 0.0).norm() + AGREEMENT**2)
 
 
 def _reason(error: BaseException) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 from pyrovae.compile import Engine
 from pyrovae.runtime.annotations import NonNegativeInt, PositiveFloat, PositiveInt, convert_fields
@@ -26,7 +25,6 @@ class Training:
             epoch (default: it runs all epochs and keeps the last weights).
         seed: of initialization, shuffling, binarization and the guide's draws.
         device: auto (CUDA if there is one, else the CPU), cpu, cuda, cuda:1 or mps.
-        precision: float32, or bfloat16 for the arithmetic of networks in training.
         engine: captured traces a step once, compiles it with Inductor if there is a compiler, and replays it, on a GPU
             as one CUDA graph; eager runs model and guide in each step, with the same numbers up to rounding; auto
             chooses by the number of steps.
@@ -46,7 +44,6 @@ class Training:
     patience: PositiveInt | None = None
     seed: int = 0
     device: str = "auto"
-    precision: Literal["float32", "bfloat16"] = "float32"
     engine: Engine = "auto"
     start_at_data: bool = True
 

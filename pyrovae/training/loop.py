@@ -81,7 +81,6 @@ class Loop:
             clip_norm=training.clip_norm,
             engine=training.engine,
             num_steps=training.epochs * self.steps_per_epoch,
-            bfloat16=training.precision == "bfloat16",
         )
         self.tensors, self.optimizer = self.step.tensors, self.step.optimizer
 

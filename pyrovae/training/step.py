@@ -18,7 +18,6 @@ from pyrovae.objectives import Objective
 from pyrovae.programs import ModelGuide, Program, run_validated
 from pyrovae.runtime.context import modules_known
 from pyrovae.runtime.distributed import group
-from pyrovae.training.bfloat16 import bfloat16_networks
 from pyrovae.training.program_tensors import ProgramTensors
 
 logger = logging.getLogger("pyrovae")
@@ -61,7 +60,6 @@ class Step:
         engine: "captured" for a trace compiled by Inductor, on CUDA launched as a CUDA graph; "eager"; or "auto" for
             the engine that pays for the number of steps.
         num_steps: number of steps ahead, for "auto".
-        bfloat16: whether networks compute in bfloat16; see `bfloat16_networks`.
 
     Raises:
         ValueError: if there is nothing to train.
@@ -79,7 +77,6 @@ class Step:
         clip_norm: float | None,
         engine: str,
         num_steps: int = 0,
-        bfloat16: bool = False,
     ) -> None:
         if not hasattr(objective, "differentiable_loss"):
             raise TypeError(
@@ -87,7 +84,7 @@ class Step:
                 f"{type(objective).__name__} does not have; use pyrovae.objectives, or train with pyro.infer.SVI"
             )
         self.programs, self.bind, self.objective = programs, bind, objective
-        self.clip_norm, self.bfloat16 = clip_norm, bfloat16
+        self.clip_norm = clip_norm
         self.tensors = ProgramTensors(programs.modules, programs.params)
         self.optimizer = make_optimizer(self.tensors.trained)
         if not isinstance(self.optimizer, torch.optim.Optimizer):
@@ -161,8 +158,7 @@ class Step:
             detached. The last two are free of Pyro's scales, and zero for an objective without terms.
 
         """
-        known = modules_known() if isinstance(self.objective, Objective) else nullcontext()  # Pyro's read its store
-        with known, bfloat16_networks(self.programs.all_modules) if self.bfloat16 else nullcontext():
+        with modules_known() if isinstance(self.objective, Objective) else nullcontext():  # Pyro's read its store
             if is_validation_enabled():
                 return run_validated(lambda: self._loss(*inputs), inputs[0].device, nan_counts=False)
             return self._loss(*inputs)

@@ -53,7 +53,7 @@ class GraphedFunction:
                 with torch.cuda.stream(side):
                     for _ in range(WARM_UPS):
                         self._function(*self._inputs)
-                    # thread_local: prefetching and NCCL may call CUDA from other threads meanwhile
+                    # thread_local: NCCL may call CUDA from other threads meanwhile
                     with torch.cuda.graph(self._graph, stream=side, capture_error_mode="thread_local"):
                         self._outputs = self._function(*self._inputs)
             except BaseException:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import torch
@@ -18,8 +16,6 @@ FIRST = 2**16  # elements whose values are counted
 MOST_LEVELS = 256  # largest number of distinct values of discrete data
 REPETITIONS, FREQUENT = 5, 0.8  # occurrences of a frequent value, and the share of discrete values that are frequent
 TENSORS = "tensors"  # name of data without a split
-AHEAD = 4  # minibatches gathered before their use
-IN_USE = 4  # steps of a CUDA device that may be launched but unfinished
 
 Source = Annotated[
     Split | Tensor | tuple[Tensor, ...],
@@ -145,36 +141,3 @@ class Loader:
     def fixed(self) -> tuple[Tensor, ...]:
         """Return all rows as arguments, with noise drawn once."""
         return self.stored if self.split is None else (self.split.fixed(), *self.split.given)
-
-
-def gather_ahead(
-    tensors: Sequence[Tensor], batches: Sequence[Tensor], device: torch.device
-) -> Generator[tuple[Tensor, ...], None, None]:
-    """Yield rows of CPU tensors ``(N, ...)``, such as memory-mapped ones, on a device, gathered by a thread.
-
-    Each batch holds row numbers ``(B,)``. On a CUDA device the copy does not make the host wait. The thread ends with
-    the generator, also if that is closed early; an error in the thread is raised here.
-    """
-    tensors, on_cuda = [tensor.detach() for tensor in tensors], device.type == "cuda"
-
-    def gather(rows: Tensor) -> list[Tensor]:
-        gathered = [tensor[rows] for tensor in tensors]
-        return [tensor.pin_memory() for tensor in gathered] if on_cuda else gathered
-
-    remaining = iter(batches)
-    launched: deque[torch.cuda.Event] = deque()
-    with ThreadPoolExecutor(1, thread_name_prefix="pyrovae prefetch") as pool:
-        waiting: deque[Future[list[Tensor]]] = deque()
-        try:
-            for _ in batches:
-                while len(waiting) < AHEAD and (rows := next(remaining, None)) is not None:
-                    waiting.append(pool.submit(gather, rows))
-                yield tuple(tensor.to(device, non_blocking=True) for tensor in waiting.popleft().result())
-                if on_cuda:  # bound the memory of minibatches that the device has not reached
-                    launched.append(torch.cuda.Event())
-                    launched[-1].record(torch.cuda.current_stream(device))
-                    if len(launched) > IN_USE:
-                        launched.popleft().synchronize()
-        finally:
-            for future in waiting:
-                future.cancel()

@@ -9,12 +9,11 @@ import functools
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
 
 import torch
 from torch import Tensor
 
-from pyrovae.data.loader import Loader, gather_ahead
+from pyrovae.data.loader import Loader
 from pyrovae.programs import ModelGuide, Program
 from pyrovae.runtime import memory
 
@@ -30,7 +29,7 @@ class Placement:
 
     Attributes:
         loaders: training data, then validation data if there are any.
-        prefetched: whether they are left in host memory, so that minibatches are copied one by one.
+        on_host: whether they are left in host memory, so that minibatches are copied one by one.
 
     Args:
         loaders: as above.
@@ -49,9 +48,9 @@ class Placement:
         )
         self._size = self._fixed_bytes + sum(loader.num_bytes for loader in loaders)
         self._free = memory.available(device)
-        on_host = all(loader.is_on("cpu") for loader in loaders)
-        self.prefetched = on_host and self._size > RESIDENT_SHARE * self._free
-        if self.prefetched:
+        movable = all(loader.is_on("cpu") for loader in loaders)
+        self.on_host = movable and self._size > RESIDENT_SHARE * self._free
+        if self.on_host:
             memory.require(
                 float(self._fixed_bytes),
                 what="the data, transformed once for all epochs,",
@@ -72,15 +71,15 @@ class Placement:
             ValueError: if they do not fit.
 
         """
-        if self.prefetched:
+        if self.on_host:
             self._move(hint='write the plate as pyro.plate("data", len(x)), which is given minibatches')
         return self.loaders[0].everything()
 
     def log(self) -> None:
-        """Log whether the data are prefetched."""
-        if self.prefetched:
+        """Log whether the data stay in host memory."""
+        if self.on_host:
             logger.warning(
-                "the data are prefetched minibatch by minibatch: they take %s, and %s are free on %s",
+                "the data stay in host memory, from which minibatches are copied: they take %s, and %s are free on %s",
                 memory.in_words(self._size),
                 memory.in_words(self._free),
                 self.device,
@@ -89,7 +88,7 @@ class Placement:
     def _move(self, *, hint: str) -> None:
         size = self._fixed_bytes + sum(loader.num_bytes for loader in self.loaders if not loader.is_on(self.device))
         memory.require(float(size), what="the data set", hint=hint, device=self.device)
-        self.loaders, self.prefetched = [loader.to(self.device) for loader in self.loaders], False
+        self.loaders, self.on_host = [loader.to(self.device) for loader in self.loaders], False
 
 
 def bind_arguments(programs: ModelGuide, *args: Tensor) -> tuple[Program, Program]:
@@ -100,10 +99,9 @@ def bind_arguments(programs: ModelGuide, *args: Tensor) -> tuple[Program, Progra
 class Batches:
     """Shuffled minibatches of the training data.
 
-    The inputs of a step are row numbers ``(B,)`` of data on the device, or rows ``(B, ...)`` as stored in host memory,
-    copied ahead of the steps. Order and noise are the same for both. Programs that draw rows themselves are given row
-    numbers, then all data; all their minibatches have the size of the plate, so that the last one is filled with rows
-    of the first.
+    The inputs of a step are row numbers ``(B,)`` of data on the device, or rows ``(B, ...)`` as stored in host memory.
+    Order and noise are the same for both. Programs that draw rows themselves are given row numbers, then all data; all
+    their minibatches have the size of the plate, so that the last one is filled with rows of the first.
 
     Args:
         programs: structure of model and guide.
@@ -114,23 +112,23 @@ class Batches:
 
     def __init__(self, programs: ModelGuide, placement: Placement, batch_size: int) -> None:
         self.programs, self.loader = programs, placement.loaders[0]
-        self.device, self.prefetched = placement.device, placement.prefetched
+        self.device, self.on_host = placement.device, placement.on_host
         self.batch_size = programs.num_rows if programs.draws_rows else min(batch_size, len(self.loader))
 
-    def epoch(self) -> AbstractContextManager[Iterator[tuple[Tensor, ...]]]:
-        """Draw noise and order of the data from torch's default stream; return the inputs of all steps in a context."""
+    def epoch(self) -> Iterator[tuple[Tensor, ...]]:
+        """Draw noise and order of the data from torch's default stream, and return the inputs of all steps."""
         args = self.loader.everything() if self.programs.draws_rows else ()
         order = torch.randperm(len(self.loader), device=self.device)
-        if self.prefetched:
-            rows = order.cpu().split(self.batch_size)
-            return closing(gather_ahead(self.loader.stored_rows(), rows, self.device))
+        if self.on_host:
+            tensors, batches = self.loader.stored_rows(), order.cpu().split(self.batch_size)
+            return (tuple(tensor[rows].to(self.device) for tensor in tensors) for rows in batches)
         if self.programs.draws_rows:
             order = torch.cat([order, order])[: math.ceil(len(order) / self.batch_size) * self.batch_size]
-        return nullcontext((rows, *args) for rows in order.split(self.batch_size))
+        return ((rows, *args) for rows in order.split(self.batch_size))
 
     def bind(self, *inputs: Tensor) -> tuple[Program, Program]:
         """Return model and guide without arguments for the inputs of a step."""
         if self.programs.draws_rows:
             return self.programs.bind(inputs[1:], inputs[0])
-        args = self.loader.arguments(*inputs) if self.prefetched else self.loader.draw(inputs[0])
+        args = self.loader.arguments(*inputs) if self.on_host else self.loader.draw(inputs[0])
         return bind_arguments(self.programs, *args)

@@ -99,8 +99,8 @@ def fit(
     ``DistributedDataParallel``: each takes its rows of every minibatch and draws noise from a random stream of its own,
     gradients are averaged, and the main process writes the run.
 
-    Data that would fill much of the device's memory stay in host memory, or in a memory-mapped file, and are
-    prefetched, to the same numbers; a log line says so.
+    Data that would fill much of the device's memory stay in host memory, or in a memory-mapped file, to the same
+    numbers; a log line says so.
 
     Args:
         model: a Pyro program called with one minibatch; see `pyrovae.programs` for the contract.

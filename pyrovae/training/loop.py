@@ -223,7 +223,8 @@ class Loop:
         Processes that train together draw the same order of the data, then noise from a stream of their own.
         """
         seed = self.training.seed
-        with forked_random(stream_seed(seed, "epoch", epoch), self.device), self.batches.epoch() as minibatches:
+        with forked_random(stream_seed(seed, "epoch", epoch), self.device):
+            minibatches = self.batches.epoch()
             if self.group.size == 1:
                 yield minibatches
                 return

@@ -1,9 +1,8 @@
-"""Data that do not fit on the device: the numbers of those that do, gathered by a thread that always ends."""
+"""Data that do not fit on the device have the numbers of data that do."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +17,18 @@ from torch import Tensor, nn
 from pyrovae import data
 from pyrovae.data import Data, transforms
 from pyrovae.data.arrays import from_splits
-from pyrovae.data.loader import IN_USE, Loader, Source, gather_ahead
+from pyrovae.data.loader import Loader, Source
 from pyrovae.objectives import IWAE
 from pyrovae.runtime import memory
 from pyrovae.training import Training, batch_sources, fit, step
 from pyrovae.training.batch_sources import Placement
-from pyrovae.training.loop import Loop
 
-CPU, PREFETCHED = torch.device("cpu"), "the data are prefetched minibatch by minibatch"
+ON_HOST = "the data stay in host memory, from which minibatches are copied"
 BYTES = torch.randint(0, 256, (90, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
 
 
-def prefetch_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+def keep_on_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_sources, "RESIDENT_SHARE", 0.0)
-
-
-@pytest.fixture(autouse=True)
-def _no_thread_left() -> Iterator[None]:
-    yield
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("pyrovae prefetch")]
 
 
 def of_bytes(transform: transforms.Transform, *, covariates: bool = False) -> Data:
@@ -97,15 +89,15 @@ def assert_same(a: tuple[Any, dict[str, Tensor]], b: tuple[Any, dict[str, Tensor
 
 
 @pytest.mark.parametrize(("case", "engine"), [*((case, "eager") for case in CASES), ("covariates", "captured")])
-def test_prefetched_data_give_the_numbers_of_resident_ones(
+def test_data_in_host_memory_give_the_numbers_of_resident_ones(
     case: str, engine: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(step, "has_compiler", lambda: False)
     resident = trained(case, engine=engine)
-    assert PREFETCHED not in caplog.text
-    prefetch_everything(monkeypatch)
+    assert ON_HOST not in caplog.text
+    keep_on_host(monkeypatch)
     assert_same(trained(case, engine=engine), resident)
-    assert PREFETCHED in caplog.text
+    assert ON_HOST in caplog.text
     assert "run eagerly" not in caplog.text
 
 
@@ -113,18 +105,18 @@ def test_validation_batches_give_the_same_numbers(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("pyrovae.training.validation_bounds.VALIDATION_ROWS", 7)
     options = {"batch_size": 1000, "objective": IWAE(num_particles=3)}
     resident = trained("dynamic", **options)
-    prefetch_everything(monkeypatch)
+    keep_on_host(monkeypatch)
     assert_same(trained("dynamic", **options), resident)
 
 
 def test_a_run_is_resumed_wherever_its_data_lie(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     resident = trained("dynamic", epochs=4)
     trained("dynamic", epochs=4, folder=tmp_path / "run", on_epoch=lambda epoch: epoch.epoch == 2)
-    prefetch_everything(monkeypatch)
+    keep_on_host(monkeypatch)
     assert_same(trained("dynamic", epochs=4, folder=tmp_path / "run", resume=True), resident)
 
 
-# which data are prefetched
+# which data stay in host memory
 
 
 def test_size_decides_and_one_line_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -133,10 +125,10 @@ def test_size_decides_and_one_line_says_so(monkeypatch: pytest.MonkeyPatch, capl
     vae = make_vae()
     training = Training(epochs=1, device="cpu")
     for free in (2 * size, 2 * size - 1):
-        assert PREFETCHED not in caplog.text
+        assert ON_HOST not in caplog.text
         monkeypatch.setattr(memory, "available", lambda device, free=free: free)
         fit(vae.model, vae.guide, given, training=training, show_progress=False)
-    assert caplog.messages == [f"{PREFETCHED}: they take 14.6 KiB, and 29.1 KiB are free on cpu"]
+    assert caplog.messages == [f"{ON_HOST}: they take 14.6 KiB, and 29.1 KiB are free on cpu"]
 
 
 def test_what_is_made_once_for_all_epochs_has_to_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,13 +155,13 @@ def test_a_pair_that_draws_rows_is_given_all_data_or_refused(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     x = torch.randn(40, 4)
-    prefetch_everything(monkeypatch)
+    keep_on_host(monkeypatch)
     fit(*drawing_rows(), x, training=Training(epochs=2, device="cpu"), show_progress=False)
-    assert PREFETCHED not in caplog.text
+    assert ON_HOST not in caplog.text
     monkeypatch.setattr(memory, "available", lambda device: 1000)
     monkeypatch.setattr(Loader, "is_on", lambda self, device: str(device) == "cpu")
     placed = Placement([Loader(x)], torch.device("meta"))
-    assert placed.prefetched
+    assert placed.on_host
     with pytest.raises(
         ValueError, match="the data set needs about 1.25 KiB on meta, but 1e\\+03 B are free; write the"
     ):
@@ -190,70 +182,5 @@ def test_mapped_files_are_read_where_they_are(tmp_path: Path, monkeypatch: pytes
     assert rows.stored_rows()[0].data_ptr() == parts[0][0].ctypes.data
     monkeypatch.setitem(CASES, "mapped", (make_vae, lambda: mapped.with_transform(transforms.DynamicBinarization())))
     resident = trained("mapped")
-    prefetch_everything(monkeypatch)
+    keep_on_host(monkeypatch)
     assert_same(trained("mapped"), resident)
-
-
-# the thread
-
-
-def some_batches(number: int) -> list[Tensor]:
-    return list(torch.randperm(90).repeat(2)[: 7 * number].split(7))
-
-
-def test_an_error_in_the_thread_is_raised_where_minibatches_are_used() -> None:
-    batches = gather_ahead((BYTES,), [torch.arange(3), torch.tensor([90])], CPU)
-    assert len(next(batches)[0]) == 3
-    with pytest.raises(IndexError):
-        next(batches)
-
-
-def test_an_error_in_the_loop_ends_the_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str] = []
-
-    def stop(*args: Any) -> Tensor:
-        seen.extend(thread.name for thread in threading.enumerate())
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Loop, "_read", stop)
-    prefetch_everything(monkeypatch)
-    with pytest.raises(KeyboardInterrupt) as held:
-        trained("dynamic")
-    assert any(name.startswith("pyrovae prefetch") for name in seen)
-    names = [thread.name for thread in threading.enumerate()]
-    assert not any(name.startswith("pyrovae prefetch") for name in names), f"{held}, which holds the frames"
-
-
-class NoEvent:
-    """A CUDA event for tests without a device: it counts the waits of the host."""
-
-    waits = 0
-
-    def record(self, stream: object) -> None:
-        pass
-
-    def synchronize(self) -> None:
-        NoEvent.waits += 1
-
-
-def test_the_host_waits_for_steps_far_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    to = Tensor.to
-    monkeypatch.setattr(torch.cuda, "Event", NoEvent)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
-    monkeypatch.setattr(Tensor, "pin_memory", lambda self: self)
-    monkeypatch.setattr(Tensor, "to", lambda self, device, **_: to(self, "cpu"))
-    batches = some_batches(26)  # the last one is short
-    for (x,), rows in zip(gather_ahead((BYTES,), batches, torch.device("cuda")), batches, strict=True):
-        assert torch.equal(x, BYTES[rows])
-    assert NoEvent.waits == 26 - IN_USE
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_rows_are_not_overwritten_while_a_slow_device_reads_them() -> None:
-    x, batches = torch.arange(90 * 1000).reshape(90, 1000), some_batches(60)
-    copies = []
-    for number, (rows,) in enumerate(gather_ahead((x,), batches, torch.device("cuda"))):
-        torch.cuda._sleep(10_000_000 if number % 5 == 0 else 1)
-        copies.append(rows.clone())
-    assert all(torch.equal(a.cpu(), x[rows]) for a, rows in zip(copies, batches, strict=True))

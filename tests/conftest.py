@@ -99,23 +99,17 @@ def linear_gaussian(*, latent_dim: int = 3, x_dim: int = 5, scale: float = 0.7, 
     return LinearGaussian(q * lengths, bias, scale)
 
 
-def pair_of(
-    truth: LinearGaussian, *, offset: float = 0.0, widen: float = 1.0, subsample_size: int | None = None
-) -> ModelGuide:
-    """Return the model as a Pyro pair whose guide is the exact posterior, shifted and widened.
-
-    With a subsample size the pair draws rows of the data itself.
-    """
+def pair_of(truth: LinearGaussian, *, offset: float = 0.0, widen: float = 1.0) -> ModelGuide:
+    """Return the model as a Pyro pair whose guide is the exact posterior, shifted and widened."""
 
     def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x), subsample_size=subsample_size) as rows:
+        with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(truth.weight.shape[1]), 1.0).to_event(1))
-            x = x if subsample_size is None else x[rows]
             pyro.sample("x", dist.Normal(z @ truth.weight.T + truth.bias, truth.scale).to_event(1), obs=x)
 
     def guide(x: Tensor) -> None:
-        with pyro.plate("data", len(x), subsample_size=subsample_size) as rows:
-            exact = truth.posterior(x if subsample_size is None else x[rows])
+        with pyro.plate("data", len(x)):
+            exact = truth.posterior(x)
             pyro.sample("z", dist.Normal(exact.mean + offset, widen * exact.variance.sqrt()).to_event(1))
 
     return model, guide

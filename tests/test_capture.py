@@ -17,7 +17,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import TwoLayers, linear_gaussian, make_vae, pair_from, pair_of, standard_normal
+from conftest import TwoLayers, make_vae, pair_from, standard_normal
 from pyro.infer import ELBO as PyroELBO
 from pyro.infer import JitTrace_ELBO, Trace_ELBO
 from pyro.poutine.runtime import _PYRO_STACK
@@ -468,12 +468,6 @@ def test_the_number_of_steps_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not chosen(steps.COMPILED_FROM - 1).compiled
     assert chosen(steps.COMPILED_FROM).compiled
     assert not chosen(steps.COMPILED_FROM, compiler=False).compiled
-
-
-def test_a_pair_that_draws_its_own_rows_is_refused() -> None:
-    truth = linear_gaussian()
-    with pytest.raises(ValueError, match="draws rows of the data by itself"):
-        capture(*pair_of(truth, subsample_size=10), truth.sample(30))
 
 
 # corners

@@ -445,13 +445,12 @@ def test_pairs_of_other_layouts_say_the_same() -> None:
 
     concatenating = pair_from(standard_normal(3), p_x, lambda _: None)[0], pair_of(truth)[1]
     plain = told(pair_of(truth), x)
-    for pair in (concatenating, pair_of(truth, subsample_size=20)):
-        other = told(pair, x)
-        assert other.kl.value == pytest.approx(plain.kl.value)
-        assert other.kl.se_data == pytest.approx(plain.kl.se_data)
-        kls = ({unit.name: unit.kl for unit in record.units} for record in (plain, other))
-        assert next(kls) == pytest.approx(next(kls))
-        assert abs(other.information.value - plain.information.value) < 6 * plain.information.se_monte_carlo
+    other = told(concatenating, x)
+    assert other.kl.value == pytest.approx(plain.kl.value)
+    assert other.kl.se_data == pytest.approx(plain.kl.se_data)
+    kls = ({unit.name: unit.kl for unit in record.units} for record in (plain, other))
+    assert next(kls) == pytest.approx(next(kls))
+    assert abs(other.information.value - plain.information.value) < 6 * plain.information.se_monte_carlo
 
 
 def test_vae_and_random_streams() -> None:

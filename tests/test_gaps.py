@@ -238,14 +238,6 @@ def test_the_same_seed_gives_the_same_numbers_and_batches_only_other_draws(berno
     assert (twice.per_datum["refined"][:4] != twice.per_datum["refined"][4:]).all()
 
 
-@pytest.mark.slow
-def test_a_pair_that_draws_its_own_rows() -> None:
-    truth = linear_gaussian()
-    x = truth.sample(10)
-    found = gaps(*pair_of(truth, subsample_size=4), x, num_particles=200, num_steps=200)
-    assert (found.per_datum["refined"] - truth.log_prob(x)).abs().max() < 0.01
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -21,7 +21,6 @@ from pyrovae.data.loader import Loader, Source
 from pyrovae.objectives import IWAE
 from pyrovae.runtime import memory
 from pyrovae.training import Training, batch_sources, fit, step
-from pyrovae.training.batch_sources import Placement
 
 ON_HOST = "the data stay in host memory, from which minibatches are copied"
 BYTES = torch.randint(0, 256, (90, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
@@ -136,36 +135,6 @@ def test_what_is_made_once_for_all_epochs_has_to_fit_into_memory(monkeypatch: py
     monkeypatch.setattr(memory, "available", lambda device: 53 * 64 * 8)
     with pytest.raises(ValueError, match="the data, transformed once for all epochs, needs about 36.5 KiB on cpu"):
         fit(vae.model, vae.guide, of_bytes(transforms.StaticBinarization()), training=Training(device="cpu"))
-
-
-def drawing_rows() -> tuple[Callable[[Tensor], None], Callable[[Tensor], None]]:
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x), subsample_size=20) as i:
-            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
-            pyro.sample("x", dist.Normal(z.unsqueeze(-1).expand(*z.shape, 4), 1.0).to_event(1), obs=x[i])
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", len(x), subsample_size=20):
-            pyro.sample("z", dist.Normal(pyro.param("loc", x.new_zeros(())), 1.0))
-
-    return model, guide
-
-
-def test_a_pair_that_draws_rows_is_given_all_data_or_refused(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    x = torch.randn(40, 4)
-    keep_on_host(monkeypatch)
-    fit(*drawing_rows(), x, training=Training(epochs=2, device="cpu"), show_progress=False)
-    assert ON_HOST not in caplog.text
-    monkeypatch.setattr(memory, "available", lambda device: 1000)
-    monkeypatch.setattr(Loader, "is_on", lambda self, device: str(device) == "cpu")
-    placed = Placement([Loader(x)], torch.device("meta"))
-    assert placed.on_host
-    with pytest.raises(
-        ValueError, match="the data set needs about 1.25 KiB on meta, but 1e\\+03 B are free; write the"
-    ):
-        placed.all_data()
 
 
 # memory-mapped data

@@ -12,7 +12,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import ModelGuide, evaluate, guide_from, linear_gaussian, make_vae, pair_of, standard_normal
+from conftest import ModelGuide, evaluate, guide_from, make_vae, standard_normal
 from torch import Tensor
 
 import pyrovae
@@ -94,12 +94,6 @@ def test_the_same_data_are_the_same_however_they_are_laid_out(observe: Callable[
     assert ours.observed.num_elements == 64.0
     assert found.observed == ours.observed
     assert len(compare({"VAE": ours, "by hand": found}).blocks) == 1
-
-
-def test_rows_that_a_pair_draws_by_itself_are_the_same() -> None:
-    truth = linear_gaussian()
-    x = truth.sample(10)
-    assert evaluated(pair_of(truth, subsample_size=4), x).observed == evaluated(observing(whole), x).observed
 
 
 def masked(mask: Tensor) -> Callable[..., None]:

@@ -321,10 +321,10 @@ def run_batches(
     ):
         device = args[0].device
         size = options.batch_size or max(1, rows_per_chunk(programs, device, gradients=True) // settings.num_chains)
-        for number, (rows, count) in enumerate(iter_batches(programs, num_data, batch_size=size)):
+        for number, rows in enumerate(iter_batches(programs, num_data, batch_size=size)):
             part = function(programs, args, (rows % len(args[0])).to(device), settings, number=number)
-            parts.append({name: value[..., :count].cpu() for name, value in part.items()})
-            done += count
+            parts.append({name: value.cpu() for name, value in part.items()})
+            done += len(rows)
             advance(done)
     values = {name: torch.cat([part[name] for part in parts], -1) for name in parts[0]}
     variances = {name: values.pop(VARIANCE + name) for name in list(values) if VARIANCE + name in values}

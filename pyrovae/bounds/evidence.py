@@ -83,9 +83,9 @@ def elbo(
     with scoring_context(model, guide, args, modules=modules) as programs, torch.no_grad():
         parts = [
             elbo_terms(programs, iter_particles(programs, args, rows.to(x.device), num_particles))
-            for rows, _ in iter_batches(programs, len(x), batch_size=len(x))
+            for rows in iter_batches(programs, len(x), batch_size=len(x))
         ]
-    return _joined(parts).map(lambda terms: terms[: len(x)])  # the last batch may be filled up
+    return _joined(parts)
 
 
 def elbo_terms(programs: ModelGuide, particles: Iterable[ParticleBatch]) -> ElboTerms:

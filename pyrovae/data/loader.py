@@ -134,10 +134,6 @@ class Loader:
         """Return the rows with the numbers ``(B,)`` as arguments, with fresh noise from torch's default stream."""
         return self.arguments(*(tensor[rows] for tensor in self.stored_rows()))
 
-    def everything(self) -> tuple[Tensor, ...]:
-        """Return all rows as arguments, with fresh noise if the transform is random."""
-        return self.draw(torch.arange(len(self), device=self.device))
-
     def fixed(self) -> tuple[Tensor, ...]:
         """Return all rows as arguments, with noise drawn once."""
         return self.stored if self.split is None else (self.split.fixed(), *self.split.given)

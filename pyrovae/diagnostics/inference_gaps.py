@@ -161,11 +161,11 @@ def _all_bounds(
     """
     x, parts, done = args[0], [], 0
     with progress("refining", len(x), show_progress=options.show_progress, unit="data") as advance:
-        for number, (rows, count) in enumerate(iter_batches(programs, len(x), batch_size=options.batch_size)):
+        for number, rows in enumerate(iter_batches(programs, len(x), batch_size=options.batch_size)):
             batch = _BatchBounds(programs, args, rows.to(x.device), seed, number)
             part = batch.values(refitted, options, tight=tight)
-            parts.append({name: value[..., :count].cpu().double() for name, value in part.items()})
-            done += count
+            parts.append({name: value.cpu().double() for name, value in part.items()})
+            done += len(rows)
             advance(done)
     return {name: torch.cat([part[name] for part in parts], -1) for name in parts[0]}, batch.num_weights
 

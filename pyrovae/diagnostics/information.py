@@ -68,15 +68,15 @@ def information(programs: ModelGuide, args: tuple[Any, ...], advance: Callable[[
     elements = sum(latent.num_elements for latent in programs.latents.values())
     batch = max(1, math.isqrt(RUN_ELEMENTS // max(1, elements)))
     below, above, done = [], [], 0
-    for positions, count in iter_batches(programs, len(chosen), batch_size=max(1, batch // num_draws)):
+    for positions in iter_batches(programs, len(chosen), batch_size=max(1, batch // num_draws)):
         owners = chosen[positions]
         z, log_guide = draw_guide(programs, args, owners.to(args[0].device), num_draws)
-        z = {name: value[:, :count].flatten(0, 1) for name, value in z.items()}  # (R * T', ...)
-        own = sum_over_sites(log_guide)[:, :count].flatten()
-        others = _others(programs, args, members, owners[:count].repeat(num_draws), z, batch)
-        below.append((own - others.logaddexp(own) + math.log(size)).unflatten(0, (num_draws, count)))
-        above.append((own - others + math.log(size - 1)).unflatten(0, (num_draws, count)))
-        done += count
+        z = {name: value.flatten(0, 1) for name, value in z.items()}  # (R * T', ...)
+        own = sum_over_sites(log_guide).flatten()
+        others = _others(programs, args, members, owners.repeat(num_draws), z, batch)
+        below.append((own - others.logaddexp(own) + math.log(size)).unflatten(0, (num_draws, -1)))
+        above.append((own - others + math.log(size - 1)).unflatten(0, (num_draws, -1)))
+        done += len(owners)
         advance(done)
     return Information(chosen, torch.cat(below, 1).cpu(), torch.cat(above, 1).cpu(), size)
 
@@ -87,12 +87,12 @@ def _others(
     """Return log sum_m q(z_t | x_m) without the owner of z_t among the m: ``(T,)`` for z of each site ``(T, ...)``."""
     device = args[0].device
     total = torch.full((len(owners),), -math.inf, dtype=torch.float64, device=device)
-    for positions, count in iter_batches(programs, len(members), batch_size=batch):
+    for positions in iter_batches(programs, len(members), batch_size=batch):
         rows = members[positions]
         many = {name: value.unsqueeze(1).expand(-1, len(rows), *value.shape[1:]) for name, value in z.items()}
         whole = len(owners) * len(rows) if programs.broadcasts else None
-        log_guide = sum_over_sites(score_guide(programs, args, rows.to(device), many, chunk_size=whole))[:, :count]
-        same = (owners.unsqueeze(1) == rows[:count]).to(device)
+        log_guide = sum_over_sites(score_guide(programs, args, rows.to(device), many, chunk_size=whole))
+        same = (owners.unsqueeze(1) == rows).to(device)
         total = total.logaddexp(log_guide.masked_fill(same, -math.inf).logsumexp(1).to(total))
     return total
 

@@ -136,21 +136,20 @@ def _codes(
     """
     parts, done = [], 0
     elements = num_draws * sum(latent.num_elements for latent in programs.latents.values())
-    for rows, count in iter_batches(programs, len(args[0]), batch_size=max(1, BATCH_ELEMENTS // max(1, elements))):
+    for rows in iter_batches(programs, len(args[0]), batch_size=max(1, BATCH_ELEMENTS // max(1, elements))):
         space = UnconstrainedLatents(programs, args, rows.to(args[0].device))
         u, _ = space.draw(num_draws)
         units, total, noise, joint = unit_kl(space)
         part = {"mean": u.mean(0), "variance": u.var(0), "unit KL": units, "KL": total, "KL variance": noise}
-        parts.append({name: value[:count].cpu().double() for name, value in part.items()})
-        done += count
+        parts.append({name: value.cpu().double() for name, value in part.items()})
+        done += len(rows)
         advance(done)
     return space.names, {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, joint
 
 
 def _prior_moments(programs: ModelGuide, args: tuple[Any, ...]) -> tuple[Tensor, Tensor] | None:
     """Return mean and variance of each unit under the prior ``(D,)``, or None if the prior differs between data."""
-    rows, _ = next(iter(iter_batches(programs, len(args[0]), batch_size=min(len(args[0]), 64))))
-    rows = rows.to(args[0].device)
+    rows = next(iter_batches(programs, len(args[0]), batch_size=min(len(args[0]), 64))).to(args[0].device)
     z, _ = draw_guide(programs, args, rows, 1)
     own = sum_over_sites(score_model(programs, args, rows, z, with_kl=False).prior)
     moved = {name: value.roll(1, 1) for name, value in z.items()}
@@ -163,7 +162,7 @@ def _prior_moments(programs: ModelGuide, args: tuple[Any, ...]) -> tuple[Tensor,
 
 def _has_normal_units(programs: ModelGuide, args: tuple[Any, ...]) -> bool:
     """Return whether the prior is of one latent site, a product of normal distributions."""
-    rows, _ = next(iter(iter_batches(programs, len(args[0]), batch_size=2)))
+    rows = next(iter_batches(programs, len(args[0]), batch_size=2))
     _, model_trace = run(*programs.bind(args, rows.to(args[0].device)))
     sites = [model_trace.nodes[name]["fn"] for name in programs.latents]
     return len(sites) == 1 and isinstance(unwrapped(sites[0]), torch.distributions.Normal)

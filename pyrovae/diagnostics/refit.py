@@ -77,7 +77,7 @@ def refit(
     if why is not None:
         return Refit((), (), num_shared, why)
     device = args[0].device
-    size = programs.num_rows if programs.draws_rows else min(BATCH, programs.max_rows, len(args[0]))
+    size = min(BATCH, programs.max_rows, len(args[0]))
     total = num_epochs * math.ceil(len(args[0]) / size)
     done = 0
     with (
@@ -92,9 +92,9 @@ def refit(
         for epoch in range(num_epochs):
             with forked_random(stream_seed(seed, "gaps refit", epoch), device):
                 order = torch.randperm(len(args[0]))
-                for positions, count in iter_batches(programs, len(order), batch_size=BATCH):
+                for positions in iter_batches(programs, len(order), batch_size=BATCH):
                     block = score_one_particle(programs, args, order[positions].to(device), checked=False)
-                    loss = -particle_terms(programs, block).elbo[0, :count].mean()
+                    loss = -particle_terms(programs, block).elbo.mean()
                     if not loss.isfinite():
                         why = f"the refit met an ELBO that is not finite in epoch {epoch + 1}"
                         return Refit((), (), num_shared, why)
@@ -120,7 +120,7 @@ def own_parameters(programs: ModelGuide, args: tuple[Any, ...]) -> tuple[list[Te
     stored = dict(pyro.get_param_store().named_parameters())
     found = [p for module in programs.modules for p in module.parameters()] + [stored[name] for name in programs.params]
     parameters = list({id(p): p for p in found if p.is_floating_point()}.values())
-    rows = torch.arange(programs.num_rows if programs.draws_rows else min(3, len(args[0])), device=args[0].device)
+    rows = torch.arange(min(3, len(args[0])), device=args[0].device)
     with restored(parameters), torch.enable_grad(), forked_random(0, args[0].device):
         trained = {id(parameter) for parameter in parameters if parameter.requires_grad}
         for parameter in parameters:

@@ -105,10 +105,6 @@ class Inputs:
         """Return the first rows of the arguments on the device."""
         return tuple(argument[:NUM_EXAMPLES].to(self.device) for argument in self.args)
 
-    def all_data(self) -> tuple[Tensor, ...]:
-        """Return the arguments on the device."""
-        return tuple(argument.to(self.device) for argument in self.args)
-
 
 def score_data(
     programs: ModelGuide, inputs: Inputs, journal: Journal, options: EvaluationOptions
@@ -123,18 +119,17 @@ def score_data(
 
     """
     ks, seed, device = inputs.ks, inputs.seed, inputs.device
-    args = inputs.all_data() if programs.draws_rows else inputs.args
-    num_data, ranks = len(args[0]), group()
+    num_data, ranks = len(inputs.args[0]), group()
     journal.parts = ranks.from_first(lambda: journal.parts)
     done = sum(part["ELBO"].shape[-1] for part in journal.parts)
-    batches = (  # number, arguments on the device, rows of these, and how many are data: the others fill up the plate
-        (number, *on_device(programs, args, rows, device), count)
-        for number, (rows, count) in enumerate(iter_batches(programs, num_data, batch_size=inputs.batch_size))
+    batches = (  # number, arguments on the device, and rows of these
+        (number, *on_device(inputs.args, rows, device))
+        for number, rows in enumerate(iter_batches(programs, num_data, batch_size=inputs.batch_size))
     )
     observations = Observations(programs)
-    for number, batch_args, rows, count in itertools.islice(batches, len(journal.parts)):
+    for number, batch_args, rows in itertools.islice(batches, len(journal.parts)):
         _, trace = observations.run(batch_args, rows, stream_seed(seed, "evaluate", number))
-        observations.add(observed_values(programs, trace.nodes)[:, :count], batch_args, rows)
+        observations.add(observed_values(programs, trace.nodes), batch_args, rows)
     memory.keep_freed()
     compiled = compiled_runs(programs, options.engine, num_rows=ks[-1] * num_data, device=device)
     with progress("evaluating", num_data, show_progress=options.show_progress and ranks.first, unit="data") as bar:
@@ -145,20 +140,19 @@ def score_data(
             if options.on_progress is not None:
                 options.on_progress(done + share * num_scored)
 
-        def score(number: int, batch_args: tuple[Any, ...], rows: Tensor, count: int) -> dict[str, Tensor]:
+        def score(number: int, batch_args: tuple[Any, ...], rows: Tensor) -> dict[str, Tensor]:
             with forked_random(stream_seed(seed, "evaluate", number), device):
                 particles = iter_particles(
                     programs, batch_args, rows, ks[-1], chunk_size=options.chunk_size, compiled=compiled
                 )
-                statistics = batch_statistics(programs, particles, ks, advance)
-            return {name: value[..., :count] for name, value in statistics.items()}
+                return batch_statistics(programs, particles, ks, advance)
 
         advance(0.0)
         try:
             while turn := list(itertools.islice(batches, ranks.size)):  # one batch for each rank
-                num_scored = sum(count for *_, count in turn)
+                num_scored = sum(len(rows) for *_, rows in turn)
                 part = score(*turn[ranks.rank]) if ranks.rank < len(turn) else {}
-                for (_, batch_args, rows, _), scored in zip(turn, ranks.gather(part), strict=False):
+                for (_, batch_args, rows), scored in zip(turn, ranks.gather(part), strict=False):
                     observations.add(scored.pop(OBSERVED), batch_args, rows)
                     journal.add(scored)
                 done += num_scored

@@ -71,7 +71,6 @@ def run_checks(
     tightest: Estimate,
     is_certified: bool,
     per_datum: Mapping[str, Tensor],
-    draws_rows: bool,
     journal: Journal,
     show_progress: bool,
 ) -> CheckResults:
@@ -87,13 +86,12 @@ def run_checks(
         tightest: the largest rung over all data.
         is_certified: whether bounds hold with 95 % confidence over the draws.
         per_datum: values ``(N,)`` by label, nats, and Monte Carlo variances ``(C, N)``.
-        draws_rows: whether model and guide draw rows of the data themselves.
         journal: progress file.
         show_progress: whether to show progress bars.
 
     """
     rung, variances = per_datum[tightest.label], per_datum[VARIANCE + tightest.label]
-    args, name, num_data, asked = inputs.all_data(), inputs.loader.name, len(rung), asdict(checks)
+    args, name, num_data, asked = inputs.args, inputs.loader.name, len(rung), asdict(checks)
     common: dict[str, Any] = {"seed": inputs.seed, "modules": inputs.modules, "show_progress": show_progress}
     left_out: dict[str, str] = {}
 
@@ -101,16 +99,11 @@ def run_checks(
         """Return the record of a check of the first data, saved or new; None if the check is skipped."""
         if num == 0:
             return None
-        if draws_rows and num < num_data:
-            left_out[title] = (
-                f"model and guide draw rows of the data themselves, so that a check takes all {num_data} data or none; "
-                "ask for as many, or write the plate as plate('data', len(x))"
-            )
-            return None
         result = journal.load_record(title, record, asked=asked)
         if result is None:
             try:
-                result = check(model, guide, *take_rows(args, torch.arange(min(num, num_data))), **common)
+                first_rows = take_rows(args, torch.arange(min(num, num_data)))
+                result = check(model, guide, *(x.to(inputs.device) for x in first_rows), **common)
             except Exception as error:  # the bounds are complete and are kept
                 left_out[title] = first_line(error).removeprefix("ValueError: ")
                 return None

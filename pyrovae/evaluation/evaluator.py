@@ -102,7 +102,7 @@ def evaluate(
     model = Unnormalized()(model) if options.unnormalized else model
     journal = options.journal if isinstance(options.journal, Journal) else Journal(options.journal)
     with (
-        scoring_context(model, guide, inputs.examples(), modules=inputs.modules, all_data=inputs.all_data) as programs,
+        scoring_context(model, guide, inputs.examples(), modules=inputs.modules) as programs,
         torch.no_grad(),
     ):
         coarse = find_low_precision(inputs.modules, inputs.examples())
@@ -124,7 +124,6 @@ def evaluate(
             tightest=estimates[f"L_{inputs.ks[-1]}"],
             is_certified=is_certified,
             per_datum=per_datum,
-            draws_rows=programs.draws_rows,
             journal=journal,
             show_progress=options.show_progress,
         )
@@ -176,7 +175,7 @@ def _log_cautions(programs: ModelGuide, coarse: str | None) -> list[str]:
 
 def _journal_key(programs: ModelGuide, inputs: Inputs, options: EvaluationOptions) -> str:
     """Return a text that differs between evaluations of other data, programs, weights, draws or versions."""
-    probe = _probe(programs, inputs.all_data() if programs.draws_rows else inputs.examples())
+    probe = _probe(programs, inputs.examples())
     settings = {label: value for label, value in inputs.settings.items() if label != "checks"}
     computation = (inputs.ks, inputs.seed, options.chunk_size, options.engine, settings)
     return repr((inputs.data_hash, probe, *computation, versions()))

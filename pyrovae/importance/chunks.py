@@ -86,7 +86,7 @@ def rows_per_chunk(
 class Chunk:
     """One run of a program: on K particles of some rows, or on rows that repeat the data.
 
-    The run covers ``count`` particles, or rows, from the number ``start``. Rows beyond ``count`` repeat the first.
+    The run covers ``count`` particles, or rows, from the number ``start``.
     """
 
     rows: Tensor
@@ -106,11 +106,11 @@ class Chunk:
         stop = self.start + self.count
         if self.has_particles:
             return value[self.start : stop]
-        return _filled(value.flatten(0, 1)[self.start : stop], len(self.rows)).unsqueeze(0)
+        return value.flatten(0, 1)[self.start : stop].unsqueeze(0)
 
     def trim(self, result: Tensor) -> Tensor:
-        """Return a result of this chunk's run, ``(K', B, ...)`` or its rows ``(R', ...)`` without the repeated ones."""
-        return result if self.has_particles else result[0, : self.count]
+        """Return a result of this chunk's run, ``(K', B, ...)`` or its rows ``(R', ...)`` without their first axis."""
+        return result if self.has_particles else result[0]
 
 
 def iter_chunks(programs: ModelGuide, rows: Tensor, num_particles: int, *, size: int) -> Iterator[Chunk]:
@@ -129,10 +129,10 @@ def iter_chunks(programs: ModelGuide, rows: Tensor, num_particles: int, *, size:
             yield Chunk(rows, start, min(limit, num_particles - start), has_particles=True)
         return
     repeated = rows.repeat(num_particles)
-    limit = programs.num_rows if programs.draws_rows else min(size, programs.max_rows)
+    limit = min(size, programs.max_rows)
     for start in range(0, len(repeated), limit):
         part = repeated[start : start + limit]
-        yield Chunk(_filled(part, limit) if programs.draws_rows else part, start, len(part))
+        yield Chunk(part, start, len(part))
 
 
 def map_chunks(
@@ -171,38 +171,15 @@ def map_chunks(
     return [result.reshape(num_particles, len(rows), *result.shape[num_dims:]) for result in whole]
 
 
-def _filled(part: Tensor, length: int) -> Tensor:
-    """Return a tensor of that length, with the first row repeated at its end where some are missing."""
-    missing = length - len(part)
-    return torch.cat([part, part[:1].expand(missing, *part.shape[1:])]) if missing else part
+def iter_batches(programs: ModelGuide, num_data: int, *, batch_size: int) -> Iterator[Tensor]:
+    """Yield rows ``(B,)`` that cover all N data once, in order, at most ``batch_size`` at a time."""
+    yield from torch.arange(num_data).split(min(batch_size, programs.max_rows))
 
 
-def iter_batches(programs: ModelGuide, num_data: int, *, batch_size: int) -> Iterator[tuple[Tensor, int]]:
-    """Yield rows that cover all data once, in order.
-
-    Args:
-        programs: from `scoring_context`. Those that draw their own rows take a fixed number of them.
-        num_data: N, the number of data.
-        batch_size: most rows of a batch.
-
-    Yields:
-        Rows ``(B,)``, and how many of them count: the others, at the end of the last batch, fill it up.
-
-    """
-    size = programs.num_rows if programs.draws_rows else min(batch_size, programs.max_rows)
-    for start in range(0, num_data, size):
-        count = min(size, num_data - start)
-        rows = torch.arange(start, start + (size if programs.draws_rows else count))
-        yield rows % num_data, count
-
-
-def on_device(
-    programs: ModelGuide, args: tuple[Any, ...], rows: Tensor, device: torch.device
-) -> tuple[tuple[Any, ...], Tensor]:
+def on_device(args: tuple[Any, ...], rows: Tensor, device: torch.device) -> tuple[tuple[Any, ...], Tensor]:
     """Copy rows of the arguments to a device.
 
     Args:
-        programs: from `scoring_context`. If they draw their own rows, all data are copied.
         args: arguments of the programs, each ``(N, ...)``, the data first.
         rows: ``(B,)``, rows of the data.
         device: where they are needed.
@@ -211,8 +188,6 @@ def on_device(
         The arguments, and the positions ``(B,)`` of the rows in them, both on the device.
 
     """
-    if programs.draws_rows:
-        return tuple(argument.to(device) for argument in args), rows.to(device)
     return tuple(part.to(device) for part in take_rows(args, rows)), torch.arange(len(rows), device=device)
 
 

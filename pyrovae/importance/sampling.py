@@ -6,7 +6,7 @@ Every bound and every diagnostic is a function of these numbers.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -74,9 +74,9 @@ def particles(
         )
         parts = [
             Particles.concatenate(list(iter_particles(programs, args, rows.to(x.device), num_particles)), 0)
-            for rows, _ in iter_batches(programs, len(x), batch_size=len(x))
+            for rows in iter_batches(programs, len(x), batch_size=len(x))
         ]
-        return Particles.concatenate(parts, 1).first(len(x))  # the last batch may be filled up
+        return Particles.concatenate(parts, 1)
 
 
 @checked
@@ -136,8 +136,6 @@ def log_joint(
     args = (x, *covariates)
     prior = poutine.block(model, hide_fn=lambda site: site["type"] == "sample" and site["is_observed"])
     with scoring_context(model, prior, args, modules=modules) as programs:
-        if programs.draws_rows:
-            raise ValueError("the model draws rows of the data by itself; write its plate as plate('data', len(x))")
         values = dict(z) if isinstance(z, Mapping) else dict.fromkeys(programs.latents, z)
         if set(values) != set(programs.latents) or (len(values) > 1 and not isinstance(z, Mapping)):
             raise ValueError(f"z must give a value for each of the latent sites {sorted(programs.latents)}, by name")
@@ -180,7 +178,6 @@ def scoring_context(
     args: tuple[Any, ...],
     *,
     modules: Iterable[nn.Module],
-    all_data: Callable[[], tuple[Any, ...]] | None = None,
 ) -> Iterator[ModelGuide]:
     """Inspect model and guide, and keep the process in the state in which they are scored.
 
@@ -191,7 +188,6 @@ def scoring_context(
         guide: another.
         args: arguments of the programs, the data first.
         modules: modules of the programs that cannot be found from them.
-        all_data: returns the arguments for all data, where ``args`` are a part; see `inspected_programs`.
 
     Yields:
         The structure of the programs, which the functions of this room take.
@@ -207,7 +203,7 @@ def scoring_context(
         full_precision(),
         validation(enabled=False),
         frozen_unremarked(),
-        inspected_programs(model, guide, args, modules=modules, all_data=all_data, nan_counts=True) as programs,
+        inspected_programs(model, guide, args, modules=modules, nan_counts=True) as programs,
         module_mode(programs.all_modules, training=False),
     ):
         _require_finite(programs.modules)

@@ -10,7 +10,7 @@ from pyro import poutine
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
-from pyrovae.programs import ChosenRows, ModelGuide, Program, find_nan, take_rows, unwrap_own_error
+from pyrovae.programs import ModelGuide, Program, find_nan, take_rows, unwrap_own_error
 from pyrovae.programs.layout import from_pyro, log_probs
 from pyrovae.programs.site_checks import unmasked
 
@@ -70,8 +70,6 @@ class _Drawn(UnconditionMessenger):
 
 def _trace(programs: ModelGuide, args: tuple[Any, ...], model: Program) -> poutine.Trace:
     """Run a model on all rows of its arguments."""
-    if programs.draws_rows:
-        model = ChosenRows(programs.plate, torch.arange(len(args[0]), device=args[0].device))(model)
     try:
         with torch.no_grad():
             return poutine.trace(functools.partial(model, *args)).get_trace()

@@ -22,7 +22,7 @@ from pyrovae.objectives.base import (
     site_log_prob,
     sum_terms,
 )
-from pyrovae.programs import PARTICLE_PLATE, ChosenRows, ModelGuide, Program, inspected_programs
+from pyrovae.programs import PARTICLE_PLATE, ModelGuide, Program, inspected_programs
 from pyrovae.programs.layout import per_datum
 from pyrovae.runtime.annotations import PositiveInt, checked
 
@@ -122,12 +122,7 @@ class ImportanceWeighted(Objective):
             particles = pyro.plate(PARTICLE_PLATE, self.num_particles, dim=-1 - programs.nesting)
             yield _Run(programs, particles(model), particles(guide), self.num_particles, reweights=self.reweights_path)
             return
-        first = _Run(programs, model, guide, reweights=self.reweights_path)
-        yield first
-        if programs.draws_rows:  # all particles have the same rows
-            rows = ChosenRows(programs.plate, first.guide_trace.nodes[programs.plate]["value"])
-            model, guide = rows(model), rows(guide)
-        for _ in range(1, self.num_particles):
+        for _ in range(self.num_particles):
             yield _Run(programs, model, guide, reweights=self.reweights_path)
 
 

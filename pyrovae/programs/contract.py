@@ -48,7 +48,6 @@ def read_contract(
     model_trace: poutine.Trace,
     *,
     plates: set[str],
-    draws_rows: bool,
 ) -> ModelGuide:
     """Return the structure of model and guide, read off their traces.
 
@@ -59,7 +58,6 @@ def read_contract(
         guide_trace: of one run of the guide, log-probabilities computed.
         model_trace: of the model replayed against it.
         plates: names of the plates that may hold the data.
-        draws_rows: whether the programs draw their own rows from all data.
 
     Raises:
         ValueError: if the programs break the contract; the text says how, and how to mend it.
@@ -91,7 +89,6 @@ def read_contract(
         dim=plate.dim,
         num_rows=plate.size,
         plate_size=plate.full_size,
-        draws_rows=draws_rows,
         nesting=max(-frame.dim for frame in frames),
         latents={
             name: Latent(

@@ -64,7 +64,7 @@ def find_data_use(programs: ModelGuide, args: tuple[Tensor, ...], rows: Tensor) 
     use = _roles(programs, args, rows) if len(args) > 1 else DataUse()
     if use.fault is not None:
         return use
-    rows = rows if programs.draws_rows else rows[:FEW_ROWS]
+    rows = rows[:FEW_ROWS]
     try:
         with validation(enabled=False), forked_random(stream_seed("data use"), rows.device):
             runs = _Runs(programs, args, rows, use.observed)

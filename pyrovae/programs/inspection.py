@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,7 +32,6 @@ from pyrovae.runtime.context import (
     own_store,
     validation,
 )
-from pyrovae.runtime.errors import first_line
 
 logger = logging.getLogger("pyrovae")
 
@@ -44,7 +43,11 @@ LOG_PROB_SHAPE = re.compile(
     r"at site \"(?P<site>.+)\", invalid log_prob shape\s+Expected \[(?P<plates>.*)\], actual \[(?P<found>.*)\]"
 )
 FIRST_ROWS, SECOND_ROWS = 3, 2  # data points of the first two runs
-AllData = Callable[[], tuple[Any, ...]]
+NUM_PARTICLES = 3  # of the second run; cannot be mistaken for its number of rows
+DRAWS_ROWS = (
+    "the plate {0!r} draws rows of the data by itself, but is given its rows; write pyro.plate({0!r}, len(x)), or "
+    "pyro.plate({0!r}, N, subsample_size=len(x)) for a scale of N / len(x)"
+)
 
 
 @contextmanager
@@ -54,7 +57,6 @@ def inspected_programs(
     args: tuple[Any, ...],
     *,
     modules: Iterable[nn.Module] = (),
-    all_data: AllData | None = None,
     device: torch.device | None = None,
     nan_counts: bool = False,
     keep_params: bool = False,
@@ -62,15 +64,14 @@ def inspected_programs(
     """Run model and guide on a few rows, and yield their structure, in a parameter store of their own.
 
     Both run once on 3 rows, and once with an axis of particles on 2, with all checks on and a forked random stream.
-    Programs that do not take particles run a third time, without them; programs that draw their own rows run on all
-    data. Modules are in evaluation mode in these runs. The store lasts until the end of the block.
+    Programs that do not take particles run a third time, without them. Modules are in evaluation mode in these runs.
+    The store lasts until the end of the block.
 
     Args:
         model: a Pyro program called with ``args``.
         guide: another, with the same arguments.
         args: the data ``(N, ...)`` and other arguments along the plate, or a few rows of them.
         modules: modules that neither run as modules nor can be found from the programs.
-        all_data: returns all data where ``args`` holds a few rows; called if the programs draw their own rows.
         device: to which modules are moved; where they are if None.
         nan_counts: whether programs that compute NaN pass, because the caller counts NaN.
         keep_params: whether values of ``pyro.param`` are written to the caller's store at the end.
@@ -95,9 +96,9 @@ def inspected_programs(
         ):
             inspector = _Inspector(model, guide, modules, ran, SizedPlates(), nan_counts)
             try:
-                programs = inspector.inspect(args, all_data or (lambda: args))
+                programs = inspector.inspect(args)
             except (ValueError, RuntimeError) as error:
-                if (cause := autoguide_fault(modules) or _explain(error, len(args[0]))) is None:
+                if (cause := autoguide_fault(modules) or _explain(error)) is None:
                     raise
                 raise ValueError(cause) from error
         kept += programs.params if keep_params else ()
@@ -146,65 +147,27 @@ class _Inspector:
     sized: SizedPlates
     nan_counts: bool
 
-    def inspect(self, args: tuple[Any, ...], all_data: AllData) -> ModelGuide:
+    def inspect(self, args: tuple[Any, ...]) -> ModelGuide:
         """Return the structure of programs whose plate follows the data, read off two runs on a few rows."""
         few = take_rows(args, torch.arange(FIRST_ROWS, device=args[0].device) % len(args[0]))
         try:
             first, link_warnings = self._run_with_gradients(few)
         except Exception as error:  # a program may raise anything
-            return self._inspect_on_all_data(all_data, set(), error)
+            if self.sized.drawing and isinstance(error, IndexError):
+                raise ValueError(DRAWS_ROWS.format(self.sized.drawing)) from error
+            cause = unwrap_own_error(error) or error
+            raise cause from cause.__cause__
         plates = {name for name, frame in first.plates.items() if frame.size == FIRST_ROWS}
-        while plates and not _draws_from_many(first, plates):
-            programs = self._read(first, plates, draws_rows=False)
-            broadcasts, second = self._run_with_particles(programs, first, few, num_rows=SECOND_ROWS)
+        while True:
+            if drawing := _drawing_plate(first, plates):
+                raise ValueError(DRAWS_ROWS.format(drawing))
+            programs = self._read(first, plates)
+            broadcasts, second = self._run_with_particles(programs, first, few)
             second = second or self._run(take_rows(few, torch.arange(SECOND_ROWS, device=few[0].device)))
             plates &= {name for name, frame in second.plates.items() if frame.size == SECOND_ROWS}
             if programs.plate in plates:
                 programs = replace(programs, link_warnings=link_warnings)
                 return _complete(programs, first, second, broadcasts=broadcasts)
-        return self._inspect_on_all_data(all_data, plates, None)
-
-    def _inspect_on_all_data(self, all_data: AllData, plates: set[str], failure: Exception | None) -> ModelGuide:
-        """Return the structure of programs that draw their own rows, or take so many data as there are.
-
-        Args:
-            all_data: returns the data.
-            plates: names of plates that followed the size of a few rows.
-            failure: the error on a few rows.
-
-        """
-        try:
-            args = all_data()
-        except ValueError as error:  # they do not fit into memory
-            if failure is None:
-                raise
-            raise ValueError(
-                f"the model or guide fails on a few rows ({first_line(failure)}), and {error}"
-            ) from failure
-        num_data = len(args[0])
-        try:
-            first = self._run(args, _EarlyRows(num_data, args[0].device))
-        except Exception as error:
-            failures = [error] if failure is None else [error, failure]  # few rows may fail because they are few
-            cause = next(filter(None, map(unwrap_own_error, failures)), failures[-1])
-            raise cause from cause.__cause__
-        whole = {name for name, frame in first.plates.items() if frame.size == frame.full_size == num_data}
-        mismatch = MISMATCH.search(str(failure))
-        if mismatch and int(mismatch["found"]) == num_data:
-            raise ValueError(
-                f"the site {mismatch['site']!r} has {num_data} rows whatever data it is given: a tensor with one row "
-                f"for each datum must be indexed by the plate, with pyro.plate({mismatch['plate']!r}, {num_data}, "
-                "subsample_size=100) as i, as in loc[i] and x[i]"
-            ) from failure
-        if failure is not None and whole:
-            raise ValueError(
-                f"the plate {min(whole)!r} has {num_data} rows whatever data it is given, so that model and guide "
-                f"cannot be run on some of them; write pyro.plate({min(whole)!r}, len(x))"
-            ) from failure
-        drawn = {name for name, frame in first.plates.items() if frame.size < frame.full_size}
-        programs = self._read(first, plates & whole or drawn, draws_rows=not plates & whole)
-        broadcasts, second = self._run_with_particles(programs, first, args, num_rows=programs.num_rows)
-        return _complete(programs, first, second, broadcasts=broadcasts)
 
     def _run(self, args: tuple[Any, ...], rows: Messenger | None = None, *, gradients: bool = False) -> _Run:
         """Run guide and model with all checks on."""
@@ -241,7 +204,7 @@ class _Inspector:
             return self._run(args), ()
         return first, find_link_warnings(first.guide_trace, first.model_trace)
 
-    def _read(self, first: _Run, plates: set[str], *, draws_rows: bool) -> ModelGuide:
+    def _read(self, first: _Run, plates: set[str]) -> ModelGuide:
         """Check the contract, and read the structure off the first run."""
         nan = find_nan_log_prob(first.sites)
         nan = nan and (find_nan(first.sites) or nan)
@@ -250,35 +213,34 @@ class _Inspector:
         modules = (*self.modules, *(module for module in self.ran.beside(self.modules) if not is_stored(module)))
         traces = first.guide_trace, first.model_trace
         model, guide = (SizedPlates()(p) if self.sized.changed else p for p in (self.model, self.guide))
-        programs = read_contract(model, guide, modules, *traces, plates=plates, draws_rows=draws_rows)
+        programs = read_contract(model, guide, modules, *traces, plates=plates)
         return replace(programs, nan=nan)
 
     def _run_with_particles(
-        self, programs: ModelGuide, first: _Run, args: tuple[Any, ...], *, num_rows: int
+        self, programs: ModelGuide, first: _Run, args: tuple[Any, ...]
     ) -> tuple[bool | None, _Run | None]:
-        """Run with an axis of particles, one of which has the draws of the first run, and compare log-probabilities.
+        """Run two rows with an axis of particles, one with the draws of the first run, and compare log-probabilities.
 
         Returns:
             Whether they agree, None if all are NaN; and the run if they do.
 
         """
-        rows = torch.arange(num_rows, device=args[0].device) % len(args[0])
-        num_particles = 2 if num_rows == 3 else 3  # cannot be mistaken for the number of rows
-        plate = pyro.plate(PARTICLE_PLATE, num_particles, dim=-1 - programs.nesting)
+        rows = torch.arange(SECOND_ROWS, device=args[0].device)
+        plate = pyro.plate(PARTICLE_PLATE, NUM_PARTICLES, dim=-1 - programs.nesting)
         try:
             draws = {}
             for name in programs.latents:
                 site = first.guide_trace.nodes[name]
-                values = (site["fn"](), site["value"], site["fn"]())[:num_particles]
-                z = torch.cat([from_pyro(programs, name, value)[:, :num_rows] for value in values])
+                values = (site["fn"](), site["value"], site["fn"]())
+                z = torch.cat([from_pyro(programs, name, value)[:, :SECOND_ROWS] for value in values])
                 draws[name] = to_pyro(programs, name, z, has_particles=True)
             model, guide = programs.bind(args, rows)
             guide_trace = poutine.trace(replace_draws(plate(guide), draws)).get_trace()
             self.ran.outputs.clear()
             model_trace = poutine.trace(poutine.condition(plate(model), data=draws)).get_trace()
-            second = _Run(guide_trace, model_trace, list(self.ran.outputs), num_rows * num_particles)
+            second = _Run(guide_trace, model_trace, list(self.ran.outputs), SECOND_ROWS * NUM_PARTICLES)
             drawn = all(guide_trace.nodes[name]["fn"]().shape == z.shape for name, z in draws.items())
-            agreement = drawn and _agree(programs, first, second, num_rows)
+            agreement = drawn and _agree(programs, first, second)
         except Exception:  # whatever fails with particles, the programs do not take them
             return False, None
         return agreement, second if agreement else None
@@ -303,39 +265,47 @@ def _complete(programs: ModelGuide, first: _Run, second: _Run | None, *, broadca
     return replace(programs, broadcasts=bool(broadcasts), num_units=num_units)
 
 
-def _agree(programs: ModelGuide, first: _Run, second: _Run, num_rows: int) -> bool | None:
+def _agree(programs: ModelGuide, first: _Run, second: _Run) -> bool | None:
     """Return whether the second particle has the log-probabilities of the first run; None if some site is NaN alone."""
     known = True
     for one, many in ((first.guide_trace, second.guide_trace), (first.model_trace, second.model_trace)):
         names = [name for name in (*programs.latents, *programs.observed) if name in one.nodes]
         alone, together = log_probs(programs, one, names), log_probs(programs, many, names)
         for name in names:
-            a, b = alone[name][0, :num_rows], together[name][1]
+            a, b = alone[name][0, :SECOND_ROWS], together[name][1]
             if a.shape != b.shape or not torch.allclose(a, b, rtol=1e-3, atol=1e-3, equal_nan=True):
                 return False
             known = known and not a.isnan().all()
     return True if known else None
 
 
-def _draws_from_many(first: _Run, plates: set[str]) -> bool:
-    """Return whether a plate that followed a few rows in size would draw some of many, as with ``min(128, len(x))``."""
-    frames, nodes = first.plates, first.model_trace.nodes
-    sizes = {name: getattr(nodes[name]["fn"], "subsample_size", None) for name in plates if name in nodes}
-    return any(size is not None and frames[name].size == frames[name].full_size for name, size in sizes.items())
+def _drawing_plate(first: _Run, plates: set[str]) -> str | None:
+    """Return the name of a plate that draws some rows of the data.
+
+    Such a plate has fewer rows than its full size and does not follow the data, or it would draw from more than a few
+    rows, as with ``min(128, len(x))``.
+    """
+    nodes = first.model_trace.nodes
+    for name, frame in first.plates.items():
+        draws = name in nodes and getattr(nodes[name]["fn"], "subsample_size", None) is not None
+        if draws and (frame.size == frame.full_size if name in plates else not plates and frame.size < frame.full_size):
+            return name
+    return None
 
 
-def _explain(error: Exception, num_data: int) -> str | None:
+def _explain(error: Exception) -> str | None:
     """Translate a common error of Pyro into cause and remedy; return None for others."""
     text = str(error)
     if mismatch := MISMATCH.search(text):
-        if int(mismatch["size"]) not in (FIRST_ROWS, SECOND_ROWS, num_data):
+        if int(mismatch["size"]) not in (FIRST_ROWS, SECOND_ROWS):
             return (
                 f"the plate {mismatch['plate']!r} has {mismatch['size']} rows whatever data it is given; write "
                 f"pyro.plate({mismatch['plate']!r}, len(x))"
             )
         return (
             f"the distribution of {mismatch['site']!r} has a batch axis of {mismatch['found']} where the plate "
-            f"{mismatch['plate']!r} has its rows; make the axes of one datum event axes, by .to_event(1) for one axis"
+            f"{mismatch['plate']!r} has its rows; make the axes of one datum event axes, by .to_event(1) for one axis, "
+            "and compute a tensor with one row for each datum from x"
         )
     if shapes := LOG_PROB_SHAPE.search(text):
         num_plates, num_found = (len(shapes[name].split(",")) if shapes[name] else 0 for name in ("plates", "found"))
@@ -348,14 +318,20 @@ def _explain(error: Exception, num_data: int) -> str | None:
 
 
 class SizedPlates(Messenger):
-    """Give a plate without a size, ``pyro.plate("data")``, the size of the batch axis that its sites have."""
+    """Give a plate without a size, ``pyro.plate("data")``, the size of the batch axis that its sites have.
+
+    Plates that draw rows of the data are recorded by name.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.changed = False  # whether there was such a plate
+        self.drawing = ""  # name of a plate that draws some of its rows
 
     def _pyro_sample(self, msg: Any) -> None:
         frames = msg["cond_indep_stack"]
+        if draws_rows(msg) and msg["fn"].subsample_size is not None:
+            self.drawing = msg["name"]
         if not any(frame.size == UNKNOWN_SIZE for frame in frames):
             return
         self.changed = True
@@ -365,15 +341,3 @@ class SizedPlates(Messenger):
             frame._replace(size=sizes[frame], full_size=sizes[frame]) if frame.size == UNKNOWN_SIZE else frame
             for frame in frames
         )
-
-
-class _EarlyRows(Messenger):
-    """Give plates that draw their own rows the first rows of the data."""
-
-    def __init__(self, num_rows: int, device: torch.device) -> None:
-        super().__init__()
-        self.num_rows, self.device = num_rows, device
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if draws_rows(msg) and msg["value"] is None and msg["fn"].subsample_size is not None:
-            msg["value"] = torch.arange(msg["fn"].subsample_size, device=self.device) % self.num_rows

@@ -12,7 +12,6 @@ import torch
 from pyro import poutine
 from pyro.distributions import RelaxedBernoulliStraightThrough, RelaxedOneHotCategoricalStraightThrough
 from pyro.distributions.relaxed_straight_through import QuantizeBernoulli, QuantizeCategorical
-from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyrovae.data.transforms import BaseMeasure
@@ -53,9 +52,8 @@ class ModelGuide:
         params: names of the ``pyro.param`` values that the programs use and that belong to none of these modules.
         plate: name of the data plate.
         dim: its dimension among the batch axes, counted from the right, negative.
-        num_rows: rows of the plate in one run; fixed for programs that draw their own rows.
+        num_rows: rows of the plate in the first run.
         plate_size: full size of the plate: Pyro multiplies log-probabilities by ``plate_size / num_rows``.
-        draws_rows: whether the programs take all data and draw rows by themselves.
         nesting: number of batch axes that plates take up.
         latents: the latent sites by name, in the guide's order.
         observed: names of the observed sites.
@@ -83,7 +81,6 @@ class ModelGuide:
     dim: int
     num_rows: int
     plate_size: int
-    draws_rows: bool
     nesting: int
     latents: dict[str, Latent]
     observed: tuple[str, ...]
@@ -108,12 +105,8 @@ class ModelGuide:
 
     def bind(self, args: tuple[Any, ...], rows: Tensor) -> tuple[Program, Program]:
         """Return model and guide without arguments, run on the given rows ``(R,)`` of the data."""
-        model, guide = self.model, self.guide
-        if self.draws_rows:
-            model, guide = (ChosenRows(self.plate, rows)(program) for program in (model, guide))
-        else:
-            args = take_rows(args, rows)
-        return functools.partial(model, *args), functools.partial(guide, *args)
+        args = take_rows(args, rows)
+        return functools.partial(self.model, *args), functools.partial(self.guide, *args)
 
 
 def straight_through(fn: Any) -> type[torch.autograd.Function] | None:
@@ -147,21 +140,3 @@ def replace_draws(program: Program, draws: Mapping[str, Tensor]) -> Program:
     for name, value in draws.items():
         trace.add_node(name, name=name, type="sample", value=value, is_observed=False, infer={}, fn=None)
     return poutine.replay(program, trace=trace)
-
-
-class ChosenRows(Messenger):
-    """Give a plate that draws its own rows the given ones.
-
-    Args:
-        plate: its name.
-        rows: ``(R,)``.
-
-    """
-
-    def __init__(self, plate: str, rows: Tensor) -> None:
-        super().__init__()
-        self.plate, self.rows = plate, rows
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] == self.plate and msg["value"] is None:
-            msg["value"] = self.rows

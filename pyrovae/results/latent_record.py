@@ -41,11 +41,6 @@ class Particles:
         """Log p(x, z) - log q(z | x), ``(K, B)``, nats."""
         return self.log_prior + self.log_likelihood - self.log_guide
 
-    def first(self, num_data: int) -> Particles:
-        """Return the particles of the first data."""
-        z = {site: value[:, :num_data] for site, value in self.z.items()}
-        return Particles(z, *(getattr(self, name)[:, :num_data] for name in LOG_PROBS))
-
     @staticmethod
     def concatenate(parts: Sequence[Particles], dim: int) -> Particles:
         """Return one record of several batches of particles (dim 0) or of data (dim 1)."""

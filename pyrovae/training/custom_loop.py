@@ -159,16 +159,10 @@ def capture(
         guide,
         loader.draw(torch.arange(min(len(loader), 3), device=loader.device)),
         modules=modules,
-        all_data=loader.everything,
         keep_params=True,
     )
     with inspected as programs:
         warn_of_links(programs)
-    if programs.draws_rows:
-        raise ValueError(
-            f"the plate {programs.plate!r} draws rows of the data by itself, but a step is given its rows; write it as "
-            f"pyro.plate({programs.plate!r}, len(x)), or train with pyrovae.fit"
-        )
 
     def bind(*inputs: Tensor) -> tuple[Program, Program]:
         return bind_arguments(programs, *(loader.draw(*inputs) if is_split else inputs))

@@ -118,8 +118,8 @@ def fit(
         Bounds and learning rate of each epoch, in nats per datum; larger is better.
 
     Raises:
-        ValueError: if the programs break their contract, there is nothing to train, they draw rows of data that do not
-            fit in memory, or the folder holds another run, is in use by another process, or cannot be written.
+        ValueError: if the programs break their contract, there is nothing to train, or the folder holds another run, is
+            in use by another process, or cannot be written.
         TypeError: if a keyword is not a field of `FitOptions` or `Training`.
         DivergenceError: if the loss is not finite; the last complete epoch stays in the folder.
 
@@ -148,7 +148,6 @@ def fit(
             guide,
             examples := placement.example_inputs(),
             modules=options.modules,
-            all_data=placement.all_data,
             device=device,
             keep_params=True,
         ) as programs,
@@ -157,7 +156,6 @@ def fit(
     ):
         warn_of_links(programs)
         _warn_of_data_use(programs, examples)
-        placement.log()
         num_values = placement.loaders[0].num_values
         if programs.base_measure == "Lebesgue" and num_values is not None:
             logger.warning(DISCRETE.format(num_values))
@@ -174,8 +172,6 @@ def fit(
 
 def _warn_of_data_use(programs: ModelGuide, examples: tuple[Tensor, ...]) -> None:
     """Warn of a model that sees the values that it scores."""
-    if programs.draws_rows:  # of all data
-        return
     rows = torch.arange(len(examples[0]), device=examples[0].device)
     with module_mode(programs.all_modules, training=False), torch.no_grad():
         fault = find_data_use(programs, examples, rows).fault

@@ -106,20 +106,9 @@ class Loop:
             self.state.best, self.state.best_epoch = None, len(state.epochs)
 
     def synchronize(self) -> None:
-        """Copy all tensors from the main process, if several processes train together.
-
-        Raises:
-            ValueError: if the programs draw rows of the data themselves, which processes cannot share.
-
-        """
+        """Copy all tensors from the main process, if several processes train together."""
         if self.group.size == 1:
             return
-        if self.programs.draws_rows:
-            plate = self.programs.plate
-            raise ValueError(
-                f"processes share the rows of a minibatch, but the plate {plate!r} draws {self.batches.batch_size} by "
-                f"itself; write it as pyro.plate({plate!r}, len(x)), or train in one process"
-            )
         self.group.copy_from_first(self.tensors.all)
         if _normalizations(self.programs.modules):
             logger.warning("batch normalization sees the part of a minibatch that its process has")

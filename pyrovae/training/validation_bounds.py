@@ -38,20 +38,20 @@ def compute_bounds(
     sums = torch.zeros(3, dtype=torch.float64)
     batch_size = min(VALIDATION_ROWS, max(1, VALIDATION_ELEMENTS // max(1, programs.num_elements)))
     with module_mode(programs.all_modules, training=False), validation(enabled=False):
-        for number, (rows, count) in enumerate(iter_batches(programs, len(loader), batch_size=batch_size)):
+        for number, rows in enumerate(iter_batches(programs, len(loader), batch_size=batch_size)):
             if number % processes.size == processes.rank:
                 with forked_random(stream_seed(seed, "validation", number), device):
-                    batch = on_device(programs, args, rows, device)
-                    sums += _sum_terms(programs, *batch, count, num_weighted, checked=checked)
+                    batch = on_device(args, rows, device)
+                    sums += _sum_terms(programs, *batch, num_weighted, checked=checked)
     (sums,) = processes.sum([sums])
     reconstruction, kl, bound = (sums / len(loader)).tolist()
     return reconstruction, kl, bound
 
 
 def _sum_terms(
-    programs: ModelGuide, args: tuple[Tensor, ...], rows: Tensor, count: int, num_weighted: int, *, checked: bool
+    programs: ModelGuide, args: tuple[Tensor, ...], rows: Tensor, num_weighted: int, *, checked: bool
 ) -> Tensor:
-    """Return reconstruction, KL and L_K summed over the first `count` rows, ``(3,)``, nats, float64."""
+    """Return reconstruction, KL and L_K summed over the rows, ``(3,)``, nats, float64."""
     one = score_one_particle(programs, args, rows, checked=checked, nan_counts=False)
     particles = [one]
     if num_weighted > 1:
@@ -59,4 +59,4 @@ def _sum_terms(
     terms = elbo_terms(programs, particles)
     log_weights = torch.cat([batch.log_weights for batch in particles])
     values = (terms.reconstruction, terms.kl, iwae(log_weights)[0])
-    return torch.stack([value[:count].sum() for value in values]).cpu().double()
+    return torch.stack([value.sum() for value in values]).cpu().double()

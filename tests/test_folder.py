@@ -8,13 +8,10 @@ import fcntl
 import json
 import os
 import shutil
-import signal
-import socket
 import threading
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from conftest import make_vae
@@ -57,7 +54,7 @@ def test_a_killed_write_leaves_the_old_files_or_the_new(tmp_path: Path) -> None:
         assert read(again) == OLD
     run = RunFolder(tmp_path / "run")
     second = states(run.path, lambda: run.write(NEW))
-    assert len(second) > 15
+    assert len(second) > 14
     seen = []
     for state in second:
         again = RunFolder(restore(state, tmp_path / "again"))
@@ -232,7 +229,7 @@ def test_a_reader_beside_a_writer_reads_one_epoch(tmp_path: Path, monkeypatch: p
 def test_the_same_run_is_not_trained_twice_at_once(tmp_path: Path) -> None:
     train(tmp_path, 1)
     before = state_of(tmp_path)
-    words = f"is being trained by the process {os.getpid()} on the host {socket.gethostname()}; wait until it has ended"
+    words = "is being trained by another process; wait until it has ended"
     with RunFolder(tmp_path).lock("trained"):
         for resume in (True, False):
             with pytest.raises(ValueError, match=words):
@@ -246,34 +243,22 @@ def test_the_same_run_is_not_trained_twice_at_once(tmp_path: Path) -> None:
 
 # locks
 
-HERE = {"process": os.getppid(), "host": socket.gethostname(), "started": psutil.Process(os.getppid()).create_time()}
 
-
-@pytest.mark.parametrize("content", [json.dumps(HERE), "[]"])
-def test_the_lock_of_a_killed_process_is_taken_over(tmp_path: Path, content: str) -> None:
-    (tmp_path / ".trained.lock").write_text(content)
-    with RunFolder(tmp_path).lock("trained"), pytest.raises(ValueError, match=f"by the process {os.getpid()}"):
+def test_the_lock_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
+    (tmp_path / ".trained.lock").write_text("left")
+    with RunFolder(tmp_path).lock("trained"), pytest.raises(ValueError, match="by another process"):
         RunFolder(tmp_path).lock("trained").__enter__()
     assert not list(tmp_path.iterdir())
 
 
-def test_without_kernel_locks_a_lock_holds_while_its_holder_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_locks_of_the_system_the_work_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(file: int, operation: int) -> None:
         raise OSError(errno.ENOLCK, "no locks")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    path = tmp_path / ".lock"
-    for holder, text in ((HERE, f"process {os.getppid()} on"), (HERE | {"host": "moon"}, "on the host moon; wait")):
-        path.write_text(json.dumps(holder))
-        with pytest.raises(ValueError, match=text), locked(path, "it is being tried"):
-            pass
-    for holder in (HERE | {"started": 1.0}, HERE | {"process": 2**22 + 1}, {}):
-        path.write_text(json.dumps(holder))
-        with locked(path, "it is being tried"):
-            assert json.loads(path.read_text())["process"] == os.getpid()
-        assert not path.exists()
+    with locked(tmp_path / ".lock", "it is being tried"):
+        RunFolder(tmp_path).write(OLD)
+    assert RunFolder(tmp_path).read("a") == OLD["a"]
 
 
 def test_a_lock_is_waited_for(tmp_path: Path) -> None:
@@ -290,16 +275,6 @@ def test_a_lock_is_waited_for(tmp_path: Path) -> None:
     with locked(path, "it is being tried", patience=10.0):
         holder.join()
     assert not path.exists()
-
-
-@pytest.mark.parametrize("kind", ["link", "hard link", "folder"])
-def test_a_lock_is_a_file_of_its_own(tmp_path: Path, kind: str) -> None:
-    victim, path = tmp_path / "victim", tmp_path / ".trained.lock"
-    victim.write_text("precious")
-    {"link": path.symlink_to, "hard link": path.hardlink_to, "folder": lambda target: path.mkdir()}[kind](victim)
-    with pytest.raises(ValueError, match="must be a lock file of its own, but is a link or not a regular file; remove"):
-        RunFolder(tmp_path).lock("trained").__enter__()
-    assert victim.read_text() == "precious"
 
 
 # links, damage, full disks
@@ -382,24 +357,6 @@ def test_a_full_disk_leaves_the_old_files_alone(tmp_path: Path, nth: int, monkey
     left = {".a.new", ".d.new", "report/.c.new"} if nth == 4 else set()
     assert state_of(tmp_path).keys() == before.keys() | left
     assert read(run) == OLD
-
-
-def test_an_interrupt_waits_for_the_renames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = written(tmp_path / "run")
-    rename = os.replace
-
-    def interrupted(source: Path, target: Path) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-        rename(source, target)
-
-    before = signal.getsignal(signal.SIGINT)
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run.write(NEW)
-    assert signal.getsignal(signal.SIGINT) == before
-    assert read(run) == OLD | NEW
-    assert not list(run.path.glob(".*"))
 
 
 def test_a_changed_file_is_not_an_unfinished_one(tmp_path: Path) -> None:

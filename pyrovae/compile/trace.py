@@ -16,7 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from pyrovae.compile.cuda_graph import GraphedFunction
 from pyrovae.compile.inductor import compile_graph, sources_released
 from pyrovae.compile.noise import is_mutable, split_noise
-from pyrovae.runtime.context import forked_random, interrupts_wait, is_expanded, validation, values_kept
+from pyrovae.runtime.context import forked_random, is_expanded, validation, values_kept
 from pyrovae.runtime.errors import first_line
 
 AGREEMENT = 1e-3  # largest relative distance between compiled and traced results: float32 sums differ by 1e-6
@@ -93,7 +93,6 @@ class Recording:
             torch.no_grad(),
             forked_random(0, _device((*inputs, *self.leaves))),
             values_kept(self.leaves),
-            interrupts_wait("compilation"),
         ):
             given = [*noise(), *self.leaves, *inputs]
             expected = graph(*[tensor.clone() for tensor in given])
@@ -154,7 +153,7 @@ def record(function: Function, inputs: Sequence[Tensor], *, leaves: Sequence[Ten
     device = _device((*inputs, *leaves))
     graphs = []
     one_thread = torch.autograd.set_multithreading_enabled(False)  # on CUDA, backward would run in another thread
-    with values_kept(leaves), validation(enabled=False), one_thread, _marked(), interrupts_wait():
+    with values_kept(leaves), validation(enabled=False), one_thread, _marked():
         for example, values in ((inputs, nullcontext()), ([_flipped(x) for x in inputs], _perturbed(leaves))):
             with forked_random(0, device), values:
                 try:

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import secrets
-import socket
 import stat
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import psutil
+from typing import BinaryIO
 
 try:
     import fcntl
-except ImportError:  # on Windows, whose locks are records of their holders
+except ImportError:  # on Windows
     fcntl = None  # type: ignore[assignment]
 
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows lacks these two flags, and has the third
@@ -100,10 +96,10 @@ def open_regular(path: Path, *, follow: bool) -> BinaryIO | None:
 
 @contextmanager
 def locked(path: Path, work: str, *, patience: float = 0.0) -> Iterator[None]:
-    """Hold a lock inside the block: a file that names its holder and is locked by the kernel.
+    """Hold a lock of the kernel on a file inside the block, and remove the file at the end.
 
-    The file is removed at the end. The file of a killed process is not locked and is taken over. If the folder cannot
-    be written, the block runs without a lock.
+    The file of a killed process is not locked and is taken over. If the folder cannot be written, or the system has no
+    such locks, the block runs without a lock.
 
     Args:
         path: of the file.
@@ -111,7 +107,7 @@ def locked(path: Path, work: str, *, patience: float = 0.0) -> Iterator[None]:
         patience: seconds to wait for another holder.
 
     Raises:
-        ValueError: if another process or thread holds the lock, or the path is a link or not a regular file.
+        ValueError: if another process or thread holds the lock.
 
     """
     deadline = time.monotonic() + patience
@@ -121,9 +117,7 @@ def locked(path: Path, work: str, *, patience: float = 0.0) -> Iterator[None]:
             break
         except BlockingIOError:
             if time.monotonic() > deadline:
-                holder = _read_holder(path)
-                name = f"the process {holder['process']} on the host {holder['host']}" if holder else "another process"
-                raise ValueError(f"{work} by {name}; wait until it has ended, or stop it") from None
+                raise ValueError(f"{work} by another process; wait until it has ended, or stop it") from None
             time.sleep(SECONDS_BETWEEN_TRIES)
     try:
         yield
@@ -135,77 +129,26 @@ def locked(path: Path, work: str, *, patience: float = 0.0) -> Iterator[None]:
 
 
 def _acquire(path: Path) -> int | None:
-    """Return the descriptor of the locked file, None if no file can be made.
+    """Return the descriptor of the locked file, None if there can be no lock.
 
     Raises:
         BlockingIOError: if another process or thread holds the lock.
-        ValueError: if the path is a link or not a regular file.
 
     """
-    invalid = ValueError(f"{path} must be a lock file of its own, but is a link or not a regular file; remove it")
-    while True:
+    while fcntl is not None:
         try:
             file = os.open(path, os.O_RDWR | os.O_CREAT | NO_FOLLOW | NO_WAIT, 0o666)
         except OSError:
-            if path.is_symlink() or (path.exists() and not path.is_file()):
-                raise invalid from None
             return None
         try:
-            status = os.fstat(file)
-            if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-                raise invalid
-            _lock(file, path)
-            with suppress(FileNotFoundError):
-                if os.path.samestat(status, path.lstat()):  # otherwise its last holder has removed it meanwhile
-                    with suppress(OSError):  # on a full disk the lock holds without a name
-                        os.ftruncate(file, 0)
-                        os.write(file, json.dumps(_own_record()).encode())
-                    return file
-        except BaseException:
-            os.close(file)
-            raise
-        os.close(file)
-
-
-def _lock(file: int, path: Path) -> None:
-    """Lock an open file.
-
-    Raises:
-        BlockingIOError: if another process or thread holds the lock.
-
-    """
-    try:
-        if fcntl is not None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-    except BlockingIOError:
-        raise
-    except OSError:  # a file system without locks
-        pass
-    if _is_running(_read_holder(path)):
-        raise BlockingIOError
-
-
-def _own_record() -> dict[str, Any]:
-    return {"process": os.getpid(), "host": socket.gethostname(), "started": psutil.Process().create_time()}
-
-
-def _read_holder(path: Path) -> dict[str, Any]:
-    """Return the record of the holder of a lock; an empty dictionary if it cannot be read."""
-    try:
-        holder = json.loads(path.read_text())
-        return {name: holder[name] for name in ("process", "host", "started")}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-
-
-def _is_running(holder: dict[str, Any]) -> bool:
-    """Return whether a holder still runs; a process on another host counts as running."""
-    if not holder or holder == _own_record():
-        return False
-    if holder["host"] != socket.gethostname():
-        return True
-    try:
-        return psutil.Process(holder["process"]).create_time() == holder["started"]
-    except (psutil.Error, TypeError, ValueError):
-        return False
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file), path.lstat()):  # otherwise its last holder has removed it meanwhile
+                    return file
+        except OSError as error:
+            os.close(file)
+            if isinstance(error, BlockingIOError):
+                raise
+            return None  # a file system without locks
+        os.close(file)
+    return None

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -147,39 +146,6 @@ def register_module(name: str, module: nn.Module) -> None:
     """Register a module by ``pyro.module``, unless its parameters are known."""
     if not getattr(_of_thread, "modules_known", False):
         pyro.module(name, module)
-
-
-@contextmanager
-def interrupts_wait(task: str = "") -> Iterator[None]:
-    """Delay Ctrl-C, and other signals that have a handler of Python's, until the block has ended.
-
-    It protects renames of files, and code that loses exceptions, such as a callback of the garbage collector.
-
-    Args:
-        task: name of a task that may take long; a log line says that its end is awaited.
-
-    """
-    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    if threading.current_thread() is not threading.main_thread():
-        names = []
-    waiting: list[int] = []
-
-    def wait(number: int, frame: object) -> None:
-        waiting.append(number)
-        if task:
-            logger.warning("interrupted: this stops when %s has ended, in a minute at most", task)
-
-    handlers: dict[int, Any] = {getattr(signal, name): signal.getsignal(getattr(signal, name)) for name in names}
-    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
-    for number in handlers:
-        signal.signal(number, wait)
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for number in waiting:
-            handlers[number](number, None)  # raises KeyboardInterrupt
 
 
 @contextmanager

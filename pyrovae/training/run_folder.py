@@ -14,7 +14,6 @@ from typing import BinaryIO, TypedDict
 
 from pyrovae.results.record import LARGEST_JSON, parse_json
 from pyrovae.runtime import locked, open_regular, write_new
-from pyrovae.runtime.context import interrupts_wait
 from pyrovae.runtime.memory import require
 
 MANIFEST = "manifest.json"
@@ -32,8 +31,8 @@ class RunFolder:
 
     A write replaces a set of files as one. It writes all files under temporary names, then the manifest under a
     temporary name. From that moment the new files count. Each is then renamed, the manifest last. Readers accept a
-    file of the new manifest under either name. The next write finishes the renames of a killed process. Temporary
-    files without a complete manifest do not count and are overwritten.
+    file of the new manifest under either name. The next write finishes the renames of a write that was killed or
+    interrupted. Temporary files without a complete manifest do not count and are overwritten.
 
     Args:
         path: of the folder, which need not exist until it is written to.
@@ -117,9 +116,8 @@ class RunFolder:
                 *staged, pending = map(_temporary, paths)
                 write_new(dict(zip(staged, files.values(), strict=True)))
                 write_new({pending: content.encode()})  # from here on the new files count
-                with interrupts_wait():
-                    for path in paths:
-                        os.replace(_temporary(path), path)
+                for path in paths:
+                    os.replace(_temporary(path), path)
         except OSError as error:
             raise self._not_writable(error) from None
 

@@ -44,17 +44,9 @@ A swap is one line:
 """
 
 import importlib
-import os
-import signal
-import sys
 import warnings
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-if Path((*sys.argv, "")[0]).stem == "pyrovae" or sys.orig_argv[1:3] == ["-m", "pyrovae"]:
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # Ctrl-C while a command imports torch
-        signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"pyrovae: interrupted\n"), os._exit(130)))
 
 with warnings.catch_warnings():  # Pyro imports tqdm, which warns in a notebook without ipywidgets
     warnings.filterwarnings("ignore", "IProgress not found")

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 from pyrovae.cli.compare_command import compare
 from pyrovae.cli.evaluate_command import evaluate
@@ -36,18 +34,17 @@ A first round, without any network:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit code: 0, 2 after an error, 128 + N after signal N, such as 130 for Ctrl-C.
+    """Run a command and return the exit code: 0, 2 after an error, 130 after Ctrl-C.
 
     A sweep returns 1 if some of its runs failed.
     """
     code = 0
     try:
         try:
-            with _signals() as received:
-                code = _run(list(sys.argv[1:] if argv is None else argv))
+            code = _run(list(sys.argv[1:] if argv is None else argv))
         except KeyboardInterrupt:
             print_error("pyrovae: interrupted; files that were written stay\n")
-            return 128 + (received or [signal.SIGINT])[0]
+            return 130
         finally:
             sys.stdout.flush()
     except BrokenPipeError:  # the reader of the output has stopped
@@ -56,30 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_output()
         return _fail(f"the output cannot be written ({error.strerror})")
     return code
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Raise a KeyboardInterrupt at the first signal to end, and end at once at the second; yield their numbers."""
-    received: list[int] = []
-
-    def stop(number: int, frame: object) -> None:
-        received.append(number)
-        if len(received) > 1:
-            print_error("pyrovae: stopped at once\n")
-            os._exit(128 + number)
-        raise KeyboardInterrupt
-
-    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    before = {number: signal.getsignal(number) for number in numbers}
-    try:
-        for number, handler in before.items():
-            if handler is not signal.SIG_IGN:  # as under nohup
-                signal.signal(number, stop)
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def _drop_output() -> None:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import importlib
 import itertools
-import linecache
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.fx.graph_module import _loader
 
 from pyrovae.compile import NotRecordableError, has_compiler, record, trace
-from pyrovae.compile.noise import split_noise
 
 compiler = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler is found")
 
@@ -70,36 +67,6 @@ def test_a_replay_is_a_call(compiled: bool) -> None:  # noqa: FBT001
         for parameter in function.net.parameters():
             parameter.mul_(1.1)
     agree(function, recording, function)
-
-
-class Dropped(nn.Module):
-    """A network with dropout as it is on CUDA: one operation that returns its mask beside its result."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 2)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        hidden, _ = torch.native_dropout(self.first(x).tanh(), 0.3, True)  # noqa: FBT003
-        hidden, _ = torch.native_dropout(hidden, 0.2, True)  # noqa: FBT003
-        hidden, mask = torch.native_dropout(hidden + torch.randn(6, 8), 0.5, True)  # noqa: FBT003
-        loss = self.second(hidden).square().mean() + (mask * hidden).sum()
-        return [loss.detach(), *torch.autograd.grad(loss, list(self.parameters()))]
-
-
-@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=[compiler, pytest.mark.slow])])
-def test_dropout_of_a_gpu_is_a_mask_that_is_drawn_and_a_product(compiled: bool) -> None:  # noqa: FBT001
-    module = Dropped()
-    recording = record(module, [torch.randn(6, 4)], leaves=list(module.parameters()))
-    noise, rest = split_noise(recording.graph)
-    assert [each.shape for each in noise()] == [(6, 8)] * 4
-    assert not [
-        node for node in rest.graph.nodes if "dropout" in str(node.target) and "backward" not in str(node.target)
-    ]
-    agree(module, lambda x: rest(*noise(), *recording.leaves, x), module)
-    if compiled:
-        recording.compile([torch.randn(6, 4)])
-    agree(module, recording, module)
 
 
 def test_row_numbers_of_a_plate_are_made_where_they_index() -> None:
@@ -206,14 +173,3 @@ def test_what_shares_memory_is_not_taken_for_what_does_not() -> None:
         first, second = counted(shared=shared)
         assert (first == 1).all()
         assert (second == 2).all()
-
-
-def test_sources_of_traced_graphs_are_released() -> None:
-    """Torch keeps the source of each graph for tracebacks, which would grow with each captured step."""
-    before = set(_loader.eval_cache), set(linecache.cache)
-    recording = record(lambda x: (x.sin() * 2,), [torch.ones(3)], leaves=[])
-    if has_compiler():
-        recording.compile([torch.ones(3)])
-    assert set(_loader.eval_cache) == before[0]
-    assert not [name for name in set(linecache.cache) - before[1] if name.startswith("<eval_with_key>")]
-    assert torch.equal(recording(torch.ones(3))[0], torch.ones(3).sin() * 2)

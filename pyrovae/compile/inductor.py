@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import linecache
 import logging
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.graph_module import _loader
 
 # contraction: one instruction for a product and a sum; thresholds: size of a loop before Inductor writes intermediate
 # values to memory
@@ -57,25 +54,6 @@ def has_compiler() -> bool:
     except (exc.InvalidCxxCompiler, RuntimeError, OSError):
         return False
     return True
-
-
-@contextmanager
-def sources_released() -> Iterator[None]:
-    """Release the sources and modules of graphs that torch keeps for tracebacks, 0.3 MiB for each captured step."""
-    names, compiled = set(_loader.eval_cache), len(_compiled_modules())
-    try:
-        yield
-    finally:
-        del _compiled_modules()[compiled:]
-        for name in set(_loader.eval_cache) - names:
-            del _loader.eval_cache[name]
-            linecache.cache.pop(name, None)
-
-
-def _compiled_modules() -> list[Any]:
-    """Return the modules that Inductor has loaded; importing it takes a second."""
-    codecache = sys.modules.get("torch._inductor.codecache")
-    return [] if codecache is None else codecache.PyCodeCache.modules
 
 
 @contextmanager

@@ -6,11 +6,10 @@ draws of the traced function.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 aten = torch.ops.aten
 
@@ -34,7 +33,6 @@ def split_noise(module: fx.GraphModule) -> tuple[fx.GraphModule | None, fx.Graph
         The two graphs, the first None if nothing is drawn; or None if the distribution of a draw may depend on tensors.
 
     """
-    module = _with_masks_of_dropout(module)
     draws = [node for node in module.graph.nodes if is_random(node)]
     if not draws:
         return None, module
@@ -59,50 +57,12 @@ def split_noise(module: fx.GraphModule) -> tuple[fx.GraphModule | None, fx.Graph
 
 def is_random(node: fx.Node) -> bool:
     """Return whether a node draws random numbers."""
-    return (
-        node.target is dropout_mask
-        or isinstance(node.target, torch._ops.OpOverload)
-        and torch.Tag.nondeterministic_seeded in node.target.tags
-    )
+    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
 
 
 def is_mutable(node: fx.Node) -> bool:
     """Return whether a node writes to one of its arguments."""
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
-
-
-def dropout_mask(shape: Sequence[int], p: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the mask that `torch.native_dropout` draws for a tensor of a shape, which does not depend on values."""
-    return torch.native_dropout(torch.ones(shape, dtype=dtype, device=device), p, train=True)[1]
-
-
-def _with_masks_of_dropout(module: fx.GraphModule) -> fx.GraphModule:
-    """Replace the dropout operation of CUDA, which draws and multiplies at once, by its mask and a product."""
-    if not any(_is_dropout(node) for node in module.graph.nodes):
-        return module
-    graph = fx.Graph()
-    graph.output(graph.graph_copy(module.graph, {}))
-    for node in [node for node in graph.nodes if _is_dropout(node)]:
-        x, p = node.args[:2]
-        value = x.meta["val"]
-        with graph.inserting_before(node):
-            mask = graph.call_function(dropout_mask, (tuple(value.shape), p, value.dtype, value.device))
-            masked = graph.call_function(aten.mul.Tensor, (x, mask))
-            scaled = graph.call_function(aten.mul.Tensor, (masked, 1 / (1 - p) if p < 1 else 0.0))
-            scaled.meta["val"] = value
-        for part in list(node.users):
-            part.replace_all_uses_with((scaled, mask)[part.args[1]])
-            graph.erase_node(part)
-        graph.erase_node(node)
-    return fx.GraphModule(module, graph)
-
-
-def _is_dropout(node: fx.Node) -> bool:
-    """Return whether a node is dropout in training mode of a contiguous tensor."""
-    if node.target is not aten.native_dropout.default or node.args[2] is not True:
-        return False
-    value = node.args[0].meta.get("val")  # type: ignore[union-attr]
-    return isinstance(value, Tensor) and value.is_contiguous()
 
 
 def _is_constant(node: fx.Node, draws: list[fx.Node]) -> bool:

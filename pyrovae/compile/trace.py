@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyrovae.compile.cuda_graph import GraphedFunction
-from pyrovae.compile.inductor import compile_graph, sources_released
+from pyrovae.compile.inductor import compile_graph
 from pyrovae.compile.noise import is_mutable, split_noise
 from pyrovae.runtime.context import forked_random, is_expanded, validation, values_kept
 from pyrovae.runtime.errors import first_line
@@ -69,7 +69,6 @@ class Recording:
         with torch.no_grad():
             return self._replay(*inputs)
 
-    @sources_released()
     def compile(self, inputs: Sequence[Tensor]) -> None:
         """Compile the graph by Inductor; torch still draws the random numbers, before the compiled part runs.
 
@@ -131,7 +130,6 @@ def _run(
     return compiled(*noise(), *leaves, *inputs)
 
 
-@sources_released()
 def record(function: Function, inputs: Sequence[Tensor], *, leaves: Sequence[Tensor]) -> Recording:
     """Trace a function.
 

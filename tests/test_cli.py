@@ -654,8 +654,6 @@ DAMAGES = {  # file, keys, value, and the text of the error
     "model.json | class | torch.nn.modules.linear.Identity": "model.json describes a Identity",
     "model.json | arguments.prior | []": "model.json of the run run cannot be used: the model cannot be made",
     "model.json | arguments.prior.same | []": "prior must be the same as an earlier part, got []",
-    "model.json | arguments.decoder.arguments.hidden | [100000, 400000]": "decoder cannot be made",
-    "model.json | arguments.decoder.arguments.hidden | LONG": "more than 4,000 parameter tensors",
 }
 
 
@@ -672,7 +670,6 @@ def test_a_file_that_differs_from_its_schema_is_one_line(
         part = part[key]
     part[last] = "VALUE"
     value = f'"{value}"' if "." in value and value[0].isalpha() else value
-    value = f"[{'1, ' * 20_000}1]" if value == "LONG" else value
     text = json.dumps(tree).replace('"VALUE"', value)
     replace_file(run, name, "\n".join([text, *lines]).encode())
     assert DAMAGES[case] in fails(capsys, "generate", "run")

@@ -19,7 +19,6 @@ from pyrovae.objectives import schedules
 from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.runtime.distributed import Group, init_distributed
 from pyrovae.runtime.environment import choose_device
-from pyrovae.runtime.memory import bounded_parameters
 from pyrovae.training import Training, fit
 from pyrovae.training.checkpoint import CONFIG, parse_config
 from pyrovae.training.run_folder import RunFolder
@@ -78,7 +77,7 @@ def prepare(parser: Parser, options: dict[str, Any], group: Group) -> tuple[VAE,
     choose_device(training.device)
     likelihood, _ = parser.chosen("likelihood", options)
     data = group.main_process_first(lambda: load_data(options, likelihood.form))
-    with forked_random(stream_seed(training.seed, "initialize")), bounded_parameters("the model of these options"):
+    with forked_random(stream_seed(training.seed, "initialize")):
         return _build(parser, options, data), data, objective, training
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import warnings
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,6 @@ from numpy.typing import NDArray
 from pyrovae.data.arrays import PARTS, from_arrays, from_splits
 from pyrovae.data.splits import Data
 from pyrovae.runtime.annotations import checked
-from pyrovae.runtime.memory import require
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -135,8 +133,6 @@ def from_folder(
                 f"{file} is not an image that can be read ({type(error).__name__}); leave it out"
             ) from None
         arrays.append(pixels(image))
-        if len(arrays) == 1:
-            require(arrays[0].nbytes * len(files), what=f"the images of {folder}", hint="make them smaller")
         if arrays[-1].shape != arrays[0].shape:
             shapes = f"{file} has {arrays[-1].shape} and {files[0].name} has {arrays[0].shape}"
             raise ValueError(f"images have one shape, but {shapes}; resize or convert it")
@@ -168,10 +164,6 @@ def _arrays(file: Path) -> dict[str, NDArray[Any]]:
     """Return the arrays of an npy or npz file by name."""
     try:
         with file.open("rb") as stream, warnings.catch_warnings(action="ignore"):  # numpy warns of damaged headers
-            if zipfile.is_zipfile(stream):
-                size = sum(entry.file_size for entry in zipfile.ZipFile(stream).infolist())
-                require(size, what=f"{file.name}, unpacked,", hint="split it")
-            stream.seek(0)
             loaded = np.load(stream, allow_pickle=False)
             return {"x": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
     except Exception as error:  # numpy and zipfile raise errors of many types

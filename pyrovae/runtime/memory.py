@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import psutil
 import torch
-from torch import nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
-
-MOST_PARAMETERS = 4_000  # tensors of a model
 
 
 def available(device: torch.device | str = "cpu") -> int:
@@ -41,31 +33,6 @@ def require(size: float, *, what: str, hint: str, device: torch.device | str = "
         raise ValueError(
             f"{what} needs about {in_words(size)} on {torch.device(device)}, but {in_words(free)} are free; {hint}"
         )
-
-
-@contextmanager
-def bounded_parameters(what: str) -> Iterator[None]:
-    """Refuse the parameters of modules made inside the block if they exceed the free memory or 4,000 tensors.
-
-    torch reserves the memory of a parameter before it is registered here, and writes to it afterwards.
-
-    Raises:
-        ValueError: with ``what`` as its subject.
-
-    """
-    numbers = itertools.count(1)
-
-    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if next(numbers) > MOST_PARAMETERS:
-            raise ValueError(f"{what} has more than {MOST_PARAMETERS:,} parameter tensors; choose fewer layers")
-        if parameter is not None and parameter.device.type == "cpu":
-            require(parameter.nbytes, what=f"a parameter of {what}", hint="choose smaller layers")
-
-    hook = register_module_parameter_registration_hook(count)
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 def keep_freed() -> None:

@@ -15,7 +15,6 @@ from torch import nn
 
 from pyrovae.runtime.annotations import convert_arguments
 from pyrovae.runtime.errors import first_line
-from pyrovae.runtime.memory import bounded_parameters
 
 Description = dict[str, Any]
 
@@ -138,8 +137,7 @@ def build(description: Mapping[str, Any], *, allow: Collection[str] = ()) -> Any
             a part cannot be made; the text names the part.
 
     """
-    with bounded_parameters("the model that is described"):
-        return _build(description, "", {}, (allow,) if isinstance(allow, str) else allow)
+    return _build(description, "", {}, (allow,) if isinstance(allow, str) else allow)
 
 
 def _build(description: Mapping[str, Any], path: str, built: dict[str, Any], allow: Collection[str]) -> Any:

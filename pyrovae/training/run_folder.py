@@ -14,7 +14,6 @@ from typing import BinaryIO, TypedDict
 
 from pyrovae.results.record import LARGEST_JSON, parse_json
 from pyrovae.runtime import locked, open_regular, write_new
-from pyrovae.runtime.memory import require
 
 MANIFEST = "manifest.json"
 NAME = re.compile(r"[^./\\\0][^/\\\0]*(/[^./\\\0][^/\\\0]*)*")  # name of a file, in sub-folders or not
@@ -176,8 +175,6 @@ class RunFolder:
             for name, candidates in opened.items():
                 if not candidates:
                     raise ValueError(f"the run {self.path} is incomplete: {name} is missing; restore it or {remedy}")
-                size = sum(os.fstat(file.fileno()).st_size for file in candidates)
-                require(size, what=f"{name} of the run {self.path}", hint=remedy)
                 whole = [content for file in candidates if _hash(content := file.read()) == hashes[name]]
                 if not whole:
                     raise ValueError(

@@ -71,7 +71,7 @@ class ImportanceWeighted(Objective):
     def __init__(self, *, num_particles: PositiveInt = 5) -> None:
         super().__init__(num_particles=num_particles)
         self.num_weighted = num_particles
-        self._inspected: tuple[tuple[Program, Program, tuple[str, ...]], ModelGuide] | None = None
+        self._inspected: tuple[tuple[Program, Program], ModelGuide] | None = None
 
     @abstractmethod
     def bound(self, log_weights: Tensor) -> Tensor:
@@ -79,8 +79,12 @@ class ImportanceWeighted(Objective):
 
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
         """Run model and guide on ``args`` and return the loss with its terms."""
-        programs = self._inspect(model, guide, args, kwargs)
-        return self.terms_of(programs, partial(model, *args, **kwargs), partial(guide, *args, **kwargs))
+        if kwargs:
+            raise TypeError(
+                f"an importance-weighted bound takes data by position, but received {', '.join(kwargs)} by name"
+            )
+        programs = self._inspect(model, guide, args)
+        return self.terms_of(programs, partial(model, *args), partial(guide, *args))
 
     def terms_of(self, programs: ModelGuide, model: Program, guide: Program) -> Terms:
         """Return the terms of programs without arguments, whose structure is known."""
@@ -99,19 +103,16 @@ class ImportanceWeighted(Objective):
         reconstruction = log_likelihood.detach().mean(0).sum()
         return Terms(loss, reconstruction, (log_guide - log_prior).detach().mean(0).sum())
 
-    def _inspect(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ModelGuide:
+    def _inspect(self, model: Program, guide: Program, args: tuple[Any, ...]) -> ModelGuide:
         """Return the structure of model and guide, found by their first run."""
-        args, names = (*args, *kwargs.values()), tuple(kwargs)
         if not args or not isinstance(args[0], Tensor) or not args[0].ndim:
             received = type(args[0]).__name__ if args else "no argument"
             raise TypeError(
                 "the first argument of model and guide must be the data, a tensor (N, ...), since an "
                 f"importance-weighted bound is computed per datum, but received {received}"
             )
-        key = (model, guide, names)
+        key = (model, guide)
         if self._inspected is None or self._inspected[0] != key:
-            if names:  # tensors given by name also have one row per datum
-                model, guide = partial(_call_by_name, model, names), partial(_call_by_name, guide, names)
             with inspected_programs(model, guide, args) as programs:
                 self._inspected = (key, programs)
         return self._inspected[1]
@@ -303,9 +304,3 @@ def _multiply(weights: list[Tensor], row_axis: int, particle_axis: int | None, g
     if particle_axis is not None:
         shape[particle_axis] = normalized.shape[0]
     return gradient * normalized.reshape(shape).to(gradient.dtype)
-
-
-def _call_by_name(program: Program, names: tuple[str, ...], *args: Any) -> Any:
-    """Call a program whose last arguments are keyword arguments."""
-    split = len(args) - len(names)
-    return program(*args[:split], **dict(zip(names, args[split:], strict=True)))

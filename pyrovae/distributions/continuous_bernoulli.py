@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 from torch.distributions import constraints
 
 from pyrovae.distributions.elements import BroadcastDistribution, SavesInputs
@@ -37,7 +36,6 @@ class ContinuousBernoulli(BroadcastDistribution):
 
     arg_constraints = {"logits": constraints.real}
     support = constraints.unit_interval
-    has_rsample = True
 
     def __init__(self, logits: Tensor, *, validate_args: bool | None = None) -> None:
         self.logits = logits
@@ -60,14 +58,11 @@ class ContinuousBernoulli(BroadcastDistribution):
         variance = torch.where(near, polynomial(small**2, slopes), large**-2 - (2 * (large / 2).sinh()) ** -2)
         return variance.expand(self.batch_shape)
 
-    def icdf(self, value: Tensor) -> Tensor:
-        """Return the quantile, log(1 + u (exp(l) - 1)) / l, differentiable in u and l."""
-        return _Quantile.apply(*torch.broadcast_tensors(self.logits, value))
-
-    def rsample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
-        """Draw values, with gradients."""
+    @torch.no_grad()
+    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+        """Draw values."""
         shape = self._extended_shape(torch.Size(sample_shape))
-        return self.icdf(torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device))
+        return _quantile(self.logits, torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device))
 
 
 def _mean(logits: Tensor) -> Tensor:
@@ -97,30 +92,9 @@ class _LogProb(SavesInputs):
         )
 
 
-class _Quantile(Function):
-    """The quantile, with its implicit derivative in l: the closed form of the derivative cancels near 0."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(logits: Tensor, value: Tensor) -> Tensor:
-        size = logits.abs().clamp(min=torch.finfo(logits.dtype).tiny)
-        upper = torch.where(logits > 0, 1 - value, value)  # for the density that falls from 0 to 1
-        fallen = -(upper * torch.expm1(-size)).log1p() / size
-        return torch.where(logits > 0, 1 - fallen, fallen).clamp(0, 1)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0], output)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        logits, quantile = ctx.saved_tensors
-        for_logits, for_value = ctx.needs_input_grad
-        size = logits.abs().clamp(min=torch.finfo(logits.dtype).tiny)
-        x = torch.where(logits > 0, quantile, 1 - quantile)  # for the density that rises, at |l|
-        slope = (_mean(size) - x * _mean(size * x)) * -torch.expm1(-size * x) / size
-        return (
-            gradient * slope if for_logits else None,
-            gradient * (-_LogProb.apply(logits, quantile)).exp() if for_value else None,
-        )
+def _quantile(logits: Tensor, value: Tensor) -> Tensor:
+    """Return log(1 + u (exp(l) - 1)) / l of values u in [0, 1]."""
+    size = logits.abs().clamp(min=torch.finfo(logits.dtype).tiny)
+    upper = torch.where(logits > 0, 1 - value, value)  # for the density that falls from 0 to 1
+    fallen = -(upper * torch.expm1(-size)).log1p() / size
+    return torch.where(logits > 0, 1 - fallen, fallen).clamp(0, 1)

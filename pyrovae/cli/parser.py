@@ -8,7 +8,7 @@ import difflib
 import itertools
 import json
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -134,8 +134,7 @@ class Parser(argparse.ArgumentParser):
     def values(self, argv: Sequence[str]) -> dict[str, dict[str, list[str]]]:
         """Return the values that are typed for each option, by their text, as words of a command line.
 
-        Each word is a value; if the option takes a list, the words of each of its occurrences are one value. The text
-        is the value's, the same for each spelling: 0.001 for 1e-3, 1 for 1.0.
+        Each word is a value; if the option takes a list, the words of each of its occurrences are one value.
         """
         typed: dict[str, list[list[str]]] = {}
         name = None
@@ -157,29 +156,10 @@ class Parser(argparse.ArgumentParser):
                 raise ValueError(self._unknown(name))
             takes_list = action.nargs in ("*", "+")
             texts = occurrences if takes_list else [[word] for word in itertools.chain(*occurrences)] or [[]]
-            convert = self._converter(name)
-            unique = dict.fromkeys(tuple(map(convert, words)) for words in texts)
-            written = [list(map(_text, value)) for value in unique]
             values[name] = {
-                " ".join(words): [name, *words] if takes_list else ["=".join([name, *words])] for words in written
+                " ".join(words): [name, *words] if takes_list else ["=".join([name, *words])] for words in texts
             }
         return values
-
-    def _converter(self, name: str) -> Callable[[str], Any]:
-        """Return a function from a word of an option to its value; an invalid word is returned as it is."""
-        role, _, key = name.removeprefix("--").partition(".")
-        convert: Any = self._option_string_actions[name].type or str
-        if key and role in self.roles:
-            known = self.roles[role]
-            parts = (options_of(part, known.hidden) for part in known.menu.values())
-            convert = next(part[key].converter() for part in parts if key in part)
-
-        def value(word: str) -> Any:
-            with suppress(ValueError):
-                return convert(word)
-            return word
-
-        return value
 
     def to_save(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options that a configuration file may hold."""
@@ -280,13 +260,6 @@ def _read_config(path: str) -> dict[str, Any]:
         raise ValueError(f"the configuration {path} cannot be read: {error.strerror}") from None
     except (ValueError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"the configuration {path} is not a JSON object; --print_config prints an example") from None
-
-
-def _text(value: object) -> str:
-    """Return the text of the value of an option, the same for each spelling."""
-    if not isinstance(value, float):
-        return str(value).lower() if value is None or isinstance(value, bool) else str(value)
-    return str(value).removesuffix(".0").replace("e+", "e")  # a file name has no plus sign
 
 
 def _underscored(word: str) -> str:

@@ -243,29 +243,17 @@ def load(path: str | Path, *, allow: Collection[str] = ()) -> Run:
     if MODEL not in contents:
         raise ValueError(f"the run {path} does not describe its model; build the model and use training.load_weights")
     try:
-        try:
-            vae = build(_parse_model(contents), allow=allow)
-        except ValueError as error:
-            raise ValueError(f"{MODEL} of the run {path} cannot be used: {error}") from error
-        progress = parse_progress(contents)
-        if not isinstance(vae, VAE):
-            raise ValueError(
-                f"{MODEL} describes a {type(vae).__name__}, but `load` loads a VAE; use training.load_weights"
-            )
-        weights = from_bytes(contents[WEIGHTS])
-        dtypes = {value.dtype for value in weights.values() if value.is_floating_point()}
-        if len(dtypes) == 1:  # the dtype of training, whatever the default is now
-            vae.to(dtypes.pop())
-        restore([vae], (), weights)
-    except (KeyError, TypeError, ValueError) as error:
-        written = (config.get("versions") or {}).get("pyrovae", "of an unknown version")
-        own = versions()["pyrovae"]
-        if written == own:
-            raise
-        raise ValueError(
-            f"the run {path} was written by pyrovae {written} and cannot be read by this one, {own} "
-            f"({error}); install that version, or train again"
-        ) from error
+        vae = build(_parse_model(contents), allow=allow)
+    except ValueError as error:
+        raise ValueError(f"{MODEL} of the run {path} cannot be used: {error}") from error
+    progress = parse_progress(contents)
+    if not isinstance(vae, VAE):
+        raise ValueError(f"{MODEL} describes a {type(vae).__name__}, but `load` loads a VAE; use training.load_weights")
+    weights = from_bytes(contents[WEIGHTS])
+    dtypes = {value.dtype for value in weights.values() if value.is_floating_point()}
+    if len(dtypes) == 1:  # the dtype of training, whatever the default is now
+        vae.to(dtypes.pop())
+    restore([vae], (), weights)
     return Run(vae.eval(), History(progress.epochs, progress.best_epoch, "loaded"), dict(config), folder)
 
 

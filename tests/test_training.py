@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import pickle
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,6 @@ from pyrovae.data import Data, Split, from_arrays, transforms
 from pyrovae.evaluation import evaluate
 from pyrovae.objectives import ELBO, IWAE, DReG, ImportanceWeighted, schedules
 from pyrovae.results import History
-from pyrovae.runtime.progress_bar import progress
 from pyrovae.training import DivergenceError, FitOptions, Training, fit, load, load_weights
 from pyrovae.training.run_folder import RunFolder
 from pyrovae.vae import VAE
@@ -814,18 +812,3 @@ def test_a_training_that_ends_below_its_start_says_so() -> None:
     for learning_rate, fell in ((1e-3, False), (1e4, True)):
         history = train(vae(), binary(), epochs=4, learning_rate=learning_rate)
         assert ("far below that of the first epoch" in str(history)) == fell
-
-
-def test_time_left_leaves_out_slow_first_steps(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The first two steps take 40 seconds, all others 1.1."""
-    clock = [0.0]
-    monkeypatch.setattr("pyrovae.runtime.progress_bar.time", types.SimpleNamespace(monotonic=lambda: clock[0]))
-    with progress("training", 100, show_progress=True, unit="steps") as advance:
-        for done, clock[0] in ((0, 0.0), (2, 40.0), (12, 51.0), (100, 147.8)):
-            advance(done)
-    first, second, third = capsys.readouterr().err.splitlines()
-    assert first.strip() == "training: 2 of 100"
-    assert second.endswith("0.91 steps/s  97 s left")
-    assert third.endswith("0.91 steps/s  0 s left")

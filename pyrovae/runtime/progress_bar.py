@@ -36,8 +36,8 @@ def progress(title: str, total: int, *, show_progress: bool, unit: str) -> Itera
     console = Console(stderr=True)
     started = time.monotonic()
 
-    def rate(done: float, since: tuple[float, float] = (started, 0.0)) -> str:
-        per_second = (done - since[1]) / max(time.monotonic() - since[0], 1e-9)
+    def rate(done: float) -> str:
+        per_second = done / max(time.monotonic() - started, 1e-9)
         return f"{per_second:.0f} {unit}/s" if per_second >= 10 else f"{per_second:.2g} {unit}/s"
 
     if not show_progress:
@@ -54,17 +54,13 @@ def progress(title: str, total: int, *, show_progress: bool, unit: str) -> Itera
             yield lambda done, text="": bar.update(task, completed=done, text=f"{text}  {rate(done)}")
     else:
         last = started
-        first: tuple[float, float] | None = None  # time and units of the first line: compilation is before it
 
         def line(done: float, text: str = "") -> None:
-            nonlocal last, first
+            nonlocal last
             if time.monotonic() - last >= SECONDS_BETWEEN_LINES or (done >= total and last > started):
-                last, speed = time.monotonic(), ""
-                if first is not None and done > first[1]:
-                    left = (last - first[0]) * (total - done) / (done - first[1])
-                    speed = f"  {rate(done, first)}  {left:.0f} s left"
-                first = first or (last, done)
+                last = time.monotonic()
+                left = (last - started) * (total - done) / max(done, 1e-9)
                 with suppress(OSError, AttributeError):  # a closed or missing output does not end the work
-                    sys.stderr.write(f"{title}: {done:.0f} of {total}  {text}{speed}\n")
+                    sys.stderr.write(f"{title}: {done:.0f} of {total}  {text}  {rate(done)}  {left:.0f} s left\n")
 
         yield line

@@ -240,18 +240,6 @@ def test_an_integer_is_a_shape_and_a_named_tuple_two_tensors() -> None:
     assert vae.encode(x).variance.log().equal(x[:, 2:])
 
 
-def test_an_error_names_flat_if_it_would_help() -> None:
-    net = Plain()
-    with pytest.raises(ValueError, match=r"fails on x of shape \(5, 1, 4, 4\), but takes \(5, 16\); say flat=True"):
-        wrapped(net, flat=False).encode(binary(5))
-
-    def broken(x: Tensor) -> Tensor:
-        raise RuntimeError("the network's own error")
-
-    with pytest.raises(RuntimeError, match="the network's own error"):
-        VAE.from_torch(broken, net, latent_dim=LATENT, x_shape=SHAPE, modules=[]).encode(binary(5))
-
-
 @pytest.mark.parametrize(
     ("decode", "likelihood", "words"),
     [

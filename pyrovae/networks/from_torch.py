@@ -38,17 +38,8 @@ class TorchEncoder(Encoder):
 
     def run(self, x: Tensor, covariates: Tensor | None) -> Tensor:
         """Map ``(N, *x_shape)`` to ``(N, latent_dim, 2)``."""
-        rows = x.flatten(1)  # (N, prod(x_shape))
-        value, other = (rows, x) if self.flat else (x, rows)
-        try:
-            output = self.encode(value)
-        except RuntimeError:
-            if _accepts(self.encode, other):
-                raise ValueError(
-                    f"encode fails on x of shape {tuple(value.shape)}, but takes {tuple(other.shape)}; say "
-                    f"flat={not self.flat}"
-                ) from None
-            raise
+        value = x.flatten(1) if self.flat else x
+        output = self.encode(value)
         moments: Any = getattr(output, "latent_dist", output)  # the package diffusers
         if hasattr(moments, "mean") and hasattr(moments, "logvar"):
             moments = (moments.mean, moments.logvar)
@@ -154,15 +145,6 @@ def _require_logits(params: Tensor) -> None:
             f"decode returns logits, but its whole output lies between 0 and 1 (from {low:.4g} to {high:.4g}), like "
             "probabilities; say probabilities=True, or probabilities=False if they are logits"
         )
-
-
-def _accepts(function: Function, x: Tensor) -> bool:
-    """Return whether a function takes x without an error."""
-    try:
-        function(x)
-    except Exception:  # the caller raises the first error, so this one is not needed
-        return False
-    return True
 
 
 def _join(shape: Sequence[int]) -> str:

@@ -186,9 +186,7 @@ def of_parts(test: Split) -> Data:
         (lambda: data.from_dataset(Stream([])), "gave none; check its files"),
         (lambda: data.load([(COLUMNS[0], 1), (COLUMNS[0], "cat")]), "labels are numbers, but element 1 has 'cat'; enc"),
         (lambda: data.load(COLUMNS, validation="0.1"), "received '0.1'; try 0.1"),  # type: ignore[arg-type]
-        (lambda: data.load(COLORS), "data are real numbers, .* with 'color'; encode"),
-        (lambda: data.load_split(COLORS), "data are real numbers, .* with 'color'; encode"),
-        (lambda: Split(COLORS, name="x"), "encode or drop 'color'"),
+        (lambda: data.load(COLORS), "data are real numbers, but received an array of object; encode or drop"),
         (lambda: data.from_arrays(BYTES, levels=10**20), "more than 16 bits have, 65,536; such integers are counts"),
     ],
 )

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from pyrovae.data.splits import Data, Split
 from pyrovae.data.transforms import check_levels
-from pyrovae.runtime.annotations import other_columns
 
 BYTE_LEVELS = 256
 PARTS = ("train", "validation", "test")
@@ -113,10 +112,7 @@ def to_tensor(x: Array) -> Tensor:
         raise TypeError("data must not be a masked array; fill it, and give its mask as a further tensor")
     dtype = x.dtype if isinstance(x, Tensor) else np.asarray(x).dtype
     if dtype.is_complex if isinstance(dtype, torch.dtype) else dtype.kind not in "biuf":
-        of = f" with {', '.join(columns)}" if (columns := other_columns(x)) else ""
-        raise ValueError(
-            f"data are real numbers, but received an array of {dtype}{of}; encode them as integers or floats first"
-        )
+        raise ValueError(f"data are real numbers, but received an array of {dtype}; encode or drop other columns first")
     if isinstance(x, Tensor):
         return x.detach()
     native = np.asarray(x).dtype.newbyteorder("=")

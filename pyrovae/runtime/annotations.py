@@ -200,12 +200,6 @@ def merge_options(
     return dataclasses.replace(options, **merged)  # type: ignore[type-var]
 
 
-def other_columns(frame: Any) -> list[str]:
-    """Return the names of the columns of a DataFrame that hold no numbers; none of another object."""
-    kinds = zip(getattr(frame, "columns", ()), getattr(frame, "dtypes", ()), strict=False)
-    return [repr(name) for name, dtype in kinds if getattr(dtype, "kind", "f") not in "biuf"]
-
-
 @functools.cache
 def _annotations(function: Any) -> dict[str, Any]:
     """Return the evaluated annotations of a function or dataclass; empty if a name cannot be resolved."""
@@ -363,8 +357,6 @@ def _advice(value: Any, hint: Any) -> str:
         return "; fill it, and give its mask as a further tensor"
     if _NAMES[Tensor] in _describe(hint) and callable(getattr(value, "with_covariates", None)):  # data or a split
         return "; give one split, data.test" if hasattr(value, "test") else "; give split.fixed() and split.covariates"
-    if columns := other_columns(value):
-        return f"; encode or drop {', '.join(columns)}"
     hints, texts = [hint], ""
     while hints:
         hint = hints.pop()

@@ -15,7 +15,7 @@ from torch import nn
 
 from pyrovae.data.transforms import BaseMeasure
 from pyrovae.programs.analytic_kl import closed_form_kl, latent_sites, observed_sites
-from pyrovae.programs.model_guide import Latent, ModelGuide, Program, straight_through
+from pyrovae.programs.model_guide import Latent, ModelGuide, Program
 from pyrovae.programs.site_checks import (
     LOWER_DIMENSIONAL,
     PERIOD,
@@ -34,6 +34,7 @@ Sites = Mapping[str, Site]
 
 MAX_NAMES = 8  # sites named in an error
 
+ROUNDED = (dist.RelaxedBernoulliStraightThrough, dist.RelaxedOneHotCategoricalStraightThrough)
 MULTINOMIALS = (torch.distributions.Multinomial, dist.DirichletMultinomial)
 _POSITIVE = (dist.Exponential, dist.Gamma, dist.LogNormal)
 _REAL = (dist.Cauchy, dist.Gumbel, dist.Laplace, dist.Logistic, dist.Normal, dist.StudentT)
@@ -95,7 +96,6 @@ def read_contract(
                 plate_dims=tuple(sorted(frame.dim for frame in site["cond_indep_stack"])),
                 event_dim=site["fn"].event_dim,
                 num_elements=site["value"].numel() // plate.size,
-                quantize=straight_through(site["fn"]),
             )
             for name, site in guide_sites.items()
         },
@@ -139,17 +139,17 @@ def require_common_measure(guide_site: Site, model_site: Site) -> None:
                 f"the latent variable {name!r} is a point (Delta) in the {program}, which has no density, so that no "
                 "bound on log p(x) exists; give it a distribution with a density, such as a Normal"
             )
+        if any(isinstance(part, ROUNDED) for part in parts):
+            raise ValueError(
+                f"the latent variable {name!r} is rounded (straight-through) in the {program}, so that the values that "
+                "the model sees have no density; relax it without rounding (pyro.distributions.RelaxedBernoulli)"
+            )
         if getattr(site["fn"], "has_enumerate_support", False) or any(map(is_discrete, parts)):
             raise ValueError(
                 f"the latent variable {name!r} is discrete in the {program}, which neither a reparametrized ELBO nor "
                 "these estimates handle; sum it out in the model, or relax it in model and guide alike "
                 "(pyro.distributions.RelaxedBernoulli)"
             )
-    if straight_through(guide_site["fn"]) is not straight_through(model_site["fn"]):
-        raise ValueError(
-            f"only one of model and guide rounds {name!r} (straight-through), so that they have other values; use the "
-            "same class of distribution in both programs"
-        )
     drawn, scored = support_of(guide_site["fn"]), support_of(model_site["fn"])
     if (
         is_periodic(model_site["fn"])

@@ -101,7 +101,6 @@ def from_pyro(programs: ModelGuide, name: str, value: Tensor) -> Tensor:
 
     """
     latent = programs.latents[name]
-    value = getattr(value, "_unquantize", value)  # z of a straight-through distribution before rounding
     missing = 1 + programs.nesting + latent.event_dim - value.ndim
     value = value.reshape((1,) * missing + tuple(value.shape))
     for dim in range(-1, -1 - programs.nesting, -1):
@@ -125,8 +124,7 @@ def to_pyro(programs: ModelGuide, name: str, value: Tensor, *, has_particles: bo
     for dim in range(-programs.nesting, 0):
         if dim not in latent.plate_dims:
             value = value.unsqueeze(1 + programs.nesting + dim)
-    value = value if has_particles else value.squeeze(0)
-    return value if latent.quantize is None else latent.quantize.apply(value)
+    return value if has_particles else value.squeeze(0)
 
 
 def to_float64(value: Tensor) -> Tensor:

@@ -59,14 +59,8 @@ def find_link_warnings(guide_trace: poutine.Trace, model_trace: poutine.Trace) -
 
 def leaves_of_draws(guide_trace: poutine.Trace) -> dict[str, Tensor]:
     """Return the guide's draws by site, as leaves of the autograd graph."""
-    leaves = {}
-    for name, site in latent_sites(guide_trace).items():
-        value = site["value"]
-        leaf = value.detach().requires_grad_(value.is_floating_point())
-        if hasattr(value, "_unquantize"):  # z of a straight-through distribution before rounding
-            leaf._unquantize = value._unquantize.detach()
-        leaves[name] = leaf
-    return leaves
+    values = {name: site["value"].detach() for name, site in latent_sites(guide_trace).items()}
+    return {name: value.requires_grad_(value.is_floating_point()) for name, value in values.items()}
 
 
 def _scale_warnings(guide_trace: poutine.Trace) -> Iterator[str]:

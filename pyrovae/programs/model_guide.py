@@ -8,10 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from pyro import poutine
-from pyro.distributions import RelaxedBernoulliStraightThrough, RelaxedOneHotCategoricalStraightThrough
-from pyro.distributions.relaxed_straight_through import QuantizeBernoulli, QuantizeCategorical
 from torch import Tensor, nn
 
 from pyrovae.data.transforms import BaseMeasure
@@ -29,15 +26,12 @@ class Latent:
         plate_dims: batch dimensions of its plates, negative.
         event_dim: number of its event axes.
         num_elements: its elements per datum.
-        quantize: rounding of z by a straight-through distribution of Pyro: the programs see the rounded value, and z,
-            which has the density, is the value before. None for other distributions.
 
     """
 
     plate_dims: tuple[int, ...]
     event_dim: int
     num_elements: int
-    quantize: type[torch.autograd.Function] | None = None
 
 
 @dataclass(frozen=True)
@@ -107,17 +101,6 @@ class ModelGuide:
         """Return model and guide without arguments, run on the given rows ``(R,)`` of the data."""
         args = take_rows(args, rows)
         return functools.partial(self.model, *args), functools.partial(self.guide, *args)
-
-
-def straight_through(fn: Any) -> type[torch.autograd.Function] | None:
-    """Return the rounding function of a straight-through distribution, None for any other."""
-    while fn is not None:
-        if isinstance(fn, RelaxedBernoulliStraightThrough):
-            return QuantizeBernoulli
-        if isinstance(fn, RelaxedOneHotCategoricalStraightThrough):
-            return QuantizeCategorical
-        fn = getattr(fn, "base_dist", None)
-    return None
 
 
 def run(

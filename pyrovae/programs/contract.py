@@ -24,7 +24,6 @@ from pyrovae.programs.site_checks import (
     components,
     constraint_name,
     is_discrete,
-    is_periodic,
     support_of,
     unmasked,
     unwrapped,
@@ -151,21 +150,13 @@ def require_common_measure(guide_site: Site, model_site: Site) -> None:
                 "(pyro.distributions.RelaxedBernoulli)"
             )
     drawn, scored = support_of(guide_site["fn"]), support_of(model_site["fn"])
-    if (
-        is_periodic(model_site["fn"])
-        and not is_periodic(guide_site["fn"])
-        and (drawn is None or _exceeds(drawn, PERIOD))
-    ):
-        raise ValueError(
-            f"the prior of {name!r} is over angles, with a density on one period of 2 pi, but the guide draws "
-            f"{name!r} from {constraint_name(drawn)}; give the guide a VonMises, or a support inside [-pi, pi]"
-        )
     if drawn is None or scored is None:
         return
     other_measure = type(drawn) is not type(scored) and any(
         isinstance(support, LOWER_DIMENSIONAL) for support in (drawn, scored)
     )
-    if other_measure or (type(unwrapped(guide_site["fn"])) in _FULL and _exceeds(drawn, scored)):
+    is_full = type(unwrapped(guide_site["fn"])) in _FULL or scored is PERIOD
+    if other_measure or (is_full and _exceeds(drawn, scored)):
         raise ValueError(
             f"the guide draws {name!r} from the support {constraint_name(drawn)}, but the prior has a density on "
             f"{constraint_name(scored)} alone; give both the same support"

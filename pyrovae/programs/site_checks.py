@@ -22,7 +22,6 @@ from pyrovae.runtime.context import random_state, set_random_state, validation
 T = TypeVar("T")
 Site = Mapping[str, Any]
 
-ROUNDING = 1e-4  # radians by which angles in float32 may exceed one period
 UNNORMALIZED = "unnormalized"  # key of a site's `infer` that allows values outside the support
 LOWER_DIMENSIONAL = tuple(  # supports that a value meets up to rounding only
     type(constraint)
@@ -36,7 +35,7 @@ LOWER_DIMENSIONAL = tuple(  # supports that a value meets up to rounding only
         constraints.positive_definite,
     )
 )
-PERIOD = constraints.interval(-math.pi, math.pi)  # of draws of a distribution over angles, whose support torch calls R
+PERIOD = constraints.interval(-math.pi, math.pi)  # of angles; their density is normalized over it, not over R
 _PERIODIC = (torch.distributions.VonMises, dist.SineBivariateVonMises, dist.SineSkewed)
 _WRAPPERS = (torch.distributions.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
 _COMPONENTS = ("base_dist", "_component_distribution", "component0", "component1")
@@ -88,8 +87,11 @@ def unmasked(site: Site, shape: Sequence[int]) -> Tensor:
 
 
 def support_of(fn: Any) -> Any:
-    """Return the constraint on single elements of a distribution's values, None if it does not declare one."""
-    constraint = _own_attribute(fn, "support")
+    """Return the constraint on single elements of a distribution's values, None if it does not declare one.
+
+    Of a distribution over angles it is the period from -pi to pi.
+    """
+    constraint = PERIOD if is_periodic(fn) else _own_attribute(fn, "support")
     while isinstance(constraint, constraints.independent):
         constraint = constraint.base_constraint
     return None if constraints.is_dependent(constraint) else constraint
@@ -152,12 +154,6 @@ def support_fault(site: Site, *, strict: bool) -> str | None:
     fn, value, support = site["fn"], site["value"], support_of(site["fn"])
     if support is None or not isinstance(value, Tensor) or (isinstance(support, LOWER_DIMENSIONAL) and not strict):
         return None
-    if site["is_observed"] and is_periodic(fn) and (span := _span(site)) > 2 * math.pi + ROUNDING:
-        return (
-            f"the value at the site {site['name']!r} spans {span:.6g}, more than the period 2 pi of "
-            f"{type(unwrapped(fn)).__name__}, whose density is normalized over one period; angles must be in radians "
-            "in one period"
-        )
     inside = support.check(value)
     if is_discrete(fn):  # torch checks only the sum of a multinomial
         whole = value == value.round()
@@ -183,15 +179,6 @@ def support_fault(site: Site, *, strict: bool) -> str | None:
     )
     name = f"{constraint_name(support)} of {type(unwrapped(fn)).__name__}"
     return f"{_describe('the value', site, outside, f'lie outside the support {name}')}{first}; {hint}"
-
-
-def _span(site: Site) -> float:
-    """Return the largest range over the batch of an element of the values that are not masked."""
-    value, events = site["value"], site["fn"].event_shape
-    visible = unmasked(site, value.shape).reshape(-1, *events)
-    value = value.reshape(-1, *events)
-    highest = value.masked_fill(~visible, -math.inf).amax(0)
-    return float((highest - value.masked_fill(~visible, math.inf).amin(0)).max())
 
 
 def _parameter_fault(site: Site) -> str | None:

@@ -179,11 +179,11 @@ def of_parts(test: Split) -> Data:
             "of covariates, but received .*, 2 covariates; ",
         ),
         (
-            lambda: data.from_dataset(Stream([BYTES[0], BYTES[1, :, :2]])),
+            lambda: data.load(Stream([BYTES[0], BYTES[1, :, :2]])),
             r"element 1 has \(1, 2, 4\) and the first has",
         ),
-        (lambda: data.from_dataset(Stream([{"image": BYTES[0]}])), r"x or \(x, y, ...\), but this one gave dict; pick"),
-        (lambda: data.from_dataset(Stream([])), "gave none; check its files"),
+        (lambda: data.load(Stream([{"image": BYTES[0]}])), r"x or \(x, y, ...\), but this one gave dict; pick"),
+        (lambda: data.load(Stream([])), "gave none; check its files"),
         (lambda: data.load([(COLUMNS[0], 1), (COLUMNS[0], "cat")]), "labels are numbers, but element 1 has 'cat'; enc"),
         (lambda: data.load(COLUMNS, validation="0.1"), "received '0.1'; try 0.1"),  # type: ignore[arg-type]
         (lambda: data.load(COLORS), "data are real numbers, but received an array of object; encode or drop"),
@@ -481,7 +481,7 @@ def test_torch_data_sets_give_the_arrays_they_hold() -> None:
         assert torch.equal(made.train.stored, expected.train.stored)
         assert torch.equal(made.train.labels, expected.train.labels)
     assert data.load(Pictures()).name == "Pictures"
-    unlabeled = data.from_dataset(Stream([(x, x) for x in BYTES[:20].numpy()]))
+    unlabeled = data.load(Stream([(x, x) for x in BYTES[:20].numpy()]))
     assert torch.equal(unlabeled.test.stored, expected.test.stored)
     assert unlabeled.test.labels is None
 

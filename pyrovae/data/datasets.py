@@ -106,7 +106,11 @@ def load(
 
     A source is a name ("digits", "mnist", "fashion_mnist", "kmnist"), a file (`from_file`) or folder (`from_folder`),
     an array, a DataFrame or (x, labels) (`from_arrays`), a torch data set or loader, or a list of arrays or Pillow
-    images (`from_dataset`), or `Data`, which are returned unchanged.
+    images, or `Data`, which are returned unchanged.
+
+    Data sets and loaders are read to their end. They give x or (x, y, ...); x is a tensor, an array or a Pillow image,
+    and y is a label if it is one number. Torch's CPU stream is seeded during the reading and then restored, so that a
+    shuffling loader gives one order each time.
 
     Args:
         source: the name, path or object.
@@ -192,8 +196,7 @@ def load_split(
     """Load all data of a source as one split, in their order: a loader of a test set, for example.
 
     Args:
-        source: an array ``(N, *x_shape)``, a DataFrame, (x, labels), or a torch data set, loader or list, as in
-            `from_dataset`.
+        source: an array ``(N, *x_shape)``, a DataFrame, (x, labels), or a torch data set, loader or list, as in `load`.
         name: of the split; "arrays", or the class of the data set, if None.
         levels: as in `from_arrays`.
         seed: of the reading, and of the noise of `Split.fixed`.
@@ -213,34 +216,6 @@ def load_split(
     stored, levels = store(x, levels=levels)
     labels = None if y is None else to_tensor(y)
     return Split(stored, labels=labels, name=name or default_name, levels=levels, seed=seed)
-
-
-@checked
-def from_dataset(
-    dataset: Dataset[Any] | DataLoader[Any],
-    *,
-    name: str | None = None,
-    validation: float = 0.1,
-    test: float = 0.1,
-    levels: int | None = None,
-    seed: int = 0,
-) -> Data:
-    """Read a data set or loader to its end, stack its elements, and split them as `from_arrays` does.
-
-    Torch's CPU stream is seeded during the reading and then restored, so that a shuffling loader gives one order each
-    time.
-
-    Args:
-        dataset: gives x or (x, y, ...); x is a tensor, an array or a Pillow image; y is a label if it is one number.
-        name: of the data; the class of the data set if None.
-        validation: as in `from_arrays`.
-        test: as in `from_arrays`.
-        levels: as in `from_arrays`.
-        seed: of the reading, of the shuffle, and of the noise of `Split.fixed`.
-
-    """
-    x, labels, source = _read_dataset(dataset, seed=seed)
-    return from_arrays(x, labels, name=name or source, validation=validation, test=test, levels=levels, seed=seed)
 
 
 def _read(source: Any, *, seed: int, also: str = "") -> tuple[Array, Array | None, str]:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-import operator
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
 from typing import Any, overload
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -182,23 +180,16 @@ class Split:
         Args:
             rows: a number, a slice, indices ``(B,)`` or a mask ``(N,)``, as a tensor, an array or a list.
 
-        Raises:
-            TypeError: for other rows.
-
         """
-        if isinstance(rows, (list, np.ndarray)):
-            rows = torch.as_tensor(rows)
-        if not isinstance(rows, slice) and not (isinstance(rows, Tensor) and rows.ndim == 1):
-            try:
-                return self.fixed()[operator.index(rows)]
-            except TypeError:
-                raise TypeError(f"rows of a split are a number, a slice, indices or a mask, got {rows!r}") from None
         if isinstance(rows, slice):
             start, stop, step = rows.indices(len(self))
             if (start, step) == (0, 1):
                 return self.first(stop)
             rows, text = torch.arange(start, stop, step), f"{start}:{stop}:{step}"
         else:
+            rows = torch.as_tensor(rows)
+            if not rows.ndim:
+                return self.fixed()[rows]
             text = f"rows {fingerprint(rows)[:8]}"
         return replace(self._map(lambda x: x[rows.to(x.device)]), name=f"{self.name}[{text}]")
 

@@ -107,19 +107,13 @@ def test_an_evaluation_keeps_the_warning() -> None:
     assert Evaluation.from_json(evaluation.to_json()).cautions == evaluation.cautions
 
 
-ENDS = torch.linspace(0, 1, 200)
-
-
 @pytest.mark.parametrize(
     ("logits", "count"),
     [
         (lambda net, z: net(z).sigmoid(), 1),
         (lambda net, z: net(z).tanh(), 0),
         (lambda net, z: net(z).sigmoid().logit(), 0),
-        (lambda net, z: (ENDS + 0 * z).detach(), 1),  # judged by their values
-        (lambda net, z: (2 * ENDS + 0 * z).detach(), 0),
-        (lambda net, z: (ENDS - 0.5 + 0 * z).detach(), 0),
-        (lambda net, z: (0.2 + ENDS / 2 + 0 * z).detach(), 0),
+        (lambda net, z: net(z).sigmoid().detach(), 0),
     ],
 )
 def test_programs_by_hand_give_warnings_too(

@@ -29,8 +29,6 @@ SHAPE = (
 )
 ARITHMETIC = ("Add", "Div", "Mul", "Sub")
 FLOOR = "Asinh"  # the operation before the exponential of `likelihoods.parametrization.floored`
-ENDS = 0.01, 0.99  # reached by the values between 0 and 1 of a network's probabilities
-MANY = 100  # smallest number of values among which logits leave [0, 1]
 
 
 def warn_of_links(programs: ModelGuide) -> None:
@@ -44,7 +42,7 @@ def find_link_warnings(guide_trace: poutine.Trace, model_trace: poutine.Trace) -
 
     The autograd graph shows logits that come out of a sigmoid or softmax, logarithms that come out of a softplus or
     exponential, and standard deviations of a guide that are the exponential of a positive function, so that all are
-    above 1. Logits without a graph are judged by their values.
+    above 1. Values without a graph give no warning.
 
     Args:
         guide_trace: a run of the guide with gradients.
@@ -94,16 +92,6 @@ def _output_warnings(model_trace: poutine.Trace) -> Iterator[str]:
                     f"the {description} of {name!r} come out of {source}(...), but the distribution takes them without "
                     "it; leave it out of the decoder"
                 )
-            elif parameter == "logits" and value.grad_fn is None and _reaches_ends(value):
-                yield (
-                    f"the logits of {name!r} all lie between 0 and 1 and reach both ends, as probabilities do; let "
-                    "the decoder return logits, without a sigmoid at its end"
-                )
-
-
-def _reaches_ends(value: Tensor) -> bool:
-    """Return whether values in [0, 1] cluster near 0 and near 1."""
-    return value.numel() >= MANY and value.min().item() < ENDS[0] and value.max().item() > ENDS[1]
 
 
 def _first(operations: list[str], wanted: tuple[str, ...]) -> str | None:

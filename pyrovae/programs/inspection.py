@@ -6,7 +6,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -169,11 +169,11 @@ class _Inspector:
                 programs = replace(programs, link_warnings=link_warnings)
                 return _complete(programs, first, second, broadcasts=broadcasts)
 
-    def _run(self, args: tuple[Any, ...], rows: Messenger | None = None, *, gradients: bool = False) -> _Run:
+    def _run(self, args: tuple[Any, ...], *, gradients: bool = False) -> _Run:
         """Run guide and model with all checks on."""
 
         def attempt() -> _Run:
-            with torch.set_grad_enabled(gradients), self.sized, rows or nullcontext():
+            with torch.set_grad_enabled(gradients), self.sized:
                 guide_trace = poutine.trace(self.guide).get_trace(*args)
                 model = poutine.replay(self.model, trace=guide_trace)
                 model = replace_draws(model, leaves_of_draws(guide_trace)) if gradients else model

@@ -17,9 +17,7 @@ try:
 except ImportError:  # on Windows
     fcntl = None  # type: ignore[assignment]
 
-NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows lacks these two flags, and has the third
-NO_WAIT = getattr(os, "O_NONBLOCK", 0)
-BINARY = getattr(os, "O_BINARY", 0)
+NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows lacks it
 SECONDS_BETWEEN_TRIES = 0.01  # to get a lock
 
 
@@ -84,13 +82,9 @@ def open_regular(path: Path, *, follow: bool) -> BinaryIO | None:
         follow: whether the path may be a link.
 
     """
-    try:
-        file = os.fdopen(os.open(path, os.O_RDONLY | BINARY | NO_WAIT | (0 if follow else NO_FOLLOW)), "rb")
-    except OSError:
-        return None
-    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        return file
-    file.close()
+    with suppress(OSError):
+        if path.is_file() and (follow or not path.is_symlink()):
+            return path.open("rb")
     return None
 
 
@@ -137,7 +131,7 @@ def _acquire(path: Path) -> int | None:
     """
     while fcntl is not None:
         try:
-            file = os.open(path, os.O_RDWR | os.O_CREAT | NO_FOLLOW | NO_WAIT, 0o666)
+            file = os.open(path, os.O_RDWR | os.O_CREAT | NO_FOLLOW, 0o666)
         except OSError:
             return None
         try:

@@ -784,19 +784,6 @@ def test_grey_values_under_bernoulli_are_refused_with_the_cure() -> None:
         assert not isinstance(error.value, DivergenceError)
 
 
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        ({"learning_rate": math.nan}, "`learning_rate` of Training must be a finite number > 0, got nan"),
-        ({"patience": 0}, "`patience` of .* must be an integer >= 1"),
-        ({"engine": "jit"}, "`engine` of Training must be one of 'auto', 'eager', 'captured', got 'jit'"),
-    ],
-)
-def test_options_out_of_range_are_refused(options: dict[str, Any], text: str) -> None:
-    with pytest.raises(ValueError, match=text):
-        Training(**options)
-
-
 def test_options_are_keywords_or_a_record() -> None:
     v = vae().double()
     stopped = []

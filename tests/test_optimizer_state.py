@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyrovae.training.optimizer_state import fitting_state
+from pyrovae.training.checkpoint import fitting_state
 
 State = dict[str, Any]
 Change = Callable[[State], Any]

@@ -31,6 +31,7 @@ logger = logging.getLogger("pyrovae")
 
 CONFIG, MODEL, METRICS = "config.json", "model.json", "metrics.jsonl"
 WEIGHTS, TRAINER = "model.safetensors", "trainer.pt"
+KERNEL_OPTIONS = {"capturable", "differentiable", "foreach", "fused"}  # of optimizers; they do not change the numbers
 
 
 class _Data(TypedDict):
@@ -198,6 +199,34 @@ def parse_progress(contents: Mapping[str, bytes]) -> Progress:
     except Exception as error:  # torch raises errors of several types
         raise ValueError(f"{TRAINER} is not a state of training ({first_line(error)}); train again") from None
     return Progress(epochs, best=best, **state)
+
+
+def fitting_state(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a saved state with the kernel options of an optimizer, for its ``load_state_dict``.
+
+    A run may continue on another device or with another version of torch: options of the kernel, and options that the
+    run lacks, are taken from the optimizer. Fused kernels check neither shapes nor strides, so that the state is copied
+    to tensors like the parameters.
+
+    Args:
+        optimizer: of the parameters; it is not changed.
+        saved: its ``state_dict`` in the run.
+
+    Raises:
+        RuntimeError: if a tensor of the state has more or fewer elements than its parameter.
+
+    """
+    groups = [
+        own | {name: value for name, value in theirs.items() if name in own.keys() - KERNEL_OPTIONS}
+        for own, theirs in zip(optimizer.state_dict()["param_groups"], saved["param_groups"], strict=True)
+    ]
+    states = {number: dict(state) for number, state in saved["state"].items()}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number in (number for group in groups if group.get("fused") for number in group["params"]):
+        for name, value in states.get(number, {}).items():
+            if isinstance(value, Tensor) and name != "step":
+                states[number][name] = torch.empty_like(parameters[number]).copy_(value.view_as(parameters[number]))
+    return {"state": states, "param_groups": groups}
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,8 @@ from pyrovae.runtime.context import forked_random, module_mode, stream_seed, val
 from pyrovae.runtime.distributed import group
 from pyrovae.runtime.progress_bar import Advance, progress
 from pyrovae.training.batch_sources import Batches, Placement
-from pyrovae.training.checkpoint import Checkpoint, Progress
+from pyrovae.training.checkpoint import Checkpoint, Progress, fitting_state
 from pyrovae.training.config import Training
-from pyrovae.training.optimizer_state import fitting_state
 from pyrovae.training.step import MakeOptimizer, Step
 from pyrovae.training.validation_bounds import compute_bounds
 

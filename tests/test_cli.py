@@ -359,7 +359,7 @@ train --batch_size 0 | `batch_size` of Training must be an integer >= 1
 train --posterior.max_log_variance inf | --posterior.max_log_variance takes NUMBER, but received 'inf'
 train --likelihood Gaussian --likelihood.learn_scale maybe | takes true|false, but received 'maybe'
 train --likelihood .Cauchy | --likelihood .Cauchy cannot be imported
-train --prior pyrovae.priors.Prior | --prior pyrovae.priors.Prior lacks forward; see help(Prior)
+train --prior pyrovae.priors.Prior | abstract class Prior
 train --data minst | mnist
 train --data mnist --data.root empty --data.download false | PYROVAE_DATA
 train --data.transform Binarize | there is no transform 'Binarize'; choose from
@@ -554,13 +554,6 @@ class StudentT(Likelihood):
         return mean.unsqueeze(-1)
 
 
-class Unfinished(Likelihood):
-    n_params = 1
-
-    def forward(self, params):
-        return None
-
-
 class Unreadable(StudentT):
     def __init__(self, x_shape, *, spread: "Spread" = 1.0):
         super().__init__(x_shape, spread=spread)
@@ -629,7 +622,6 @@ def test_bad_classes_of_the_user_are_one_line(own: str, capsys: pytest.CaptureFi
         (f"{mine} --likelihood.scale 0.5", "--likelihood.scale takes N, but received '0.5'"),
         (f"{mine} --likelihood.df 3", f"{own}.StudentT has no option --likelihood.df"),
         (f"--prior {own}.StudentT", "is not a prior: derive the class from pyrovae.priors.Prior"),
-        (f"--likelihood {own}.Unfinished", "lacks base_measure, form, initial_params"),
         (f"--likelihood {own}.Unreadable", "cannot be imported: NameError: name 'Spread'"),
         (f"--likelihood {own}.Nothing", "cannot be imported: AttributeError"),
         ("--likelihood raising.Part", "raising.Part cannot be imported: RuntimeError: first second"),

@@ -288,8 +288,7 @@ def _probe(programs: ModelGuide, args: tuple[Tensor, ...]) -> str:
     """Return the fingerprint of one particle of some data, which differs between programs of equal weights."""
     device = args[0].device
     with forked_random(0, device):
-        rows = torch.arange(programs.num_rows, device=device) % len(args[0])
-        block = score_one_particle(programs, args, rows, checked=False)
+        block = score_one_particle(programs, args, torch.arange(len(args[0]), device=device), checked=False)
     return fingerprint(block.log_prior, block.log_likelihood, block.log_guide)
 
 

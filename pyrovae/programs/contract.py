@@ -87,8 +87,7 @@ def read_contract(
         params=_free_params(modules, guide_trace, model_trace),
         plate=plate.name,
         dim=plate.dim,
-        num_rows=plate.size,
-        plate_size=plate.full_size,
+        full_size=plate.full_size if plate.full_size != plate.size else None,
         nesting=max(-frame.dim for frame in frames),
         latents={
             name: Latent(

@@ -254,7 +254,7 @@ def _complete(programs: ModelGuide, first: _Run, second: _Run | None, *, broadca
     """
     num_units = programs.num_elements
     if second is not None and len(first.outputs) == len(second.outputs):
-        num_more = second.num_rows - programs.num_rows
+        num_more = second.num_rows - FIRST_ROWS
         growth = ((b - a) // num_more for a, b in zip(first.outputs, second.outputs, strict=True))
         num_units = max(num_units, *growth, 0)
     if broadcasts is False:

@@ -46,8 +46,8 @@ class ModelGuide:
         params: names of the ``pyro.param`` values that the programs use and that belong to none of these modules.
         plate: name of the data plate.
         dim: its dimension among the batch axes, counted from the right, negative.
-        num_rows: rows of the plate in the first run.
-        plate_size: full size of the plate: Pyro multiplies log-probabilities by ``plate_size / num_rows``.
+        full_size: N of a plate with ``subsample_size=len(x)``, for which Pyro multiplies log-probabilities by
+            ``N / len(x)``; None for other plates.
         nesting: number of batch axes that plates take up.
         latents: the latent sites by name, in the guide's order.
         observed: names of the observed sites.
@@ -73,8 +73,7 @@ class ModelGuide:
     params: tuple[str, ...]
     plate: str
     dim: int
-    num_rows: int
-    plate_size: int
+    full_size: int | None
     nesting: int
     latents: dict[str, Latent]
     observed: tuple[str, ...]
@@ -95,7 +94,7 @@ class ModelGuide:
     @property
     def max_rows(self) -> int:
         """Largest number of rows of one run."""
-        return self.plate_size if self.plate_size > self.num_rows else sys.maxsize
+        return self.full_size or sys.maxsize
 
     def bind(self, args: tuple[Any, ...], rows: Tensor) -> tuple[Program, Program]:
         """Return model and guide without arguments, run on the given rows ``(R,)`` of the data."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from pyro.infer import ELBO as PyroELBO
+from pyro.infer import JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceGraph_ELBO, JitTraceMeanField_ELBO
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
@@ -82,6 +83,11 @@ class Step:
             raise TypeError(
                 "training needs an objective with a differentiable loss, which "
                 f"{type(objective).__name__} does not have; use pyrovae.objectives, or train with pyro.infer.SVI"
+            )
+        if isinstance(objective, (JitTrace_ELBO, JitTraceMeanField_ELBO, JitTraceGraph_ELBO, JitTraceEnum_ELBO)):
+            raise TypeError(  # they find a compiled loss by id(model), which a step makes anew for each minibatch
+                f"{type(objective).__name__} may replay the loss of another minibatch; use Pyro's objective without "
+                "Jit, or pyrovae.objectives.ELBO, whose steps are compiled"
             )
         self.programs, self.bind, self.objective = programs, bind, objective
         self.clip_norm = clip_norm
@@ -166,7 +172,7 @@ class Step:
     def _loss(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         model, guide = self.bind(*inputs)
         count = len(inputs[0])
-        size = self.programs.plate_size if self.programs.plate_size != self.programs.num_rows else count
+        size = self.programs.full_size or count
         if isinstance(self.objective, Objective):
             terms = self.objective.terms_of(self.programs, model, guide)
             loss, reconstruction, kl = terms.loss / size, terms.reconstruction / count, terms.kl / count

@@ -23,9 +23,14 @@ from torch import Tensor, nn
 import pyrovae
 from pyrovae import VAE, Checks, Training, likelihoods, networks, posteriors, priors
 
+TENTH = (
+    "All rows are of a tenth of the paper's training samples, and rose by 1.5 to 1.7 nats over the last quarter of "
+    "their steps: after all of them they would lie above the list."
+)
 PUBLISHED = {"3": -141.3, "5": -124.4, "10": -107.6, "20": -100.6, "200": -99.2}
 ROWS = [
-    Row(f"kingma-{cell}", f"{cell} latent dimensions", value, of=TRAINING_ELBO) for cell, value in PUBLISHED.items()
+    Row(f"kingma-{cell}", f"{cell} latent dimensions", value, of=TRAINING_ELBO, note=TENTH * (cell == "20"))
+    for cell, value in PUBLISHED.items()
 ]
 TRAINING = Training(epochs=1678, batch_size=100, learning_rate=0.01, start_at_data=False)
 

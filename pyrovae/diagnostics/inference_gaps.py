@@ -297,8 +297,8 @@ def _notes(
         "apart from the one reached from the guide: their posterior has several modes, or num_steps is too small.": (
             num_apart > 0
         ),
-        f"{REFIT}: {sum(value.numel() for value in refitted.values)} parameters of the guide were fitted to these "
-        "data. Minus the gain of the same refit on as many training data, it is the over-fitting of the guide.": (
+        f"{REFIT.capitalize()}: {sum(value.numel() for value in refitted.values)} parameters of the guide were fitted "
+        "to these data. Minus the gain of a refit on as many training data, it is the over-fitting of the guide.": (
             len(refitted.values) > 0
         ),
         f"The {REFIT} is negative: the refit ended with a lower ELBO than it began with. Its optimization failed; "

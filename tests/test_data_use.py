@@ -146,19 +146,12 @@ def test_values_made_of_x_are_not_called_x() -> None:
     assert evaluate(model_of(lambda z, x: z @ WEIGHT[:, 1:], value=lambda x: x[:, 1:])).density == "p(x)"
 
 
-def test_data_given_themselves_have_no_density() -> None:
-    x = torch.randn(20, 3)
-
-    def model(x: Tensor, near: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(near, 0.01).to_event(1), obs=x)
-
-    def evaluate(near: Tensor) -> Evaluation:
-        return pyrovae.evaluate(model, lambda x, near: guide(x), (x, near), ks=(1, 4), show_progress=False)
-
-    assert "'near' is given to the model and equals the data" in (evaluate(x).unnormalized or "")
-    assert evaluate(x + 0.1 * torch.randn(20, 3)).unnormalized is None
+def test_values_that_the_model_draws_are_not_called_coupled() -> None:
+    """The number of random numbers behind a Poisson draw depends on the data before it."""
+    drawn = evaluate(model_of(value=lambda x: torch.poisson(x.abs())))
+    assert drawn.unnormalized is None
+    assert drawn.observed is not None
+    assert drawn.observed.what == "values that the model draws itself"
 
 
 def test_training_warns_too(caplog: pytest.LogCaptureFixture) -> None:

@@ -1156,7 +1156,7 @@ def trained_autoguide() -> AutoNormal:
         ),
         (
             lambda: evaluate(MODEL, one_row_each, X),
-            r"'z' has a batch axis of 23 .* compute a tensor with one row for each datum from x",
+            r"'z' has a batch axis of 23 .* if it has one row for each datum of all data, compute it from x",
         ),
         (
             lambda: evaluate(observing(lambda z: likelihood(z).base_dist), GUIDE, X),

@@ -44,7 +44,7 @@ def test_enough_particles_give_an_estimate_with_the_digits_of_the_table(evaluati
     words = f"On simulated data BDMC - AIS is {gap.value:.3f} +- {gap.se_data:.3f} nats."
     assert (
         found.reason
-        == f"K is enough as far as the guide's draws reach. AIS is not higher on all of these data. {words}"
+        == f"K is enough as far as the guide's draws reach. On all of these data AIS is not higher. {words}"
     )
     assert found.questions == (found.questions[0],)
     assert "training seeds" in found.questions[0]
@@ -94,15 +94,15 @@ def test_higher_annealing_takes_the_place_of_the_ladder_if_it_is_of_all_data(eva
 @pytest.mark.parametrize(
     ("gain", "se", "words"),
     [
-        (0.0, 0.01, " AIS is not higher on all of these data."),
-        (-0.3, 0.01, " AIS is not higher on all of these data."),
-        (0.015, 0.01, " AIS is higher by 0.015 nats, which is within two standard errors, on all of these data."),
+        (0.0, 0.01, " On all of these data AIS is not higher."),
+        (-0.3, 0.01, " On all of these data AIS is not higher."),
+        (0.015, 0.01, " On all of these data AIS is higher by 0.015 nats, which is within two standard errors."),
         (
             0.25,
             0.01,
-            " AIS is higher by 0.250 nats, not clearly above the tolerance of 0.3 nats, on all of these data.",
+            " On all of these data AIS is higher by 0.250 nats, not clearly above the tolerance of 0.3 nats.",
         ),
-        (2.0, None, " AIS is higher by 2.000 nats, with no standard error, on all of these data."),
+        (2.0, None, " On all of these data AIS is higher by 2.000 nats, with no standard error."),
         (None, None, ""),
     ],
 )

@@ -152,7 +152,7 @@ def assess(
     if heavy:
         return UNKNOWN, (
             f"{tails}, whose weights do not measure their remaining gap; by the others about "
-            f"{_nats(remaining or 0.0)} are missing in {label} {missing}; only another bound, such as AIS, decides"
+            f"{_nats(remaining or 0.0)} are missing in {label} {missing}"
         )
     if remaining is None:
         return UNKNOWN, "a single particle does not show the gap; evaluate a larger K"

@@ -73,7 +73,7 @@ class Observations:
         Args:
             values: ``(D, B)``, from `observed_values`.
             args: the arguments of the programs, the data first.
-            rows: rows of the arguments, at least B; the first B are the values' data.
+            rows: ``(B,)``, rows of the arguments.
 
         """
         if self.digests is None:
@@ -87,13 +87,13 @@ class Observations:
         for digest, element in zip(self.digests, values.numpy(), strict=True):
             digest.update(element)
         count = values.shape[1]
-        taken = (args[i][rows[:count].to(args[i].device)] for i in self.use.observed)
+        taken = (args[i][rows.to(args[i].device)] for i in self.use.observed)
         x = torch.cat([argument.reshape(count, -1).cpu().double() for argument in taken], 1).T
         masked = values.isnan()
         in_place = values.shape == x.shape and equal(values, x.masked_fill(masked, torch.nan))
         if self.num_data == 0 and not (in_place and not masked.any()):  # x itself is not drawn by the model
             _, model_trace = self.run(args, rows, stream_seed("observed", -1))
-            self.fixed = equal(values, observed_values(self.programs, model_trace.nodes)[:, :count])
+            self.fixed = equal(values, observed_values(self.programs, model_trace.nodes))
         self.in_place &= in_place
         self.whole &= equal(values, x) or equal(values.sort(0).values, x.sort(0).values)
         if not (self.whole or self.in_place):

@@ -36,7 +36,7 @@ def simulate(programs: ModelGuide, args: tuple[Any, ...], rows: Tensor) -> tuple
 
     """
     args = take_rows(args, rows)
-    drawn = _trace(programs, args, _Drawn(programs.observed)(programs.model))
+    drawn = _trace(args, _Drawn(programs.observed)(programs.model))
     simulated = tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in args)
     for name in programs.observed:
         site = drawn.nodes[name]
@@ -50,7 +50,7 @@ def simulate(programs: ModelGuide, args: tuple[Any, ...], rows: Tensor) -> tuple
             torch.where(unmasked(site, target.shape), site["value"], target)
         )  # a guide may read what is masked
     z = {name: drawn.nodes[name]["value"] for name in programs.latents}
-    _check(programs, drawn, _trace(programs, simulated, poutine.condition(programs.model, data=z)))
+    _check(programs, drawn, _trace(simulated, poutine.condition(programs.model, data=z)))
     return simulated, {name: from_pyro(programs, name, value) for name, value in z.items()}
 
 
@@ -68,7 +68,7 @@ class _Drawn(UnconditionMessenger):
             super()._pyro_sample(msg)
 
 
-def _trace(programs: ModelGuide, args: tuple[Any, ...], model: Program) -> poutine.Trace:
+def _trace(args: tuple[Any, ...], model: Program) -> poutine.Trace:
     """Run a model on all rows of its arguments."""
     try:
         with torch.no_grad():

@@ -15,7 +15,7 @@ from pyrovae.runtime.serialization import Described
 
 
 class Network(Described, nn.Module, ABC):
-    """Base of encoders and decoders: checks of shapes, batch axes, and covariates.
+    """Base of encoders and decoders: checks of shapes and dtypes, batch axes, and covariates.
 
     Attributes:
         out_shape: shape of the output for one datum.
@@ -25,6 +25,7 @@ class Network(Described, nn.Module, ABC):
 
     _role: ClassVar[str]
     _part: ClassVar[str]
+    _input: ClassVar[str]
 
     def __init__(self, out_shape: Shape, covariate_dim: NonNegativeInt) -> None:
         super().__init__()
@@ -40,12 +41,52 @@ class Network(Described, nn.Module, ABC):
         """Map the input of N data, and their covariates ``(N, covariate_dim)`` if any, to ``(N, *out_shape)``."""
 
     def _run_folded(self, x: Tensor, event_dim: int, covariates: tuple[Tensor, ...]) -> Tensor:
-        """Run the network on input and covariates with any batch axes."""
+        """Check dtypes and covariates, and run the network on input with any batch axes."""
+        if self.covariate_dim or covariates:
+            self._check_dtype(x)  # concatenation would promote the narrower dtype
+            self._check_covariates(covariates, x.shape[: x.ndim - event_dim])
 
         def run(rows: Tensor, *others: Tensor) -> Tensor:
             return self.run(rows, torch.cat(others, -1) if others else None)
 
-        return fold(run, (x, *covariates), (event_dim, *(1 for _ in covariates)))
+        try:
+            return fold(run, (x, *covariates), (event_dim, *(1 for _ in covariates)))
+        except RuntimeError as error:
+            if "type" in str(error):  # torch's layers raise it for input of another dtype
+                self._check_dtype(x)
+            raise
+
+    def _check_dtype(self, x: Tensor) -> None:
+        """Raise a ValueError if input and parameters have different dtypes."""
+        weight = next(self.parameters(), x)
+        if x.dtype != weight.dtype:
+            raise ValueError(
+                f"{self._input} and {self._role} have one dtype, but the {self._input} are {x.dtype} and the "
+                f"{self._role} {weight.dtype}; convert one of them, for instance the model by .to({x.dtype})"
+            )
+
+    def _check_covariates(self, covariates: tuple[Tensor, ...], batch: torch.Size) -> None:
+        """Raise a ValueError if covariates are missing or unexpected, or have the wrong dtype or shape."""
+        received = ", ".join(f"{tuple(c.shape)} of {c.dtype}" for c in covariates) or "none"
+        if not self.covariate_dim:
+            raise ValueError(
+                f"the {self._role} takes no covariates, but received {received}; build it with covariate_dim=, the sum "
+                "of their last axes"
+            )
+        dtype = next((weight.dtype for weight in self.parameters()), torch.get_default_dtype())
+        valid = all(c.ndim and c.dtype == dtype for c in covariates)
+        valid = valid and sum(c.shape[-1] for c in covariates) == self.covariate_dim
+        try:
+            torch.broadcast_shapes(batch, *(c.shape[:-1] for c in covariates))
+        except RuntimeError:
+            valid = False
+        if not valid:
+            raise ValueError(
+                f"the {self._role} takes covariates of {dtype} whose last axes sum to {self.covariate_dim} and whose "
+                f"other axes broadcast to {tuple(batch)}, those of the {self._input}, but received {received}; give "
+                "them beside the data, or to a data set by data.with_covariates(...), labels for instance as "
+                f"torch.nn.functional.one_hot(labels, {self.covariate_dim}).to({dtype})"
+            )
 
 
 class Encoder(Network):
@@ -61,11 +102,12 @@ class Encoder(Network):
         covariate_dim: C, number of covariates of a datum.
 
     Raises:
-        ValueError: if a shape is empty or the number negative; in a call, if data have another shape or are integers.
+        ValueError: if a shape is empty or the number negative; in a call, if data or covariates have another shape or
+            dtype.
 
     """
 
-    _role, _part = "encoder", "posterior"
+    _role, _part, _input = "encoder", "posterior", "data"
 
     def __init__(self, x_shape: Shape, out_shape: Shape, *, covariate_dim: NonNegativeInt = 0) -> None:
         super().__init__(out_shape, covariate_dim)
@@ -104,11 +146,11 @@ class Decoder(Network):
 
     Raises:
         ValueError: if a shape is empty, a number too small, or the initial parameters have another shape; in a call, if
-            z has another shape.
+            z or covariates have another shape or dtype.
 
     """
 
-    _role, _part = "decoder", "likelihood"
+    _role, _part, _input = "decoder", "likelihood", "latent variables"
 
     def __init__(
         self,

@@ -22,8 +22,7 @@ TOLERANCE = 1e-4  # of log-probabilities, absolute and relative, beyond which th
 Place = tuple[int, int]  # position of an argument, and of an element in its flattened rows
 ADVICE = "if the model needs a statistic of the data, such as a total, pass it as a further argument"
 COUPLED = "the density of {!r} of a datum depends on other data of its batch"
-COUPLED_VALUE = "the observed value {!r} of a datum depends on other data of its batch"
-COPY = "{!r} is given to the model and equals the data that the model observes; given themselves, data have no density"
+COUPLED_VALUE = "the observed value {!r} of a datum depends on other data of its batch; transform the data beforehand"
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,6 @@ def find_data_use(programs: ModelGuide, args: tuple[Tensor, ...], rows: Tensor) 
 
     """
     use = _roles(programs, args, rows) if len(args) > 1 else DataUse()
-    if use.fault is not None:
-        return use
     rows = rows[:FEW_ROWS]
     try:
         with validation(enabled=False), forked_random(stream_seed("data use"), rows.device):
@@ -93,8 +90,7 @@ def _roles(programs: ModelGuide, args: tuple[Tensor, ...], rows: Tensor) -> Data
     guide_trace, trace = run_model(args)
     observed: list[int] = []
     given: dict[str, int] = {}
-    names = _argument_names(programs.model, len(args))
-    for i, (argument, name) in enumerate(zip(args, names, strict=True)):
+    for i, (argument, name) in enumerate(zip(args, _argument_names(programs.model, len(args)), strict=True)):
         try:
             _, other = run_model((*args[:i], _changed(argument), *args[i + 1 :]), guide_trace)
             other_log_prob = torch.as_tensor(other.log_prob_sum())
@@ -110,9 +106,7 @@ def _roles(programs: ModelGuide, args: tuple[Tensor, ...], rows: Tensor) -> Data
             observed.append(i)
         if is_given:
             given[name] = given.get(name, 0) + argument[0].numel()
-    pairs = ((i, j) for i in observed for j in range(len(args)) if j not in observed and names[j] in given)
-    copies = [names[j] for i, j in pairs if equal(args[i], args[j])]
-    return DataUse(tuple(observed) or (0,), given, fault=COPY.format(copies[0]) if copies else None)
+    return DataUse(tuple(observed) or (0,), given)
 
 
 def _changed(argument: Tensor) -> Tensor:
@@ -148,7 +142,7 @@ def _find_fault(runs: _Runs) -> tuple[str | None, bool]:
             return COUPLED.format(score.name), False
     places, scores = runs.changing_elements(), runs.scores(None)
     moved = next((score for score in scores if score.other_rows_change), None)
-    if moved is not None:
+    if moved is not None and not runs.draws(moved.name):
         return COUPLED_VALUE.format(moved.name), False
     if not places or not any(score.differs.any() for score in scores):
         return None, False
@@ -223,10 +217,15 @@ class _Runs:
             x = args[position].reshape(len(args[position]), -1)
             self.new[position] = x[rows[1::2]] if len(rows) > 1 else x[rows].roll(1, 1)
 
-    def _run(self, args: tuple[Tensor, ...], guide_trace: poutine.Trace) -> poutine.Trace:
+    def _run(self, args: tuple[Tensor, ...], guide_trace: poutine.Trace, *, stream: int = 1) -> poutine.Trace:
         """Return the model's run, with the same random numbers each time."""
-        with forked_random(stream_seed("data use", 1), self.rows.device):
+        with forked_random(stream_seed("data use", stream), self.rows.device):
             return run(*self.programs.bind(args, self.rows), guide_trace)[1]
+
+    def draws(self, name: str) -> bool:
+        """Return whether the model draws the value of an observed site itself."""
+        trace = self._run(self.args, self.guide_trace, stream=2)
+        return not equal(trace.nodes[name]["value"], self.trace.nodes[name]["value"])
 
     def num_observed(self) -> int:
         """Return the number of observed elements of a datum."""

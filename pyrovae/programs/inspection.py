@@ -45,8 +45,8 @@ LOG_PROB_SHAPE = re.compile(
 FIRST_ROWS, SECOND_ROWS = 3, 2  # data points of the first two runs
 NUM_PARTICLES = 3  # of the second run; cannot be mistaken for its number of rows
 DRAWS_ROWS = (
-    "the plate {0!r} draws rows of the data by itself, but is given its rows; write pyro.plate({0!r}, len(x)), or "
-    "pyro.plate({0!r}, N, subsample_size=len(x)) for a scale of N / len(x)"
+    "the plate {0!r} draws rows of the data by itself, but each run is given its rows; write pyro.plate({0!r}, len(x)) "
+    "or pyro.plate({0!r}, N, subsample_size=len(x)) for a scale of N / len(x)"
 )
 
 
@@ -304,8 +304,8 @@ def _explain(error: Exception) -> str | None:
             )
         return (
             f"the distribution of {mismatch['site']!r} has a batch axis of {mismatch['found']} where the plate "
-            f"{mismatch['plate']!r} has its rows; make the axes of one datum event axes, by .to_event(1) for one axis, "
-            "and compute a tensor with one row for each datum from x"
+            f"{mismatch['plate']!r} has its rows; make the axes of one datum event axes, by .to_event(1) for one axis; "
+            "or, if it has one row for each datum of all data, compute it from x"
         )
     if shapes := LOG_PROB_SHAPE.search(text):
         num_plates, num_found = (len(shapes[name].split(",")) if shapes[name] else 0 for name in ("plates", "found"))

@@ -171,7 +171,9 @@ def support_fault(site: Site, *, strict: bool) -> str | None:
         return None
     first = "" if by_event else f" (the first is {value.expand(outside.shape)[outside][0].item():.6g})"
     hint = (
-        "their score is not a log-probability, whatever validate_args says; binarize or rescale the data, choose "
+        "bring angles into this range, as torch.atan2(x.sin(), x.cos()) does"
+        if is_periodic(fn)
+        else "their score is not a log-probability, whatever validate_args says; binarize or rescale the data, choose "
         "a distribution for them, or pass unnormalized=True to fit, capture or evaluate for numbers that are not "
         "log-probabilities"
         if site["is_observed"]

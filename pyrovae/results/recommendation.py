@@ -153,7 +153,7 @@ def _reason(evaluation: Evaluation, gain: float | None, annealed: str) -> str:
         elif higher.value <= 2 * higher.noise:
             doubt = "which is within two standard errors"
         by = f"higher by {higher.value:.3f} nats, {doubt}," if higher.value > 0 else "not higher"
-        text += f" AIS is {by} on {annealed} of these data."
+        text += f" On {annealed} of these data AIS is {by.removesuffix(',')}."
     gap = checked.sandwich.gap if checked is not None and checked.sandwich is not None else None
     if gap is not None and gap.value is not None:
         text += f" On simulated data BDMC - AIS is {Number(gap.value, error=gap.se_data)} nats."

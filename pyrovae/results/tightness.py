@@ -149,7 +149,7 @@ class Weights(Tabled):
         return quantiles, gap
 
     def _counts(self) -> tuple[str, ...]:
-        notes = []
+        notes = [] if self.threshold is not None else ["k-hat needs K of at least 25"]
         if self.share_above is not None:
             notes.append(f"k-hat is above {self.threshold:.2f} for {self.num_above} data ({percent(self.share_above)})")
         counts = {
@@ -251,7 +251,5 @@ class Gaps(Tabled):
         return "-" if share is None else percent(share, 0)
 
     def _reasons(self) -> list[str]:
-        estimates = (
-            estimate for estimate in self.estimates if estimate is not self.refitted
-        )  # same as the gain of a refit
+        estimates = (estimate for estimate in self.estimates if estimate is not self.refitted)
         return [why if len(labels) > 3 else f"{', '.join(labels)}: {why}" for why, labels in reasons(estimates).items()]

@@ -20,10 +20,14 @@ import pyrovae
 from pyrovae import VAE, Checks, Training, likelihoods, networks, objectives, posteriors, priors
 from pyrovae.data import Data
 
+CUT = (
+    "Both rows ran 150 epochs, 50 after the warm-up, and the ELBO was still rising: the difference is of models that "
+    "are not trained to their end."
+)
 ROWS = (
     Row("gated-normal", "N(0, I)", -84.45),
     Row("gated-vamp", "VampPrior", -82.43),
-    Row("gated-vamp", "VampPrior over N(0, I)", 2.02, of="difference"),
+    Row("gated-vamp", "VampPrior over N(0, I)", 2.02, of="difference", note=CUT),
 )
 TRAINING = Training(epochs=2000, batch_size=100, learning_rate=5e-4, patience=50)
 

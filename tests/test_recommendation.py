@@ -28,7 +28,7 @@ def evaluation() -> Evaluation:
 def with_gain(evaluation: Evaluation, gain: float | None, *, num_annealed: int, se: float | None = 0.01) -> Evaluation:
     """Return an evaluation in which AIS is higher than L_K by a gain, on the first of the data."""
     checked = evaluation.checked
-    over_data = None if se is None else 100.0  # heavy tails, which do not matter
+    over_data = None if se is None else 100.0  # large, as for heavy-tailed data
     difference = replace(checked.higher.difference, mean=gain, se=over_data)
     higher = replace(checked.higher, difference=difference, se_monte_carlo=se)
     annealing = replace(checked.annealing, num_data=num_annealed)

@@ -7,6 +7,7 @@ import json
 import math
 import pickle
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -673,6 +674,17 @@ def test_resuming_with_other_settings_is_refused(tmp_path: Path) -> None:
     v.decoder, v.init_arguments = other, v.init_arguments | {"decoder": other}
     with pytest.raises(ValueError, match="has another model: its model.json describes other parts"):
         train(v, grey(), training=quick(**settings), folder=tmp_path, resume=True)
+
+
+def test_a_run_in_bfloat16_is_not_resumed_in_float32(tmp_path: Path) -> None:
+    """Earlier versions had the option."""
+    v = run_in(tmp_path, epochs=1)
+    for precision, refused in (("float32", False), ("bfloat16", True)):
+        config = json.loads(RunFolder(tmp_path).read("config.json"))
+        config["training"]["precision"] = precision
+        RunFolder(tmp_path).write({"config.json": json.dumps(config).encode()})
+        with pytest.raises(ValueError, match="was trained in bfloat16") if refused else nullcontext():
+            train(v, grey(), training=quick(epochs=2), folder=tmp_path, resume=True)
 
 
 def test_files_of_another_format_are_refused(tmp_path: Path) -> None:

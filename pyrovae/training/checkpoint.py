@@ -133,6 +133,8 @@ class Checkpoint:
                         f"the run {self.folder.path} was made with {group}.{name} = {old!r}, but received "
                         f"{value!r}; resume with the same settings, or start another run"
                     )
+        if (precision := config["training"].get("precision", "float32")) != "float32":  # an option of earlier versions
+            raise ValueError(f"the run {self.folder.path} was trained in {precision}, not float32; start another run")
         if description and not agree(description, _described(self.model)):
             raise ValueError(
                 f"the run {self.folder.path} has another model: its {MODEL} describes other parts, or other options of "

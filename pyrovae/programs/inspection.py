@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import re
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -78,8 +79,10 @@ def inspected_programs(
 
     Raises:
         ValueError: if the programs break the contract; the text says how, and how to mend it.
+        TypeError: if a program does not take the arguments.
 
     """
+    _require_signature(model, guide, args)
     modules = find_modules(model, guide, given=modules)
     for module in modules if device is not None else ():
         module.to(device)
@@ -103,6 +106,26 @@ def inspected_programs(
                 raise ValueError(cause) from error
         kept += programs.params if keep_params else ()
         yield replace(programs, all_modules=(*programs.modules, *ran.beside(programs.modules)))
+
+
+def _require_signature(model: Program, guide: Program, args: tuple[Any, ...]) -> None:
+    """Check that both programs take as many arguments as there are tensors."""
+    for role, program in (("model", model), ("guide", guide)):
+        with suppress(ValueError):  # a builtin has no signature
+            signature = inspect.signature(program)
+            try:
+                signature.bind(*args)
+            except TypeError as error:
+                is_few = str(error).startswith("missing")
+                fix = (
+                    "give further tensors in a tuple, (x, labels)"
+                    if is_few
+                    else f"if it takes them as one tuple, write lambda *tensors: {role}(tensors)"
+                )
+                raise TypeError(
+                    f"the {role} is called with x and each further tensor as an argument of its own, {len(args)} here, "
+                    f"but has the signature {signature} ({error}); {fix}"
+                ) from None
 
 
 @dataclass(frozen=True)

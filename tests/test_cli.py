@@ -84,7 +84,7 @@ def elbos(folder: str) -> list[float]:
 
 
 def test_train_evaluate_generate(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    files = {path.name for path in run.iterdir()}
+    files = {path.name for path in run.iterdir() if path.name[0] != "."}
     assert files == {"config.json", "model.json", "model.safetensors", "trainer.pt", "metrics.jsonl", MANIFEST}
     assert main(["evaluate", "run", "--ks", "1", "10", *FEW, "--report", "report"]) == 0
     out = capsys.readouterr().out

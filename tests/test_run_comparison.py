@@ -150,7 +150,7 @@ def test_errors_of_folders_without_an_evaluation_name_a_remedy(
     Path("runs/b/report/per_datum.safetensors").write_bytes(b"changed")
     assert "runs/b is damaged: report/per_datum.safetensors" in fails(capsys, "compare", *runs[:2])
     Path("runs/b/report/evaluation.json").unlink()
-    assert "runs/b is incomplete: report/evaluation.json is missing" in fails(capsys, "compare", *runs[:2])
+    assert "runs/b is damaged: report/evaluation.json is missing" in fails(capsys, "compare", *runs[:2])
     with pytest.raises(
         TypeError, match=r"takes a list of run folders, but received 'runs/a'; give evaluations by name"
     ):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pyrovae.cli.parser import Parser
-from pyrovae.cli.terminal import print_text, text_width, writing
+from pyrovae.cli.terminal import print_text, text_width, write_file
 from pyrovae.report import compare as compare_runs
 from pyrovae.report.page import render_comparison
 from pyrovae.results import Comparison
@@ -70,6 +70,5 @@ def compare(argv: Sequence[str]) -> None:
             f"{comparison.to_text(text_width())}\n" if table_format == "text" else FORMATS[table_format](comparison)
         )
         return
-    with writing(output, "--output") as file:
-        file.write(FORMATS[table_format](comparison).encode())
+    write_file(output, FORMATS[table_format](comparison).encode(), "--output")
     print_text(f"comparison: {output}\n")

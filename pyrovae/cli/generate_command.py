@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from pyrovae.cli.data_options import add_run, load_run
 from pyrovae.cli.parser import Parser
-from pyrovae.cli.terminal import print_text, writing
+from pyrovae.cli.terminal import print_text, write_file
 from pyrovae.report.image_figures import samples
 from pyrovae.report.panels import is_image
 from pyrovae.report.style import to_png
@@ -35,9 +38,11 @@ def generate(argv: Sequence[str]) -> None:
     if out.suffix == ".png" and not images:
         raise ValueError(f"data of shape {run.vae.likelihood.x_shape} are not images; write them to a .npy file")
     settings = {"seed": options["seed"], "mean": not options["draws"]}
-    with writing(out, "--out") as file:
-        if out.suffix == ".npy":
-            np.save(file, run.vae.generate(options["num"], **settings).numpy())
-        elif (figure := samples(run.vae, num=options["num"], **settings)) is not None:
-            file.write(to_png(figure))
+    if out.suffix == ".npy":
+        file = io.BytesIO()
+        np.save(file, run.vae.generate(options["num"], **settings).numpy())
+        content = file.getvalue()
+    else:
+        content = to_png(cast(Figure, samples(run.vae, num=options["num"], **settings)))
+    write_file(out, content, "--out")
     print_text(f"{out}\n")

@@ -14,7 +14,7 @@ from typing import Any
 from pyrovae.cli.data_options import saved_options
 from pyrovae.cli.evaluate_command import add_bounds, choose_split, evaluation_options, run_evaluation
 from pyrovae.cli.parser import Parser
-from pyrovae.cli.terminal import error_line, file_name, print_error, print_text, text_width, writing
+from pyrovae.cli.terminal import error_line, file_name, print_error, print_text, text_width, write_file
 from pyrovae.cli.train_command import absolute_data, add_training, prepare, run_training
 from pyrovae.report import compare, rate_distortion, read_report
 from pyrovae.report.report_files import report_names
@@ -151,16 +151,13 @@ def _write(runs: Sequence[SweepRun]) -> None:
     name, by_seed = runs[0].evaluation["report"], len(runs[0].setting) > 1
     comparison = compare([run.folder for run in runs], blocks=True, name=name, group_seeds=by_seed)
     table, picture = (runs[0].folder.parent / file for file in ("comparison.txt", "rate_distortion.png"))
-    with writing(table, "--folder") as file:
-        file.write(f"{comparison}\n".encode())
+    write_file(table, f"{comparison}\n".encode(), "--folder")
     print_text(f"\n{comparison.to_text(text_width())}\n\ntable: {table}\n")
     if len(comparison.blocks) > 1:
         print_text("no picture: not all runs may be compared\n")
         return
-    with writing(picture, "--folder") as file:
-        file.write(
-            to_png(rate_distortion(_points([(run.setting, read_report(run.folder, name=name)) for run in runs])))
-        )
+    points = _points([(run.setting, read_report(run.folder, name=name)) for run in runs])
+    write_file(picture, to_png(rate_distortion(points)), "--folder")
     print_text(f"picture: {picture}\n")
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import TextIO
 
 import torch
 
 from pyrovae.results.tables import WIDTH, printable_lines
-from pyrovae.runtime import replacing
+from pyrovae.runtime import replace_file
 from pyrovae.runtime.distributed import is_main_process
 
 LONGEST = 800  # characters of an error
@@ -48,12 +47,10 @@ def file_name(text: str) -> str:
     return re.sub(r"[^\w.-]+", "-", text).lstrip(".-") or "unnamed"
 
 
-@contextmanager
-def writing(path: Path, option: str) -> Iterator[BinaryIO]:
-    """Write the file of an option inside the block; it is replaced as a whole at the end."""
+def write_file(path: Path, content: bytes, option: str) -> None:
+    """Write the file of an option; it is replaced as a whole."""
     try:
-        with replacing(path) as file:
-            yield file
+        replace_file(path, content)
     except OSError as error:
         raise ValueError(f"{path} cannot be written ({error.strerror}); choose another {option}") from None
 

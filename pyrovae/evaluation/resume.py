@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pyrovae.data import fingerprint
 from pyrovae.results.record import from_plain, parse_json, tensors_of, to_plain
-from pyrovae.runtime import replacing
+from pyrovae.runtime import replace_file
 from pyrovae.runtime.distributed import group
 
 logger = logging.getLogger("pyrovae")
@@ -133,8 +133,7 @@ class Journal:
         metadata = {KEY: self.key, RECORDS: records, DIGEST: _digest(values, records)}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(self.path) as file:
-                file.write(safetensors.torch.save(values, metadata=metadata))
+            replace_file(self.path, safetensors.torch.save(values, metadata=metadata))
             self._changed = False
         except OSError as error:
             if not self._warned:

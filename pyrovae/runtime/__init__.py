@@ -1,5 +1,5 @@
 """Services of the process: random streams, precision, memory, ranks, progress, atomic files; parts as JSON."""
 
-from pyrovae.runtime.atomic_files import locked, open_regular, replacing, write_new
+from pyrovae.runtime.atomic_files import locked, replace_file, write_new
 
-__all__ = ["locked", "open_regular", "replacing", "write_new"]
+__all__ = ["locked", "replace_file", "write_new"]

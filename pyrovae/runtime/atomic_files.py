@@ -7,23 +7,20 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
 
 try:
     import fcntl
 except ImportError:  # on Windows
     fcntl = None  # type: ignore[assignment]
 
-NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows lacks it
 SECONDS_BETWEEN_TRIES = 0.01  # to get a lock
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Write a file under a temporary name inside the block, and rename it at the end.
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name, and rename it.
 
     Raises:
         OSError: if the file cannot be written, or the path is a link, a device or a folder.
@@ -33,70 +30,36 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         if not stat.S_ISREG(path.lstat().st_mode):
             raise OSError(errno.EEXIST, "it is a link, a device or a folder")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.new")
-    file = temporary.open("xb")
-    try:
-        with file:
-            yield file
-            _sync(file)
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
+    write_new(temporary, content)
+    os.replace(temporary, path)
 
 
-def write_new(contents: Mapping[Path, bytes]) -> None:
-    """Write new files, in place of files of a killed process or of links.
+def write_new(path: Path, content: bytes) -> None:
+    """Write a file, in place of one of a killed process or of a link, and wait until it is on the disk.
 
     Raises:
-        OSError: if a file cannot be written; then all of them are removed.
+        OSError: if it cannot be written; then it is removed.
 
     """
+    path.unlink(missing_ok=True)
     try:
-        with ExitStack() as stack:
-            files = []
-            for path, content in contents.items():
-                path.unlink(missing_ok=True)
-                files.append(stack.enter_context(path.open("xb")))  # this mode does not follow a link
-                files[-1].write(content)
-            for file in files:  # after all writes, which takes less time
-                _sync(file)
+        with path.open("xb") as file:  # this mode does not follow a link
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
     except BaseException:
-        for path in contents:
-            with suppress(OSError):
-                path.unlink()
+        path.unlink(missing_ok=True)
         raise
-
-
-def _sync(file: BinaryIO) -> None:
-    """Wait until the content of a file is on the disk."""
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def open_regular(path: Path, *, follow: bool) -> BinaryIO | None:
-    """Open a regular file for reading; return None if that is impossible.
-
-    Args:
-        path: of the file.
-        follow: whether the path may be a link.
-
-    """
-    with suppress(OSError):
-        if path.is_file() and (follow or not path.is_symlink()):
-            return path.open("rb")
-    return None
 
 
 @contextmanager
 def locked(path: Path, work: str, *, patience: float = 0.0) -> Iterator[None]:
-    """Hold a lock of the kernel on a file inside the block, and remove the file at the end.
+    """Hold a lock of the kernel on a file inside the block; the file stays, and is not locked if its holder is killed.
 
-    The file of a killed process is not locked and is taken over. If the folder cannot be written, or the system has no
-    such locks, the block runs without a lock.
+    If the folder cannot be written, or the system has no such locks, the block runs without a lock.
 
     Args:
-        path: of the file.
+        path: of the file, which is empty.
         work: done under the lock, as in "the run X is being trained".
         patience: seconds to wait for another holder.
 
@@ -105,44 +68,26 @@ def locked(path: Path, work: str, *, patience: float = 0.0) -> Iterator[None]:
 
     """
     deadline = time.monotonic() + patience
-    while True:
-        try:
-            file = _acquire(path)
-            break
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise ValueError(f"{work} by another process; wait until it has ended, or stop it") from None
-            time.sleep(SECONDS_BETWEEN_TRIES)
     try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    except OSError:
+        yield
+        return
+    try:
+        while not _acquire(file):
+            if time.monotonic() > deadline:
+                raise ValueError(f"{work} by another process; wait until it has ended, or stop it")
+            time.sleep(SECONDS_BETWEEN_TRIES)
         yield
     finally:
-        if file is not None:
-            with suppress(OSError):
-                path.unlink()  # before the release, which lets another process make its own file
-            os.close(file)
-
-
-def _acquire(path: Path) -> int | None:
-    """Return the descriptor of the locked file, None if there can be no lock.
-
-    Raises:
-        BlockingIOError: if another process or thread holds the lock.
-
-    """
-    while fcntl is not None:
-        try:
-            file = os.open(path, os.O_RDWR | os.O_CREAT | NO_FOLLOW, 0o666)
-        except OSError:
-            return None
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(file), path.lstat()):  # otherwise its last holder has removed it meanwhile
-                    return file
-        except OSError as error:
-            os.close(file)
-            if isinstance(error, BlockingIOError):
-                raise
-            return None  # a file system without locks
         os.close(file)
-    return None
+
+
+def _acquire(file: int) -> bool:
+    """Lock an open file; return whether it is locked now, or the system or file system has no locks."""
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return not isinstance(error, BlockingIOError)
+    return True

@@ -8,12 +8,12 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, TypedDict
+from typing import TypedDict, cast
 
 from pyrovae.results.record import LARGEST_JSON, parse_json
-from pyrovae.runtime import locked, open_regular, write_new
+from pyrovae.runtime import locked, write_new
 
 MANIFEST = "manifest.json"
 NAME = re.compile(r"[^./\\\0][^/\\\0]*(/[^./\\\0][^/\\\0]*)*")  # name of a file, in sub-folders or not
@@ -51,7 +51,7 @@ class RunFolder:
             ValueError: if the manifest cannot be read, or names files outside the folder.
 
         """
-        return next((hashes for hashes, _ in self._manifests()), {})
+        return next(iter(self._manifests()), {})
 
     @contextmanager
     def lock(self, work: str) -> Iterator[None]:
@@ -111,14 +111,22 @@ class RunFolder:
             with locked(self.path / ".writing.lock", f"{self.path} is being written", patience=PATIENCE):
                 self._finish_renames()
                 hashes = self.manifest() | {name: _hash(content) for name, content in files.items()}
-                content = json.dumps({"files": dict(sorted(hashes.items()))}, indent=2) + "\n"
-                *staged, pending = map(_temporary, paths)
-                write_new(dict(zip(staged, files.values(), strict=True)))
-                write_new({pending: content.encode()})  # from here on the new files count
-                for path in paths:
-                    os.replace(_temporary(path), path)
+                manifest = json.dumps({"files": dict(sorted(hashes.items()))}, indent=2) + "\n"
+                for path, content in zip(paths, (*files.values(), manifest.encode()), strict=True):
+                    write_new(_temporary(path), content)  # the manifest is last: from then on the new files count
+                _rename(paths)
         except OSError as error:
             raise self._not_writable(error) from None
+
+    def _finish_renames(self) -> None:
+        """Finish the renames of a killed process, or remove its manifest if one of its files is lost."""
+        path = self.path / MANIFEST
+        pending, current = self._hashes(_temporary(path)), self._hashes(path)
+        changed = [name for name, digest in pending.items() if current.get(name) != digest]
+        if any(self._content(name, pending[name]) is None for name in changed):
+            _temporary(path).unlink()
+        elif pending:
+            _rename([*map(self.path_of, changed), path])
 
     def _not_writable(self, error: OSError) -> ValueError:
         return ValueError(f"the run folder {self.path} cannot be written ({error.strerror}); choose another folder")
@@ -150,83 +158,54 @@ class RunFolder:
                 remedy = f"it holds {inside} run{'s' * (inside > 1)}; name them: {self.path}/*"
             raise ValueError(f"{self.path} is not a run folder: it has no {MANIFEST}; {remedy}")
         for _ in range(TRIES):
-            for hashes, staged in manifests:
-                try:
-                    return self._read_under(hashes, [*names, *(optional & hashes.keys())], remedy, staged=staged)
-                except ValueError as error:
-                    failure = error
+            for hashes in manifests:
+                wanted = [*names, *(optional & hashes.keys())]
+                contents = {name: self._content(name, hashes.get(name, "")) for name in wanted}
+                if None not in contents.values():
+                    return cast(dict[str, bytes], contents)
             before, manifests = manifests, self._manifests()
             if manifests == before:  # no other process writes
                 break
-        raise failure
+        name = next(name for name, content in contents.items() if content is None)
+        if name not in hashes:
+            raise ValueError(f"the run {self.path} has no {name}; {remedy}")
+        fault = "not the file that was written (its SHA-256 differs from the manifest's)"
+        fault = fault if (self.path / name).is_file() else "missing"
+        raise ValueError(f"the run {self.path} is damaged: {name} is {fault}; restore it or {remedy}")
 
-    def _read_under(self, hashes: dict[str, str], names: list[str], remedy: str, *, staged: bool) -> dict[str, bytes]:
-        """Return the contents of files with the hashes of a manifest; all are opened before the first is read."""
-        with ExitStack() as stack:
-            opened: dict[str, list[BinaryIO]] = {}
-            for name in names:
-                if name not in hashes:
-                    raise ValueError(f"the run {self.path} has no {name}; {remedy}")
-                path = self.path / name
-                temporary = open_regular(_temporary(path), follow=False) if staged else None
-                files = (temporary, open_regular(path, follow=True))
-                opened[name] = [stack.enter_context(file) for file in files if file is not None]
-            contents = {}
-            for name, candidates in opened.items():
-                if not candidates:
-                    raise ValueError(f"the run {self.path} is incomplete: {name} is missing; restore it or {remedy}")
-                whole = [content for file in candidates if _hash(content := file.read()) == hashes[name]]
-                if not whole:
-                    raise ValueError(
-                        f"the run {self.path} is damaged: {name} is not the file that was written (its SHA-256 "
-                        f"differs from the manifest's); restore it or {remedy}"
-                    )
-                contents[name] = whole[0]
-            return contents
+    def _content(self, name: str, digest: str) -> bytes | None:
+        """Return the content of the file with a hash, which may have its temporary name still; None if there is none.
 
-    def _manifests(self) -> list[tuple[dict[str, str], bool]]:
-        """Return the hashes in the manifest that is being put in place, if it exists, then in the one in place.
-
-        The first has files that may still have their temporary names; the second values say so.
+        The temporary name comes first, since another process may rename the file in between.
         """
-        pending, current = self._hashes(_temporary(self.path / MANIFEST)), self._hashes(self.path / MANIFEST)
-        return [(hashes, staged) for hashes, staged in ((pending, True), (current, False)) if hashes]
+        for path in (_temporary(self.path / name), self.path / name):
+            content = _read(path)
+            if content is not None and _hash(content) == digest:
+                return content
+        return None
+
+    def _manifests(self) -> list[dict[str, str]]:
+        """Return the hashes in the manifest that is being put in place, if it exists, then in the one in place."""
+        path = self.path / MANIFEST
+        return [hashes for hashes in (self._hashes(_temporary(path)), self._hashes(path)) if hashes]
 
     def _hashes(self, path: Path) -> dict[str, str]:
         """Return the hashes in a manifest; an empty dictionary if it does not exist, or is temporary and incomplete."""
-        file = open_regular(path, follow=path.name == MANIFEST)
-        if file is None:
+        content = _read(path, LARGEST_JSON + 1)
+        if content is None:
             return {}
         try:
-            with file:
-                content = parse_json(_Files, file.read(LARGEST_JSON + 1), source=MANIFEST)
+            hashes = parse_json(_Files, content, source=MANIFEST)["files"]
         except ValueError as error:
             if path.name != MANIFEST:
                 return {}
             raise ValueError(f"{path} is damaged, so that the run cannot be checked: {error}") from None
-        hashes = content["files"]
         for name in hashes:
             if not NAME.fullmatch(name):
                 raise ValueError(
                     f"{path} is damaged: it names {name!r}, which is not a file of the run; do not use this folder"
                 )
         return hashes
-
-    def _finish_renames(self) -> None:
-        """Finish the renames of a killed process, or remove its manifest if one of its files is lost."""
-        pending, current = (self._hashes(path) for path in (_temporary(self.path / MANIFEST), self.path / MANIFEST))
-        if not pending:
-            return
-        changed = [name for name, digest in pending.items() if current.get(name) != digest]
-        try:
-            self._read_under(pending, changed, "", staged=True)
-        except ValueError:
-            _temporary(self.path / MANIFEST).unlink()
-            return
-        for path in map(self.path_of, changed):
-            if _temporary(path).exists():
-                os.replace(_temporary(path), path)
-        os.replace(_temporary(self.path / MANIFEST), self.path / MANIFEST)
 
 
 def _hash(content: bytes) -> str:
@@ -235,3 +214,19 @@ def _hash(content: bytes) -> str:
 
 def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.new")
+
+
+def _read(path: Path, most: int = -1) -> bytes | None:
+    """Return the first bytes of a regular file; None if it cannot be read."""
+    with suppress(OSError):
+        if path.is_file():  # reading a pipe would block
+            with path.open("rb") as file:
+                return file.read(most)
+    return None
+
+
+def _rename(paths: Iterable[Path]) -> None:
+    """Give the files of a set their names, the manifest last."""
+    for path in paths:
+        with suppress(FileNotFoundError):  # a killed process has renamed it
+            os.replace(_temporary(path), path)

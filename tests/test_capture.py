@@ -463,7 +463,7 @@ def test_the_number_of_steps_decides(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def chosen(num_steps: int, *, compiler: bool = True) -> Any:
         monkeypatch.setattr(steps, "has_compiler", lambda: compiler)
-        given = (step.programs, step.bind, step.objective, steps.fused_adam)
+        given = (step.programs, step.arguments, step.objective, steps.fused_adam)
         return Step(*given, clip_norm=None, engine="auto", num_steps=num_steps)
 
     assert not chosen(steps.TRACED_FROM - 1).traced

@@ -15,19 +15,19 @@ from conftest import make_vae, numbers
 from torch import Tensor, nn
 
 from pyrovae import data
-from pyrovae.data import Data, transforms
+from pyrovae.data import Data, loader, transforms
 from pyrovae.data.arrays import from_splits
 from pyrovae.data.loader import Loader, Source
 from pyrovae.objectives import IWAE
 from pyrovae.runtime import memory
-from pyrovae.training import Training, batch_sources, fit, step
+from pyrovae.training import Training, fit, step
 
 ON_HOST = "the data stay in host memory, from which minibatches are copied"
 BYTES = torch.randint(0, 256, (90, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
 
 
 def keep_on_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch_sources, "RESIDENT_SHARE", 0.0)
+    monkeypatch.setattr(loader, "RESIDENT_SHARE", 0.0)
 
 
 def of_bytes(transform: transforms.Transform, *, covariates: bool = False) -> Data:

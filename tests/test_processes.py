@@ -47,14 +47,14 @@ from test_processes import PROGRAMS
 import pyrovae.training.step
 from pyrovae import Training, evaluate, fit
 from pyrovae.runtime.distributed import init_distributed
-from pyrovae.training import batch_sources
+from pyrovae.data import loader
 
 pyrovae.training.step.has_compiler = lambda: False
 found = {{}}
 with init_distributed("cpu") as group:
     for name in {names!r}:
         for engine in ("eager", "captured"):
-            batch_sources.RESIDENT_SHARE = 0.0 if group.size > 1 and engine == "eager" else 0.5
+            loader.RESIDENT_SHARE = 0.0 if group.size > 1 and engine == "eager" else 0.5
             pyro.clear_param_store()
             torch.manual_seed(1 + group.rank)  # processes start at the values of the first one
             model, guide, modules, dataset = PROGRAMS[name]()

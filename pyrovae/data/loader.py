@@ -1,8 +1,9 @@
-"""Data as the arguments of programs, minibatch by minibatch."""
+"""Data as the arguments of programs, minibatch by minibatch, on the device of training or in host memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import torch
@@ -10,12 +11,18 @@ from torch import Tensor
 
 from pyrovae.data.splits import Split, count_not_finite
 from pyrovae.data.transforms import Identity, float_dtype
+from pyrovae.runtime import memory
 from pyrovae.runtime.annotations import convert
+
+logger = logging.getLogger("pyrovae")
 
 FIRST = 2**16  # elements whose values are counted
 MOST_LEVELS = 256  # largest number of distinct values of discrete data
 REPETITIONS, FREQUENT = 5, 0.8  # occurrences of a frequent value, and the share of discrete values that are frequent
 TENSORS = "tensors"  # name of data without a split
+# share of free memory that data may take: weights, gradients, moments of Adam and activations need the remainder, whose
+# size is unknown before the first step
+RESIDENT_SHARE = 0.5
 
 Source = Annotated[
     Split | Tensor | tuple[Tensor, ...],
@@ -137,3 +144,32 @@ class Loader:
     def fixed(self) -> tuple[Tensor, ...]:
         """Return all rows as arguments, with noise drawn once."""
         return self.stored if self.split is None else (self.split.fixed(), *self.split.given)
+
+
+def place(loaders: Sequence[Loader], device: torch.device) -> tuple[list[Loader], bool]:
+    """Return data on a device, or in host memory if they would take too much of the device's, and whether they stay.
+
+    Args:
+        loaders: training data, then validation data if there are any.
+        device: device of training.
+
+    Raises:
+        ValueError: if tensors made once for all epochs do not fit in host memory, or data that lie on another
+            accelerator do not fit on this one.
+
+    """
+    hint = "train on a part of it"
+    fixed = float(sum(x.num_fixed_bytes for number, x in enumerate(loaders) if number or x.drawn_once))
+    size, free = fixed + sum(loader.num_bytes for loader in loaders), memory.available(device)
+    if all(loader.is_on("cpu") for loader in loaders) and size > RESIDENT_SHARE * free:
+        memory.require(fixed, what="the data, transformed once for all epochs,", hint=hint)
+        logger.warning(
+            "the data stay in host memory, from which minibatches are copied: they take %s, and %s are free on %s",
+            memory.in_words(size),
+            memory.in_words(free),
+            device,
+        )
+        return list(loaders), True
+    size = fixed + sum(loader.num_bytes for loader in loaders if not loader.is_on(device))
+    memory.require(size, what="the data set", hint=hint, device=device)
+    return [loader.to(device) for loader in loaders], False

@@ -14,19 +14,11 @@ from pyrovae.compile import Engine
 from pyrovae.data import Data, Split
 from pyrovae.data.loader import Loader
 from pyrovae.objectives import ELBO
-from pyrovae.programs import (
-    ModelGuide,
-    Program,
-    Unnormalized,
-    inspected_programs,
-    run_validated,
-    warn_of_links,
-)
+from pyrovae.programs import Program, Unnormalized, inspected_programs, run_validated, warn_of_links
 from pyrovae.programs.model_guide import run
 from pyrovae.runtime.annotations import PositiveFloat, checked
 from pyrovae.runtime.context import forked_random, frozen_unremarked, module_mode, own_store, validation
-from pyrovae.training.batch_sources import bind_arguments
-from pyrovae.training.step import Bind, MakeOptimizer, Step, fused_adam
+from pyrovae.training.step import MakeOptimizer, Step, fused_adam
 from pyrovae.vae import require_form
 
 ROW_DTYPES = (torch.int64, torch.int32)
@@ -164,27 +156,25 @@ def capture(
     with inspected as programs:
         warn_of_links(programs)
 
-    def bind(*inputs: Tensor) -> tuple[Program, Program]:
-        return bind_arguments(programs, *(loader.draw(*inputs) if is_split else inputs))
-
-    if is_split:
-        _check_values(programs, bind, len(loader), loader.device)
     with own_store(programs.modules, keep=programs.params):
         step = CapturedStep(
             programs,
-            bind,
+            loader.draw if is_split else lambda *inputs: inputs,
             objective or ELBO(),
             optimizer or fused_adam,
             clip_norm=clip_norm,
             engine="captured" if engine == "auto" else engine,
         )
     step._takes_rows = is_split
+    if is_split:
+        _check_values(step, len(loader), loader.device)
     return step
 
 
-def _check_values(programs: ModelGuide, bind: Bind, num_data: int, device: torch.device) -> None:
+def _check_values(step: Step, num_data: int, device: torch.device) -> None:
     """Check all observed values against the supports of their distributions, without gradients."""
-    store, evaluation = own_store(programs.modules, keep=[]), module_mode(programs.modules, training=False)
+    modules = step.programs.modules
+    store, evaluation = own_store(modules, keep=[]), module_mode(modules, training=False)
     with store, evaluation, forked_random(0, device), torch.no_grad():
         for rows in torch.arange(num_data, device=device).split(CHECKED_ROWS):
-            run_validated(functools.partial(run, *bind(rows)), device, nan_counts=True)
+            run_validated(functools.partial(run, *step.bind(rows)), device, nan_counts=True)

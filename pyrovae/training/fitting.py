@@ -15,7 +15,7 @@ from pyro.infer import ELBO as PyroELBO
 from torch import Tensor, nn
 
 from pyrovae.data import Data, fingerprint
-from pyrovae.data.loader import Loader, Source
+from pyrovae.data.loader import Loader, Source, place
 from pyrovae.networks import Decoder
 from pyrovae.objectives import ELBO, Objective
 from pyrovae.programs import ModelGuide, Program, Unnormalized, inspected_programs, warn_of_links
@@ -26,7 +26,6 @@ from pyrovae.runtime.annotations import checked, convert_fields, merge_options
 from pyrovae.runtime.context import forked_random, frozen_unremarked, module_mode, stream_seed
 from pyrovae.runtime.environment import choose_device
 from pyrovae.runtime.errors import first_line
-from pyrovae.training.batch_sources import Placement
 from pyrovae.training.checkpoint import Checkpoint
 from pyrovae.training.config import Training
 from pyrovae.training.loop import Loop
@@ -139,14 +138,15 @@ def fit(
         raise ValueError("resume goes on with the run in a folder, but there is none; pass folder=")
     if training.patience is not None and len(loaders) == 1:
         raise ValueError("early stopping watches validation data, but there are none; pass a Data, or patience=None")
-    placement = Placement(loaders, device)
+    loaders, on_host = place(loaders, device)
+    train = loaders[0]
     with (
         forked_random(stream_seed(training.seed, "fit"), device),
         frozen_unremarked(),
         inspected_programs(
             Unnormalized()(model) if options.unnormalized else model,
             guide,
-            examples := placement.example_inputs(),
+            examples := train.arguments(*(tensor[:3].to(device) for tensor in train.stored_rows())),
             modules=options.modules,
             device=device,
             keep_params=True,
@@ -156,12 +156,11 @@ def fit(
     ):
         warn_of_links(programs)
         _warn_of_data_use(programs, examples)
-        num_values = placement.loaders[0].num_values
-        if programs.base_measure == "Lebesgue" and num_values is not None:
-            logger.warning(DISCRETE.format(num_values))
-        loop = Loop(programs, placement, objective or ELBO(), training, options.optimizer)
+        if programs.base_measure == "Lebesgue" and train.num_values is not None:
+            logger.warning(DISCRETE.format(train.num_values))
+        loop = Loop(programs, loaders, objective or ELBO(), training, options.optimizer, device, on_host=on_host)
         loop.synchronize()
-        _start(loop, model, placement.loaders[0], folder, options, stack)
+        _start(loop, model, train, folder, options, stack)
         try:
             return loop.run(options.on_epoch, show_progress=options.show_progress)
         except KeyboardInterrupt as interrupt:

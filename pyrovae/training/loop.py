@@ -8,7 +8,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pyrovae.data.loader import Loader
 from pyrovae.objectives import IWAE, Objective
 from pyrovae.programs import ModelGuide, run
 from pyrovae.programs.values import restore, snapshot
@@ -24,7 +25,6 @@ from pyrovae.results import Epoch, History
 from pyrovae.runtime.context import forked_random, module_mode, stream_seed, validation
 from pyrovae.runtime.distributed import group
 from pyrovae.runtime.progress_bar import Advance, progress
-from pyrovae.training.batch_sources import Batches, Placement
 from pyrovae.training.checkpoint import Checkpoint, Progress, fitting_state
 from pyrovae.training.config import Training
 from pyrovae.training.step import MakeOptimizer, Step
@@ -46,35 +46,40 @@ class Loop:
 
     Args:
         programs: structure of model and guide.
-        placement: training data, and validation data if there are any, on the device of training.
+        loaders: training data, and validation data if there are any.
         objective: an objective with a differentiable loss.
         training: settings.
         make_optimizer: makes the optimizer of the parameters.
+        device: device of training.
+        on_host: whether the data are in host memory, so that minibatches are copied one by one.
 
     """
 
     def __init__(
         self,
         programs: ModelGuide,
-        placement: Placement,
+        loaders: Sequence[Loader],
         objective: PyroELBO,
         training: Training,
         make_optimizer: MakeOptimizer,
+        device: torch.device,
+        *,
+        on_host: bool,
     ) -> None:
-        self.programs, self.objective, self.training, self.device = programs, objective, training, placement.device
-        train, *validation_data = placement.loaders
-        self.validation_data = next(iter(validation_data), None)
+        self.programs, self.objective, self.training, self.device = programs, objective, training, device
+        self.train, self.validation_data = loaders[0], loaders[1] if len(loaders) > 1 else None
+        self.on_host = on_host
         self.group = group()
         self.checkpoint: Checkpoint | None = None
         self.state = Progress()
         self.num_weighted = objective.num_weighted if isinstance(objective, Objective) else 1
         self.monitored = "elbo" if self.num_weighted == 1 else f"L_{self.num_weighted}"
         self.bound_name = self.monitored.replace("elbo", "ELBO")
-        self.batches = Batches(programs, placement, training.batch_size)
-        self.steps_per_epoch = math.ceil(len(train) / self.batches.batch_size)
+        self.batch_size = min(training.batch_size, len(self.train))
+        self.steps_per_epoch = math.ceil(len(self.train) / self.batch_size)
         self.step = Step(
             programs,
-            self.batches.bind,
+            self.train.arguments if on_host else self.train.draw,
             objective,
             make_optimizer,
             clip_norm=training.clip_norm,
@@ -212,12 +217,24 @@ class Loop:
         """
         seed = self.training.seed
         with forked_random(stream_seed(seed, "epoch", epoch), self.device):
-            minibatches = self.batches.epoch()
+            minibatches = self._shuffled()
             if self.group.size == 1:
                 yield minibatches
                 return
             with forked_random(stream_seed(seed, "epoch", epoch, "rank", self.group.rank), self.device):
                 yield minibatches
+
+    def _shuffled(self) -> Iterator[tuple[Tensor, ...]]:
+        """Draw noise and order of the data from torch's default stream, and return the inputs of all steps.
+
+        They are row numbers ``(B,)`` of data on the device, or rows ``(B, ...)`` as stored in host memory, of which the
+        step makes the same data. The last minibatch may be smaller.
+        """
+        order = torch.randperm(len(self.train), device=self.device)
+        if self.on_host:
+            tensors, batches = self.train.stored_rows(), order.cpu().split(self.batch_size)
+            return (tuple(tensor[rows].to(self.device) for tensor in tensors) for rows in batches)
+        return ((rows,) for rows in order.split(self.batch_size))
 
     def _local_shard(self, inputs: tuple[Tensor, ...], count: int) -> tuple[tuple[Tensor, ...], float | None]:
         """Return the rows of a minibatch that this process has, and their share; all and None in one process."""
@@ -271,7 +288,7 @@ class Loop:
         layers = _normalizations(self.programs.all_modules)
         if not layers:
             return
-        num_batches = math.ceil(STATISTICS_DATA / self.batches.batch_size)
+        num_batches = math.ceil(STATISTICS_DATA / self.batch_size)
         with (
             _averaging(self.programs.all_modules, layers),
             self._minibatches(epoch) as minibatches,
@@ -279,9 +296,9 @@ class Loop:
         ):
             for inputs in itertools.islice(minibatches, num_batches):
                 count = len(inputs[0])
-                if count == self.batches.batch_size:
+                if count == self.batch_size:
                     inputs, _ = self._local_shard(inputs, count)
-                    run(*self.batches.bind(*inputs))
+                    run(*self.step.bind(*inputs))
         statistics = [getattr(layer, name) for layer in layers for name in ("running_mean", "running_var")]
         for buffer, total in zip(statistics, self.group.sum(statistics), strict=True):
             buffer.copy_(total / self.group.size)

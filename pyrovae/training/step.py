@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
@@ -23,7 +24,6 @@ from pyrovae.training.program_tensors import ProgramTensors
 
 logger = logging.getLogger("pyrovae")
 
-Bind = Callable[..., tuple[Program, Program]]
 MakeOptimizer = Callable[[list[Tensor]], torch.optim.Optimizer]
 
 REPEATS = 200  # eager steps on inputs of another shape than the first before these are traced too
@@ -53,8 +53,8 @@ class Step:
 
     Args:
         programs: structure of model and guide.
-        bind: returns model and guide without arguments for the inputs of a step: tensors, the first of which has one
-            row for each datum.
+        arguments: returns the arguments of the programs for the inputs of a step: tensors, the first of which has one
+            row for each datum. It runs inside the step, and is traced with it.
         objective: an objective with a differentiable loss.
         make_optimizer: makes the optimizer of the trained tensors.
         clip_norm: largest norm of the gradient of the loss per datum, or None.
@@ -71,7 +71,7 @@ class Step:
     def __init__(
         self,
         programs: ModelGuide,
-        bind: Bind,
+        arguments: Callable[..., tuple[Tensor, ...]],
         objective: PyroELBO,
         make_optimizer: MakeOptimizer,
         *,
@@ -89,7 +89,7 @@ class Step:
                 f"{type(objective).__name__} may replay the loss of another minibatch; use Pyro's objective without "
                 "Jit, or pyrovae.objectives.ELBO, whose steps are compiled"
             )
-        self.programs, self.bind, self.objective = programs, bind, objective
+        self.programs, self.arguments, self.objective = programs, arguments, objective
         self.clip_norm = clip_norm
         self.tensors = ProgramTensors(programs.modules, programs.params)
         self.optimizer = make_optimizer(self.tensors.trained)
@@ -130,7 +130,7 @@ class Step:
         """Update the parameters once.
 
         Args:
-            inputs: tensors that `bind` takes.
+            inputs: tensors that `arguments` takes.
             weight: share of the minibatch that this process has, if several processes train together.
             eager: whether model and guide run even if the step is traced.
 
@@ -168,6 +168,11 @@ class Step:
             if is_validation_enabled():
                 return run_validated(lambda: self._loss(*inputs), inputs[0].device, nan_counts=False)
             return self._loss(*inputs)
+
+    def bind(self, *inputs: Tensor) -> tuple[Program, Program]:
+        """Return model and guide without arguments for the inputs of a step."""
+        args = self.arguments(*inputs)
+        return functools.partial(self.programs.model, *args), functools.partial(self.programs.guide, *args)
 
     def _loss(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         model, guide = self.bind(*inputs)

@@ -395,7 +395,7 @@ INVALID_FILES = {  # content, and the error
     "text.csv": ("a,b\n1,2\n3,red\n", "text.csv could not convert string 'red' .*; drop or encode"),
     "ragged.csv": ("1,2\n3\n", "numbers, as many in each line, but in .*ragged.csv"),
     "x.mat": ("", r"end in .npz, .npy or .csv, but x.mat ends in '.mat'; convert it"),
-    "none.npz": (None, "none.npz is not a file; check the path"),
+    "none.npz": (None, "none.npz' is neither; check the path"),
 }
 
 
@@ -407,7 +407,7 @@ def test_invalid_files_are_refused(name: str, tmp_path: Path) -> None:
     elif content is not None:
         (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=match):
-        data.from_file(tmp_path / name)
+        data.load(tmp_path / name)
 
 
 def _write(file: Path, values: np.ndarray) -> None:
@@ -426,32 +426,32 @@ def test_folders_of_images(tmp_path: Path) -> None:
     for index in range(10):
         _write(tmp_path / "two" / "hot" / f"{index}.png", np.full((2, 5, 3), (200, 10, index), np.uint8))
         _write(tmp_path / "two" / "cold" / f"{index}.BMP", np.full((2, 5, 3), (10, 200, index), np.uint8))
-    train = data.from_folder(tmp_path / "two").train
+    train = data.load(tmp_path / "two").train
     assert train.x_shape == (3, 2, 5)
     assert torch.equal(train.labels, (train.stored[:, 0, 0, 0] == 200).long())
 
 
 def test_invalid_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="hold no image"):
-        data.from_folder(tmp_path)
+        data.load(tmp_path)
     for index in range(3):
         _write(tmp_path / f"{index}.png", np.zeros((4, 4 + index // 2), np.uint8))
     with pytest.raises(ValueError, match=r"2.png has \(1, 4, 5\) and 0.png has \(1, 4, 4\); resize or convert it"):
-        data.from_folder(tmp_path)
+        data.load(tmp_path)
     _write(tmp_path / "sub" / "3.png", np.zeros((4, 4), np.uint8))
     with pytest.raises(ValueError, match="0.png lies beside sub/; move it into a subfolder"):
-        data.from_folder(tmp_path)
+        data.load(tmp_path)
     (tmp_path / "sub" / "3.png").unlink()
     _write(tmp_path / "0.png", np.zeros((4, 4), np.uint16))
     with pytest.raises(ValueError, match=r"8 bits a channel, but .*0.png has mode I;16; convert it"):
-        data.from_folder(tmp_path)
+        data.load(tmp_path)
     (tmp_path / "0.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n")  # another program's
     with pytest.raises(ValueError, match=r"0.png is not an image that can be read \(UnidentifiedImageError\)"):
-        data.from_folder(tmp_path)
+        data.load(tmp_path)
     (tmp_path / "0.png").unlink()
     os.mkfifo(tmp_path / "0.png")
     with pytest.raises(ValueError, match="0.png is not an image that can be read"):
-        data.from_folder(tmp_path)
+        data.load(tmp_path)
 
 
 class Pictures(Dataset[object]):

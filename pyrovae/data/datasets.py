@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from pyrovae.data.arrays import Array, from_arrays, from_splits, store, to_tensor
-from pyrovae.data.files import from_file, from_folder, pixels
+from pyrovae.data.arrays import BYTE_LEVELS, Array, from_arrays, from_splits, store, to_tensor
+from pyrovae.data.files import pixels, read_file, read_folder
 from pyrovae.data.splits import Data, Split
 from pyrovae.data.transforms import Form
 from pyrovae.runtime.annotations import PositiveInt, checked
@@ -104,10 +104,16 @@ def load(
 ) -> Data:
     """Load data from any source.
 
-    A source is a name ("digits", "mnist", "fashion_mnist", "kmnist"), a file (`from_file`) or folder (`from_folder`),
-    an array, a DataFrame or (x, labels) (`from_arrays`), a torch data set or loader, or a list of arrays or Pillow
-    images, or `Data`, which are returned unchanged.
+    - a name: "digits", "mnist", "fashion_mnist" or "kmnist";
+    - a file: .npz with ``x_train``, ``x_validation`` and ``x_test``, with or without ``y_train``, ..., or with ``x``,
+      with or without ``y``, or with one array; .npy with one array; .csv of numbers separated by commas, one datum per
+      line, with or without a line of column names;
+    - a folder of png, jpg or bmp images of one size, or of subfolders, one per class, whose ranks are the labels;
+    - an array, a DataFrame, or (x, labels), stored as by `from_arrays`;
+    - a torch data set or loader, or a list of arrays or Pillow images;
+    - `Data`, which are returned unchanged.
 
+    Data without parts are shuffled and split in three. Grey images have shape ``(1, H, W)``, others ``(3, H, W)``.
     Data sets and loaders are read to their end. They give x or (x, y, ...); x is a tensor, an array or a Pillow image,
     and y is a label if it is one number. Torch's CPU stream is seeded during the reading and then restored, so that a
     shuffling loader gives one order each time.
@@ -128,12 +134,10 @@ def load(
     """
     if isinstance(source, Data):
         return source
-    options: dict[str, Any] = {"validation": validation, "test": test, "seed": seed}
-    if levels is not None:
-        options["levels"] = levels
+    shares: dict[str, Any] = {"validation": validation, "test": test, "seed": seed}
     if not isinstance(source, str | Path):
         x, labels, name = _read(source, seed=seed, also="a name, a path, ")
-        return from_arrays(x, labels, name=name, **options)
+        return from_arrays(x, labels, name=name, levels=levels, **shares)
     named = {"mnist": mnist, "fashionmnist": fashion_mnist, "kmnist": kmnist}
     plain = re.sub("[-_ ]", "", source.lower()) if isinstance(source, str) else ""
     path = Path(source).expanduser()
@@ -142,9 +146,13 @@ def load(
     if plain in named:
         return named[plain](root=root, download=download, seed=seed)
     if path.is_dir():
-        return from_folder(path, **options)
+        levels = BYTE_LEVELS if levels is None else levels
+        return from_arrays(*read_folder(path), name=path.resolve().name, levels=levels, **shares)
     if path.is_file():
-        return from_file(path, **options)
+        parts = read_file(path)
+        if len(parts) > 1:
+            return from_splits(*parts, name=path.stem, levels=levels, seed=seed)
+        return from_arrays(*parts[0], name=path.stem, levels=levels, **shares)
     nearest = difflib.get_close_matches(str(source).lower(), NAMES, n=1)
     raise ValueError(
         f"data are named {', '.join(NAMES)}, or by the path of a file or folder, but {str(source)!r} is neither; "

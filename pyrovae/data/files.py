@@ -11,9 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pyrovae.data.arrays import PARTS, from_arrays, from_splits
-from pyrovae.data.splits import Data
-from pyrovae.runtime.annotations import checked
+from pyrovae.data.arrays import PARTS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,42 +22,15 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP")  # of Pillow; others, such as EPS, start external programs
 
 
-@checked
-def from_file(
-    path: str | Path,
-    *,
-    name: str | None = None,
-    validation: float = 0.1,
-    test: float = 0.1,
-    levels: int | None = None,
-    seed: int = 0,
-) -> Data:
-    """Read a file of numbers, and split it as `from_arrays` does unless it contains splits.
-
-    - .npz: ``x_train``, ``x_validation`` and ``x_test``, with or without ``y_train``, ...; or ``x``, with or without
-      ``y``; or one array.
-    - .npy: one array, ``(N, *x_shape)``.
-    - .csv: numbers separated by commas, one datum per line, with or without a line of column names; ``(N, columns)`` in
-      torch's default dtype.
+def read_file(file: Path) -> list[tuple[NDArray[Any], NDArray[Any] | None]]:
+    """Return x and labels of a file of numbers, once or for each of train, validation and test; see `load`.
 
     Nothing is unpickled.
 
-    Args:
-        path: the file.
-        name: of the data; the name of the file without its suffix if None.
-        validation: as in `from_arrays`.
-        test: as in `from_arrays`.
-        levels: as in `from_arrays`.
-        seed: as in `from_arrays`.
-
     Raises:
-        ValueError: if the file is missing, cannot be read, or holds other arrays.
+        ValueError: if the file cannot be read, or holds other arrays.
 
     """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise ValueError(f"{file} is not a file; check the path, or use from_folder for images")
-    name = name or file.stem
     match file.suffix.lower():
         case ".npz" | ".npy":
             arrays = _arrays(file)
@@ -72,39 +43,19 @@ def from_file(
             )
     has_part = [f"x_{part}" in arrays for part in PARTS]
     if all(has_part):
-        parts = ((arrays[f"x_{part}"], arrays.get(f"y_{part}")) for part in PARTS)
-        return from_splits(*parts, name=name, levels=levels, seed=seed)
+        return [(arrays[f"x_{part}"], arrays.get(f"y_{part}")) for part in PARTS]
     if any(has_part) or ("x" not in arrays and len(arrays) != 1):
         raise ValueError(
             f"an npz file of data holds x_train, x_validation and x_test, or x, or one array, but {file.name} holds "
             f"{', '.join(arrays) or 'none'}; rename its arrays"
         )
-    x = arrays["x"] if "x" in arrays else next(iter(arrays.values()))
-    return from_arrays(x, arrays.get("y"), name=name, validation=validation, test=test, levels=levels, seed=seed)
+    return [(arrays["x"] if "x" in arrays else next(iter(arrays.values())), arrays.get("y"))]
 
 
-@checked
-def from_folder(
-    path: str | Path,
-    *,
-    name: str | None = None,
-    validation: float = 0.1,
-    test: float = 0.1,
-    levels: int = 256,
-    seed: int = 0,
-) -> Data:
-    """Read the images of a folder, sorted by name, and split them as `from_arrays` does.
+def read_folder(folder: Path) -> tuple[NDArray[np.uint8], NDArray[Any] | None]:
+    """Return the images of a folder, sorted by name, and labels if they lie in subfolders, one for each class.
 
-    Grey images have shape ``(1, H, W)``, others ``(3, H, W)``. If the images lie in subfolders, one per class, the
-    labels are the ranks of the sorted names of the subfolders.
-
-    Args:
-        path: folder of png, jpg or bmp files of one size.
-        name: of the data; the name of the folder if None.
-        validation: as in `from_arrays`.
-        test: as in `from_arrays`.
-        levels: number of grey levels, if the files use fewer than 256.
-        seed: as in `from_arrays`.
+    Grey images have shape ``(1, H, W)``, others ``(3, H, W)``. Labels are the ranks of the sorted names of subfolders.
 
     Raises:
         ValueError: if there is no image, or images differ in shape.
@@ -112,9 +63,6 @@ def from_folder(
     """
     from PIL import Image
 
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; check the path, or use from_file for one file")
     classes = [sub for sub in sorted(folder.iterdir()) if sub.is_dir() and _images(sub)]
     files = [file for sub in classes or [folder] for file in _images(sub)]
     if not files:
@@ -136,9 +84,7 @@ def from_folder(
         if arrays[-1].shape != arrays[0].shape:
             shapes = f"{file} has {arrays[-1].shape} and {files[0].name} has {arrays[0].shape}"
             raise ValueError(f"images have one shape, but {shapes}; resize or convert it")
-    labels = np.array([classes.index(file.parent) for file in files]) if classes else None
-    name = name or folder.resolve().name
-    return from_arrays(np.stack(arrays), labels, name=name, validation=validation, test=test, levels=levels, seed=seed)
+    return np.stack(arrays), np.array([classes.index(file.parent) for file in files]) if classes else None
 
 
 def pixels(image: Image) -> NDArray[np.uint8]:

@@ -170,6 +170,11 @@ def _log_cautions(programs: ModelGuide, coarse: str | None) -> list[str]:
         logger.warning("%s", caution)
     if programs.nan:
         logger.warning("%s; data whose estimates are not finite are counted, and no mean hides them", programs.nan)
+    elif not programs.broadcasts:
+        logger.warning(
+            "model and guide do not take an axis of particles to the left of their plate, as z.view(len(x), -1) and "
+            "convolutions do not: they run with their data repeated along the plate, which is slower"
+        )
     return cautions
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import re
 import warnings
 from collections.abc import Iterable, Iterator
@@ -33,8 +32,6 @@ from pyrovae.runtime.context import (
     own_store,
     validation,
 )
-
-logger = logging.getLogger("pyrovae")
 
 UNKNOWN_SIZE = -1  # Pyro's size of a plate without one
 MISMATCH = re.compile(
@@ -185,12 +182,12 @@ class _Inspector:
             if drawing := _drawing_plate(first, plates):
                 raise ValueError(DRAWS_ROWS.format(drawing))
             programs = self._read(first, plates)
-            broadcasts, second = self._run_with_particles(programs, first, few)
-            second = second or self._run(take_rows(few, torch.arange(SECOND_ROWS, device=few[0].device)))
+            with_particles = self._run_with_particles(programs, first, few)
+            second = with_particles or self._run(take_rows(few, torch.arange(SECOND_ROWS, device=few[0].device)))
             plates &= {name for name, frame in second.plates.items() if frame.size == SECOND_ROWS}
             if programs.plate in plates:
                 programs = replace(programs, link_warnings=link_warnings)
-                return _complete(programs, first, second, broadcasts=broadcasts)
+                return _complete(programs, first, second, broadcasts=with_particles is not None)
 
     def _run(self, args: tuple[Any, ...], *, gradients: bool = False) -> _Run:
         """Run guide and model with all checks on."""
@@ -239,13 +236,11 @@ class _Inspector:
         programs = read_contract(model, guide, modules, *traces, plates=plates)
         return replace(programs, nan=nan)
 
-    def _run_with_particles(
-        self, programs: ModelGuide, first: _Run, args: tuple[Any, ...]
-    ) -> tuple[bool | None, _Run | None]:
-        """Run two rows with an axis of particles, one with the draws of the first run, and compare log-probabilities.
+    def _run_with_particles(self, programs: ModelGuide, first: _Run, args: tuple[Any, ...]) -> _Run | None:
+        """Run two rows with an axis of particles, one with the draws of the first run.
 
         Returns:
-            Whether they agree, None if all are NaN; and the run if they do.
+            The run if its log-probabilities agree with the first run, else None.
 
         """
         rows = torch.arange(SECOND_ROWS, device=args[0].device)
@@ -263,33 +258,27 @@ class _Inspector:
             model_trace = poutine.trace(poutine.condition(plate(model), data=draws)).get_trace()
             second = _Run(guide_trace, model_trace, list(self.ran.outputs), SECOND_ROWS * NUM_PARTICLES)
             drawn = all(guide_trace.nodes[name]["fn"]().shape == z.shape for name, z in draws.items())
-            agreement = drawn and _agree(programs, first, second)
+            return second if drawn and _agree(programs, first, second) else None
         except Exception:  # whatever fails with particles, the programs do not take them
-            return False, None
-        return agreement, second if agreement else None
+            return None
 
 
-def _complete(programs: ModelGuide, first: _Run, second: _Run | None, *, broadcasts: bool | None) -> ModelGuide:
-    """Complete the structure with the run with particles; warn if particles cannot be an axis.
+def _complete(programs: ModelGuide, first: _Run, second: _Run, *, broadcasts: bool) -> ModelGuide:
+    """Complete the structure with the run with particles.
 
     The units of a data point are the elements of the largest output of a module in the model, as far as it grows
     from the first run to the second.
     """
     num_units = programs.num_elements
-    if second is not None and len(first.outputs) == len(second.outputs):
+    if len(first.outputs) == len(second.outputs):
         num_more = second.num_rows - FIRST_ROWS
         growth = ((b - a) // num_more for a, b in zip(first.outputs, second.outputs, strict=True))
         num_units = max(num_units, *growth, 0)
-    if broadcasts is False:
-        logger.warning(
-            "model and guide do not take an axis of particles to the left of their plate; "
-            "they run with their data repeated along the plate instead, which is slower"
-        )
-    return replace(programs, broadcasts=bool(broadcasts), num_units=num_units)
+    return replace(programs, broadcasts=broadcasts, num_units=num_units)
 
 
-def _agree(programs: ModelGuide, first: _Run, second: _Run) -> bool | None:
-    """Return whether the second particle has the log-probabilities of the first run; None if some site is NaN alone."""
+def _agree(programs: ModelGuide, first: _Run, second: _Run) -> bool:
+    """Return whether the second particle has the log-probabilities of the first run, not all NaN at any site."""
     known = True
     for one, many in ((first.guide_trace, second.guide_trace), (first.model_trace, second.model_trace)):
         names = [name for name in (*programs.latents, *programs.observed) if name in one.nodes]
@@ -299,7 +288,7 @@ def _agree(programs: ModelGuide, first: _Run, second: _Run) -> bool | None:
             if a.shape != b.shape or not torch.allclose(a, b, rtol=1e-3, atol=1e-3, equal_nan=True):
                 return False
             known = known and not a.isnan().all()
-    return True if known else None
+    return known
 
 
 def _drawing_plate(first: _Run, plates: set[str]) -> str | None:

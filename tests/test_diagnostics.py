@@ -8,6 +8,7 @@ import math
 import re
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyro.distributions as dist
@@ -30,10 +31,11 @@ from torch import Tensor
 
 from pyrovae import bounds, diagnostics
 from pyrovae.diagnostics import information, psis
-from pyrovae.diagnostics.ladder import Ladder
+from pyrovae.diagnostics.weight_summary import assess, read_ladder
 from pyrovae.importance.sampling import log_weights, particles
 from pyrovae.results import Estimate, Latents, Weights
 from pyrovae.results.record import from_plain, to_plain
+from pyrovae.results.tightness import Quantiles
 
 KS = (1, 5, 50, 500, 5000)
 
@@ -220,19 +222,19 @@ def test_what_is_not_finite_is_counted_and_named() -> None:
 def test_ladder_finds_the_power_and_the_gap(power: float) -> None:
     ks = (5, 50, 200, 5000)
     rates = 1 + 0.1 * torch.rand(40)
-    ladder = diagnostics.read_ladder({k: -80 - rates * k**-power for k in ks})
-    assert ladder.power == pytest.approx(power, abs=1e-9)
+    ladder = read_ladder({k: -80 - rates * k**-power for k in ks})
+    assert ladder["power"] == pytest.approx(power, abs=1e-9)
     used = power if power < 1 else 1.0
-    assert ladder.extrapolated == pytest.approx(rates.mean().item() * 5000**-used, rel=1e-6)
-    assert ladder.slow == (power < 0.5)
+    assert ladder["extrapolated"] == pytest.approx(rates.mean().item() * 5000**-used, rel=1e-6)
 
 
 def test_a_gap_above_the_tolerance_is_named_and_called_a_least_one_where_weights_are_unreliable() -> None:
-    ladder = Ladder((5, 50, 500), 0.2, 0.02, 0.34, 0.1, 0.06)
-    numbers = {"num_bad": 0, "num_data": 100, "threshold": 0.6, "share_above": 0.0, "tolerance": 0.05, "bias": 0.07}
-    doubts = ({}, {"ess": 1.9}, {"share_above": 0.1}, {"share_above": None, "threshold": None})
-    for doubt in doubts:
-        verdict, reason = diagnostics.assess(ladder, **numbers | doubt)
+    weights = judged(0.1 * torch.randn(500, 100), KS[:4])
+    numbers = {"increment": 0.2, "power": 0.34, "power_error": 0.1, "extrapolated": 0.06, "bias": 0.07}
+    weights = replace(weights, **numbers)
+    few = Quantiles(1.0, 1.9, 2.0)
+    for doubt in ({}, {"ess": few}, {"num_above": 10}, {"num_unavailable": 100, "threshold": None}):
+        verdict, reason = assess(replace(weights, **doubt), KS[:4])
         assert verdict == "K is not enough"
         assert reason.startswith(f"{'at least' if doubt else 'about'} 0.0700 nats are missing in the mean of L_500")
 

@@ -5,7 +5,6 @@
 
 from pyrovae.bounds.multi_sample import effective_sample_size
 from pyrovae.diagnostics.inference_gaps import GapOptions, gaps
-from pyrovae.diagnostics.ladder import assess, read_ladder
 from pyrovae.diagnostics.latent_use import latents
 from pyrovae.diagnostics.other_priors import prior_gains
 from pyrovae.diagnostics.psis import khat_threshold, pareto_khat
@@ -23,14 +22,12 @@ __all__ = [
     "bias_estimate",
     "effective_sample_size",
     "gaps",
-    "assess",
     "assess_with_checks",
     "khat_threshold",
     "largest_weight",
     "latents",
     "pareto_khat",
     "prior_gains",
-    "read_ladder",
     "relative_variance",
     "summarize_weights",
     "weight_diagnostics",

@@ -1,4 +1,9 @@
-"""Diagnostics of importance weights: how many of them count, and how far L_K lies below log p(x)."""
+"""Diagnostics of importance weights: how many of them count, how far L_K lies below log p(x), and whether K is enough.
+
+Weights of finite variance give ``L_K = log p(x) - c / K + ...``, so that each tenfold K closes nine tenths of the gap.
+Weights with a Pareto tail k between 1/2 and 1 give a gap that falls like ``K^(1 - 1/k)``, and where K is far too small
+for the guide L_K grows by about as many nats at every rung, so that the rungs do not show the limit.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +15,17 @@ import torch
 from torch import Tensor
 
 from pyrovae.bounds.multi_sample import effective_sample_size, normalized_weights
-from pyrovae.diagnostics.ladder import PERHAPS, UNKNOWN, assess, read_ladder
 from pyrovae.diagnostics.psis import FEWEST, khat_threshold, pareto_khat
-from pyrovae.results import CheckResults, Weights
-from pyrovae.results.tightness import ENOUGH, NOT_ENOUGH, Quantiles
+from pyrovae.results import CheckResults, Weights, mean_and_error
+from pyrovae.results.tables import percent
+from pyrovae.results.tightness import ENOUGH, FEW, NOT_ASYMPTOTIC, NOT_ENOUGH, SMALL_ESS, Quantiles
 from pyrovae.runtime.annotations import checked
+
+PERHAPS, UNKNOWN = "K may not be enough", "unknown"
+SLOW = 0.5  # power of a gap that halves when K is multiplied by four, as of weights with a Pareto tail of 2/3
+SLOWEST = 0.05  # smallest power for extrapolation; smaller ones cannot be distinguished from 0
+MANY = 0.5  # share above which the weights of the whole data set are unreliable
+ROUNDING = 1e-9  # rise of a rung, relative to its value, that rounding explains
 
 
 @checked
@@ -90,47 +101,126 @@ def summarize_weights(per_datum: Mapping[str, Tensor], *, ks: Sequence[int], tol
         tolerance: nats that L_K may lie below log p(x) if K is enough.
 
     """
-    khat, num_particles = per_datum["khat"], ks[-1]
+    khat, bias, num_particles = per_datum["khat"], per_datum["bias"], ks[-1]
     bound = per_datum[f"L_{num_particles}"]
     zero = int(bound.isneginf().sum())
-    nan = int((~bound.isfinite()).sum()) - zero
     available = khat[~khat.isnan()]
     threshold = khat_threshold(num_particles) if num_particles >= FEWEST else None
-    above = int((available > threshold).sum()) if threshold is not None else 0
-    bias = per_datum["bias"]
-    ladder = read_ladder({k: per_datum[f"L_{k}"] for k in ks})
-    mean_bias = bias.mean().item() if bias.isfinite().all() else None
-    verdict, reason = assess(
-        ladder,
-        num_bad=nan + zero,
-        num_data=len(bound),
-        bias=mean_bias,
-        threshold=threshold,
-        share_above=above / len(available) if len(available) else None,
-        tolerance=tolerance,
-        ess=Quantiles.of(per_datum["ESS"]).median,
-    )
-    return Weights(
+    weights = Weights(
         num_particles=num_particles,
         num_data=len(bound),
         threshold=threshold,
-        num_above=above,
+        num_above=int((available > threshold).sum()) if threshold is not None else 0,
         num_unavailable=len(khat) - len(available),
         num_constant=int(khat.isneginf().sum()),
-        num_nan=nan,
+        num_nan=int((~bound.isfinite()).sum()) - zero,
         num_zero=zero,
         khat=Quantiles.of(khat),
         ess=Quantiles.of(per_datum["ESS"]),
         largest=Quantiles.of(per_datum["largest weight"]),
-        bias=mean_bias,
-        increment=ladder.increment,
-        increment_error=ladder.increment_error,
-        power=ladder.power,
-        power_error=ladder.power_error,
-        extrapolated=ladder.extrapolated,
+        bias=bias.mean().item() if bias.isfinite().all() else None,
+        **read_ladder({k: per_datum[f"L_{k}"] for k in ks}),
         tolerance=tolerance,
-        verdict=verdict,
-        reason=reason,
+        verdict=UNKNOWN,
+        reason="",
+    )
+    verdict, reason = assess(weights, ks)
+    return replace(weights, verdict=verdict, reason=reason)
+
+
+def read_ladder(rungs: Mapping[int, Tensor]) -> dict[str, float | None]:
+    """Return the fields of `Weights` that follow from the rungs L_K: increment, power, their errors, extrapolated gap.
+
+    ``L_K = log p - c K^-a`` for three rungs K1 < K2 < K3 gives
+    ``(L_3 - L_2) / (L_2 - L_1) = (1 - (K2/K3)^a) / ((K2/K1)^a - 1)``, which is solved for a, and
+    ``c K3^-a = (L_3 - L_2) / ((K3/K2)^a - 1)``. The gap is extrapolated by 1 / K, or by K^-a where the rungs are
+    clearly slower.
+
+    Args:
+        rungs: for each K the bounds of each datum ``(N,)``, nats, from the same draws.
+
+    """
+    ks = tuple(rungs)
+    fields = dict.fromkeys(("increment", "increment_error", "power", "power_error", "extrapolated"))
+    if len(ks) < 2 or not all(values.isfinite().all() for values in rungs.values()):
+        return fields
+    last = rungs[ks[-1]] - rungs[ks[-2]]
+    increment, error = mean_and_error(last)
+    assert increment is not None
+    step = math.log(ks[-1] / ks[-2])
+    if increment <= ROUNDING * max(1.0, abs(rungs[ks[-1]].mean().item())):
+        return fields | {"increment": max(0.0, increment), "increment_error": error, "extrapolated": 0.0}
+    power = power_error = None
+    if len(ks) > 2:
+        power, power_error = _power(rungs[ks[-2]] - rungs[ks[-3]], last, math.log(ks[-2] / ks[-3]), step)
+    used = max(SLOWEST, power) if power is not None and _below(power, power_error, 1.0) else 1.0
+    extrapolated = increment / math.expm1(used * step)
+    return dict(zip(fields, (increment, error, power, power_error, extrapolated), strict=True))
+
+
+def assess(weights: Weights, ks: Sequence[int]) -> tuple[str, str]:
+    """Return the verdict on the last rung, and the reason as a sentence.
+
+    K is enough only if k-hat is above its threshold for few data and the remaining gap, the larger of the delta
+    method's and the ladder's, is within the tolerance. All three depend on the guide's draws alone: they do not detect
+    a mode that the guide never visits. A k-hat above its threshold does not mean that L_K is low for that datum, but
+    that its weights are unreliable: one large weight may even have raised L_K. If this holds for more than half of the
+    data, K is not enough; if it holds for some, the weights alone do not decide. Without k-hats, or with a median
+    effective sample size below 2, both estimates of the gap may be far too small: the reason names a least number of
+    missing nats.
+
+    Args:
+        weights: the summary; its verdict and reason are not read.
+        ks: the rungs, ascending.
+
+    """
+    label, tolerance, share_above = f"L_{ks[-1]}", weights.tolerance, weights.share_above
+    if num_bad := weights.num_nan + weights.num_zero:
+        return UNKNOWN, f"{num_bad} of {weights.num_data} data have a {label} that is not finite; find out why first"
+    gaps = {"delta method": weights.bias, "ladder": weights.extrapolated}
+    known = {name: gap for name, gap in gaps.items() if gap is not None}
+    remaining = max(known.values(), default=None)
+    missing = f"({', '.join(f'{name} {_nats(gap)}' for name, gap in known.items())})"
+    heavy = share_above is not None and share_above > FEW
+    tails = ""
+    if share_above is not None:
+        tails = f"k-hat is above {weights.threshold:.2f} for {percent(share_above)} of the data"
+    loose = f"; {tails}: {label} is loose, estimate log p(x) by AIS" if heavy else ""
+    if remaining is not None and remaining > tolerance and _below(weights.power, weights.power_error, SLOW):
+        power = weights.power or 0.0
+        like = f"the gap falls like K^{-power:.2f} instead of K^-1" if power > 0 else "by more than at the rung before"
+        return NOT_ASYMPTOTIC, (
+            f"from L_{ks[-2]} to {label} the mean rose by {weights.increment:.3f} nats, and {like}, so that the "
+            f"ladder does not show its limit{loose}"
+        )
+    if share_above is not None and share_above > MANY:
+        return (
+            NOT_ENOUGH,
+            f"{tails}: {label} is loose, or cannot be distinguished from a loose bound; estimate log p(x) by AIS",
+        )
+    if remaining is not None and remaining > tolerance:
+        unreliable = share_above is None or heavy or (weights.ess.median or SMALL_ESS) < SMALL_ESS
+        return NOT_ENOUGH, (
+            f"{'at least' if unreliable else 'about'} {_nats(remaining)} are missing in the mean of {label} {missing}, "
+            f"more than {tolerance:g}{loose or '; evaluate a larger K, or estimate log p(x) by AIS'}"
+        )
+    if heavy:
+        return UNKNOWN, (
+            f"{tails}, whose weights do not measure their remaining gap; by the others about "
+            f"{_nats(remaining or 0.0)} are missing in {label} {missing}"
+        )
+    if remaining is None:
+        return UNKNOWN, "a single particle does not show the gap; evaluate a larger K"
+    if share_above is None:
+        return UNKNOWN, "k-hat is not available, K being below 25; evaluate a larger K"
+    if len(ks) < 3 or weights.increment is None:
+        return UNKNOWN, (
+            f"{tails} and about {_nats(remaining)} are missing {missing}, but it takes three rungs to see whether the "
+            "gap falls like 1 / K; evaluate more"
+        )
+    return ENOUGH, (
+        f"as far as the guide's draws reach, about {_nats(remaining)} are missing in {label} {missing}, less than "
+        f"{tolerance:g}, and {tails}"
     )
 
 
@@ -163,3 +253,31 @@ def assess_with_checks(weights: Weights, checked: CheckResults | None) -> Weight
         return weights
     reason += f", so that the guide may miss a part of the posterior that neither {label} nor AIS reaches"
     return replace(weights, verdict=PERHAPS, reason=f"{reason}; by the weights: {weights.reason}")
+
+
+def _power(first: Tensor, last: Tensor, first_step: float, last_step: float) -> tuple[float | None, float | None]:
+    """Return the power and its standard error, from the rises of each datum ``(N,)`` at two rungs."""
+    rise, before = last.mean().item(), first.mean().item()
+    if rise <= 0 or before <= 0:
+        return None, None
+
+    def ratio(a: float) -> float:  # falls in a
+        return -math.expm1(-a * last_step) / math.expm1(a * first_step) if a else last_step / first_step
+
+    low, high = -2.0, 8.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if ratio(middle) > rise / before else (low, middle)
+    power = (low + high) / 2
+    _, error = mean_and_error(last - rise / before * first)
+    slope = abs(ratio(power + 1e-4) - ratio(power - 1e-4)) / 2e-4
+    return power, None if error is None else error / (slope * before)
+
+
+def _below(value: float | None, error: float | None, limit: float) -> bool:
+    """Return whether a value is below a limit by more than two standard errors."""
+    return value is not None and error is not None and value + 2 * error < limit
+
+
+def _nats(value: float) -> str:
+    return f"{value:.4f} nats" if value >= 1e-4 else f"{value:.0e} nats" if value > ROUNDING else "0 nats"

@@ -290,9 +290,7 @@ def test_annealing_has_a_table_of_its_own_where_all_have_it_on_as_many_data() ->
     table = comparison.tables()[1]
     assert table.header == ("model", "rank", "AIS", "se data", "difference", "95 % interval", "resolved")
     assert "on the first 2 of these data, from the guide" in table.title[0]
-    (a, b) = csv.DictReader(io.StringIO(comparison.to_csv()))
-    assert (a["AIS"], a["AIS rank"], b["AIS"], b["AIS difference"]) == ("-5.5", "1=", "-4.25", "1.25")
-    assert [float(b[f"se of {name}"]) for name in ("difference", "AIS difference")] == pytest.approx([0.600925, 0.75])
+    assert "AIS" not in comparison.to_csv()
 
 
 def test_annealing_is_left_out_where_one_has_none_or_on_other_data() -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -20,8 +19,6 @@ from pyrovae.results.observed_data import WHOLE
 from pyrovae.results.record import to_plain
 from pyrovae.results.tables import Table, Tabled
 from pyrovae.results.training_seeds import (
-    LEVEL,
-    SeedEffect,
     difference_over_seeds,
     holm,
     mean_over_seeds,
@@ -63,8 +60,8 @@ class Comparison(Tabled):
         return (*first, replace(last, notes=(*last.notes, *self._block_notes(), *self.notes)))
 
     def to_csv(self) -> str:
-        """Return one table per block as comma-separated values, with an empty line between them."""
-        return "\n".join(block.wide_table().to_csv() for block in self.blocks)
+        """Return one table per block as comma-separated values, without AIS, with an empty line between them."""
+        return "\n".join(block.table().to_csv() for block in self.blocks)
 
     def to_json(self) -> str:
         """Return strict JSON: the numbers in full, and the sentences of the tables."""
@@ -235,27 +232,17 @@ def _ladder_table(models: Models, reference: str | None) -> ComparisonTable:
         for name, seeds in models.items()
         if name not in bare
     }
-    further = {
-        name: {
-            "elbo": mean_over_seeds([e.elbo for e in seeds]),
-            "reconstruction": mean_over_seeds([e.reconstruction for e in seeds]),
-            "kl": mean_over_seeds([e.kl for e in seeds]),
-            "bits_per_dimension": _mean(_bits_at(e, b.value) for e, b in zip(seeds, rungs[name], strict=True)),
-            "kl_methods": seeds[0].kl_methods,
-            "gap": _largest(_gap_at(e, b.value) for e, b in zip(seeds, rungs[name], strict=True)),
-            "tolerance": max((e.weights.tolerance for e in seeds if e.weights), default=0.0),
-            "cautions": tuple(dict.fromkeys(caution for e in seeds for caution in e.cautions)),
-        }
-        for name, seeds in models.items()
-    }
+    gaps = {name: _if_known(max, list(map(_gap_at, seeds, rungs[name]))) for name, seeds in models.items()}
     first = models[reference][0]
     measure = MEASURES.get(first.base_measure or "", "log p(x)")
+    rows, steps = _rank(rungs, values, gaps, reference)
     return ComparisonTable(
         f"{describe_data(first)}, sha256 {first.data_hash[:12]}; {measure}, nats per datum",
         k,
         reference,
         first.num_data,
-        *_rank(models, _Bounds(rungs, values), reference, further),
+        tuple(_with_terms(row, models[row.name], rungs[row.name]) for row in rows),
+        steps,
         bits_of=next((words for (e, *_) in models.values() if (words := _bits_of(e))), None),
         stored=_stored(first),
         annealed=_annealed_table(models, reference),
@@ -263,142 +250,118 @@ def _ladder_table(models: Models, reference: str | None) -> ComparisonTable:
     )
 
 
-def _annealed_table(models: Models, reference: str) -> ComparisonTable | None:
-    """Return the comparison of AIS, which is on the first of the data; None unless all have it on as many."""
-    evaluations = [evaluation for seeds in models.values() for evaluation in seeds]
-    records = [e.checked.annealing for e in evaluations if e.checked and e.checked.annealing]
-    records = [record for record in records if "AIS" in record.per_datum]
-    if len(records) < len(evaluations) or len({record.num_data for record in records}) > 1:
-        return None
-    remaining = iter(records)
-    by_model = {name: [next(remaining) for _ in seeds] for name, seeds in models.items()}
-    first = records[0]
-    data = "these data" if first.num_data == evaluations[0].num_data else f"the first {first.num_data} of these data"
-    settings = " or ".join(dict.fromkeys(str(record.settings) for record in records))
-    bounds = {name: [record.bound for record in seeds] for name, seeds in by_model.items()}
-    sandwiches = {name: [e.checked.sandwich if e.checked else None for e in seeds] for name, seeds in models.items()}
-    further = {name: {"gap": _largest(s.gap.value if s else None for s in found)} for name, found in sandwiches.items()}
-    values = {name: torch.stack([r.per_datum["AIS"].double() for r in seeds]) for name, seeds in by_model.items()}
-    return ComparisonTable(
-        f"Annealed importance sampling (AIS) on {data}, {settings}; nats per datum",
-        first.bound.num_particles,
-        reference,
-        first.num_data,
-        *_rank(models, _Bounds(bounds, values), reference, further),
+def _with_terms(row: Row, seeds: Sequence[Evaluation], rungs: Sequence[Estimate]) -> Row:
+    """Return a row with means over seeds of the ELBO, its terms and the bits of each rung, and with the cautions."""
+    return replace(
+        row,
+        elbo=mean_over_seeds([e.elbo for e in seeds]),
+        reconstruction=mean_over_seeds([e.reconstruction for e in seeds]),
+        kl=mean_over_seeds([e.kl for e in seeds]),
+        bits_per_dimension=_if_known(fmean, list(map(_bits_at, seeds, rungs))),
+        kl_methods=seeds[0].kl_methods,
+        tolerance=max((e.weights.tolerance for e in seeds if e.weights), default=0.0),
+        cautions=tuple(dict.fromkeys(caution for e in seeds for caution in e.cautions)),
     )
 
 
-@dataclass(frozen=True)
-class _Bounds:
-    """One bound of several models on the same data.
-
-    Attributes:
-        estimates: for each model the estimate of each training seed.
-        values: for each model the values of each seed and datum ``(S, N)``, nats; a single model may lack them.
-
-    """
-
-    estimates: Mapping[str, Sequence[Estimate]]
-    values: Mapping[str, Tensor]
-
-    @cached_property
-    def means(self) -> dict[str, Estimate]:
-        """Mean over seeds of each model."""
-        return {name: mean_over_seeds(seeds, self.values.get(name)) for name, seeds in self.estimates.items()}
-
-    @cached_property
-    def seed_effect(self) -> SeedEffect | None:
-        """Effect of a seed, for models of one seed."""
-        return pool_seed_effects(self.values.values())
-
-    def difference(self, name: str, other: str) -> Difference:
-        """Return the paired difference of two models."""
-        return difference_over_seeds(self.values[name], self.values[other], pooled=self.seed_effect)
-
-    def sd_difference(self, name: str, other: str) -> float | None:
-        """Return the standard deviation over the data of the difference of two models."""
-        differences = self.values[name].mean(0) - self.values[other].mean(0)
-        return differences.std().item() if len(differences) > 1 and differences.isfinite().all() else None
-
-    def draws_share(self, name: str, other: str) -> float | None:
-        """Return the share of the Monte Carlo draws in the variance of the difference of two models."""
-        sd, errors = self.sd_difference(name, other), [self.means[model].se_monte_carlo for model in (name, other)]
-        if not sd or None in errors:
+def _annealed_table(models: Models, reference: str) -> ComparisonTable | None:
+    """Return the comparison of AIS, which is on the first of the data; None unless all have it on as many."""
+    bounds, values, gaps = {}, {}, {}
+    settings: dict[str, None] = {}
+    sizes: set[int] = set()
+    for name, seeds in models.items():
+        records = [e.checked.annealing for e in seeds if e.checked and e.checked.annealing]
+        sizes |= {len(record.per_datum.get("AIS", ())) for record in records}
+        if len(records) < len(seeds) or len(sizes) > 1 or 0 in sizes:
             return None
-        return min(1.0, sum(error**2 for error in errors if error) * self.values[name].shape[1] / sd**2)
-
-    def resolved_best(self, gaps: Mapping[str, float | None]) -> str | None:
-        """Return the model whose mean is above all others, None if there is none.
-
-        Differences are resolved over seeds, and larger than the gap from the other mean to its log p(x), nats.
-        """
-        known = {name: mean.value for name, mean in self.means.items() if mean.value is not None}
-        if not known or len(self.means) == 1 or self.seed_effect is None:
-            return None
-        best = max(known, key=lambda name: known[name])
-        for name in known.keys() - {best}:
-            gap = gaps.get(name)
-            if gap is None or gap > known[best] - known[name]:
-                return None
-        p_values = holm([self.difference(best, name).p_value for name in self.means if name != best])
-        return best if all(p_value is not None and p_value < LEVEL for p_value in p_values) else None
+        bounds[name] = [record.bound for record in records]
+        values[name] = torch.stack([record.per_datum["AIS"].double() for record in records])
+        sandwiches = [e.checked.sandwich if e.checked else None for e in seeds]
+        gaps[name] = _if_known(max, [sandwich.gap.value if sandwich else None for sandwich in sandwiches])
+        settings |= dict.fromkeys(str(record.settings) for record in records)
+    (num_data,), num_all = sizes, models[reference][0].num_data
+    data = "these data" if num_data == num_all else f"the first {num_data} of these data"
+    title = f"Annealed importance sampling (AIS) on {data}, {' or '.join(settings)}; nats per datum"
+    rows, steps = _rank(bounds, values, gaps, reference)
+    return ComparisonTable(title, bounds[reference][0].num_particles, reference, num_data, rows, steps)
 
 
 def _rank(
-    models: Models, bounds: _Bounds, reference: str, further: Mapping[str, dict[str, Any]] | None = None
+    bounds: Mapping[str, Sequence[Estimate]],
+    values: Mapping[str, Tensor],
+    gaps: Mapping[str, float | None],
+    reference: str,
 ) -> tuple[tuple[Row, ...], tuple[Difference, ...]]:
     """Return rows with ranks and differences to the reference, and the steps of the ranking.
 
-    ``further`` has other fields of the rows.
+    Args:
+        bounds: for each model the estimate of each training seed.
+        values: for each model the values of each seed and datum ``(S, N)``, nats; a single model may lack them.
+        gaps: for each model the gap from the bound to log p(x), nats; None where it is not known.
+        reference: name of the model to which the others are compared.
+
     """
-    others = [name for name in models if name != reference]
-    differences = {name: bounds.difference(name, reference) for name in others}
-    p_values = dict(zip(others, holm([difference.p_value for difference in differences.values()]), strict=True))
-    best = bounds.resolved_best({name: row.get("gap") for name, row in (further or {}).items()})
-    ranking = ranked_names(bounds.means)
-    steps = tuple(itertools.starmap(bounds.difference, itertools.pairwise(ranking)))
-    starts = [1] if ranking else []
-    for place, is_resolved in enumerate(resolved(steps), 2):
-        starts.append(place if is_resolved else starts[-1])
-    ranks = dict(zip(ranking, starts, strict=True))
-    rows = tuple(
-        Row(
+    means = {name: mean_over_seeds(seeds, values.get(name)) for name, seeds in bounds.items()}
+    pooled = pool_seed_effects(values.values())
+
+    def difference(name: str, other: str) -> Difference:
+        return difference_over_seeds(values[name], values[other], pooled=pooled)
+
+    ranking = ranked_names(means)
+    steps = tuple(itertools.starmap(difference, itertools.pairwise(ranking)))
+    ranks = dict.fromkeys(ranking[:1], 1)
+    for place, is_resolved in enumerate(resolved(steps), 1):
+        ranks[ranking[place]] = place + 1 if is_resolved else ranks[ranking[place - 1]]
+    best = None
+    if pooled is not None and len(ranking) == len(means) > 1:
+        leads = [difference(ranking[0], name) for name in ranking[1:]]
+        by_gap = [(lead.mean or 0.0, gaps[name]) for lead, name in zip(leads, ranking[1:], strict=True)]
+        if all(resolved(leads)) and all(gap is not None and gap <= lead for lead, gap in by_gap):
+            best = ranking[0]
+    others = {name: difference(name, reference) for name in means if name != reference}
+    p_values = dict(zip(others, holm([other.p_value for other in others.values()]), strict=True))
+    rows = []
+    for name, mean in means.items():
+        seeds, sd, share = bounds[name], None, None
+        if name in others:
+            errors = [means[model].se_monte_carlo for model in (name, reference)]
+            sd, share = _spread(values[name].mean(0) - values[reference].mean(0), errors)
+        row = Row(
             name=name,
             rank=ranks.get(name),
             bound=mean,
-            difference=differences.get(name),
+            difference=others.get(name),
             p_value=p_values.get(name),
-            sd_difference=None if name == reference else bounds.sd_difference(name, reference),
+            sd_difference=sd,
+            draws_share=share,
             is_best=name == best,
-            num_seeds=len(models[name]),
-            draws_share=None if name == reference else bounds.draws_share(name, reference),
-            sd_seeds=_deviation([seed.value for seed in bounds.estimates[name]]),
-            **(further or {}).get(name, {}),
+            num_seeds=len(seeds),
+            sd_seeds=_if_known(stdev, [seed.value for seed in seeds]) if len(seeds) > 1 else None,
+            gap=gaps[name],
         )
-        for name, mean in bounds.means.items()
-    )
-    return rows, steps
+        rows.append(row)
+    return tuple(rows), steps
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = list(values)
-    return None if None in known else statistics.fmean(known)  # type: ignore[arg-type]
+def _spread(differences: Tensor, errors: Sequence[float | None]) -> tuple[float | None, float | None]:
+    """Return the standard deviation of paired differences ``(N,)``, and the share of the draws in their variance.
+
+    ``errors`` are the Monte Carlo standard errors of the two means.
+    """
+    sd = differences.std().item() if len(differences) > 1 and differences.isfinite().all() else None
+    noise = _if_known(lambda known: sum(error**2 for error in known), errors)  # variance of the mean difference
+    return sd, min(1.0, noise * len(differences) / sd**2) if sd and noise is not None else None
 
 
-def _largest(values: Iterable[float | None]) -> float | None:
-    known = list(values)
-    return None if None in known else max(known)  # type: ignore[type-var]
+def _if_known(function: Callable[[Any], float], values: Sequence[float | None]) -> float | None:
+    """Return a function of values, or None if one of them is None."""
+    return None if None in values else function(values)
 
 
-def _gap_at(evaluation: Evaluation, nats: float | None) -> float | None:
-    """Return the gap from another bound to log p(x): its distance from the last bound, and the gap of that."""
+def _gap_at(evaluation: Evaluation, rung: Estimate) -> float | None:
+    """Return the gap from a rung to log p(x): its distance from the last one, and the gap of that."""
     last, gap = evaluation.iwae[-1].value, evaluation.weights.gap if evaluation.weights else None
-    return None if last is None or nats is None or gap is None else last - nats + gap
-
-
-def _deviation(values: list[float | None]) -> float | None:
-    """Return the standard deviation over seeds; None for one seed or a missing value."""
-    return None if None in values or len(values) < 2 else statistics.stdev(values)  # type: ignore[type-var]
+    return None if last is None or rung.value is None or gap is None else last - rung.value + gap
 
 
 def _common_k(models: Models) -> int:
@@ -413,12 +376,12 @@ def _common_k(models: Models) -> int:
     )
 
 
-def _bits_at(evaluation: Evaluation, nats: float | None) -> float | None:
-    """Return bits per dimension at another bound, scaled from those at the last bound."""
+def _bits_at(evaluation: Evaluation, rung: Estimate) -> float | None:
+    """Return bits per dimension at a rung, scaled from those at the last one."""
     last, volume = evaluation.iwae[-1].value, evaluation.log_abs_det_jacobian or 0.0
-    if evaluation.bits_per_dimension is None or nats is None or last is None or last + volume == 0:
+    if evaluation.bits_per_dimension is None or rung.value is None or last is None or last + volume == 0:
         return None
-    return evaluation.bits_per_dimension * (nats + volume) / (last + volume)
+    return evaluation.bits_per_dimension * (rung.value + volume) / (last + volume)
 
 
 def _stored(evaluation: Evaluation) -> str:

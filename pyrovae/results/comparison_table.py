@@ -135,15 +135,6 @@ class ComparisonTable(Tabled):
         """Return the table, and the table of AIS if there is one."""
         return (self.table(), self.annealed.table()) if self.annealed else (self.table(),)
 
-    def wide_table(self) -> Table:
-        """Return both tables as one, without sentences."""
-        main, *others = self.tables()
-        for other in others:
-            names = (name if name == "AIS" else f"AIS {name}" for name in other.header[1:])
-            rows = zip(main.rows, other.rows, strict=True)
-            main = Table((*main.header, *names), tuple((*row, *more[1:]) for row, more in rows))
-        return Table(main.header, main.rows)
-
     def table(self) -> Table:
         """Return the table of the models, with the ranking below it."""
         several = len(self.rows) > 1

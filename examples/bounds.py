@@ -67,7 +67,7 @@ print("\nThe VAE, all at once\n")
 evaluation = pyrovae.evaluate(vae.model, vae.guide, few, ks=ks, checks=checks)
 print(evaluation)
 
-figure = pyrovae.report.ladder(evaluation, [evaluation.checked.annealing.bound])
+figure = pyrovae.report.ladder(evaluation)
 figure.savefig(options.picture, dpi=100, format="png")
 print(f"picture: {options.picture}")
 

@@ -102,6 +102,6 @@ annealed = evaluation.checked.annealing.bound
 short = max(annealed.value, evaluation.iwae[-1].value) - evaluation.elbo.value
 print(f"\nMinus the loss, {evaluation.elbo.value:.2f}, is short of log p(x) by {short:.2f} nats per datum or more.")
 
-figure = pyrovae.report.ladder(evaluation, [annealed])
+figure = pyrovae.report.ladder(evaluation)
 figure.savefig(options.picture, dpi=100, format="png")
 print(f"picture: {options.picture}")

@@ -34,7 +34,7 @@ from pyrovae.results.training_seeds import LEVEL
 
 TICKS = 9  # labels that fit on the axis of K
 LADDER = "IWAE bound $L_K$"
-ANNEALED = "AIS"  # the only other lower bound on the same data
+ANNEALED = "AIS"
 OVER_DATA, MONTE_CARLO = "Standard error over the data", "Monte Carlo standard error"
 PAIRED, REFIT_PART = "Standard error of the difference, datum by datum", "Refit of the guide to these data"
 Point = Evaluation | tuple[float, float]  # or its rate and distortion
@@ -50,28 +50,22 @@ SITE_COLORS = (PALETTE[0], PALETTE[6], PALETTE[4], PALETTE[3])
 
 
 @styled
-def ladder(evaluation: Evaluation, extra: Sequence[Estimate] = (), *, ax: Axes | None = None) -> Figure:
+def ladder(evaluation: Evaluation, *, ax: Axes | None = None) -> Figure:
     """Draw the ELBO and the IWAE bounds L_K over K, and beside them the paired gain of each L_K over the ELBO.
 
-    Thin bars are Monte Carlo standard errors, broad light ones standard errors over the data. Most of the latter is
-    common to all bounds; the second panel has the standard errors of paired differences. Missing numbers are left out.
+    AIS of all data stands to the right of the ladder. Thin bars are Monte Carlo standard errors, broad light ones
+    standard errors over the data. Most of the latter is common to all bounds; the second panel has the standard errors
+    of paired differences. Missing numbers are left out.
 
     Args:
         evaluation: estimates in nats per datum.
-        extra: AIS on the same data, drawn to the right of the ladder.
         ax: axes to draw the bounds into, without the gains, title and legend; None for a new figure.
 
-    Raises:
-        ValueError: if another estimate is given, such as BDMC, which is an upper bound.
-
     """
-    if others := [estimate.name for estimate in extra if estimate.name != ANNEALED]:
-        raise ValueError(
-            f"beside the ladder only other lower bounds on the same data are drawn, which are named {ANNEALED!r}, but "
-            f"received {others[0]!r}; report it in a table"
-        )
     iwae, elbo = evaluation.iwae, evaluation.elbo
-    annealed = [estimate for estimate in extra if estimate.value is not None]
+    annealing = evaluation.checked.annealing if evaluation.checked else None
+    is_of_all = annealing is not None and annealing.num_data == evaluation.num_data
+    annealed = [annealing.bound] if annealing and is_of_all and annealing.bound.value is not None else []
     gains = [Estimate("IWAE", b.num_particles, *evaluation.gains.get(b.label, (None, None)), None) for b in iwae]
     paired = ax is None and any(gain.value is not None for gain in gains)
     ks = [bound.num_particles for bound in iwae] or [elbo.num_particles]
@@ -84,7 +78,7 @@ def ladder(evaluation: Evaluation, extra: Sequence[Estimate] = (), *, ax: Axes |
     dress(axes, title="" if ax else f"Lower bounds on log {evaluation.density} (nats per datum)", grid=True)
     _draw_points(axes, [min(ks) / step], [elbo], color=SECOND, label="ELBO")
     if annealed:
-        _draw_points(axes, [max(ks) * step] * len(annealed), annealed, color=PALETTE[4], label=ANNEALED)
+        _draw_points(axes, [max(ks) * step], annealed, color=PALETTE[4], label=ANNEALED)
     _draw_points(axes, ks, iwae, color=FIRST, label=LADDER)
     if elbo.value is not None:
         axes.axhline(elbo.value, **DOTTED | {"color": SECOND, "zorder": 1})

@@ -26,7 +26,7 @@ from pyrovae.report.style import (
     panel,
     styled,
 )
-from pyrovae.results import Epoch, History
+from pyrovae.results import Epoch, History, Latents
 from pyrovae.results.tables import percent, printable
 
 TERMS = {"elbo": "ELBO", "reconstruction": "Reconstruction", "kl": "KL"}
@@ -83,26 +83,18 @@ def _any_finite(values: Sequence[float]) -> bool:
 
 
 def _focus(axes: Axes, curves: Sequence[Sequence[float]]) -> None:
-    """Leave as few first epochs outside the frame, at most a tenth, as it takes for the others to fill half of it."""
-
-    def limits(first: int) -> tuple[float, float]:
-        values = [value for curve in curves for value in curve[first:] if math.isfinite(value)] or [0.0]
-        return min(values), max(values)
-
-    spreads = [high - low for low, high in map(limits, range(len(curves[0]) // 10 + 1))]
-    skipped = next(first for first, spread in enumerate(spreads) if spread <= 2 * spreads[-1])
-    if not skipped:
+    """Leave the first tenth of the epochs outside the frame, with a note, if they would fill more than half of it."""
+    first = len(curves[0]) // 10
+    values = [value for curve in curves for value in curve[first:] if math.isfinite(value)] or [0.0]
+    low, high = min(values), max(values)
+    early = [value for curve in curves for value in curve[:first] if math.isfinite(value)]
+    if not early or max(high, *early) - min(low, *early) <= 2 * (high - low):
         return
-    low, high = limits(skipped)
     margin = 0.08 * (high - low) or 1.0
-    low, high = low - margin, high + margin
-    axes.set_ylim(low, high)
-    heads = zip(*(curve[:skipped] for curve in curves), strict=True)
-    outside = sum(any(math.isfinite(value) and not low <= value <= high for value in head) for head in heads)
-    if outside:
-        note = f"First {outside} epochs outside the frame" if outside > 1 else "First epoch outside the frame"
-        box: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
-        axes.text(0.98, 0.03, note, ha="right", transform=axes.transAxes, color=FAINT, fontsize=8, bbox=box)
+    axes.set_ylim(low - margin, high + margin)
+    box: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+    note = "First epochs outside the frame" if first > 1 else "First epoch outside the frame"
+    axes.text(0.98, 0.03, note, ha="right", transform=axes.transAxes, color=FAINT, fontsize=8, bbox=box)
 
 
 @styled
@@ -209,65 +201,34 @@ def _count_missing(values: Tensor) -> list[str]:
 
 
 @styled
-def kl_per_unit(
-    names: Sequence[str],
-    kl: Tensor | None,
-    active: Tensor,
-    *,
-    variance: Tensor | None = None,
-    threshold: float | None = None,
-    ax: Axes | None = None,
-) -> Figure | None:
-    """Draw the mean KL of each latent unit over the data, from the largest to the smallest, and which are active.
-
-    Where the KL does not split into units, bars are the variance over the data of each unit's posterior mean, by which
-    activity is defined, on a logarithmic axis. Units with a value that is not finite are left out and counted.
-
-    *Importance weighted autoencoders (Burda, Grosse, Salakhutdinov 2016)*, https://arxiv.org/abs/1509.00519
+def kl_per_unit(latents: Latents, *, ax: Axes | None = None) -> Figure | None:
+    """Draw the mean KL of each latent unit, from the largest to the smallest, in another color if it is inactive.
 
     Args:
-        names: names of the D units.
-        kl: ``(D,)``, nats; None if unknown.
-        active: ``(D,)``, whether each unit is active.
-        variance: ``(D,)``, drawn if there is no KL.
-        threshold: variance above which a unit is active.
+        latents: units, from `pyrovae.diagnostics.latents`; those without a KL are left out and counted.
         ax: axes to draw into, without title and legend; None for a new figure.
 
     Returns:
-        The figure, or None if no unit has a finite value.
+        The figure, or None if no unit has a KL.
 
     """
-    values = kl if kl is not None else variance
-    if values is None:
+    known = [(unit.kl, unit) for unit in latents.units if unit.kl is not None]
+    if not known:
         return None
-    values, active = values.detach().cpu().double(), active.cpu().bool()
-    finite = values.isfinite().nonzero().squeeze(-1)
-    if not len(finite):
-        return None
-    order = finite[values[finite].argsort(descending=True, stable=True)]
-    missing = len(values) - len(order)
-    title = f"{len(order)} latent unit{'s' if len(order) > 1 else ''} by "
-    title += "mean KL (nats)" if kl is not None else "variance of the posterior mean over the data"
-    title += f", {values[finite].sum().item():.2f} nats together" if kl is not None and len(order) > 1 else ""
-    title += f"\n{missing} without a finite value left out" if missing else ""
-    figure, axes = panel(ax, min(max(0.36 * len(order) + 1.2, 5.6), 9.0), 3.5, title=title, grid=True)
-    axes.set_ylabel("Mean KL (nats)" if kl is not None else "Variance")
-    values, active = values[order], active[order]
-    positive = values[values > 0]
-    decade = math.floor(math.log10(positive.min().item()) - 0.1) if len(positive) else -1
-    bottom = 0.0 if kl is not None else 10.0**decade  # of the bars on a logarithmic axis
-    for label, chosen, color in (("Active", active, FIRST), ("Inactive", ~active, INACTIVE)):
-        places = chosen.nonzero().squeeze(-1)
-        if len(places):
-            heights = values[places] if kl is not None else (values[places] - bottom).clamp_min(0.0)
-            label = f"{label} ({len(places)})"
-            axes.bar((places + 1).numpy(), heights.numpy(), 0.8, bottom=bottom, color=color, label=label)
-    if kl is None:
-        axes.set_yscale("log")
-        axes.set_ylim(bottom=bottom)
-        if threshold is not None:
-            axes.axhline(threshold, label=f"Threshold {threshold:g}", **DOTTED)
-    _set_unit_axis(axes, [printable(names[unit]) for unit in order.tolist()])
+    kls, units = zip(*sorted(known, key=lambda pair: -pair[0]), strict=True)
+    missing = len(latents.units) - len(units)
+    title = f"{len(units)} latent unit{'s' if len(units) > 1 else ''} by mean KL (nats)"
+    title += f", {sum(kls):.2f} nats together" if len(units) > 1 else ""
+    title += f"\n{missing} without a KL left out" if missing else ""
+    figure, axes = panel(ax, min(max(0.36 * len(units) + 1.2, 5.6), 9.0), 3.5, title=title, grid=True)
+    axes.set_ylabel("Mean KL (nats)")
+    for label, is_active, color in (("Active", True, FIRST), ("Inactive", False, INACTIVE)):
+        heights = {
+            i: kl for i, (kl, unit) in enumerate(zip(kls, units, strict=True), 1) if bool(unit.active) == is_active
+        }
+        if heights:
+            axes.bar([*heights], [*heights.values()], 0.8, color=color, label=f"{label} ({len(heights)})")
+    _set_unit_axis(axes, [printable(unit.name) for unit in units])
     if ax is None:
         legend_below(figure, axes.get_legend_handles_labels()[1])
     return figure

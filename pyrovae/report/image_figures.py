@@ -29,7 +29,6 @@ from pyrovae.vae import VAE
 
 POINTS = 2000  # tabular data in a scatter
 REACH = 2.5  # standard deviations of the prior that a traversal extends to either side
-SHORT = 10  # letters of a condition that fit below a tile
 DRAWS = 200  # of a standard deviation without a formula
 SHARE = 0.02  # share of pixels whose standard deviation may exceed the limit
 
@@ -83,7 +82,7 @@ def reconstructions(
         limits=image_limits(vae, chosen),
         title=title,
         row_labels=["Data $x$", mean],
-        column_labels=_with_conditions(labels, covariates, rows),
+        column_labels=labels,
         note=note,
     )
 
@@ -156,7 +155,7 @@ def traversals(
     datum = [tensor[0].to(device_of(vae)) for tensor in (x, *covariates)]
     images = torch.cat([vae.traverse(*datum, dims=[dim], values=loc[dim] + steps * scale[dim]) for dim in dims]).cpu()
     title = f"{_mean_symbol(covariates)} with one dimension of z moved at a time,\n"
-    title += f"given c of the first datum, {condition(covariates, 0)};\n" if covariates else ""
+    title += "given c of the first datum;\n" if covariates else ""
     row_labels = [f"z[{dim}]  ({importance.text(dim)})" for dim in dims]
     note = "Value of the moved dimension"
     if not bool((loc == 0).all() and (scale == 1).all()):
@@ -217,7 +216,7 @@ def manifold(
         z = z.to(first_tensor(vae))
         images = vae.decode(z, *(c[0].to(z.device).expand(*z.shape[:2], *c.shape[1:]) for c in given)).mean.cpu()
     title = f"{_mean_symbol(given)} for z at quantiles of the prior"
-    title += f", given c of the first datum, {condition(given, 0)}" if given else ""
+    title += ", given c of the first datum" if given else ""
     title += "\nall other dimensions at the mean of the prior" if latent_dim > len(dims) else ""
     named = {0, (num_values - 1) / 2, num_values - 1}  # the middle one if there is one
     labels = [[text if i in named else "" for i, text in enumerate(_numbers(column))] for column in values.T]
@@ -276,7 +275,6 @@ def interpolations(
         tiles,
         limits=image_limits(vae, tiles),
         title=title + (" of the same c" if covariates else ""),
-        row_labels=_with_conditions([], covariates, first),
         column_labels=["Data", *_numbers(torch.linspace(0, 1, num_steps)), "Data"],
         note="Part of the way",
         ax=ax,
@@ -338,7 +336,6 @@ def thumbnails(
     x: Tensor,
     values: Tensor,
     *,
-    covariates: Sequence[Tensor] = (),
     num: PositiveInt = 10,
     what: str = "k-hat",
     ax: Axes | None = None,
@@ -349,7 +346,6 @@ def thumbnails(
         vae: model.
         x: ``(N, *x_shape)``.
         values: ``(N,)``; data with a NaN are left out and counted.
-        covariates: ``(N, ...)`` each, of a conditional model.
         num: maximum number of data.
         what: name of the values.
         ax: axes to draw into, without the title; None for a new figure.
@@ -369,13 +365,12 @@ def thumbnails(
     note = f"{missing:,} {'data' if missing > 1 else 'datum'} without {what} left out" if missing else ""
     chosen = x[rows.to(x.device)].cpu()
     labels = [f"{value}\n#{row}" for row, value in zip(rows.tolist(), _numbers(values[rows]), strict=True)]
-    column_labels = _with_conditions(labels, covariates, rows)
     return draw_tiles(
         chosen.unsqueeze(0),
         limits=image_limits(vae, chosen),
         title=title,
-        row_labels=[f"{what} and\nrow below" if column_labels == labels else f"{what}, row\nand c below"],
-        column_labels=column_labels,
+        row_labels=[f"{what} and\nrow below"],
+        column_labels=labels,
         note=note,
         ax=ax,
     )
@@ -389,23 +384,6 @@ def spread(values: Tensor, num: int) -> Tensor:
     if len(ranked) <= num:
         return ranked
     return ranked[torch.linspace(0, len(ranked) - 1, num, dtype=torch.float64).round().long()]
-
-
-def condition(covariates: Sequence[Tensor], row: int) -> str:
-    """Return the covariates ``(N, ...)`` of one datum in a word: the class of a one-hot row, or at most two numbers."""
-    values = torch.cat([covariate[row].flatten().cpu().double() for covariate in covariates])
-    if len(values) > 1 and bool(((values == 0) | (values == 1)).all()) and values.sum() == 1:
-        return f"class {int(values.argmax())}"
-    numbers = [minus_signs(f"{value:.3g}") for value in values[:2].tolist()]
-    return f"c = {numbers[0]}" if len(values) == 1 else f"({', '.join(numbers)}{', ...' if len(values) > 2 else ''})"
-
-
-def _with_conditions(labels: Sequence[str], covariates: Sequence[Tensor], rows: Tensor) -> list[str]:
-    """Return the labels of data with their covariates below, if these are short."""
-    given = [condition(covariates, row) for row in rows.tolist()] if covariates else []
-    if any(len(text) > SHORT for text in given):
-        given = []
-    return ["\n".join(lines) for lines in zip(*(part for part in (labels, given) if part), strict=True)]
 
 
 def _numbers(values: Tensor) -> list[str]:

@@ -7,14 +7,12 @@ text is escaped.
 from __future__ import annotations
 
 import base64
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jinja2
-import torch
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -24,7 +22,7 @@ from pyrovae.report.diagnostic_figures import kl_per_unit, training_curves, weig
 from pyrovae.report.image_figures import interpolations, reconstructions, samples, thumbnails, traversals
 from pyrovae.report.latent_figures import latent_space
 from pyrovae.report.style import size_in_pixels, to_svg
-from pyrovae.results import Comparison, Evaluation, History, Latents, Number
+from pyrovae.results import Comparison, Evaluation, History, Number
 from pyrovae.results.tables import percent, printable_lines
 from pyrovae.vae import VAE
 
@@ -125,9 +123,7 @@ def pictures(context: ReportContext) -> dict[str, Figure | str]:
     last = evaluation.iwae[-1].label
     draw: dict[str, Callable[[], Figure | None]] = {}
     if any(estimate.value is not None for estimate in (evaluation.elbo, *evaluation.iwae)):
-        annealing = checked.annealing if checked else None
-        extra = [annealing.bound] if annealing and annealing.num_data == evaluation.num_data else []
-        draw["ladder"] = lambda: ladder(evaluation, extra)
+        draw["ladder"] = lambda: ladder(evaluation)
     draw["sites"] = lambda: kl_by_site(evaluation)
     if checked and (gaps := checked.gaps):
         draw["waterfall"] = lambda: waterfall(gaps)
@@ -135,10 +131,10 @@ def pictures(context: ReportContext) -> dict[str, Figure | str]:
         threshold, k = weights.threshold, weights.num_particles
         draw["weights"] = lambda: weight_histograms(per_datum, threshold=threshold, num_particles=k)
     if checked and (latents := checked.latents):
-        draw["units"] = lambda: _unit_bars(latents)
+        draw["units"] = lambda: kl_per_unit(latents)
     if vae is not None:
         if weights and "khat" in per_datum:
-            draw["worst"] = lambda: thumbnails(vae, x, per_datum["khat"], covariates=given)
+            draw["worst"] = lambda: thumbnails(vae, x, per_datum["khat"])
         gap = per_datum[last] - per_datum["ELBO"] if last in per_datum else None
         name = f"{last} \N{MINUS SIGN} ELBO (nats)"
         draw["space"] = lambda: latent_space(vae, x, context.labels, covariates=given)
@@ -157,17 +153,6 @@ def _figure_or_reason(draw: Callable[[], Figure | None]) -> Figure | str | None:
         return draw()
     except ValueError as error:
         return next(iter(str(error).splitlines()), type(error).__name__).removesuffix(":")
-
-
-def _unit_bars(latents: Latents) -> Figure | None:
-    kls = [unit.kl for unit in latents.units]
-    return kl_per_unit(
-        [unit.name for unit in latents.units],
-        None if None in kls else torch.tensor(kls),
-        torch.tensor([bool(unit.active) for unit in latents.units]),
-        variance=torch.tensor([math.nan if unit.activity is None else unit.activity for unit in latents.units]),
-        threshold=0.01,
-    )
 
 
 def _doubt(evaluation: Evaluation) -> str | None:

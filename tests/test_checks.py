@@ -14,7 +14,7 @@ from conftest import ModelGuide, TwoLayers, linear_gaussian, make_vae, pair_from
 from pyrovae import Checks, bounds, diagnostics
 from pyrovae.diagnostics import assess_with_checks, summarize_weights
 from pyrovae.evaluation import evaluate
-from pyrovae.results import Estimate, Evaluation, PairedDifference
+from pyrovae.results import Estimate, Evaluation
 from pyrovae.results.record import tensors_of
 
 pytestmark = pytest.mark.usefixtures("quick_gaps")
@@ -87,9 +87,10 @@ def test_a_mode_that_the_guide_never_visits_is_no_enough_where_bdmc_sees_it() ->
     alone = summarize_weights(found.per_datum, ks=(1, 5, 50, 500))
     assert alone.verdict == "K is enough"
     # AIS that is above L_K beyond the noise says more
-    ais = found.checked.annealing.per_datum["AIS"]
+    annealing = found.checked.annealing
     for by, verdict in ((0.7, "K is not enough"), (0.04, "K may not be enough")):
-        higher = PairedDifference.over_data("AIS", ais + by, "L_500", found.per_datum["L_500"])
+        raised = replace(annealing, per_datum={"AIS": annealing.per_datum["AIS"] + by})
+        higher = raised.compare_with("L_500", found.per_datum["L_500"])
         checked = replace(found.checked, higher=higher)
         assert assess_with_checks(alone, checked).verdict == verdict
     lost = replace(found.checked.sandwich, gap=Estimate("BDMC - AIS", 4, None, None, None, "inf"), num_not_finite=3)

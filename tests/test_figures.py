@@ -264,7 +264,6 @@ def all_figures(vae: VAE, x: Tensor, c: tuple[Tensor, ...] = ()) -> dict[str, Fi
         "traversals": report.traversals(vae, x, covariates=c),
         "manifold": report.manifold(vae, covariates=c, num_values=4),
         "interpolations": report.interpolations(vae, x, covariates=c),
-        "thumbnails": report.thumbnails(vae, x, values),
         "latent space": report.latent_space(vae, x, torch.arange(len(x)) % 10, covariates=c),
     }
 
@@ -290,7 +289,7 @@ def test_figures_of_images_are_full_and_inside_their_frames(num_covariates: int)
 def test_figures_of_tabular_data() -> None:
     vae, x = make_vae(2, likelihoods.Gaussian((12,))), torch.randn(40, 12)
     figures = all_figures(vae, x)
-    for name in ("samples", "traversals", "manifold", "interpolations", "thumbnails"):
+    for name in ("samples", "traversals", "manifold", "interpolations"):
         assert figures.pop(name) is None
     assert all(map(drawn, figures.values()))
     assert len(figures["reconstructions"].axes) == panels.COLUMNS
@@ -330,7 +329,7 @@ def test_a_figure_shows_itself_in_a_notebook_and_draws_into_given_axes() -> None
 def test_figures_draw_into_given_axes() -> None:
     vae, x, axes = make_vae(2), binary_images(6), (outer := Figure()).subfigures(1, 2)[1].subplots()
     of_data = (partial(draw, x=x) for draw in (report.traversals, report.interpolations, report.pixel_scale))
-    for draw in (report.samples, *of_data, partial(report.thumbnails, x=x, values=torch.arange(6))):
+    for draw in (report.samples, *of_data):
         axes.clear()
         assert draw(vae, ax=axes) is outer
         assert len(axes.images) == 1
@@ -507,8 +506,7 @@ def test_weight_histograms_count_the_data() -> None:
     assert first.get_xlabel() == f"not available for 2, {MINUS}\N{INFINITY} for 1 data"
     for color, part in ((FIRST, khat[:3]), (SECOND, khat[3:6])):
         for value in part.tolist():
-            assert [height for left, right, height in counts(first, color) if left <= value <= right] == [1]
-    assert max(right for _, right, _ in counts(first, FIRST)) == pytest.approx(0.7)
+            assert [height for left, right, height in counts(first, color) if left - 1e-9 < value < right + 1e-9] == [1]
     assert (second.get_xscale(), second.get_xlabel()) == ("log", "Median 3.0")
     assert columns_of(second) == ["1", "10", "100", "1,000"]
     assert sum(height for *_, height in counts(second, FIRST)) == 3
@@ -658,18 +656,6 @@ def test_interpolations_go_from_datum_to_datum_within_a_condition() -> None:
         )
     assert report.interpolations(vae, x[:2], covariates=[c[:2]]) is None
     assert report.interpolations(make_vae(3), x[:1]) is None
-
-
-def test_thumbnails_show_the_worst_and_count_what_has_no_value() -> None:
-    vae, x = make_vae(2), binary_images(12)
-    values = torch.tensor([0.5, NAN, -INF, 1.25, 0.1, NAN, 0.7, 0.2, 0.3, 0.4, INF, -0.6])
-    figure = report.thumbnails(vae, x, values, num=3)
-    assert columns_of(figure.axes[0]) == ["\N{INFINITY}\n#10", "1.25\n#3", "0.70\n#6"]
-    assert figure.axes[0].get_xlabel() == "2 data without k-hat left out"
-    for column, row in enumerate((10, 3, 6)):
-        assert pixel(figure, (8, 8), (0, column), (5, 2)) == x[row, 0, 5, 2]
-    assert columns_of(report.thumbnails(vae, x, values, num=20).axes[0])[-1] == f"{MINUS}\N{INFINITY}\n#2"
-    assert report.thumbnails(vae, x, torch.full((12,), NAN)) is None
 
 
 # --- latent space

@@ -8,7 +8,6 @@ A figure displays itself in a notebook. Functions with ``ax`` draw into axes of 
 - `forest`: paired differences of several models, with their intervals;
 - `weight_histograms`: k-hat, effective sample size and largest weight over the data;
 - `reconstructions`, `samples`, `traversals`, `interpolations`: data and E[x | z];
-- `thumbnails`: the data with the largest values of a diagnostic;
 - `latent_space`: posterior means against the prior;
 - `manifold`: E[x | z] on a grid of two latent dimensions;
 - `pixel_scale`: data, E[x | z] and the standard deviation of each pixel given z;
@@ -32,7 +31,6 @@ from pyrovae.report.image_figures import (
     pixel_scale,
     reconstructions,
     samples,
-    thumbnails,
     traversals,
 )
 from pyrovae.report.latent_figures import latent_space
@@ -54,7 +52,6 @@ __all__ = [
     "read_report",
     "reconstructions",
     "samples",
-    "thumbnails",
     "to_datatree",
     "training_curves",
     "traversals",

@@ -148,16 +148,12 @@ def _draw_khat(axes: Axes, values: Tensor, finite: Tensor, threshold: float | No
     num_far = int((finite > FARTHEST).sum())
     finite = finite.clamp(max=FARTHEST)
     low, high = finite.min().item(), finite.max().item()
-    if threshold is None:
-        margin = 0.0 if high > low else max(0.5, 0.05 * abs(low))
-        _draw_bars(axes, finite, torch.linspace(low - margin, high + margin, BINS + 1, dtype=finite.dtype))
-    else:
+    if threshold is not None:
         low, high = min(low, threshold - 0.1), max(high, threshold + 0.1)
-        width = (high - low) / BINS
-        first = math.ceil((threshold - low) / width)  # bins below the threshold, which is an edge
-        edges = threshold + width * (torch.arange(BINS + 2, dtype=finite.dtype) - first)
-        _draw_bars(axes, finite, edges, threshold=threshold)
         axes.axvline(threshold, **DOTTED)
+    margin = 0.0 if high > low else max(0.5, 0.05 * abs(low))
+    edges = torch.linspace(low - margin, high + margin, BINS + 1, dtype=finite.dtype)
+    _draw_bars(axes, finite, edges, threshold=threshold or math.inf)
     return [f"{num_far} above {FARTHEST:g} in the last bar"] if num_far else []
 
 
@@ -179,9 +175,9 @@ def _draw_bars(
     axes: Axes, finite: Tensor, edges: Tensor, median: str = "", *, threshold: float = math.inf
 ) -> list[str]:
     """Draw the counts of values between edges, in another color above the threshold, and optionally the median."""
-    for part, color in ((finite[finite <= threshold], FIRST), (finite[finite > threshold], SECOND)):
-        if len(part):
-            axes.hist(part.numpy(), bins=edges.tolist(), color=color)
+    parts = [finite[finite <= threshold].numpy(), finite[finite > threshold].numpy()]
+    if len(finite):
+        axes.hist(parts, bins=edges.tolist(), color=[FIRST, SECOND], stacked=True)
     axes.set_xlim(edges[0].item(), edges[-1].item())
     if not median or not len(finite):
         return []

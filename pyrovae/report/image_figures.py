@@ -1,4 +1,4 @@
-"""Figures of data and the model: reconstructions, samples, paths through latent space, and the hardest data."""
+"""Figures of data and the model: reconstructions, samples, and paths through latent space."""
 
 from __future__ import annotations
 
@@ -326,52 +326,6 @@ def pixel_scale(
         title="Data, their reconstructions, and the standard deviation of each pixel given z",
         row_labels=["Data $x$", symbol, symbol.replace("E", "sd")],
         note=f"$sd$ from {scale.min():.3f} to {scale.max():.3f}; black is {black:.3f} or more",
-        ax=ax,
-    )
-
-
-@styled
-def thumbnails(
-    vae: VAE,
-    x: Tensor,
-    values: Tensor,
-    *,
-    num: PositiveInt = 10,
-    what: str = "k-hat",
-    ax: Axes | None = None,
-) -> Figure | None:
-    """Draw the data with the largest values of a diagnostic, with value and row below each.
-
-    Args:
-        vae: model.
-        x: ``(N, *x_shape)``.
-        values: ``(N,)``; data with a NaN are left out and counted.
-        num: maximum number of data.
-        what: name of the values.
-        ax: axes to draw into, without the title; None for a new figure.
-
-    Returns:
-        The figure, or None if every value is NaN or data are not images.
-
-    """
-    values = values.cpu()
-    known = (~values.isnan()).nonzero().squeeze(-1)
-    if not len(known) or not is_image(vae):
-        return None
-    rows = known[values[known].argsort(descending=True, stable=True)][:num]
-    missing = len(values) - len(known)
-    title = f"The {len(rows)} of {len(values):,} data with the largest {what}"
-    title = title if len(rows) > 1 else f"{what} of a datum"
-    note = f"{missing:,} {'data' if missing > 1 else 'datum'} without {what} left out" if missing else ""
-    chosen = x[rows.to(x.device)].cpu()
-    labels = [f"{value}\n#{row}" for row, value in zip(rows.tolist(), _numbers(values[rows]), strict=True)]
-    return draw_tiles(
-        chosen.unsqueeze(0),
-        limits=image_limits(vae, chosen),
-        title=title,
-        row_labels=[f"{what} and\nrow below"],
-        column_labels=labels,
-        note=note,
         ax=ax,
     )
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pyrovae.report.bound_figures import kl_by_site, ladder, waterfall
 from pyrovae.report.diagnostic_figures import kl_per_unit, training_curves, weight_histograms
-from pyrovae.report.image_figures import interpolations, reconstructions, samples, thumbnails, traversals
+from pyrovae.report.image_figures import interpolations, reconstructions, samples, traversals
 from pyrovae.report.latent_figures import latent_space
 from pyrovae.report.style import size_in_pixels, to_svg
 from pyrovae.results import Comparison, Evaluation, History, Number
@@ -133,8 +133,6 @@ def pictures(context: ReportContext) -> dict[str, Figure | str]:
     if checked and (latents := checked.latents):
         draw["units"] = lambda: kl_per_unit(latents)
     if vae is not None:
-        if weights and "khat" in per_datum:
-            draw["worst"] = lambda: thumbnails(vae, x, per_datum["khat"])
         gap = per_datum[last] - per_datum["ELBO"] if last in per_datum else None
         name = f"{last} \N{MINUS SIGN} ELBO (nats)"
         draw["space"] = lambda: latent_space(vae, x, context.labels, covariates=given)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pyrovae.results.estimates import (
     ROUNDING,
+    Difference,
     Estimate,
     PairedDifference,
     certified_margin,
@@ -136,7 +137,10 @@ class Annealing(AnnealedBounds):
         """
         errors = (self.bound.se_monte_carlo, se_monte_carlo)
         noise = None if errors[0] is None or errors[1] is None else math.hypot(errors[0], errors[1])
-        return PairedDifference.over_data("AIS", self.per_datum["AIS"], name, values, se_monte_carlo=noise)
+        ours = self.per_datum["AIS"]
+        values = values.to(ours.device)
+        difference = Difference.over_data(ours, values)
+        return PairedDifference("AIS", name, difference, int((ours > values).sum()), len(ours), noise)
 
     def tables(self) -> tuple[Table, ...]:
         """Return the table of the bound, its acceptance and its effective number of chains."""

@@ -237,19 +237,6 @@ class PairedDifference:
     num_data: int
     se_monte_carlo: float | None = None
 
-    @classmethod
-    def over_data(
-        cls, first: str, a: Tensor, second: str, b: Tensor, *, se_monte_carlo: float | None = None
-    ) -> PairedDifference:
-        """Return the mean over data of ``a - b``, each ``(N,)`` for the same data.
-
-        Raises:
-            ValueError: if their shapes differ.
-
-        """
-        difference = Difference.over_data(a, b.to(a.device))
-        return cls(first, second, difference, int((a > b.to(a)).sum()), len(a), se_monte_carlo)
-
     @property
     def value(self) -> float | None:
         """Mean difference; None where a value is not finite."""

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 import pyrovae
 from pyrovae import VAE, data, diagnostics, likelihoods, networks, posteriors, priors
-from pyrovae.diagnostics import other_priors
-from pyrovae.results import PriorGains
+from pyrovae.diagnostics import PriorGains, other_priors
 from pyrovae.results.record import from_plain, to_plain
 
 

@@ -6,7 +6,7 @@
 from pyrovae.bounds.multi_sample import effective_sample_size
 from pyrovae.diagnostics.inference_gaps import GapOptions, gaps
 from pyrovae.diagnostics.latent_use import latents
-from pyrovae.diagnostics.other_priors import prior_gains
+from pyrovae.diagnostics.other_priors import PriorGains, prior_gains
 from pyrovae.diagnostics.psis import khat_threshold, pareto_khat
 from pyrovae.diagnostics.weight_summary import (
     assess_with_checks,
@@ -19,6 +19,7 @@ from pyrovae.diagnostics.weight_summary import (
 
 __all__ = [
     "GapOptions",
+    "PriorGains",
     "bias_estimate",
     "effective_sample_size",
     "gaps",

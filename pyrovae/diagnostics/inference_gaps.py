@@ -301,8 +301,7 @@ def _notes(
         "to these data. Minus the gain of a refit on as many training data, it is the over-fitting of the guide.": (
             len(refitted.values) > 0
         ),
-        f"The {REFIT} is negative: the refit ended with a lower ELBO than it began with. Its optimization failed; "
-        "raise refit_epochs.": negative["overfitting"],
+        f"The {REFIT} is negative: its optimization failed; raise refit_epochs.": negative["overfitting"],
         f"{refitted.num_shared} tensors of parameters that guide and model share were held fixed in that refit.": (
             len(refitted.values) > 0 and refitted.num_shared > 0
         ),

@@ -24,12 +24,11 @@ from pyrovae.report.latent_dimensions import (
 from pyrovae.report.panels import draw_scatters, draw_tiles, image_limits, is_image
 from pyrovae.report.style import minus_signs, styled
 from pyrovae.runtime.annotations import PositiveFloat, PositiveInt, Range
-from pyrovae.runtime.context import forked_random, module_mode
+from pyrovae.runtime.context import module_mode
 from pyrovae.vae import VAE
 
 POINTS = 2000  # tabular data in a scatter
 REACH = 2.5  # standard deviations of the prior that a traversal extends to either side
-DRAWS = 200  # of a standard deviation without a formula
 SHARE = 0.02  # share of pixels whose standard deviation may exceed the limit
 
 
@@ -295,7 +294,7 @@ def pixel_scale(
     """Draw data, E[x | z] and the standard deviation of each pixel given z, at the posterior mean z of each datum.
 
     Standard deviations are drawn from white, 0, to black; their range is given below. To compare models, give all of
-    them the same limit. Without a formula, 200 draws give the standard deviation. None for data that are not images.
+    them the same limit. None for data that are not images.
 
     Args:
         vae: model.
@@ -305,17 +304,16 @@ def pixel_scale(
         limit: smallest standard deviation drawn black, in units of x; None for one that 2 % of the pixels exceed.
         ax: axes to draw into, without the title; None for a new figure.
 
+    Raises:
+        NotImplementedError: if the likelihood has no formula for its standard deviation.
+
     """
     if not is_image(vae):
         return None
     x, *given = (first_rows(tensor, num).to(device_of(vae)) for tensor in (x, *covariates))
     with module_mode([vae], training=False):
         p_x = vae.decode(vae.encode(x, *given).mean, *given)
-    try:
-        mean, scale = p_x.mean.cpu(), p_x.stddev.cpu()
-    except NotImplementedError:
-        with forked_random(0, device_of(vae)):
-            mean, scale = p_x.mean.cpu(), p_x.sample((DRAWS,)).std(0).cpu()
+    mean, scale = p_x.mean.cpu(), p_x.stddev.cpu()
     low, high = limits = image_limits(vae, x.cpu())
     black = scale.quantile(1 - SHARE).item() if limit is None else limit
     shades = low + (high - low) * (scale / black).clamp(max=1)

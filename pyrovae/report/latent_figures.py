@@ -76,19 +76,12 @@ def latent_space(
         return None
     mean, stddev = encode(vae, x, covariates)
     importance = latent_importance(vae, mean, stddev, covariates)
-    chosen = "" if dims is not None or mean.shape[1] < 3 else f", the 2 of {mean.shape[1]} dimensions"
     dims = check_dims(sorted(importance.ranked[:2]) if dims is None else dims, mean.shape[1], numbers=(2,))
     groups = _group_rows(labels, len(x))
-    title = f"Posterior means of {len(x):,} data" + (" given their covariates" if covariates else "")
-    if mean.shape[1] > 2:
-        title += f"{chosen}\nwith the largest {importance.name}" if chosen else f"\n({importance.name} on the axes)"
-    if mean.shape[1] > 2 or ax is not None:
-        names = [f"z[{dim}]  ({importance.text(dim)})" for dim in dims]
-    else:
-        names = [f"z[{dim}]  ({importance.name}: {importance.text(dim).removeprefix('ratio ')})" for dim in dims]
-    figure, axes = panel(ax, 6.4, 5.4, title=title)
-    axes.set_xlabel(names[0])
-    axes.set_ylabel(names[1])
+    title = f"Posterior means of {len(x):,} data{' given their covariates' if covariates else ''}\n"
+    figure, axes = panel(ax, 6.4, 5.4, title=f"{title}(on the axes: {importance.name})")
+    axes.set_xlabel(f"z[{dims[0]}]  ({importance.text(dims[0])})")
+    axes.set_ylabel(f"z[{dims[1]}]  ({importance.text(dims[1])})")
     _draw_scatter(axes, mean[:, dims], groups)
     for center, half_axes in zip(mean[:num_ellipses, dims], stddev[:num_ellipses, dims], strict=True):
         axes.plot(*(center + half_axes * CIRCLE).T.numpy(), color=INK, linewidth=0.8, label=ELLIPSES)

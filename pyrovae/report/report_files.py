@@ -313,7 +313,7 @@ def _has_other_weights(folder: str | Path, evaluation: Evaluation) -> bool:
 
 
 def _group_by_recipe(folders: Mapping[str, str | Path], evaluations: Mapping[str, Evaluation]) -> dict[str, list[str]]:
-    """Return the names of runs that differ only in their training seed, by the start that their names share."""
+    """Return the names of runs that differ only in their training seed, by a name without the seed."""
     groups: dict[str, dict[Any, str]] = {}
     for name, folder in folders.items():
         recipe, seed = _recipe_and_seed(folder)
@@ -321,19 +321,12 @@ def _group_by_recipe(folders: Mapping[str, str | Path], evaluations: Mapping[str
         key = name if seed in groups.get(key, {}) else key
         groups.setdefault(key, {})[seed] = name
     members = [list(seeds.values()) for seeds in groups.values()]
-    starts = [_shared_start(names) if len(names) > 1 else "" for names in members]
+    starts = [re.sub(r"[-_./ ]*seed[-_./ =]*[0-9]+$", "", names[0]) for names in members]
     taken = {*folders, "", *(start for start in starts if starts.count(start) > 1)}
     return {
         names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more" if start in taken else start: names
         for start, names in zip(starts, members, strict=True)
     }
-
-
-def _shared_start(names: list[str]) -> str:
-    """Return the start that names share, without the word "seed" and the first digits of a number at its end."""
-    start = os.path.commonprefix(names)
-    in_a_number = all(name[len(start) :][:1].isdigit() for name in names)
-    return re.sub(rf"[-_./ ]*(seed)?[-_./ =]*{'[0-9]*' if in_a_number else ''}$", "", start)
 
 
 def _recipe_and_seed(folder: str | Path) -> tuple[str | None, int | None]:

@@ -13,11 +13,8 @@ from pyrovae.results.evaluation_record import CheckResults, Evaluation, bits_per
 from pyrovae.results.history import Epoch, History
 from pyrovae.results.latent_record import Latents, Particles
 from pyrovae.results.observed_data import ObservedData
-from pyrovae.results.prior_gains import PriorGains
 from pyrovae.results.tables import Interval, Number, Table, Tabled
 from pyrovae.results.tightness import Gaps, Weights
-
-Block, Checked, Observed = ComparisonTable, CheckResults, ObservedData  # former names
 
 __all__ = [
     "Annealing",
@@ -37,7 +34,6 @@ __all__ = [
     "ObservedData",
     "PairedDifference",
     "Particles",
-    "PriorGains",
     "Row",
     "Sandwich",
     "Table",

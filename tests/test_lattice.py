@@ -1,12 +1,11 @@
 """Combinations of parts in a model whose log p(x) is known by quadrature.
 
-Eight random combinations run by default; every prior with every posterior, and every likelihood, are slow.
+Every part occurs in one of the combinations that run by default; every prior with every posterior is slow.
 """
 
 from __future__ import annotations
 
 import itertools
-import random
 from pathlib import Path
 
 import pytest
@@ -22,10 +21,8 @@ from pyrovae.vae import VAE
 LIKELIHOODS, PRIORS, POSTERIORS = (
     {part.__name__: part for part in menu(room)} for room in (likelihoods, priors, posteriors)
 )
-EVERY = sorted(itertools.product(LIKELIHOODS, PRIORS, POSTERIORS))
-SAMPLE = random.Random(0).sample(EVERY, 8)
-SLOW = [(name, "StandardNormal", "DiagonalNormal") for name in LIKELIHOODS]
-SLOW += itertools.product(("Bernoulli", "Gaussian"), PRIORS, POSTERIORS)
+COVER = list(zip(LIKELIHOODS, itertools.cycle(PRIORS), itertools.cycle(POSTERIORS)))
+SLOW = [*COVER, *itertools.product(("Bernoulli", "Gaussian"), PRIORS, POSTERIORS)]
 
 
 def make(likelihood: str, prior: str, posterior: str) -> VAE:
@@ -35,7 +32,7 @@ def make(likelihood: str, prior: str, posterior: str) -> VAE:
     return small_vae(likelihood=x_given_z, prior=z, posterior=z_given_x, encoder=encoder)
 
 
-@pytest.mark.parametrize("names", SAMPLE, ids="-".join)
+@pytest.mark.parametrize("names", COVER, ids="-".join)
 def test_bounds_gradients_and_run_folder(names: tuple[str, str, str], tmp_path: Path) -> None:
     vae = make(*names)
     x = vae.generate(6, seed=1)
@@ -55,7 +52,7 @@ def test_bounds_gradients_and_run_folder(names: tuple[str, str, str], tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("names", sorted({*SLOW, *SAMPLE}), ids="-".join)
+@pytest.mark.parametrize("names", sorted({*SLOW}), ids="-".join)
 def test_bounds_reach_log_evidence_after_a_fit_of_the_guide(names: tuple[str, str, str]) -> None:
     vae = make(*names)
     x = vae.generate(6, seed=1)

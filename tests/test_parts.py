@@ -10,64 +10,34 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from conftest import make_vae, menu
+from conftest import evaluate, make_vae, menu, small_part
 from torch import Tensor, nn
 
 import pyrovae
 from pyrovae import VAE, likelihoods, networks, posteriors, priors
-from pyrovae.evaluation import evaluate
-from pyrovae.likelihoods import LevelLikelihood, Likelihood
 from pyrovae.runtime.context import validation
 from pyrovae.runtime.serialization import Described, build, describe
 
-
-def likelihood_of(part: type, x_shape: tuple[int, ...], **options: object) -> Likelihood:
-    """Make a likelihood, of 5 levels if it scores levels."""
-    return part(x_shape, levels=5, **options) if issubclass(part, LevelLikelihood) else part(x_shape, **options)
-
-
-def likelihood_cases() -> list[object]:
-    """Return the concrete likelihoods, and each again with every switch of its own turned."""
-    cases = []
-    for part in menu(likelihoods):
-        switches = {k: v.default for k, v in inspect.signature(part).parameters.items() if isinstance(v.default, bool)}
-        cases.append(pytest.param(part, {}, id=part.__name__))
-        cases += [pytest.param(part, {k: not v}, id=f"{part.__name__}-{k}={not v}") for k, v in switches.items()]
-    return cases
-
-
-def a_mean(likelihood: Likelihood) -> Tensor:
-    """Return a mean that data of this form can have."""
-    top = {"levels": getattr(likelihood, "levels", 2) - 1.0, "counts": 30.0}.get(likelihood.form, 1.0)
-    return (torch.rand(likelihood.x_shape) * 0.8 + 0.1) * top
+LEARNED = [part for part in menu(likelihoods) if "learn_scale" in inspect.signature(part).parameters]
 
 
 @pytest.mark.parametrize("part", menu(likelihoods))
 def test_likelihood_starts_at_the_mean(part: type) -> None:
-    likelihood = likelihood_of(part, (1, 2, 2))
-    mean = a_mean(likelihood)
+    likelihood = small_part(part, (1, 2, 2))
+    top = {"levels": 5.0, "counts": 30.0}.get(part.form, 1.0)
+    mean = (torch.rand(1, 2, 2) * 0.8 + 0.1) * top
     params = likelihood.initial_params(mean)
     assert not params.requires_grad
     assert torch.allclose(likelihood(params).mean, mean, rtol=0, atol=1e-9)
     assert likelihood.initial_params(mean.float()).dtype == torch.float32
     if part.form != "continuous":  # it starts off the ends of its support
-        top = 4.0 if part.form == "levels" else 1.0
+        top = 5.0 if part.form == "levels" else 1.0
         ends = likelihood(likelihood.initial_params(torch.tensor([0.0, 0.0, top, top]).view(1, 2, 2))).mean
         expected = [0.001, 1.0] if part.form == "counts" else [0.001 * top, 0.999 * top]
         assert ends.flatten()[1:3].tolist() == pytest.approx(expected, abs=1e-9)
 
 
-def test_data_outside_the_support_are_counted_and_the_remedy_is_named() -> None:
-    x = torch.tensor([[1.0, 2.0], [-1.0, 0.0], [3.0, 0.0]])
-    message = r"Poisson scores integers >= 0, but 1 of 6 values are not \(smallest -1, largest 3\); give counts"
-    with pytest.raises(ValueError, match=message):
-        likelihoods.Poisson((2,))(torch.zeros(3, 2, 1)).log_prob(x)
-
-
-SCALED = [part for part in menu(likelihoods) if "learn_scale" in inspect.signature(part).parameters]
-
-
-@pytest.mark.parametrize("part", SCALED)
+@pytest.mark.parametrize("part", LEARNED)
 def test_learned_scales_start_at_the_spread_of_data(part: type) -> None:
     truth, mean = part((2,), scale=0.3), torch.tensor([1.0, -2.0])
     x = truth(truth.initial_params(mean)).sample((20_000,))
@@ -104,7 +74,7 @@ def test_learned_counts_start_at_the_variance_of_data() -> None:
 @pytest.mark.parametrize("part", menu(likelihoods))
 @pytest.mark.parametrize("learned", [1.0, 8.0])
 def test_likelihood_is_right_in_float32(part: type, learned: float) -> None:
-    likelihood = likelihood_of(part, (1,)).float()
+    likelihood = small_part(part, (1,)).float()
     params = learned * torch.randn(500, *likelihood.param_shape, dtype=torch.float32)
     if part.form == "counts":  # beyond, the rounding of a logarithm alone moves log p by more
         params = params.clamp(max=8.0)
@@ -118,10 +88,13 @@ def test_likelihood_is_right_in_float32(part: type, learned: float) -> None:
     assert ((gradients[0] - gradients[1]).abs() <= 1e-4 * (1 + gradients[1].abs())).all()
 
 
-@pytest.mark.parametrize(("part", "options"), likelihood_cases())
-def test_likelihood_never_waits_for_the_device(part: type, options: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    ("part", "options"),
+    [(part, {}) for part in menu(likelihoods)] + [(part, {"learn_scale": False}) for part in LEARNED],
+)
+def test_likelihood_never_waits_for_the_device(part: type, options: dict[str, bool]) -> None:
     """A meta tensor has no values: reading one, or mixing in a tensor of another device, raises."""
-    likelihood = likelihood_of(part, (1, 2), **options).to("meta")
+    likelihood = small_part(part, (1, 2), **options).to("meta")
     assert not any(isinstance(value, Tensor) for value in vars(likelihood).values())  # which would not move
     params = torch.randn(3, *likelihood.param_shape, device="meta", requires_grad=True)
     with validation(enabled=False):
@@ -135,13 +108,9 @@ def test_likelihood_never_waits_for_the_device(part: type, options: dict[str, ob
 
 def test_gaussian_against_its_formula() -> None:
     x, mean = torch.randn(7, 3), torch.randn(7, 3)
-    likelihood = likelihoods.Gaussian((3,), scale=0.4)
     expected = -0.5 * (math.log(2 * math.pi) + math.log(0.16) + (x - mean) ** 2 / 0.16).sum(-1)
-    assert torch.allclose(likelihood(mean.unsqueeze(-1)).log_prob(x), expected, atol=1e-12)
-    assert list(likelihood.parameters()) == []
-    learned = likelihoods.Gaussian((3,), scale=0.4, learn_scale=True)
-    learned(mean.unsqueeze(-1)).log_prob(x).sum().backward()
-    assert learned.log_scale.grad.item() == pytest.approx((((x - mean) ** 2) / 0.16 - 1).sum().item())
+    log_p = likelihoods.Gaussian((3,), scale=0.4)(mean.unsqueeze(-1)).log_prob(x)
+    assert torch.allclose(log_p, expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("min_scale", [0.01, 5.0])
@@ -166,10 +135,7 @@ def test_floor_under_the_scale_lets_gradients_pass(min_scale: float) -> None:
 def test_likelihoods_of_levels_start_at_any_mean(part: type, levels: int) -> None:
     wanted = torch.linspace(0.001, 0.999, 21) * (levels - 1)
     likelihood = part((21,), levels)
-    p_x = likelihood(likelihood.initial_params(wanted))
-    assert torch.allclose(p_x.mean, wanted, rtol=0, atol=1e-9)
-    x = torch.arange(float(levels)).reshape(-1, 1).expand(-1, 21)
-    assert torch.allclose(p_x.base_dist.log_prob(x).logsumexp(0), torch.zeros(21), atol=1e-10)
+    assert torch.allclose(likelihood(likelihood.initial_params(wanted)).mean, wanted, rtol=0, atol=1e-9)
 
 
 def test_mixture_of_one_component_is_that_component() -> None:
@@ -200,40 +166,6 @@ def test_parts_that_do_not_fit_are_refused(name: str, make: Callable[[], nn.Modu
         VAE(**make_vae().init_arguments | {name: make()})
 
 
-KL_METHODS = {
-    "Flow": "no closed form is known for KL(Normal || CouplingFlow)",
-    "MixtureOfGaussians": "no closed form is known for KL(Normal || NormalMixture)",
-    "StudentT": "no closed form is known for KL(Normal || StudentT)",
-    "Vamp": "no closed form is known for KL(Normal || NormalMixture)",
-    "IAF": "no closed form is known for KL(InverseAutoregressiveFlow || Normal)",
-}
-
-
-@pytest.mark.parametrize("part", [*menu(priors), *menu(posteriors)], ids=lambda part: part.__name__)
-def test_fit_and_evaluate(part: type) -> None:
-    torch.set_default_dtype(torch.float32)
-    data = pyrovae.data.digits().for_form("binary")
-    parts = make_vae().init_arguments
-    if part is priors.Vamp:
-        inputs = data.train.first(10).fixed()
-        new = priors.Vamp(parts["encoder"], parts["posterior"], num_components=10, data=inputs)
-    else:
-        new = part(3)
-    parts["prior" if isinstance(new, priors.Prior) else "posterior"] = new
-    if new is parts["posterior"]:
-        parts["encoder"] = networks.MLPEncoder((1, 8, 8), new.param_shape, hidden=(16,))
-    vae = VAE(**parts)
-    start = [p.detach().clone() for p in new.parameters()]
-    history = pyrovae.fit(vae, data, epochs=2, learning_rate=3e-3, show_progress=False)
-    assert history.epochs[1].elbo > history.epochs[0].elbo
-    assert not any(torch.equal(before, now) for before, now in zip(start, new.parameters(), strict=True))
-    evaluation = pyrovae.evaluate(vae, data.test.first(100), ks=(1, 5, 50), show_progress=False)
-    assert evaluation.kl_methods == {"z": KL_METHODS.get(part.__name__, "closed form")}
-    values = [bound.value for bound in evaluation.iwae]
-    assert values == sorted(values)
-    assert evaluation.elbo.value == pytest.approx(values[0], abs=1)
-
-
 def test_generate_draws_from_the_model_in_a_stream_of_its_own() -> None:
     vae = make_vae()
     vae.train()
@@ -256,9 +188,7 @@ def test_generate_draws_from_the_model_in_a_stream_of_its_own() -> None:
 def test_description_rebuilds_and_imports_nothing_else() -> None:
     vae = make_vae()
     again = build(json.loads(json.dumps(describe(vae))))
-    again.load_state_dict(vae.state_dict())
-    x = torch.rand(5, 1, 8, 8).round()
-    assert torch.equal(again.reconstruct(x), vae.reconstruct(x))
+    assert describe(again) == describe(vae)
     for path in ("os.system", "subprocess.Popen", "pyrovae.cli.main", "pyrovae.data.Split", "torch.nn.modules.no.No"):
         with pytest.raises(ValueError, match="only from pyrovae|not a part|not have|no such"):
             build({"class": path, "arguments": {}})
@@ -314,13 +244,11 @@ def test_generate_wants_a_row_of_covariates_for_each_sample() -> None:
             vae.generate(3, wrong)
 
 
-def test_what_counts_do_not_take_is_told_by_the_likelihood_not_by_the_encoder() -> None:
-    likelihood = likelihoods.Poisson((3,))
-    assert likelihood.encoder_input(torch.tensor([-5.0, 0.0, 1.0])).isfinite().all()
-    vae = make_vae(likelihood=likelihood)
-    with pytest.raises(ValueError, match="Poisson scores integers >= 0") as refusal:
-        evaluate(vae.model, vae.guide, torch.randn(5, 3), ks=(1,), show_progress=False)
-    assert str(refusal.value).startswith("Poisson scores"), "without Pyro's frame"
+def test_data_outside_the_support_are_counted_by_the_likelihood_and_not_refused_by_the_encoder() -> None:
+    vae = make_vae(likelihood=likelihoods.Poisson((2,)))
+    message = r"^Poisson scores integers >= 0, but 1 of 6 values are not \(smallest -5, largest 3\); give counts"
+    with pytest.raises(ValueError, match=message):
+        evaluate(vae.model, vae.guide, torch.tensor([[1.0, 2.0], [-5.0, 0.0], [3.0, 0.0]]), ks=(1,))
 
 
 def test_a_density_of_discrete_data_is_refused() -> None:
@@ -329,11 +257,11 @@ def test_a_density_of_discrete_data_is_refused() -> None:
     for data, words in [(digits.for_form("binary"), "DynamicBinarization"), (digits, "Identity")]:
         said = rf"a density of continuous data, but digits/t\w+ gives discrete values \({words}.*form\('continuous'\)"
         with pytest.raises(ValueError, match=said):
-            evaluate(vae.model, vae.guide, data, ks=(1,), show_progress=False)
+            evaluate(vae.model, vae.guide, data, ks=(1,))
         with pytest.raises(ValueError, match=said):
             pyrovae.fit(vae.model, vae.guide, data, show_progress=False)
     test = digits.for_form("continuous").test.first(5)
-    assert evaluate(vae.model, vae.guide, test, ks=(1,), show_progress=False).num_data == 5
+    assert evaluate(vae.model, vae.guide, test, ks=(1,)).num_data == 5
 
 
 @pytest.mark.parametrize(
@@ -348,7 +276,7 @@ def test_levels_are_those_of_the_data(form: str, options: dict[str, int], messag
     data = pyrovae.data.digits().for_form(form)
     vae = make_vae(likelihood=likelihoods.Categorical(data.x_shape, **options))
     with pytest.raises(ValueError, match=message):
-        evaluate(vae.model, vae.guide, data, ks=(1,), show_progress=False)
+        evaluate(vae.model, vae.guide, data, ks=(1,))
     with pytest.raises(ValueError, match=message.replace("/test", "/train")):
         pyrovae.fit(vae.model, vae.guide, data, show_progress=False)
 
@@ -359,7 +287,7 @@ def test_counts_are_no_grey_levels() -> None:
     with pytest.raises(ValueError, match="levels is None; .*--data.levels.*score counts by a likelihood of counts"):
         data.for_form("binary")
     vae = make_vae(likelihood=likelihoods.Poisson((4,)))
-    assert evaluate(vae.model, vae.guide, data.for_form("counts"), ks=(1,), show_progress=False).elbo.value < 0
+    assert evaluate(vae.model, vae.guide, data.for_form("counts"), ks=(1,)).elbo.value < 0
 
 
 def test_encoders_see_levels_as_numbers_from_zero_to_one() -> None:

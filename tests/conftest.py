@@ -99,41 +99,56 @@ def linear_gaussian(*, latent_dim: int = 3, x_dim: int = 5, scale: float = 0.7, 
     return LinearGaussian(q * lengths, bias, scale)
 
 
+def likelihood_of(truth: LinearGaussian) -> Callable[..., Any]:
+    """Return p(x | z) as a function of z and ignored arguments."""
+    return lambda z, *_: dist.Normal(z @ truth.weight.T + truth.bias, truth.scale).to_event(1)
+
+
+def posterior_of(truth: LinearGaussian, *, offset: float = 0.0, widen: float = 1.0) -> Callable[..., Any]:
+    """Return the diagonal posterior, shifted and widened, as a function of x and ignored arguments."""
+
+    def q_z(x: Tensor, *_: Tensor) -> Any:
+        exact = truth.posterior(x)
+        return dist.Normal(exact.mean + offset, widen * exact.variance.sqrt()).to_event(1)
+
+    return q_z
+
+
 def pair_of(truth: LinearGaussian, *, offset: float = 0.0, widen: float = 1.0) -> ModelGuide:
     """Return the model as a Pyro pair whose guide is the exact posterior, shifted and widened."""
-
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(truth.weight.shape[1]), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z @ truth.weight.T + truth.bias, truth.scale).to_event(1), obs=x)
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            exact = truth.posterior(x)
-            pyro.sample("z", dist.Normal(exact.mean + offset, widen * exact.variance.sqrt()).to_event(1))
-
-    return model, guide
+    dim = truth.weight.shape[1]
+    posterior = posterior_of(truth, offset=offset, widen=widen)
+    return pair_from(lambda *_: standard_normal(dim), likelihood_of(truth), posterior)
 
 
-def pair_from(p_z: Any, p_x: Callable[..., Any], q_z: Callable[..., Any]) -> ModelGuide:
-    """Return the pair of z ~ p_z and x ~ p_x(z, x, ...) with the guide z ~ q_z(x, ...); p_z may be a function too."""
+def program(body: Callable[..., object], *, dim: int = -1) -> Callable[..., None]:
+    """Return a program that runs a function of its arguments in a plate of their length."""
 
-    def model(x: Tensor, *given: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", p_z if isinstance(p_z, Distribution) else p_z(x, *given))
-            pyro.sample("x", p_x(z, x, *given), obs=x)
+    def run(x: Tensor, *given: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=dim):
+            body(x, *given)
 
-    return model, guide_from(q_z)
+    return run
+
+
+def model_from(p_z: Any, p_x: Callable[..., Any]) -> Callable[..., None]:
+    """Return the model of z ~ p_z and x ~ p_x(z, x, ...); p_z may be a function of (x, ...) too."""
+
+    def body(x: Tensor, *given: Tensor) -> None:
+        z = pyro.sample("z", p_z if isinstance(p_z, Distribution) else p_z(x, *given))
+        pyro.sample("x", p_x(z, x, *given), obs=x)
+
+    return program(body)
 
 
 def guide_from(q_z: Callable[..., Any]) -> Callable[..., None]:
     """Return the guide z ~ q_z(x, ...)."""
+    return program(lambda *args: pyro.sample("z", q_z(*args)))
 
-    def guide(x: Tensor, *given: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", q_z(x, *given))
 
-    return guide
+def pair_from(p_z: Any, p_x: Callable[..., Any], q_z: Callable[..., Any]) -> ModelGuide:
+    """Return the model of `model_from` with the guide of `guide_from`."""
+    return model_from(p_z, p_x), guide_from(q_z)
 
 
 def exact_guide(truth: LinearGaussian) -> Callable[..., None]:
@@ -157,7 +172,7 @@ def scalar_pair(q_mean: float, q_variance: float, *, pixels: bool = False) -> Mo
         return dist.Bernoulli(logits=logits).to_event(1)
 
     return pair_from(
-        lambda x: dist.Normal(torch.tensor(0.0), 1.0), p_x, lambda x: dist.Normal(torch.tensor(q_mean), q_variance**0.5)
+        dist.Normal(torch.tensor(0.0), 1.0), p_x, lambda x: dist.Normal(torch.tensor(q_mean), q_variance**0.5)
     )
 
 
@@ -173,7 +188,7 @@ SMALL = {"levels": 6, "scale": 0.7, "learn_scale": True, "num_components": 3, "h
 def small_part(part: type, *args: Any, **options: Any) -> Any:
     """Return a part of a class, with the options among `SMALL` that it has."""
     names = inspect.signature(part).parameters
-    return part(*args, **{name: value for name, value in SMALL.items() if name in names}, **options)
+    return part(*args, **{name: value for name, value in SMALL.items() if name in names} | options)
 
 
 def make_vae(latent_dim: int = 3, likelihood: Likelihood | None = None) -> VAE:

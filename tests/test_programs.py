@@ -19,10 +19,16 @@ from conftest import (
     ModelGuide,
     TwoLayers,
     evaluate,
+    guide_from,
     inspect_programs,
+    likelihood_of,
     linear_gaussian,
     make_vae,
+    model_from,
     pair_of,
+    posterior_of,
+    program,
+    standard_normal,
     validation_switches,
 )
 from pyro import poutine
@@ -34,7 +40,6 @@ from torch import Tensor, nn
 from torch.distributions import constraints, kl_divergence
 
 from pyrovae import bounds, data, likelihoods, networks, posteriors, priors
-from pyrovae.diagnostics import latents
 from pyrovae.evaluation import Checks
 from pyrovae.importance import iter_particles, scoring_context
 from pyrovae.importance.sampling import log_joint, log_weights, particles
@@ -53,27 +58,11 @@ ONE_LINE = "model and guide do not take an axis of particles"
 Program = Callable[..., None]
 
 
+likelihood, posterior = likelihood_of(TRUTH), posterior_of(TRUTH)
+
+
 def prior() -> dist.TorchDistribution:
-    return dist.Normal(torch.zeros(3), 1.0).to_event(1)
-
-
-def likelihood(z: Tensor) -> dist.TorchDistribution:
-    return dist.Normal(z @ TRUTH.weight.T + TRUTH.bias, TRUTH.scale).to_event(1)
-
-
-def posterior(x: Tensor) -> dist.TorchDistribution:
-    exact = TRUTH.posterior(x)
-    return dist.Normal(exact.mean, exact.variance.sqrt()).to_event(1)
-
-
-def program(body: Callable[..., object], *, dim: int = -1) -> Program:
-    """Return a program that runs a function of its arguments in a plate of their length."""
-
-    def run(x: Tensor, *covariates: Tensor) -> None:
-        with pyro.plate("data", len(x), dim=dim):
-            body(x, *covariates)
-
-    return run
+    return standard_normal(3)
 
 
 def observing(fn: Callable[[Tensor], Any], z: Any = None) -> Program:
@@ -81,34 +70,26 @@ def observing(fn: Callable[[Tensor], Any], z: Any = None) -> Program:
     return program(lambda x: pyro.sample("x", fn(pyro.sample("z", z or prior())), obs=x))
 
 
-def drawn_from(fn: Callable[[Tensor], Any]) -> Program:
-    return program(lambda x, *covariates: pyro.sample("z", fn(x)))
-
-
 def require_exact(weights: Tensor, exact: Tensor = EXACT) -> None:
     assert (weights - exact).abs().max() < 1e-9
 
 
-def in_plate(plate: Callable[[Tensor], Any], *, indexed: bool = False) -> ModelGuide:
+def in_plate(plate: Callable[..., Any], *, indexed: bool = False) -> ModelGuide:
     """Return the exact model and guide in a plate, which take the rows that it draws if it is indexed."""
 
-    def model(x: Tensor) -> None:
-        with plate(x) as i:
+    def model(x: Tensor, *given: Tensor) -> None:
+        with plate(x, *given) as i:
             pyro.sample("x", likelihood(pyro.sample("z", prior())), obs=x[i] if indexed else x)
 
-    def guide(x: Tensor) -> None:
-        with plate(x) as i:
+    def guide(x: Tensor, *given: Tensor) -> None:
+        with plate(x, *given) as i:
             pyro.sample("z", posterior(x[i] if indexed else x))
 
     return model, guide
 
 
-def drawing(size: int, batch_size: int) -> ModelGuide:
-    return in_plate(lambda x: pyro.plate("data", size, subsample_size=batch_size), indexed=True)
-
-
-def drawing_at_most(batch_size: int) -> ModelGuide:
-    return in_plate(lambda x: pyro.plate("data", len(x), subsample_size=min(batch_size, len(x))), indexed=True)
+def drawing(size: Callable[[Tensor], int], batch_size: int) -> ModelGuide:
+    return in_plate(lambda x: pyro.plate("data", size(x), subsample_size=min(batch_size, size(x))), indexed=True)
 
 
 def pixel_plate() -> ModelGuide:
@@ -166,7 +147,7 @@ def with_deterministic_and_factor() -> ModelGuide:
         mean = pyro.deterministic("mean", pyro.sample("z", prior()) @ TRUTH.weight.T + TRUTH.bias)
         pyro.factor("x", dist.Normal(mean, TRUTH.scale).log_prob(x).sum(-1))
 
-    return program(model), drawn_from(lambda x: posterior(pyro.deterministic("seen", x, event_dim=1)))
+    return program(model), guide_from(lambda x: posterior(pyro.deterministic("seen", x, event_dim=1)))
 
 
 class ExactModule(PyroModule):
@@ -303,17 +284,9 @@ def test_programs_that_do_not_broadcast_are_right_and_one_line_says_so(
 
 
 def test_particles_of_programs_that_do_not_broadcast_belong_to_their_data() -> None:
-    record = particles(*viewing(), X, num_particles=500)
-    exact = TRUTH.posterior(X)
-    assert record.z["z"].shape == (500, 23, 3)
-    error = (record.z["z"].mean(0) - exact.mean) / (exact.variance / 500).sqrt()
-    assert error.abs().max() < 5
+    record = particles(*viewing(), X, num_particles=50)
+    assert record.z["z"].shape == (50, 23, 3)
     require_exact(record.log_guide, posterior(X).log_prob(record.z["z"]))
-
-
-def test_units_have_the_kl_of_programs_that_broadcast() -> None:
-    found, expected = ([unit.kl for unit in latents(*pair, X).units] for pair in (viewing(), (MODEL, GUIDE)))
-    assert found == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("broadcasts", [True, False])
@@ -390,10 +363,8 @@ def test_a_datum_that_is_masked_everywhere_weighs_nothing(how: str, mask: Any) -
 
 def test_latent_masks_must_have_the_same_values() -> None:
     a = torch.arange(23) % 3 > 0
-    model = program(
-        lambda x, a, b: pyro.sample("x", likelihood(pyro.sample("z", prior().mask(a))).mask(a), obs=x),
-    )
-    guide = program(lambda x, a, b: pyro.sample("z", posterior(x).mask(b)))
+    model = model_from(lambda x, a, b: prior().mask(a), lambda z, x, a, b: likelihood(z).mask(a))
+    guide = guide_from(lambda x, a, b: posterior(x).mask(b))
     for mask in (a, a.double()):  # float masks become new tensors in each program
         terms = bounds.elbo(model, guide, X, mask, mask.clone())
         assert terms.methods == {"z": "closed form"}
@@ -405,8 +376,8 @@ def test_latent_masks_must_have_the_same_values() -> None:
 
 
 def test_a_masked_latent_must_not_be_used() -> None:
-    model = program(lambda x, m: pyro.sample("x", likelihood(pyro.sample("z", prior().mask(m))), obs=x))
-    guide = program(lambda x, m: pyro.sample("z", posterior(x).mask(m)))
+    model = model_from(lambda x, m: prior().mask(m), likelihood)
+    guide = guide_from(lambda x, m: posterior(x).mask(m))
     with pytest.raises(ValueError, match="'z' are masked, but the model depends on them for .* mask what depends"):
         log_weights(model, guide, X, torch.arange(23) % 2 == 0, num_particles=2)
 
@@ -417,12 +388,10 @@ def test_a_masked_latent_must_not_be_used() -> None:
 def test_covariates_travel_with_the_data() -> None:
     shift = torch.randn(23, 5)
     exact = TRUTH.log_prob(X - shift)
-    model = program(
-        lambda x, shift: pyro.sample(
-            "x", dist.Normal(pyro.sample("z", prior()) @ TRUTH.weight.T + TRUTH.bias + shift, 0.7).to_event(1), obs=x
-        )
+    model = model_from(
+        lambda *_: prior(), lambda z, x, shift: dist.Normal(z @ TRUTH.weight.T + TRUTH.bias + shift, 0.7).to_event(1)
     )
-    guide = program(lambda x, shift: pyro.sample("z", posterior(x - shift)))
+    guide = guide_from(lambda x, shift: posterior(x - shift))
     require_exact(log_weights(model, guide, X, shift, num_particles=3), exact)
     evaluation = evaluate(model, guide, (X, shift), ks=(1, 3), batch_size=4)
     require_exact(evaluation.per_datum["L_3"], exact)
@@ -431,17 +400,8 @@ def test_covariates_travel_with_the_data() -> None:
 
 
 def test_rows_given_as_an_argument_travel_with_the_data() -> None:
-    def given(body: Program) -> Program:
-        def run(x: Tensor, rows: Tensor) -> None:
-            with pyro.plate("data", 1000, subsample=rows):
-                body(x)
-
-        return run
-
-    model = given(lambda x: pyro.sample("x", likelihood(pyro.sample("z", prior())), obs=x))
-    guide = given(lambda x: pyro.sample("z", posterior(x)))
-    rows = torch.randperm(1000)[:23]
-    evaluation = evaluate(model, guide, (X, rows), ks=(1, 2), batch_size=4)
+    pair = in_plate(lambda x, rows: pyro.plate("data", 1000, subsample=rows))
+    evaluation = evaluate(*pair, (X, torch.randperm(1000)[:23]), ks=(1, 2), batch_size=4)
     require_exact(evaluation.per_datum["L_2"])
 
 
@@ -469,20 +429,11 @@ def reading(encode: Callable[[Tensor], Tensor]) -> Program:
     return guide
 
 
-def as_closure(net: nn.Module) -> Program:
-    return reading(lambda x: (lambda y: net(y))(x))
-
-
 def as_default(net: nn.Module) -> Program:
     def encode(x: Tensor, *, net: nn.Module = net) -> Tensor:
         return net(x)
 
     return reading(encode)
-
-
-def as_attribute(net: nn.Module) -> Program:
-    parts = SimpleNamespace(encoders=[net])
-    return reading(lambda x: parts.encoders[0](x))
 
 
 class Guide:
@@ -495,17 +446,22 @@ class Guide:
         reading(self.net)(x)
 
 
-def as_partial_of_scaled(net: nn.Module) -> Program:
-    return functools.partial(poutine.scale(as_closure(net), scale=2.0))
-
-
 def as_hidden(net: nn.Module) -> Program:
     """Return a guide whose module lies deeper than the search goes."""
     holder = SimpleNamespace(parts=SimpleNamespace(nets={"encoders": [[SimpleNamespace(encode=lambda x: net(x))]]}))
     return reading(lambda x: holder.parts.nets["encoders"][0][0].encode(x))
 
 
-WAYS = [as_closure, as_default, as_attribute, Guide, as_partial_of_scaled, as_hidden]
+def as_attribute(net: nn.Module) -> Program:
+    parts = SimpleNamespace(encoders=[net])
+    return reading(lambda x: parts.encoders[0](x))
+
+
+def as_partial_of_scaled(net: nn.Module) -> Program:
+    return functools.partial(poutine.scale(reading(lambda x: (lambda y: net(y))(x)), scale=2.0))
+
+
+WAYS = [as_default, as_attribute, Guide, as_partial_of_scaled, as_hidden]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -536,7 +492,7 @@ def test_a_global_that_is_only_the_name_of_an_attribute_is_not_a_module_of_the_p
 def test_a_compiled_network_is_evaluated_where_nobody_looks() -> None:
     with validation(enabled=True):  # which the first torch.compile of a process switches off
         net = torch.compile(nn.Sequential(nn.Linear(5, 3), nn.Dropout(0.5)), backend="eager", fullgraph=True)
-        a, b = (evaluate(MODEL, way(net), X, ks=(1,)).per_datum["KL"] for way in (as_hidden, as_closure))
+        a, b = (evaluate(MODEL, way(net), X, ks=(1,)).per_datum["KL"] for way in (as_hidden, as_default))
     assert torch.equal(a, b)
     assert all(part.training for part in net.modules())
 
@@ -627,7 +583,7 @@ def refused_programs() -> dict[str, tuple[Program, Program, str]]:
     only_in_guide = program(lambda x: (pyro.sample("z", posterior(x)), unit("u")))
     only_in_model = program(lambda x: (unit("u"), pyro.sample("x", likelihood(pyro.sample("z", prior())), obs=x)))
     unobserved = program(lambda x: pyro.sample("x", likelihood(pyro.sample("z", prior()))))
-    points_of_x = drawn_from(lambda x: dist.Delta(x[:, :3], event_dim=1))
+    points_of_x = guide_from(lambda x: dist.Delta(x[:, :3], event_dim=1))
     point_prior = from_prior(dist.Delta(half, event_dim=1))
     fixed = in_plate(lambda x: pyro.plate("data", 23))
     drawn = r"plate 'data' draws rows of the data by itself.*pyro.plate\('data', N, subsample_size=len\(x\)\)"
@@ -635,21 +591,21 @@ def refused_programs() -> dict[str, tuple[Program, Program, str]]:
     return {
         "point in the guide": (MODEL, points_of_x, r"'z' is a point \(Del"),
         "point in the model": (point_prior, GUIDE, "'z' is a point .* in the model"),
-        "relaxed for discrete": (from_prior(bits), drawn_from(lambda x: soft), "'z' is discrete in the model"),
+        "relaxed for discrete": (from_prior(bits), guide_from(lambda x: soft), "'z' is discrete in the model"),
         "rounded in the guide": (
             from_prior(soft),
-            drawn_from(lambda x: rounded),
+            guide_from(lambda x: rounded),
             "'z' is rounded .* in the guide.*rel",
         ),
-        "rounded in the model": (from_prior(rounded), drawn_from(lambda x: soft), "'z' is rounded .* in the model"),
+        "rounded in the model": (from_prior(rounded), guide_from(lambda x: soft), "'z' is rounded .* in the model"),
         "beyond the prior": (from_prior(unchecked), GUIDE, "draws 'z' from .*Real.*same support"),
-        "simplex": (MODEL, drawn_from(lambda x: dist.Dirichlet(2 * half)), "draws 'z' from .*implex"),
+        "simplex": (MODEL, guide_from(lambda x: dist.Dirichlet(2 * half)), "draws 'z' from .*implex"),
         "reals for a simplex": (from_prior(dist.Dirichlet(half)), GUIDE, "draws 'z' from .*Real"),
-        "mixture of points": (MODEL, drawn_from(lambda x: points), "'z' is a point"),
-        "discrete, transformed": (MODEL, drawn_from(lambda x: moved_bits), "'z' is discrete in the guide"),
+        "mixture of points": (MODEL, guide_from(lambda x: points), "'z' is a point"),
+        "discrete, transformed": (MODEL, guide_from(lambda x: moved_bits), "'z' is discrete in the guide"),
         "masked prior": (masked_prior, GUIDE, "'z' is masked in only one of model and guide"),
         "positive for real": (from_prior(positive), GUIDE, "draws 'z' from .*Real.*GreaterThan"),
-        "discrete": (from_prior(bits), drawn_from(lambda x: bits), "'z' is discrete in the guide.*sum it out.*relax"),
+        "discrete": (from_prior(bits), guide_from(lambda x: bits), "'z' is discrete in the guide.*sum it out.*relax"),
         "global latent": (*map(after_a_global_latent, (MODEL, GUIDE)), "'w' lies outside the data plate.*move it into"),
         "no plate": (
             no_plate_model,
@@ -662,11 +618,10 @@ def refused_programs() -> dict[str, tuple[Program, Program, str]]:
         "subsampled inner plate": (program(some_pixels, dim=-2), pixel_plate()[1], sequential),
         "sequential plate": (one_after_the_other, guide_one_after_the_other, "the plate .* is sequential"),
         "sequential inner plate": (program(sequential_inside), GUIDE, sequential),
-        "draws rows": (*drawing(23, 5), drawn),
-        "draws rows of a longer data set": (*drawing(1000, 7), drawn),
-        "draws 3 rows": (*drawing(1000, 3), drawn),
-        "draws some of few rows": (*drawing(3, 2), drawn),
-        "draws at most 8 rows": (*drawing_at_most(8), drawn),
+        "draws rows": (*drawing(lambda x: 23, 5), drawn),
+        "draws 3 rows": (*drawing(lambda x: 1000, 3), drawn),
+        "draws some of few rows": (*drawing(lambda x: 3, 2), drawn),
+        "draws at most 8 rows": (*drawing(len, 8), drawn),
         "fixed plate": (*fixed, r"'data' has 23 rows.*write pyro.plate\('data', l"),
         "empty guide": (MODEL, lambda x: None, "the guide samples nothing"),
         "observed outside": (observed_outside, GUIDE, "'x' lies outside the data plate"),
@@ -760,20 +715,6 @@ def test_z_of_a_wrong_shape_or_site_is_refused(form: str, z: Any, text: str) -> 
 def vae(seed: int = 0) -> VAE:
     torch.manual_seed(seed)
     return make_vae(2, likelihoods.Bernoulli((5,)))
-
-
-@pytest.mark.parametrize("where", [0, -1])
-def test_data_outside_the_support_are_refused_wherever_they_lie(where: int) -> None:
-    v = vae()
-    x = torch.bernoulli(torch.full((600, 5), 0.5))
-    x[where] = 0.5
-    for run in (
-        lambda: evaluate(v.model, v.guide, x, ks=(1,)),
-        lambda: log_weights(v.model, v.guide, x, num_particles=2),
-        lambda: log_joint(v.model, x, z=torch.zeros(600, 2)),
-    ):
-        with pytest.raises(ValueError, match="binarize"):
-            run()
 
 
 # nothing is left behind
@@ -914,21 +855,15 @@ def test_the_largest_output_of_the_models_modules_counts_too() -> None:
 PRECISION_SCRIPT = """
 import sys
 import torch
+from torch import backends as b
 from pyrovae.runtime.context import full_precision
 
-def switches():
-    b = torch.backends
-    parts = (b.cuda.matmul, b.cudnn.conv, b.cudnn.rnn, b.mkldnn.matmul, b.mkldnn.conv, b.mkldnn.rnn)
-    return [part.fp32_precision for part in parts], b.fp32_precision
-
+PARTS = (b.cuda.matmul, b.cudnn.conv, b.cudnn.rnn, b.mkldnn.matmul, b.mkldnn.conv, b.mkldnn.rnn, b)
 exec(sys.argv[1])
-before = switches()
-try:
-    with full_precision(), full_precision():
-        assert set(switches()[0]) == {"ieee"}, switches()
-        raise KeyError
-except KeyError:
-    assert switches() == before, (before, switches())
+before = [part.fp32_precision for part in PARTS]
+with full_precision(), full_precision():
+    assert {part.fp32_precision for part in PARTS[:-1]} == {"ieee"}
+assert [part.fp32_precision for part in PARTS] == before
 """
 
 
@@ -966,6 +901,7 @@ def test_support_is_checked_whatever_validate_args_is(where: int) -> None:
     for attempt in (
         lambda: evaluate(model, GUIDE, x, ks=(1,)),
         lambda: log_weights(model, GUIDE, x, num_particles=2),
+        lambda: log_joint(model, x, z=torch.zeros(23, 3)),
         lambda: fit(model, GUIDE, many, training=training, show_progress=False),
         lambda: capture(model, GUIDE, x, engine="eager")(x),
         lambda: capture(model, GUIDE, data.Split(many, name="many")),
@@ -1023,9 +959,9 @@ def test_angles_lie_between_minus_pi_and_pi() -> None:
     angles = from_prior(dist.VonMises(torch.zeros(3), 1.0).to_event(1))
     for wide in (dist.Normal(torch.zeros(3), 5.0), dist.Uniform(torch.zeros(3), 6.0)):
         with pytest.raises(ValueError, match="give both the same support"):
-            log_weights(angles, drawn_from(lambda _, wide=wide: wide.to_event(1)), X, num_particles=20)
+            log_weights(angles, guide_from(lambda _, wide=wide: wide.to_event(1)), X, num_particles=20)
     for narrow in (dist.VonMises(torch.ones(3), 2.0), dist.Uniform(-3 * torch.ones(3), 3.0)):
-        guide = drawn_from(lambda _, narrow=narrow: narrow.to_event(1))
+        guide = guide_from(lambda _, narrow=narrow: narrow.to_event(1))
         assert log_weights(angles, guide, X, num_particles=2).isfinite().all()
     model = observing(lambda z: dist.VonMises(z @ TRUTH.weight.T, 2.0).to_event(1))
     x = math.tau * torch.rand(23, 5) - math.pi
@@ -1049,7 +985,7 @@ def test_angles_lie_between_minus_pi_and_pi() -> None:
     ],
 )
 def test_guides_whose_draws_lie_in_the_support_are_taken(prior: Any, guide: Callable[[Tensor], Any]) -> None:
-    program = drawn_from(lambda x: guide(x[:, :3]).to_event(1))
+    program = guide_from(lambda x: guide(x[:, :3]).to_event(1))
     assert not log_weights(from_prior(prior.to_event(1)), program, X, num_particles=3).isnan().any()
 
 
@@ -1122,14 +1058,12 @@ def test_an_independent_loop_gives_the_bound_of_a_causal_model_of_pyro() -> None
     model, guide = cevae.Model(config), cevae.Guide(config)
     args = (torch.randn(8, 4), torch.arange(8) % 2.0, torch.arange(8) // 4 * 1.0)
     found = evaluate(model, guide, args, ks=(1, 1000))
-    weights = []
-    for _ in range(2000):
-        drawn = poutine.trace(guide).get_trace(*args)
-        scored = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args)
-        log_joint = sum(scored.nodes[name]["fn"].log_prob(scored.nodes[name]["value"]) for name in ("z", "x", "t", "y"))
-        weights.append((log_joint - drawn.nodes["z"]["fn"].log_prob(drawn.nodes["z"]["value"])).detach())
-    elbo = torch.stack(weights)
-    error = elbo.std(0).square().sum().sqrt().item() / 8 / 2000**0.5
+    copies = [arg.repeat(1000, *[1] * (arg.ndim - 1)) for arg in args]
+    drawn = poutine.trace(guide).get_trace(*copies)
+    scored = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*copies)
+    log_joint = sum(scored.nodes[name]["fn"].log_prob(scored.nodes[name]["value"]) for name in ("z", "x", "t", "y"))
+    elbo = (log_joint - drawn.nodes["z"]["fn"].log_prob(drawn.nodes["z"]["value"])).detach().reshape(1000, 8)
+    error = elbo.std(0).square().sum().sqrt().item() / 8 / 1000**0.5
     assert found.elbo.value == pytest.approx(elbo.mean().item(), abs=4 * (error + (found.elbo.se_monte_carlo or 0)))
     assert found.observed is not None
     assert set(found.observed.sites) == {"x", "t", "y"}

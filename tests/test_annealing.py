@@ -16,15 +16,17 @@ import torch
 from conftest import (
     LinearGaussian,
     ModelGuide,
-    TwoLayers,
     guide_from,
+    likelihood_of,
     linear_gaussian,
     make_vae,
+    model_from,
     pair_from,
     pair_of,
+    posterior_of,
+    program,
     standard_normal,
 )
-from numpy.polynomial.hermite_e import hermegauss
 from torch import Tensor
 
 import pyrovae
@@ -52,12 +54,10 @@ def simulations(monkeypatch: pytest.MonkeyPatch) -> Simulations:
     return batches
 
 
-def check_sandwich(sandwich: Sandwich, exact: Tensor, *, width: float, each: float = math.inf) -> None:
-    """Check that the bounds lie on their sides of the exact values, no further apart than the width, and each near."""
+def check_sandwich(sandwich: Sandwich, exact: Tensor, *, width: float) -> None:
+    """Check that the bounds lie on their sides of the exact values, no further apart than the width."""
     low, low_error = excess(sandwich.per_datum["AIS"] - exact)
     high, high_error = excess(sandwich.per_datum["BDMC"] - exact)
-    for name in ("AIS", "BDMC"):
-        assert (sandwich.per_datum[name] - exact).abs().mean() < each
     assert low < 4 * low_error + 1e-9
     assert high > -4 * high_error - 1e-9
     gap, error = excess(sandwich.per_datum["BDMC"] - sandwich.per_datum["AIS"])
@@ -129,11 +129,6 @@ def test_linear_gaussian_lies_between(simulations: Simulations, offset: float, w
     check_sandwich(sandwich, exact, width=0.1)
     if (offset, widen) == (0.0, 1.0):
         assert sandwich.per_datum["BDMC"].sub(exact).abs().max() < 1e-9
-    x = truth.sample(60, seed=1)
-    annealed = bounds.ais(*pair, x, num_temperatures=12)
-    low = annealed.bound.value - truth.log_prob(x).mean().item()
-    slack = 4 * annealed.bound.se_monte_carlo + 1e-9
-    assert -0.1 - slack < low < slack
 
 
 def vamp() -> dict[str, Any]:
@@ -156,24 +151,22 @@ def test_parts_lie_between(parts: Callable[[], dict[str, Any]], simulations: Sim
     check_sandwich(sandwich, log_evidence(vae, simulations[-1][0][0]), width=0.2)
 
 
-def two_layer_evidence(pair: TwoLayers, x: Tensor) -> Tensor:
-    """Return log p(x) by Gauss-Hermite quadrature over z1, whose marginal is normal."""
-    nodes, weights = (torch.tensor(value) for value in hermegauss(32))
-    weight = pair.to_z1.weight
-    root = torch.linalg.cholesky(weight @ weight.T + 0.64 * torch.eye(3))
-    z1 = pair.to_z1.bias + torch.cartesian_prod(nodes, nodes, nodes) @ root.T
-    volume = torch.cartesian_prod(weights, weights, weights).log().sum(-1) - 1.5 * math.log(2 * math.pi)
-    likelihood = dist.Bernoulli(logits=pair.to_x(z1).unsqueeze(1)).to_event(1).log_prob(x)
-    return (likelihood + volume.unsqueeze(1)).logsumexp(0)
-
-
-@torch.no_grad()
 def test_two_layers_lie_between(simulations: Simulations) -> None:
-    pair = TwoLayers(bottom_up=True)
-    sandwich = bounds.bdmc(pair.model, pair.guide, torch.zeros(40, 4), num_temperatures=12)
-    ((args, z),) = simulations
-    assert {name: tuple(value.shape) for name, value in z.items()} == {"z2": (1, 40, 2), "z1": (1, 40, 3)}
-    check_sandwich(sandwich, two_layer_evidence(pair, args[0]), width=0.1)
+    """B ~ N(0, I), a ~ N(b, I), x ~ N(a, I), and a guide that draws a first."""
+
+    def model(x: Tensor) -> None:
+        b = pyro.sample("b", standard_normal(3))
+        a = pyro.sample("a", dist.Normal(b, 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(a, 1.0).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        a = pyro.sample("a", dist.Normal(0.5 * x, 0.9).to_event(1))
+        pyro.sample("b", dist.Normal(0.4 * a, 0.8).to_event(1))
+
+    sandwich = bounds.bdmc(program(model), program(guide), torch.zeros(40, 3), num_temperatures=12)
+    (((x,), z),) = simulations
+    assert {name: tuple(value.shape) for name, value in z.items()} == {"b": (1, 40, 3), "a": (1, 40, 3)}
+    check_sandwich(sandwich, dist.Normal(0.0, math.sqrt(3)).log_prob(x).sum(-1), width=0.1)
 
 
 def test_constrained_latents_lie_between(simulations: Simulations) -> None:
@@ -181,7 +174,7 @@ def test_constrained_latents_lie_between(simulations: Simulations) -> None:
     pair = pair_from(p_z, lambda z, _: dist.Normal(z.log(), 0.5), lambda x: dist.LogNormal(0.7 * x, 0.6))
     sandwich = bounds.bdmc(*pair, torch.zeros(40), num_temperatures=12)
     exact = dist.Normal(0.0, math.sqrt(1.25)).log_prob(simulations[-1][0][0])
-    check_sandwich(sandwich, exact, width=0.1, each=0.3)
+    check_sandwich(sandwich, exact, width=0.1)
 
 
 def test_angles_lie_between(simulations: Simulations) -> None:
@@ -251,11 +244,8 @@ def test_pilot_has_draws_of_its_own_and_finds_each_datum_its_steps() -> None:
     truth = linear_gaussian()
     exact = truth.posterior(torch.zeros(5)).variance.sqrt()
     widen = torch.tensor([1.0, 5.0]).repeat(15).unsqueeze(1)
-    pair = pair_from(
-        standard_normal(3),
-        lambda z, *_: dist.Normal(z @ truth.weight.T + truth.bias, truth.scale).to_event(1),
-        lambda x, widen: dist.Normal(truth.posterior(x).mean, widen * exact).to_event(1),
-    )
+    q_z = lambda x, widen: dist.Normal(truth.posterior(x).mean, widen * exact).to_event(1)  # noqa: E731
+    pair = pair_from(standard_normal(3), likelihood_of(truth), q_z)
     args, settings = (truth.sample(30), widen), AnnealingSettings(num_temperatures=20)
     with scoring_context(*pair, args, modules=()) as programs, torch.no_grad():
         kernel, again, other = (
@@ -279,29 +269,16 @@ def test_chunks_do_not_change_the_numbers(monkeypatch: pytest.MonkeyPatch) -> No
         assert torch.allclose(value, pieces.per_datum[name], rtol=1e-8)
 
 
-# ---- pairs of other shapes
-
-
-def concatenating(truth: LinearGaussian) -> ModelGuide:
-    """Return a pair without room for an axis of particles, with a shift of x as covariate."""
-
-    def model(x: Tensor, shift: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
-            weight = torch.cat([truth.weight.T, torch.ones(1, len(truth.bias))])
-            loc = torch.cat([z, shift], 1) @ weight + truth.bias
-            pyro.sample("x", dist.Normal(loc, truth.scale).to_event(1), obs=x)
-
-    def guide(x: Tensor, shift: Tensor) -> None:
-        pair_of(truth, widen=1.3)[1](x - shift)
-
-    return model, guide
-
-
 def test_a_pair_that_does_not_broadcast_lies_between(simulations: Simulations) -> None:
     truth = linear_gaussian()
     shift = torch.linspace(-20, 20, 9).unsqueeze(1)
-    x, pair = truth.sample(9) + shift, concatenating(truth)
+    x, weight = truth.sample(9) + shift, torch.cat([truth.weight.T, torch.ones(1, 5)])
+    posterior = posterior_of(truth, widen=1.3)
+    pair = pair_from(
+        standard_normal(3),
+        lambda z, x, shift: dist.Normal(torch.cat([z, shift], 1) @ weight + truth.bias, truth.scale).to_event(1),
+        lambda x, shift: posterior(x - shift),
+    )
     options = {"num_temperatures": 8, "num_chains": 16}
     annealed = bounds.ais(*pair, x, shift, **options)
     assert (annealed.per_datum["AIS"] - truth.log_prob(x - shift)).abs().max() < 0.5
@@ -318,11 +295,9 @@ def test_a_pair_that_does_not_broadcast_lies_between(simulations: Simulations) -
 
 def simulated(p_x: Callable[..., Any], observe: Callable[..., Any], *args: Tensor) -> tuple[Any, dict[str, Tensor]]:
     """Return simulated arguments and z of a model that observes a function of x."""
-
-    def model(*args: Tensor) -> None:
-        with pyro.plate("data", len(args[0])):
-            pyro.sample("x", p_x(pyro.sample("z", standard_normal(2)), *args), obs=observe(*args))
-
+    model = program(
+        lambda *args: pyro.sample("x", p_x(pyro.sample("z", standard_normal(2)), *args), obs=observe(*args))
+    )
     with scoring_context(model, guide_from(lambda *_: standard_normal(2)), args, modules=()) as programs:
         return simulate(programs, args, torch.arange(len(args[0])))
 
@@ -452,17 +427,9 @@ def test_what_is_masked_stays_as_it_was_given() -> None:
     """A guide that reads missing data must not learn z from draws that stand in their place."""
     truth = linear_gaussian(latent_dim=2, x_dim=4)
     seen = torch.arange(400) % 2 == 0
-
-    def p_x(z: Tensor, _: Tensor, seen: Tensor) -> Any:
-        return dist.Normal(z @ truth.weight.T + truth.bias, truth.scale).to_event(1).mask(seen)
-
-    def q_z(x: Tensor, _: Tensor) -> Any:
-        exact = truth.posterior(x)
-        return dist.Normal(exact.mean, 1.3 * exact.variance.sqrt()).to_event(1)
-
-    found = bounds.bdmc(
-        *pair_from(standard_normal(2), p_x, q_z), truth.sample(400), seen, num_chains=4, num_temperatures=6
-    )
+    model = model_from(standard_normal(2), lambda z, x, seen: likelihood_of(truth)(z).mask(seen))
+    pair = model, guide_from(posterior_of(truth, widen=1.3))
+    found = bounds.bdmc(*pair, truth.sample(400), seen, num_chains=4, num_temperatures=6)
     missing = found.per_datum["BDMC"][~seen]  # log p of nothing is 0
     assert missing.mean() > -4 * missing.std() / len(missing) ** 0.5
     assert found.gap.value > -4 * found.gap.se_data

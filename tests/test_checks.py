@@ -9,7 +9,7 @@ from dataclasses import replace
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import ModelGuide, TwoLayers, linear_gaussian, make_vae, pair_from, pair_of
+from conftest import ModelGuide, TwoLayers, linear_gaussian, pair_from, pair_of
 
 from pyrovae import Checks, bounds, diagnostics
 from pyrovae.diagnostics import assess_with_checks, summarize_weights
@@ -126,19 +126,6 @@ def test_an_evaluation_with_checks_comes_back_from_json() -> None:
     again = Evaluation.from_json(text, tensors)
     assert again == found
     assert str(again) == str(found)
-
-
-def test_the_callers_state_is_as_before() -> None:
-    vae = make_vae()
-    x = torch.bernoulli(torch.full((8, 1, 8, 8), 0.5))
-    before = {name: value.clone() for name, value in vae.state_dict().items()}
-    state = torch.get_rng_state()
-    vae.train()
-    evaluate(vae.model, vae.guide, x, ks=(1, 5), checks=FEW, show_progress=False)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert vae.training
-    assert all(torch.equal(value, before[name]) for name, value in vae.state_dict().items())
-    assert all(parameter.grad is None and parameter.requires_grad for parameter in vae.parameters())
 
 
 def test_draws_and_not_the_data_decide_which_bound_of_these_data_is_higher() -> None:

@@ -12,7 +12,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import ModelGuide, evaluate, guide_from, make_vae, standard_normal
+from conftest import ModelGuide, evaluate, guide_from, make_vae, program, standard_normal
 from torch import Tensor
 
 import pyrovae
@@ -21,47 +21,30 @@ from pyrovae.results import Evaluation, compare
 
 HALF = torch.tensor([True, False, True, False])
 OTHER_HALF = torch.tensor([False, True, True, False])
+Observe = Callable[..., None]
 
 
-def observing(observe: Callable[..., None], *, dim: int = -1) -> ModelGuide:
+def observing(observe: Observe, *, dim: int = -1) -> ModelGuide:
     """Return a pair whose z says nothing of x, so that every bound is log p(x); ``observe`` has the observed sites."""
 
-    def model(x: Tensor, *given: Tensor) -> None:
-        with pyro.plate("data", len(x), dim=dim):
-            pyro.sample("z", dist.Normal(torch.tensor(0.0), 1.0))
-            observe(x, *given)
+    def guide(*_: Tensor) -> None:
+        pyro.sample("z", dist.Normal(torch.tensor(0.0), 1.0))
 
-    def guide(x: Tensor, *given: Tensor) -> None:
-        with pyro.plate("data", len(x), dim=dim):
-            pyro.sample("z", dist.Normal(torch.tensor(0.0), 1.0))
-
-    return model, guide
-
-
-def normal(x: Tensor) -> Any:
-    return dist.Normal(torch.zeros(x.shape[1:]), 1.0)
+    return program(lambda *args: (guide(), observe(*args)), dim=dim), program(guide, dim=dim)
 
 
 def evaluated(pair: ModelGuide, data: Any, **options: Any) -> Evaluation:
     return evaluate(*pair, data, ks=(1, 2), **options)
 
 
-def whole(x: Tensor) -> None:
-    pyro.sample("x", normal(x).to_event(1), obs=x)
+def sample(value: Tensor, name: str = "x", mask: Tensor | None = None) -> None:
+    """Observe a value under a standard normal distribution."""
+    fn = dist.Normal(torch.zeros(value.shape[1:]), 1.0)
+    pyro.sample(name, (fn if mask is None else fn.mask(mask)).to_event(value.ndim - 1), obs=value)
 
 
-def flat(x: Tensor) -> None:
-    rows = x.flatten(1)
-    pyro.sample("pixels", dist.Laplace(torch.zeros(64), 1.0).to_event(1), obs=rows)
-
-
-def image(x: Tensor) -> None:
-    pyro.sample("x", normal(x).to_event(3), obs=x)
-
-
-def channels_last(x: Tensor) -> None:
-    x = x.permute(0, 2, 3, 1)
-    pyro.sample("x", normal(x).to_event(3), obs=x)
+def masked(mask: Tensor) -> Observe:
+    return lambda x: sample(x, mask=mask)
 
 
 def in_a_plate(x: Tensor) -> None:
@@ -70,37 +53,41 @@ def in_a_plate(x: Tensor) -> None:
 
 
 def halves(x: Tensor) -> None:
-    for name, rows in (("lower", x[..., 4:, :]), ("upper", x[..., :4, :])):
-        pyro.sample(name, normal(rows).to_event(3), obs=rows.double())
+    sample(x[..., 4:, :].double(), "lower")
+    sample(x[..., :4, :].double(), "upper")
 
 
 def one_by_one(x: Tensor) -> None:
     for i, column in enumerate(x.flatten(1).T):
-        pyro.sample(f"x_{i}", dist.Normal(0.0, 1.0), obs=column)
+        sample(column, f"x_{i}")
 
 
 def under_a_mask_of_ones(x: Tensor) -> None:
     with pyro.poutine.mask(mask=torch.ones(len(x), dtype=torch.bool)):
-        pyro.sample("x", normal(x).mask(torch.ones(1, 8, 8, dtype=torch.bool)).to_event(3), obs=x)
+        sample(x, mask=torch.ones(1, 8, 8, dtype=torch.bool))
 
 
-@pytest.mark.parametrize("observe", [flat, image, channels_last, in_a_plate, halves, one_by_one, under_a_mask_of_ones])
-def test_the_same_data_are_the_same_however_they_are_laid_out(observe: Callable[..., None]) -> None:
+LAYOUTS: dict[str, Observe] = {
+    "flat": lambda x: pyro.sample("pixels", dist.Laplace(torch.zeros(64), 1.0).to_event(1), obs=x.flatten(1)),
+    "image": sample,
+    "channels last": lambda x: sample(x.permute(0, 2, 3, 1)),
+    "in a plate": in_a_plate,
+    "halves": halves,
+    "one by one": one_by_one,
+    "under a mask of ones": under_a_mask_of_ones,
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_same_data_are_the_same_however_they_are_laid_out(name: str) -> None:
     x = torch.rand(11, 1, 8, 8)
     vae = make_vae(likelihood=likelihoods.Gaussian((1, 8, 8)))
     ours = evaluate(vae.model, vae.guide, x, ks=(1, 2))
-    found = evaluated(observing(observe), x, batch_size=4)
+    found = evaluated(observing(LAYOUTS[name]), x, batch_size=4)
     assert ours.observed.what == "x"
     assert ours.observed.num_elements == 64.0
     assert found.observed == ours.observed
     assert len(compare({"VAE": ours, "by hand": found}).blocks) == 1
-
-
-def masked(mask: Tensor) -> Callable[..., None]:
-    def observe(x: Tensor) -> None:
-        pyro.sample("x", normal(x).mask(mask).to_event(1), obs=x)
-
-    return observe
 
 
 def masked_in_a_plate(x: Tensor) -> None:
@@ -108,29 +95,20 @@ def masked_in_a_plate(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(torch.tensor(0.0), 1.0), obs=x)
 
 
-def twice(x: Tensor) -> None:
-    whole(x)
-    pyro.sample("again", normal(x).to_event(1), obs=x)
-
-
-def scaled(x: Tensor) -> None:
-    pyro.sample("x", normal(x).to_event(1), obs=2 * x)
-
-
 def first_two(x: Tensor) -> None:
-    pyro.sample("x", normal(x[:, :2]).to_event(1), obs=x[:, :2])
+    sample(x[:, :2])
 
 
 def test_another_part_or_other_values_are_told_apart() -> None:
     x = torch.randn(9, 4)
     models = {
-        "whole": whole,
+        "whole": sample,
         "first": first_two,
         "half": masked(HALF),
         "other half": masked(OTHER_HALF),
-        "scaled": scaled,
-        "twice": twice,
-        "last": lambda x: pyro.sample("x", normal(x[:, 2:]).to_event(1), obs=x[:, 2:]),
+        "scaled": lambda x: sample(2 * x),
+        "twice": lambda x: (sample(x), sample(x, "again")),
+        "last": lambda x: sample(x[:, 2:]),
     }
     found = {name: evaluated(observing(observe), x, batch_size=5) for name, observe in models.items()}
     assert len({each.data_hash for each in found.values()}) == 1
@@ -148,7 +126,7 @@ def test_another_part_or_other_values_are_told_apart() -> None:
 
 def test_a_comparison_of_different_parts_is_refused_and_says_which() -> None:
     x = torch.randn(9, 4)
-    parts = {"a": whole, "b": masked(HALF), "c": first_two}
+    parts = {"a": sample, "b": masked(HALF), "c": first_two}
     found = {name: evaluated(observing(observe), x) for name, observe in parts.items()}
     with pytest.raises(ValueError, match="but these differ in observed values ") as refused:
         compare(found | {"again": found["a"]})
@@ -215,48 +193,36 @@ def test_bits_of_dequantized_data_take_the_volume_of_what_is_scored() -> None:
     log_probs, count = dist.Normal(0.0, 1.0).log_prob(x)[:, keep], int(keep.sum())
     assert found.log_abs_det_jacobian == pytest.approx(-count * math.log(17))
     assert found.bits_per_dimension == pytest.approx(-(log_probs - math.log(17)).mean().item() / math.log(2))
-    twofold = evaluated(observing(lambda x: pyro.sample("x", normal(x).to_event(3), obs=2 * x)), split)
+    twofold = evaluated(observing(lambda x: sample(2 * x)), split)
     assert (twofold.log_abs_det_jacobian, twofold.bits_per_dimension) == (None, None)
-    entire = evaluated(observing(image), split)
+    entire = evaluated(observing(sample), split)
     assert entire.log_abs_det_jacobian == pytest.approx(-64 * math.log(17))
     bits = -(entire.iwae[-1].value - 64 * math.log(17)) / (64 * math.log(2))
     assert entire.bits_per_dimension == pytest.approx(bits)
-    assert evaluated(observing(image), x).bits_per_dimension is None  # values without their transform
+    assert evaluated(observing(sample), x).bits_per_dimension is None  # values without their transform
     levels = dataclasses.replace(entire, base_measure="counting", data_hash="levels")
     shared = "code lengths of the same stored values"
     assert shared in str(compare({"density": entire, "levels": levels}, blocks=True))
     assert shared not in str(compare({"density": found, "levels": levels}, blocks=True))
 
 
-def noisy(x: Tensor) -> None:
-    x = x + torch.rand_like(x)
-    pyro.sample("x", normal(x).to_event(1), obs=x)
-
-
-def with_drawn_masks(x: Tensor) -> None:
-    pyro.sample("x", dist.Poisson(torch.full((4,), 2.0)).mask(torch.rand(x.shape) < 0.5).to_event(1), obs=x)
-
-
-@pytest.mark.parametrize("observe", [noisy, with_drawn_masks])
-def test_values_that_the_model_draws_are_like_no_others(observe: Callable[..., None]) -> None:
-    x = torch.poisson(torch.full((9, 4), 2.0))
+@pytest.mark.parametrize(
+    "observe", [lambda x: sample(x + torch.rand_like(x)), lambda x: sample(x, mask=torch.rand(x.shape) < 0.5)]
+)
+def test_values_that_the_model_draws_are_like_no_others(observe: Observe) -> None:
+    x = torch.randn(9, 4)
     state = torch.get_rng_state()
     found, again = (evaluated(observing(observe), x) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state)
     assert found.observed.what == "values that the model draws itself"
     assert found.bits_per_dimension is None
     assert compare({"a": found, "b": again}).blocks[0].rows, "one program, one stream"
-    fixed = dataclasses.replace(evaluated(observing(whole), x), base_measure=found.base_measure)
     with pytest.raises(ValueError, match=r"b: values that the model draws itself, "):
-        compare({"a": fixed, "b": found})
+        compare({"a": evaluated(observing(sample), x), "b": found})
 
 
 def test_observed_values_that_depend_on_z_are_drawn() -> None:
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", standard_normal(4))
-            pyro.sample("x", standard_normal(4), obs=x - z)
-
+    model = program(lambda x: sample(x - pyro.sample("z", standard_normal(4))))
     pair = model, guide_from(lambda x: standard_normal(4).expand([len(x)]))
     assert evaluated(pair, torch.randn(5, 4)).observed.what == "values that the model draws itself"
 
@@ -266,12 +232,12 @@ def test_a_factor_does_not_say_what_it_scores() -> None:
     found = evaluated(observing(lambda x: pyro.factor("x", -x.square().sum(1))), x)
     assert found.observed is None
     with pytest.raises(ValueError, match=r"a: .*observed values not known, .*; b: .*x, 4 elements of a datum"):
-        compare({"a": found, "b": evaluated(observing(whole), x)})
+        compare({"a": found, "b": evaluated(observing(sample), x)})
 
 
 def test_an_evaluation_from_before_this_was_recorded_is_read() -> None:
     x = torch.randn(5, 4)
-    found = evaluated(observing(whole), x)
+    found = evaluated(observing(sample), x)
     plain = json.loads(found.to_json())
     assert Evaluation.from_json(json.dumps(plain), found.per_datum) == found
     plain["observed"] = {"what": "x", "num_elements": 4.0, "hash": found.observed.hash}
@@ -287,17 +253,13 @@ def test_an_evaluation_from_before_this_was_recorded_is_read() -> None:
 # names of numbers
 
 
-def gaussian(mean: Tensor) -> Any:
-    return dist.Normal(mean, 1.0).to_event(1)
-
-
 def joint(x: Tensor, y: Tensor) -> None:
-    pyro.sample("x", gaussian(torch.zeros(4)), obs=x)
-    pyro.sample("y", dist.Normal(torch.tensor(0.0), 1.0), obs=y)
+    sample(x)
+    sample(y, "y")
 
 
 def given_y(x: Tensor, y: Tensor) -> None:
-    pyro.sample("x", gaussian(y.unsqueeze(-1).expand(-1, 4)), obs=x)
+    pyro.sample("x", dist.Normal(y.unsqueeze(-1).expand(-1, 4), 1.0).to_event(1), obs=x)
 
 
 def given_x(x: Tensor, y: Tensor) -> None:
@@ -305,16 +267,8 @@ def given_x(x: Tensor, y: Tensor) -> None:
 
 
 def scaled_and_labelled(x: Tensor, y: Tensor) -> None:
-    pyro.sample("x", gaussian(torch.zeros(4)), obs=2 * x)
+    sample(2 * x)
     pyro.sample("y", dist.Bernoulli(torch.tensor(0.5)), obs=(y > 0).double())
-
-
-def only_y(x: Tensor, y: Tensor) -> None:
-    pyro.sample("label", dist.Normal(torch.tensor(0.0), 1.0), obs=y)
-
-
-def joined_columns(x: Tensor, y: Tensor) -> None:
-    pyro.sample("xy", gaussian(torch.zeros(5)), obs=torch.cat([x, y.unsqueeze(-1)], -1))
 
 
 def test_rows_that_are_all_equal_do_not_hide_an_observation() -> None:
@@ -330,13 +284,11 @@ def test_rows_that_are_all_equal_do_not_hide_an_observation() -> None:
         (given_y, "p(x | c)", 1, "x"),
         (given_x, "p(label | x)", 4, "x"),
         (scaled_and_labelled, "p(observed x, y)", 0, "values made of x"),
-        (only_y, "p(label)", 0, "x"),
-        (joined_columns, "p(xy)", 0, "x"),
+        (lambda x, y: sample(y, "label"), "p(label)", 0, "x"),
+        (lambda x, y: sample(torch.cat([x, y.unsqueeze(-1)], -1), "xy"), "p(xy)", 0, "x"),
     ],
 )
-def test_a_number_is_named_by_what_is_observed(
-    observe: Callable[..., None], density: str, num_given: int, what: str
-) -> None:
+def test_a_number_is_named_by_what_is_observed(observe: Observe, density: str, num_given: int, what: str) -> None:
     found = evaluated(observing(observe), (torch.randn(9, 4), torch.randn(9)), batch_size=4)
     assert found.density == density
     assert found.num_covariates == num_given
@@ -390,9 +342,9 @@ def test_bits_do_not_mix_pixels_and_labels() -> None:
 
 def test_values_that_look_discrete_are_counted() -> None:
     x = torch.arange(200.0).reshape(50, 4)
-    found = evaluated(observing(whole), (x % 17) / 16)
+    found = evaluated(observing(sample), (x % 17) / 16)
     assert found.observed.num_values == 17
     assert "the data look discrete (distinct values: 17)" in str(found)
-    assert evaluated(observing(whole), x).observed.num_values is None
+    assert evaluated(observing(sample), x).observed.num_values is None
     sparse = torch.randn(50, 4) * (torch.rand(50, 4) > 0.9)  # most are 0, the others are all different
-    assert evaluated(observing(whole), sparse).observed.num_values is None
+    assert evaluated(observing(sample), sparse).observed.num_values is None

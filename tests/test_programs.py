@@ -39,7 +39,7 @@ from pyro.nn import PyroModule, PyroParam, pyro_method
 from torch import Tensor, nn
 from torch.distributions import constraints, kl_divergence
 
-from pyrovae import bounds, data, likelihoods, networks, posteriors, priors
+from pyrovae import bounds, data, likelihoods, networks
 from pyrovae.evaluation import Checks
 from pyrovae.importance import iter_particles, scoring_context
 from pyrovae.importance.sampling import log_joint, log_weights, particles
@@ -198,6 +198,8 @@ def test_every_form_of_programs_gives_exact_weights(form: str, caplog: pytest.Lo
     weights = log_weights(model, guide, X, num_particles=4)
     assert weights.shape == (4, 23)
     require_exact(weights)
+    for size in (1, 2, 3):
+        require_exact(log_weights(model, guide, X[:size], num_particles=3), EXACT[:size])
     evaluation = evaluate(model, guide, X, ks=(1, 6), batch_size=10)
     require_exact(evaluation.per_datum["L_1"])
     require_exact(evaluation.per_datum["L_6"])
@@ -205,14 +207,6 @@ def test_every_form_of_programs_gives_exact_weights(form: str, caplog: pytest.Lo
     terms = bounds.elbo(model, guide, X, num_particles=2)
     assert terms.elbo.shape == (23,)
     assert set(terms.methods.values()) == {"closed form"}
-
-
-@pytest.mark.parametrize("size", [1, 2, 3])
-@pytest.mark.parametrize("form", ["plate(len(x))", "pixels in a plate"])
-def test_few_data(form: str, size: int) -> None:
-    for num_particles in (1, 3):
-        weights = log_weights(*BROADCASTING[form](), X[:size], num_particles=num_particles)
-        require_exact(weights, EXACT[:size])
 
 
 def test_two_inner_plates() -> None:
@@ -408,17 +402,6 @@ def test_rows_given_as_an_argument_travel_with_the_data() -> None:
 # the modules of programs
 
 
-class Noisy(nn.Module):
-    """A network whose output and buffers differ between training and evaluation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(5), nn.Linear(5, 3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
-
-
 def reading(encode: Callable[[Tensor], Tensor]) -> Program:
     """Return a guide that calls a function of x."""
 
@@ -466,8 +449,8 @@ WAYS = [as_default, as_attribute, Guide, as_partial_of_scaled, as_hidden]
 
 @pytest.mark.parametrize("way", WAYS)
 def test_modules_are_found_evaluated_and_restored(way: Callable[[nn.Module], Program]) -> None:
-    net = Noisy()
-    net.layers[0].eval()
+    net = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(5), nn.Linear(5, 3))
+    net[0].eval()
     modes = [part.training for part in net.modules()]
     before = {name: value.clone() for name, value in net.state_dict().items()}
     guide = way(net)
@@ -569,6 +552,18 @@ def observed_outside(x: Tensor) -> None:
     pyro.sample("x", likelihood(z).to_event(1), obs=x)
 
 
+def forgotten_to_event(x: Tensor) -> None:
+    with pyro.plate("data"):
+        z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 3), 1.0))
+        pyro.sample("x", likelihood(z), obs=x)
+
+
+def one_row_each(x: Tensor) -> None:
+    loc = pyro.param("loc", torch.zeros(len(X), 3))
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+
 def refused_programs() -> dict[str, tuple[Program, Program, str]]:
     half, positive = torch.full((3,), 0.5), dist.Gamma(torch.ones(3), 1.0).to_event(1)
     bits = dist.Bernoulli(half).to_event(1)
@@ -625,6 +620,31 @@ def refused_programs() -> dict[str, tuple[Program, Program, str]]:
         "fixed plate": (*fixed, r"'data' has 23 rows.*write pyro.plate\('data', l"),
         "empty guide": (MODEL, lambda x: None, "the guide samples nothing"),
         "observed outside": (observed_outside, GUIDE, "'x' lies outside the data plate"),
+        "forgotten to_event": (
+            observing(lambda z: likelihood(z).base_dist),
+            GUIDE,
+            r"batch axis of 5 .* \.to_event\(1\)",
+        ),
+        "forgotten to_event in a plate without a size": (
+            forgotten_to_event,
+            forgotten_to_event,
+            r"'z' has 2 batch axes, but its plates are 1; .*\.to_event\(1\)",
+        ),
+        "parameters of each datum": (
+            MODEL,
+            one_row_each,
+            r"'z' has a batch axis of 23 .* if it has one row for each datum of all data, compute it from x",
+        ),
+        "autoguide": (
+            MODEL,
+            AutoNormal(MODEL),
+            "AutoNormal has parameters for each datum .* with an encoder",
+        ),
+        "plates of two names": (
+            MODEL,
+            in_plate(lambda x: pyro.plate("batch", len(x)))[1],
+            r"'batch' at the site 'z' and 'data'",
+        ),
     }
 
 
@@ -720,6 +740,7 @@ def vae(seed: int = 0) -> VAE:
 # nothing is left behind
 
 
+@pytest.mark.usefixtures("quick_gaps")
 def test_evaluation_leaves_everything_as_it_was() -> None:
     v = vae()
     v.decoder.train()
@@ -732,11 +753,12 @@ def test_evaluation_leaves_everything_as_it_was() -> None:
     weights = {name: value.clone() for name, value in v.state_dict().items()}
     stream = torch.get_rng_state()
     precision = torch.get_float32_matmul_precision()
+    few = Checks(2, 2, 2, 2, refit_epochs=1, num_chains=2, num_temperatures=2)
     inside = []
     v.decoder.register_forward_hook(lambda *_: inside.append(torch.get_float32_matmul_precision()))
     try:
         torch.set_float32_matmul_precision("high")
-        evaluate(v.model, v.guide, x, ks=(1, 2))
+        evaluate(v.model, v.guide, x, ks=(1, 2), checks=few)
         assert set(inside) == {"highest"}
         log_joint(v.model, x, z=torch.zeros(30, 2))
         assert torch.equal(torch.get_rng_state(), stream)
@@ -746,7 +768,7 @@ def test_evaluation_leaves_everything_as_it_was() -> None:
         torch.set_float32_matmul_precision(precision)
     assert (v.decoder.training, v.encoder.training) == (True, False)
     assert all(torch.equal(value, weights[name]) for name, value in v.state_dict().items())
-    assert all(parameter.grad is None for parameter in v.parameters())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in v.parameters())
     after = pyro.get_param_store().get_state()
     assert list(after["params"]) == list(kept)
     assert all(after["params"][name] is store["params"][name] for name in kept)
@@ -832,24 +854,13 @@ def test_structure_that_is_read_off() -> None:
 
 def test_the_largest_output_of_the_models_modules_counts_too() -> None:
     """Not that of the guide's, nor one of the same size for every number of data."""
-    likelihood, posterior = likelihoods.Bernoulli((8, 8)), posteriors.DiagonalNormal(3)
-    x, mixture = torch.rand(5, 8, 8).round(), nn.Linear(2, 400)
-    for decoder, expected in (
-        (networks.MLPDecoder(3, likelihood.param_shape, hidden=(50,)), 64),
-        (networks.ConvDecoder(3, likelihood.param_shape, channels=(10, 20)), 10 * 64),
-    ):
-        vae = VAE(
-            prior=priors.StandardNormal(3),
-            likelihood=likelihood,
-            posterior=posterior,
-            encoder=networks.MLPEncoder((8, 8), posterior.param_shape, hidden=(500,)),
-            decoder=decoder,
-        )
-        with_mixture = functools.partial(lambda x, vae: (mixture(torch.ones(30, 2)), vae.model(x)), vae=vae)
-        for model in (vae.model, with_mixture):
-            found = inspect_programs(model, vae.guide, (x,), modules=(mixture,))
-            assert (found.num_elements, found.num_units) == (64, expected)
-        assert not torch.nn.modules.module._global_forward_hooks
+    parts, mixture = make_vae().init_arguments, nn.Linear(2, 4000)
+    decoder = networks.ConvDecoder(3, (1, 8, 8, 1), channels=(10, 20))
+    vae = VAE(**parts | {"decoder": decoder, "encoder": networks.MLPEncoder((1, 8, 8), (3, 2), hidden=(5000,))})
+    model = lambda x: (mixture(torch.ones(30, 2)), vae.model(x))  # noqa: E731
+    found = inspect_programs(model, vae.guide, (torch.ones(5, 1, 8, 8),), modules=(mixture,))
+    assert (found.num_elements, found.num_units) == (64, 10 * 64)
+    assert not torch.nn.modules.module._global_forward_hooks
 
 
 PRECISION_SCRIPT = """
@@ -1042,70 +1053,22 @@ def test_observed_sites_and_factors_of_a_guide_leave_the_bounds() -> None:
         torch.testing.assert_close(losses[0] - losses[1], X.sum())
 
 
-def test_a_forgotten_to_event_in_a_plate_without_a_size_is_named() -> None:
-    def model(x: Tensor) -> None:
-        with pyro.plate("data"):
-            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 3), 1.0))
-            pyro.sample("x", likelihood(z), obs=x)
-
-    with pytest.raises(ValueError, match=r"'z' has 2 batch axes, but its plates are 1; .*\.to_event\(1\)"):
-        evaluate(model, model, X, ks=(1,))
-
-
-def test_an_independent_loop_gives_the_bound_of_a_causal_model_of_pyro() -> None:
-    torch.manual_seed(0)
+def test_the_joint_density_of_a_causal_model_of_pyro_is_the_sum_of_its_sites() -> None:
     config = {"feature_dim": 4, "latent_dim": 2, "hidden_dim": 5, "num_layers": 2, "outcome_dist": "bernoulli"}
     model, guide = cevae.Model(config), cevae.Guide(config)
     args = (torch.randn(8, 4), torch.arange(8) % 2.0, torch.arange(8) // 4 * 1.0)
-    found = evaluate(model, guide, args, ks=(1, 1000))
-    copies = [arg.repeat(1000, *[1] * (arg.ndim - 1)) for arg in args]
-    drawn = poutine.trace(guide).get_trace(*copies)
-    scored = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*copies)
-    log_joint = sum(scored.nodes[name]["fn"].log_prob(scored.nodes[name]["value"]) for name in ("z", "x", "t", "y"))
-    elbo = (log_joint - drawn.nodes["z"]["fn"].log_prob(drawn.nodes["z"]["value"])).detach().reshape(1000, 8)
-    error = elbo.std(0).square().sum().sqrt().item() / 8 / 1000**0.5
-    assert found.elbo.value == pytest.approx(elbo.mean().item(), abs=4 * (error + (found.elbo.se_monte_carlo or 0)))
-    assert found.observed is not None
-    assert set(found.observed.sites) == {"x", "t", "y"}
+    record = particles(model, guide, *args, num_particles=2)
+    scored = poutine.trace(poutine.condition(model, {"z": record.z["z"][1]})).get_trace(*args)
+    expected = sum(scored.nodes[name]["fn"].log_prob(scored.nodes[name]["value"]) for name in ("z", "x", "t", "y"))
+    require_exact((record.log_prior + record.log_likelihood)[1], expected)
+    observed = evaluate(model, guide, args, ks=(1,)).observed
+    assert observed is not None
+    assert set(observed.sites) == {"x", "t", "y"}
 
 
-def one_row_each(x: Tensor) -> None:
-    loc = pyro.param("loc", torch.zeros(len(X), 3))
-    with pyro.plate("data", len(x)):
-        pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
-
-
-def trained_autoguide() -> AutoNormal:
-    guide = AutoNormal(MODEL)
-    guide(X)
-    return guide
-
-
-@pytest.mark.parametrize(
-    ("attempt", "words"),
-    [
-        (
-            lambda: evaluate(MODEL, trained_autoguide(), X),
-            "AutoNormal has parameters for each datum .* with an encoder",
-        ),
-        (
-            lambda: evaluate(MODEL, one_row_each, X),
-            r"'z' has a batch axis of 23 .* if it has one row for each datum of all data, compute it from x",
-        ),
-        (
-            lambda: evaluate(observing(lambda z: likelihood(z).base_dist), GUIDE, X),
-            r"batch axis of 5 .* \.to_event\(1\)",
-        ),
-        (
-            lambda: evaluate(MODEL, in_plate(lambda x: pyro.plate("batch", len(x)))[1], X),
-            r"'batch' at the site 'z' and 'data'",
-        ),
-        (lambda: evaluate(MODEL, GUIDE, X.where(X < X.max(), math.nan)), "1 values that are NaN.* mask the site"),
-    ],
-)
-def test_errors_name_cause_and_cure(attempt: Callable[[], object], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        attempt()
+def test_data_that_are_nan_name_cause_and_cure() -> None:
+    with pytest.raises(ValueError, match=r"1 values that are NaN.* mask the site"):
+        evaluate(MODEL, GUIDE, X.where(X < X.max(), math.nan))
 
 
 def test_programs_that_take_all_tensors_as_one_argument_are_refused_with_the_remedy() -> None:

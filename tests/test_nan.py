@@ -6,6 +6,7 @@ import functools
 import json
 import logging
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -18,8 +19,10 @@ from conftest import (
     evaluate,
     inspect_programs,
     linear_gaussian,
+    model_from,
     pair_from,
     pair_of,
+    program,
     standard_normal,
 )
 from torch import Tensor, nn
@@ -38,27 +41,30 @@ from pyrovae.training import Training, capture, fit
 
 TRUTH = linear_gaussian()
 X = TRUTH.sample(40)
-BAD = X[:, 0] > X[:, 0].median()
+MEDIAN = X[:, 0].median()
+BAD = X[:, 0] > MEDIAN
 EXACT = pair_of(TRUTH)
 CPU = torch.device("cpu")
+Where = Callable[[Tensor, Tensor], Tensor]
 
 
 def normal(loc: Tensor) -> Any:
     return dist.Normal(loc, TRUTH.scale).to_event(1)
 
 
-def broken(where: Any) -> ModelGuide:
+def of(p_x: Callable[..., Any]) -> ModelGuide:
+    """Return the model with p(x | z) = p_x(z, x) and the exact guide."""
+    return model_from(lambda _: standard_normal(3), p_x), EXACT[1]
+
+
+def broken(where: Where) -> ModelGuide:
     """Return the exact pair, but for a location of x that is NaN where a function of x and z says so."""
-
-    def p_x(z: Tensor, x: Tensor) -> Any:
-        return normal(torch.where(where(x, z).unsqueeze(-1), math.nan, z @ TRUTH.weight.T + TRUTH.bias))
-
-    return pair_from(lambda _: standard_normal(3), p_x, None)[0], EXACT[1]
+    return of(lambda z, x: normal(torch.where(where(x, z).unsqueeze(-1), math.nan, z @ TRUTH.weight.T + TRUTH.bias)))
 
 
 def spoiled(x: Tensor) -> None:
     """Draw from the exact guide, NaN for some data."""
-    EXACT[1](torch.where(x[..., :1] > X[:, 0].median(), math.nan, x))
+    EXACT[1](torch.where(x[..., :1] > MEDIAN, math.nan, x))
 
 
 def everywhere(x: Tensor, z: Tensor) -> Tensor:
@@ -66,11 +72,7 @@ def everywhere(x: Tensor, z: Tensor) -> Tensor:
 
 
 def of_some_data(x: Tensor, z: Tensor) -> Tensor:
-    return (x[..., 0] > X[:, 0].median()).expand(z.shape[:-1])
-
-
-def of_some_particles(x: Tensor, z: Tensor) -> Tensor:
-    return z[..., 0] > 0
+    return (x[..., 0] > MEDIAN).expand(z.shape[:-1])
 
 
 def test_a_model_that_is_nan_for_all_data_is_counted_and_named(caplog: pytest.LogCaptureFixture) -> None:
@@ -84,13 +86,13 @@ def test_a_model_that_is_nan_for_all_data_is_counted_and_named(caplog: pytest.Lo
     assert [rung.value for rung in found.iwae] == [None, None]
     assert found.weights.num_nan == len(X)
     assert f"{len(X)} of {len(X)} data have a value that is not finite" in str(found)
-    assert found.kl.value == pytest.approx(evaluate(*pair_of(TRUTH), X, ks=(1, 50)).kl.value)
+    assert found.kl.value == pytest.approx(evaluate(*EXACT, X, ks=(1, 50)).kl.value)
 
 
 @pytest.mark.parametrize("rows", [slice(None), X[:, 0].argsort()])  # the first data NaN or not
 def test_nan_of_some_data_leaves_those_of_the_others(rows: Any, caplog: pytest.LogCaptureFixture) -> None:
     found = evaluate(*broken(of_some_data), X[rows], ks=(1, 50))
-    whole = evaluate(*pair_of(TRUTH), X[rows], ks=(1, 50))
+    whole = evaluate(*EXACT, X[rows], ks=(1, 50))
     bad = BAD[rows]
     assert found.weights.num_nan == int(bad.sum()) == 20
     assert found.iwae[1].value is None
@@ -101,16 +103,14 @@ def test_nan_of_some_data_leaves_those_of_the_others(rows: Any, caplog: pytest.L
 
 
 def test_nan_of_some_particles_is_never_averaged_away() -> None:
-    found = evaluate(*broken(of_some_particles), X, ks=(1, 50))
+    found = evaluate(*broken(lambda x, z: z[..., 0] > 0), X, ks=(1, 50))
     assert found.per_datum["L_50"].isnan().all()
-    finite = found.per_datum["L_1"].isfinite()
-    assert 0 < finite.sum() < len(X) or not finite.any()
     assert found.iwae[0].value is None
 
 
 @pytest.mark.parametrize("where", [everywhere, of_some_data])
 def test_nan_changes_nothing_about_the_structure(where: Any, caplog: pytest.LogCaptureFixture) -> None:
-    found, whole = (inspect_programs(*pair, (X,), nan_counts=True) for pair in (broken(where), pair_of(TRUTH)))
+    found, whole = (inspect_programs(*pair, (X,), nan_counts=True) for pair in (broken(where), EXACT))
     assert found.broadcasts == (where is not everywhere)  # then nobody knows, and nothing is said
     assert not caplog.records
     assert (found.kl, found.latents, found.num_elements) == (whole.kl, whole.latents, whole.num_elements)
@@ -126,8 +126,7 @@ def test_nan_do_not_prove_that_a_pair_takes_particles() -> None:
 
     x = X[:20].clone()
     x[:3] = 0.0
-    model, _ = pair_from(standard_normal(3), p_x, None)
-    found = evaluate(model, EXACT[1], x, ks=(1, 50)).per_datum["L_50"]
+    found = evaluate(*of(p_x), x, ks=(1, 50)).per_datum["L_50"]
     assert found[:3].isnan().all()
     torch.testing.assert_close(found[3:], TRUTH.log_prob(x[3:]))  # the guide is the posterior
 
@@ -173,54 +172,50 @@ def test_nan_does_not_hide_data_outside_the_support() -> None:
         evaluate(*pair, x, ks=(1, 2))
 
 
+def on_a_line(p_z: Any, q_z: Callable[[Tensor], Any]) -> ModelGuide:
+    """Return a pair with one latent dimension."""
+    return pair_from(lambda _: p_z(0.0, 1.0), lambda z, _: normal(z.unsqueeze(-1) * torch.ones(5)), q_z)
+
+
 @pytest.mark.parametrize(
-    ("p_z", "p_x", "q_z", "told"),
+    ("pair", "told"),
     [
         (
-            lambda: dist.Normal(0.0, 1.0),
-            lambda z, _: normal(z.unsqueeze(-1) * torch.ones(5)),
-            lambda x: dist.Normal(x[:, 0], -1.0),
+            on_a_line(dist.Normal, lambda x: dist.Normal(x[:, 0], -1.0)),
             "^scale of Normal at the site 'z': .* GreaterThan",
         ),
         (
-            lambda: dist.LogNormal(0.0, 1.0),
-            lambda z, _: normal(z.unsqueeze(-1) * torch.ones(5)),
-            lambda x: dist.Uniform(x[:, 0] - 90, x[:, 0] - 80),
+            on_a_line(dist.LogNormal, lambda x: dist.Uniform(x[:, 0] - 90, x[:, 0] - 80)),
             "'z': 3 of 3 lie outside the support Great",
         ),
         (
-            lambda: standard_normal(3),
-            lambda z, _: dist.Uniform(torch.zeros(5), torch.full((5,), 0.5) + 0 * z[..., :1]).to_event(1),
-            lambda x: standard_normal(3).expand([len(x)]),
+            of(lambda z, _: dist.Uniform(torch.zeros(5), torch.full((5,), 0.5) + 0 * z[..., :1]).to_event(1)),
             r"the value at the site 'x': .* lie outside the support Interval\(\.\.\.\)",
         ),
     ],
 )
-def test_what_is_wrong_without_nan_is_told_in_one_line(p_z: Any, p_x: Any, q_z: Any, told: str) -> None:
+def test_what_is_wrong_without_nan_is_told_in_one_line(pair: ModelGuide, told: str) -> None:
     with pytest.raises(ValueError, match=told) as refused:
-        evaluate(*pair_from(p_z(), p_x, q_z), X, ks=(1, 2))
+        evaluate(*pair, X, ks=(1, 2))
     assert len(str(refused.value).splitlines()) == 1
     assert "Trace Shapes" in str(refused.value.__cause__)  # where Pyro's traceback leads to the user's line
 
 
 def test_nan_bounds_are_nan_and_not_wrong() -> None:
     def p_x(z: Tensor, x: Tensor) -> Any:
-        low = torch.where(x[..., :1] > X[:, 0].median(), math.nan, -50.0 + 0 * z[..., :1])
+        low = torch.where(x[..., :1] > MEDIAN, math.nan, -50.0 + 0 * z[..., :1])
         return dist.Uniform(low.expand(*low.shape[:-1], 5), 50.0).to_event(1)
 
-    model, _ = pair_from(standard_normal(3), p_x, None)
-    assert evaluate(model, EXACT[1], X, ks=(1, 2)).weights.num_nan == 20
+    assert evaluate(*of(p_x), X, ks=(1, 2)).weights.num_nan == 20
 
 
 def test_nan_do_not_hide_a_shape_that_does_not_fit() -> None:
     def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", standard_normal(3))
-            loc = torch.where(x[..., :1] > 0, math.nan, z @ TRUTH.weight.T)
-            pyro.sample("x", dist.MultivariateNormal(loc, torch.eye(5)), obs=x[..., :1])
+        loc = torch.where(x[..., :1] > 0, math.nan, pyro.sample("z", standard_normal(3)) @ TRUTH.weight.T)
+        pyro.sample("x", dist.MultivariateNormal(loc, torch.eye(5)), obs=x[..., :1])
 
     with pytest.raises(ValueError, match=r"value at the site 'x' has the shape \(3, 1\), but .* of events \(5,\)"):
-        evaluate(model, EXACT[1], X, ks=(1, 2))
+        evaluate(program(model), EXACT[1], X, ks=(1, 2))
 
 
 def test_nan_that_no_check_sees_are_named_too(caplog: pytest.LogCaptureFixture) -> None:
@@ -228,7 +223,7 @@ def test_nan_that_no_check_sees_are_named_too(caplog: pytest.LogCaptureFixture) 
         def log_prob(self, value: Tensor) -> Tensor:
             return super().log_prob(value) * math.nan
 
-    pair = pair_from(standard_normal(3), lambda z, _: Unchecked(z @ TRUTH.weight.T, 1.0).to_event(1), None)[0], EXACT[1]
+    pair = of(lambda z, _: Unchecked(z @ TRUTH.weight.T, 1.0).to_event(1))
     assert evaluate(*pair, X, ks=(1, 2)).weights.num_nan == 40
     assert caplog.records[0].getMessage().startswith("the log-probability at the site 'x': 3 of 3 are NaN; data whose")
     with pytest.raises(ValueError, match="the log-probability at the site 'x': 3 of 3 are NaN"):
@@ -350,10 +345,10 @@ def test_events_are_judged_as_a_whole() -> None:
 def test_nan_of_a_transform_are_counted() -> None:
     def attempt() -> None:
         loc = torch.tensor([0.0, math.nan])
-        x = dist.TransformedDistribution(dist.Normal(torch.zeros(2), 1.0), [AffineTransform(loc, 1.0)])
+        y = dist.TransformedDistribution(dist.Normal(torch.zeros(2), 1.0), [AffineTransform(loc, 1.0)])
         with pyro.plate("data", 2):
             pyro.sample("x", dist.Normal(0.0, 1.0).expand([2]))
-            pyro.poutine.trace(lambda: pyro.sample("y", x, obs=torch.ones(2))).get_trace().compute_log_prob()
+            pyro.poutine.trace(lambda: pyro.sample("y", y, obs=torch.ones(2))).get_trace().compute_log_prob()
 
     run_validated(attempt, CPU, nan_counts=True)
     with pytest.raises(ValueError, match="^the log-probability at the site 'y': 1 of 2 are NaN$"):

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import TwoLayers, evaluate, linear_gaussian, pair_of, scalar_pair
+from conftest import TwoLayers, evaluate, linear_gaussian, pair_from, pair_of, scalar_pair, standard_normal
 
 from pyrovae import bounds
 from pyrovae.importance.sampling import log_joint, log_weights, particles
@@ -112,19 +111,12 @@ def folded(mean: float) -> Any:
     ],
 )
 def test_a_closed_form_is_that_of_the_densities(q: Any, p: Any, method: str) -> None:
-    def program(x: torch.Tensor, fn: Any, *, observe: bool) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", fn.expand([len(x), 1]).to_event(1))
-            if observe:
-                pyro.sample("x", dist.Normal(x.new_zeros(1), 1.0).to_event(1), obs=x)
-
-    def model(x: torch.Tensor) -> None:
-        program(x, p, observe=True)
-
-    def guide(x: torch.Tensor) -> None:
-        program(x, q, observe=False)
-
-    terms = bounds.elbo(model, guide, torch.zeros(2, 1))
+    pair = pair_from(
+        lambda x: p.expand([len(x), 1]).to_event(1),
+        lambda z, x: standard_normal(1),
+        lambda x: q.expand([len(x), 1]).to_event(1),
+    )
+    terms = bounds.elbo(*pair, torch.zeros(2, 1))
     assert terms.methods == {"z": method}
     if method == "closed form":
         t = torch.linspace(-40, 40, 100_001)

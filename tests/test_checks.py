@@ -9,11 +9,10 @@ from dataclasses import replace
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import ModelGuide, TwoLayers, linear_gaussian, pair_from, pair_of
+from conftest import ModelGuide, TwoLayers, evaluate, linear_gaussian, pair_from, pair_of
 
 from pyrovae import Checks, bounds, diagnostics
 from pyrovae.diagnostics import assess_with_checks, summarize_weights
-from pyrovae.evaluation import evaluate
 from pyrovae.results import Estimate, Evaluation
 from pyrovae.results.record import tensors_of
 
@@ -26,7 +25,7 @@ def test_checks_are_those_of_the_functions_on_the_first_data() -> None:
     truth = linear_gaussian()
     x = truth.sample(12)
     model, guide = pair_of(truth, widen=1.3)
-    found = evaluate(model, guide, x, ks=(1, 50), checks=FEW, seed=3, show_progress=False)
+    found = evaluate(model, guide, x, ks=(1, 50), checks=FEW, seed=3)
     checked = found.checked
     assert checked is not None
     assert not checked.left_out
@@ -50,14 +49,14 @@ def test_the_gap_is_split_below_the_tighter_bound() -> None:
     truth = linear_gaussian(latent_dim=5, x_dim=8, scale=0.2)
     x = truth.sample(10)
     few = Checks(num_annealed=10, num_simulated=0, num_refined=10, num_encoded=0, refit_epochs=0, **CHAINS)
-    poor = evaluate(*pair_of(truth, offset=0.4, widen=0.5), x, ks=(1, 5), checks=few, show_progress=False)
-    exact = evaluate(*pair_of(truth), x, ks=(1, 5), checks=few, show_progress=False)
+    poor = evaluate(*pair_of(truth, offset=0.4, widen=0.5), x, ks=(1, 5), checks=few)
+    exact = evaluate(*pair_of(truth), x, ks=(1, 5), checks=few)
     assert poor.checked.gaps.bound.label == "AIS"
     assert torch.equal(poor.checked.gaps.per_datum["bound"], poor.checked.annealing.per_datum["AIS"])
     assert poor.checked.gaps.bound.se_monte_carlo == pytest.approx(poor.checked.annealing.bound.se_monte_carlo)
     assert poor.checked.gaps.approximation.se_monte_carlo > poor.checked.gaps.bound.se_monte_carlo
     assert exact.checked.gaps.bound.label == "L_2000"  # five particles may not stand for log p(x)
-    enough = evaluate(*pair_of(truth), x, ks=(1, 1000), checks=few, show_progress=False)
+    enough = evaluate(*pair_of(truth), x, ks=(1, 1000), checks=few)
     assert torch.equal(enough.checked.gaps.per_datum["bound"], enough.per_datum["L_1000"])
     assert enough.checked.gaps.bound.se_monte_carlo == enough.iwae[-1].se_monte_carlo
 
@@ -78,7 +77,7 @@ def test_a_mode_that_the_guide_never_visits_is_no_enough_where_bdmc_sees_it() ->
     x = torch.linspace(0.8, 2.0, 8)
     truth = math.log(2) + dist.Normal(0.0, (1 + 0.05**2) ** 0.5).log_prob(x)
     checks = Checks(num_annealed=8, num_simulated=8, num_refined=0, num_encoded=0, num_chains=4, num_temperatures=10)
-    found = evaluate(*one_of_two_modes(), x, ks=(1, 5, 50, 500), checks=checks, show_progress=False)
+    found = evaluate(*one_of_two_modes(), x, ks=(1, 5, 50, 500), checks=checks)
     missing = truth - found.per_datum["L_500"]
     torch.testing.assert_close(missing, torch.full_like(missing, math.log(2)))
     assert found.weights.verdict == "K may not be enough"
@@ -107,7 +106,7 @@ def test_more_data_than_there_are_means_all_and_a_check_that_cannot_be_had_is_le
     model, guide = pair_of(truth)
     pair = (lambda x: model(x.exp())), (lambda x: guide(x.exp()))
     checks = Checks(num_annealed=100, num_simulated=3, num_refined=0, num_encoded=0, **CHAINS)
-    found = evaluate(*pair, truth.sample(3), ks=(1, 5), checks=checks, show_progress=False)
+    found = evaluate(*pair, truth.sample(3), ks=(1, 5), checks=checks)
     assert found.checked.annealing.num_data == 3
     assert found.checked.annealing.data == "tensors"
     assert (found.checked.sandwich, found.checked.gaps, found.checked.latents) == (None, None, None)
@@ -118,7 +117,7 @@ def test_more_data_than_there_are_means_all_and_a_check_that_cannot_be_had_is_le
 def test_an_evaluation_with_checks_comes_back_from_json() -> None:
     pair = TwoLayers(bottom_up=True)
     x = torch.bernoulli(torch.full((8, 4), 0.5))
-    found = evaluate(pair.model, pair.guide, x, ks=(1, 5, 50), checks=FEW, show_progress=False)
+    found = evaluate(pair.model, pair.guide, x, ks=(1, 5, 50), checks=FEW)
     text = found.to_json()
     json.loads(text, parse_constant=pytest.fail)
     tensors = tensors_of(found)
@@ -133,7 +132,7 @@ def test_draws_and_not_the_data_decide_which_bound_of_these_data_is_higher() -> 
     truth = linear_gaussian()
     x = truth.sample(40)
     checks = Checks(num_annealed=40, num_simulated=0, num_refined=0, num_encoded=0, num_chains=4, num_temperatures=10)
-    found = evaluate(*pair_of(truth, offset=0.3), x, ks=(1, 5, 50), checks=checks, show_progress=False)
+    found = evaluate(*pair_of(truth, offset=0.3), x, ks=(1, 5, 50), checks=checks)
     annealing = found.checked.annealing
     same = annealing.per_datum["AIS"].clone()
     same[:2] -= torch.tensor([50.0, 1.0])

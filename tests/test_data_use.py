@@ -9,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from conftest import guide_from, pair_from, program, standard_normal
 from torch import Tensor, nn
 
 import pyrovae
@@ -24,20 +25,7 @@ def _float32() -> None:
     torch.set_default_dtype(torch.float32)
 
 
-def guide(x: Tensor) -> None:
-    with pyro.plate("data", len(x)):
-        pyro.sample("z", dist.Normal(x[:, :2] / 2, 0.9).to_event(1))
-
-
-def trained_guide() -> Program:
-    encoder = nn.Linear(3, 2)
-
-    def trained(x: Tensor) -> None:
-        pyro.module("encoder", encoder)
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(encoder(x), 0.9).to_event(1))
-
-    return trained
+guide = guide_from(lambda x: dist.Normal(x[:, :2] / 2, 0.9).to_event(1))
 
 
 def model_of(
@@ -50,30 +38,25 @@ def model_of(
 ) -> Program:
     """Return a model ``z ~ N(prior(x), I), value(x) ~ N(mean(z, x), scale(mean, x))``."""
 
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(prior(x), 1.0).to_event(1))
-            loc = mean(z, x)
-            fn = dist.Normal(loc, scale(loc, x)).mask(mask(x)).to_event(1)
-            pyro.sample("x", fn, obs=value(x))
+    def body(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(prior(x), 1.0).to_event(1))
+        loc = mean(z, x)
+        pyro.sample("x", dist.Normal(loc, scale(loc, x)).mask(mask(x)).to_event(1), obs=value(x))
 
-    return model
+    return program(body)
 
 
 def sequential(x: Tensor) -> None:
     """Draw z from a prior that depends on an element observed before it, as a variational recurrent network does."""
-    with pyro.plate("data", len(x)):
-        pyro.sample("first", dist.Normal(0.0, 1.0), obs=x[:, 0])
-        z = pyro.sample("z", dist.Normal(x[:, :1].expand(-1, 2), 1.0).to_event(1))
-        pyro.sample("others", dist.Normal(z, 1.0).to_event(1), obs=x[:, 1:])
+    pyro.sample("first", dist.Normal(0.0, 1.0), obs=x[:, 0])
+    z = pyro.sample("z", dist.Normal(x[:, :1].expand(-1, 2), 1.0).to_event(1))
+    pyro.sample("others", dist.Normal(z, 1.0).to_event(1), obs=x[:, 1:])
 
 
 def counts(x: Tensor) -> None:
     """Observe counts with a total that the model computes itself."""
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-        shares = (z @ WEIGHT).softmax(-1)
-        pyro.sample("x", dist.Poisson(shares * (1 + x.abs().sum(-1, keepdim=True))).to_event(1), obs=x.abs().round())
+    shares = (pyro.sample("z", standard_normal(2)) @ WEIGHT).softmax(-1)
+    pyro.sample("x", dist.Poisson(shares * (1 + x.abs().sum(-1, keepdim=True))).to_event(1), obs=x.abs().round())
 
 
 def evaluate(model: Program, num_data: int = 40) -> Evaluation:
@@ -88,7 +71,7 @@ NORM = nn.BatchNorm1d(3, track_running_stats=False)
 RIGHT = {
     "plain": model_of(),
     "autoregressive": model_of(lambda z, x: z @ WEIGHT + x @ CAUSAL),
-    "autoregressive prior": sequential,
+    "autoregressive prior": program(sequential),
     "missing values": model_of(mask=lambda x: x != MISSING),
     "a prior that follows the elements": model_of(prior=lambda x: torch.stack([0 * x[:, 0], x[:, 0]], -1)),
 }
@@ -100,7 +83,7 @@ WRONG = {
         "depends on the value that it scores",
     ),
     "scale of the batch": (model_of(scale=lambda mean, x: (x - mean).square().mean().sqrt()), "depends on other data"),
-    "total of counts": (counts, "depends on the value that it scores"),
+    "total of counts": (program(counts), "depends on the value that it scores"),
     "prior made of x": (model_of(prior=lambda x: x[:, :2] + x[:, 1:]), "the prior of 'z' depends on 'x'"),
     "each given the others": (model_of(lambda z, x: z @ WEIGHT + x @ (1 - torch.eye(3))), "depend on each other"),
     "normalization over the batch": (model_of(lambda z, x: NORM(z @ WEIGHT)), "depends on other data"),
@@ -155,22 +138,21 @@ def test_values_that_the_model_draws_are_not_called_coupled() -> None:
 
 
 def test_training_warns_too(caplog: pytest.LogCaptureFixture) -> None:
+    encoder = nn.Linear(3, 2)
+    trained = guide_from(lambda x: dist.Normal(encoder(x), 0.9).to_event(1))
     for model, words in (WRONG["skip connection"], (RIGHT["autoregressive"], None)):
         caplog.clear()
-        pyrovae.fit(model, trained_guide(), torch.randn(20, 3), epochs=1, show_progress=False)
+        pyrovae.fit(model, trained, torch.randn(20, 3), epochs=1, show_progress=False)
         assert ("is no bound on log p(x)" in caplog.text) == (words is not None)
 
 
 def test_data_of_one_number_are_changed_too() -> None:
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z[..., 0] + 0.5 * x, 1.0), obs=x)
-
-    def of_numbers(x: Tensor) -> None:
-        guide(x.unsqueeze(-1).expand(-1, 2))
-
-    evaluation = pyrovae.evaluate(model, of_numbers, torch.randn(20), ks=(1, 4), show_progress=False)
+    pair = pair_from(
+        lambda _: standard_normal(2),
+        lambda z, x: dist.Normal(z[..., 0] + 0.5 * x, 1.0),
+        lambda x: dist.Normal(x.unsqueeze(-1).expand(-1, 2) / 2, 0.9).to_event(1),
+    )
+    evaluation = pyrovae.evaluate(*pair, torch.randn(20), ks=(1, 4), show_progress=False)
     assert "depends on the value that it scores" in (evaluation.unnormalized or "")
 
 

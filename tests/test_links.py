@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import inspect_programs, make_vae
+from conftest import inspect_programs, make_vae, pair_from, standard_normal
 from torch import Tensor, nn
 
 from pyrovae import Checks, Training, likelihoods
@@ -121,14 +120,10 @@ def test_programs_by_hand_give_warnings_too(
 ) -> None:
     decoder, x = nn.Linear(1, 200), torch.bernoulli(torch.full((3, 200), 0.5))
 
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
-            pyro.sample("x", dist.Bernoulli(logits=logits(decoder, z)).to_event(1), obs=x)
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(x[:, :1], 1.0).to_event(1))
-
+    model, guide = pair_from(
+        lambda _: standard_normal(1),
+        lambda z, _: dist.Bernoulli(logits=logits(decoder, z)).to_event(1),
+        lambda x: dist.Normal(x[:, :1], 1.0).to_event(1),
+    )
     warn_of_links(inspect_programs(model, guide, (x,)))
     assert len(caplog.messages) == count

@@ -7,11 +7,10 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import ModelGuide, evaluate
+from conftest import evaluate, pair_from
 from pyro import poutine
 from torch import Tensor
 
@@ -37,7 +36,7 @@ PRIORS: dict[str, list[Callable[[], Any]]] = {
     ],
     "unit": [
         lambda: dist.Beta(_number(1, 4), _number(1, 4)),
-        lambda: dist.Uniform(torch.tensor(0.0), torch.tensor(1.0)),
+        lambda: dist.Uniform(torch.tensor(0.0), 1.0),
     ],
 }
 GUIDES: dict[str, list[Callable[[Tensor], Any]]] = {  # of location (B,), with draws in the support of the prior
@@ -63,67 +62,36 @@ def _number(low: float, high: float) -> Tensor:
     return torch.tensor(random.uniform(low, high))
 
 
-def _likelihood(kind: str, z: Tensor, weight: Tensor, bias: Tensor) -> Any:
-    """Return p(x | z) for z of any shape, over ``NUM_PIXELS`` elements."""
-    at = (z.unsqueeze(-1) * weight + bias).clamp(-30, 30)
-    match kind:
-        case "bernoulli":
-            return dist.Bernoulli(logits=at).to_event(1)
-        case "ours":
-            return likelihoods.Bernoulli((NUM_PIXELS,))(at.unsqueeze(-1))
-        case "normal":
-            return dist.Normal(at, 0.7).to_event(1)
-        case "poisson":
-            return dist.Poisson(at.clamp(max=4).exp()).to_event(1)
-    raise AssertionError(kind)
-
-
-def _models(
-    seed: int,
-) -> tuple[Callable[[Callable[[Tensor], Any], Any], ModelGuide], Callable[[Any, str], Tensor], Tensor]:
-    """Return a maker of model and guide, log p(x) by quadrature, and data drawn from some z."""
-    kind = random.choice(["bernoulli", "ours", "normal", "poisson"])
-    torch.manual_seed(seed)
-    weight, bias, slope = torch.randn(NUM_PIXELS), torch.randn(NUM_PIXELS), torch.randn(NUM_PIXELS)
-    x = _likelihood(kind, torch.rand(NUM_DATA), weight, bias).sample()
-
-    def make(guide_of: Callable[[Tensor], Any], prior: Any) -> ModelGuide:
-        def model(x: Tensor) -> None:
-            with pyro.plate("data", len(x)):
-                z = pyro.sample("z", prior)
-                pyro.sample("x", _likelihood(kind, z, weight, bias), obs=x)
-
-        def guide(x: Tensor) -> None:
-            with pyro.plate("data", len(x)):
-                pyro.sample("z", guide_of(x.clamp(-3, 3) @ slope))
-
-        return model, guide
-
-    def log_evidence(prior: Any, support: str) -> Tensor:
-        low, high, num = GRID[support]
-        width = (high - low) / num
-        z = low + width * (torch.arange(num) + 0.5)
-        log_joint = prior.log_prob(z) + _likelihood(kind, z.unsqueeze(-1), weight, bias).log_prob(x).T
-        return log_joint.logsumexp(-1) + math.log(width)
-
-    return make, log_evidence, x
+LIKELIHOODS: list[Callable[[Tensor], Any]] = [  # of logits, means or log-rates (..., NUM_PIXELS)
+    lambda at: dist.Bernoulli(logits=at).to_event(1),
+    lambda at: likelihoods.Bernoulli((NUM_PIXELS,))(at.unsqueeze(-1)),
+    lambda at: dist.Normal(at, 0.7).to_event(1),
+    lambda at: dist.Poisson(at.clamp(max=4).exp()).to_event(1),
+]
 
 
 def check_bounds(seed: int) -> None:
     random.seed(seed)
-    make, log_evidence, x = _models(seed)
-    support = random.choice(list(PRIORS))
+    torch.manual_seed(seed)
+    weight, bias, slope = torch.randn(3, NUM_PIXELS)
+    distribution, support = random.choice(LIKELIHOODS), random.choice(list(PRIORS))
     prior, guide_of = random.choice(PRIORS[support])(), random.choice(GUIDES[support])
+
+    def p_x(z: Tensor, _: Tensor | None = None) -> Any:
+        return distribution((z.unsqueeze(-1) * weight + bias).clamp(-30, 30))
+
+    def q_z(x: Tensor) -> Any:
+        random.seed(seed)  # the same numbers at every run of the guide
+        return guide_of(x.clamp(-3, 3) @ slope)
+
+    x = p_x(torch.rand(NUM_DATA)).sample()
+    model, guide = pair_from(prior, p_x, q_z)
     scale = random.uniform(0.5, 2)  # no scale may reach a bound
-    model, guide = make(guide_of, prior)
-    random.seed(seed)  # the same numbers at every run of the guide
-
-    def seeded(x: Tensor) -> None:
-        random.seed(seed)
-        guide(x)
-
-    found = evaluate(poutine.scale(model, scale), seeded, x, ks=(1, 10, 100), seed=seed)
-    truth = log_evidence(prior, support).mean().item()
+    found = evaluate(poutine.scale(model, scale), guide, x, ks=(1, 10, 100), seed=seed)
+    low, high, num = GRID[support]
+    z = low + (high - low) / num * (torch.arange(num) + 0.5)
+    log_joint = prior.log_prob(z) + p_x(z.unsqueeze(-1)).log_prob(x).T
+    truth = log_joint.logsumexp(-1).mean().item() + math.log((high - low) / num)
     for estimate in (found.elbo, *found.iwae):
         assert estimate.value is not None
         assert estimate.value <= truth + 4 * (estimate.se_monte_carlo or 0) + 1e-6, (seed, estimate, truth)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -12,7 +11,16 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import ModelGuide, TwoLayers, evaluate, make_vae, pair_of
+from conftest import (
+    ModelGuide,
+    TwoLayers,
+    evaluate,
+    make_vae,
+    pair_from,
+    pair_of,
+    posterior_of,
+    standard_normal,
+)
 from test_programs import NOT_BROADCASTING, TRUTH, X, masked, pixel_plate, wide_pixel_guide
 from torch import Tensor
 
@@ -50,13 +58,11 @@ def with_prior(prior: priors.Prior) -> ModelGuide:
 
 
 def with_params() -> ModelGuide:
-    def model(x: Tensor) -> None:
+    def p_x(z: Tensor, x: Tensor) -> dist.Normal:
         scale = pyro.param("scale", torch.tensor(0.7), constraint=dist.constraints.positive)
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True), scale).to_event(1), obs=x[:, :1])
+        return dist.Normal(z @ TRUTH.weight.T, scale).to_event(1)
 
-    return model, pair_of(TRUTH, offset=0.2)[1]
+    return pair_from(lambda _: standard_normal(3), p_x, posterior_of(TRUTH, offset=0.2))
 
 
 PAIRS: dict[str, tuple[Callable[[], ModelGuide], Tensor]] = {
@@ -135,13 +141,12 @@ def test_what_leaves_torch_is_not_recorded_and_one_line_says_why(
     replays: list[int],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
-            loc = through(x[:, :1]) * z if of_x else through(z)
-            pyro.sample("x", dist.Normal(loc.sum(-1, keepdim=True), 1.0).to_event(1), obs=x[:, :1])
+    def p_x(z: Tensor, x: Tensor) -> dist.Normal:
+        loc = through(x[:, :1]) * z if of_x else through(z)
+        return dist.Normal(loc @ TRUTH.weight.T, 1.0).to_event(1)
 
-    require_same(*both((model, pair_of(TRUTH)[1]), X, batch_size=9, chunk_size=20), within=0)
+    pair = pair_from(standard_normal(3), p_x, posterior_of(TRUTH))
+    require_same(*both(pair, X, batch_size=9, chunk_size=20), within=0)
     assert not replays
     lines = [record.message for record in caplog.records if "is not compiled" in record.message]
     assert len(lines) == 1
@@ -175,26 +180,28 @@ def test_results_of_chunks_are_joined_and_not_broadcast() -> None:
 
 
 @pytest.mark.parametrize("num_elements", [4, 2**12])
-def test_the_number_of_elements_decides(
-    num_elements: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    pair = SimpleNamespace(modules=(make_vae(),), num_elements=num_elements)
-    cpu, many = torch.device("cpu"), recorded.COMPILED_FROM // max(num_elements, recorded.FEWEST_ELEMENTS)
-    few = many - 1
+def test_the_number_of_elements_decides(num_elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorded, "has_compiler", lambda: True)
-    assert compiled_runs(pair, "auto", num_rows=few, device=cpu) is None
-    assert compiled_runs(pair, "auto", num_rows=many, device=cpu) is not None
-    assert compiled_runs(pair, "captured", num_rows=1, device=cpu) is not None
-    assert compiled_runs(pair, "eager", num_rows=many, device=cpu) is None
-    assert compiled_runs(pair, "captured", num_rows=many, device=torch.device("cuda")) is None
+    pair = SimpleNamespace(modules=(make_vae(),), num_elements=num_elements)
+    many = recorded.COMPILED_FROM // max(num_elements, recorded.FEWEST_ELEMENTS)
+    for engine, num_rows, device, compiled in (
+        ("auto", many - 1, "cpu", False),
+        ("auto", many, "cpu", True),
+        ("eager", many, "cpu", False),
+        ("captured", many, "cuda", False),
+        ("captured", 1, "cpu", True),
+    ):
+        found = compiled_runs(pair, engine, num_rows=num_rows, device=torch.device(device))
+        assert (found is not None) == compiled, (engine, num_rows, device)
+
+
+def test_without_a_compiler_one_line_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(recorded, "has_compiler", lambda: False)
-    with caplog.at_level(logging.WARNING, logger="pyrovae"):
-        assert compiled_runs(pair, "auto", num_rows=many, device=cpu) is None
+    pair = SimpleNamespace(modules=(make_vae(),), num_elements=4)
+    for engine in ("auto", "captured"):
         assert not caplog.records
-        assert compiled_runs(pair, "captured", num_rows=many, device=cpu) is None
-    assert [record.message for record in caplog.records] == [
-        "the scoring of particles is not compiled: no C++ compiler is found"
-    ]
+        assert compiled_runs(pair, engine, num_rows=10**9, device=torch.device("cpu")) is None
+    assert caplog.messages == ["the scoring of particles is not compiled: no C++ compiler is found"]
 
 
 def test_evaluate_counts_the_particles_of_all_data(monkeypatch: pytest.MonkeyPatch) -> None:

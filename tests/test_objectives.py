@@ -468,3 +468,11 @@ def test_gradient_steps_are_counted_and_nothing_else_is() -> None:
     factors = [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
     expected = [(reconstruction + 3.0 * factor * kl.sum()).item() for factor in factors]
     assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_schedule_whose_options_are_unknown_is_not_described() -> None:
+    class Other(schedules.Linear):
+        power = 0.5
+
+    with pytest.raises(TypeError, match=r"derive it as a @dataclass\(frozen=True\)"):
+        ELBO(annealing=Other(30)).describe()

@@ -1072,14 +1072,8 @@ def test_data_that_are_nan_name_cause_and_cure() -> None:
 
 
 def test_programs_that_take_all_tensors_as_one_argument_are_refused_with_the_remedy() -> None:
-    def model(tensors: tuple[Tensor, ...]) -> None:
-        MODEL(*tensors)
-
-    def guide(tensors: tuple[Tensor, ...]) -> None:
-        GUIDE(tensors[0])
-
-    labels = torch.zeros(len(X))
+    model, guide = (lambda tensors: MODEL(*tensors)), (lambda tensors: GUIDE(tensors[0]))
     with pytest.raises(TypeError, match=r"signature \(tensors.*write lambda \*tensors: model\(tensors\)"):
-        fit(model, guide, (X, labels), training=Training(epochs=1))
+        fit(model, guide, (X, torch.zeros(len(X))), training=Training(epochs=1))
     with pytest.raises(TypeError, match=r"missing a required argument: 'y'\); give further tensors in a tuple"):
         evaluate(lambda x, y: MODEL(x), GUIDE, X)

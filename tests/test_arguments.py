@@ -243,18 +243,6 @@ def test_a_bounded_prior_is_not_checked() -> None:
         testing.check(Box(2), show_progress=False)
 
 
-def test_an_interrupt_keeps_the_history() -> None:
-    v = vae()
-
-    def interrupt(epoch: pyrovae.results.Epoch) -> None:
-        if epoch.epoch == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt) as caught:
-        pyrovae.fit(v, X, epochs=9, device="cpu", on_epoch=interrupt, show_progress=False)
-    assert [epoch.epoch for epoch in caught.value.history.epochs] == [1, 2]  # type: ignore[attr-defined]
-
-
 def test_a_vae_is_taken_by_keyword() -> None:
     v = vae()
     assert pyrovae.evaluate(model=v, data=X, ks=(1,), show_progress=False).elbo.value

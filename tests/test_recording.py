@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 from typing import Any
 
@@ -135,20 +134,6 @@ def test_a_compiler_that_goes_wrong_is_not_used(wrong: Any, monkeypatch: pytest.
     with pytest.raises(NotRecordableError, match="Inductor"):
         recording.compile([torch.ones(3)])
     assert torch.equal(recording(torch.full((3,), 2.0))[0], torch.full((3,), 2.0))
-
-
-@compiler
-@pytest.mark.slow
-def test_what_was_compiled_before_is_found_again() -> None:
-    def compiled() -> None:
-        x = torch.ones(3, 5)
-        record(lambda x: [x.cos() + 0.123], [x], leaves=[]).compile([x])
-
-    compiled()
-    counters = importlib.import_module("torch._dynamo.utils").counters["inductor"]
-    before = counters["fxgraph_cache_hit"]
-    compiled()
-    assert counters["fxgraph_cache_hit"] == before + 1
 
 
 @compiler

@@ -317,10 +317,7 @@ LIKELIHOODS: Faults = [
         likelihood("BatchLost", forward=lambda self, params: OnePerBatch(dist.Normal(params[..., 0], 1.0), 1)),
         {SHAPES: "log_prob of four draws has shape ()"},
     ),
-    (
-        likelihood("NoEvent", forward=lambda self, params: dist.Normal(params[..., 0], 1.0)),
-        {SHAPES: "batch_shape has shape (2,) for batch axes ()"},
-    ),
+    (likelihood("NoEvent", forward=lambda self, params: dist.Normal(params[..., 0], 1.0)), {SHAPES: "batch_shape has"}),
     (
         likelihood("MixedData", forward=at(lambda output: output - output.mean(0) * (output.ndim > 1))),
         {SHAPES: "log_prob of a data point changes by"},
@@ -388,10 +385,7 @@ DETERMINISTIC = "the output is deterministic in eval mode"
 TRAIN = "it runs in train mode"
 REACH = "gradients reach input and every parameter"
 NETWORKS: Faults = [
-    (
-        network("Flat", lambda self, x, covariates: self.layer(x)),
-        {SHAPES: "the output has shape (4,) for batch axes (), not (2, 2)"},
-    ),
+    (network("Flat", lambda self, x, covariates: self.layer(x)), {SHAPES: "the output has shape (4,) for batch axes"}),
     (network("Centered", run(lambda self, x: x - x.mean(0))), {INDEPENDENT: "the output of a data point changes by"}),
     (
         network("Noisy", run(lambda self, x: x + torch.randn_like(x))),

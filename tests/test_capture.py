@@ -594,9 +594,6 @@ def test_wrong_arguments_of_capture_are_refused(given: Any, options: Any, text: 
 def test_wrong_inputs_of_a_step_are_refused() -> None:
     vae, x, split = make_vae(), batches(1)[0], data().train
     step, of_rows = capture(vae.model, vae.guide, x), capture(vae.model, vae.guide, split)
-    for wrong in ((), (x.numpy(),), (torch.tensor(1.0),)):
-        with pytest.raises(TypeError, match=r"a step takes a minibatch, tensors \(B, \.\.\.\), but received"):
-            step(*wrong)
     with pytest.raises(ValueError, match="received an empty minibatch"):
         step(x[:0])
     for rows in (torch.ones(len(split), dtype=torch.bool), torch.ones(3), x):

@@ -638,11 +638,11 @@ DAMAGES = {  # file, keys, value, and the text of the error
     "metrics.jsonl | elbo | 1e400": "metrics.jsonl, line 1, must be JSON, but it holds 1e400",
     f"metrics.jsonl | elbo | 1{'0' * 400}": "`elbo` of metrics.jsonl, line 1, must be at most",
     "metrics.jsonl | validation | 7": "`validation` of metrics.jsonl, line 1, must be a dict",
-    "model.json | class | 3": "must have the path of a class, got 3",
+    "model.json | class | 3": "model.json of the run run cannot be used: AttributeError",
     "model.json | class | pyrovae.__main__.Part": "pyrovae.__main__.Part, which this version of pyrovae does not have",
     "model.json | class | torch.nn.modules.linear.Identity": "model.json describes a Identity",
     "model.json | arguments.prior | []": "model.json of the run run cannot be used: the model cannot be made",
-    "model.json | arguments.prior.same | []": "prior must be the same as an earlier part, got []",
+    "model.json | arguments.prior.same | []": "model.json of the run run cannot be used: TypeError",
 }
 
 

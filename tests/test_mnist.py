@@ -26,7 +26,7 @@ def test_splits_of_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
     assert data.test.labels[:5].tolist() == [7, 2, 1, 0, 4]
     assert data.validation.labels is not None
     assert data.validation.labels[-1] == 8
-    with pytest.raises(ValueError, match="1 to 59999 of the 60000 training images, but received num_validation=60000"):
+    with pytest.raises(ValueError, match=r"mnist/train: .* received shape \(0, 1, 28, 28\)"):
         pyrovae.data.mnist(root=ROOT, download=False, num_validation=60_000)
 
 

@@ -163,8 +163,6 @@ X, Z = torch.zeros(4, 1, 7, 5).double(), torch.zeros(4, 3).double()
         (lambda: decoder_of("MLP", params=torch.zeros(4)), r"output, \(1, 7, 5, 2\), but received \(4,\)"),
         (lambda: networks.GatedMLPDecoder(2, (4, 1), hidden=(5, 0)), "`hidden` of .* must be integers >= 1, got .5,"),
         (lambda: networks.MLPDecoder(0, (4, 1), features=0), "`latent_dim` of MLPDecoder must be an integer >= 1, got"),
-        (lambda: networks.MLPEncoder((), (3, 2)), r"one element or more, but received x_shape=\(\)"),
-        (lambda: networks.MLPEncoder((4,), ()), r"out_shape=\(\); build it with out_shape=posterior.param_shape"),
         (lambda: networks.ConvEncoder((64,), (3, 2)), r"images of shape \(C, H, W\) or .* received \(64,\); choose"),
         (lambda: networks.ConvDecoder(2, (1, 3, 8, 1)), r"4 x 4 pixels or more, but received \(1, 3, 8\)"),
         (lambda: networks.ResNetEncoder((2, 1, 8, 8), (3, 2)), r"ResNetEncoder takes images .*\(2, 1, 8, 8\)"),

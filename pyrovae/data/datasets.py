@@ -49,7 +49,7 @@ def digits(*, seed: int = 0) -> Data:
 
 @checked
 def mnist(
-    *, root: str | Path | None = None, download: bool = True, num_validation: int = 10_000, seed: int = 0
+    *, root: str | Path | None = None, download: bool = True, num_validation: PositiveInt = 10_000, seed: int = 0
 ) -> Data:
     """Load MNIST: 60,000 and 10,000 handwritten digits, bytes of 256 levels, ``(1, 28, 28)``.
 
@@ -71,7 +71,7 @@ def mnist(
 
 @checked
 def fashion_mnist(
-    *, root: str | Path | None = None, download: bool = True, num_validation: int = 10_000, seed: int = 0
+    *, root: str | Path | None = None, download: bool = True, num_validation: PositiveInt = 10_000, seed: int = 0
 ) -> Data:
     """Load Fashion-MNIST: clothing, in the format of MNIST; arguments as in `mnist`, the folder FashionMNIST/raw.
 
@@ -83,7 +83,7 @@ def fashion_mnist(
 
 @checked
 def kmnist(
-    *, root: str | Path | None = None, download: bool = True, num_validation: int = 10_000, seed: int = 0
+    *, root: str | Path | None = None, download: bool = True, num_validation: PositiveInt = 10_000, seed: int = 0
 ) -> Data:
     """Load Kuzushiji-MNIST: cursive Japanese, in the format of MNIST; arguments as in `mnist`, the folder KMNIST/raw.
 
@@ -258,20 +258,11 @@ def _read_dataset(dataset: Any, *, seed: int) -> tuple[Tensor, Tensor | None, st
     ys: list[Tensor] = []
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        for index, element in enumerate(elements):
-            if isinstance(dataset, list) and isinstance(element, tuple) and isinstance((*element, 0)[1], str):
-                raise ValueError(f"labels are numbers, but element {index} has {element[1]!r}; encode them as integers")
+        for element in elements:
             x, y = _to_tensors(element)
             xs.append(x if batched else x[None])
             if y is not None and y.ndim == int(batched):
                 ys.append(y if batched else y[None])
-            if xs[-1].shape[1:] != xs[0].shape[1:]:
-                raise ValueError(
-                    f"data have one shape, but {'batch' if batched else 'element'} {index} has {(*xs[-1].shape[1:],)} "
-                    f"and the first has {(*xs[0].shape[1:],)}; resize or crop them"
-                )
-    if not xs:
-        raise ValueError("a data set holds one datum or more, but this one gave none; check its files")
     source = dataset.dataset if isinstance(dataset, DataLoader) else dataset
     x, labels = torch.cat(xs), torch.cat(ys) if len(ys) == len(xs) else None
     drops = isinstance(dataset, DataLoader) and dataset.drop_last and not isinstance(source, IterableDataset)
@@ -284,10 +275,6 @@ def _read_dataset(dataset: Any, *, seed: int) -> tuple[Tensor, Tensor | None, st
 def _to_tensors(element: Any) -> tuple[Tensor, Tensor | None]:
     """Return x and, if it is a number, y of an element of a data set."""
     x, y = (*element, None)[:2] if isinstance(element, tuple | list) else (element, None)
-    if isinstance(x, dict | str) or x is None:
-        raise ValueError(
-            f"a data set gives x or (x, y, ...), but this one gave {type(x).__name__}; pick x in its __getitem__"
-        )
     is_number = isinstance(y, int | float) or hasattr(y, "dtype")
     return to_tensor(pixels(x) if hasattr(x, "convert") else x), to_tensor(y) if is_number else None
 
@@ -309,11 +296,6 @@ def _idx(
             f"{class_name}/raw, or allow the download (download=True) where there is a network"
         ) from None
     x, labels = train.data[:, None], train.targets  # (N, 1, 28, 28), (N,)
-    if not 1 <= num_validation < len(x):
-        raise ValueError(
-            f"{name}: validation takes 1 to {len(x) - 1} of the {len(x)} training images, but received "
-            f"num_validation={num_validation}; the usual number is 10000"
-        )
     return from_splits(
         (x[:-num_validation], labels[:-num_validation]),
         (x[-num_validation:], labels[-num_validation:]),

@@ -266,10 +266,6 @@ class Standardization(Transform):
     def __post_init__(self) -> None:
         object.__setattr__(self, "loc", tuple(float(value) for value in self.loc))
         object.__setattr__(self, "scale", tuple(float(value) for value in self.scale))
-        if len(self.loc) != len(self.scale):
-            raise ValueError(
-                f"loc and scale have one entry per column, but received {len(self.loc)} and {len(self.scale)}"
-            )
         for column, (loc, scale) in enumerate(zip(self.loc, self.scale, strict=True)):
             if not (math.isfinite(loc) and 0 < scale < math.inf):
                 raise ValueError(

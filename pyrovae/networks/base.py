@@ -24,16 +24,10 @@ class Network(Described, nn.Module, ABC):
     """
 
     _role: ClassVar[str]
-    _part: ClassVar[str]
     _input: ClassVar[str]
 
     def __init__(self, out_shape: Shape, covariate_dim: NonNegativeInt) -> None:
         super().__init__()
-        if not out_shape:
-            raise ValueError(
-                f"the {self._role} emits one number or more per datum, but received out_shape=(); build it with "
-                f"out_shape={self._part}.param_shape"
-            )
         self.out_shape, self.covariate_dim = out_shape, covariate_dim
 
     @abstractmethod
@@ -102,19 +96,14 @@ class Encoder(Network):
         covariate_dim: C, number of covariates of a datum.
 
     Raises:
-        ValueError: if a shape is empty or the number negative; in a call, if data or covariates have another shape or
-            dtype.
+        ValueError: if the number is negative; in a call, if data or covariates have another shape or dtype.
 
     """
 
-    _role, _part, _input = "encoder", "posterior", "data"
+    _role, _input = "encoder", "data"
 
     def __init__(self, x_shape: Shape, out_shape: Shape, *, covariate_dim: NonNegativeInt = 0) -> None:
         super().__init__(out_shape, covariate_dim)
-        if not x_shape:
-            raise ValueError(
-                "a datum has one element or more, but received x_shape=(); build the encoder with x_shape=data.x_shape"
-            )
         self.x_shape = x_shape
 
     def forward(self, x: Tensor, *covariates: Tensor) -> Tensor:
@@ -145,12 +134,12 @@ class Decoder(Network):
         initial_params: ``out_shape``, the initial output.
 
     Raises:
-        ValueError: if a shape is empty, a number too small, or the initial parameters have another shape; in a call, if
-            z or covariates have another shape or dtype.
+        ValueError: if a number is too small, or the initial parameters have another shape; in a call, if z or
+            covariates have another shape or dtype.
 
     """
 
-    _role, _part, _input = "decoder", "likelihood", "latent variables"
+    _role, _input = "decoder", "latent variables"
 
     def __init__(
         self,

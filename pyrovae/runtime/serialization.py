@@ -133,20 +133,18 @@ def build(description: Mapping[str, Any], *, allow: Collection[str] = ()) -> Any
             not run code that its reader did not choose.
 
     Raises:
-        ValueError: if this is not a description, a class lies in a package that is not allowed, or does not exist, or
-            a part cannot be made; the text names the part.
+        ValueError: if a class lies in a package that is not allowed, or does not exist, or a part cannot be made; the
+            text names the part.
 
     """
     return _build(description, "", {}, (allow,) if isinstance(allow, str) else allow)
 
 
 def _build(description: Mapping[str, Any], path: str, built: dict[str, Any], allow: Collection[str]) -> Any:
-    given, part_class = description.get("arguments"), _find(description.get("class"), path, allow)
-    if not isinstance(given, Mapping):
-        raise ValueError(f"the description of {path or 'the model'} must have a dictionary `arguments`, got {given!r}")
+    part_class = _find(description["class"], allow)
     arguments = {
         name: _from_json(value, f"{path}.{name}".lstrip("."), built, allow)
-        for name, value in given.items()
+        for name, value in description["arguments"].items()
         if name not in getattr(part_class, "not_described", ())
     }
     try:
@@ -160,19 +158,15 @@ def _build(description: Mapping[str, Any], path: str, built: dict[str, Any], all
 def _from_json(value: object, where: str, built: dict[str, Any], allow: Collection[str]) -> object:
     if isinstance(value, Mapping):
         if "same" in value:
-            if value["same"] not in list(built):  # a list, since JSON values may be unhashable
-                raise ValueError(f"{where} must be the same as an earlier part, got {value['same']!r}")
             return built[value["same"]]
-        return _find(value["type"], where, allow) if "type" in value else _build(value, where, built, allow)
+        return _find(value["type"], allow) if "type" in value else _build(value, where, built, allow)
     if isinstance(value, list):
         return tuple(_from_json(item, f"{where}.{index}", built, allow) for index, item in enumerate(value))
     return value
 
 
-def _find(path: object, where: str, allow: Collection[str]) -> type:
+def _find(path: str, allow: Collection[str]) -> type:
     """Import a class from an allowed package."""
-    if not isinstance(path, str) or "." not in path:
-        raise ValueError(f"the description of {where or 'the model'} must have the path of a class, got {path!r}")
     module, _, name = path.rpartition(".")
     package = module.partition(".")[0]
     if not (package == "pyrovae" or package in allow or f"{module}.".startswith("torch.nn.modules.")):

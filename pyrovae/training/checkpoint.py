@@ -275,8 +275,9 @@ def load(path: str | Path, *, allow: Collection[str] = ()) -> Run:
         raise ValueError(f"the run {path} does not describe its model; build the model and use training.load_weights")
     try:
         vae = build(_parse_model(contents), allow=allow)
-    except ValueError as error:
-        raise ValueError(f"{MODEL} of the run {path} cannot be used: {error}") from error
+    except Exception as error:  # of any type, if another program wrote the description
+        reason = error if isinstance(error, ValueError) else first_line(error)
+        raise ValueError(f"{MODEL} of the run {path} cannot be used: {reason}") from error
     progress = parse_progress(contents)
     if not isinstance(vae, VAE):
         raise ValueError(f"{MODEL} describes a {type(vae).__name__}, but `load` loads a VAE; use training.load_weights")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from pyro.infer import ELBO as PyroELBO
@@ -64,13 +64,19 @@ class CapturedStep(Step):
             Loss, reconstruction and KL per datum.
 
         Raises:
-            TypeError: if the inputs are not tensors, or not row numbers of a split.
+            TypeError: if the step was made for a split, and the inputs are not row numbers.
             ValueError: if the minibatch is empty, or a parameter or module was replaced; and in the first call, if data
                 lie outside the support or shapes do not fit. Later calls do not check the data: NaN in them makes the
                 parameters NaN.
 
         """
-        self._check_inputs(inputs)
+        if self._takes_rows and (len(inputs) > 1 or inputs[0].ndim != 1 or inputs[0].dtype not in ROW_DTYPES):
+            raise TypeError(
+                "a step made for a split takes the numbers of its rows (B,), of a mask mask.nonzero().squeeze(-1), but "
+                f"received {[f'{x.dtype} {tuple(x.shape)}' for x in inputs]}"
+            )
+        if not len(inputs[0]):
+            raise ValueError("a step takes one datum or more, but received an empty minibatch; leave it out")
         metrics = self.update(*inputs, eager=self._is_first)
         self._is_first = False
         return StepTerms(*metrics.unbind())
@@ -80,18 +86,6 @@ class CapturedStep(Step):
         store = own_store(self.programs.modules, keep=self.programs.params)
         with store, validation(enabled=self._is_first), frozen_unremarked():
             return super().loss(*inputs)
-
-    def _check_inputs(self, inputs: tuple[Any, ...]) -> None:
-        if not inputs or not all(isinstance(value, Tensor) and value.ndim for value in inputs):
-            rule = "a step takes a minibatch, tensors (B, ...)"
-        elif self._takes_rows and (len(inputs) > 1 or inputs[0].ndim != 1 or inputs[0].dtype not in ROW_DTYPES):
-            rule = "a step made for a split takes the numbers of its rows (B,), of a mask mask.nonzero().squeeze(-1)"
-        elif not len(inputs[0]):
-            raise ValueError("a step takes one datum or more, but received an empty minibatch; leave it out")
-        else:
-            return
-        received = [f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x) for x in inputs]
-        raise TypeError(f"{rule}, but received {received or 'nothing'}")
 
 
 @checked
@@ -132,7 +126,7 @@ def capture(
 
     Raises:
         ValueError: if the programs break the contract, or there is nothing to train.
-        TypeError: if the objective has no differentiable loss, or is compiled by Pyro.
+        TypeError: if the objective is compiled by Pyro.
 
     Example:
         >>> step = pyrovae.training.capture(vae.model, vae.guide, x)

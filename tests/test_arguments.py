@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas
 import pyro
-import pyro.distributions as dist
 import pytest
 import torch
 from conftest import make_vae
@@ -20,7 +19,7 @@ from pyro.infer import Trace_ELBO
 from torch import nn
 
 import pyrovae
-from pyrovae import bounds, diagnostics, likelihoods, networks, objectives, posteriors, priors, report, testing
+from pyrovae import bounds, diagnostics, likelihoods, networks, objectives, posteriors, priors, report
 from pyrovae.data import transforms
 from pyrovae.results.record import from_plain, tensors_of, to_plain
 from pyrovae.runtime.annotations import ArgumentError
@@ -232,15 +231,6 @@ def test_the_form_of_a_likelihood_is_known_and_decides_its_measure() -> None:
     assert [form for form, measure in measures.items() if measure == "Lebesgue"] == ["unit", "continuous"]
     with pytest.raises(ValueError, match="`form` of Own must be one of binary, unit, continuous, levels, counts"):
         type("Own", (likelihoods.Likelihood,), {"form": "numbers"})
-
-
-def test_a_bounded_prior_is_not_checked() -> None:
-    class Box(priors.Prior):
-        def forward(self) -> dist.TorchDistribution:
-            return dist.Uniform(torch.zeros(self.latent_dim), 1.0).to_event(1)
-
-    with pytest.raises(ValueError, match="the support of Box is bounded"):
-        testing.check(Box(2), show_progress=False)
 
 
 def test_a_vae_is_taken_by_keyword() -> None:

@@ -529,7 +529,6 @@ def test_unknown_sources_are_refused(source: Any, error: type[Exception], match:
     ("needs", "message"),
     [
         ({"form": "binary"}, "DynamicBinarization takes floats"),
-        ({"form": "levels"}, "levels are integers from 0 to levels - 1, but data of 'arrays' are torch.float32"),
         ({"images": True}, "images are (C, H, W) with C of 1 or 3, but data of 'arrays' are (2,)"),
         ({"labels": True}, "labels are needed, but 'arrays' has none"),
     ],

@@ -140,7 +140,8 @@ OBJECTIVES = {"ELBO": ELBO, "DReG": lambda: DReG(num_particles=3), "STL": lambda
     ("name", "objective"), [("StandardNormal", "ELBO"), ("StandardNormal", "DReG"), ("Vamp", "ELBO"), ("IAF", "STL")]
 )
 def test_training_there_is_as_here(monkeypatch: pytest.MonkeyPatch, name: str, objective: str) -> None:
-    options = {"training": Training(epochs=3, batch_size=8, clip_norm=5.0, patience=3, engine="eager"), "shown": False}
+    training = Training(epochs=3, batch_size=8, clip_norm=5.0, patience=3, engine="eager")
+    options = {"training": training, "show_progress": False}
 
     def train(vae: VAE) -> Any:
         made = OBJECTIVES[objective]()

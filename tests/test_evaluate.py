@@ -102,7 +102,7 @@ def test_options_come_in_a_record_or_as_keywords() -> None:
     pair, x = pair_of(truth), truth.sample(5)
     options = EvaluationOptions(batch_size=2, show_progress=False)
     record = evaluate(*pair, x, ks=(1, 2), options=options)
-    keywords = evaluate(*pair, x, ks=(1, 2), batch_size=2, shown=False)  # a former name
+    keywords = evaluate(*pair, x, ks=(1, 2), batch_size=2, show_progress=False)
     both = evaluate(*pair, x, ks=(1, 2), options=options, batch_size=5)
     assert record.settings == keywords.settings
     assert record.estimates == keywords.estimates

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from urllib.error import URLError
 
 import pytest
 import torch
@@ -167,7 +166,6 @@ X, Z = torch.zeros(4, 1, 7, 5).double(), torch.zeros(4, 3).double()
         (lambda: networks.ConvDecoder(2, (1, 3, 8, 1)), r"4 x 4 pixels or more, but received \(1, 3, 8\)"),
         (lambda: networks.ResNetEncoder((2, 1, 8, 8), (3, 2)), r"ResNetEncoder takes images .*\(2, 1, 8, 8\)"),
         (lambda: networks.ResNetDecoder(2, (8, 1)), r"ResNetDecoder takes images .* received \(8,\)"),
-        (lambda: networks.ConvEncoder((8, 8), (3, 2), channels=()), r"`channels` must be one or more integers.* got"),
         (lambda: networks.ConvDecoder(2, (8, 8, 1), channels=(4, 0)), "`channels` of .* must be integers >= 1"),
     ],
 )
@@ -198,14 +196,9 @@ def test_pretrained_weights_come_from_torchvision(monkeypatch: pytest.MonkeyPatc
     same = {name for name in given if given[name].shape == state[name].shape and torch.equal(given[name], state[name])}
     assert given.keys() - same == {"conv1.weight", "fc.weight", "fc.bias"}
 
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise URLError("no network")
-
-    monkeypatch.setattr("torch.hub.urlopen", refuse)
+    monkeypatch.setattr("torch.hub.urlopen", lambda *args, **options: pytest.fail("it needs the network"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    assert build(describe(encoder)).resnet.state_dict().keys() == state.keys()  # needs no network
-    with pytest.raises(ValueError, match=rf"{tmp_path}/hub/checkpoints or .* could not be fetched .*pretrained=False"):
-        networks.ResNetEncoder((8, 8), (3, 2), pretrained=True)
+    assert build(describe(encoder)).resnet.state_dict().keys() == state.keys()
 
 
 def test_reconstruct_interpolate_and_traverse_take_covariates() -> None:

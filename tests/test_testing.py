@@ -592,7 +592,6 @@ def test_the_same_seed_gives_the_same_numbers() -> None:
         (likelihoods.Gaussian(()), ValueError, r"build Gaussian\(\(2,\), ...\)"),
         (posteriors.DiagonalNormal(3), ValueError, "build DiagonalNormal with 2"),
         (priors.StandardNormal(1), ValueError, "build StandardNormal with 2"),
-        (variant("Conditional", Learned, conditional=True)(2), ValueError, "no covariates, but Conditional takes some"),
         (nn.Linear(2, 2), TypeError, "`part` of check must be a Likelihood or .* got torch.nn.modules.linear.Linear"),
         (likelihoods.Gaussian, TypeError, "got the class Gaussian; give"),
     ],

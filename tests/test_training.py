@@ -758,7 +758,7 @@ def test_options_are_keywords_or_a_record() -> None:
     v = vae().double()
     stopped = []
     for options in ({"on_epoch": stop_after(1)}, {"options": FitOptions(on_epoch=stop_after(1))}):
-        history = train(v, binary(), training=quick(), shown=False, **options)
+        history = train(v, binary(), training=quick(), **options)
         stopped.append(history.why_stopped)
     assert stopped == ["stopped by on_epoch after epoch 1"] * 2
     with pytest.raises(TypeError, match="fit has the options resume, .*, epochs, .*, but received 'epoch'"):

@@ -184,10 +184,6 @@ def load_or_exit(
             raise ValueError(f"images are (C, H, W) with C of 1 or 3, but data of {data.name!r} are {data.x_shape}")
         if labels and data.train.labels is None:
             raise ValueError(f"labels are needed, but {data.name!r} has none; add an array of labels to the file")
-        if form == "levels" and data.train.levels is None:
-            raise ValueError(
-                f"levels are integers from 0 to levels - 1, but data of {data.name!r} are {data.train.stored.dtype}"
-            )
         return data if form is None else data.for_form(form)
     except (ValueError, TypeError, OSError) as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")

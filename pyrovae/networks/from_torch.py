@@ -109,11 +109,9 @@ def _modules_of(role: str, function: Function, modules: Iterable[nn.Module] | No
     """Return the modules that a function uses: its owner, and the given ones.
 
     Raises:
-        TypeError: if it is not callable, or its modules are unknown.
+        TypeError: if its modules are unknown.
 
     """
-    if isinstance(function, type) or not callable(function):
-        raise TypeError(f"{role} is a module or a function, but received {function!r}")
     bare = function.func if isinstance(function, functools.partial) else function
     owner = bare.__self__ if inspect.ismethod(bare) else bare
     if modules is None and not isinstance(owner, nn.Module):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from http.client import HTTPException
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -32,11 +30,12 @@ class ResNetEncoder(Encoder):
         out_shape: shape of the output for one datum, ``posterior.param_shape``.
         covariate_dim: number of covariates.
         imagenet_stem: first layer and pooling as for ImageNet, which divide height and width by 4.
-        pretrained: start from weights learned on ImageNet, except first layer and head. Descriptions leave it out, like
-            initial parameters: a run folder holds the weights.
+        pretrained: start from weights learned on ImageNet, except first layer and head; they are downloaded if they are
+            not in torch's hub folder. Descriptions leave it out, like initial parameters: a run folder holds the
+            weights.
 
     Raises:
-        ValueError: if the data are not images, or pretrained weights cannot be downloaded.
+        ValueError: if the data are not images.
 
     """
 
@@ -53,11 +52,11 @@ class ResNetEncoder(Encoder):
     ) -> None:
         super().__init__(x_shape, out_shape, covariate_dim=covariate_dim)
         self.image = image_shape(x_shape, self)
-        from torchvision.models import resnet18
+        from torchvision.models import ResNet18_Weights, resnet18
 
         self.resnet = resnet18(norm_layer=BatchNorm)
         if pretrained:
-            self.resnet.load_state_dict(_imagenet_weights(), strict=False)
+            self.resnet.load_state_dict(ResNet18_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True), strict=False)
         num_channels = self.image[0] + covariate_dim
         size, stride = (7, 2) if imagenet_stem else (3, 1)
         self.resnet.conv1 = convolution(num_channels, 64, size=size, stride=stride, bias=False)
@@ -150,17 +149,3 @@ class BatchNorm(nn.BatchNorm2d):
         if self.training and x.shape[0] * x.shape[2] * x.shape[3] == 1:
             return functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         return super().forward(x)
-
-
-def _imagenet_weights() -> dict[str, Tensor]:
-    """Return the weights of torchvision's ResNet-18, downloaded if they are not in torch's hub folder."""
-    from torchvision.models import ResNet18_Weights
-
-    weights = ResNet18_Weights.IMAGENET1K_V1
-    try:
-        return weights.get_state_dict(progress=False, check_hash=True)
-    except (OSError, HTTPException, RuntimeError) as error:
-        raise ValueError(
-            f"pretrained weights come from {torch.hub.get_dir()}/checkpoints or {weights.url}, but could not be "
-            f"fetched ({error}); put the file into the folder, or use pretrained=False"
-        ) from error

@@ -28,7 +28,6 @@ LARGEST = 10**15  # largest integer argument; sizes below it are checked against
 LARGEST_SEED = 2**63 - 1  # of torch's generators
 MAX_CHARACTERS = 80  # of a received value in an error
 MISMATCH = object()
-RENAMED = {"shown": "show_progress"}  # former keywords that still work
 
 
 class ArgumentError(TypeError, ValueError):
@@ -191,13 +190,12 @@ def merge_options(
     elif not isinstance(options, record):
         raise TypeError(f"options of {function} must be of type {record.__name__} or None, but received {options!r}")
     names = [field.name for field in dataclasses.fields(record)]  # type: ignore[arg-type]
-    merged = {RENAMED.get(name, name): value for name, value in keywords.items()}
-    unknown = [name for name in merged if name not in names]
+    unknown = [name for name in keywords if name not in names]
     if unknown:
         near = difflib.get_close_matches(unknown[0], [*names, *also], 1)
         hint = f"did you mean {near[0]}?" if near else "use one of these"
         raise TypeError(f"{function} has the options {', '.join([*names, *also])}, but received {unknown[0]!r}; {hint}")
-    return dataclasses.replace(options, **merged)  # type: ignore[type-var]
+    return dataclasses.replace(options, **keywords)  # type: ignore[type-var]
 
 
 @functools.cache

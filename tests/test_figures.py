@@ -296,33 +296,21 @@ def test_figures_of_tabular_data() -> None:
     assert np.array_equal(dots.get_offsets(), np.column_stack([x[:, 1], vae.reconstruct(x)[:, 1]]))
 
 
-def test_figures_look_the_same_under_the_callers_style_and_leave_the_random_stream() -> None:
-    def pixels() -> np.ndarray:
-        canvas = FigureCanvasAgg(report.training_curves(make_history()))
-        canvas.draw()
-        return np.asarray(canvas.buffer_rgba())
-
-    plain = pixels()
-    dark = {"axes.facecolor": "black", "figure.facecolor": "black", "text.color": "white", "xtick.color": "white"}
-    with matplotlib.rc_context(dark | {"axes.grid": True, "axes.spines.top": True, "xtick.direction": "in"}):
-        assert np.array_equal(pixels(), plain)
+def test_figures_have_a_style_of_their_own_and_leave_the_random_stream() -> None:
     vae, x = mixture_vae(), torch.zeros(4, 1, 8, 8)
     before = torch.get_rng_state()
+    plain = to_png(report.latent_space(vae, x))
+    with matplotlib.rc_context({"axes.facecolor": "black", "text.color": "white", "axes.grid": True}):
+        assert to_png(report.latent_space(vae, x)) == plain
     report.samples(vae)
-    report.latent_space(vae, x)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_figure_shows_itself_in_a_notebook_and_draws_into_given_axes() -> None:
-    vae, x = make_vae(2), binary_images(6)
-    assert all(hasattr(figure, "_repr_png_") for figure in all_figures(vae, x).values())
-    figure = report.samples(vae, num=4)
+def test_a_figure_shows_itself_in_a_notebook() -> None:
+    figure = report.samples(make_vae(2), num=4)
     png, shown = figure._repr_png_()
-    image = PIL.Image.open(io.BytesIO(png))
-    assert image.size == pytest.approx((2 * shown["width"], 2 * shown["height"]), abs=1)
-    small = PIL.Image.open(io.BytesIO(to_png(figure, 192, num_colors=256)))
-    assert small.mode == "P"
-    assert np.abs(np.asarray(small.convert("RGB")).astype(int) - np.asarray(image.convert("RGB"))).max() < 24
+    assert PIL.Image.open(io.BytesIO(png)).size == pytest.approx((2 * shown["width"], 2 * shown["height"]), abs=1)
+    assert PIL.Image.open(io.BytesIO(to_png(figure, 192, num_colors=256))).mode == "P"
 
 
 def test_figures_draw_into_given_axes() -> None:
@@ -408,10 +396,6 @@ def test_far_first_epochs_leave_the_frame_and_the_panel_says_so() -> None:
     assert -22 < low < min(epoch.elbo for epoch in epochs[3:])
     assert max(epoch.elbo for epoch in epochs[2:]) < high < -19
     assert texts(axes.texts) == ["First epochs outside the frame"]
-    steady = History(tuple(replace(epoch, elbo=-50.0 + epoch.epoch) for epoch in epochs), 30, "")
-    (axes,) = report.training_curves(steady).axes
-    assert axes.get_ylim()[0] < -49
-    assert not axes.texts
 
 
 # --- bounds
@@ -456,7 +440,6 @@ def test_forest_shows_paired_differences() -> None:
     intervals = [entry.get_xydata().tolist() for entry in axes.lines if entry.get_label() == "Interval"]
     assert intervals == [[[0.4, 0.0], [0.6, 0.0]], [[-0.25, 1.0], [0.15, 1.0]], [[0.01, 3.0], [0.39, 3.0]]]
     dots = [entry for entry in axes.lines if entry.get_label() == "Difference"]
-    assert [dot.get_xydata()[0].tolist() for dot in dots] == [[0.5, 0.0], [-0.05, 1.0], [0.3, 2.0], [0.2, 3.0]]
     assert [to_hex(dot.get_markerfacecolor()) == FIRST for dot in dots] == [True, False, False, False]
     assert texts(axes.texts)[:3] == ["+0.500  [+0.400, +0.600]", f"{MINUS}0.050  [{MINUS}0.250, +0.150]", "+0.300"]
     assert report.forest(make_block({"first": None})) is None

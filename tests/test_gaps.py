@@ -273,7 +273,7 @@ def test_limits_of_the_optimizations_are_named(monkeypatch: pytest.MonkeyPatch) 
     low = gaps(*pair_of(truth), x, bound=truth.log_prob(x) - 2, num_particles=200, num_steps=60)
     assert low.approximation.value < -1
     assert "The bound lies below the refined Gaussian's ELBO" in str(low)
-    monkeypatch.setattr("pyrovae.diagnostics.refit.LEARNING_RATE", 3.0)
+    monkeypatch.setattr("pyrovae.diagnostics.refine.REFIT_RATE", 3.0)
     worse = gaps(*by_hand(), torch.linspace(-3, 3, 32), **QUICK)
     assert worse.overfitting.value < 0
     assert "The gain of a refit is negative" in str(worse)

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from pyrovae.bounds.evidence import particle_terms
 from pyrovae.bounds.multi_sample import VARIANCE, iwae, monte_carlo_variances
-from pyrovae.diagnostics.refine import DiagonalGaussian, best_of, further_starts, refine, start
-from pyrovae.diagnostics.refit import Refit, refit
+from pyrovae.diagnostics.refine import DiagonalGaussian, Refit, best_of, further_starts, refine, refit, start
 from pyrovae.importance import UnconstrainedLatents, iter_batches, iter_particles, scoring_context
 from pyrovae.programs import ModelGuide, Program
 from pyrovae.programs.layout import to_float64
@@ -286,7 +285,7 @@ def _notes(
 ) -> tuple[str, ...]:
     """Return the methods by which the bounds were estimated, and cautions about the numbers, as sentences."""
     k, label, num_data = options.num_particles, estimates["bound"].label, history.shape[1]
-    negative = {name: estimates[name].is_negative for name in ("amortization", "overfitting", "approximation")}
+    negative = {name: estimates[name].is_below(2) for name in ("amortization", "overfitting", "approximation")}
     rise, noise = _rise(history)
     method = f"The refined Gaussian: {options.num_steps} steps from the moments of the guide's draws, then fresh draws."
     notes = {  # sentences, and whether they apply

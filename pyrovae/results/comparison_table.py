@@ -150,11 +150,12 @@ class ComparisonTable(Tabled):
             f"difference: {self.label} minus that of {self.reference}, paired datum by datum; resolved: whether it "
             f"differs from 0 at the 5 % level{adjusted}"
         )
+        copies = [] if self.num_distinct is None else [f"{copies_text(self.num_data, self.num_distinct)}."]
         return Table(
             header=tuple(rows[0]),
             rows=tuple(tuple(row.values()) for row in rows),
             title=(self.title, paired) if several else (self.title,),
-            notes=(*(self._caveats() if several else ()), *self._copies(), *self._reasons()),
+            notes=(*(self._caveats() if several else ()), *copies, *self._reasons()),
         )
 
     def _caveats(self) -> list[str]:
@@ -163,7 +164,8 @@ class ComparisonTable(Tabled):
             signs = [" > " if is_resolved else " ~ " for is_resolved in resolved(self.steps)]
             order = "".join(itertools.chain.from_iterable(zip(self.ranking, [*signs, ""], strict=True)))
             meaning = " (~: not told apart from the next at the 5 % level)" if " ~ " in signs else ""
-            notes.append(f"Ranking by {label}{self._seeds_text()}: {order}{meaning}")
+            seeds = " (one training seed each)" if all(row.num_seeds == 1 for row in self.rows) else ""
+            notes.append(f"Ranking by {label}{seeds}: {order}{meaning}")
         return notes if label == "AIS" else [*notes, *self._gaps(), *self._power(), *self._errors()]
 
     def _gaps(self) -> list[str]:
@@ -180,10 +182,6 @@ class ComparisonTable(Tabled):
         shared = sum(other.rank == row.rank for other in self.rows) > 1
         return "-" if row.rank is None else f"{row.rank}{'=' * shared}"
 
-    def _seeds_text(self) -> str:
-        counts = {row.num_seeds for row in self.rows}
-        return " (one training seed each)" if counts == {1} else ""
-
     def _errors(self) -> list[str]:
         """Return what the standard errors are over."""
         single = [row.name for row in self.rows if row.num_seeds == 1]
@@ -192,10 +190,6 @@ class ComparisonTable(Tabled):
         names = ", ".join(single)
         only = f" With one seed, taken to vary as the seeds of the others: {names}." if single else ""
         return [f"{SEEDS}{only}"]
-
-    def _copies(self) -> list[str]:
-        """Return a sentence on data that are copies."""
-        return [] if self.num_distinct is None else [f"{copies_text(self.num_data, self.num_distinct)}."]
 
     def _power(self) -> list[str]:
         """Return the numbers of data and seeds that resolve a small difference, and the share of the draws."""

@@ -51,11 +51,6 @@ class Estimate:
         """The name in tables and figures, such as ``L_50``."""
         return f"L_{self.num_particles}" if self.name == "IWAE" else self.name
 
-    @property
-    def is_negative(self) -> bool:
-        """Whether the value is below zero by more than two of either standard error."""
-        return self.is_below(2)
-
     def is_below(self, num_errors: float) -> bool:
         """Return whether the value is below zero by more than a number of either standard error."""
         noise = max(self.se_monte_carlo or 0.0, self.se_data or 0.0)

@@ -129,8 +129,6 @@ def test_khat_threshold_is_a_formula_of_k() -> None:
     assert diagnostics.khat_threshold(100) == pytest.approx(0.5)
     assert diagnostics.khat_threshold(10_000) == 0.7
     assert diagnostics.khat_threshold(1000) == pytest.approx(2 / 3)
-    with pytest.raises(ValueError, match="at least 2 particles, but received K = 1"):
-        diagnostics.khat_threshold(1)
 
 
 # functions of the weights

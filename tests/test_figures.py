@@ -384,8 +384,6 @@ def test_training_curves_show_the_history() -> None:
         assert np.array_equal(line(axes, "Training"), trained)
         assert np.array_equal(line(axes, "Validation"), [(e.epoch, e.validation[term]) for e in history.epochs])
         assert (line(axes, "Weights kept (epoch 12)")[:, 0] == 12).all()
-    with pytest.raises(ValueError, match="one epoch or more, but the history has none"):
-        report.training_curves(History((), 0, "interrupted"))
 
 
 def test_far_first_epochs_leave_the_frame_and_the_panel_says_so() -> None:
@@ -457,8 +455,7 @@ def test_waterfall_goes_from_bound_to_bound(amortization: float) -> None:
     steps = (f"{value:+.2f} ± 0.05".replace("-", MINUS) for value in (amortization, -20.0 - refined, 2.0))
     assert texts(axes.texts) == list(steps)
     nothing = replace(gaps, bound=Estimate("AIS", 1, None, None, None, "not finite"))
-    with pytest.raises(ValueError, match=r"AIS has no value \(not finite\); leave out the data that have none"):
-        report.waterfall(nothing)
+    assert report.waterfall(nothing) is None
 
 
 def test_a_share_of_the_gap_needs_a_gap_above_its_noise() -> None:

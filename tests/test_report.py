@@ -207,7 +207,7 @@ def test_a_model_that_returns_nan_has_a_report(tmp_path: Path, monkeypatch: pyte
     cautions = Parsed(page).texts("div", **{"class": "caution"})
     assert any("so that no data can be simulated" in caution for caution in cautions)
     left_out = [caution for caution in cautions if caution.startswith("A picture is left out")]
-    assert len(left_out) == 4  # the waterfall, samples, traversals, interpolations; no datum has a gap to order by
+    assert len(left_out) == 3  # samples, traversals, interpolations; no datum has a gap to order by
     assert ": 12 of 12 data have a value that is not finite, which no mean may hide" in page
 
 

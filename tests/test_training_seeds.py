@@ -59,7 +59,7 @@ def test_error_is_exact_without_interaction() -> None:
 
 
 def test_values_of_other_data_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"shapes \(2, 5\) and \(2, 6\)"):
+    with pytest.raises(ValueError, match=r"shapes \(5,\) and \(6,\)"):
         difference_over_seeds(torch.zeros(2, 5), torch.zeros(2, 6))
 
 

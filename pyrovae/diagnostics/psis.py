@@ -67,17 +67,7 @@ def pareto_khat(log_weights: Tensor) -> Tensor:
 
 @checked
 def khat_threshold(num_particles: int) -> float:
-    """Return the k-hat above which an average over K weights is unreliable: ``min(1 - 1 / log10 K, 0.7)``.
-
-    Args:
-        num_particles: K, at least 2.
-
-    Raises:
-        ValueError: if K is smaller.
-
-    """
-    if num_particles < 2:
-        raise ValueError(f"a tail needs at least 2 particles, but received K = {num_particles}; choose a larger K")
+    """Return the k-hat above which a mean over K >= 2 weights is unreliable: ``min(1 - 1 / log10 K, 0.7)``."""
     return min(1 - 1 / math.log10(num_particles), 0.7)
 
 

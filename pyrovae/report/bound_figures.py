@@ -130,7 +130,7 @@ def _set_particle_axis(axes: Axes, ks: Sequence[int], *, step: float, first: str
 
 
 @styled
-def waterfall(gaps: Gaps, *, ax: Axes | None = None) -> Figure:
+def waterfall(gaps: Gaps, *, ax: Axes | None = None) -> Figure | None:
     """Draw the steps from the ELBO of the guide up to the tightest bound, and their total.
 
     Bounds are short lines, steps are bars between them; the bar of a negative step hangs down. Thin bars are standard
@@ -141,11 +141,13 @@ def waterfall(gaps: Gaps, *, ax: Axes | None = None) -> Figure:
         gaps: bounds and steps in nats per datum.
         ax: axes to draw into, 6 inches wide or more, without title and legend; None for a new figure.
 
-    Raises:
-        ValueError: if a bound has no value.
+    Returns:
+        The figure, or None if a bound has no value.
 
     """
-    elbo, refined, bound = (_level(estimate) for estimate in (gaps.elbo, gaps.refined, gaps.bound))
+    elbo, refined, bound = gaps.elbo.value, gaps.refined.value, gaps.bound.value
+    if elbo is None or refined is None or bound is None:
+        return None
     size = max(abs(gaps.total.value or 0.0), _error(gaps.total)[0] or 0.0)
     digits = min(5, max(2, 1 - math.floor(math.log10(size)))) if size > 0 else 2  # for two significant digits
     figure, axes = panel(ax, 7.2, 4.2, title="Where the gap comes from (nats per datum)", grid=True)
@@ -184,15 +186,6 @@ def waterfall(gaps: Gaps, *, ax: Axes | None = None) -> Figure:
         figure.suptitle(f"{printable(gaps.data)}, {gaps.num_data:,} data", x=0.012, ha="left", parse_math=False)
         legend_below(figure, labels, columns=2)
     return figure
-
-
-def _level(estimate: Estimate) -> float:
-    if estimate.value is None:
-        raise ValueError(
-            f"a waterfall goes from bound to bound, but {estimate.label} has no value ({estimate.why}); leave out the "
-            "data that have none"
-        )
-    return estimate.value
 
 
 def _error(step: Estimate) -> tuple[float | None, str]:

@@ -44,15 +44,10 @@ def training_curves(history: History) -> Figure:
     Where the first epochs are far from the others they are outside the frame, with a note in the panel.
 
     Args:
-        history: metrics of training; terms that the objective does not report are left out.
-
-    Raises:
-        ValueError: if the history has no epoch.
+        history: metrics of one epoch or more; terms that the objective does not report are left out.
 
     """
     epochs = history.epochs
-    if not epochs:
-        raise ValueError("training curves show one epoch or more, but the history has none; train first")
     curves = {term: (_curve(epochs, term), _curve(epochs, term, validation=True)) for term in TERMS}
     curves = {term: both for term, both in curves.items() if any(map(_any_finite, both))}
     figure = blank(3.3 * len(curves) + 0.6, 3.4)

@@ -205,11 +205,7 @@ def _require_seeds(name: str, seeds: tuple[Evaluation, ...]) -> None:
             f"the evaluations of a model are of several training seeds, but two of {name!r} have the same weights; "
             "give one evaluation of each trained model"
         )
-    try:
-        require_comparable({f"{name} ({i})": evaluation for i, evaluation in enumerate(seeds, 1)})
-    except ValueError as error:
-        reason = str(error).partition(", or keep them")[0]
-        raise ValueError(f"{reason}, or give them names of their own") from None
+    require_comparable({f"{name} ({i})": evaluation for i, evaluation in enumerate(seeds, 1)})
 
 
 Models = Mapping[str, tuple[Evaluation, ...]]  # the evaluations of each model, one for each training seed

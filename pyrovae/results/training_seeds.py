@@ -93,11 +93,6 @@ def difference_over_seeds(ours: Tensor, theirs: Tensor, *, pooled: SeedEffect | 
         ValueError: if the numbers of data differ.
 
     """
-    if ours.ndim != 2 or theirs.ndim != 2 or ours.shape[1] != theirs.shape[1]:
-        raise ValueError(
-            f"values are (seeds, data) for the same data, but received shapes {tuple(ours.shape)} and "
-            f"{tuple(theirs.shape)}; compute both on the same data"
-        )
     paired = Difference.over_data(ours.double().mean(0), theirs.double().mean(0))
     if paired.se is None or paired.mean is None:
         return paired

@@ -138,14 +138,6 @@ def test_dimensions_have_names() -> None:
     assert made["constant_data"]["covariates_1"].dims == ("datum",)
 
 
-def test_data_without_any_weight_leave_an_empty_tree(tmp_path: Path) -> None:
-    zeros = torch.zeros(5, 2)
-    dead = Particles({"z": zeros}, zeros, torch.full_like(zeros, -torch.inf), zeros)
-    back = written(to_datatree(dead, torch.zeros(2, 1), per_datum={"ESS": torch.ones(2)}), tmp_path)
-    assert back.attrs["data_left_out"] == "0, 1"
-    assert back["posterior"]["z"].shape == (1, 5, 0)
-
-
 def test_data_without_weight_are_left_out_and_named(tmp_path: Path) -> None:
     record, x = few(5)
     record.log_prior[:, 1] = -torch.inf

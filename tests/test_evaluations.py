@@ -223,17 +223,6 @@ def test_a_closed_output_loses_nothing(run: Path, monkeypatch: pytest.MonkeyPatc
     assert not journals(run)
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
-def test_a_full_output_is_told_after_the_report_is_written(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with Path("/dev/full").open("w") as stream, monkeypatch.context() as patch:
-        patch.setattr(sys, "stdout", stream)
-        assert main(UNCHECKED) == 2
-    assert "the output cannot be written (No space left on device)" in capsys.readouterr().err
-    assert read_report(run).num_data == 6
-
-
 def test_names_and_outputs_of_any_encoding(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Data whose name is not ASCII, has an escape sequence, and is no text at all, on an output that is ASCII."""
     name = os.fsdecode(b"gr\xc3\xb6\xc3\x9fe \x1b[31m\xff $x_{$.npz")

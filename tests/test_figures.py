@@ -25,6 +25,7 @@ from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import to_hex
 from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
+from test_comparison import annealed, evaluation
 from torch import Tensor, nn
 
 from pyrovae import likelihoods, networks, posteriors, priors, report
@@ -32,8 +33,6 @@ from pyrovae.report import latent_dimensions, panels
 from pyrovae.report.image_figures import spread
 from pyrovae.report.style import FIRST, SECOND, to_png
 from pyrovae.results import (
-    Annealing,
-    AnnealingSettings,
     CheckResults,
     ComparisonTable,
     Difference,
@@ -129,26 +128,17 @@ def make_history(num: int = 30, *, bare: bool = False, best: int | None = None) 
 
 def make_evaluation(**changes: Any) -> Evaluation:
     bounds = [Estimate("IWAE", k, -22 + 0.4 * i, 0.31 + 0.01 * i, 0.05 / (i + 1)) for i, k in enumerate(KS)]
-    evaluation = Evaluation(
+    made = evaluation(
+        {1: [0.0]},
         elbo=Estimate("ELBO", 500, -22.1, 0.3, 0.01),
         reconstruction=Estimate("reconstruction", 500, -14.1, 0.3, 0.01),
         kl=Estimate("KL", 500, 8.0, 0.1, 0.0),
         iwae=tuple(bounds),
-        kl_methods={"z": "closed form"},
         gains={b.label: (b.value + 22.1, 0.02) for b in bounds if b.value is not None},
         num_data=300,
         data="odd $name_$/test",
-        data_hash="ab" * 32,
-        data_transform=None,
-        base_measure="counting",
-        log_abs_det_jacobian=None,
-        bits_per_dimension=None,
-        seed=0,
-        settings={},
-        versions={},
-        date="2026-01-01",
     )
-    return replace(evaluation, **changes)
+    return replace(made, **changes)
 
 
 def make_gaps(amortization: float = 0.5) -> Gaps:
@@ -170,18 +160,9 @@ def make_latents(kls: list[float | None], active: list[bool]) -> Latents:
 
 
 def make_annealing(num_data: int, value: float | None) -> CheckResults:
-    annealing = Annealing(
-        bound=Estimate("AIS", 16, value, 0.33, 0.07),
-        acceptance=0.6,
-        lowest_acceptance=0.5,
-        num_not_finite=0,
-        num_lost=0,
-        settings=AnnealingSettings(),
-        num_data=num_data,
-        ess=8.0,
-        lowest_ess=4.0,
-    )
-    return CheckResults(annealing, None, None, None, None, None, {})
+    checked = annealed(make_evaluation(), [0.0]).checked
+    bound = Estimate("AIS", 16, value, 0.33, 0.07)
+    return replace(checked, annealing=replace(checked.annealing, bound=bound, num_data=num_data))
 
 
 def make_block(differences: dict[str, Difference | None], **p_values: float) -> ComparisonTable:
@@ -400,16 +381,16 @@ def test_far_first_epochs_leave_the_frame_and_the_panel_says_so() -> None:
 
 
 def test_ladder_shows_the_evaluation_and_annealing_beside_it() -> None:
-    evaluation = make_evaluation(num_covariates=2, checked=make_annealing(300, -20.0))
-    bounds, gains = drawn(report.ladder(evaluation)).axes
-    values = np.array([bound.value for bound in evaluation.iwae])
+    shown = make_evaluation(num_covariates=2, checked=make_annealing(300, -20.0))
+    bounds, gains = drawn(report.ladder(shown)).axes
+    values = np.array([bound.value for bound in shown.iwae])
     assert np.array_equal(line(bounds, "IWAE bound $L_K$"), np.column_stack([KS, values]))
     ((first, elbo),), ((last, annealed),) = line(bounds, "ELBO"), line(bounds, "AIS")
     assert (elbo, annealed) == (-22.1, -20.0)
     assert first < 1
     assert last > 500
     for label, name, error in ((OVER_DATA, "se_data", 0.33), (MONTE_CARLO, "se_monte_carlo", 0.07)):
-        errors = np.array([evaluation.elbo.__dict__[name], error, *(e.__dict__[name] for e in evaluation.iwae)])
+        errors = np.array([shown.elbo.__dict__[name], error, *(e.__dict__[name] for e in shown.iwae)])
         centers = np.array([elbo, annealed, *values])
         expected = np.column_stack([[first, last, *KS], centers - errors, centers + errors])
         assert np.allclose(bars(bounds, label), expected, rtol=0, atol=1e-12)
@@ -419,15 +400,15 @@ def test_ladder_shows_the_evaluation_and_annealing_beside_it() -> None:
 
 
 def test_ladder_leaves_out_missing_numbers_and_annealing_of_other_data() -> None:
-    evaluation = make_evaluation()
-    bare = tuple(replace(bound, se_data=None, se_monte_carlo=None) for bound in evaluation.iwae)
+    whole = make_evaluation()
+    bare = tuple(replace(bound, se_data=None, se_monte_carlo=None) for bound in whole.iwae)
     missing = replace(bare[1], value=None, why="not finite")
     changes = {"iwae": (bare[0], missing, *bare[2:]), "gains": {}, "checked": make_annealing(300, None)}
-    (axes,) = drawn(report.ladder(replace(evaluation, **changes))).axes
+    (axes,) = drawn(report.ladder(replace(whole, **changes))).axes
     assert line(axes, "IWAE bound $L_K$")[:, 0].tolist() == [1, 50, 500]
     assert len(bars(axes, OVER_DATA)) == len(bars(axes, MONTE_CARLO)) == 1
     assert "AIS" not in columns_of(axes)
-    (axes, _) = report.ladder(replace(evaluation, checked=make_annealing(299, -20.0))).axes
+    (axes, _) = report.ladder(replace(whole, checked=make_annealing(299, -20.0))).axes
     assert "AIS" not in columns_of(axes), "of the first data only"
 
 

@@ -147,10 +147,6 @@ def test_errors_of_folders_without_an_evaluation_name_a_remedy(
     line = fails(capsys, "compare", "runs/new")
     assert "runs/new has no report/evaluation.json; evaluate it: pyrovae evaluate runs/new" in line
     assert "the following arguments are required: RUN" in fails(capsys, "compare")
-    Path("runs/b/report/per_datum.safetensors").write_bytes(b"changed")
-    assert "runs/b is damaged: report/per_datum.safetensors" in fails(capsys, "compare", *runs[:2])
-    Path("runs/b/report/evaluation.json").unlink()
-    assert "runs/b is damaged: report/evaluation.json is missing" in fails(capsys, "compare", *runs[:2])
     with pytest.raises(
         TypeError, match=r"takes a list of run folders, but received 'runs/a'; give evaluations by name"
     ):

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,8 +16,6 @@ from pyrovae.report.style import DASHES, FAINT, INK, PALETTE, legend_below, pane
 from pyrovae.runtime.annotations import NonNegativeInt
 from pyrovae.vae import VAE
 
-MARKERS = ("o", "^", "s", "D", "v")  # markers of labels 0 to 9, 10 to 19, ..., whose colors repeat
-MANY_LABELS = 20  # maximum number of labels
 RASTERIZED = 1000  # points from which they are pixels in vector formats too
 DOTS, SHARES = 2000, (0.002, 0.998)  # draws from a prior without a formula, and the quantiles between them
 ANGLE = torch.linspace(0, 2 * math.pi, 181, dtype=torch.float64)
@@ -44,13 +41,13 @@ def latent_space(
 
     The dimensions are the most important ones, by `pyrovae.report.latent_dimensions.latent_importance`. Dashed lines
     are one and two standard deviations of a normal prior; of another prior, draws are dots. A label has the same color
-    and marker in every figure. To compare models, give all of them the same dimensions and limits.
+    in every figure. To compare models, give all of them the same dimensions and limits.
 
     Args:
         vae: model.
         x: ``(N, *x_shape)``.
-        labels: ``(N,)``; at most 20 different integers. Other labels are ignored, and so are labels of which two would
-            look alike, such as 3 and 53.
+        labels: ``(N,)``; at most 10 different integers, such as 0 to 9. Other labels are ignored, and so are labels of
+            which two would have the same color, such as 3 and 13.
         covariates: ``(N, ...)`` each, of a conditional model; a conditional prior is drawn given all of them.
         dims: two latent dimensions; None for the most important ones.
         limits: ends of both axes; means outside are counted in the panel. None for limits around all means.
@@ -93,7 +90,7 @@ def latent_space(
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     legend_below(figure, [label for label in handles if label not in groups])
     if len(groups) > 1:
-        beside: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "ncols": 1 + (len(groups) > 12)}
+        beside: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
         axes.legend([handles[label] for label in groups], list(groups), title="Label", handletextpad=0.4, **beside)
     return figure
 
@@ -101,17 +98,10 @@ def latent_space(
 def _group_rows(labels: Tensor | None, num: int) -> dict[str, Tensor]:
     """Return the rows of each label, or all rows without usable labels."""
     values = [] if labels is None else labels.cpu().unique().tolist()
-    looks = {value % (len(PALETTE) * len(MARKERS)) for value in values}
-    usable = all(float(value).is_integer() for value in values) and len(looks) == len(values) <= MANY_LABELS
-    if labels is None or not usable:
+    usable = all(float(value).is_integer() for value in values)
+    if labels is None or not usable or len({value % len(PALETTE) for value in values}) < len(values):
         return {"Data": torch.ones(num, dtype=torch.bool)}
     return {f"{int(value)}": labels.cpu() == value for value in values}
-
-
-def _look(label: str) -> tuple[str, str]:
-    """Return color and marker of a label, or of all data."""
-    value = int(label) if label != "Data" else 0
-    return PALETTE[value % len(PALETTE)], MARKERS[value // len(PALETTE) % len(MARKERS)]
 
 
 def _limit(axes: Axes, mean: Tensor, limits: Sequence[float]) -> None:
@@ -128,18 +118,14 @@ def _limit(axes: Axes, mean: Tensor, limits: Sequence[float]) -> None:
 def _draw_scatter(axes: Axes, mean: Tensor, groups: dict[str, Tensor]) -> None:
     """Draw means ``(N, 2)`` in an order that hides no group behind another."""
     order = torch.randperm(len(mean), generator=torch.Generator().manual_seed(0))
-    looks = [_look(label) for label in groups]
+    colors = [PALETTE[int(label) % len(PALETTE)] if label != "Data" else PALETTE[0] for label in groups]
     group = torch.stack([rows.int() for rows in groups.values()]).argmax(0)[order].tolist()  # N
     width = axes.get_window_extent().width / axes.figure.dpi  # inches
     size = min(26.0, max(5.0, 12000 / len(mean))) * min(1.0, width / 4)
     dots: dict[str, Any] = {"alpha": 0.8, "linewidths": 0, "rasterized": len(mean) > RASTERIZED}
-    for marker in dict.fromkeys(marker for _, marker in looks):
-        chosen = [i for i, index in enumerate(group) if looks[index][1] == marker]
-        colors = [matplotlib.colors.to_rgb(looks[group[i]][0]) for i in chosen]
-        x, y = mean[order[chosen]].T.numpy()
-        axes.scatter(x, y, s=size, c=colors, marker=marker, **dots)
-    for label, (color, marker) in zip(groups, looks, strict=True) if len(groups) > 1 else ():
-        axes.scatter([], [], s=26, color=color, marker=marker, label=label)  # entry of the legend
+    axes.scatter(*mean[order].T.numpy(), s=size, c=[colors[index] for index in group], **dots)
+    for label, color in zip(groups, colors, strict=True) if len(groups) > 1 else ():
+        axes.scatter([], [], s=26, color=color, label=label)  # entry of the legend
     axes.set_aspect("equal", adjustable="datalim")
 
 

@@ -123,7 +123,8 @@ def _draw_scatter(axes: Axes, mean: Tensor, groups: dict[str, Tensor]) -> None:
     width = axes.get_window_extent().width / axes.figure.dpi  # inches
     size = min(26.0, max(5.0, 12000 / len(mean))) * min(1.0, width / 4)
     dots: dict[str, Any] = {"alpha": 0.8, "linewidths": 0, "rasterized": len(mean) > RASTERIZED}
-    axes.scatter(*mean[order].T.numpy(), s=size, c=[colors[index] for index in group], **dots)
+    x, y = mean[order].T.numpy()
+    axes.scatter(x, y, s=size, c=[colors[index] for index in group], **dots)
     for label, color in zip(groups, colors, strict=True) if len(groups) > 1 else ():
         axes.scatter([], [], s=26, color=color, label=label)  # entry of the legend
     axes.set_aspect("equal", adjustable="datalim")

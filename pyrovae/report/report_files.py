@@ -261,35 +261,27 @@ def compare(
 
     """
     named = runs if isinstance(runs, Mapping) else _by_name(runs)
-    models = {str(model): _members(str(model), value) for model, value in named.items()}
-    sources = {member: source for members in models.values() for member, source in members.items()}
-    folders = {member: source for member, source in sources.items() if not isinstance(source, Evaluation)}
+    models = {str(model): list(v) if isinstance(v, (list, tuple)) else [v] for model, v in named.items()}
+    folders = [source for sources in models.values() for source in sources if not isinstance(source, Evaluation)]
     if name is None:
-        name = _common_report(folders.values())
-    evaluations = {
-        member: source if isinstance(source, Evaluation) else read_report(source, name=name)
-        for member, source in sources.items()
-    }
-    groups = {model: list(members) for model, members in models.items()}
+        name = _common_report(folders)
+    evaluations = {folder: read_report(folder, name=name) for folder in folders}
     if group_seeds and not isinstance(runs, Mapping):
-        groups = _group_by_recipe(folders, evaluations)
-    if reference is not None and reference not in groups:
-        paths = {os.path.realpath(folder): member for member, folder in folders.items()}
-        member = reference if reference in sources else paths.get(os.path.realpath(reference))
-        reference = next((model for model, group in groups.items() if member in group), reference)
+        models = _group_by_recipe(named, evaluations)
+    if reference is not None and reference not in models:
+        wanted = os.path.realpath(named.get(str(reference), reference))
+        paths = {os.path.realpath(v): model for model, sources in models.items() for v in sources if v in folders}
+        reference = paths.get(wanted, str(reference))
     comparison = results.compare(
-        {model: [evaluations[member] for member in group] for model, group in groups.items()},
+        {
+            model: [v if isinstance(v, Evaluation) else evaluations[v] for v in sources]
+            for model, sources in models.items()
+        },
         reference=None if reference is None else str(reference),
         blocks=blocks,
     )
-    changed = [name for name, folder in folders.items() if _has_other_weights(folder, evaluations[name])]
+    changed = [str(folder) for folder, evaluation in evaluations.items() if _has_other_weights(folder, evaluation)]
     return replace(comparison, notes=(f"{', '.join(changed)}: {OTHER_WEIGHTS}",) if changed else ())
-
-
-def _members(model: str, value: Any) -> dict[str, Any]:
-    """Return the folder or evaluation of a model by its name; several with a number each."""
-    several = value if isinstance(value, (list, tuple)) else [value]
-    return {model: several[0]} if len(several) == 1 else {f"{model} ({i})": v for i, v in enumerate(several, 1)}
 
 
 def _common_report(folders: Iterable[str | Path]) -> str | None:
@@ -312,21 +304,24 @@ def _has_other_weights(folder: str | Path, evaluation: Evaluation) -> bool:
     return fingerprint(*(weights[name] for name in names)) != evaluation.settings.get("weights")
 
 
-def _group_by_recipe(folders: Mapping[str, str | Path], evaluations: Mapping[str, Evaluation]) -> dict[str, list[str]]:
-    """Return the names of runs that differ only in their training seed, by a name without the seed."""
+def _group_by_recipe(
+    named: Mapping[str, str | Path], evaluations: Mapping[str | Path, Evaluation]
+) -> dict[str, list[str | Path]]:
+    """Return the folders of runs that differ only in their training seed, by a name without the seed."""
     groups: dict[str, dict[Any, str]] = {}
-    for name, folder in folders.items():
+    for name, folder in named.items():
         recipe, seed = _recipe_and_seed(folder)
-        key = name if recipe is None else f"{recipe} {evaluations[name].data_hash}"
+        key = name if recipe is None else f"{recipe} {evaluations[folder].data_hash}"
         key = name if seed in groups.get(key, {}) else key
         groups.setdefault(key, {})[seed] = name
     members = [list(seeds.values()) for seeds in groups.values()]
     starts = [re.sub(r"[-_./ ]*seed[-_./ =]*[0-9]+$", "", names[0]) for names in members]
-    taken = {*folders, "", *(start for start in starts if starts.count(start) > 1)}
-    return {
-        names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more" if start in taken else start: names
-        for start, names in zip(starts, members, strict=True)
-    }
+    taken = {*named, "", *(start for start in starts if starts.count(start) > 1)}
+    grouped = {}
+    for start, names in zip(starts, members, strict=True):
+        several = f"{names[0]} and {len(names) - 1} more" if start in taken else start
+        grouped[several if len(names) > 1 else names[0]] = [named[name] for name in names]
+    return grouped
 
 
 def _recipe_and_seed(folder: str | Path) -> tuple[str | None, int | None]:

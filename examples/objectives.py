@@ -53,9 +53,7 @@ for name, objective in menu.items():
     posterior = posteriors.DiagonalNormal(latent_dim)
     vae = VAE(
         prior=priors.StandardNormal(latent_dim),
-        decoder=networks.MLPDecoder(
-            latent_dim, likelihood.param_shape, initial_params=likelihood.initial_params(data.train.mean())
-        ),
+        decoder=networks.MLPDecoder(latent_dim, likelihood.param_shape),
         likelihood=likelihood,
         encoder=networks.MLPEncoder(data.x_shape, posterior.param_shape),
         posterior=posterior,

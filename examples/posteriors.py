@@ -45,9 +45,7 @@ for name, make_posterior in menu.items():
     posterior = make_posterior()
     vae = VAE(
         prior=priors.StandardNormal(latent_dim),
-        decoder=networks.MLPDecoder(
-            latent_dim, likelihood.param_shape, initial_params=likelihood.initial_params(data.train.mean())
-        ),
+        decoder=networks.MLPDecoder(latent_dim, likelihood.param_shape),
         likelihood=likelihood,
         encoder=networks.MLPEncoder(data.x_shape, posterior.param_shape),  # the posterior gives the shape
         posterior=posterior,

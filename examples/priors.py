@@ -48,9 +48,7 @@ for name, make_prior in menu.items():
     torch.manual_seed(0)
     posterior = posteriors.DiagonalNormal(latent_dim)
     encoder = networks.MLPEncoder(data.x_shape, posterior.param_shape)
-    decoder = networks.MLPDecoder(
-        latent_dim, likelihood.param_shape, initial_params=likelihood.initial_params(data.train.mean())
-    )
+    decoder = networks.MLPDecoder(latent_dim, likelihood.param_shape)
     prior = make_prior(encoder, posterior)  # after encoder and posterior, which Vamp shares
     vae = VAE(prior=prior, decoder=decoder, likelihood=likelihood, encoder=encoder, posterior=posterior)
     print(name, flush=True)

@@ -39,12 +39,7 @@ likelihood = likelihoods.Bernoulli(data.x_shape)
 prior = priors.StandardNormal(latent_dim)
 posterior = posteriors.DiagonalNormal(latent_dim)
 encoder = networks.MLPEncoder(data.x_shape, posterior.param_shape, hidden=hidden)
-decoder = networks.MLPDecoder(
-    latent_dim,
-    likelihood.param_shape,
-    hidden=hidden,
-    initial_params=likelihood.initial_params(data.train.mean()),  # start at the average image
-)
+decoder = networks.MLPDecoder(latent_dim, likelihood.param_shape, hidden=hidden)
 vae = VAE(prior=prior, decoder=decoder, likelihood=likelihood, encoder=encoder, posterior=posterior)
 
 # vae.model and vae.guide are Pyro programs; fit runs SVI on them.

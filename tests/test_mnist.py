@@ -35,10 +35,9 @@ def test_elbo_of_a_published_network() -> None:
     torch.set_default_dtype(torch.float32)
     data = pyrovae.data.mnist(root=ROOT, download=False, num_validation=400).for_form("binary")
     likelihood, posterior = likelihoods.Bernoulli(data.x_shape), posteriors.DiagonalNormal(50)
-    mean = data.train.mean()
     vae = VAE(
         prior=priors.StandardNormal(50),
-        decoder=networks.MLPDecoder(50, likelihood.param_shape, initial_params=likelihood.initial_params(mean)),
+        decoder=networks.MLPDecoder(50, likelihood.param_shape),
         likelihood=likelihood,
         encoder=networks.MLPEncoder(data.x_shape, posterior.param_shape),
         posterior=posterior,

@@ -604,14 +604,16 @@ def test_weights_keep_their_dtype_whatever_the_default(tmp_path: Path) -> None:
 
 
 def test_resuming_with_other_settings_is_refused(tmp_path: Path) -> None:
-    """The run is as of an earlier version, which lacks some options; the defaults stand for them."""
+    """The run is as of an earlier version, which lacks some options and has another; the defaults stand for them."""
     settings = {"epochs": 2, "final_learning_rate": 1e-4}
     v = run_in(tmp_path, **settings)
     config, model = (json.loads(RunFolder(tmp_path).read(name)) for name in ("config.json", "model.json"))
     del config["training"]["engine"]
     del model["arguments"]["encoder"]["arguments"]["activation"]
+    model["arguments"]["decoder"]["arguments"]["initial_params"] = None
     RunFolder(tmp_path).write({"config.json": json.dumps(config).encode(), "model.json": json.dumps(model).encode()})
     train(v, grey(), training=quick(**settings), folder=tmp_path, resume=True)
+    assert equal(state(load(tmp_path).vae), state(v))
     changes: list[tuple[dict[str, Any], str]] = [
         ({"training": quick(**settings, seed=3)}, "training.seed = 0, but received 3"),
         ({"training": quick(**settings | {"epochs": 4})}, "training.epochs = 2, but received 4"),

@@ -131,11 +131,8 @@ def _build(parser: Parser, options: dict[str, Any], data: Data) -> VAE:
     if "data" in inspect.signature(make_prior).parameters:
         context["data"] = likelihood.encoder_input(data.train.first(MAX_PSEUDO_INPUTS).fixed())
     prior = make(make_prior, arguments, context)
-    make_decoder, arguments = parser.chosen("decoder", options)
     context = {"latent_dim": latent_dim, "out_shape": likelihood.param_shape}
-    if options["start_at_data"] and make_decoder.output_layer is networks.Decoder.output_layer:  # fit cannot set it
-        context["initial_params"] = likelihood.initial_params(data.train.mean())
-    decoder = make(make_decoder, arguments, context)
+    decoder = make(*parser.chosen("decoder", options), context)
     return VAE(prior=prior, decoder=decoder, likelihood=likelihood, encoder=encoder, posterior=posterior)
 
 

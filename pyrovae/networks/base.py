@@ -131,30 +131,17 @@ class Decoder(Network):
         latent_dim: D, the number of latent dimensions.
         out_shape: shape of the output for one datum, ``likelihood.param_shape``.
         covariate_dim: C, number of covariates.
-        initial_params: ``out_shape``, the initial output.
 
     Raises:
-        ValueError: if a number is too small, or the initial parameters have another shape; in a call, if z or
-            covariates have another shape or dtype.
+        ValueError: if a number is too small; in a call, if z or covariates have another shape or dtype.
 
     """
 
     _role, _input = "decoder", "latent variables"
+    not_described = ("initial_params",)  # an argument of earlier versions
 
-    def __init__(
-        self,
-        latent_dim: PositiveInt,
-        out_shape: Shape,
-        *,
-        covariate_dim: NonNegativeInt = 0,
-        initial_params: Tensor | None = None,
-    ) -> None:
+    def __init__(self, latent_dim: PositiveInt, out_shape: Shape, *, covariate_dim: NonNegativeInt = 0) -> None:
         super().__init__(out_shape, covariate_dim)
-        if initial_params is not None and tuple(initial_params.shape) != self.out_shape:
-            raise ValueError(
-                f"initial_params has the shape of the decoder's output, {self.out_shape}, but received "
-                f"{tuple(initial_params.shape)}; make it with likelihood.initial_params(mean of x)"
-            )
         self.latent_dim = latent_dim
 
     def output_layer(self) -> nn.Module | None:
@@ -162,7 +149,14 @@ class Decoder(Network):
         return None
 
     def start(self, params: Tensor) -> bool:
-        """Set the bias of the last layer to ``out_shape`` parameters if it `is_untouched`; return whether it was."""
+        """Set the bias of the last layer if it `is_untouched`, and return whether it was.
+
+        `fit` does so. The bias is the output at z = 0, covariates of 0, in evaluation mode if activations are 0 at 0.
+
+        Args:
+            params: ``out_shape``, for instance ``likelihood.initial_params(data.train.mean())``.
+
+        """
         layer, untouched = self.output_layer(), self.is_untouched()
         if layer is not None and untouched:
             set_output(layer, params)

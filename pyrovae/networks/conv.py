@@ -75,7 +75,6 @@ class ConvDecoder(Decoder):
         channels: as in the encoder, from the largest feature maps to the smallest.
         hidden: widths of linear layers before the smallest feature maps.
         activation: class of the nonlinearity between layers.
-        initial_params: ``out_shape``, the initial bias of the last layer, as in `MLPDecoder`.
 
     Raises:
         ValueError: if the data are not images, or a layer has no units.
@@ -91,9 +90,8 @@ class ConvDecoder(Decoder):
         channels: Sequence[PositiveInt] = (32, 64),
         hidden: Sequence[PositiveInt] = (),
         activation: type[nn.Module] = nn.ReLU,
-        initial_params: Tensor | None = None,
     ) -> None:
-        super().__init__(latent_dim, out_shape, covariate_dim=covariate_dim, initial_params=initial_params)
+        super().__init__(latent_dim, out_shape, covariate_dim=covariate_dim)
         image = image_shape(out_shape[:-1], self)
         smallest, *sizes = reversed(stage_sizes(image, channels))
         widths = (latent_dim + covariate_dim, *hidden, channels[-1] * math.prod(smallest))
@@ -104,7 +102,7 @@ class ConvDecoder(Decoder):
         downward = (*reversed(channels), channels[0])  # (64, 32, 32) for stages of (32, 64)
         for size, (before, after) in zip(sizes, pairwise(downward), strict=True):
             self.stages.extend([nn.Upsample(size, mode="nearest"), *self.stage(before, after, activation)])
-        self.head = ImageHead(channels[0], image, out_shape[-1], initial_params=initial_params)
+        self.head = ImageHead(channels[0], image, out_shape[-1])
 
     def stage(self, before: int, after: int, activation: type[nn.Module]) -> list[nn.Module]:
         """Return the layers of one stage, from enlarged feature maps of ``before`` channels to ``after`` channels."""

@@ -98,13 +98,12 @@ def dense_head(
     features: int,
     activation: type[nn.Module],
     initialize: Initialize,
-    initial_params: Tensor | None,
 ) -> nn.Module:
     """Return the head of a decoder of linear layers, from ``(N, width)`` to ``(N, *out_shape)``, flattened or not.
 
     Up to 8 parameters per element come from one linear layer. More, such as the 256 logits of a categorical pixel, come
     from a few features per element, a nonlinearity, and a map that all elements share: a linear layer would have 256
-    times as many weights as for a binary image. ``initial_params`` of ``out_shape`` are the initial bias.
+    times as many weights as for a binary image.
     """
     *x_shape, num_params = out_shape
     elements, is_shared = math.prod(x_shape), len(out_shape) > 1 and num_params > MAX_OWN_PARAMS
@@ -112,27 +111,20 @@ def dense_head(
     if is_shared:
         shared = SharedMap(features, elements, num_params, initialize=initialize)
         head = nn.Sequential(head, activation(), nn.Unflatten(1, (elements, features)), shared)
-    if initial_params is not None:
-        set_output(head, initial_params)
     return head
 
 
 class ImageHead(nn.Module):
     """The head of a decoder of images: a 1 x 1 convolution, and a bias per element and parameter.
 
-    It works with the channels last, so that the output for images of one channel is contiguous. ``initial_params``,
-    ``(..., P)`` with the elements of the image, are the initial bias.
+    It works with the channels last, so that the output for images of one channel is contiguous.
     """
 
-    def __init__(
-        self, features: int, image: tuple[int, int, int], num_params: int, *, initial_params: Tensor | None = None
-    ) -> None:
+    def __init__(self, features: int, image: tuple[int, int, int], num_params: int) -> None:
         super().__init__()
         self.image, self.num_params = image, num_params
         channels, height, width = image
         self.map = SharedMap(features, height * width, channels * num_params, initialize=glorot)
-        if initial_params is not None:
-            set_output(self, initial_params)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, F, H, W)`` to ``(N, C, H, W, P)``."""

@@ -53,8 +53,7 @@ class MLPEncoder(Encoder):
 class MLPDecoder(Decoder):
     """Linear layers from a latent variable to the parameters of the likelihood.
 
-    Initial weights are drawn from Glorot's uniform distribution; initial biases are zero, except the last layer's if
-    given.
+    Initial weights are drawn from Glorot's uniform distribution; initial biases are zero.
 
     Args:
         latent_dim: D, the number of latent dimensions.
@@ -63,9 +62,6 @@ class MLPDecoder(Decoder):
         hidden: widths of the hidden layers.
         activation: class of the nonlinearity between layers.
         features: of each element; more than 8 parameters per element are a map of them that all elements share.
-        initial_params: ``out_shape``, the initial bias of the last layer, for instance
-            ``likelihood.initial_params(data.train.mean())``. It is the initial output at z = 0 (and covariates of 0) if
-            the activation is 0 at 0.
 
     Raises:
         ValueError: if a layer has no units.
@@ -83,9 +79,8 @@ class MLPDecoder(Decoder):
         hidden: Sequence[PositiveInt] = (200, 200),
         activation: type[nn.Module] = nn.Tanh,
         features: PositiveInt = 8,
-        initial_params: Tensor | None = None,
     ) -> None:
-        super().__init__(latent_dim, out_shape, covariate_dim=covariate_dim, initial_params=initial_params)
+        super().__init__(latent_dim, out_shape, covariate_dim=covariate_dim)
         widths = (latent_dim + covariate_dim, *hidden)
         layers = hidden_layers(widths, activation, initialize=self._initialize)
         head = dense_head(
@@ -94,7 +89,6 @@ class MLPDecoder(Decoder):
             features=features,
             activation=nn.SiLU if activation is nn.GLU else activation,
             initialize=self._initialize,
-            initial_params=initial_params,
         )
         self.layers = nn.Sequential(*layers, head)
 
@@ -151,7 +145,6 @@ class GatedMLPDecoder(MLPDecoder):
         covariate_dim: C, number of covariates, appended to z.
         hidden: widths of the hidden layers.
         features: of each element; more than 8 parameters per element are a map of them that all elements share.
-        initial_params: ``out_shape``, the initial bias of the last layer, as in `MLPDecoder`.
 
     Raises:
         ValueError: if a layer has no units.
@@ -168,7 +161,6 @@ class GatedMLPDecoder(MLPDecoder):
         covariate_dim: NonNegativeInt = 0,
         hidden: Sequence[PositiveInt] = (300, 300),
         features: PositiveInt = 8,
-        initial_params: Tensor | None = None,
     ) -> None:
         super().__init__(
             latent_dim,
@@ -177,5 +169,4 @@ class GatedMLPDecoder(MLPDecoder):
             hidden=hidden,
             activation=nn.GLU,
             features=features,
-            initial_params=initial_params,
         )

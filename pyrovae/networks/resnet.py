@@ -31,8 +31,7 @@ class ResNetEncoder(Encoder):
         covariate_dim: number of covariates.
         imagenet_stem: first layer and pooling as for ImageNet, which divide height and width by 4.
         pretrained: start from weights learned on ImageNet, except first layer and head; they are downloaded if they are
-            not in torch's hub folder. Descriptions leave it out, like initial parameters: a run folder holds the
-            weights.
+            not in torch's hub folder. Descriptions leave it out: a run folder holds the weights.
 
     Raises:
         ValueError: if the data are not images.
@@ -84,8 +83,6 @@ class ResNetDecoder(ConvDecoder):
         covariate_dim: number of covariates, appended to z.
         channels: from the largest feature maps to the smallest.
         activation: class of the nonlinearity between layers.
-        initial_params: ``out_shape``, the initial bias of the last layer, as in `MLPDecoder`; the initial output at
-            z = 0 in evaluation mode.
 
     Raises:
         ValueError: if the data are not images, or a layer has no units.
@@ -100,16 +97,8 @@ class ResNetDecoder(ConvDecoder):
         covariate_dim: NonNegativeInt = 0,
         channels: Sequence[PositiveInt] = (64, 128, 256),
         activation: type[nn.Module] = nn.ReLU,
-        initial_params: Tensor | None = None,
     ) -> None:
-        super().__init__(
-            latent_dim,
-            out_shape,
-            covariate_dim=covariate_dim,
-            channels=channels,
-            activation=activation,
-            initial_params=initial_params,
-        )
+        super().__init__(latent_dim, out_shape, covariate_dim=covariate_dim, channels=channels, activation=activation)
 
     def stage(self, before: int, after: int, activation: type[nn.Module]) -> list[nn.Module]:
         """Return a residual block."""

@@ -115,7 +115,7 @@ def agree(saved: object, own: object) -> bool:
     Earlier versions wrote no defaults, and kept a class in another file of its package.
     """
     if isinstance(saved, Mapping) and isinstance(own, Mapping):
-        return all(name in own and agree(value, own[name]) for name, value in saved.items())
+        return all(agree(value, own.get(name)) for name, value in saved.items())
     if isinstance(saved, list) and isinstance(own, list):
         return len(saved) == len(own) and all(map(agree, saved, own))
     if isinstance(saved, str) and isinstance(own, str) and own.startswith("pyrovae."):

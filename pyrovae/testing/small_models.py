@@ -87,9 +87,8 @@ def small_vae(
     posterior = DiagonalNormal(2) if posterior is None else posterior
     with forked_random(stream_seed(seed, "small vae")):
         mean = torch.full(likelihood.x_shape, MEANS[likelihood.form])
-        decoder = networks.MLPDecoder(
-            2, likelihood.param_shape, hidden=(6,), initial_params=likelihood.initial_params(mean)
-        )
+        decoder = networks.MLPDecoder(2, likelihood.param_shape, hidden=(6,))
+        decoder.start(likelihood.initial_params(mean))
         if encoder is None:
             encoder = networks.MLPEncoder(likelihood.x_shape, posterior.param_shape, hidden=(16,))
     with torch.no_grad():

@@ -14,7 +14,7 @@ from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor
 
 import pyrovae
-from pyrovae import bounds, likelihoods
+from pyrovae import likelihoods
 from pyrovae.objectives import Objective
 
 STEPS = 6
@@ -107,30 +107,18 @@ def test_simple_loss_is_half_the_squared_error_of_the_noise(example: ModuleType)
     assert abs(mean - 0.5 * 4) < 4 * error
 
 
-@pytest.mark.parametrize("exact", [True, False])
-def test_gaussian_data_with_the_optimal_linear_denoiser(example: ModuleType, exact: bool) -> None:  # noqa: FBT001
+def test_every_weight_is_log_p_of_gaussian_data_with_the_optimal_linear_denoiser(example: ModuleType) -> None:
     """x_0 ~ N(0, I) has log p(x) in closed form, and E[x_0 | x_t] = sqrt(alpha_bar_t) x_t."""
 
     class Linear(example.Diffusion):
         def reverse_step(self, t: int, x_t: Tensor) -> TorchDistribution:
-            if exact:  # p(x_(t-1) | x_t) of the joint distribution; the other has the variance given x_0 too
-                alpha = self.alpha_bar[t] / self.alpha_bar[t - 1]
-                return Normal(alpha.sqrt() * x_t, (1 - alpha).sqrt()).to_event(3)
-            return self.forward_step(self.alpha_bar[t].sqrt() * x_t, t, x_t)
+            alpha = self.alpha_bar[t] / self.alpha_bar[t - 1]  # p(x_(t-1) | x_t) of the joint distribution
+            return Normal(alpha.sqrt() * x_t, (1 - alpha).sqrt()).to_event(3)
 
         def decode(self, x_1: Tensor) -> TorchDistribution:
             return Normal(4 + 4 * self.alpha_bar[1].sqrt() * x_1, 4 * (1 - self.alpha_bar[1]).sqrt()).to_event(3)
 
     vae = Linear(likelihoods.Categorical((1, 2, 2), 9), "cosine", STEPS).double()  # with 9 levels x is 4 + 4 x_0
     x = 4 + 4 * torch.randn(40, 1, 2, 2)
-    truth = log_normal(x, torch.tensor(4.0), torch.tensor(16.0))
-    if exact:  # every weight is log p(x)
-        weights = pyrovae.log_weights(vae.model, vae.guide, x, num_particles=20)
-        assert (weights - truth).abs().max() < 1e-9
-        return
-    found = pyrovae.evaluate(vae.model, vae.guide, x, ks=(1, 10, 100, 1000), show_progress=False)
-    gaps = [truth.mean().item() - bound.value for bound in found.iwae]
-    assert all(a > b for a, b in zip(gaps, gaps[1:], strict=False))
-    assert gaps[0] > 20 * found.elbo.se_monte_carlo
-    assert -4 * found.iwae[-1].se_monte_carlo < gaps[-1] < 0.5 * gaps[0]
-    assert abs(bounds.elbo(vae.model, vae.guide, x, num_particles=200).elbo.mean() - found.elbo.value) < 0.1
+    weights = pyrovae.log_weights(vae.model, vae.guide, x, num_particles=20)
+    assert (weights - log_normal(x, torch.tensor(4.0), torch.tensor(16.0))).abs().max() < 1e-9

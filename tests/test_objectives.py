@@ -228,18 +228,6 @@ def test_estimated_kl_is_reported_once_and_right_in_expectation(
     assert abs(own.mean() - expected.mean()) < 4 * math.hypot(own.std(), expected.std()) / math.sqrt(10)
 
 
-@pytest.mark.parametrize("vectorize", [True, False])
-def test_the_random_stream_is_that_of_the_draws_alone(vectorize: bool) -> None:  # noqa: FBT001
-    pair = Both()
-    torch.manual_seed(3)
-    ELBO(num_particles=2, vectorize_particles=vectorize).loss(pair.model, pair.guide, X)
-    after = torch.rand(3)
-    torch.manual_seed(3)
-    for shape in [(2, 12, 3)] if vectorize else [(12, 3), (12, 3)]:
-        torch.randn(shape)
-    assert torch.equal(torch.rand(3), after)
-
-
 def test_an_auxiliary_draw_of_the_guide_counts() -> None:
     def guide(x: Tensor) -> None:
         u = pyro.sample("u", dist.Normal(torch.tensor(0.0), 2.0), infer={"is_auxiliary": True})

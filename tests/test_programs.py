@@ -192,12 +192,22 @@ BROADCASTING: dict[str, Callable[[], ModelGuide]] = {
 }
 
 
+LATENTS = {"several latents": {"first": (4, 23), "rest": (4, 23, 2)}}  # shapes, where they are not one vector
+
+
 @pytest.mark.parametrize("form", BROADCASTING)
 def test_every_form_of_programs_gives_exact_weights(form: str, caplog: pytest.LogCaptureFixture) -> None:
     model, guide = BROADCASTING[form]()
-    weights = log_weights(model, guide, X, num_particles=4)
-    assert weights.shape == (4, 23)
-    require_exact(weights)
+    record = particles(model, guide, X, num_particles=4)
+    assert record.log_weights.shape == (4, 23)
+    require_exact(record.log_weights)
+    assert {name: z.shape for name, z in record.z.items()} == LATENTS.get(form, {"z": (4, 23, 3)})
+    log_priors = [dist.Normal(0.0, 1.0).log_prob(z).reshape(4, 23, -1).sum(-1) for z in record.z.values()]
+    require_exact(record.log_prior, sum(log_priors))
+    z = record.z if form in LATENTS else record.z["z"]
+    joint = record.log_prior + record.log_likelihood
+    require_exact(log_joint(model, X, z=z), joint)
+    require_exact(log_joint(model, X, z={name: value[0] for name, value in record.z.items()}), joint[0])
     for size in (1, 2, 3):
         require_exact(log_weights(model, guide, X[:size], num_particles=3), EXACT[:size])
     evaluation = evaluate(model, guide, X, ks=(1, 6), batch_size=10)
@@ -635,11 +645,7 @@ def refused_programs() -> dict[str, tuple[Program, Program, str]]:
             one_row_each,
             r"'z' has a batch axis of 23 .* if it has one row for each datum of all data, compute it from x",
         ),
-        "autoguide": (
-            MODEL,
-            AutoNormal(MODEL),
-            "AutoNormal has parameters for each datum .* with an encoder",
-        ),
+        "autoguide": (MODEL, AutoNormal(MODEL), "AutoNormal has parameters for each datum .* with an encoder"),
         "plates of two names": (
             MODEL,
             in_plate(lambda x: pyro.plate("batch", len(x)))[1],
@@ -679,30 +685,6 @@ def test_bounds_do_not_depend_on_the_chunk(form: str) -> None:
     found = [evaluate(model, guide, x, ks=(1, 10, 50), chunk_size=size) for size in (64, 5000)]
     for name, value in found[1].per_datum.items():
         assert torch.allclose(value, found[0].per_datum[name], rtol=1e-11, atol=0)
-
-
-LAYOUTS = {
-    "plate(len(x))": {"z": (4, 23, 3)},
-    "pixels in a plate": {"z": (4, 23, 3)},
-    "latent in a plate": {"z": (4, 23, 3)},
-    "several latents": {"first": (4, 23), "rest": (4, 23, 2)},
-    "scaled": {"z": (4, 23, 3)},
-}
-
-
-@pytest.mark.parametrize("form", LAYOUTS)
-def test_log_joint_is_prior_plus_likelihood(form: str) -> None:
-    model, guide = BROADCASTING[form]()
-    record = particles(model, guide, X, num_particles=4)
-    assert {name: tuple(z.shape) for name, z in record.z.items()} == LAYOUTS[form]
-    assert torch.allclose(
-        record.log_prior, sum(dist.Normal(0.0, 1.0).log_prob(z).reshape(4, 23, -1).sum(-1) for z in record.z.values())
-    )
-    expected = record.log_prior + record.log_likelihood
-    z = record.z if len(record.z) > 1 else record.z["z"]
-    assert torch.allclose(log_joint(model, X, z=z), expected, rtol=1e-12)
-    first = {name: value[0] for name, value in record.z.items()}
-    assert torch.allclose(log_joint(model, X, z=first), expected[0], rtol=1e-12)
 
 
 @pytest.mark.parametrize("form", ["plate(len(x))", "pixels in a plate", "latent in a plate", "view"])

@@ -481,21 +481,6 @@ def test_a_gradient_that_is_cut_is_told(cut: bool, method: str, caplog: pytest.L
     assert sum("passes no gradient to z" in record.message for record in caplog.records) == cut
 
 
-def test_draws_in_unconstrained_coordinates_have_their_own_density() -> None:
-    """The unconstrained coordinate of a log-normal z is u = log z, which is normal."""
-    x = torch.linspace(-1, 1, 4).unsqueeze(-1)
-    model, guide = pair_from(
-        dist.LogNormal(torch.zeros(1), 1.0).to_event(1),
-        lambda z, x: dist.Normal(z, 1.0).to_event(1),
-        lambda x: dist.LogNormal(x, 0.5).to_event(1),
-    )
-    with scoring_context(model, guide, (x,), modules=()) as programs:
-        space = UnconstrainedLatents(programs, (x,), torch.arange(len(x)))
-        u, log_guide = space.draw(3)
-        torch.testing.assert_close(log_guide, dist.Normal(x, 0.5).log_prob(u).squeeze(-1))
-        torch.testing.assert_close(log_guide, space.log_guide(u))
-
-
 @pytest.mark.parametrize("program", ["model", "guide"])
 def test_a_density_that_differs_from_run_to_run_is_refused(program: str) -> None:
     def dropped(value: Tensor, name: str) -> Tensor:

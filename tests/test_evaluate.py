@@ -158,16 +158,6 @@ def test_cuda_gives_the_numbers_of_the_cpu(digits: Data) -> None:
     assert {value.device.type for value in there.per_datum.values()} == {"cpu"}
 
 
-def test_sizes_of_cuda_give_the_numbers_of_the_cpu(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    vae = make_vae()
-    here = evaluate(vae.model, vae.guide, digits.test.first(40), ks=(1, 5000))
-    monkeypatch.setattr(sizes, "ON_CPU", sizes.ON_CUDA)
-    there = evaluate(vae.model, vae.guide, digits.test.first(40), ks=(1, 5000))
-    assert there.settings["batch_size"] > here.settings["batch_size"]
-    for a, b in zip(here.estimates, there.estimates, strict=True):
-        assert abs(a.value - b.value) < 4 * math.hypot(a.se_monte_carlo or 0.0, b.se_monte_carlo or 0.0) + 1e-9
-
-
 def test_progress_is_told_within_a_batch(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[float] = []
     monkeypatch.setattr(sizes, "ON_CPU", dataclasses.replace(sizes.ON_CPU, drawn_rows=1000))

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
-import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.poutine import mask
-from torch import Tensor, nn
+from torch import Tensor
 
-import pyrovae
 from pyrovae.distributions import BinaryBernoulli, Elements, bernoulli, normal
 from pyrovae.distributions.normal import normal_log_prob_sum
 from pyrovae.networks import MLPDecoder
 from pyrovae.programs.layout import log_prob
-from pyrovae.runtime.serialization import build, describe
 
 
 def exact(logits: Tensor, x: Tensor) -> Tensor:
@@ -150,33 +145,6 @@ def test_sum_of_normal_in_float32() -> None:
     assert torch.allclose(normal_log_prob_sum(*rows, z, 1), expected, rtol=0, atol=1e-6)
 
 
-def test_sums_in_plates_and_under_masks() -> None:
-    x = torch.randn(4, 3, 2)
-    keep = torch.tensor([[True, False, True], [True] * 3, [False] * 3, [True, True, False]])
-    scale = torch.tensor([1.0, 2.0])
-
-    def inside(body: Callable[[Tensor], object]) -> Callable[[Tensor], None]:
-        def program(x: Tensor) -> None:
-            with pyro.plate("data", len(x), dim=-2), pyro.plate("parts", 3, dim=-1), mask(mask=keep[: len(x)]):
-                body(x)
-
-        return program
-
-    def model(x: Tensor) -> None:
-        z = pyro.sample("z", dist.Normal(torch.zeros(2), scale).to_event(1))
-        pyro.sample("x", dist.Normal(z, 0.5).to_event(1), obs=x)
-
-    guide = inside(lambda x: pyro.sample("z", dist.Normal(0.3 * x, 0.7).to_event(1)))
-    found = pyrovae.particles(inside(model), guide, x, num_particles=6)
-    z = found.z["z"]
-    for values, fn, value in (
-        (found.log_prior, dist.Normal(0.0, scale), z),
-        (found.log_guide, dist.Normal(0.3 * x, 0.7), z),
-        (found.log_likelihood, dist.Normal(z, 0.5), x),
-    ):
-        assert torch.allclose(values, (fn.log_prob(value).sum(-1) * keep).sum(-1))
-
-
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-7), (torch.float64, 5e-16)])
 def test_tanh_without_gradients(dtype: torch.dtype, bound: float) -> None:
     layer = MLPDecoder(2, (3, 1)).layers[1]
@@ -192,11 +160,3 @@ def test_tanh_without_gradients(dtype: torch.dtype, bound: float) -> None:
     assert ends[3].isnan()
     assert torch.equal(layer(x), x.tanh()), "with gradients it is torch's"
     assert torch.autograd.gradcheck(layer, torch.randn(5, dtype=torch.float64, requires_grad=True))
-
-
-def test_tanh_is_described_as_it_was_given() -> None:
-    decoder = MLPDecoder(2, (3, 1), activation=nn.Tanh)
-    described = describe(decoder)
-    assert described["arguments"]["activation"] == {"type": "torch.nn.modules.activation.Tanh"}
-    assert describe(build(described)) == described
-    assert [str(layer) for layer in decoder.layers if isinstance(layer, nn.Tanh)] == ["Tanh()"] * 2

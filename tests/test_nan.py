@@ -15,7 +15,6 @@ import pytest
 import torch
 from conftest import (
     ModelGuide,
-    TwoLayers,
     evaluate,
     inspect_programs,
     linear_gaussian,
@@ -265,22 +264,6 @@ def test_a_step_of_ones_own_names_the_nan_too() -> None:
     x[7] = 1e6
     with pytest.raises(ValueError, match="^loc of Normal at the site 'x': 5 of 200 are NaN$"):
         step(x)
-
-
-@pytest.mark.parametrize("layers", [{"bottom_up": False}, {"bottom_up": True}])
-def test_a_later_layer_that_is_nan_for_some_data(layers: dict[str, bool]) -> None:
-    torch.manual_seed(0)
-    pair = TwoLayers(**layers)
-    x = (torch.arange(6) % 2).unsqueeze(-1).expand(6, 4).double()
-
-    def guide(x: Tensor) -> None:
-        pair.guide(torch.where((x[..., :1] > 0), math.nan, x))
-
-    whole = evaluate(pair.model, pair.guide, x, ks=(1, 30))
-    found = evaluate(pair.model, guide, x, ks=(1, 30))
-    assert found.per_datum["L_30"][1::2].isnan().all()
-    for name in ("ELBO", "L_30"):
-        torch.testing.assert_close(found.per_datum[name][::2], whole.per_datum[name][::2])
 
 
 # the run under checks

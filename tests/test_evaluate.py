@@ -107,13 +107,8 @@ def test_options_come_in_a_record_or_as_keywords() -> None:
     assert record.settings == keywords.settings
     assert record.estimates == keywords.estimates
     assert both.settings["batch_size"] == 5
-    for wrong, error, words in (
-        ({"workers": 2}, TypeError, "evaluate has the options num_data, batch_size, .*, but received 'workers'"),
-        ({"options": 3}, TypeError, "`options` of evaluate must be an EvaluationOptions or None, got 3"),
-        ({"checks": 3}, TypeError, "`checks` of evaluate must be a Checks or None, got 3"),
-    ):
-        with pytest.raises(error, match=words):
-            evaluate(*pair, x, **wrong)
+    with pytest.raises(TypeError, match="evaluate has the options num_data, batch_size, .*, but received 'workers'"):
+        evaluate(*pair, x, workers=2)
 
 
 def test_what_cannot_fit_is_refused_before_it_is_taken() -> None:

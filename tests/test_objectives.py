@@ -330,20 +330,6 @@ def test_a_bound_of_a_users_own_equals_pyros() -> None:
     assert loss_and_gradients(Renyi(), pair, X, checked=True)[0] == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("args", "named", "text"),
-    [
-        ((), {"x": X}, "takes data by position, but received x by name"),
-        ((), {}, "first argument.*must be the data, a tensor .N, ....*but received no argument"),
-        (([1.0],), {}, "first argument.*but received list"),
-    ],
-)
-def test_a_weighted_objective_takes_data_by_position(args: Any, named: dict[str, Tensor], text: str) -> None:
-    pair = Both()
-    with pytest.raises(TypeError, match=text):
-        IWAE().loss(pair.model, pair.guide, *args, **named)
-
-
 @pytest.mark.parametrize(("a", "b"), [(1.0, 0.2), (torch.tensor(0.5), torch.tensor(0.5))])
 def test_scales_inside_the_logarithm_are_refused(a: Any, b: Any) -> None:
     with pytest.raises(ValueError, match=r"one scale for all sites.*pyro.poutine.scale.*or weigh the KL with ELBO"):

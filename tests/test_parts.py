@@ -157,7 +157,6 @@ def test_mixture_of_one_component_is_that_component() -> None:
         ("encoder", lambda: networks.MLPEncoder((1, 8, 8), (7, 2)), "encoder emits .* out_shape=posterior.param_shape"),
         ("prior", lambda: priors.StandardNormal(4), "the prior has 4 dimensions and the posterior 3"),
         ("decoder", lambda: networks.MLPDecoder(4, (1, 8, 8, 1)), "the prior has 3 dimensions and the decoder 4"),
-        ("prior", lambda: posteriors.DiagonalNormal(3), r"`prior` of VAE must be a Prior, got pyrovae\.posteriors"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(name: str, make: Callable[[], nn.Module], message: str) -> None:

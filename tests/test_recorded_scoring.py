@@ -21,7 +21,7 @@ from conftest import (
     posterior_of,
     standard_normal,
 )
-from test_programs import NOT_BROADCASTING, TRUTH, X, masked, pixel_plate, wide_pixel_guide
+from test_programs import NOT_BROADCASTING, TRUTH, X, masked, pixel_plate
 from torch import Tensor
 
 from pyrovae import VAE, likelihoods, priors
@@ -69,7 +69,7 @@ PAIRS: dict[str, tuple[Callable[[], ModelGuide], Tensor]] = {
     "Bernoulli": (lambda: of_vae(make_vae()), BINARY),
     "Categorical": (lambda: of_vae(make_vae(likelihood=likelihoods.Categorical((1, 8, 8), 4))), BINARY.long() + 2),
     "Flow": (lambda: with_prior(priors.Flow(3)), BINARY),
-    "pixels in a plate": (lambda: (pixel_plate()[0], wide_pixel_guide), X),
+    "pixels in a plate": (lambda: pixel_plate(offset=0.1, widen=1.3), X),
     "masked": (lambda: masked(lambda x: x > 0), X),
     "pyro.param": (with_params, X),
     "top-down": (lambda: of_vae(TwoLayers(bottom_up=False)), BINARY[:, 0, 0, :4]),

@@ -150,7 +150,6 @@ X, Z = torch.zeros(4, 1, 7, 5).double(), torch.zeros(4, 3).double()
         (lambda: encoder_of("MLP", covariate_dim=-1), "`covariate_dim` of MLPEncoder must be an integer >= 0"),
         (called(ENCODER, X.mT), r"data of shape \(\*batch, 1, 7, 5\), but received \(4, 1, 5, 7\)"),
         (called(ENCODER, X.byte()), "floating-point data, but received torch.uint8; pyrovae.data.load"),
-        (called(DECODER, Z[:, :2]), r"latent variables of shape \(\*batch, 3\), but received \(4, 2\)"),
         (lambda: networks.GatedMLPDecoder(2, (4, 1), hidden=(5, 0)), "`hidden` of .* must be integers >= 1, got .5,"),
         (lambda: networks.MLPDecoder(0, (4, 1), features=0), "`latent_dim` of MLPDecoder must be an integer >= 1, got"),
         (lambda: networks.ConvEncoder((64,), (3, 2)), r"images of shape \(C, H, W\) or .* received \(64,\); choose"),

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from pyrovae.data.arrays import BYTE_LEVELS, Array, from_arrays, from_splits, store, to_tensor
-from pyrovae.data.files import pixels, read_file, read_folder
+from pyrovae.data.arrays import Array, from_arrays, from_splits, pixels, read_file, read_folder, store, to_tensor
 from pyrovae.data.splits import Data, Split
 from pyrovae.data.transforms import Form
 from pyrovae.runtime.annotations import PositiveInt, checked
@@ -146,7 +145,7 @@ def load(
     if plain in named:
         return named[plain](root=root, download=download, seed=seed)
     if path.is_dir():
-        levels = BYTE_LEVELS if levels is None else levels
+        levels = 256 if levels is None else levels
         return from_arrays(*read_folder(path), name=path.resolve().name, levels=levels, **shares)
     if path.is_file():
         parts = read_file(path)

@@ -26,20 +26,12 @@ RUNS = 16  # draws of the latent variables, if the KL has no closed form or diff
 
 @dataclass(frozen=True)
 class Information:
-    """Codes of T data against the posteriors of M, nats.
+    """Codes of T data against the posteriors of M, nats."""
 
-    Attributes:
-        rows: the T data whose codes are taken, ``(T,)``.
-        below: ``log q(z | x_n) - log mean_m q(z | x_m)``, ``(R, T)`` for R codes of each datum; at most log M.
-        above: the same with n left out of the mean, ``(R, T)``.
-        num_aggregate: M.
-
-    """
-
-    rows: Tensor
-    below: Tensor
-    above: Tensor
-    num_aggregate: int
+    rows: Tensor  # (T,), the data whose codes are taken
+    below: Tensor  # (R, T), log q(z | x_n) - log mean_m q(z | x_m) for R codes of each datum; at most log M
+    above: Tensor  # (R, T), the same with n left out of the mean
+    num_aggregate: int  # M
 
 
 def information(programs: ModelGuide, args: tuple[Any, ...], advance: Callable[[int], object]) -> Information:

@@ -38,16 +38,10 @@ REFIT_BATCH = 64  # data in a step of the refit
 
 @dataclass(frozen=True)
 class DiagonalGaussian:
-    """A Gaussian with independent dimensions over the unconstrained latent vector u of each datum.
+    """A Gaussian with independent dimensions over the unconstrained latent vector u of each datum."""
 
-    Attributes:
-        mean: ``(B, D)``, or ``(S, B, D)`` of S Gaussians for each datum.
-        scale: standard deviations, of the same shape as the mean.
-
-    """
-
-    mean: Tensor
-    scale: Tensor
+    mean: Tensor  # (B, D), or (S, B, D) of S Gaussians for each datum
+    scale: Tensor  # standard deviations, of the same shape
 
     def draw(self, num_particles: int, dtype: torch.dtype) -> Tensor:
         """Draw u ``(K, B, D)``."""
@@ -175,20 +169,12 @@ def _gradient(space: UnconstrainedLatents, q: DiagonalGaussian, dtype: torch.dty
 
 @dataclass(frozen=True)
 class Refit:
-    """New values of a guide's own parameters, in effect only inside `in_place`.
+    """New values of a guide's own parameters, in effect only inside `in_place`."""
 
-    Attributes:
-        parameters: the guide's own parameters; log p(x, z) of a given z does not depend on them.
-        values: the new value of each; empty if there was no refit.
-        num_shared: number of parameters that guide and model share, which were held fixed.
-        why: the reason if there was no refit.
-
-    """
-
-    parameters: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-    num_shared: int = 0
-    why: str | None = None
+    parameters: tuple[Tensor, ...]  # the guide's own; log p(x, z) of a given z does not depend on them
+    values: tuple[Tensor, ...]  # the new value of each; empty if there was no refit
+    num_shared: int = 0  # parameters that guide and model share, which were held fixed
+    why: str | None = None  # the reason if there was no refit
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:

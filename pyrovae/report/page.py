@@ -121,36 +121,38 @@ def pictures(context: ReportContext) -> dict[str, Figure | str]:
     evaluation, vae, x, given = context.evaluation, context.vae, context.x, context.covariates
     weights, checked, per_datum = evaluation.weights, evaluation.checked, evaluation.per_datum
     last = evaluation.iwae[-1].label
-    draw: dict[str, Callable[[], Figure | None]] = {}
+    drawn: dict[str, Figure | str] = {}
+
+    def add(name: str, draw: Callable[..., Figure | None], *args: Any, **options: Any) -> None:
+        try:
+            figure = draw(*args, **options)
+        except ValueError as error:
+            drawn[name] = next(iter(str(error).splitlines()), type(error).__name__).removesuffix(":")
+            return
+        if figure is not None:
+            drawn[name] = figure
+
     if any(estimate.value is not None for estimate in (evaluation.elbo, *evaluation.iwae)):
-        draw["ladder"] = lambda: ladder(evaluation)
-    draw["sites"] = lambda: kl_by_site(evaluation)
-    if checked and (gaps := checked.gaps):
-        draw["waterfall"] = lambda: waterfall(gaps)
+        add("ladder", ladder, evaluation)
+    add("sites", kl_by_site, evaluation)
+    if checked and checked.gaps:
+        add("waterfall", waterfall, checked.gaps)
     if weights:
         threshold, k = weights.threshold, weights.num_particles
-        draw["weights"] = lambda: weight_histograms(per_datum, threshold=threshold, num_particles=k)
-    if checked and (latents := checked.latents):
-        draw["units"] = lambda: kl_per_unit(latents)
+        add("weights", weight_histograms, per_datum, threshold=threshold, num_particles=k)
+    if checked and checked.latents:
+        add("units", kl_per_unit, checked.latents)
     if vae is not None:
         gap = per_datum[last] - per_datum["ELBO"] if last in per_datum else None
         name = f"{last} \N{MINUS SIGN} ELBO (nats)"
-        draw["space"] = lambda: latent_space(vae, x, context.labels, covariates=given)
-        draw["reconstructions"] = lambda: reconstructions(vae, x, covariates=given, order=gap, what=name)
-        draw["samples"] = lambda: samples(vae, covariates=given)
-        draw["traversals"] = lambda: traversals(vae, x, covariates=given)
-        draw["interpolations"] = lambda: interpolations(vae, x, covariates=given)
-    if (history := context.history) and history.epochs:
-        draw["training"] = lambda: training_curves(history)
-    drawn = {name: _figure_or_reason(function) for name, function in draw.items()}
-    return {name: figure for name, figure in drawn.items() if figure is not None}
-
-
-def _figure_or_reason(draw: Callable[[], Figure | None]) -> Figure | str | None:
-    try:
-        return draw()
-    except ValueError as error:
-        return next(iter(str(error).splitlines()), type(error).__name__).removesuffix(":")
+        add("space", latent_space, vae, x, context.labels, covariates=given)
+        add("reconstructions", reconstructions, vae, x, covariates=given, order=gap, what=name)
+        add("samples", samples, vae, covariates=given)
+        add("traversals", traversals, vae, x, covariates=given)
+        add("interpolations", interpolations, vae, x, covariates=given)
+    if context.history and context.history.epochs:
+        add("training", training_curves, context.history)
+    return drawn
 
 
 def _doubt(evaluation: Evaluation) -> str | None:

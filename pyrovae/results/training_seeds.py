@@ -42,18 +42,11 @@ def mean_over_seeds(estimates: Sequence[Estimate], values: Tensor | None = None)
 
 
 class SeedEffect(NamedTuple):
-    """Variance of the effect of one training seed, in squared nats.
-
-    Attributes:
-        variance: the estimate.
-        gross: the estimate with the interaction of seeds and data, whose relative error is known.
-        freedom: its degrees of freedom.
-
-    """
+    """Variance of the effect of one training seed, in squared nats."""
 
     variance: float
-    gross: float
-    freedom: int
+    gross: float  # the same with the interaction of seeds and data, whose relative error is known
+    freedom: int  # degrees of freedom of gross
 
 
 def pool_seed_effects(models: Iterable[Tensor]) -> SeedEffect | None:

@@ -29,7 +29,7 @@ from test_comparison import annealed, evaluation
 from torch import Tensor, nn
 
 from pyrovae import likelihoods, networks, posteriors, priors, report
-from pyrovae.report import latent_dimensions, panels
+from pyrovae.report import latent_figures, panels
 from pyrovae.report.image_figures import spread
 from pyrovae.report.style import FIRST, SECOND, to_png
 from pyrovae.results import (
@@ -553,7 +553,7 @@ def test_traversals_rank_dimensions_by_their_kl_and_go_through_the_prior(*, shif
     loc, scale = (LOC, SCALE) if shifted else (torch.zeros_like(LOC), torch.ones_like(SCALE))
     q = torch.distributions.Normal(PARAMS[:, 0], (PARAMS[:, 1] / 2).exp())
     kl = torch.distributions.kl_divergence(q, torch.distributions.Normal(loc, scale))
-    importance = latent_dimensions.latent_importance(vae, *latent_dimensions.encode(vae, x))
+    importance = latent_figures.latent_importance(vae, *latent_figures.encode(vae, x))
     assert torch.allclose(importance.values, kl, rtol=0, atol=1e-12)
     assert importance.text(0) == f"{kl[0]:.2f} nats"
     ranked = [2, 0, 1] if shifted else [1, 2, 0]
@@ -574,24 +574,24 @@ def test_traversals_rank_dimensions_by_their_kl_and_go_through_the_prior(*, shif
 def test_importance_and_moments_under_other_priors() -> None:
     vae = mixture_vae()
     mean, stddev = torch.randn(50, 2) * torch.tensor([0.1, 3.0]), torch.rand(50, 2) + 0.1
-    importance = latent_dimensions.latent_importance(vae, mean, stddev)
+    importance = latent_figures.latent_importance(vae, mean, stddev)
     assert torch.allclose(importance.values, mean.var(0, correction=0) / stddev.square().mean(0))
-    loc, scale = latent_dimensions.prior_moments(vae)
+    loc, scale = latent_figures.prior_moments(vae)
     assert torch.allclose(loc, torch.tensor([0.0, 2.0]), atol=0.15)
     assert torch.allclose(scale, torch.tensor([82.0, 5.0]).sqrt(), atol=0.1)
     vae, x, c = conditional_vae(), binary_images(20), torch.arange(40.0).reshape(20, 2)
-    assert [moment.tolist() for moment in latent_dimensions.prior_moments(vae, [c[3:4]])] == [[6.0, 6.0], [0.5, 0.5]]
-    mean, stddev = latent_dimensions.encode(vae, x, [c])
+    assert [moment.tolist() for moment in latent_figures.prior_moments(vae, [c[3:4]])] == [[6.0, 6.0], [0.5, 0.5]]
+    mean, stddev = latent_figures.encode(vae, x, [c])
     q, p = torch.distributions.Normal(mean, stddev), torch.distributions.Normal(c[:, :1], 0.5)
     kl = torch.distributions.kl_divergence(q, p).mean(0)
-    assert torch.allclose(latent_dimensions.latent_importance(vae, mean, stddev, [c]).values, kl)
+    assert torch.allclose(latent_figures.latent_importance(vae, mean, stddev, [c]).values, kl)
 
 
 def test_modules_are_encoded_in_evaluation_mode() -> None:
     vae, x = make_vae(2), binary_images()
     vae.encoder = nn.Sequential(nn.Dropout(0.5), vae.encoder)
-    mean, _ = latent_dimensions.encode(vae, x)
-    assert torch.equal(mean, latent_dimensions.encode(vae, x)[0])
+    mean, _ = latent_figures.encode(vae, x)
+    assert torch.equal(mean, latent_figures.encode(vae, x)[0])
     assert vae.encoder.training
 
 
@@ -618,8 +618,8 @@ def test_latent_space_scatters_the_means_that_carry_most(latent_dim: int, num_la
     vae, x = make_vae(latent_dim), binary_images(63)
     with torch.no_grad():
         vae.encoder.layers[-1].bias[2 * (latent_dim - 1)] = 3.0
-    mean, stddev = latent_dimensions.encode(vae, x)
-    dims = sorted(latent_dimensions.latent_importance(vae, mean, stddev).ranked[:2])
+    mean, stddev = latent_figures.encode(vae, x)
+    dims = sorted(latent_figures.latent_importance(vae, mean, stddev).ranked[:2])
     (axes,) = drawn(report.latent_space(vae, x, torch.arange(63) % num_labels)).axes
     assert latent_dim - 1 in dims
     assert (axes.get_xlabel()[:4], axes.get_ylabel()[:4]) == (f"z[{dims[0]}]", f"z[{dims[1]}]")
@@ -672,9 +672,9 @@ def test_a_manifold_goes_through_quantiles_of_the_prior(*, shifted: bool) -> Non
             assert shown == pytest.approx(z.tolist())
     assert (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) == ("z[2]", "z[1]")
     assert report.manifold(make_vae(1), num_values=4).axes[0].get_ylabel() == ""
-    draws = latent_dimensions.prior_draws(mixture_vae())
+    draws = latent_figures.prior_draws(mixture_vae())
     expected = draws.quantile(torch.tensor([0.25, 0.75]), dim=0)
-    assert torch.equal(latent_dimensions.prior_quantiles(mixture_vae(), torch.tensor([0.25, 0.75])), expected)
+    assert torch.equal(latent_figures.prior_quantiles(mixture_vae(), torch.tensor([0.25, 0.75])), expected)
 
 
 def test_rate_distortion_shows_evaluations_and_pairs_between_lines_of_equal_elbo() -> None:

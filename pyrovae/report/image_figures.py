@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyrovae.report.latent_dimensions import (
+from pyrovae.report.latent_figures import (
     check_dims,
     device_of,
     encode,
@@ -132,7 +132,7 @@ def traversals(
 ) -> Figure | None:
     """Draw E[x | z] with one dimension of z moved at a time; None for data that are not images.
 
-    Rows are the most important latent dimensions, by `pyrovae.report.latent_dimensions.latent_importance`. Each takes
+    Rows are the most important latent dimensions, by `pyrovae.report.latent_figures.latent_importance`. Each takes
     values from 2.5 standard deviations of the prior below its mean to 2.5 above; the others stay at the posterior mean
     of the first datum. A conditional model is given the covariates of that datum throughout.
 

@@ -141,6 +141,7 @@ def test_draws_and_not_the_data_decide_which_bound_of_these_data_is_higher() -> 
     assert hidden.noise == pytest.approx(math.hypot(annealing.bound.se_monte_carlo, 0.02))
     assert hidden.exceeds(1.0)
     assert not hidden.exceeds(1.3)
+    assert hidden.num_higher == int((annealing.per_datum["AIS"] > same).sum())
     assert "within two standard errors" not in str(hidden)
     noisy = annealing.compare_with("L_50", same, se_monte_carlo=1.0)
     assert not noisy.exceeds(0.0)

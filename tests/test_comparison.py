@@ -73,6 +73,10 @@ LEVELS = {"data_hash": "beef", "data_transform": {"class": "Identity"}}
 
 
 def test_differences_are_paired_datum_by_datum() -> None:
+    noisy = replace(SECOND, iwae=(SECOND.iwae[0], replace(SECOND.iwae[1], se_monte_carlo=0.06)))
+    exact = replace(FIRST, iwae=tuple(replace(bound, se_monte_carlo=0.08) for bound in FIRST.iwae))
+    share = compare({"a": exact, "b": noisy}).rows[1].draws_share
+    assert share == pytest.approx((0.06**2 + 0.08**2) * 3 / torch.tensor([1.0, 0.5, -1.0]).var().item())
     comparison = compare({"a": FIRST, "b": SECOND})
     (block,) = comparison.blocks
     assert block.num_particles == 5, "the largest K that both have"
@@ -293,6 +297,7 @@ def test_annealing_is_left_out_where_one_has_none_or_on_other_data() -> None:
     not_asked = replace(SECOND, checked=CheckResults(None, None, None, None, None, None, {}))
     for other in (SECOND, annealed(SECOND, [-4.0] * 3), without_values, not_asked):
         assert "AIS" not in str(compare({"a": first, "b": other}))
+    assert "AIS" not in str(compare({"a": without_values, "b": without_values}))
 
 
 def test_reasons_for_monte_carlo_are_listed_once_each() -> None:
@@ -401,7 +406,8 @@ def test_the_best_is_bold_only_where_the_data_say_so() -> None:
     assert rf"$\mathbf{{{far.rows[1].bound.value:.3f}}}$" in far.to_latex()
     assert f"**{far.rows[1].bound.value:.3f}**" in far.to_markdown()
     assert r"\mathbf" not in near.to_latex()
-    single = compare({"low": ladder_of(-9.0), "high": ladder_of(-5.0)})
+    tight = weights_of(0.0, 5)
+    single = compare({name: replace(ladder_of(v), weights=tight) for name, v in (("low", -9.0), ("high", -5.0))})
     assert single.rows[1].p_value < 0.05
     assert r"\mathbf" not in single.to_latex(), "one training seed each"
     assert "Ranking by L_5: b > a" in str(far)

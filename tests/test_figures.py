@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from pyrovae import likelihoods, networks, posteriors, priors, report
 from pyrovae.report import latent_figures, panels
 from pyrovae.report.image_figures import spread
-from pyrovae.report.style import FIRST, SECOND, to_png
+from pyrovae.report.style import FIRST, PALETTE, SECOND, to_png
 from pyrovae.results import (
     CheckResults,
     ComparisonTable,
@@ -623,9 +623,12 @@ def test_latent_space_scatters_the_means_that_carry_most(latent_dim: int, num_la
     (axes,) = drawn(report.latent_space(vae, x, torch.arange(63) % num_labels)).axes
     assert latent_dim - 1 in dims
     assert (axes.get_xlabel()[:4], axes.get_ylabel()[:4]) == (f"z[{dims[0]}]", f"z[{dims[1]}]")
-    scatters = [c.get_offsets() for c in axes.collections if isinstance(c, PathCollection) and len(c.get_offsets())]
-    points, expected = np.concatenate(scatters), mean[:, dims].numpy()
-    assert np.allclose(points[np.lexsort(points.T)], expected[np.lexsort(expected.T)])
+    (scatter,) = (c for c in axes.collections if isinstance(c, PathCollection) and len(c.get_offsets()))
+    points, expected = scatter.get_offsets(), mean[:, dims].numpy()
+    order, rows = np.lexsort(points.T), np.lexsort(expected.T)
+    assert np.allclose(points[order], expected[rows])
+    shown = [to_hex(color) for color in scatter.get_facecolors()[order]]
+    assert shown == [PALETTE[row % num_labels if num_labels == 10 else 0] for row in rows]
     assert axes.get_aspect() == 1
     legend = axes.get_legend()
     assert (texts(legend.get_texts()) if legend else None) == (

@@ -389,16 +389,6 @@ class Failing(nn.Module):
             pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), torch.ones(2)).to_event(1))
 
 
-class BackwardFails(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *gradient: Tensor) -> Tensor:
-        raise RuntimeError("no gradient")
-
-
 def no_compiler(graph: Any, inputs: Any) -> Any:
     raise OSError("no compiler today")
 
@@ -409,7 +399,6 @@ def interrupted(pair: Any, logits: Tensor) -> Tensor:
 
 
 FAILURES: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
-    "an exception in backward": (lambda pair, logits: BackwardFails.apply(logits), "no gradient"),
     "a branch": (lambda pair, logits: logits if logits.sum() > 0 else -logits, "asks a tensor for its value"),
     "Ctrl-C": (interrupted, ""),
     "the compiler": (lambda pair, logits: logits, "no compiler today"),

@@ -16,12 +16,11 @@ import pytest
 import torch
 from accelerator import DEVICE, There, accelerator, move
 from conftest import make_vae
-from test_capture import PAIRS, batches, distance
+from test_capture import PAIRS, batches, data, distance
 from torch import Tensor
 
 import pyrovae
 from pyrovae import VAE, bounds, diagnostics, networks, posteriors, priors
-from pyrovae.data import Data, Split, transforms
 from pyrovae.importance import chunks as sizes
 from pyrovae.objectives import ELBO, STL, DReG
 from pyrovae.posteriors import Posterior
@@ -120,15 +119,6 @@ def test_everything_there_is_as_here(monkeypatch: pytest.MonkeyPatch, name: str,
         torch.testing.assert_close(found[key], value, rtol=1e-9, atol=1e-9, equal_nan=True, msg=key)
 
 
-def binarized() -> Data:
-    stored = torch.randint(256, (41, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
-    parts = zip(("train", "validation", "test"), stored.split([21, 10, 10]), strict=True)
-    splits = {
-        name: Split(part, transform=transforms.DynamicBinarization(), name=name, levels=256) for name, part in parts
-    }
-    return Data(**splits, name="bytes")
-
-
 def numbers(epoch: Epoch) -> dict[str, float]:
     return {name: value for name, value in asdict(epoch).items() if name not in ("seconds", "validation")}
 
@@ -145,7 +135,7 @@ def test_training_there_is_as_here(monkeypatch: pytest.MonkeyPatch, name: str, o
 
     def train(vae: VAE) -> Any:
         made = OBJECTIVES[objective]()
-        return fit(vae.model, vae.guide, binarized(), objective=made, optimizer=torch.optim.Adam, **options)
+        return fit(vae.model, vae.guide, data(53), objective=made, optimizer=torch.optim.Adam, **options)
 
     torch.manual_seed(1)
     here = VAES[name]().double()
@@ -171,15 +161,21 @@ def test_steps_ask_for_nothing(monkeypatch: pytest.MonkeyPatch, name: str) -> No
         with accelerator(monkeypatch) as device:
             for module in modules if on_device else ():
                 move(module)
-            data = [There(x) if on_device else x for x in batches(4)]
+            minibatches = [There(x) if on_device else x for x in batches(4)]
             step = capture(
-                model, guide, data[0], objective=objective(), engine="eager", clip_norm=1.0, optimizer=torch.optim.SGD
+                model,
+                guide,
+                minibatches[0],
+                objective=objective(),
+                engine="eager",
+                clip_norm=1.0,
+                optimizer=torch.optim.SGD,
             )
             torch.manual_seed(2)
-            show_progress = [torch.stack(step(x)) for x in data[:1]]
+            show_progress = [torch.stack(step(x)) for x in minibatches[:1]]
             device.asked.clear()
             device.met.clear()
-            show_progress += [torch.stack(step(x)) for x in data[1:]]
+            show_progress += [torch.stack(step(x)) for x in minibatches[1:]]
             assert set(device.asked) <= ({"torch.tensor"} if "two layers" in name else set())  # of a pair's own numbers
             assert not device.met
             losses.append(torch.stack(show_progress).cpu())

@@ -162,17 +162,12 @@ def standard_normal(dim: int) -> Any:
     return dist.Normal(torch.zeros(dim), 1.0).to_event(1)
 
 
-def scalar_pair(q_mean: float, q_variance: float, *, pixels: bool = False) -> ModelGuide:
-    """Return the one-dimensional pairs of the reference table: a Gaussian one, and one with three Bernoulli pixels."""
-
-    def p_x(z: Tensor, x: Tensor) -> Any:
-        if not pixels:
-            return dist.Normal(0.5 + 2.0 * z, 1.0)
-        logits = z.unsqueeze(-1) * torch.tensor([2.0, -1.0, 0.5]) + torch.tensor([0.5, 0.0, -1.0])
-        return dist.Bernoulli(logits=logits).to_event(1)
-
+def scalar_pair(q_mean: float, q_variance: float) -> ModelGuide:
+    """Return the one-dimensional pair of the reference table."""
     return pair_from(
-        dist.Normal(torch.tensor(0.0), 1.0), p_x, lambda x: dist.Normal(torch.tensor(q_mean), q_variance**0.5)
+        dist.Normal(torch.tensor(0.0), 1.0),
+        lambda z, _: dist.Normal(0.5 + 2.0 * z, 1.0),
+        lambda _: dist.Normal(torch.tensor(q_mean), q_variance**0.5),
     )
 
 

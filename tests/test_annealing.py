@@ -496,3 +496,14 @@ def test_a_density_that_differs_from_run_to_run_is_refused(program: str) -> None
         bounds.ais(*pair, x)
     evaluation = pyrovae.evaluate(*pair, x, ks=(1, 10), checks=pyrovae.Checks(), show_progress=False)
     assert "AIS" in evaluation.checked.left_out
+
+
+def test_draws_in_unconstrained_coordinates_have_their_own_density() -> None:
+    """The unconstrained coordinate of a log-normal z is u = log z, which is normal."""
+    x = torch.linspace(-1, 1, 4)
+    p_z, q_z = dist.LogNormal(torch.tensor(0.0), 1.0), lambda x: dist.LogNormal(x, 0.5)
+    with scoring_context(*pair_from(p_z, lambda z, _: dist.Normal(z, 1.0), q_z), (x,), modules=()) as programs:
+        space = UnconstrainedLatents(programs, (x,), torch.arange(4))
+        u, log_guide = space.draw(3)
+        torch.testing.assert_close(log_guide, dist.Normal(x, 0.5).log_prob(u.squeeze(-1)))
+        torch.testing.assert_close(log_guide, space.log_guide(u))

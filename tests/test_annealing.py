@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
@@ -38,31 +39,38 @@ from pyrovae.importance import UnconstrainedLatents, scoring_context, simulate
 from pyrovae.results import AnnealingSettings, Sandwich
 from pyrovae.testing import log_evidence, small_vae
 
-Simulations = list[tuple[tuple[Any, ...], dict[str, Tensor]]]
-
 
 def excess(values: Tensor) -> tuple[float, float]:
     """Return the mean and its standard error."""
     return values.mean().item(), values.std().item() / math.sqrt(values.numel())
 
 
-@pytest.fixture
-def simulations(monkeypatch: pytest.MonkeyPatch) -> Simulations:
-    """Return a list that the simulated arguments and z of each batch are added to."""
-    batches: Simulations = []
-    monkeypatch.setattr(bdmc_file, "simulate", lambda *args: batches.append(simulate(*args)) or batches[-1])
-    return batches
+def check_sandwich(
+    pair: ModelGuide, *args: Tensor, exact: Callable[..., Tensor], width: float, **options: Any
+) -> tuple[Sandwich, Tensor]:
+    """Check that the bounds of simulated data lie on their sides of log p, no further apart than the width.
 
+    Returns the bounds and log p of each datum, a function of the simulated arguments.
+    """
+    batches: list[tuple[Tensor, ...]] = []
 
-def check_sandwich(sandwich: Sandwich, exact: Tensor, *, width: float) -> None:
-    """Check that the bounds lie on their sides of the exact values, no further apart than the width."""
-    low, low_error = excess(sandwich.per_datum["AIS"] - exact)
-    high, high_error = excess(sandwich.per_datum["BDMC"] - exact)
+    def recorded(*args: Any) -> Any:
+        simulated, z = simulate(*args)
+        batches.append(simulated)
+        return simulated, z
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bdmc_file, "simulate", recorded)
+        sandwich = bounds.bdmc(*pair, *args, **options)
+    truth = exact(*(torch.cat(parts)[: sandwich.num_data] for parts in zip(*batches, strict=True)))
+    low, low_error = excess(sandwich.per_datum["AIS"] - truth)
+    high, high_error = excess(sandwich.per_datum["BDMC"] - truth)
     assert low < 4 * low_error + 1e-9
     assert high > -4 * high_error - 1e-9
     gap, error = excess(sandwich.per_datum["BDMC"] - sandwich.per_datum["AIS"])
     assert sandwich.gap.value == pytest.approx(gap)
     assert gap < width + 4 * error + 1e-9
+    return sandwich, truth
 
 
 def kernel_of(
@@ -121,12 +129,10 @@ def test_transition_leaves_the_path_invariant() -> None:
 
 
 @pytest.mark.parametrize(("offset", "widen"), [(0.0, 1.0), (0.2, 0.6)])
-def test_linear_gaussian_lies_between(simulations: Simulations, offset: float, widen: float) -> None:
+def test_linear_gaussian_lies_between(offset: float, widen: float) -> None:
     truth = linear_gaussian()
     pair = pair_of(truth, offset=offset, widen=widen)
-    sandwich = bounds.bdmc(*pair, truth.sample(60), num_temperatures=12)
-    exact = truth.log_prob(simulations[-1][0][0])
-    check_sandwich(sandwich, exact, width=0.1)
+    sandwich, exact = check_sandwich(pair, truth.sample(60), exact=truth.log_prob, width=0.1, num_temperatures=12)
     if (offset, widen) == (0.0, 1.0):
         assert sandwich.per_datum["BDMC"].sub(exact).abs().max() < 1e-9
 
@@ -137,21 +143,14 @@ def vamp() -> dict[str, Any]:
     return {"prior": prior, "encoder": plain.encoder, "posterior": plain.posterior}
 
 
-@pytest.mark.parametrize(
-    "parts",
-    [
-        vamp,
-        lambda: {"likelihood": likelihoods.Categorical((2,), 4)},
-    ],
-)
-def test_parts_lie_between(parts: Callable[[], dict[str, Any]], simulations: Simulations) -> None:
+@pytest.mark.parametrize("parts", [vamp, lambda: {"likelihood": likelihoods.Categorical((2,), 4)}])
+def test_parts_lie_between(parts: Callable[[], dict[str, Any]]) -> None:
     vae = small_vae(**parts())
-    x = vae.decode(torch.randn(24, 2)).sample()
-    sandwich = bounds.bdmc(vae.model, vae.guide, x, num_temperatures=10)
-    check_sandwich(sandwich, log_evidence(vae, simulations[-1][0][0]), width=0.2)
+    x, exact = vae.decode(torch.randn(24, 2)).sample(), functools.partial(log_evidence, vae)
+    check_sandwich((vae.model, vae.guide), x, exact=exact, width=0.2, num_temperatures=10)
 
 
-def test_two_layers_lie_between(simulations: Simulations) -> None:
+def test_two_layers_lie_between() -> None:
     """B ~ N(0, I), a ~ N(b, I), x ~ N(a, I), and a guide that draws a first."""
 
     def model(x: Tensor) -> None:
@@ -163,40 +162,36 @@ def test_two_layers_lie_between(simulations: Simulations) -> None:
         a = pyro.sample("a", dist.Normal(0.5 * x, 0.9).to_event(1))
         pyro.sample("b", dist.Normal(0.4 * a, 0.8).to_event(1))
 
-    sandwich = bounds.bdmc(program(model), program(guide), torch.zeros(40, 3), num_temperatures=12)
-    (((x,), z),) = simulations
-    assert {name: tuple(value.shape) for name, value in z.items()} == {"b": (1, 40, 3), "a": (1, 40, 3)}
-    check_sandwich(sandwich, dist.Normal(0.0, math.sqrt(3)).log_prob(x).sum(-1), width=0.1)
+    exact = lambda x: dist.Normal(0.0, math.sqrt(3)).log_prob(x).sum(-1)  # noqa: E731
+    check_sandwich((program(model), program(guide)), torch.zeros(40, 3), exact=exact, width=0.1, num_temperatures=12)
 
 
-def test_constrained_latents_lie_between(simulations: Simulations) -> None:
+def test_constrained_latents_lie_between() -> None:
     p_z = dist.LogNormal(torch.tensor(0.0), 1.0)
     pair = pair_from(p_z, lambda z, _: dist.Normal(z.log(), 0.5), lambda x: dist.LogNormal(0.7 * x, 0.6))
-    sandwich = bounds.bdmc(*pair, torch.zeros(40), num_temperatures=12)
-    exact = dist.Normal(0.0, math.sqrt(1.25)).log_prob(simulations[-1][0][0])
-    check_sandwich(sandwich, exact, width=0.1)
+    exact = dist.Normal(0.0, math.sqrt(1.25)).log_prob
+    check_sandwich(pair, torch.zeros(40), exact=exact, width=0.1, num_temperatures=12)
 
 
-def test_angles_lie_between(simulations: Simulations) -> None:
+def test_angles_lie_between() -> None:
     """Chains that leave [-pi, pi], where torch's density goes on, would lose a part of p(x)."""
     p_z = dist.VonMises(torch.tensor(0.0), torch.tensor(0.5))
     pair = pair_from(p_z, lambda z, _: dist.Normal(z, 1.5), lambda x: dist.VonMises(0 * x, 0.7))
-    sandwich = bounds.bdmc(*pair, torch.zeros(60), num_temperatures=20, num_chains=4)
-    z = torch.linspace(-math.pi, math.pi, 20_001)
-    joint = p_z.log_prob(z) + dist.Normal(z, 1.5).log_prob(simulations[-1][0][0].unsqueeze(-1))
-    check_sandwich(sandwich, joint.logsumexp(1) + (z[1] - z[0]).log(), width=0.05)
+
+    def exact(x: Tensor) -> Tensor:
+        z = torch.linspace(-math.pi, math.pi, 20_001)
+        joint = p_z.log_prob(z) + dist.Normal(z, 1.5).log_prob(x.unsqueeze(-1))
+        return joint.logsumexp(1) + (z[1] - z[0]).log()
+
+    check_sandwich(pair, torch.zeros(60), exact=exact, width=0.05, num_temperatures=20, num_chains=4)
 
 
-def test_simulated_gap_is_unbiased_over_the_simulation(
-    monkeypatch: pytest.MonkeyPatch, simulations: Simulations
-) -> None:
+def test_simulated_gap_is_unbiased_over_the_simulation(monkeypatch: pytest.MonkeyPatch) -> None:
     """1 / v has mean 1 / p(x) only if z is a draw of the posterior and no transition knows it."""
     truth = linear_gaussian(latent_dim=2, x_dim=3, scale=1.5)
     monkeypatch.setattr(hmc_file, "ACCEPTANCE", 0.5)
-    sandwich = bounds.bdmc(
-        *pair_of(truth, offset=0.2, widen=1.3), truth.sample(4000), num_chains=1, num_temperatures=3, batch_size=4000
-    )
-    exact = truth.log_prob(simulations[-1][0][0])
+    pair, few = pair_of(truth, offset=0.2, widen=1.3), {"num_chains": 1, "num_temperatures": 3, "batch_size": 4000}
+    sandwich, exact = check_sandwich(pair, truth.sample(4000), exact=truth.log_prob, width=1.0, **few)
     assert sandwich.acceptance < 0.7
     for ratio in (sandwich.per_datum["AIS"] - exact, exact - sandwich.per_datum["BDMC"]):
         mean, error = excess(ratio.exp())
@@ -269,7 +264,7 @@ def test_chunks_do_not_change_the_numbers(monkeypatch: pytest.MonkeyPatch) -> No
         assert torch.allclose(value, pieces.per_datum[name], rtol=1e-8)
 
 
-def test_a_pair_that_does_not_broadcast_lies_between(simulations: Simulations) -> None:
+def test_a_pair_that_does_not_broadcast_lies_between() -> None:
     truth = linear_gaussian()
     shift = torch.linspace(-20, 20, 9).unsqueeze(1)
     x, weight = truth.sample(9) + shift, torch.cat([truth.weight.T, torch.ones(1, 5)])
@@ -283,11 +278,12 @@ def test_a_pair_that_does_not_broadcast_lies_between(simulations: Simulations) -
     annealed = bounds.ais(*pair, x, shift, **options)
     assert (annealed.per_datum["AIS"] - truth.log_prob(x - shift)).abs().max() < 0.5
     assert annealed.bound.value - truth.log_prob(x - shift).mean().item() < 4 * annealed.bound.se_monte_carlo
-    sandwich = bounds.bdmc(*pair, x, shift, **options, num_data=20)
-    shifts = shift.repeat(3, 1)[:20]
-    assert torch.equal(torch.cat([args[1] for args, _ in simulations])[:20], shifts)
-    simulated_x = torch.cat([args[0] for args, _ in simulations])[:20]
-    check_sandwich(sandwich, truth.log_prob(simulated_x - shifts), width=0.1)
+
+    def exact(x: Tensor, given: Tensor) -> Tensor:
+        assert torch.equal(given, shift.repeat(3, 1)[:20])
+        return truth.log_prob(x - given)
+
+    check_sandwich(pair, x, shift, exact=exact, width=0.1, num_data=20, **options)
 
 
 # ---- data simulated from the model

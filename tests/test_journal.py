@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,35 +21,6 @@ from pyrovae.results import Estimate, Evaluation
 from pyrovae.results.record import tensors_of
 
 pytestmark = pytest.mark.usefixtures("quick_gaps")
-
-
-def counted(patch: pytest.MonkeyPatch, *, at: str | int | None = None) -> list[str | int]:
-    """Return a list that the number of each batch and the name of each check is added to as it starts.
-
-    The batch or check that is given is interrupted.
-    """
-    started: list[str | int] = []
-
-    def watched(name: str | None, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            started.append(name or len(started) + 1)
-            if started[-1] == at:
-                raise KeyboardInterrupt
-            return function(*args, **kwargs)
-
-        return call
-
-    patch.setattr(evaluation, "iter_particles", watched(None, evaluation.iter_particles))
-    for name in NAMES:
-        patch.setattr(checks, name, watched(name, getattr(checks, name)))
-    return started
-
-
-def interrupt(monkeypatch: pytest.MonkeyPatch, call: Callable[[], Any], *, at: str | int) -> None:
-    with monkeypatch.context() as patch:
-        counted(patch, at=at)
-        with pytest.raises(KeyboardInterrupt):
-            call()
 
 
 Problem = tuple[ModelGuide, torch.Tensor]
@@ -79,27 +51,53 @@ def require_same(one: Evaluation, other: Evaluation) -> None:
         assert torch.equal(value.nan_to_num(-9.0), there[name].nan_to_num(-9.0))
 
 
-def test_an_interrupted_evaluation_goes_on_to_the_same_numbers(
-    problem: Problem, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@contextmanager
+def counted(*, at: str | int | None = None) -> Iterator[list[str | int]]:
+    """Yield a list that the number of each batch and the name of each check is added to as it starts.
+
+    The batch or check that is given is interrupted.
+    """
+    started: list[str | int] = []
+
+    def watched(name: str | None, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            started.append(name or len(started) + 1)
+            if started[-1] == at:
+                raise KeyboardInterrupt
+            return function(*args, **kwargs)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "iter_particles", watched(None, evaluation.iter_particles))
+        for name in NAMES:
+            patch.setattr(checks, name, watched(name, getattr(checks, name)))
+        yield started
+
+
+def interrupted(problem: Problem, journal: Path, *, at: str | int, **options: Any) -> list[str | int]:
+    """Interrupt an evaluation at a batch or check, and return the batches and checks that it started."""
+    with counted(at=at) as started, pytest.raises(KeyboardInterrupt):
+        run(problem, journal, **options)
+    return started
+
+
+def test_an_interrupted_evaluation_goes_on_to_the_same_numbers(problem: Problem, tmp_path: Path) -> None:
     journal = tmp_path / "folder" / "unfinished"
-    whole = run(problem, None)
-    interrupt(monkeypatch, lambda: run(problem, journal), at=4)
-    with monkeypatch.context() as patch:
-        started = counted(patch)
-        require_same(run(problem, journal), whole)
+    interrupted(problem, journal, at=4)
+    with counted() as started:
+        found = run(problem, journal)
     assert len(started) == 3  # of six batches three were finished
+    require_same(found, run(problem, None))
     assert not list(journal.parent.iterdir())
 
 
 @pytest.mark.parametrize("change", ["seed", "data", "program", "weights", "damaged"])
-def test_batches_of_another_evaluation_do_not_count(
-    problem: Problem, change: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_batches_of_another_evaluation_do_not_count(problem: Problem, change: str, tmp_path: Path) -> None:
     journal, vae = tmp_path / "unfinished", make_vae()
     if change == "weights":
         problem = (vae.model, vae.guide), torch.bernoulli(torch.full((22, 1, 8, 8), 0.5))
-    interrupt(monkeypatch, lambda: run(problem, journal), at=4)
+    interrupted(problem, journal, at=4)
     pair, x = problem
     if change == "weights":
         torch.nn.utils.vector_to_parameters(torch.randn(sum(p.numel() for p in vae.parameters())), vae.parameters())
@@ -107,47 +105,36 @@ def test_batches_of_another_evaluation_do_not_count(
         journal.write_bytes(journal.read_bytes()[:-40])
     other = {"data": (pair, x + 1), "program": (pair_of(linear_gaussian(), widen=1.2), x)}.get(change, problem)
     seed = 1 if change == "seed" else 0
-    with monkeypatch.context() as patch:
-        started = counted(patch)
+    with counted() as started:
         found = run(other, journal, seed=seed)
     assert len(started) == 6
     require_same(found, run(other, None, seed=seed))
 
 
-def test_finished_checks_are_not_run_again(problem: Problem, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_finished_checks_are_not_run_again(problem: Problem, tmp_path: Path) -> None:
     """One evaluation is interrupted at the start of each check in turn."""
     journal = tmp_path / "unfinished"
     whole = run(problem, None, checks=FEW)
     assert not whole.checked.left_out
     for number, name in enumerate(NAMES):
-        with monkeypatch.context() as patch:
-            started = counted(patch, at=name)
-            with pytest.raises(KeyboardInterrupt):
-                run(problem, journal, checks=FEW)
+        started = interrupted(problem, journal, at=name, checks=FEW)
         assert started == list(range(1, 7)) * (number == 0) + list(NAMES[max(number - 1, 0) : number + 1])
     require_same(run(problem, journal, checks=FEW), whole)
     assert not list(tmp_path.iterdir())
 
 
-def test_checks_of_other_options_or_a_damaged_file_do_not_count(
-    problem: Problem, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_checks_of_other_options_or_a_damaged_file_do_not_count(problem: Problem, tmp_path: Path) -> None:
     journal = tmp_path / "unfinished"
-    interrupt(monkeypatch, lambda: run(problem, journal, checks=FEW), at="latents")
+    interrupted(problem, journal, at="latents", checks=FEW)
     content = journal.read_bytes()
     more = replace(FEW, num_leapfrog=2)
-    with monkeypatch.context() as patch:
-        started = counted(patch)
+    with counted() as started:
         found = run(problem, journal, checks=more)
     assert started == list(NAMES), "bounds do not depend on the checks"
     require_same(found, run(problem, None, checks=more))
     for position in (-3, content.index(b"acceptance"), 5):  # values, records, the length of the header
         journal.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 or None :])
-        with monkeypatch.context() as patch:
-            started = counted(patch, at="ais")
-            with pytest.raises(KeyboardInterrupt):
-                run(problem, journal, checks=FEW)
-        assert started == [*range(1, 7), "ais"]
+        assert interrupted(problem, journal, at="ais", checks=FEW) == [*range(1, 7), "ais"]
 
 
 def test_what_is_no_json_or_no_such_record_is_not_found(tmp_path: Path) -> None:
@@ -164,9 +151,7 @@ def test_what_is_no_json_or_no_such_record_is_not_found(tmp_path: Path) -> None:
     assert Journal(path, "another key").load_record("good", Estimate, asked={"n": 1}) is None
 
 
-def test_the_journal_of_a_caller_is_removed_by_the_caller(
-    problem: Problem, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_journal_of_a_caller_is_removed_by_the_caller(problem: Problem, tmp_path: Path) -> None:
     path = tmp_path / "unfinished"
 
     def fail() -> None:
@@ -177,8 +162,7 @@ def test_the_journal_of_a_caller_is_removed_by_the_caller(
     with pytest.raises(OSError, match="no space"):
         fail()
     assert path.exists()
-    with monkeypatch.context() as patch, Journal(path) as journal:
-        started = counted(patch)
+    with counted() as started, Journal(path) as journal:
         again = run(problem, journal, checks=FEW)
         assert path.exists(), "until the block ends"
     assert started == []
@@ -186,9 +170,7 @@ def test_the_journal_of_a_caller_is_removed_by_the_caller(
     require_same(again, run(problem, None, checks=FEW))
 
 
-def test_a_journal_that_cannot_be_written_is_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_journal_that_cannot_be_written_is_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "folder" / "unfinished"
     path.parent.write_text("in the way")
     journal = Journal(path, "key")

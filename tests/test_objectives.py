@@ -6,7 +6,7 @@ import contextlib
 import gc
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from operator import attrgetter
 from typing import Any
 
@@ -59,24 +59,22 @@ class Both(nn.Module):
         self.kind, self.mask = kind, X[:, 0] > 0
         self.encoder, self.decoder = nn.Linear(5, 6), nn.Linear(3, 5)
 
-    def plate(self, x: Tensor) -> Any:
-        if self.kind == "subsampled":
-            return pyro.plate("data", 1000, subsample=torch.arange(len(x)))
-        return pyro.plate("data", len(x))
-
-    def around(self, x: Tensor) -> Any:
+    @contextlib.contextmanager
+    def plate(self, x: Tensor) -> Iterator[None]:
+        size, rows = (1000, torch.arange(len(x))) if self.kind == "subsampled" else (len(x), None)
         contexts: dict[str, Any] = {
             "masked": poutine.mask(mask=x[:, 0] > 0),
             "masked by one tensor": poutine.mask(mask=self.mask),
             "scaled": poutine.scale(scale=0.3),
             "scaled by a tensor": poutine.scale(scale=torch.tensor(0.3)),
         }
-        return contexts.get(self.kind, contextlib.nullcontext())
+        with pyro.plate("data", size, subsample=rows), contexts.get(self.kind, contextlib.nullcontext()):
+            yield
 
     def model(self, x: Tensor) -> None:
         pyro.module("both", self)
         prior = STUDENT if self.kind == "student" else standard_normal(3)
-        with self.plate(x), self.around(x):
+        with self.plate(x):
             z = pyro.sample("z", prior)
             pyro.deterministic("mean", self.decoder(z), event_dim=1)
             pyro.sample("x", dist.Normal(self.decoder(z), 0.7).to_event(1), obs=x)
@@ -88,7 +86,7 @@ class Both(nn.Module):
         if self.kind == "joint":
             factor = log_scale.exp().diag_embed() + torch.full((3, 3), 0.1).tril(-1)
             posterior = dist.MultivariateNormal(mean, scale_tril=factor)
-        with self.plate(x), self.around(x):
+        with self.plate(x):
             pyro.sample("z", posterior)
 
 
@@ -100,14 +98,6 @@ def loss_and_gradients(objective: Any, pair: nn.Module, x: Tensor, *, checked: b
         loss = objective.differentiable_loss(pair.model, pair.guide, x)
     loss.backward()
     return loss.item(), [p.grad.clone() for p in pair.parameters() if p.grad is not None]
-
-
-class PyroLoss(TraceMeanField_ELBO):
-    """Pyro's estimator, differentiable."""
-
-    def differentiable_loss(self, model: Any, guide: Any, *args: Any) -> Tensor:
-        pairs = self._get_traces(model, guide, args, {})
-        return sum(self._differentiable_loss_particle(*pair)[1] for pair in pairs) / self.num_particles
 
 
 def latent_weighted(a: Any, b: Any) -> ModelGuide:
@@ -150,7 +140,7 @@ def log_weights_by_hand(pair: nn.Module, x: Tensor, num_particles: int) -> Tenso
 @pytest.mark.parametrize("kind", KINDS)
 def test_loss_and_gradients_equal_pyros(kind: str, options: dict[str, Any]) -> None:
     pair = Both(kind)
-    expected, gradients = loss_and_gradients(PyroLoss(**options, max_plate_nesting=1), pair, X, checked=True)
+    expected, gradients = loss_and_gradients(TraceMeanField_ELBO(**options, max_plate_nesting=1), pair, X, checked=True)
     for checked in (True, False):
         loss, own = loss_and_gradients(ELBO(**options), pair, X, checked=checked)
         assert loss == pytest.approx(expected, rel=1e-12)
@@ -234,7 +224,7 @@ def test_an_auxiliary_draw_of_the_guide_counts() -> None:
         pyro.sample("z", dist.Normal(torch.zeros(3) + u.unsqueeze(-1), 1.0).to_event(1))
 
     losses = []
-    for objective in (PyroLoss(), ELBO()):
+    for objective in (TraceMeanField_ELBO(), ELBO()):
         torch.manual_seed(7)
         losses.append(objective.differentiable_loss(pair_of(TRUTH)[0], program(guide), X).item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-12)

@@ -450,32 +450,19 @@ def test_a_share_of_the_gap_needs_a_gap_above_its_noise() -> None:
 # --- weights and units
 
 
-def test_weight_histograms_count_the_data() -> None:
+def test_a_histogram_of_khat_counts_the_data() -> None:
     khat = torch.tensor([0.1, 0.3, 0.69, 0.71, 0.9, 1.2, -INF, NAN, NAN])
-    values = {"khat": khat, "ESS": torch.tensor([1.0, 3.0, 1000.0]), "largest weight": torch.tensor([0.2, 0.6, NAN])}
-    first, second, third = drawn(report.weight_histograms(values, threshold=0.7, num_particles=1000)).axes
-    assert first.get_title("left") == "k-hat: 43 % above 0.70"  # 3 of the 7 that have one
-    assert first.get_xlabel() == f"not available for 2, {MINUS}\N{INFINITY} for 1 data"
+    (axes,) = drawn(report.khat_histogram(khat, threshold=0.7)).axes
+    assert axes.get_title("left") == "k-hat: 43 % of the data above 0.70"  # 3 of the 7 that have one
+    assert axes.get_xlabel() == f"k-hat (2 not available, 1 of {MINUS}\N{INFINITY})"
     for color, part in ((FIRST, khat[:3]), (SECOND, khat[3:6])):
         for value in part.tolist():
-            assert [height for left, right, height in counts(first, color) if left - 1e-9 < value < right + 1e-9] == [1]
-    assert (second.get_xscale(), second.get_xlabel()) == ("log", "Median 3.0")
-    assert columns_of(second) == ["1", "10", "100", "1,000"]
-    assert sum(height for *_, height in counts(second, FIRST)) == 3
-    assert third.get_xlabel() == "Median 0.4\nnot available for 1 data"
-    assert [height for *_, height in counts(third, FIRST)] == [1, 1]
-
-
-@pytest.mark.parametrize("values", [torch.tensor([0.4]), torch.full((30,), 0.4), torch.full((3,), -INF)])
-@pytest.mark.parametrize("threshold", [None, 0.3])
-def test_weight_histograms_of_one_datum_or_equal_or_no_values(values: Tensor, threshold: float | None) -> None:
-    names = ("khat", "ESS", "largest weight")
-    figure = report.weight_histograms(dict.fromkeys(names, values), threshold=threshold, num_particles=1)
-    for axes in drawn(figure).axes:
-        found = sum(height for color in (FIRST, SECOND) for *_, height in counts(axes, color))
-        assert found == int(values.isfinite().sum())
-        assert texts(axes.texts) == ([] if found else ["no finite value"])
-    assert report.weight_histograms({"ESS": values[:0]}, threshold=threshold, num_particles=1) is None
+            assert [height for a, b, height in counts(axes, color) if a - 1e-9 < value < b + 1e-9] == [1]
+    (axes,) = drawn(report.khat_histogram(torch.full((30,), 4.0), threshold=0.3)).axes
+    assert [height for *_, height in counts(axes, SECOND)] == [30]
+    assert axes.get_xlabel() == "k-hat (30 above 3 in the last bar)"
+    for values, threshold in ((khat, None), (torch.full((3,), NAN), 0.3)):
+        assert report.khat_histogram(values, threshold=threshold) is None
 
 
 def test_bars_of_units_are_sorted() -> None:

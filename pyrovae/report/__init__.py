@@ -6,7 +6,7 @@ A figure displays itself in a notebook. Functions with ``ax`` draw into axes of 
 - `ladder`: the ELBO beside the IWAE bounds and AIS, with both standard errors;
 - `waterfall`: the gap between the ELBO and the tightest bound, step by step;
 - `forest`: paired differences of several models, with their intervals;
-- `weight_histograms`: k-hat, effective sample size and largest weight over the data;
+- `khat_histogram`: k-hat over the data, and the share above its threshold;
 - `reconstructions`, `samples`, `traversals`, `interpolations`: data and E[x | z];
 - `latent_space`: posterior means against the prior;
 - `manifold`: E[x | z] on a grid of two latent dimensions;
@@ -24,7 +24,7 @@ No function uses pyplot or changes matplotlib's settings.
 
 from pyrovae.report.arviz_tree import to_datatree
 from pyrovae.report.bound_figures import forest, kl_by_site, ladder, rate_distortion, waterfall
-from pyrovae.report.diagnostic_figures import kl_per_unit, training_curves, weight_histograms
+from pyrovae.report.diagnostic_figures import khat_histogram, kl_per_unit, training_curves
 from pyrovae.report.image_figures import (
     interpolations,
     manifold,
@@ -41,6 +41,7 @@ __all__ = [
     "compare",
     "forest",
     "interpolations",
+    "khat_histogram",
     "kl_by_site",
     "kl_per_unit",
     "ladder",
@@ -56,6 +57,5 @@ __all__ = [
     "training_curves",
     "traversals",
     "waterfall",
-    "weight_histograms",
     "write_report",
 ]

@@ -1,15 +1,15 @@
-"""Figures of training, of importance weights and of latent units."""
+"""Figures of training, of k-hat and of latent units."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from pyrovae.report.style import (
@@ -93,102 +93,44 @@ def _focus(axes: Axes, curves: Sequence[Sequence[float]]) -> None:
 
 
 @styled
-def weight_histograms(per_datum: Mapping[str, Tensor], *, threshold: float | None, num_particles: int) -> Figure | None:
-    """Draw histograms over the data of k-hat, of the effective sample size and of the largest normalized weight.
+def khat_histogram(khat: Tensor, *, threshold: float | None, ax: Axes | None = None) -> Figure | None:
+    """Draw the histogram of k-hat over the data, in another color above the threshold, which is a dotted line.
 
-    Data with a k-hat above the threshold have another color, and the title gives their share of the data with a k-hat.
-    NaN and infinite values are counted below the panel. Dotted lines are the threshold and medians.
+    The title gives the share above the threshold of the data with a k-hat. Infinite values are counted below the panel,
+    and so are those above 3, which are in the last bar.
 
     Args:
-        per_datum: ``(N,)`` each, any of "khat", "ESS" (1 to K) and "largest weight" (1 / K to 1).
+        khat: ``(N,)``; NaN where k-hat is not available.
         threshold: threshold of k-hat; None where K is too small for one.
-        num_particles: K.
+        ax: axes to draw into, without title; None for a new figure.
 
     Returns:
-        The figure, or None without values.
+        The figure, or None without a threshold or a finite value.
 
     """
-    panels = [name for name in ("khat", "ESS", "largest weight") if name in per_datum and len(per_datum[name])]
-    if not panels:
+    values = khat.detach().cpu().double()
+    finite = values[values.isfinite()].clamp(max=FARTHEST)
+    if threshold is None or not len(finite):
         return None
-    figure = blank(3.3 * len(panels) + 0.6, 3.5)
-    for index, name in enumerate(panels):
-        axes = dress(figure.add_subplot(1, len(panels), index + 1), grid=True)
-        axes.set_ylabel("" if index else "Number of data")
-        axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5, min_n_ticks=1))
-        values = per_datum[name].detach().cpu().double()
-        finite = values[values.isfinite()]
-        if name == "khat":
-            notes = _draw_khat(axes, values, finite, threshold)
-        elif name == "ESS":
-            notes = _draw_ess(axes, finite, num_particles)
-        else:
-            axes.set_title("Largest normalized weight")
-            notes = _draw_bars(axes, finite.clamp(0, 1), torch.linspace(0, 1, BINS + 1, dtype=finite.dtype), ".3g")
-        if not len(finite):
-            axes.set(xticks=[], yticks=[])
-            axes.text(0.5, 0.5, "no finite value", color=FAINT, ha="center", transform=axes.transAxes)
-        axes.set_xlabel("\n".join([*notes, *_count_missing(values)]))
-    return figure
-
-
-def _draw_khat(axes: Axes, values: Tensor, finite: Tensor, threshold: float | None) -> list[str]:
-    available = values[~values.isnan()]
-    title = "k-hat"
-    if threshold is not None and len(available):
-        title += f": {percent((available > threshold).double().mean().item(), 0)} above {threshold:.2f}"
-    axes.set_title(title)
-    if not len(finite):
-        return []
-    num_far = int((finite > FARTHEST).sum())
-    finite = finite.clamp(max=FARTHEST)
-    low, high = finite.min().item(), finite.max().item()
-    if threshold is not None:
-        low, high = min(low, threshold - 0.1), max(high, threshold + 0.1)
-        axes.axvline(threshold, **DOTTED)
-    margin = 0.0 if high > low else max(0.5, 0.05 * abs(low))
-    edges = torch.linspace(low - margin, high + margin, BINS + 1, dtype=finite.dtype)
-    _draw_bars(axes, finite, edges, threshold=threshold or math.inf)
-    return [f"{num_far} above {FARTHEST:g} in the last bar"] if num_far else []
-
-
-def _draw_ess(axes: Axes, finite: Tensor, num_particles: int) -> list[str]:
-    axes.set_title(f"Effective sample size of K = {num_particles:,}")
-    if not len(finite):
-        return []
-    high = max(finite.max().item(), float(num_particles), 2.0)
-    edges = torch.logspace(0, math.log10(high), BINS + 1, dtype=finite.dtype)
-    notes = _draw_bars(axes, finite.clamp(edges[0], edges[-1]), edges, ",.1f")
-    axes.set_xscale("log")
-    ticks = [10.0**power for power in range(math.floor(math.log10(high)) + 1)]
-    axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
-    axes.xaxis.set_minor_locator(NullLocator())
-    return notes
-
-
-def _draw_bars(
-    axes: Axes, finite: Tensor, edges: Tensor, median: str = "", *, threshold: float = math.inf
-) -> list[str]:
-    """Draw the counts of values between edges, in another color above the threshold, and optionally the median."""
+    share = (values[~values.isnan()] > threshold).double().mean().item()
+    figure, axes = panel(ax, 5.0, 3.4, title=f"k-hat: {percent(share, 0)} of the data above {threshold:.2f}", grid=True)
+    low, high = min(finite.min().item(), threshold - 0.1), max(finite.max().item(), threshold + 0.1)
+    edges = torch.linspace(low, high, BINS + 1, dtype=finite.dtype).tolist()
     parts = [finite[finite <= threshold].numpy(), finite[finite > threshold].numpy()]
-    if len(finite):
-        axes.hist(parts, bins=edges.tolist(), color=[FIRST, SECOND], stacked=True)
-    axes.set_xlim(edges[0].item(), edges[-1].item())
-    if not median or not len(finite):
-        return []
-    middle = finite.quantile(0.5).item() if len(finite) < 2**24 else finite.median().item()  # limit of quantile
-    axes.axvline(middle, **DOTTED)
-    return [f"Median {middle:{median}}"]
-
-
-def _count_missing(values: Tensor) -> list[str]:
+    axes.hist(parts, bins=edges, color=[FIRST, SECOND], stacked=True)
+    axes.axvline(threshold, **DOTTED)
+    axes.set_xlim(low, high)
+    axes.set_ylabel("Number of data")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5, min_n_ticks=1))
     counts = {
-        "not available": int(values.isnan().sum()),
-        minus_signs("-inf"): int(values.isneginf().sum()),
-        minus_signs("inf"): int(values.isposinf().sum()),
+        "not available": values.isnan(),
+        minus_signs("of -inf"): values.isneginf(),
+        minus_signs("of inf"): values.isposinf(),
+        f"above {FARTHEST:g} in the last bar": (values > FARTHEST) & values.isfinite(),
     }
-    words = [f"{value} for {count:,}" for value, count in counts.items() if count]
-    return [f"{', '.join(words)} data"] if words else []
+    words = [f"{int(rows.sum()):,} {name}" for name, rows in counts.items() if rows.any()]
+    axes.set_xlabel(f"k-hat ({', '.join(words)})" if words else "k-hat")
+    return figure
 
 
 @styled

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyrovae.report.bound_figures import kl_by_site, ladder, waterfall
-from pyrovae.report.diagnostic_figures import kl_per_unit, training_curves, weight_histograms
+from pyrovae.report.diagnostic_figures import khat_histogram, kl_per_unit, training_curves
 from pyrovae.report.image_figures import interpolations, reconstructions, samples, traversals
 from pyrovae.report.latent_figures import latent_space
 from pyrovae.report.style import size_in_pixels, to_svg
@@ -137,9 +137,8 @@ def pictures(context: ReportContext) -> dict[str, Figure | str]:
     add("sites", kl_by_site, evaluation)
     if checked and checked.gaps:
         add("waterfall", waterfall, checked.gaps)
-    if weights:
-        threshold, k = weights.threshold, weights.num_particles
-        add("weights", weight_histograms, per_datum, threshold=threshold, num_particles=k)
+    if weights and "khat" in per_datum:
+        add("khat", khat_histogram, per_datum["khat"], threshold=weights.threshold)
     if checked and checked.latents:
         add("units", kl_per_unit, checked.latents)
     if vae is not None:

@@ -120,22 +120,13 @@ def init_distributed(device: str = "auto") -> Iterator[Group]:
         device: "auto", "cuda" or "cpu"; each rank has a CUDA device of its own and NCCL as backend if the device is
             CUDA, otherwise the backend is gloo.
 
-    Raises:
-        ValueError: if there are more processes on this machine than CUDA devices.
-
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ or dist.is_initialized():
         yield group()
         return
     on_cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if on_cuda:
-        number = int(os.environ["LOCAL_RANK"])
-        if number >= torch.cuda.device_count():
-            raise ValueError(
-                f"each process needs a CUDA device of its own, but there are {torch.cuda.device_count()} for "
-                f"{os.environ['LOCAL_WORLD_SIZE']} processes; start fewer, or choose the device cpu"
-            )
-        torch.cuda.set_device(number)
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     where = torch.device("cuda", torch.cuda.current_device()) if on_cuda else None
     dist.init_process_group("nccl" if on_cuda else "gloo", timeout=TIMEOUT, device_id=where)
     try:

@@ -173,11 +173,6 @@ def read_files(folder: RunFolder) -> dict[str, bytes]:
         ValueError: if a file is missing or changed.
 
     """
-    manifest = folder.manifest()
-    if manifest and TRAINER not in manifest:
-        raise ValueError(
-            f"the run {folder.path} has no {TRAINER}: it ended before its first checkpoint; train anew, in any folder"
-        )
     return folder.read_files((CONFIG, TRAINER, WEIGHTS, METRICS), optional=(MODEL,))
 
 

@@ -11,7 +11,7 @@ from pyro.infer import ELBO as PyroELBO
 from torch import Tensor, nn
 
 from pyrovae.compile import Engine
-from pyrovae.data import Data, Split
+from pyrovae.data import Split
 from pyrovae.data.loader import Loader
 from pyrovae.objectives import ELBO
 from pyrovae.programs import Program, Unnormalized, inspected_programs, run_validated, warn_of_links
@@ -92,7 +92,7 @@ class CapturedStep(Step):
 def capture(
     model: Program,
     guide: Program,
-    *data: Tensor | Split | Data,
+    *data: Tensor | Split,
     optimizer: MakeOptimizer | None = None,
     objective: PyroELBO | None = None,
     engine: Engine = "captured",
@@ -135,9 +135,6 @@ def capture(
 
     """
     require_form(model, *data)
-    if not data or any(isinstance(source, Data) for source in data):
-        received = "all splits of a data set; give one, such as data.train" if data else "no data; give some"
-        raise TypeError(f"a step is made for a minibatch, or for a split, but received {received}")
     is_split = len(data) == 1 and isinstance(data[0], Split)
     loader = Loader(data[0] if is_split else data)  # type: ignore[arg-type]
     inspected = inspected_programs(

@@ -51,7 +51,7 @@ def vae(**parts: Any) -> pyrovae.VAE:
         (lambda: pyrovae.Training(epochs=10**20), "`epochs` of Training must be at most"),
         (lambda: pyrovae.evaluate(vae(), (X, 3)), "`data` of evaluate .* got .a Tensor of shape .20, 5., 3.; .*load_s"),
         (lambda: pyrovae.evaluate(vae(), X, ks=(10**20,)), "`ks` of evaluate must be at most"),
-        (lambda: pyrovae.fit(vae(), np.ma.masked_array(X.numpy())), "`data` of fit .* fill it, and give its mask"),
+        (lambda: pyrovae.fit(vae(), np.ma.masked_array(X.numpy())), "`data` of fit .* got a MaskedArray of shape"),
         (lambda: pyrovae.fit(vae(), X, training={"epochs": 3}), "`training` of fit must be a Training"),
         (lambda: pyrovae.fit(vae(), X, epoch=3), "fit has the options .*epochs.* but received 'epoch'"),
         (lambda: pyrovae.evaluate(X, vae()), r"missing .*'data'; .*model, guide, data, .*; .* evaluate\(vae, data\)"),

@@ -362,7 +362,7 @@ train --likelihood .Cauchy | --likelihood .Cauchy cannot be imported
 train --prior pyrovae.priors.Prior | abstract class Prior
 train --data minst | mnist
 train --data mnist --data.root empty --data.download false | PYROVAE_DATA
-train --data.transform Binarize | there is no transform 'Binarize'; choose from
+train --data.transform Binarize | invalid choice: 'Binarize'
 train --data.transform Grey | binarize them
 train --likelihood.scale 2 | Bernoulli has no option --likelihood.scale, which is one of Gaussian
 train --latent_dim 1000000000000 | not enough memory
@@ -380,7 +380,7 @@ sweep --latent 2 8 | unknown option --latent; did you mean --latent_dim?
 sweep stray | unknown argument 'stray'
 sweep --folder a b --latent_dim 2 8 | all runs of a sweep have the same --folder, but received 2 values
 sweep --latent_dim 2 8 --ks 2 3 | each K must divide the next
-sweep --latent_dim 2 8 --num_data 0 | first(0)
+sweep --latent_dim 2 8 --num_data 0 | `n` of first must be an integer >= 1
 sweep --objective.beta 1 -1 | `beta` of ELBO must be a finite number >= 0
 sweep --prior StandardNormal Flow --latent_dim 1 2 | `latent_dim` of a Flow must be >= 2
 sweep --batch_size 1 2 3 4 5 6 --epochs 1 2 3 4 5 6 --seed 1 2 3 4 5 6 | at most 200 runs, but these options make 216
@@ -412,7 +412,7 @@ def test_bad_evaluations_and_folders(capsys: pytest.CaptureFixture[str]) -> None
         ("evaluate run --ks 0", "whole numbers of at least 1, but received (0,)"),
         ("evaluate run --ks 1 10 25", "each K must divide the next and be smaller"),
         (f"evaluate run --ks {10**13}", "needs about"),
-        ("evaluate run --num_data 0", "first(0)"),
+        ("evaluate run --num_data 0", "`n` of first must be an integer >= 1"),
         ("evaluate run --engine fast", "'fast'"),
         ("generate run --num 0", "`num` of samples must be an integer >= 1"),
         (f"generate run --num {10**13}", "needs about"),

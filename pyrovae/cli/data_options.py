@@ -25,7 +25,8 @@ def add_data(parser: Parser, default: str | None = "digits") -> None:
     add("data.root", "folder of the named data sets (default: $PYROVAE_DATA, else a cache)", metavar="DIR")
     add("data.download", "download missing files (default: true)", choices=("true", "false"))
     add("data.levels", "number of values that integers can take (default: 2 or 256, if the data fit)", type=int)
-    add("data.transform", f"{', '.join(classes(transforms))} (default: by the likelihood)", metavar="CLASS")
+    menu = tuple(classes(transforms))
+    add("data.transform", f"{', '.join(menu)} (default: by the likelihood)", metavar="CLASS", choices=menu)
     add("data.seed", "seed of splits and of binarized test data (default: 0)", type=int)
     if default:
         parser.set_defaults(**{"data": default, "data.download": "true", "data.seed": 0})
@@ -56,10 +57,7 @@ def load_data(options: dict[str, Any], form: transforms.Form) -> Data:
     )
     if options["data.transform"] is None:
         return data.for_form(form)
-    menu = classes(transforms)
-    if options["data.transform"] not in menu:
-        raise ValueError(f"there is no transform {options['data.transform']!r}; choose from {', '.join(menu)}")
-    transform = menu[options["data.transform"]]
+    transform = classes(transforms)[options["data.transform"]]
     if transform is transforms.Standardization:
         return data.with_transform(transforms.Standardization.fit(data.train.stored))
     return data.with_transform(transform())

@@ -194,10 +194,8 @@ class Split:
         return replace(self._map(lambda x: x[rows.to(x.device)]), name=f"{self.name}[{text}]")
 
     @checked
-    def first(self, n: int) -> Split:
+    def first(self, n: PositiveInt) -> Split:
         """Return the first n data with their noise in the whole split; all data if there are no more than n."""
-        if n < 1:
-            raise ValueError(f"{self.name}: a split holds one datum or more, but received first({n}); give n >= 1")
         if n >= len(self):
             return self
         return replace(self._map(lambda x: x[:n]), name=f"{_without_range(self.name)}[:{n}]")

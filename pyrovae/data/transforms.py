@@ -12,7 +12,7 @@ from typing import ClassVar, Literal, Self, get_args
 import torch
 from torch import Tensor
 
-from pyrovae.runtime.annotations import convert_fields
+from pyrovae.runtime.annotations import PositiveFloat, convert_fields
 
 __all__ = [
     "DynamicBinarization",
@@ -223,11 +223,6 @@ class Dequantization(Transform):
 
     def check(self, stored: Tensor, *, levels: int | None) -> None:
         """Raise a ValueError for floats, and integers outside 0 to levels - 1."""
-        if stored.is_floating_point():
-            raise ValueError(
-                f"Dequantization takes integers, but received {stored.dtype}; "
-                f"floats are continuous already: use Identity() or Standardization.fit(stored)"
-            )
         check_levels(stored, levels=levels)
 
     def apply(self, stored: Tensor, *, levels: int | None, generator: torch.Generator | None = None) -> Tensor:
@@ -255,23 +250,18 @@ class Standardization(Transform):
         scale: one positive float per column.
 
     Raises:
-        ValueError: if the numbers of columns differ, or a value is invalid.
+        ValueError: if a value is invalid.
 
     """
 
     base_measure: ClassVar[BaseMeasure] = "Lebesgue"
     loc: Sequence[float]
-    scale: Sequence[float]
+    scale: Sequence[PositiveFloat]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "loc", tuple(float(value) for value in self.loc))
-        object.__setattr__(self, "scale", tuple(float(value) for value in self.scale))
-        for column, (loc, scale) in enumerate(zip(self.loc, self.scale, strict=True)):
-            if not (math.isfinite(loc) and 0 < scale < math.inf):
-                raise ValueError(
-                    f"loc is finite, scale finite and positive, but column {column} has loc {loc:g}, scale {scale:g}; "
-                    f"Standardization.fit(stored) computes both"
-                )
+        object.__setattr__(self, "loc", tuple(map(float, self.loc)))
+        object.__setattr__(self, "scale", tuple(map(float, self.scale)))
+        convert_fields(self)
 
     @classmethod
     def fit(cls, stored: Tensor) -> Self:

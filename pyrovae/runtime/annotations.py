@@ -351,8 +351,6 @@ def _advice(value: Any, hint: Any) -> str:
     """Return the end of an error: a remedy for the value, or the texts in the annotation's metadata."""
     if isinstance(value, type):
         return f"; give an object, {value.__name__}(...)"
-    if isinstance(value, np.ma.MaskedArray):
-        return "; fill it, and give its mask as a further tensor"
     if _NAMES[Tensor] in _describe(hint) and callable(getattr(value, "with_covariates", None)):  # data or a split
         return "; give one split, data.test" if hasattr(value, "test") else "; give split.fixed() and split.covariates"
     hints, texts = [hint], ""

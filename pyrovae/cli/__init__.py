@@ -47,17 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 130
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:  # the reader of the output has stopped
-        _drop_output()
-    except OSError as error:
-        _drop_output()
-        return _fail(f"the output cannot be written ({error.strerror})")
+    except BrokenPipeError:  # the reader has stopped; the flush at the end of Python must not fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return code
-
-
-def _drop_output() -> None:
-    """Discard the output, so that the flush at the end of Python does not fail again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(words: list[str]) -> int:

@@ -11,23 +11,15 @@ from pyrovae.report import compare as compare_runs
 from pyrovae.report.page import render_comparison
 from pyrovae.results import Comparison
 
-FORMATS: dict[str, Callable[[Comparison], str]] = {
-    "text": lambda comparison: f"{comparison}\n",
-    "markdown": Comparison.to_markdown,
-    "latex": Comparison.to_latex,
-    "csv": Comparison.to_csv,
-    "json": Comparison.to_json,
-    "html": render_comparison,
+FORMATS: dict[str, tuple[str, Callable[[Comparison], str]]] = {  # by name, with the ending of a file
+    "text": (".txt", lambda comparison: f"{comparison}\n"),
+    "markdown": (".md", Comparison.to_markdown),
+    "latex": (".tex", Comparison.to_latex),
+    "csv": (".csv", Comparison.to_csv),
+    "json": (".json", Comparison.to_json),
+    "html": (".html", render_comparison),
 }
-ENDINGS = {
-    "": "text",
-    ".txt": "text",
-    ".md": "markdown",
-    ".tex": "latex",
-    ".csv": "csv",
-    ".json": "json",
-    ".html": "html",
-}
+ENDINGS = {"": "text"} | {ending: name for name, (ending, _) in FORMATS.items()}
 
 
 def compare(argv: Sequence[str]) -> None:
@@ -65,10 +57,9 @@ def compare(argv: Sequence[str]) -> None:
         name=options["report"],
         group_seeds=options["group_seeds"] == "true",
     )
-    if not options["output"]:
-        print_text(
-            f"{comparison.to_text(text_width())}\n" if table_format == "text" else FORMATS[table_format](comparison)
-        )
-        return
-    write_file(output, FORMATS[table_format](comparison).encode(), "--output")
-    print_text(f"comparison: {output}\n")
+    table = FORMATS[table_format][1](comparison)
+    if options["output"]:
+        write_file(output, table.encode(), "--output")
+        print_text(f"comparison: {output}\n")
+    else:
+        print_text(f"{comparison.to_text(text_width())}\n" if table_format == "text" else table)

@@ -147,13 +147,8 @@ def _reason(evaluation: Evaluation, gain: float | None, annealed: str) -> str:
     else:
         text = f"The gap between {rung.label} and log {evaluation.density} is not known."
     if gain is None and higher is not None and higher.value is not None:
-        doubt = f"not clearly above the tolerance of {_tolerance(evaluation):g} nats"
-        if higher.noise is None:
-            doubt = "with no standard error"
-        elif higher.value <= 2 * higher.noise:
-            doubt = "which is within two standard errors"
-        by = f"higher by {higher.value:.3f} nats, {doubt}," if higher.value > 0 else "not higher"
-        text += f" On {annealed} of these data AIS is {by.removesuffix(',')}."
+        by = f"higher by {Number(higher.value, error=higher.noise)} nats" if higher.value > 0 else "not higher"
+        text += f" On {annealed} of these data AIS is {by}."
     gap = checked.sandwich.gap if checked is not None and checked.sandwich is not None else None
     if gap is not None and gap.value is not None:
         text += f" On simulated data BDMC - AIS is {Number(gap.value, error=gap.se_data)} nats."

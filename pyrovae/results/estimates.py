@@ -179,11 +179,6 @@ class Difference:
     why: str | None = None
     p_value: float | None = None
 
-    @property
-    def resolved(self) -> bool | None:
-        """Whether the interval excludes 0; None without an interval."""
-        return None if self.low is None or self.high is None else self.low > 0 or self.high < 0
-
     @classmethod
     def over_data(cls, ours: Tensor, theirs: Tensor) -> Difference:
         """Return the mean of ``ours - theirs``, values of the same data ``(N,)``, nats.

@@ -27,7 +27,7 @@ from pyrovae.importance import (
 from pyrovae.programs import ModelGuide, Program, find_modules
 from pyrovae.results import Annealing, AnnealingSettings, Estimate, Sandwich
 from pyrovae.results.estimates import require_possible
-from pyrovae.runtime.annotations import PositiveInt, checked, convert_fields, merge_options
+from pyrovae.runtime.annotations import CheckedFields, PositiveInt, checked, merge_options
 from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.runtime.progress_bar import progress
 
@@ -35,7 +35,7 @@ LOST = "lost weights"  # name of the number of lost weights of each datum
 
 
 @dataclass(frozen=True)
-class AnnealingOptions:
+class AnnealingOptions(CheckedFields):
     """How chains of annealed importance sampling are run.
 
     Attributes:
@@ -57,10 +57,6 @@ class AnnealingOptions:
     batch_size: PositiveInt | None = None
     modules: Iterable[nn.Module] = ()
     show_progress: bool = False
-
-    def __post_init__(self) -> None:
-        """Convert the options and check their ranges."""
-        convert_fields(self)
 
     def settings(self, seed: int) -> AnnealingSettings:
         """Return the numbers that the results report."""

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrovae.data.transforms import BaseMeasure, Form, Identity, Transform, default_transform
-from pyrovae.runtime.annotations import PositiveInt, checked, convert_fields
+from pyrovae.runtime.annotations import CheckedFields, PositiveInt, checked
 
 BLOCK = 2**20  # elements transformed at once
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Split:
+class Split(CheckedFields):
     """One part of a data set, such as the test set.
 
     Args:
@@ -49,7 +49,7 @@ class Split:
     covariates: Tensor | None = None
 
     def __post_init__(self) -> None:
-        convert_fields(self)
+        super().__post_init__()
         shape = (*self.stored.shape,)
         if self.stored.numel() == 0:
             raise ValueError(f"{self.name}: a data set holds one datum or more, but received shape {shape}; give data")

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal, Self, get_args
 import torch
 from torch import Tensor
 
-from pyrovae.runtime.annotations import PositiveFloat, convert_fields
+from pyrovae.runtime.annotations import CheckedFields, PositiveFloat
 
 __all__ = [
     "DynamicBinarization",
@@ -187,7 +187,7 @@ class StaticBinarization(DynamicBinarization):
 
 
 @dataclass(frozen=True)
-class Threshold(_Probability):
+class Threshold(CheckedFields, _Probability):
     """x = 1 if p > level, else 0.
 
     Args:
@@ -202,7 +202,7 @@ class Threshold(_Probability):
     level: float = 0.5
 
     def __post_init__(self) -> None:
-        convert_fields(self)
+        super().__post_init__()
         if not 0 <= self.level < 1:
             raise ValueError(f"a threshold lies in [0, 1), but level is {self.level}; p > 0.5 is level=0.5")
 
@@ -242,7 +242,7 @@ class Dequantization(Transform):
 
 
 @dataclass(frozen=True)
-class Standardization(Transform):
+class Standardization(CheckedFields, Transform):
     """x = (u - loc) / scale, column by column.
 
     Args:
@@ -261,7 +261,7 @@ class Standardization(Transform):
     def __post_init__(self) -> None:
         object.__setattr__(self, "loc", tuple(map(float, self.loc)))
         object.__setattr__(self, "scale", tuple(map(float, self.scale)))
-        convert_fields(self)
+        super().__post_init__()
 
     @classmethod
     def fit(cls, stored: Tensor) -> Self:

@@ -19,7 +19,7 @@ from pyrovae.programs import ModelGuide, Program
 from pyrovae.programs.layout import to_float64
 from pyrovae.results import Estimate
 from pyrovae.results.tightness import Gaps
-from pyrovae.runtime.annotations import NonNegativeInt, PositiveInt, checked, convert_fields, merge_options
+from pyrovae.runtime.annotations import CheckedFields, NonNegativeInt, PositiveInt, checked, merge_options
 from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.runtime.progress_bar import progress
 
@@ -28,7 +28,7 @@ NUMBERS = ("num_particles", "num_steps", "num_starts", "refit_epochs", "batch_si
 
 
 @dataclass(frozen=True)
-class GapOptions:
+class GapOptions(CheckedFields):
     """How the gaps are estimated.
 
     Attributes:
@@ -57,10 +57,6 @@ class GapOptions:
     batch_size: PositiveInt = 200
     modules: Iterable[nn.Module] = ()
     show_progress: bool = False
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        convert_fields(self)
 
 
 @checked

@@ -23,7 +23,7 @@ from pyrovae.programs import ModelGuide
 from pyrovae.results import ObservedData
 from pyrovae.results.evaluation_record import KL_OF
 from pyrovae.runtime import memory
-from pyrovae.runtime.annotations import PositiveInt, convert_fields
+from pyrovae.runtime.annotations import CheckedFields, PositiveInt
 from pyrovae.runtime.context import forked_random, stream_seed
 from pyrovae.runtime.distributed import group
 from pyrovae.runtime.progress_bar import progress
@@ -33,7 +33,7 @@ OBSERVED, WEIGHTS = "observed", "log-weights"  # names of the observed values an
 
 
 @dataclass(frozen=True)
-class EvaluationOptions:
+class EvaluationOptions(CheckedFields):
     """How an evaluation is computed.
 
     Attributes:
@@ -68,10 +68,6 @@ class EvaluationOptions:
     on_progress: Callable[[float], object] | None = None
     unnormalized: bool = False
     show_progress: bool = True
-
-    def __post_init__(self) -> None:
-        """Check the options."""
-        convert_fields(self)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pyrovae.evaluation.batch_scoring import Inputs
 from pyrovae.evaluation.resume import Journal
 from pyrovae.programs import Program, take_rows
 from pyrovae.results import Annealing, CheckResults, Estimate, Gaps, Latents, Sandwich
-from pyrovae.runtime.annotations import NonNegativeInt, PositiveInt, convert_fields
+from pyrovae.runtime.annotations import CheckedFields, NonNegativeInt, PositiveInt
 from pyrovae.runtime.errors import first_line
 
 R = TypeVar("R")
@@ -28,7 +28,7 @@ CHAINS = ("num_chains", "num_temperatures", "num_leapfrog")
 
 
 @dataclass(frozen=True)
-class Checks:
+class Checks(CheckedFields):
     """Diagnostics that `evaluate` runs beside the bounds, each on the first data of the set; 0 data skip one.
 
     The texts below are also the help of ``pyrovae evaluate``.
@@ -56,10 +56,6 @@ class Checks:
     num_temperatures: PositiveInt = 30
     num_leapfrog: PositiveInt = 5
     refit_epochs: NonNegativeInt = 50
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        convert_fields(self)
 
 
 def run_checks(

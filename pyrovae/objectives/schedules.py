@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from typing import Annotated
 
-from pyrovae.runtime.annotations import PositiveInt, Range, convert_fields
+from pyrovae.runtime.annotations import CheckedFields, PositiveInt, Range
 
 __all__ = ["Constant", "Cyclical", "Linear", "Schedule"]
 
@@ -55,7 +55,7 @@ class Constant(Schedule):
 
 
 @dataclass(frozen=True)
-class Linear(Schedule):
+class Linear(CheckedFields, Schedule):
     """Linear growth from a start to 1, then 1.
 
     *Generating sentences from a continuous space (Bowman et al. 2016)*, https://arxiv.org/abs/1511.06349
@@ -72,16 +72,13 @@ class Linear(Schedule):
     num_steps: PositiveInt = 1000
     start: Annotated[float, Range(0, 1)] = 0.0
 
-    def __post_init__(self) -> None:
-        convert_fields(self)
-
     def __call__(self, step: int) -> float:
         """Return start + (1 - start) step / num_steps, at most 1."""
         return self.start + (1 - self.start) * min(1.0, step / self.num_steps)
 
 
 @dataclass(frozen=True)
-class Cyclical(Schedule):
+class Cyclical(CheckedFields, Schedule):
     """Repeated linear growth: in each cycle from a start to 1, then 1 until the cycle ends.
 
     *Cyclical annealing schedule: A simple approach to mitigating KL vanishing (Fu et al. 2019)*,
@@ -100,9 +97,6 @@ class Cyclical(Schedule):
     num_steps: PositiveInt = 1000
     rise: Annotated[float, Range(0, 1, exclusive=True)] = 0.5
     start: Annotated[float, Range(0, 1)] = 0.0
-
-    def __post_init__(self) -> None:
-        convert_fields(self)
 
     def __call__(self, step: int) -> float:
         """Return the factor of a step by its position in the cycle."""

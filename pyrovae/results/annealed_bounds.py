@@ -18,7 +18,7 @@ from pyrovae.results.estimates import (
     unnormalized_text,
 )
 from pyrovae.results.tables import Number, Table, Tabled
-from pyrovae.runtime.annotations import PositiveInt, convert_fields
+from pyrovae.runtime.annotations import CheckedFields, PositiveInt
 
 SIMULATED = "simulated from the model"
 MANY_ERRORS = 4  # standard errors of a negative gap beyond chance
@@ -29,7 +29,7 @@ CONTRADICTION = (
 
 
 @dataclass(frozen=True)
-class AnnealingSettings:
+class AnnealingSettings(CheckedFields):
     """Settings of annealed chains.
 
     Attributes:
@@ -47,9 +47,6 @@ class AnnealingSettings:
     num_temperatures: PositiveInt = 30
     num_leapfrog: PositiveInt = 5
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        convert_fields(self)
 
     def __str__(self) -> str:
         return (

@@ -129,21 +129,25 @@ def convert_arguments(
     return bound
 
 
-def convert_fields(record: Any) -> None:
-    """Check and convert the fields of a dataclass, frozen or not, by their annotations; tensors of a number to numbers.
+class CheckedFields:
+    """Base class of dataclasses, frozen or not, whose fields are checked and converted by their annotations."""
 
-    Raises:
-        ArgumentError: if a field does not match.
+    def __post_init__(self) -> None:
+        """Convert the fields, and tensors of one number to numbers.
 
-    """
-    record_class: Any = type(record)
-    hints = _annotations(record_class)
-    for name in (field.name for field in dataclasses.fields(record)):
-        hint = hints.get(name, Any)
-        value = convert(getattr(record, name), hint, name=name, owner=record_class.__name__)
-        if isinstance(value, Tensor) and not value.ndim and (number := _convert(value.item(), hint)) is not MISMATCH:
-            value = number  # files hold numbers
-        object.__setattr__(record, name, value)
+        Raises:
+            ArgumentError: if a field does not match.
+
+        """
+        record: Any = type(self)
+        hints = _annotations(record)
+        for name in (field.name for field in dataclasses.fields(record)):
+            hint = hints.get(name, Any)
+            value = convert(getattr(self, name), hint, name=name, owner=record.__name__)
+            if isinstance(value, Tensor) and not value.ndim:
+                number = _convert(value.item(), hint)
+                value = value if number is MISMATCH else number  # files hold numbers
+            object.__setattr__(self, name, value)
 
 
 def convert(value: object, hint: Any, *, name: str, owner: str) -> Any:

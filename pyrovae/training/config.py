@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass
 
 from pyrovae.compile import Engine
-from pyrovae.runtime.annotations import NonNegativeInt, PositiveFloat, PositiveInt, convert_fields
+from pyrovae.runtime.annotations import CheckedFields, NonNegativeInt, PositiveFloat, PositiveInt
 
 
 @dataclass(frozen=True)
-class Training:
+class Training(CheckedFields):
     """Options of training with Adam on the loss per datum.
 
     The texts below are also the help of ``pyrovae train``.
@@ -46,10 +46,6 @@ class Training:
     device: str = "auto"
     engine: Engine = "auto"
     start_at_data: bool = True
-
-    def __post_init__(self) -> None:
-        """Check types and ranges."""
-        convert_fields(self)
 
     def rate(self, epoch: int) -> float:
         """Return the learning rate of an epoch, counted from 1."""

@@ -22,7 +22,7 @@ from pyrovae.programs import ModelGuide, Program, Unnormalized, inspected_progra
 from pyrovae.programs.data_use import find_data_use
 from pyrovae.results import Epoch, History
 from pyrovae.results.observed_data import DISCRETE
-from pyrovae.runtime.annotations import checked, convert_fields, merge_options
+from pyrovae.runtime.annotations import CheckedFields, checked, merge_options
 from pyrovae.runtime.context import forked_random, frozen_unremarked, module_mode, stream_seed
 from pyrovae.runtime.environment import choose_device
 from pyrovae.runtime.errors import first_line
@@ -39,7 +39,7 @@ MAX_ROWS, MAX_ELEMENTS = 10_000, 2**23  # size of the data from which the spread
 
 
 @dataclasses.dataclass(frozen=True)
-class FitOptions:
+class FitOptions(CheckedFields):
     """Further options of `fit`, each of which is also a keyword of it.
 
     Attributes:
@@ -62,10 +62,6 @@ class FitOptions:
     command: Mapping[str, Any] | None = None
     unnormalized: bool = False
     show_progress: bool = True
-
-    def __post_init__(self) -> None:
-        """Check the options."""
-        convert_fields(self)
 
 
 @checked

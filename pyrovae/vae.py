@@ -347,8 +347,9 @@ def require_form(model: object, *sources: object) -> None:
         x = source[0] if isinstance(source, tuple) and source else source
         if isinstance(x, Tensor) and x.ndim and tuple(x.shape[1:]) != owner.likelihood.x_shape:
             shape = ", ".join(("N", *map(str, owner.likelihood.x_shape)))
-            labels = "; these look like labels" if x.ndim == 1 and not (x != x.round()).any() else ""
-            raise ValueError(
-                f"the data of this VAE are ({shape}), but received {tuple(x.shape)}{labels}; "
-                "give the data themselves, in the shape of the likelihood's x_shape"
-            )
+            hint = "give the data themselves, in the shape of the likelihood's x_shape"
+            if tuple(x.shape) == owner.likelihood.x_shape:
+                hint = "a batch axis is missing: give x[None]"
+            elif x.ndim == 1 and not (x != x.round()).any():
+                hint = f"these look like labels: {hint}"
+            raise ValueError(f"the data of this VAE are ({shape}), but received {tuple(x.shape)}; {hint}")

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -31,6 +32,7 @@ from pyrovae.data import Data
 from pyrovae.evaluation import EvaluationOptions
 from pyrovae.evaluation.evaluator import _num_distinct
 from pyrovae.importance import chunks as sizes
+from pyrovae.report import write_report
 from pyrovae.results import Evaluation, compare
 
 
@@ -237,3 +239,22 @@ def test_an_autocast_of_the_callers_does_not_reach_an_evaluation() -> None:
         again = evaluate(vae.model, vae.guide, x, ks=(1, 5))
         assert torch.is_autocast_enabled("cpu")
     assert torch.equal(again.per_datum["L_5"], exact.per_datum["L_5"])
+
+
+def test_values_of_pyro_param_belong_to_the_weights_of_an_evaluation(tmp_path: Path) -> None:
+    def scale() -> Tensor:
+        return pyro.param("scale", torch.tensor(0.5), constraint=dist.constraints.positive)
+
+    model, guide = pair_from(
+        standard_normal(2), lambda z, x: dist.Normal(z, scale()).to_event(1), lambda x: dist.Normal(x, 1.0).to_event(1)
+    )
+    x = torch.randn(5, 2)
+    first = evaluate(model, guide, x, ks=(1,))
+    model(x)
+    pyro.get_param_store()["scale"] = torch.tensor(2.0)
+    second = evaluate(model, guide, x, ks=(1,))
+    assert first.settings["params"] == second.settings["params"] == ["scale"]
+    assert first.settings["weights"] != second.settings["weights"]
+    write_report(tmp_path, second, model=model, guide=guide, data=x)
+    with pytest.raises(ValueError, match="their weights are others"):
+        write_report(tmp_path, first, model=model, guide=guide, data=x, name="first")

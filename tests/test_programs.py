@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -1051,3 +1052,22 @@ def test_programs_that_take_all_tensors_as_one_argument_are_refused_with_the_rem
         fit(model, guide, (X, torch.zeros(len(X))), training=Training(epochs=1))
     with pytest.raises(TypeError, match=r"missing a required argument: 'y'\); give further tensors in a tuple"):
         evaluate(lambda x, y: MODEL(x), GUIDE, X)
+
+
+@pytest.mark.parametrize("sizes", [(60, None), (None, 60), (600, None)])
+def test_the_data_plate_has_one_size_in_model_and_guide(sizes: tuple[int | None, int | None]) -> None:
+    """Replayed against the guide, a model's plate of 60 rows has the guide's rows and a scale of its own."""
+
+    def plate(x: Tensor, size: int | None) -> pyro.plate:
+        return pyro.plate("data", size or len(x), subsample_size=len(x) if size == 600 else None)
+
+    model, _ = in_plate(lambda x: plate(x, sizes[0]))
+    _, guide = in_plate(lambda x: plate(x, sizes[1]))
+    with pytest.raises(ValueError, match=r"the plate 'data' has (3 and \d+ rows in model and guide|60 rows whatever)"):
+        evaluate(model, guide, X)
+
+
+def test_a_program_without_a_plate_is_told_to_have_one() -> None:
+    _, guide = in_plate(lambda x: contextlib.nullcontext())
+    with pytest.raises(ValueError, match=r"'z' has 1 batch axes, but is in no plate.*pyro.plate\('data', len\(x\)\)"):
+        evaluate(MODEL, guide, X)

@@ -80,7 +80,7 @@ def ais(
 
     ``E w = p(x)`` exactly for any transitions, so that the bound is a lower bound in expectation. It is not always
     above L_K: print both. Transitions are Hamiltonian; a pilot run with draws of its own finds their step sizes, which
-    are then frozen. Weights, modes and random streams are restored afterwards. Batch i draws from the stream (seed, i).
+    are then frozen. Weights, modes and random streams are restored afterwards; each batch has its own stream.
 
     *Annealed importance sampling (Neal 2001)*, https://arxiv.org/abs/physics/9803008
 

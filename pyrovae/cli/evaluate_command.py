@@ -18,7 +18,7 @@ from pyrovae.compile import ENGINES
 from pyrovae.data import Data, Split, fingerprint
 from pyrovae.evaluation import Checks
 from pyrovae.evaluation import evaluate as evaluate_programs
-from pyrovae.evaluation.evaluator import weights_hash
+from pyrovae.evaluation.evaluator import weights_of
 from pyrovae.evaluation.resume import Journal
 from pyrovae.report import write_report
 from pyrovae.report.report_files import REPORT, check_report_name, find_report
@@ -158,7 +158,7 @@ def _find_finished(run: Run, split: Split, checks: Checks | None, options: Mappi
     """Return the evaluation of these options from its report; None if there is none."""
     if options["overwrite"]:
         return None
-    weights = weights_hash([run.vae])
+    weights = weights_of([run.vae])["weights"]
     requested = (split.hash(), options["ks"], options["seed"], weights, checks and asdict(checks))
 
     def is_wanted(report: Evaluation) -> bool:

@@ -105,6 +105,7 @@ def evaluate(
         scoring_context(model, guide, inputs.examples(), modules=inputs.modules) as programs,
         torch.no_grad(),
     ):
+        inputs = replace(inputs, settings=inputs.settings | weights_of(inputs.modules, programs.params))
         coarse = find_low_precision(inputs.modules, inputs.examples())
         cautions = _log_cautions(programs, coarse)
         journal.start(_journal_key(programs, inputs, options) if journal.path is not None else "")
@@ -156,7 +157,6 @@ def _prepare(
         "batch_size": batch_size,
         "device": str(device),
         "dtype": str(args[0].dtype).removeprefix("torch."),
-        "weights": weights_hash(modules),
         "checks": None if checks is None else asdict(checks),
     }
     return Inputs(loader, args, modules, device, batch_size, ks, seed, fingerprint(*args), settings)
@@ -172,8 +172,9 @@ def _log_cautions(programs: ModelGuide, coarse: str | None) -> list[str]:
         logger.warning("%s; data whose estimates are not finite are counted, and no mean hides them", programs.nan)
     elif not programs.broadcasts:
         logger.warning(
-            "model and guide do not take an axis of particles to the left of their plate, as z.view(len(x), -1) and "
-            "convolutions do not: they run with their data repeated along the plate, which is slower"
+            "model and guide do not take an axis of particles to the left of their plate, and run with their data "
+            "repeated along the plate, which is slower; the causes are z.view(len(z), ...), convolutions, or torch.cat "
+            "of z with labels that are not expanded to z.shape[:-1]"
         )
     return cautions
 
@@ -253,9 +254,16 @@ def _estimates(programs: ModelGuide, per_datum: dict[str, Tensor], ks: tuple[int
     return estimates
 
 
-def weights_hash(modules: Sequence[nn.Module]) -> str:
-    """Return the fingerprint of all parameters and buffers of modules."""
-    return fingerprint(*snapshot(modules, ()).values())
+def weights_of(modules: Sequence[nn.Module], params: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the settings that say of which weights an evaluation is: their fingerprint, and the names in ``params``.
+
+    Args:
+        modules: whose parameters and buffers are weights.
+        params: names of ``pyro.param`` values, which are weights too.
+
+    """
+    weights = {"weights": fingerprint(*snapshot(modules, params).values())}
+    return weights | {"params": list(params)} if params else weights
 
 
 def _num_distinct(args: tuple[Tensor, ...]) -> int | None:

@@ -179,7 +179,7 @@ def scoring_context(
     *,
     modules: Iterable[nn.Module],
 ) -> Iterator[ModelGuide]:
-    """Inspect model and guide, and keep the process in the state in which they are scored.
+    """Inspect model and guide, and set the process up for scoring them inside the block.
 
     Modules are in evaluation mode, matrix products in full precision, and checks are off.
 
@@ -190,7 +190,7 @@ def scoring_context(
         modules: modules of the programs that cannot be found from them.
 
     Yields:
-        The structure of the programs, which the functions of this room take.
+        The structure of the programs, which the functions of `pyrovae.importance` take.
 
     Raises:
         ValueError: if a parameter is not finite, or the programs break the contract (see `pyrovae.programs`).

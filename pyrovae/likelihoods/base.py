@@ -182,8 +182,8 @@ _SUPPORTS: dict[Form, str] = {
     "counts": "integers >= 0",
 }
 _HINTS: dict[Form, str] = {
-    "binary": "binarize them, for instance with data.transforms.DynamicBinarization(), or choose a likelihood of grey "
-    "values such as ContinuousBernoulli",
+    "binary": "binarize them, for stored bytes by data.for_form('binary'), or choose a likelihood of grey values such "
+    "as ContinuousBernoulli",
     "unit": "rescale them, for stored levels by data.for_form('unit')",
     "continuous": "remove or replace values that are not finite",
     "levels": "give levels as they are stored, data.for_form('levels'); for other data choose "

@@ -240,7 +240,7 @@ def _free_params(modules: tuple[nn.Module, ...], *traces: poutine.Trace) -> tupl
 
 def _check_names(guide_sites: Sites, model_sites: Sites, observed: Sites) -> None:
     if not observed:
-        raise ValueError("the model observes nothing; give one of its sample statements obs=x")
+        raise ValueError("the model, the first of the two programs, observes nothing; give it a sample statement obs=x")
     if not guide_sites:
         raise ValueError("the guide samples nothing; sample the model's latent variables in it, under the same names")
     for name in guide_sites:
@@ -263,11 +263,17 @@ def _data_plate(sites: tuple[Any, ...], plates: set[str]) -> Any:
     stacks = [{frame.name: frame for frame in site["cond_indep_stack"]} for site in sites]
     for name, frame in stacks[0].items():
         if name in plates and all(name in stack for stack in stacks):
-            dims = {stack[name].dim for stack in stacks}
+            dims, sizes = ({getattr(stack[name], part) for stack in stacks} for part in ("dim", "full_size"))
             if len(dims) > 1:
                 raise ValueError(
                     f"the plate {name!r} has dimensions {sorted(dims)} at different sites; write the same dim= in "
                     "model and guide"
+                )
+            if len(sizes) > 1:  # Pyro would scale the log-probabilities of one program alone
+                raise ValueError(
+                    f"the plate {name!r} has {' and '.join(map(str, sorted(sizes)))} rows in model and guide, given "
+                    f"{frame.size} data; write pyro.plate({name!r}, len(x)) in both, or in both the same N with "
+                    "subsample_size=len(x)"
                 )
             return frame
     data_plates = [next((name for name in stack if name in plates), None) for stack in stacks]

@@ -321,6 +321,11 @@ def _explain(error: Exception) -> str | None:
         )
     if shapes := LOG_PROB_SHAPE.search(text):
         num_plates, num_found = (len(shapes[name].split(",")) if shapes[name] else 0 for name in ("plates", "found"))
+        if not num_plates:
+            return (
+                f"the site {shapes['site']!r} has {num_found} batch axes, but is in no plate; put it and all others "
+                "into one plate over the data: with pyro.plate('data', len(x)): ..."
+            )
         if num_found > num_plates:
             return (
                 f"the distribution of {shapes['site']!r} has {num_found} batch axes, but its plates are {num_plates}; "

@@ -17,7 +17,7 @@ from torch import nn
 from pyrovae import results
 from pyrovae.data import fingerprint
 from pyrovae.data.loader import Loader, Source
-from pyrovae.evaluation.evaluator import weights_hash
+from pyrovae.evaluation.evaluator import weights_of
 from pyrovae.importance.sampling import particles
 from pyrovae.programs import Program, Unnormalized, find_modules
 from pyrovae.programs.values import from_bytes
@@ -88,7 +88,8 @@ def write_report(
     check_report_name(name)
     if not overwrite:
         find_report(run, name, lambda found: replace(found, date=evaluation.date) == evaluation)
-    weights = weights_hash(find_modules(model, guide, given=modules))
+    params = evaluation.settings.get("params", ())
+    weights = weights_of(find_modules(model, guide, given=modules), params)["weights"]
     if weights != evaluation.settings.get("weights", weights):
         raise ValueError(
             "the report shows the model and guide that were evaluated, but their weights are others (the SHA-256 "

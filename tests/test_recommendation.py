@@ -1,6 +1,5 @@
 """Tests of the bound that an evaluation recommends."""
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -150,12 +149,3 @@ def test_an_evaluation_without_checks_asks_for_them(evaluation: Evaluation) -> N
     assert any("independent method" in question for question in found.questions)
     assert len(found.questions) <= 3
     assert "not known" in recommend(replace(evaluation, checked=None, weights=None)).reason
-
-
-def test_terminal_and_json_say_the_same(evaluation: Evaluation) -> None:
-    found = recommend(evaluation)
-    text = evaluation.to_json()
-    assert json.loads(text)["recommendation"]["sentence"] == found.sentence
-    assert Evaluation.from_json(text).recommendation == found
-    printed = " ".join(str(evaluation).split())
-    assert f"To report: {found.sentence} {found.reason} a referee would ask {found.questions[0]}" in printed

@@ -60,7 +60,7 @@ def vae(**parts: Any) -> pyrovae.VAE:
         (lambda: posteriors.IAF(2, num_layers=0), "integer >= 1, got 0; for 0 use DiagonalNormal"),
         (lambda: likelihoods.Gaussian(5, scale=math.inf), "`scale` of Gaussian must be a finite number > 0, got inf"),
         (lambda: objectives.ELBO(beta=math.inf), "`beta` of ELBO must be a finite number >= 0, got inf"),
-        (lambda: pyrovae.fit(vae(), X, modules="abc"), "`modules` of FitOptions must be several: a Module, got 'abc'"),
+        (lambda: pyrovae.fit(vae(), X, modules="abc"), "`modules` of fit must be several: a Module, got 'abc'"),
         (lambda: pyrovae.data.load(object()), "`source` must be a name, a path, an array, .* got object"),
         (lambda: likelihoods.StudentT(3, df=1.0), "`df` of StudentT must be a finite number > 1, got 1.0; a mean exis"),
         (lambda: likelihoods.HeteroscedasticGaussian(3, min_scale=0.0), "`min_scale` of .* must be a finite number > "),
@@ -286,3 +286,24 @@ def test_a_loss_of_pyro_with_observed_sites_of_the_guide_is_no_bound(caplog: pyt
 
     pyrovae.fit(v.model, guide, X, objective=Trace_ELBO(), epochs=1, device="cpu", show_progress=False)
     assert "contains the observed sites of the guide (penalty)" in caplog.text
+
+
+def test_an_error_names_the_remedy_of_common_mistakes() -> None:
+    vae, x = make_vae(2), torch.zeros(4, 1, 8, 8)
+    mistakes = [
+        (lambda: pyrovae.fit(vae, x, lr=1e-3), TypeError, "did you mean learning_rate"),
+        (lambda: pyrovae.evaluate(vae, x, num_particles=5), TypeError, "did you mean ks"),
+        (lambda: pyrovae.fit(vae, [x, x]), TypeError, r"got a list of 2 Tensors; give a tuple, \(x, labels\)"),
+        (lambda: pyrovae.evaluate(vae, x[0]), ValueError, r"a batch axis is missing: give x\[None\]"),
+        (lambda: pyrovae.evaluate(vae, (x, x)), ValueError, "leave out labels that are not meant"),
+        (
+            lambda: pyrovae.fit(vae, x, optimizer=torch.optim.Adam(vae.parameters())),
+            TypeError,
+            "`optimizer` of fit must be a function.*lambda parameters",
+        ),
+    ]
+    for mistake, error, text in mistakes:
+        with pytest.raises(error, match=text):
+            mistake()
+    z = torch.zeros(4, 2)
+    assert torch.equal(pyrovae.log_joint(vae, x, z=z), pyrovae.log_joint(vae.model, x, z=z))

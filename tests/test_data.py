@@ -166,7 +166,7 @@ def of_parts(test: Split) -> Data:
             lambda: of_parts(TRAIN.with_covariates(torch.zeros(700, 2))),
             "of covariates, but received .*, 2 covariates; ",
         ),
-        (lambda: data.load(Stream([{"image": BYTES[0]}])), "data are real numbers, but received an array of object"),
+        (lambda: data.load(Stream([{"image": BYTES[0]}])), "a dictionary of image; pick x from it"),
         (lambda: data.load(COLUMNS, validation="0.1"), "received '0.1'; try 0.1"),  # type: ignore[arg-type]
         (lambda: data.load(COLORS), "data are real numbers, but received an array of object; encode or drop"),
         (lambda: data.from_arrays(BYTES, levels=10**20), "more than 16 bits have, 65,536; such integers are counts"),

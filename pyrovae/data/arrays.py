@@ -120,6 +120,10 @@ def to_tensor(x: Array) -> Tensor:
     """Return real numbers of any shape as a tensor without gradient."""
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError("data must not be a masked array; fill it, and give its mask as a further tensor")
+    if isinstance(x, dict):
+        raise TypeError(
+            f"a data set gives x or (x, y), but this one gave a dictionary of {', '.join(x)}; pick x from it"
+        )
     dtype = x.dtype if isinstance(x, Tensor) else np.asarray(x).dtype
     if dtype.is_complex if isinstance(dtype, torch.dtype) else dtype.kind not in "biuf":
         raise ValueError(f"data are real numbers, but received an array of {dtype}; encode or drop other columns first")

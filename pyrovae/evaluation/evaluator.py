@@ -16,7 +16,7 @@ import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +61,7 @@ def evaluate(
     data: Data | Source,
     *,
     ks: Sequence[int] = (1, 5, 50, 500, 5000),
-    checks: Checks | None = None,
+    checks: Annotated[Checks | None, "pyrovae.Checks() runs all"] = None,
     seed: int = 0,
     options: EvaluationOptions | None = None,
     **keywords: Any,

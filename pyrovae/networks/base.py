@@ -64,8 +64,8 @@ class Network(Described, nn.Module, ABC):
         received = ", ".join(f"{tuple(c.shape)} of {c.dtype}" for c in covariates) or "none"
         if not self.covariate_dim:
             raise ValueError(
-                f"the {self._role} takes no covariates, but received {received}; build it with covariate_dim=, the sum "
-                "of their last axes"
+                f"the {self._role} takes no covariates, but received tensors beside the {self._input}; leave "
+                "out labels that are not meant, or build it with covariate_dim=, the sum of the covariates' last axes"
             )
         dtype = next((weight.dtype for weight in self.parameters()), torch.get_default_dtype())
         valid = all(c.ndim and c.dtype == dtype for c in covariates)
@@ -78,8 +78,8 @@ class Network(Described, nn.Module, ABC):
             raise ValueError(
                 f"the {self._role} takes covariates of {dtype} whose last axes sum to {self.covariate_dim} and whose "
                 f"other axes broadcast to {tuple(batch)}, those of the {self._input}, but received {received}; give "
-                "them beside the data, or to a data set by data.with_covariates(...), labels for instance as "
-                f"torch.nn.functional.one_hot(labels, {self.covariate_dim}).to({dtype})"
+                "them beside the data, or to a data set by data.with_covariates(...), and labels as "
+                f"torch.nn.functional.one_hot(labels).to({dtype}), with covariate_dim= the number of classes"
             )
 
 
@@ -115,8 +115,8 @@ class Encoder(Network):
             )
         if not x.is_floating_point():
             raise ValueError(
-                f"the encoder takes floating-point data, but received {x.dtype}; pyrovae.data.load(x) keeps bytes as "
-                "bytes and transforms them batch by batch"
+                f"the encoder takes floating-point data, but received {x.dtype}; give x.float(), or for bytes "
+                "pyrovae.data.load(x), which transforms them batch by batch"
             )
         return self._run_folded(x, len(self.x_shape), covariates)
 

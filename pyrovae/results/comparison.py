@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -79,7 +79,9 @@ class Comparison(Tabled):
 
 @checked
 def compare(
-    evaluations: Mapping[str, Evaluation | Sequence[Evaluation]],
+    evaluations: Annotated[
+        Mapping[str, Evaluation | Sequence[Evaluation]], "give each a name: compare({'first': a, 'second': b})"
+    ],
     *,
     reference: str | None = None,
     blocks: bool = False,

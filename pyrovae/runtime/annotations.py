@@ -28,6 +28,15 @@ LARGEST = 10**15  # largest integer argument; sizes below it are checked against
 LARGEST_SEED = 2**63 - 1  # of torch's generators
 MAX_CHARACTERS = 80  # of a received value in an error
 MISMATCH = object()
+SYNONYMS = {  # of options, in other packages and earlier versions
+    "shown": "show_progress",
+    "lr": "learning_rate",
+    "num_epochs": "epochs",
+    "n_epochs": "epochs",
+    "num_particles": "ks",
+    "k": "ks",
+    "K": "ks",
+}
 
 
 class ArgumentError(TypeError, ValueError):
@@ -71,22 +80,23 @@ def checked(function: F) -> F:
 
     Integers and numbers of NumPy become Python's, arrays and DataFrames become tensors, an integer becomes a shape of
     one axis, and a module becomes a sequence of one module. Arguments with other annotations are passed on unchecked.
-    An object with methods ``model`` and ``guide``, such as a VAE, may stand for these two arguments.
+    An object with methods ``model`` and ``guide``, such as a VAE, may stand for these two arguments, or for the model
+    alone.
 
     Raises:
         ArgumentError: in a call, if an argument does not match; the text names function, argument and received value.
 
     """
     signature = inspect.signature(function)
-    takes_programs = list(signature.parameters)[:2] == ["model", "guide"]
+    roles = [name for name in list(signature.parameters)[:2] if name in ("model", "guide")]
     owner = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if takes_programs and "guide" not in kwargs and not callable(args[1] if len(args) > 1 else None):
+        if roles and "guide" not in kwargs and not (len(roles) > 1 and callable(args[1] if len(args) > 1 else None)):
             first, *others = args or (kwargs.pop("model", None),)
-            programs = getattr(first, "model", None), getattr(first, "guide", None)
-            args = (*(programs if all(map(callable, programs)) else (first,)), *others)
+            has_both = all(callable(getattr(first, name, None)) for name in ("model", "guide"))
+            args = (*([getattr(first, name) for name in roles] if has_both else (first,)), *others)
         of_class = type(args[0]).__name__ if function.__name__ == "__init__" else owner
         bound = convert_arguments(function, signature, args, kwargs, owner=of_class)
         return function(*bound.args, **bound.kwargs)
@@ -117,6 +127,8 @@ def convert_arguments(
         text = f"{owner}: {error}; its arguments are {', '.join(known)}"
         if known[:2] == ["model", "guide"]:
             text += f"; a VAE may stand for the first two: {owner}(vae, {', '.join(known[2:3])})"
+        if "data" in known:
+            text += "; several tensors are one argument, the tuple (x, labels)"
         raise TypeError(text) from None
     hints = _annotations(function) if convert_values else {}
     for name, value in bound.arguments.items():
@@ -183,6 +195,7 @@ def merge_options(
 
     Raises:
         TypeError: if `options` has another type, or a keyword is not a field of the record.
+        ArgumentError: if the value of a keyword does not match its annotation.
 
     Example:
         >>> merge_options(None, Training, {"epochs": 3}, function="fit").epochs
@@ -196,10 +209,14 @@ def merge_options(
     names = [field.name for field in dataclasses.fields(record)]  # type: ignore[arg-type]
     unknown = [name for name in keywords if name not in names]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], [*names, *also], 1)
+        near = [name for name in (SYNONYMS.get(unknown[0]),) if name in (*names, *also)]
+        near = near or difflib.get_close_matches(unknown[0], [*names, *also], 1)
         hint = f"did you mean {near[0]}?" if near else "use one of these"
         raise TypeError(f"{function} has the options {', '.join([*names, *also])}, but received {unknown[0]!r}; {hint}")
-    return dataclasses.replace(options, **keywords)  # type: ignore[type-var]
+    try:
+        return dataclasses.replace(options, **keywords)  # type: ignore[type-var]
+    except ArgumentError as error:
+        raise ArgumentError(str(error).replace(f" of {record.__name__} ", f" of {function} ")) from None
 
 
 @functools.cache
@@ -357,6 +374,10 @@ def _advice(value: Any, hint: Any) -> str:
         return f"; give an object, {value.__name__}(...)"
     if _NAMES[Tensor] in _describe(hint) and callable(getattr(value, "with_covariates", None)):  # data or a split
         return "; give one split, data.test" if hasattr(value, "test") else "; give split.fixed() and split.covariates"
+    if _is_list_of_tensors(value) and "a tuple of tensors" in _describe(hint):
+        return "; give a tuple, (x, labels)"
+    if isinstance(value, tuple) and hint == Tensor:
+        return "; give its tensors one after the other"
     hints, texts = [hint], ""
     while hints:
         hint = hints.pop()
@@ -373,7 +394,13 @@ def _received(value: Any) -> str:
         return f"a {type(value).__name__} of shape {tuple(value.shape)}"
     if isinstance(value, tuple):
         return f"({', '.join(map(_received, value))}{',' if len(value) == 1 else ''})"
+    if _is_list_of_tensors(value):
+        return f"a list of {len(value)} {type(value[0]).__name__}s"
     text = object.__repr__(value)[1:].split(" object")[0]
     if isinstance(value, (bool, int, float, str, list, dict, type(None))):
         text = " ".join(repr(value).split())
     return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}..."
+
+
+def _is_list_of_tensors(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, (Tensor, np.ndarray)) for item in value)

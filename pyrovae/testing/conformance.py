@@ -14,6 +14,7 @@ from pyrovae.networks import Decoder, Encoder
 from pyrovae.objectives import Objective
 from pyrovae.posteriors import Posterior
 from pyrovae.priors import Prior
+from pyrovae.programs.site_checks import support_of
 from pyrovae.runtime.annotations import checked
 from pyrovae.runtime.context import forked_random, validation
 from pyrovae.testing.common_checks import CheckFailed, Stages
@@ -97,7 +98,7 @@ def check(part: Part, *, seed: int = 0, show_progress: bool = True) -> Conforman
 
     Raises:
         TypeError: if the part has none of these base classes.
-        ValueError: if it is too large.
+        ValueError: if it is too large, or a prior of bounded support or with covariates.
 
     Example:
         >>> report = check(likelihoods.Laplace((2,)))
@@ -157,3 +158,7 @@ def _check_size(part: Part) -> None:
         raise ValueError(f"checks integrate over x of one or two elements, got {part.x_shape}; build {name}((2,), ...)")
     if isinstance(part, (Prior, Posterior)) and part.latent_dim != 2:
         raise ValueError(f"checks integrate over z of 2 dimensions, got {part.latent_dim}; build {name} with 2")
+    if isinstance(part, Prior) and part.conditional:
+        raise ValueError(f"checks give a prior no covariates, but {name} takes some; check it with some held fixed")
+    if isinstance(part, Prior) and hasattr(support_of(part()), "lower_bound"):
+        raise ValueError(f"checks score normal draws, but the support of {name} is bounded; give one on all of R^2")

@@ -61,7 +61,7 @@ class RunFolder:
             work: as in "the run is being trained".
 
         Raises:
-            ValueError: if another process does this work; the text names the process and its host.
+            ValueError: if another process does this work.
 
         """
         with locked(self.path / f".{work}.lock", f"the run {self.path} is being {work}"):

@@ -7,7 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pyro.infer import ELBO as PyroELBO
@@ -24,7 +24,10 @@ from pyrovae.training.program_tensors import ProgramTensors
 
 logger = logging.getLogger("pyrovae")
 
-MakeOptimizer = Callable[[list[Tensor]], torch.optim.Optimizer]
+MakeOptimizer = Annotated[
+    Callable[[list[Tensor]], torch.optim.Optimizer],
+    "give a function of the parameters, such as lambda parameters: torch.optim.Adam(parameters, lr=1e-3)",
+]
 
 REPEATS = 200  # eager steps on inputs of another shape than the first before these are traced too
 MOST_SHAPES = 4  # largest number of traced shapes

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import pyro.distributions as dist
 import pytest
 import torch
 from conftest import (
-    ModelGuide,
     evaluate,
     likelihood_of,
     linear_gaussian,
@@ -202,26 +200,18 @@ def test_programs_that_read_the_parameters_of_their_modules_see_them_in_every_ru
     assert evaluate(*pair, x, ks=(1, 20), modules=[decoder]).elbo.value < 0
 
 
-def test_the_measure_is_read_off_the_program_and_covariates_are_said() -> None:
+def test_the_measure_is_read_off_the_program() -> None:
     x = torch.poisson(torch.full((20, 3), 2.0))
-
-    def pair_observing(p_x: Callable[[Tensor], Any]) -> ModelGuide:
-        def observed(z: Tensor, _: Tensor, *given: Tensor) -> Any:
-            return p_x(z + sum(argument.sum(-1, keepdim=True) for argument in given)).to_event(1)
-
-        return pair_from(standard_normal(3), observed, lambda x, *_: standard_normal(3).expand([len(x)]))
-
-    counts = evaluate(*pair_observing(lambda z: dist.Poisson(z.exp())), x, ks=(1, 5))
-    density = evaluate(*pair_observing(lambda z: dist.Normal(z, 1.0)), x, ks=(1, 5))
+    p_z, q_z = standard_normal(3), lambda x: standard_normal(3).expand([len(x)])
+    counts, density = (
+        evaluate(*pair_from(p_z, p_x, q_z), x, ks=(1, 5))
+        for p_x in (lambda z, _: dist.Poisson(z.exp()).to_event(1), lambda z, _: dist.Normal(z, 1.0).to_event(1))
+    )
     assert (counts.base_measure, density.base_measure) == ("counting", "Lebesgue")
     assert counts.bits_per_dimension == pytest.approx(-counts.iwae[-1].value / (3 * math.log(2)))
     assert density.bits_per_dimension is None
     assert len(compare({"Poisson": counts, "normal": density}, blocks=True).blocks) == 2
     assert "Estimates of log p(x), a log-probability" in str(counts)
-    given = evaluate(*pair_observing(lambda z: dist.Poisson(z.exp())), (x, torch.zeros(20, 2)), ks=(1, 5))
-    assert given.num_covariates == 2
-    assert "Estimates of log p(x | c), a log-probability" in str(given)
-    assert "20 data given covariates" in str(compare({"given": given}))
 
 
 def test_a_model_in_half_precision_gives_one_warning(caplog: pytest.LogCaptureFixture) -> None:

@@ -17,7 +17,6 @@ from conftest import (
     evaluate,
     make_vae,
     pair_from,
-    pair_of,
     posterior_of,
     standard_normal,
 )
@@ -152,23 +151,6 @@ def test_what_leaves_torch_is_not_recorded_and_one_line_says_why(
     assert len(lines) == 1
     if through is by_value:
         assert lines[0].endswith("it asks a tensor for its value, as .item() or `if tensor` do")
-
-
-def test_buffers_that_a_model_writes_are_written_by_replays(replays: list[int]) -> None:
-    module = torch.nn.Module()
-    module.register_buffer("count", torch.zeros(1))
-
-    def model(x: Tensor) -> None:
-        module.count[0] += 1
-        pair_of(TRUTH)[0](x)
-
-    counts = []
-    for engine in ("eager", "captured"):
-        module.count.zero_()
-        evaluate(model, pair_of(TRUTH)[1], X, ks=(50,), engine=engine, chunk_size=115)
-        counts.append(module.count.item())
-    assert replays
-    assert counts[0] == counts[1]
 
 
 def test_results_of_chunks_are_joined_and_not_broadcast() -> None:

@@ -162,7 +162,7 @@ def test_two_layers_lie_between() -> None:
         a = pyro.sample("a", dist.Normal(0.5 * x, 0.9).to_event(1))
         pyro.sample("b", dist.Normal(0.4 * a, 0.8).to_event(1))
 
-    exact = lambda x: dist.Normal(0.0, math.sqrt(3)).log_prob(x).sum(-1)  # noqa: E731
+    exact = dist.Normal(torch.zeros(3), math.sqrt(3)).to_event(1).log_prob
     check_sandwich((program(model), program(guide)), torch.zeros(40, 3), exact=exact, width=0.1, num_temperatures=12)
 
 
@@ -239,8 +239,8 @@ def test_pilot_has_draws_of_its_own_and_finds_each_datum_its_steps() -> None:
     truth = linear_gaussian()
     exact = truth.posterior(torch.zeros(5)).variance.sqrt()
     widen = torch.tensor([1.0, 5.0]).repeat(15).unsqueeze(1)
-    q_z = lambda x, widen: dist.Normal(truth.posterior(x).mean, widen * exact).to_event(1)  # noqa: E731
-    pair = pair_from(standard_normal(3), likelihood_of(truth), q_z)
+    model = model_from(standard_normal(3), likelihood_of(truth))
+    pair = model, guide_from(lambda x, widen: dist.Normal(truth.posterior(x).mean, widen * exact).to_event(1))
     args, settings = (truth.sample(30), widen), AnnealingSettings(num_temperatures=20)
     with scoring_context(*pair, args, modules=()) as programs, torch.no_grad():
         kernel, again, other = (

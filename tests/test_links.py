@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import inspect_programs, make_vae, pair_from, standard_normal
+from conftest import guide_from, inspect_programs, make_vae, model_from, standard_normal
 from torch import Tensor, nn
 
 from pyrovae import Checks, Training, likelihoods
@@ -117,7 +117,7 @@ LOGITS_BY_HAND: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
 @pytest.mark.parametrize("name", LOGITS_BY_HAND)
 def test_programs_by_hand_give_warnings_too(name: str, caplog: pytest.LogCaptureFixture) -> None:
     (logits, warns), decoder = LOGITS_BY_HAND[name], nn.Linear(1, 200)
-    p_x = lambda z, _: dist.Bernoulli(logits=logits(decoder(z))).to_event(1)  # noqa: E731
-    pair = pair_from(lambda _: standard_normal(1), p_x, lambda x: dist.Normal(x[:, :1], 1.0).to_event(1))
-    warn_of_links(inspect_programs(*pair, (torch.bernoulli(torch.full((3, 200), 0.5)),)))
+    model = model_from(lambda _: standard_normal(1), lambda z, _: dist.Bernoulli(logits=logits(decoder(z))).to_event(1))
+    guide = guide_from(lambda x: dist.Normal(x[:, :1], 1.0).to_event(1))
+    warn_of_links(inspect_programs(model, guide, (torch.bernoulli(torch.full((3, 200), 0.5)),)))
     assert len(caplog.messages) == warns

@@ -832,7 +832,11 @@ def test_the_largest_output_of_the_models_modules_counts_too() -> None:
     parts, mixture = make_vae().init_arguments, nn.Linear(2, 4000)
     decoder = networks.ConvDecoder(3, (1, 8, 8, 1), channels=(10, 20))
     vae = VAE(**parts | {"decoder": decoder, "encoder": networks.MLPEncoder((1, 8, 8), (3, 2), hidden=(5000,))})
-    model = lambda x: (mixture(torch.ones(30, 2)), vae.model(x))  # noqa: E731
+
+    def model(x: Tensor) -> None:
+        mixture(torch.ones(30, 2))
+        vae.model(x)
+
     found = inspect_programs(model, vae.guide, (torch.ones(5, 1, 8, 8),), modules=(mixture,))
     assert (found.num_elements, found.num_units) == (64, 10 * 64)
     assert not torch.nn.modules.module._global_forward_hooks

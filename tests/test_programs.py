@@ -595,6 +595,7 @@ def refused_programs() -> dict[str, tuple[Program, Program, str]]:
     point_prior = from_prior(dist.Delta(half, event_dim=1))
     fixed = in_plate(lambda x: pyro.plate("data", 23))
     drawn = r"plate 'data' draws rows of the data by itself.*pyro.plate\('data', N, subsample_size=len\(x\)\)"
+    sizes = r"the plate 'data' has (3 and \d+ rows in model and guide|60 rows whatever)"
     sequential = "'pixels' inside.*'data' is subsampled or sequential"
     return {
         "point in the guide": (MODEL, points_of_x, r"'z' is a point \(Del"),
@@ -631,6 +632,15 @@ def refused_programs() -> dict[str, tuple[Program, Program, str]]:
         "draws some of few rows": (*drawing(lambda x: 3, 2), drawn),
         "draws at most 8 rows": (*drawing(len, 8), drawn),
         "fixed plate": (*fixed, r"'data' has 23 rows.*write pyro.plate\('data', l"),
+        # replayed against the guide, a model's plate of 60 rows has the guide's rows and a scale of its own
+        "model of 60 rows": (in_plate(lambda x: pyro.plate("data", 60))[0], GUIDE, sizes),
+        "guide of 60 rows": (MODEL, in_plate(lambda x: pyro.plate("data", 60))[1], sizes),
+        "model of 600": (in_plate(lambda x: pyro.plate("data", 600, subsample_size=len(x)))[0], GUIDE, sizes),
+        "guide without a plate": (
+            MODEL,
+            in_plate(lambda x: contextlib.nullcontext())[1],
+            r"'z' has 1 batch axes, but is in no plate.*pyro.plate\('data', len\(x\)\)",
+        ),
         "empty guide": (MODEL, lambda x: None, "the guide samples nothing"),
         "observed outside": (observed_outside, GUIDE, "'x' lies outside the data plate"),
         "forgotten to_event": (
@@ -1056,22 +1066,3 @@ def test_programs_that_take_all_tensors_as_one_argument_are_refused_with_the_rem
         fit(model, guide, (X, torch.zeros(len(X))), training=Training(epochs=1))
     with pytest.raises(TypeError, match=r"missing a required argument: 'y'\); give further tensors in a tuple"):
         evaluate(lambda x, y: MODEL(x), GUIDE, X)
-
-
-@pytest.mark.parametrize("sizes", [(60, None), (None, 60), (600, None)])
-def test_the_data_plate_has_one_size_in_model_and_guide(sizes: tuple[int | None, int | None]) -> None:
-    """Replayed against the guide, a model's plate of 60 rows has the guide's rows and a scale of its own."""
-
-    def plate(x: Tensor, size: int | None) -> pyro.plate:
-        return pyro.plate("data", size or len(x), subsample_size=len(x) if size == 600 else None)
-
-    model, _ = in_plate(lambda x: plate(x, sizes[0]))
-    _, guide = in_plate(lambda x: plate(x, sizes[1]))
-    with pytest.raises(ValueError, match=r"the plate 'data' has (3 and \d+ rows in model and guide|60 rows whatever)"):
-        evaluate(model, guide, X)
-
-
-def test_a_program_without_a_plate_is_told_to_have_one() -> None:
-    _, guide = in_plate(lambda x: contextlib.nullcontext())
-    with pytest.raises(ValueError, match=r"'z' has 1 batch axes, but is in no plate.*pyro.plate\('data', len\(x\)\)"):
-        evaluate(MODEL, guide, X)

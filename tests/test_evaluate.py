@@ -212,6 +212,11 @@ def test_the_measure_is_read_off_the_program() -> None:
     assert density.bits_per_dimension is None
     assert len(compare({"Poisson": counts, "normal": density}, blocks=True).blocks) == 2
     assert "Estimates of log p(x), a log-probability" in str(counts)
+    checks = pyrovae.Checks(num_annealed=2, num_simulated=2, num_refined=2, num_encoded=0, num_chains=2)
+    poisson = pair_observing(lambda z: dist.Poisson(z.exp()))
+    given = str(evaluate(*poisson, (x, torch.zeros(20, 2)), ks=(1, 5), checks=checks))
+    for words in ("Estimates of", "A lower bound on", "In expectation", "Bounds on"):
+        assert f"{words} log p(x | c)" in given
 
 
 def test_a_model_in_half_precision_gives_one_warning(caplog: pytest.LogCaptureFixture) -> None:

@@ -66,6 +66,7 @@ def run_checks(
     *,
     tightest: Estimate,
     is_certified: bool,
+    density: str,
     per_datum: Mapping[str, Tensor],
     journal: Journal,
     show_progress: bool,
@@ -81,6 +82,7 @@ def run_checks(
         checks: numbers of data and options.
         tightest: the largest rung over all data.
         is_certified: whether bounds hold with 95 % confidence over the draws.
+        density: the estimated density, such as ``p(x | c)``.
         per_datum: values ``(N,)`` by label, nats, and Monte Carlo variances ``(C, N)``.
         journal: progress file.
         show_progress: whether to show progress bars.
@@ -117,7 +119,10 @@ def run_checks(
         num = annealing.num_data
         same_data = Estimate.over_data(tightest.name, tightest.num_particles, rung[:num], variances[:, :num])
         higher = annealing.compare_with(tightest.label, rung[:num], se_monte_carlo=same_data.se_monte_carlo)
-        annealing = replace(annealing, data=first(num), certified=annealing.certified and is_certified)
+        certified = annealing.certified and is_certified
+        annealing = replace(annealing, data=first(num), density=density, certified=certified)
+    if sandwich is not None:
+        sandwich = replace(sandwich, density=density)
 
     def split(model: Program, guide: Program, x: Tensor, *covariates: Any, **options: Any) -> Gaps:
         num = len(x)
@@ -128,7 +133,7 @@ def run_checks(
         elif tightest.num_particles >= MIN_LADDER:
             options |= {"bound": rung[:num], "bound_label": tightest.label, "bound_variances": variances[:, :num]}
         result = gaps(model, guide, x, *covariates, refit_epochs=checks.refit_epochs, **options)
-        return replace(result, data=first(num))
+        return replace(result, data=first(num), density=density)
 
     return CheckResults(
         annealing=annealing,

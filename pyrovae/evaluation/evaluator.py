@@ -124,6 +124,7 @@ def evaluate(
             checks,
             tightest=estimates[f"L_{inputs.ks[-1]}"],
             is_certified=is_certified,
+            density="p(x)" if observed is None else observed.density,
             per_datum=per_datum,
             journal=journal,
             show_progress=options.show_progress,

@@ -68,6 +68,7 @@ class AnnealedBounds(Tabled):
         num_data: number of data.
         data: name of the data.
         unnormalized: reason why the model is not a normalized distribution; None if it is.
+        density: the estimated density, such as ``p(x | c)``.
         certified: whether the tables print bounds that hold with 95 % confidence; not for scoring in fewer bits than
             float32, nor for a model that draws x itself.
         per_datum: values ``(N,)`` by name; not part of the JSON.
@@ -82,6 +83,7 @@ class AnnealedBounds(Tabled):
     num_data: int
     data: str = "the given data"
     unnormalized: str | None = None
+    density: str = "p(x)"
     certified: bool = True
     per_datum: dict[str, Tensor] = field(repr=False, compare=False, default_factory=dict)
 
@@ -96,13 +98,13 @@ class AnnealedBounds(Tabled):
         if self.num_lost:
             notes.append(f"{self.num_lost} weights are not a number and count as zero")
         if self.unnormalized is not None:
-            notes.append(unnormalized_text("p(x)", self.unnormalized))
+            notes.append(unnormalized_text(self.density, self.unnormalized))
         elif gap is not None and gap.is_below(MANY_ERRORS) and (gap.value or 0.0) < -ROUNDING:
             notes.append(CONTRADICTION.format(Number(gap.value, error=gap.se_data)))
         elif self.certified and lower.value is not None and bounds[-1].value is not None:
             margin = certified_margin(self.num_data)
             most = None if upper is None else bounds[-1].value + margin
-            notes.append(certified_text("p(x)", lower.value - margin, most))
+            notes.append(certified_text(self.density, lower.value - margin, most))
         return notes
 
 
@@ -144,11 +146,11 @@ class Annealing(AnnealedBounds):
         acceptance = (Number(self.acceptance, 2), Number(self.lowest_acceptance, 2))
         row = (self.bound.label, *self.bound.cells(), *acceptance, Number(self.ess, 1), Number(self.lowest_ess, 1))
         table = Table(
-            header=("", "nats", "se data", "se MC", "acceptance", "lowest", "ESS", "lowest"),
+            header=("", "nats", "se data", "se MC", "acceptance", "lowest", "ESS", "lowest ESS"),
             rows=(row,),
             title=(
                 f"Annealed importance sampling on {self.data}, {self.num_data} data, {self.settings}.",
-                "A lower bound on log p(x), in expectation; nats per datum, larger is better.",
+                f"A lower bound on log {self.density}, in expectation; nats per datum, larger is better.",
             ),
             notes=tuple(self._notes(self.bound)),
         )
@@ -185,7 +187,7 @@ class Sandwich(AnnealedBounds):
             ),
             title=(
                 f"Bidirectional Monte Carlo on {self.num_data} data SIMULATED from the model, {self.settings}.",
-                "In expectation log p(x) lies between the two; nats per datum.",
+                f"In expectation log {self.density} lies between the two; nats per datum.",
             ),
             notes=(
                 "Both bounds hold for data simulated from the model, not for those it was given: only there is a "

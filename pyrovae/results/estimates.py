@@ -266,7 +266,7 @@ class PairedDifference:
         text = f"{higher} is higher than {lower} by {Number(abs(self.value))} nats"
         text += f", +- {' and '.join(parts)}" * bool(parts)
         text += ", which is within two standard errors" * (self.noise is not None and abs(self.value) < 2 * self.noise)
-        return f"{text}; it is for {count} of {self.num_data} data"
+        return f"{text}; it is higher for {count} of {self.num_data} data"
 
     __repr__ = __str__
 

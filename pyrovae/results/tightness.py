@@ -135,6 +135,7 @@ class Weights(Tabled):
                 "its mean about 0.78 (one datum) to 0.93 of the time, not 0.95"
             )
         power = None if self.power is None else -self.power
+        verdict = "whether K is enough is unknown" if self.verdict == "unknown" else self.verdict
         gap = Table(
             ("", "nats"),
             (
@@ -143,7 +144,7 @@ class Weights(Tabled):
                 ("rise at the last rung", Number(self.increment, 4, signed=True, error=self.increment_error)),
                 ("power of K in the gap (no unit)", Number(power, 2, error=self.power_error)),
             ),
-            title=(f"{self.verdict}: {self.reason}",),
+            title=(f"{verdict}: {self.reason}",),
             notes=tuple(notes),
         )
         return quantiles, gap
@@ -188,6 +189,7 @@ class Gaps(Tabled):
         settings: draws, steps, epochs, batch size, device and dtype.
         notes: sentences on the computation of the bounds and on its limits.
         data: name of the data.
+        density: the estimated density, such as ``p(x | c)``.
         per_datum: "ELBO", "refitted", "refined" and "bound", each ``(N,)``; not part of the JSON.
 
     """
@@ -205,6 +207,7 @@ class Gaps(Tabled):
     settings: dict[str, Any]
     notes: tuple[str, ...] = ()
     data: str = "the given data"
+    density: str = "p(x)"
     per_datum: dict[str, Tensor] = field(repr=False, compare=False, default_factory=dict)
 
     @property
@@ -227,7 +230,7 @@ class Gaps(Tabled):
             rows=tuple((label, *bound.cells()) for label, bound in rows[:num_bounds]),
             title=(
                 f"Where the gap comes from, on {self.data}: {self.num_data} data, seed {self.seed}",
-                "Bounds on log p(x) from below, nats per datum, larger is better.",
+                f"Bounds on log {self.density} from below, nats per datum, larger is better.",
             ),
         )
         steps = Table(

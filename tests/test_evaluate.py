@@ -212,11 +212,17 @@ def test_the_measure_is_read_off_the_program() -> None:
     assert density.bits_per_dimension is None
     assert len(compare({"Poisson": counts, "normal": density}, blocks=True).blocks) == 2
     assert "Estimates of log p(x), a log-probability" in str(counts)
+
+
+def test_tables_of_checks_name_the_density_of_the_evaluation() -> None:
+    def p_x(z: Tensor, _: Tensor, c: Tensor) -> Any:
+        return dist.Normal(z + c.sum(-1, keepdim=True), 1.0).to_event(1)
+
+    pair = pair_from(standard_normal(3), p_x, lambda x, _: standard_normal(3).expand([len(x)]))
     checks = pyrovae.Checks(num_annealed=2, num_simulated=2, num_refined=2, num_encoded=0, num_chains=2)
-    poisson = pair_observing(lambda z: dist.Poisson(z.exp()))
-    given = str(evaluate(*poisson, (x, torch.zeros(20, 2)), ks=(1, 5), checks=checks))
+    tables = str(evaluate(*pair, (torch.randn(4, 3), torch.zeros(4, 2)), ks=(1, 5), checks=checks))
     for words in ("Estimates of", "A lower bound on", "In expectation", "Bounds on"):
-        assert f"{words} log p(x | c)" in given
+        assert f"{words} log p(x | c)" in tables
 
 
 def test_a_model_in_half_precision_gives_one_warning(caplog: pytest.LogCaptureFixture) -> None:

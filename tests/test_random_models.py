@@ -101,3 +101,9 @@ def check_bounds(seed: int) -> None:
 def test_no_bound_exceeds_the_evidence(block: int) -> None:
     for seed in range(8 * block, 8 * (block + 1)):
         check_bounds(seed)
+
+
+@pytest.mark.slow
+def test_no_bound_exceeds_the_evidence_of_240_models() -> None:
+    for seed in range(1000, 1240):
+        check_bounds(seed)

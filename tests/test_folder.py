@@ -144,7 +144,7 @@ def test_killed_training_is_resumed_or_begun_anew_to_the_same_numbers(tmp_path: 
 
 def test_a_new_run_may_take_the_folder_of_one_without_a_checkpoint(tmp_path: Path) -> None:
     RunFolder(tmp_path).write({"config.json": b"{}"})
-    with pytest.raises(ValueError, match="has no trainer.pt; train again"):
+    with pytest.raises(ValueError, match="has no trainer.pt; train with this folder"):
         train(tmp_path, 1, resume=True)
     train(tmp_path, 1)
     assert len(pyrovae.load(tmp_path).history.epochs) == 1

@@ -173,7 +173,8 @@ def read_files(folder: RunFolder) -> dict[str, bytes]:
         ValueError: if a file is missing or changed.
 
     """
-    return folder.read_files((CONFIG, TRAINER, WEIGHTS, METRICS), optional=(MODEL,))
+    remedy = "train with this folder if it holds reports alone, or else again"
+    return folder.read_files((CONFIG, TRAINER, WEIGHTS, METRICS), optional=(MODEL,), remedy=remedy)
 
 
 def parse_config(content: bytes) -> Config:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-from pyrovae.cli.signatures import default_text, import_part, options_of, summary
+from pyrovae.cli.signatures import Option, default_text, import_part, options_of, summary
 from pyrovae.cli.terminal import print_error, print_text
 
 NOT_SAVED = {"help", "config", "print_config", "resume", "allow", "overwrite"}  # options of the command line only
@@ -25,6 +25,7 @@ class Role:
 
     menu: dict[str, type]  # by name
     base: type  # from which a class of the user must derive
+    hidden: frozenset[str]  # arguments of constructors that are not offered as options
     group: Any
 
 
@@ -64,36 +65,39 @@ class Parser(argparse.ArgumentParser):
     def add_record(self, title: str, record: type) -> None:
         """Add an option for each field of a dataclass, with the docstring's text as help."""
         group = self.add_argument_group(title)
-        for name, settings in options_of(record).items():
-            group.add_argument(f"--{name}", **settings)
+        for name, option in options_of(record).items():
+            group.add_argument(f"--{name}", default=option.default, **option.settings)
 
-    def add_part(self, role: str, menu: Mapping[str, type], default: str, *, base: type) -> None:
+    def add_part(
+        self, role: str, menu: Mapping[str, type], default: str, *, base: type, hidden: Sequence[str] = ()
+    ) -> None:
         """Add the menu of a role such as "prior", and the options of its classes as ``--role.option``.
 
-        A class of the user, named by its import path, must derive from ``base``.
+        A class of the user, named by its import path, must derive from ``base``. The ``hidden`` arguments of
+        constructors are not offered as options.
         """
         group = self.add_argument_group(role)
         lines = "".join(f"{name}: {summary(part)}\n" for name, part in menu.items())
         text = f"{lines}or the import path of a class of your own (default: {default})"
         group.add_argument(f"--{role}", default=default, metavar="CLASS", help=text)
-        self.roles[role] = Role(dict(menu), base, group)
+        self.roles[role] = Role(dict(menu), base, frozenset(hidden), group)
         self._add_options(role, menu)
 
     def _add_options(self, role: str, parts: Mapping[str, type]) -> None:
         """Add the options of classes; the help of an option has one line for each meaning."""
         owners: dict[str, dict[str, list[str]]] = {}  # names of classes by option and meaning
-        first: dict[str, dict[str, Any]] = {}
+        first: dict[str, Option] = {}
         for name, part in parts.items():
-            for key, settings in options_of(part).items():
-                owners.setdefault(key, {}).setdefault(settings["help"], []).append(name)
-                first.setdefault(key, settings | {"default": None})
+            for key, option in options_of(part, self.roles[role].hidden).items():
+                owners.setdefault(key, {}).setdefault(option.text, []).append(name)
+                first.setdefault(key, option)
         for key, meanings in owners.items():
             lines = "\n".join(f"{', '.join(names)}: {text}" for text, names in meanings.items())
             known = self._option_string_actions.get(f"--{role}.{key}")
             if known is not None:  # a class of the menu has the option too
                 known.help = f"{lines}\n{known.help}"
                 continue
-            self.roles[role].group.add_argument(f"--{role}.{key}", **first[key] | {"help": lines})
+            self.roles[role].group.add_argument(f"--{role}.{key}", **first[key].settings | {"help": lines})
 
     def options(self, argv: Sequence[str], saved: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the options by name; print them and exit if ``--print_config`` is given.
@@ -171,14 +175,14 @@ class Parser(argparse.ArgumentParser):
                 "by its import path, such as package.module.Class"
             )
         part = known.menu[name]
-        own = options_of(part)
+        own = options_of(part, known.hidden)
         arguments = {}
         for key, value in options.items():
             option = key.removeprefix(role + ".")
             if option == key or value is None:
                 continue
             if option not in own:
-                owners = [name for name, part in known.menu.items() if option in options_of(part)]
+                owners = [name for name, part in known.menu.items() if option in options_of(part, known.hidden)]
                 raise ValueError(f"{name} has no option --{key}, which is one of {', '.join(owners)}")
             arguments[option] = tuple(value) if isinstance(value, list) else value
         return part, arguments

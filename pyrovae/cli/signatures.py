@@ -12,17 +12,52 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 LISTS = (collections.abc.Sequence, list, tuple)
-HIDDEN = ("covariate_dim", "max_plate_nesting", "vectorize_particles")  # arguments without a use for a plain VAE
 METAVARS = {int: "N", float: "NUMBER", bool: "true|false", str: "NAME"}  # by type of an option
 
 
-def options_of(part: type) -> dict[str, dict[str, Any]]:
-    """Return argparse's settings of the options of a class: keyword-only arguments that are numbers, words or lists.
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """Option for a keyword argument of a constructor, or for a field of a dataclass."""
+
+    base: type  # int, float, bool or str; the type of one item if the option is a list
+    is_list: bool
+    is_optional: bool  # the word "none" stands for None
+    default: Any
+    text: str  # help, with the default
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Settings of the option for argparse."""
+        number = {"nargs": "?", "const": "true"} if self.base is bool else {}  # the option alone means true
+        shown = {"metavar": METAVARS[self.base], "help": self.text}
+        return {"type": self._converter(), **shown, **({"nargs": "*"} if self.is_list else number)}
+
+    def _converter(self) -> Callable[[str], Any]:
+        """Return a function from one word to a value; argparse names the type in its errors."""
+
+        def convert(word: str) -> Any:
+            if self.is_optional and word.lower() in ("none", "null"):
+                return None
+            if self.base is bool:
+                if word.lower() not in ("true", "false"):
+                    raise ValueError(word)
+                return word.lower() == "true"
+            value = self.base(word)
+            if self.base is float and not math.isfinite(value):  # JSON has no infinity
+                raise ValueError(word)
+            return value
+
+        convert.__name__ = self.base.__name__
+        return convert
+
+
+def options_of(part: type, hidden: Collection[str] = ()) -> dict[str, Option]:
+    """Return the options of a class by name: its keyword-only arguments that are numbers, words or lists of them.
 
     All fields of a dataclass count. An argument without annotation has the type of its default.
     """
@@ -30,14 +65,13 @@ def options_of(part: type) -> dict[str, dict[str, Any]]:
     options = {}
     for name, parameter in inspect.signature(part).parameters.items():
         keyword = dataclasses.is_dataclass(part) or parameter.kind is inspect.Parameter.KEYWORD_ONLY
-        if keyword and name not in HIDDEN and (settings := _settings(hints.get(name), parameter.default)):
-            text = f"{_argument_text(part, name)}{default_text(parameter.default)}".strip()
-            options[name] = settings | {"help": text, "default": parameter.default}
-    return options
+        if keyword and name not in hidden:
+            options[name] = _option(part, name, hints.get(name), parameter.default)
+    return {name: option for name, option in options.items() if option is not None}
 
 
-def _settings(annotation: Any, default: Any) -> dict[str, Any]:
-    """Return the type of an argument as settings of argparse; empty if the command line cannot give its type."""
+def _option(part: type, name: str, annotation: Any, default: Any) -> Option | None:
+    """Return the option for an argument, None if the command line cannot give its type."""
     if annotation is None and default is not inspect.Parameter.empty:
         annotation = type(default)
         if annotation in LISTS:
@@ -46,33 +80,13 @@ def _settings(annotation: Any, default: Any) -> dict[str, Any]:
     if origin is typing.Literal:
         annotation, origin = type(typing.get_args(annotation)[0]), None
     if origin not in (None, typing.Union, types.UnionType, *LISTS):
-        return {}
+        return None
     types_ = typing.get_args(annotation) or (annotation,)
     base = next((item for item in types_ if item is not types.NoneType), None)
     if base not in METAVARS:
-        return {}
-    number = {"nargs": "?", "const": "true"} if base is bool else {}  # the option alone means true
-    converter = _converter(base, is_optional=types.NoneType in types_)
-    return {"type": converter, "metavar": METAVARS[base], **({"nargs": "*"} if origin in LISTS else number)}
-
-
-def _converter(base: type, *, is_optional: bool) -> Callable[[str], Any]:
-    """Return a function from a word to a value, "none" to None if that is allowed; argparse names it in its errors."""
-
-    def convert(word: str) -> Any:
-        if is_optional and word.lower() in ("none", "null"):
-            return None
-        if base is bool:
-            if word.lower() not in ("true", "false"):
-                raise ValueError(word)
-            return word.lower() == "true"
-        value = base(word)
-        if base is float and not math.isfinite(value):  # JSON has no infinity
-            raise ValueError(word)
-        return value
-
-    convert.__name__ = base.__name__
-    return convert
+        return None
+    text = f"{_argument_text(part, name)}{default_text(default)}".strip()
+    return Option(base, origin in LISTS, types.NoneType in types_, default, text)
 
 
 def _argument_text(part: type, name: str) -> str:

@@ -34,6 +34,7 @@ MENUS: dict[str, tuple[dict[str, type], type, str]] = {
     "objective": (classes(objectives, objectives.Objective), objectives.Objective, "ELBO"),
     "annealing": (classes(schedules), schedules.Schedule, "Constant"),
 }
+HIDDEN = ("covariate_dim", "max_plate_nesting", "vectorize_particles")  # arguments without a use for a plain VAE
 MAX_PSEUDO_INPUTS = 10_000  # data points from which a prior may take its pseudo-inputs
 
 
@@ -55,7 +56,7 @@ def add_training(parser: Parser, run: Any) -> None:
     model = parser.add_argument_group("model")
     parser.add(model, "latent_dim", "latent dimensions", default=16)
     for role, (menu, base, default) in MENUS.items():
-        parser.add_part(role, menu, default, base=base)
+        parser.add_part(role, menu, default, base=base, hidden=HIDDEN)
     parser.add_record("training", Training)
     text = "packages beside pyrovae from which a file or a run may import classes (default: none)"
     run.add_argument("--allow", nargs="+", default=[], metavar="PACKAGE", help=text)

@@ -66,7 +66,8 @@ class Parser(argparse.ArgumentParser):
         """Add an option for each field of a dataclass, with the docstring's text as help."""
         group = self.add_argument_group(title)
         for name, option in options_of(record).items():
-            group.add_argument(f"--{name}", default=option.default, **option.settings)
+            settings = option.settings | {"default": option.default, "help": option.text}
+            group.add_argument(f"--{name}", type=option.converter(), **settings)
 
     def add_part(
         self, role: str, menu: Mapping[str, type], default: str, *, base: type, hidden: Sequence[str] = ()
@@ -97,7 +98,8 @@ class Parser(argparse.ArgumentParser):
             if known is not None:  # a class of the menu has the option too
                 known.help = f"{lines}\n{known.help}"
                 continue
-            self.roles[role].group.add_argument(f"--{role}.{key}", **first[key].settings | {"help": lines})
+            settings = first[key].settings | {"help": lines}
+            self.roles[role].group.add_argument(f"--{role}.{key}", **settings)
 
     def options(self, argv: Sequence[str], saved: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the options by name; print them and exit if ``--print_config`` is given.
@@ -110,7 +112,7 @@ class Parser(argparse.ArgumentParser):
         typed, saved = self.typed(argv), saved or {}
         read = {} if typed["config"] is None else _read_config(typed["config"])
         self._import_parts(typed, {**saved, **read})
-        given = self.check_values(saved, "the run") | self.check_values(read, typed["config"])
+        given = self._check_values(saved, "the run") | self._check_values(read, typed["config"])
         given = {name: value for name, value in given.items() if value is not None}  # null stands for the default
         namespace, unknown = self.parse_known_args([*map(_underscored, argv)], argparse.Namespace(**given))
         if unknown:
@@ -184,7 +186,7 @@ class Parser(argparse.ArgumentParser):
             if option not in own:
                 owners = [name for name, part in known.menu.items() if option in options_of(part, known.hidden)]
                 raise ValueError(f"{name} has no option --{key}, which is one of {', '.join(owners)}")
-            arguments[option] = tuple(value) if isinstance(value, list) else value
+            arguments[option] = own[option].value(key, value if isinstance(value, list) else [value])
         return part, arguments
 
     def _import_parts(self, typed: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
@@ -208,7 +210,7 @@ class Parser(argparse.ArgumentParser):
             action.help = f"{path}: {summary(part)}\n{action.help}"
             self._add_options(role, {path: part})
 
-    def check_values(self, options: Mapping[str, Any], source: str) -> dict[str, Any]:
+    def _check_values(self, options: Mapping[str, Any], source: str) -> dict[str, Any]:
         """Return the options of a file or a run, converted as argparse converts words.
 
         They never become words of a command line: a value that looks like an option is still a value.

@@ -34,10 +34,9 @@ class Option:
     def settings(self) -> dict[str, Any]:
         """Settings of the option for argparse."""
         number = {"nargs": "?", "const": "true"} if self.base is bool else {}  # the option alone means true
-        shown = {"metavar": METAVARS[self.base], "help": self.text}
-        return {"type": self._converter(), **shown, **({"nargs": "*"} if self.is_list else number)}
+        return {"metavar": METAVARS[self.base], **({"nargs": "*"} if self.is_list else number)}
 
-    def _converter(self) -> Callable[[str], Any]:
+    def converter(self) -> Callable[[str], Any]:
         """Return a function from one word to a value; argparse names the type in its errors."""
 
         def convert(word: str) -> Any:
@@ -54,6 +53,19 @@ class Option:
 
         convert.__name__ = self.base.__name__
         return convert
+
+    def value(self, name: str, words: Sequence[Any]) -> Any:
+        """Return the value for some words; raise a ValueError if their type or number is wrong."""
+        try:
+            values = tuple(map(self.converter(), map(str, words)))
+            if self.is_list:
+                return values
+            (value,) = values
+        except ValueError:
+            metavar, received = METAVARS[self.base], " ".join(map(str, words))
+            several = f" {metavar} ..." if self.is_list else ""
+            raise ValueError(f"--{name} takes {metavar}{several}, but received {received!r}") from None
+        return value
 
 
 def options_of(part: type, hidden: Collection[str] = ()) -> dict[str, Option]:

@@ -114,7 +114,7 @@ def _run(parser: Parser, words: Sequence[str], setting: dict[str, str]) -> Sweep
     evaluation |= {"run": str(path), "allow": options["allow"], "device": options["device"]}
     begun = TRAINER in RunFolder(path)
     if begun:
-        saved = parser.check_values(saved_options(parse_config(RunFolder(path).read(CONFIG)), path), str(path))
+        saved = saved_options(parse_config(RunFolder(path).read(CONFIG)), path)
         for name, value in parser.to_save(training).items():
             if name not in FREE and saved.get(name) != value:
                 raise ValueError(

@@ -117,7 +117,7 @@ def test_a_split_is_x() -> None:
     labeled = split.with_covariates(X[:, :2])
     with pytest.raises(TypeError, match=r"must be a tensor .* got .*Split; give split.fixed\(\) and split.covariates"):
         VAE.reconstruct(labeled)
-    with pytest.raises(TypeError, match="got .*Data; give one split, data.test"):
+    with pytest.raises(TypeError, match="got .*Data; give one split, data.train"):
         VAE.reconstruct(pyrovae.data.digits())  # type: ignore[arg-type]
 
 

@@ -565,7 +565,7 @@ def test_one_tensor_given_twice_is_two_inputs() -> None:
 BATCH = batches(1)[0].double()
 REFUSALS: list[tuple[tuple[Any, ...], dict[str, Any], str]] = [
     ((), {}, "share their first axis, but received shapes []"),
-    ((data(),), {}, "Data; give one split, data.test"),
+    ((data(),), {}, "Data; give one split, data.train"),
     ((BATCH,), {"engine": "fast"}, "`engine` of capture must be one of 'auto', 'eager', 'captured', got 'fast'"),
     ((BATCH,), {"clip_norm": -1.0}, "`clip_norm` of capture must be a finite number > 0 or None, got -1.0"),
     ((BATCH,), {"objective": ELBO}, "got the class ELBO; give an object, ELBO(...)"),

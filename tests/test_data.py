@@ -139,7 +139,7 @@ def of_parts(test: Split) -> Data:
         (lambda: Threshold()(BYTES.long(), levels=None), "number of levels, two or more, but levels is None; load"),
         (lambda: StaticBinarization()(BYTES, levels=17), "from 0 to 16, but received 0 to 255; give the number"),
         (lambda: Grey()(-BYTES.long(), levels=256), "received -255 to 0"),
-        (lambda: Dequantization()(COLUMNS, levels=None), "integers need a number of levels"),
+        (lambda: Dequantization()(COLUMNS, levels=None), "floats are continuous already"),
         (lambda: Standardization([0.0], [1.0])(COLUMNS, levels=None), r"for 1 columns, but the data have shape \(500,"),
         (lambda: Threshold(level=1.0), r"threshold lies in \[0, 1\), but level is 1"),
         (lambda: Standardization([0.0] * 3, [1.0])(COLUMNS, levels=None), "expected sequence of length 3"),

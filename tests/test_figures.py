@@ -374,7 +374,7 @@ def test_far_first_epochs_leave_the_frame_and_the_panel_says_so() -> None:
     low, high = axes.get_ylim()
     assert -22 < low < min(epoch.elbo for epoch in epochs[3:])
     assert max(epoch.elbo for epoch in epochs[2:]) < high < -19
-    assert texts(axes.texts) == ["First epochs outside the frame"]
+    assert texts(axes.texts) == ["3 of the first 3 epochs outside the frame"]
 
 
 # --- bounds

@@ -1066,3 +1066,9 @@ def test_programs_that_take_all_tensors_as_one_argument_are_refused_with_the_rem
         fit(model, guide, (X, torch.zeros(len(X))), training=Training(epochs=1))
     with pytest.raises(TypeError, match=r"missing a required argument: 'y'\); give further tensors in a tuple"):
         evaluate(lambda x, y: MODEL(x), GUIDE, X)
+
+    @functools.wraps(MODEL)
+    def wrapped(x: Tensor, labels: Tensor) -> None:  # a wrapper may take other arguments than its program
+        MODEL(x)
+
+    assert evaluate(wrapped, lambda x, _: GUIDE(x), (X, torch.zeros(len(X))), ks=(1,)).elbo.value is not None

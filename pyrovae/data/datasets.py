@@ -253,11 +253,18 @@ def _read_dataset(dataset: Any, *, seed: int) -> tuple[Tensor, Tensor | None, st
     ys: list[Tensor] = []
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        for element in elements:
+        for index, element in enumerate(elements):
+            if isinstance(element, tuple) and isinstance((*element, 0)[1], str):
+                raise ValueError(f"labels are numbers, but element {index} has {element[1]!r}; encode them as integers")
             x, y = _to_tensors(element)
             xs.append(x if batched else x[None])
             if y is not None and y.ndim == int(batched):
                 ys.append(y if batched else y[None])
+            if xs[-1].shape[1:] != xs[0].shape[1:]:
+                raise ValueError(
+                    f"data have one shape, but {'batch' if batched else 'element'} {index} has {(*xs[-1].shape[1:],)} "
+                    f"and the first has {(*xs[0].shape[1:],)}; resize or crop them"
+                )
     source = dataset.dataset if isinstance(dataset, DataLoader) else dataset
     x, labels = torch.cat(xs), torch.cat(ys) if len(ys) == len(xs) else None
     drops = isinstance(dataset, DataLoader) and dataset.drop_last and not isinstance(source, IterableDataset)

@@ -223,6 +223,11 @@ class Dequantization(Transform):
 
     def check(self, stored: Tensor, *, levels: int | None) -> None:
         """Raise a ValueError for floats, and integers outside 0 to levels - 1."""
+        if stored.is_floating_point():
+            raise ValueError(
+                f"Dequantization takes integers, but received {stored.dtype}; floats are continuous already: use "
+                "Identity() or Standardization.fit(stored)"
+            )
         check_levels(stored, levels=levels)
 
     def apply(self, stored: Tensor, *, levels: int | None, generator: torch.Generator | None = None) -> Tensor:

@@ -29,7 +29,7 @@ from pyrovae.evaluation.batch_scoring import EvaluationOptions, Inputs, score_da
 from pyrovae.evaluation.checks import Checks, run_checks
 from pyrovae.evaluation.resume import Journal
 from pyrovae.importance import chunk_sizes, find_low_precision, score_one_particle, scoring_context
-from pyrovae.programs import ModelGuide, Program, Unnormalized, find_modules
+from pyrovae.programs import NO_PARTICLES, ModelGuide, Program, Unnormalized, find_modules
 from pyrovae.programs.values import snapshot
 from pyrovae.results import (
     CheckResults,
@@ -172,11 +172,7 @@ def _log_cautions(programs: ModelGuide, coarse: str | None) -> list[str]:
     if programs.nan:
         logger.warning("%s; data whose estimates are not finite are counted, and no mean hides them", programs.nan)
     elif not programs.broadcasts:
-        logger.warning(
-            "model and guide do not take an axis of particles to the left of their plate, and run with their data "
-            "repeated along the plate, which is slower; the causes are z.view(len(z), ...), convolutions, or torch.cat "
-            "of z with labels that are not expanded to z.shape[:-1]"
-        )
+        logger.warning(NO_PARTICLES)
     return cautions
 
 

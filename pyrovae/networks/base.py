@@ -133,7 +133,8 @@ class Decoder(Network):
         covariate_dim: C, number of covariates.
 
     Raises:
-        ValueError: if a number is too small; in a call, if covariates have another shape, or a dtype differs.
+        ValueError: if a number is too small; in a call, if z or covariates have another shape, or a dtype
+            differs.
 
     """
 
@@ -169,6 +170,11 @@ class Decoder(Network):
 
     def forward(self, z: Tensor, *covariates: Tensor) -> Tensor:
         """Map ``(*batch, latent_dim)`` and covariates, whose last axes sum to C, to ``(*batch, *out_shape)``."""
+        if not z.ndim or z.shape[-1] != self.latent_dim:
+            raise ValueError(
+                f"the decoder takes latent variables of shape (*batch, {self.latent_dim}), but received "
+                f"{tuple(z.shape)}; build it with latent_dim=prior.latent_dim"
+            )
         return self._run_folded(z, 1, covariates)
 
 

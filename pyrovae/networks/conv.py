@@ -149,6 +149,8 @@ def image_shape(x_shape: Sequence[int], network: object) -> tuple[int, int, int]
 
 def stage_sizes(image: tuple[int, int, int], channels: Sequence[int]) -> list[tuple[int, int]]:
     """Return ``(H, W)`` before and after each stage, one per number of channels; each halves it, rounding up."""
+    if not channels:
+        raise ValueError("`channels` must be one or more integers, one for each stage, got ()")
     _, height, width = image
     return [(-(-height // 2**stage), -(-width // 2**stage)) for stage in range(len(channels) + 1)]
 

@@ -10,7 +10,7 @@ factors are part of the training loss, differentiated as they are.
 """
 
 from pyrovae.programs.inspection import inspected_programs
-from pyrovae.programs.link_warnings import warn_of_links
+from pyrovae.programs.link_warnings import NO_PARTICLES, warn_of_links
 from pyrovae.programs.model_guide import (
     PARTICLE_PLATE,
     Latent,
@@ -24,6 +24,7 @@ from pyrovae.programs.modules import find_modules
 from pyrovae.programs.site_checks import Unnormalized, find_nan, run_validated, unmasked, unwrap_own_error
 
 __all__ = [
+    "NO_PARTICLES",
     "PARTICLE_PLATE",
     "Unnormalized",
     "Latent",

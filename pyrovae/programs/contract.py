@@ -271,9 +271,9 @@ def _data_plate(sites: tuple[Any, ...], plates: set[str]) -> Any:
                 )
             if len(sizes) > 1:  # Pyro would scale the log-probabilities of one program alone
                 raise ValueError(
-                    f"the plate {name!r} has {' and '.join(map(str, sorted(sizes)))} rows in model and guide, given "
-                    f"{frame.size} data; write pyro.plate({name!r}, len(x)) in both, or in both the same N with "
-                    "subsample_size=len(x)"
+                    f"the plate {name!r} has {' and '.join(map(str, sorted(sizes)))} rows in model and guide, which "
+                    f"were run on {frame.size} data; write pyro.plate({name!r}, len(x)) in both, or in both the same N "
+                    "with subsample_size=len(x)"
                 )
             return frame
     data_plates = [next((name for name in stack if name in plates), None) for stack in stacks]

@@ -109,7 +109,7 @@ def _require_signature(model: Program, guide: Program, args: tuple[Any, ...]) ->
     """Check that both programs take as many arguments as there are tensors."""
     for role, program in (("model", model), ("guide", guide)):
         with suppress(ValueError):  # a builtin has no signature
-            signature = inspect.signature(program)
+            signature = inspect.signature(program, follow_wrapped=False)  # a wrapper may take other arguments
             try:
                 signature.bind(*args)
             except TypeError as error:

@@ -86,9 +86,11 @@ def _focus(axes: Axes, curves: Sequence[Sequence[float]]) -> None:
     if not early or max(high, *early) - min(low, *early) <= 2 * (high - low):
         return
     margin = 0.08 * (high - low) or 1.0
-    axes.set_ylim(low - margin, high + margin)
+    low, high = low - margin, high + margin
+    axes.set_ylim(low, high)
     box: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
-    note = "First epochs outside the frame" if first > 1 else "First epoch outside the frame"
+    num_outside = sum(any(not low <= curve[epoch] <= high for curve in curves) for epoch in range(first))
+    note = f"{num_outside} of the first {first} epochs outside the frame"
     axes.text(0.98, 0.03, note, ha="right", transform=axes.transAxes, color=FAINT, fontsize=8, bbox=box)
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyro
 import safetensors.torch
 from torch import nn
 
@@ -88,9 +89,13 @@ def write_report(
     check_report_name(name)
     if not overwrite:
         find_report(run, name, lambda found: replace(found, date=evaluation.date) == evaluation)
-    params = evaluation.settings.get("params", ())
-    weights = weights_of(find_modules(model, guide, given=modules), params)["weights"]
-    if weights != evaluation.settings.get("weights", weights):
+    weights, params = evaluation.settings.get("weights", ""), evaluation.settings.get("params", ())
+    is_known = all(
+        name in pyro.get_param_store() for name in params
+    )  # otherwise values of the first run were evaluated
+    if is_known:
+        weights = weights_of(find_modules(model, guide, given=modules), params)["weights"]
+    if "weights" in evaluation.settings and weights != evaluation.settings["weights"]:
         raise ValueError(
             "the report shows the model and guide that were evaluated, but their weights are others (the SHA-256 "
             "differ); give the model and guide that evaluate was given, or evaluate these"
@@ -339,7 +344,12 @@ def _recipe_and_seed(folder: str | Path) -> tuple[str | None, int | None]:
     command = {name: value for name, value in config["command"].items() if name not in ("seed", "folder")}
     recipe = {name: config[name] for name in ("training", "objective", "optimizer", "data")}
     num_epochs = None if config["training"].get("patience") else files.get(METRICS, b"").count(b"\n")
-    return json.dumps([recipe, command, num_epochs, files[MODEL].decode()], sort_keys=True), seed
+    model = json.loads(files[MODEL], object_hook=_without_none)  # earlier versions wrote arguments that are None
+    return json.dumps([recipe, command, num_epochs, model], sort_keys=True), seed
+
+
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _by_name(folders: Iterable[str | Path]) -> dict[str, str | Path]:

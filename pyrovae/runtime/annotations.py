@@ -127,7 +127,7 @@ def convert_arguments(
         text = f"{owner}: {error}; its arguments are {', '.join(known)}"
         if known[:2] == ["model", "guide"]:
             text += f"; a VAE may stand for the first two: {owner}(vae, {', '.join(known[2:3])})"
-        if "data" in known:
+        if known[2:3] == ["data"]:
             text += "; several tensors are one argument, the tuple (x, labels)"
         raise TypeError(text) from None
     hints = _annotations(function) if convert_values else {}
@@ -373,7 +373,11 @@ def _advice(value: Any, hint: Any) -> str:
     if isinstance(value, type):
         return f"; give an object, {value.__name__}(...)"
     if _NAMES[Tensor] in _describe(hint) and callable(getattr(value, "with_covariates", None)):  # data or a split
-        return "; give one split, data.test" if hasattr(value, "test") else "; give split.fixed() and split.covariates"
+        return (
+            "; give one split, data.train or data.test"
+            if hasattr(value, "test")
+            else "; give split.fixed() and split.covariates"
+        )
     if _is_list_of_tensors(value) and "a tuple of tensors" in _describe(hint):
         return "; give a tuple, (x, labels)"
     if isinstance(value, tuple) and hint == Tensor:

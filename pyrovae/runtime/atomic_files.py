@@ -69,7 +69,7 @@ def locked(path: Path, work: str, *, patience: float = 0.0) -> Iterator[None]:
     """
     deadline = time.monotonic() + patience
     try:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        file = os.open(path, os.O_RDONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
     except OSError:
         yield
         return

@@ -126,7 +126,7 @@ def capture(
 
     Raises:
         ValueError: if the programs break the contract, or there is nothing to train.
-        TypeError: if the objective is compiled by Pyro.
+        TypeError: if the objective has no differentiable loss, or is compiled by Pyro.
 
     Example:
         >>> step = pyrovae.training.capture(vae.model, vae.guide, x)

@@ -18,7 +18,7 @@ from pyrovae.data import Data, fingerprint
 from pyrovae.data.loader import Loader, Source, place
 from pyrovae.networks import Decoder
 from pyrovae.objectives import ELBO, Objective
-from pyrovae.programs import ModelGuide, Program, Unnormalized, inspected_programs, warn_of_links
+from pyrovae.programs import NO_PARTICLES, ModelGuide, Program, Unnormalized, inspected_programs, warn_of_links
 from pyrovae.programs.data_use import find_data_use
 from pyrovae.results import Epoch, History
 from pyrovae.results.observed_data import DISCRETE
@@ -154,6 +154,8 @@ def fit(
         _warn_of_data_use(programs, examples)
         if programs.base_measure == "Lebesgue" and train.num_values is not None:
             logger.warning(DISCRETE.format(train.num_values))
+        if not programs.broadcasts and getattr(objective, "num_weighted", 1) > 1:
+            logger.warning(NO_PARTICLES)
         loop = Loop(programs, loaders, objective or ELBO(), training, options.optimizer, device, on_host=on_host)
         loop.synchronize()
         _start(loop, model, train, folder, options, stack)

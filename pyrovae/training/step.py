@@ -67,7 +67,8 @@ class Step:
 
     Raises:
         ValueError: if there is nothing to train.
-        TypeError: if the objective is compiled by Pyro, or the optimizer is not one of torch's.
+        TypeError: if the objective has no differentiable loss or is compiled by Pyro, or the optimizer is not one of
+            torch's.
 
     """
 
@@ -82,6 +83,11 @@ class Step:
         engine: str,
         num_steps: int = 0,
     ) -> None:
+        if not hasattr(objective, "differentiable_loss"):
+            raise TypeError(
+                f"training needs an objective with a differentiable loss, which {type(objective).__name__} does not "
+                "have; use pyrovae.objectives (IWAE for Pyro's RenyiELBO), or train with pyro.infer.SVI"
+            )
         if isinstance(objective, (JitTrace_ELBO, JitTraceMeanField_ELBO, JitTraceGraph_ELBO, JitTraceEnum_ELBO)):
             raise TypeError(  # they find a compiled loss by id(model), which a step makes anew for each minibatch
                 f"{type(objective).__name__} may replay the loss of another minibatch; use Pyro's objective without "

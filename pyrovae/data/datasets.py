@@ -224,7 +224,7 @@ def load_split(
 def _read(source: Any, *, seed: int, also: str = "") -> tuple[Array, Array | None, str]:
     """Return x, labels and a name for an array, a tuple of x and labels, a list, a torch data set or a loader.
 
-    Errors say what a source may be ``also``.
+    ``also`` names further kinds of sources in the errors.
     """
     if isinstance(source, list) and source and isinstance(source[0], int | float | list):
         return np.asarray(source), None, "arrays"

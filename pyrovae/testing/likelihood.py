@@ -70,7 +70,7 @@ class LikelihoodChecks(DistributionChecks):
         return MEANS[self.part.form][far]
 
     def num_levels(self) -> int:
-        """Return the number of levels of a likelihood of levels."""
+        """Return the number of levels of the likelihood, if it scores levels."""
         levels = getattr(self.part, "levels", None)
         if not isinstance(levels, int):
             raise CheckFailed("a likelihood of levels needs an attribute `levels`; derive it from LevelLikelihood")

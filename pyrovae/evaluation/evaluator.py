@@ -252,7 +252,7 @@ def _estimates(programs: ModelGuide, per_datum: dict[str, Tensor], ks: tuple[int
 
 
 def weights_of(modules: Sequence[nn.Module], params: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the settings that say of which weights an evaluation is: their fingerprint, and the names in ``params``.
+    """Return the settings that identify weights: their fingerprint, and the names in ``params``.
 
     Args:
         modules: whose parameters and buffers are weights.

@@ -9,8 +9,8 @@ The guide draws the model's latent variables and no others. Its observed sites a
 factors are part of the training loss, differentiated as they are.
 """
 
-from pyrovae.programs.inspection import inspected_programs
-from pyrovae.programs.link_warnings import NO_PARTICLES, warn_of_links
+from pyrovae.programs.inspection import NO_PARTICLES, inspected_programs
+from pyrovae.programs.link_warnings import warn_of_links
 from pyrovae.programs.model_guide import (
     PARTICLE_PLATE,
     Latent,

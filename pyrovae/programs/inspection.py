@@ -42,6 +42,11 @@ LOG_PROB_SHAPE = re.compile(
 )
 FIRST_ROWS, SECOND_ROWS = 3, 2  # data points of the first two runs
 NUM_PARTICLES = 3  # of the second run; cannot be mistaken for its number of rows
+NO_PARTICLES = (
+    "model and guide do not take an axis of particles to the left of their plate, and run for one particle after the "
+    "other or on repeated data, which is slower; the causes are z.view(len(z), ...), convolutions, or torch.cat of z "
+    "with labels that are not expanded to z.shape[:-1]"
+)
 DRAWS_ROWS = (
     "the plate {0!r} draws rows of the data by itself, but each run is given its rows; write pyro.plate({0!r}, len(x)) "
     "or pyro.plate({0!r}, N, subsample_size=len(x)) for a scale of N / len(x)"
@@ -113,12 +118,9 @@ def _require_signature(model: Program, guide: Program, args: tuple[Any, ...]) ->
             try:
                 signature.bind(*args)
             except TypeError as error:
-                is_few = str(error).startswith("missing")
-                fix = (
-                    "give further tensors in a tuple, (x, labels)"
-                    if is_few
-                    else f"if it takes them as one tuple, write lambda *tensors: {role}(tensors)"
-                )
+                fix = f"if it takes them as one tuple, write lambda *tensors: {role}(tensors)"
+                if str(error).startswith("missing"):
+                    fix = "give further tensors in a tuple, (x, labels)"
                 raise TypeError(
                     f"the {role} is called with x and each further tensor as an argument of its own, {len(args)} here, "
                     f"but has the signature {signature} ({error}); {fix}"

@@ -23,11 +23,6 @@ OUTPUTS = {  # parameters of distributions: their description, and the functions
     "log_mean": ("logarithms of means", POSITIVE[:2]),
     "log_scale": ("logarithms of scales", POSITIVE[:2]),
 }
-NO_PARTICLES = (
-    "model and guide do not take an axis of particles to the left of their plate, and run for one particle after the "
-    "other or on repeated data, which is slower; the causes are z.view(len(z), ...), convolutions, or torch.cat of z "
-    "with labels that are not expanded to z.shape[:-1]"
-)
 SHAPE = (
     *("Alias", "Clamp", "Clone", "Expand", "Permute", "ReshapeAlias", "Select", "Slice", "Split", "SplitWithSizes"),
     *("Squeeze", "T", "ToCopy", "Transpose", "Unbind", "UnsafeSplit", "UnsafeView", "Unsqueeze", "View"),

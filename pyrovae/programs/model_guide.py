@@ -96,9 +96,9 @@ class ModelGuide:
         """Largest number of rows of one run."""
         return self.full_size or sys.maxsize
 
-    def bind(self, args: tuple[Any, ...], rows: Tensor) -> tuple[Program, Program]:
-        """Return model and guide without arguments, run on the given rows ``(R,)`` of the data."""
-        args = take_rows(args, rows)
+    def bind(self, args: tuple[Any, ...], rows: Tensor | None = None) -> tuple[Program, Program]:
+        """Return model and guide without arguments, run on the given rows ``(R,)`` of the data, or on all."""
+        args = args if rows is None else take_rows(args, rows)
         return functools.partial(self.model, *args), functools.partial(self.guide, *args)
 
 

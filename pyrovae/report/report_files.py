@@ -90,10 +90,7 @@ def write_report(
     if not overwrite:
         find_report(run, name, lambda found: replace(found, date=evaluation.date) == evaluation)
     weights, params = evaluation.settings.get("weights", ""), evaluation.settings.get("params", ())
-    is_known = all(
-        name in pyro.get_param_store() for name in params
-    )  # otherwise values of the first run were evaluated
-    if is_known:
+    if all(name in pyro.get_param_store() for name in params):  # otherwise initial values were evaluated
         weights = weights_of(find_modules(model, guide, given=modules), params)["weights"]
     if "weights" in evaluation.settings and weights != evaluation.settings["weights"]:
         raise ValueError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
@@ -175,8 +174,7 @@ class Step:
 
     def bind(self, *inputs: Tensor) -> tuple[Program, Program]:
         """Return model and guide without arguments for the inputs of a step."""
-        args = self.arguments(*inputs)
-        return functools.partial(self.programs.model, *args), functools.partial(self.programs.guide, *args)
+        return self.programs.bind(self.arguments(*inputs))
 
     def _loss(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         model, guide = self.bind(*inputs)
